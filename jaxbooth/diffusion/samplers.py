@@ -1,0 +1,180 @@
+"""Samplers: one pure function each, all of one signature, all a `lax.scan` over the points of a grid.
+
+A sampler sees the network only as a denoiser that maps z_t to its estimate of x, so prediction types and guidance
+never reach it. Latents are the variance-preserving z = alpha x + sigma eps throughout; Karras et al.'s variable is
+z / alpha, whose noise level is sigma / alpha. Reference: the diffusers scheduler named in each docstring.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxbooth.diffusion.schedule import Schedule
+from jaxbooth.errors import UserError
+
+
+class Grid(NamedTuple):
+    """The points a sampler visits, each field (steps,) float32: where a step starts and where it ends."""
+
+    timestep: Array
+    alpha: Array
+    sigma: Array
+    next_alpha: Array
+    next_sigma: Array
+    index: Array
+
+
+Denoiser = Callable[[Array, Grid], Array]  # (z_t, grid point) -> x
+Noise = Callable[[Array], Array]  # step index -> standard normal noise of the latents' shape
+Sampler = Callable[[Denoiser, Array, Grid, Noise, Schedule], Array]
+SamplerName = Literal["ddpm", "ddim", "dpmpp_2m", "euler", "euler_ancestral"]
+
+
+def epsilon_of(z: Array, x0: Array, point: Grid) -> Array:
+    """The noise that z holds if x0 is what it hides."""
+    return (z - point.alpha * x0) / point.sigma
+
+
+def ddpm(denoise: Denoiser, latents: Array, grid: Grid, noise: Noise, schedule: Schedule) -> Array:
+    """Ancestral sampling with the posterior q(z_s | z_t, x) (Ho et al. 2020, equations 6 and 7); `DDPMScheduler`."""
+
+    def step(z: Array, point: Grid) -> tuple[Array, None]:
+        x0 = denoise(z, point)
+        alpha_step = point.alpha / point.next_alpha  # sqrt(1 - beta) of the step
+        beta = 1 - jnp.square(alpha_step)
+        share = jnp.square(point.next_sigma / point.sigma)
+        mean = point.next_alpha * beta / jnp.square(point.sigma) * x0 + alpha_step * share * z
+        variance = beta if schedule.fixed_large else beta * share
+        draws = point.next_sigma > 0
+        return mean + jnp.where(draws, jnp.sqrt(variance), 0) * noise(point.index), None
+
+    return jax.lax.scan(step, latents, grid)[0]
+
+
+def ddim(denoise: Denoiser, latents: Array, grid: Grid, noise: Noise, schedule: Schedule) -> Array:
+    """The deterministic map (Song et al. 2021, equation 12 with eta = 0); `DDIMScheduler`."""
+
+    def step(z: Array, point: Grid) -> tuple[Array, None]:
+        x0 = denoise(z, point)
+        return point.next_alpha * x0 + point.next_sigma * epsilon_of(z, x0, point), None
+
+    return jax.lax.scan(step, latents, grid)[0]
+
+
+def dpmpp_2m(denoise: Denoiser, latents: Array, grid: Grid, noise: Noise, schedule: Schedule) -> Array:
+    """DPM-Solver++(2M), midpoint form (Lu et al. 2022, arXiv 2211.01095, Algorithm 2); `DPMSolverMultistepScheduler`.
+
+    The first step and the one that lands on sigma = 0 are of first order.
+    """
+
+    def log_snr(alpha: Array, sigma: Array) -> Array:
+        return jnp.log(alpha) - jnp.log(sigma)
+
+    def step(carry: tuple[Array, Array, Array], point: Grid) -> tuple[tuple[Array, Array, Array], None]:
+        z, previous_x0, previous_half_log_snr = carry
+        x0 = denoise(z, point)
+        here = log_snr(point.alpha, point.sigma)
+        h = log_snr(point.next_alpha, point.next_sigma) - here
+        correction = 0.5 * h / (here - previous_half_log_snr) * (x0 - previous_x0)
+        is_second_order = (point.index > 0) & (point.next_sigma > 0)
+        slope = x0 + jnp.where(is_second_order, correction, 0)
+        z = point.next_sigma / point.sigma * z - point.next_alpha * jnp.expm1(-h) * slope
+        return (z, x0, here), None
+
+    start = (latents, jnp.zeros_like(latents), jnp.zeros((), latents.dtype))
+    return jax.lax.scan(step, start, grid)[0][0]
+
+
+def euler(denoise: Denoiser, latents: Array, grid: Grid, noise: Noise, schedule: Schedule) -> Array:
+    """Euler steps on the probability-flow ODE in z / alpha (Karras et al. 2022, Algorithm 1); `EulerDiscreteScheduler`."""
+
+    def step(z: Array, point: Grid) -> tuple[Array, None]:
+        x0 = denoise(z, point)
+        change = point.next_sigma / point.next_alpha - point.sigma / point.alpha
+        return point.next_alpha * (z / point.alpha + change * epsilon_of(z, x0, point)), None
+
+    return jax.lax.scan(step, latents, grid)[0]
+
+
+def euler_ancestral(denoise: Denoiser, latents: Array, grid: Grid, noise: Noise, schedule: Schedule) -> Array:
+    """An Euler step down to sigma_down, then fresh noise of sigma_up; `EulerAncestralDiscreteScheduler`."""
+
+    def step(z: Array, point: Grid) -> tuple[Array, None]:
+        x0 = denoise(z, point)
+        start, end = point.sigma / point.alpha, point.next_sigma / point.next_alpha
+        sigma_up = end * jnp.sqrt(start**2 - end**2) / start
+        sigma_down = jnp.sqrt(end**2 - sigma_up**2)
+        moved = z / point.alpha + (sigma_down - start) * epsilon_of(z, x0, point)
+        return point.next_alpha * (moved + sigma_up * noise(point.index)), None
+
+    return jax.lax.scan(step, latents, grid)[0]
+
+
+class Rule(NamedTuple):
+    """How diffusers' scheduler of a sampler chooses its timesteps.
+
+    Attributes:
+        run: the sampler.
+        spacing: used when the checkpoint names none.
+        spare: picks steps + 1 points and drops the last, which is where the final step would have started.
+        fractional: `linspace` timesteps are not rounded.
+        log_snr: needs alpha > 0, so that a zero terminal SNR is raised to 2^-24.
+    """
+
+    run: Sampler
+    spacing: str
+    spare: bool = False
+    fractional: bool = False
+    log_snr: bool = False
+
+
+SAMPLERS: dict[str, Rule] = {
+    "ddpm": Rule(ddpm, "leading"),
+    "ddim": Rule(ddim, "leading"),
+    "dpmpp_2m": Rule(dpmpp_2m, "linspace", spare=True, log_snr=True),
+    "euler": Rule(euler, "linspace", fractional=True, log_snr=True),
+    "euler_ancestral": Rule(euler_ancestral, "linspace", fractional=True, log_snr=True),
+}
+
+
+def spaced_timesteps(total: int, steps: int, spacing: str, offset: int, rule: Rule) -> np.ndarray:
+    """Picks (steps,) decreasing timesteps out of 0 .. total-1 (Lin et al. 2023, table 2)."""
+    points = steps + 1 if rule.spare else steps
+    if spacing == "linspace":
+        line = np.linspace(0, total - 1, points)[::-1][:steps]
+        return line if rule.fractional else line.round()
+    if spacing == "leading":
+        return np.minimum(np.arange(points)[::-1][:steps] * (total // points) + offset, total - 1).astype(np.float64)
+    if spacing == "trailing":
+        return np.round(np.arange(total, 0, -total / steps)) - 1
+    raise UserError(
+        f"scheduler/scheduler_config.json: timestep_spacing {spacing!r} is not supported; "
+        "known are leading, linspace and trailing."
+    )
+
+
+def make_grid(schedule: Schedule, name: SamplerName, steps: int) -> Grid:
+    """Returns the grid that sampler `name` follows in `steps` network evaluations.
+
+    Raises:
+        UserError: fewer than one step, or more steps than the schedule has.
+    """
+    rule, total = SAMPLERS[name], schedule.num_train_timesteps
+    if not 1 <= steps < total:
+        raise UserError(f"--steps {steps} is out of range; the schedule allows 1 to {total - 1} sampling steps.")
+    spacing = schedule.timestep_spacing or rule.spacing
+    timesteps = spaced_timesteps(total, steps, spacing, schedule.steps_offset, rule)
+    bar = np.maximum(schedule.alphas_cumprod, 2.0**-24) if rule.log_snr else schedule.alphas_cumprod
+    with np.errstate(divide="ignore"):
+        levels = np.sqrt((1 - bar) / bar)
+    level = np.interp(timesteps, np.arange(total), levels)  # exact at whole timesteps
+    alpha, sigma = 1 / np.sqrt(1 + level**2), np.sqrt(1 - 1 / (1 + level**2))
+    last = 1.0 if schedule.set_alpha_to_one or name != "ddim" else float(schedule.alphas_cumprod[0])
+    fields = (
+        timesteps, alpha, sigma, np.append(alpha[1:], np.sqrt(last)), np.append(sigma[1:], np.sqrt(1 - last)),
+    )  # fmt: skip
+    return Grid(*(jnp.asarray(field, jnp.float32) for field in fields), jnp.arange(steps))

@@ -1,0 +1,135 @@
+"""Model configurations: typed views of the checkpoint's own `config.json`.
+
+A key that jaxbooth does not implement is accepted while it holds its neutral value and refused otherwise, so that a
+checkpoint is never run as something that it is not.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from jaxbooth.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """diffusers `UNet2DConditionModel` (`models/unets/unet_2d_condition.py`). Per-level fields take one value or a list."""
+
+    sample_size: int | None = None  # latent side that the model was trained at
+    in_channels: int = 4
+    out_channels: int = 4
+    flip_sin_to_cos: bool = True
+    freq_shift: float = 0
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    cross_attention_dim: int = 1280
+    attention_head_dim: int | tuple[int, ...] = 8
+    num_attention_heads: int | tuple[int, ...] | None = None
+    transformer_layers_per_block: int | tuple[int, ...] = 1
+    use_linear_projection: bool = False
+    upcast_attention: bool = False  # softmax is float32 here whatever this says
+    addition_embed_type: str | None = None
+    addition_time_embed_dim: int | None = None
+    projection_class_embeddings_input_dim: int | None = None
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Attention heads of each level. `attention_head_dim` holds the head *count*: diffusers' naming accident."""
+        return self.per_level(self.num_attention_heads or self.attention_head_dim)
+
+    @property
+    def transformer_layers(self) -> tuple[int, ...]:
+        """Transformer blocks in each attention of each level."""
+        return self.per_level(self.transformer_layers_per_block)
+
+    def per_level(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
+        """Repeats a single value for every level."""
+        return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """diffusers `AutoencoderKL` (`models/autoencoders/autoencoder_kl.py`)."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.18215
+    sample_size: int = 32  # informative
+    force_upcast: bool = True  # jaxbooth runs the VAE in float32 always
+    mid_block_add_attention: bool = True
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+
+    @property
+    def factor(self) -> int:
+        """Pixels to a latent, along one side."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+@dataclass(frozen=True)
+class CLIPTextConfig:
+    """transformers `CLIPTextConfig`."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+
+# Keys that carry no mathematics, or whose listed value is what jaxbooth implements.
+NEUTRAL: dict[type, dict[str, Any]] = {
+    UNetConfig: {
+        "act_fn": "silu",
+        "addition_embed_type_num_heads": 64,
+        "attention_type": "default",
+        "conv_in_kernel": 3,
+        "conv_out_kernel": 3,
+        "downsample_padding": 1,
+        "dropout": 0.0,
+        "mid_block_scale_factor": 1,
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "resnet_out_scale_factor": 1.0,
+        "resnet_time_scale_shift": "default",
+        "time_embedding_type": "positional",
+    },
+    VAEConfig: {"act_fn": "silu"},
+    CLIPTextConfig: {"attention_dropout": 0.0, "dropout": 0.0, "model_type": "clip_text_model"},
+}
+INFORMATIVE = {
+    "architectures", "bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "initializer_factor",
+    "initializer_range", "projection_dim", "transformers_version", "down_block_types", "up_block_types",
+}  # fmt: skip
+
+
+def read_config(kind: type[T], raw: Mapping[str, Any], source: str) -> T:
+    """Builds `kind` from a checkpoint's JSON object.
+
+    Args:
+        raw: the parsed `config.json`.
+        source: the file's name, for messages.
+
+    Raises:
+        UserError: a key that jaxbooth does not implement holds a value other than its neutral one.
+    """
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    neutral = NEUTRAL[kind]
+    for key, value in raw.items():
+        if key in known or key in INFORMATIVE or key.startswith("_"):
+            continue
+        if value not in (neutral.get(key), None, False):
+            raise UserError(f"{source}: {key} = {value!r} is not supported; this model needs code that jaxbooth lacks.")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items() if key in known})

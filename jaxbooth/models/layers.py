@@ -1,0 +1,115 @@
+"""Layers with torch's conventions: integer padding, torch's epsilons, exact GELU. Activations are NHWC."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+
+class Make(NamedTuple):
+    """Builds leaf layers that compute in `dtype` and hold float32 parameters."""
+
+    rngs: nnx.Rngs
+    dtype: jax.typing.DTypeLike = jnp.float32
+
+    def linear(self, inputs: int, outputs: int, bias: bool = True) -> nnx.Linear:
+        """torch `Linear`; the kernel is stored (in, out)."""
+        return nnx.Linear(inputs, outputs, use_bias=bias, dtype=self.dtype, rngs=self.rngs)
+
+    def conv(self, inputs: int, outputs: int, size: int = 3, stride: int = 1, padding: int | None = None) -> nnx.Conv:
+        """torch `Conv2d` with `padding` pixels on every side (default: `size // 2`); the kernel is stored HWIO."""
+        pad = size // 2 if padding is None else padding
+        kernel, strides = (size, size), (stride, stride)
+        return nnx.Conv(inputs, outputs, kernel, strides, padding=pad, dtype=self.dtype, rngs=self.rngs)
+
+    def group_norm(self, channels: int, groups: int, eps: float) -> nnx.GroupNorm:
+        """torch `GroupNorm`; statistics in float32, in two passes."""
+        return nnx.GroupNorm(
+            channels, groups, epsilon=eps, dtype=self.dtype, use_fast_variance=False, rngs=self.rngs
+        )
+
+    def layer_norm(self, channels: int, eps: float = 1e-5) -> nnx.LayerNorm:
+        """torch `LayerNorm`; statistics in float32, in two passes."""
+        return nnx.LayerNorm(channels, epsilon=eps, dtype=self.dtype, use_fast_variance=False, rngs=self.rngs)
+
+    def embed(self, entries: int, width: int) -> nnx.Embed:
+        """torch `Embedding`."""
+        return nnx.Embed(entries, width, dtype=self.dtype, rngs=self.rngs)
+
+
+def gelu(x: Array) -> Array:
+    """The exact (erf) GELU, torch's default; jax's default is the tanh approximation."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def sinusoidal_embedding(timesteps: Array, width: int, flip_sin_to_cos: bool, freq_shift: float) -> Array:
+    """Returns the (batch, width) float32 embedding of (batch,) timesteps; diffusers `get_timestep_embedding`."""
+    half = width // 2
+    frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))
+    angles = timesteps.astype(jnp.float32)[:, None] * frequencies
+    first, second = (jnp.cos, jnp.sin) if flip_sin_to_cos else (jnp.sin, jnp.cos)
+    return jnp.concatenate([first(angles), second(angles)], axis=-1)
+
+
+class TimestepEmbedding(nnx.Module):
+    """Two linear layers around a SiLU; diffusers `TimestepEmbedding`."""
+
+    def __init__(self, inputs: int, outputs: int, make: Make):
+        self.linear_1 = make.linear(inputs, outputs)
+        self.linear_2 = make.linear(outputs, outputs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.linear_2(nnx.silu(self.linear_1(x)))
+
+
+class ResnetBlock2D(nnx.Module):
+    """GroupNorm-SiLU-conv twice, plus the skip; diffusers `ResnetBlock2D` (`models/resnet.py`).
+
+    `time_embed_dim` None gives the VAE's block, which takes no timestep.
+    """
+
+    def __init__(self, inputs: int, outputs: int, time_embed_dim: int | None, groups: int, eps: float, make: Make):
+        self.norm1 = make.group_norm(inputs, groups, eps)
+        self.conv1 = make.conv(inputs, outputs)
+        self.time_emb_proj = make.linear(time_embed_dim, outputs) if time_embed_dim else None
+        self.norm2 = make.group_norm(outputs, groups, eps)
+        self.conv2 = make.conv(outputs, outputs)
+        self.conv_shortcut = make.conv(inputs, outputs, size=1) if inputs != outputs else None
+
+    def __call__(self, x: Array, time_embedding: Array | None = None) -> Array:
+        """Maps (b, h, w, inputs) and (b, time_embed_dim) to (b, h, w, outputs)."""
+        hidden = self.conv1(nnx.silu(self.norm1(x)))
+        if self.time_emb_proj is not None:
+            hidden += self.time_emb_proj(nnx.silu(time_embedding))[:, None, None, :]
+        hidden = self.conv2(nnx.silu(self.norm2(hidden)))
+        return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Downsample2D(nnx.Module):
+    """A stride-2 convolution. The UNet pads one pixel on every side, the VAE only below and to the right."""
+
+    def __init__(self, channels: int, make: Make, asymmetric: bool = False):
+        self.asymmetric = asymmetric
+        self.conv = make.conv(channels, channels, stride=2, padding=0 if asymmetric else 1)
+
+    def __call__(self, x: Array) -> Array:
+        """Maps (b, h, w, c) to (b, h/2, w/2, c)."""
+        if self.asymmetric:
+            x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+        return self.conv(x)
+
+
+class Upsample2D(nnx.Module):
+    """Nearest-neighbour doubling, then a convolution."""
+
+    def __init__(self, channels: int, make: Make):
+        self.conv = make.conv(channels, channels)
+
+    def __call__(self, x: Array) -> Array:
+        """Maps (b, h, w, c) to (b, 2h, 2w, c)."""
+        b, h, w, c = x.shape
+        doubled = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
+        return self.conv(doubled.reshape(b, 2 * h, 2 * w, c))

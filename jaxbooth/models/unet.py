@@ -1,0 +1,242 @@
+"""The conditional UNet of Stable Diffusion (diffusers `models/unets/unet_2d_condition.py` and `unet_2d_blocks.py`).
+
+SD 1.x, 2.x and XL are configurations of this one module: per-level head counts and transformer depths, convolutional
+or linear projections, and XL's text_time conditioning. Attribute names are the state-dict names.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from jaxbooth.errors import UserError
+from jaxbooth.models.attention import Transformer2DModel
+from jaxbooth.models.config import UNetConfig
+from jaxbooth.models.layers import (
+    Downsample2D,
+    Make,
+    ResnetBlock2D,
+    TimestepEmbedding,
+    Upsample2D,
+    sinusoidal_embedding,
+)
+
+
+class AddedConditions(NamedTuple):
+    """SDXL's extra inputs: pooled text embedding (b, d) and the six size, crop and target numbers (b, 6)."""
+
+    text_embeds: Array
+    time_ids: Array
+
+
+def call(block: nnx.Module, remat: bool, *args: Array) -> Array:
+    """Calls `block`; with `remat` its activations are recomputed in the backward pass instead of kept."""
+    function = type(block).__call__
+    return (jax.checkpoint(function) if remat else function)(block, *args)
+
+
+class Level(NamedTuple):
+    """What the blocks of one resolution share."""
+
+    channels: int
+    time_embed_dim: int
+    heads: int
+    transformer_layers: int
+
+
+class Block(nnx.Module):
+    """ResNets at one resolution, each followed by cross-attention when the level has it.
+
+    The state dict has no `attentions` for plain blocks, so that the attribute is absent then too.
+    """
+
+    def __init__(self, widths: list[int], level: Level, attends: bool, config: UNetConfig, make: Make):
+        groups, eps = config.norm_num_groups, config.norm_eps
+        self.resnets = nnx.List(
+            [ResnetBlock2D(width, level.channels, level.time_embed_dim, groups, eps, make) for width in widths]
+        )
+        self.attends = attends
+        if attends:
+            self.attentions = nnx.List([transformer(level, config, make) for _ in widths])
+
+    def layer(self, index: int, x: Array, time_embedding: Array, context: Array, remat: bool) -> Array:
+        """Runs resnet `index` and its attention."""
+        x = call(self.resnets[index], remat, x, time_embedding)
+        return call(self.attentions[index], remat, x, context) if self.attends else x
+
+
+def transformer(level: Level, config: UNetConfig, make: Make) -> Transformer2DModel:
+    """Builds the cross-attention stack of a level."""
+    return Transformer2DModel(
+        level.channels,
+        level.heads,
+        level.transformer_layers,
+        config.cross_attention_dim,
+        config.norm_num_groups,
+        config.use_linear_projection,
+        make,
+    )
+
+
+class DownBlock(Block):
+    """`DownBlock2D` and `CrossAttnDownBlock2D`; the last level has no downsampler."""
+
+    def __init__(self, widths: list[int], level: Level, attends: bool, last: bool, config: UNetConfig, make: Make):
+        super().__init__(widths, level, attends, config, make)
+        self.downsamplers = None if last else nnx.List([Downsample2D(level.channels, make)])
+
+    def __call__(
+        self, x: Array, time_embedding: Array, context: Array, remat: bool
+    ) -> tuple[Array, list[Array]]:
+        """Returns the output and every intermediate that the way up concatenates."""
+        skips = []
+        for index in range(len(self.resnets)):
+            x = self.layer(index, x, time_embedding, context, remat)
+            skips.append(x)
+        if self.downsamplers is not None:
+            x = self.downsamplers[0](x)
+            skips.append(x)
+        return x, skips
+
+
+class UpBlock(Block):
+    """`UpBlock2D` and `CrossAttnUpBlock2D`; the last level has no upsampler."""
+
+    def __init__(self, widths: list[int], level: Level, attends: bool, last: bool, config: UNetConfig, make: Make):
+        super().__init__(widths, level, attends, config, make)
+        self.upsamplers = None if last else nnx.List([Upsample2D(level.channels, make)])
+
+    def __call__(self, x: Array, skips: list[Array], time_embedding: Array, context: Array, remat: bool) -> Array:
+        """Consumes `skips` from its end."""
+        for index in range(len(self.resnets)):
+            x = jnp.concatenate([x, skips.pop()], axis=-1)
+            x = self.layer(index, x, time_embedding, context, remat)
+        return x if self.upsamplers is None else self.upsamplers[0](x)
+
+
+class MidBlock(nnx.Module):
+    """`UNetMidBlock2DCrossAttn`: ResNet, attention, ResNet at the lowest resolution."""
+
+    def __init__(self, level: Level, config: UNetConfig, make: Make):
+        groups, eps = config.norm_num_groups, config.norm_eps
+        resnets = [
+            ResnetBlock2D(level.channels, level.channels, level.time_embed_dim, groups, eps, make) for _ in range(2)
+        ]
+        self.resnets = nnx.List(resnets)
+        self.attentions = nnx.List([transformer(level, config, make)])
+
+    def __call__(self, x: Array, time_embedding: Array, context: Array, remat: bool) -> Array:
+        x = call(self.resnets[0], remat, x, time_embedding)
+        x = call(self.attentions[0], remat, x, context)
+        return call(self.resnets[1], remat, x, time_embedding)
+
+
+class UNet2DConditionModel(nnx.Module):
+    """Predicts epsilon, v or x0 (the schedule says which) from noisy latents, timesteps and text.
+
+    Raises:
+        UserError: the configuration names a block type other than the Stable Diffusion ones.
+    """
+
+    def __init__(self, config: UNetConfig, make: Make):
+        channels = config.block_out_channels
+        time_embed_dim = 4 * channels[0]
+        levels = [
+            Level(width, time_embed_dim, heads, layers)
+            for width, heads, layers in zip(channels, config.heads, config.transformer_layers, strict=True)
+        ]
+        self.config = config
+        self.conv_in = make.conv(config.in_channels, channels[0])
+        self.time_embedding = TimestepEmbedding(channels[0], time_embed_dim, make)
+        if config.addition_embed_type == "text_time":
+            self.add_embedding = TimestepEmbedding(config.projection_class_embeddings_input_dim, time_embed_dim, make)
+        self.down_blocks = nnx.List(down_blocks(config, levels, make))
+        self.mid_block = MidBlock(levels[-1], config, make)
+        self.up_blocks = nnx.List(up_blocks(config, levels, make))
+        self.conv_norm_out = make.group_norm(channels[0], config.norm_num_groups, config.norm_eps)
+        self.conv_out = make.conv(channels[0], config.out_channels)
+
+    def __call__(
+        self,
+        sample: Array,
+        timesteps: Array,
+        encoder_hidden_states: Array,
+        added: AddedConditions | None = None,
+        remat: bool = False,
+    ) -> Array:
+        """Runs the network.
+
+        Args:
+            sample: noisy latents (b, h, w, in_channels); h and w are multiples of 2 ** (levels - 1).
+            timesteps: (b,), integer or float.
+            encoder_hidden_states: text (b, s, cross_attention_dim).
+            added: SDXL's extra conditions, when the configuration asks for them.
+            remat: recompute each block in the backward pass (gradient checkpointing).
+
+        Returns:
+            (b, h, w, out_channels) in float32.
+        """
+        embedding = self.embed_conditions(timesteps, added)
+        x = self.conv_in(sample)
+        skips = [x]
+        for block in self.down_blocks:
+            x, more = block(x, embedding, encoder_hidden_states, remat)
+            skips += more
+        x = self.mid_block(x, embedding, encoder_hidden_states, remat)
+        for block in self.up_blocks:
+            x = block(x, skips, embedding, encoder_hidden_states, remat)
+        return self.conv_out(nnx.silu(self.conv_norm_out(x))).astype(jnp.float32)
+
+    def embed_conditions(self, timesteps: Array, added: AddedConditions | None) -> Array:
+        """Returns the (b, time_embed_dim) embedding of the timesteps and, for SDXL, of the added conditions."""
+        config = self.config
+
+        def sinusoids(values: Array, width: int) -> Array:
+            return sinusoidal_embedding(values, width, config.flip_sin_to_cos, config.freq_shift)
+
+        embedding = self.time_embedding(sinusoids(timesteps, config.block_out_channels[0]))
+        if config.addition_embed_type is None:
+            return embedding
+        if added is None:
+            raise ValueError("this UNet has text_time conditioning and needs `added`")
+        sizes = sinusoids(added.time_ids.reshape(-1), config.addition_time_embed_dim or 0)
+        features = jnp.concatenate([added.text_embeds, sizes.reshape(len(added.time_ids), -1)], axis=-1)
+        return embedding + self.add_embedding(features)
+
+
+def attends(kind: str, plain: str, crossed: str) -> bool:
+    """Tells whether block type `kind` has cross-attention.
+
+    Raises:
+        UserError: it is neither `plain` nor `crossed`.
+    """
+    if kind not in (plain, crossed):
+        raise UserError(f"unet/config.json: block type {kind!r} is not supported; known are {plain} and {crossed}.")
+    return kind == crossed
+
+
+def down_blocks(config: UNetConfig, levels: list[Level], make: Make) -> list[DownBlock]:
+    """Builds the way down, highest resolution first."""
+    blocks, width = [], levels[0].channels
+    for index, (kind, level) in enumerate(zip(config.down_block_types, levels, strict=True)):
+        widths = [width] + [level.channels] * (config.layers_per_block - 1)
+        crossed = attends(kind, "DownBlock2D", "CrossAttnDownBlock2D")
+        blocks.append(DownBlock(widths, level, crossed, index == len(levels) - 1, config, make))
+        width = level.channels
+    return blocks
+
+
+def up_blocks(config: UNetConfig, levels: list[Level], make: Make) -> list[UpBlock]:
+    """Builds the way up, lowest resolution first. A resnet's input is the previous output beside its skip."""
+    blocks, width = [], levels[-1].channels
+    for index, (kind, level) in enumerate(zip(config.up_block_types, reversed(levels), strict=True)):
+        outer = levels[max(len(levels) - 2 - index, 0)].channels  # of the next level up, whose output enters last here
+        inputs = [width] + [level.channels] * config.layers_per_block
+        skips = [level.channels] * config.layers_per_block + [outer]
+        widths = [a + b for a, b in zip(inputs, skips, strict=True)]
+        crossed = attends(kind, "UpBlock2D", "CrossAttnUpBlock2D")
+        blocks.append(UpBlock(widths, level, crossed, index == len(levels) - 1, config, make))
+        width = level.channels
+    return blocks

@@ -1,0 +1,143 @@
+"""The autoencoder between pixels and latents (diffusers `models/autoencoders/autoencoder_kl.py` and `vae.py`)."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from jaxbooth.models.attention import Attention
+from jaxbooth.models.config import VAEConfig
+from jaxbooth.models.layers import Downsample2D, Make, ResnetBlock2D, Upsample2D
+
+EPS = 1e-6  # of every GroupNorm here
+LOGVAR_RANGE = (-30.0, 20.0)  # diffusers `DiagonalGaussianDistribution` clips to this
+
+
+class Moments(NamedTuple):
+    """Diagonal Gaussian over latents; each (b, h, w, latent_channels) float32, unscaled."""
+
+    mean: Array
+    logvar: Array
+
+    def sample(self, noise: Array) -> Array:
+        """Returns mean + std * noise."""
+        return self.mean + jnp.exp(0.5 * self.logvar) * noise
+
+
+class PixelAttention(Attention):
+    """Single-head self-attention over the pixels of a feature map, with its own GroupNorm and skip."""
+
+    def __init__(self, width: int, groups: int, make: Make):
+        super().__init__(width, heads=1, make=make, bias=True)
+        self.group_norm = make.group_norm(width, groups, EPS)
+
+    def __call__(self, x: Array) -> Array:
+        """Maps (b, h, w, c) to (b, h, w, c)."""
+        tokens = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])
+        return x + super().__call__(tokens).reshape(x.shape)
+
+
+class MidBlock(nnx.Module):
+    """`UNetMidBlock2D`: ResNet, optional attention, ResNet."""
+
+    def __init__(self, width: int, config: VAEConfig, make: Make):
+        groups = config.norm_num_groups
+        self.resnets = nnx.List([ResnetBlock2D(width, width, None, groups, EPS, make) for _ in range(2)])
+        has_attention = config.mid_block_add_attention
+        self.attentions = nnx.List([PixelAttention(width, groups, make)]) if has_attention else None
+
+    def __call__(self, x: Array) -> Array:
+        x = self.resnets[0](x)
+        if self.attentions is not None:
+            x = self.attentions[0](x)
+        return self.resnets[1](x)
+
+
+class Stage(nnx.Module):
+    """ResNets at one resolution, then a resampler under the state dict's name for it (none in the last stage)."""
+
+    def __init__(self, inputs: int, outputs: int, layers: int, resampler: str | None, groups: int, make: Make):
+        widths = [inputs] + [outputs] * (layers - 1)
+        self.resnets = nnx.List([ResnetBlock2D(width, outputs, None, groups, EPS, make) for width in widths])
+        if resampler == "downsamplers":
+            self.downsamplers = nnx.List([Downsample2D(outputs, make, asymmetric=True)])
+        elif resampler == "upsamplers":
+            self.upsamplers = nnx.List([Upsample2D(outputs, make)])
+        self.resampler = resampler
+
+    def __call__(self, x: Array) -> Array:
+        for resnet in self.resnets:
+            x = resnet(x)
+        return getattr(self, self.resampler)[0](x) if self.resampler else x
+
+
+def stages(widths: tuple[int, ...], layers: int, resampler: str, groups: int, make: Make) -> nnx.List:
+    """Builds one stage for each of `widths`; every stage but the last ends in the resampler."""
+    inputs = (widths[0], *widths[:-1])
+    last = len(widths) - 1
+    return nnx.List(
+        [
+            Stage(before, after, layers, None if index == last else resampler, groups, make)
+            for index, (before, after) in enumerate(zip(inputs, widths, strict=True))
+        ]
+    )
+
+
+class Encoder(nnx.Module):
+    """Pixels to moments."""
+
+    def __init__(self, config: VAEConfig, make: Make):
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = make.conv(config.in_channels, widths[0])
+        self.down_blocks = stages(widths, config.layers_per_block, "downsamplers", groups, make)
+        self.mid_block = MidBlock(widths[-1], config, make)
+        self.conv_norm_out = make.group_norm(widths[-1], groups, EPS)
+        self.conv_out = make.conv(widths[-1], 2 * config.latent_channels)
+
+    def __call__(self, x: Array) -> Array:
+        x = self.conv_in(x)
+        for stage in self.down_blocks:
+            x = stage(x)
+        return self.conv_out(nnx.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nnx.Module):
+    """Latents to pixels."""
+
+    def __init__(self, config: VAEConfig, make: Make):
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        self.conv_in = make.conv(config.latent_channels, widths[0])
+        self.mid_block = MidBlock(widths[0], config, make)
+        self.up_blocks = stages(widths, config.layers_per_block + 1, "upsamplers", groups, make)
+        self.conv_norm_out = make.group_norm(widths[-1], groups, EPS)
+        self.conv_out = make.conv(widths[-1], config.out_channels)
+
+    def __call__(self, x: Array) -> Array:
+        x = self.mid_block(self.conv_in(x))
+        for stage in self.up_blocks:
+            x = stage(x)
+        return self.conv_out(nnx.silu(self.conv_norm_out(x)))
+
+
+class AutoencoderKL(nnx.Module):
+    """Encoder and decoder around a diagonal Gaussian. Pixels are in [-1, 1]; latents are unscaled."""
+
+    def __init__(self, config: VAEConfig, make: Make):
+        latent = config.latent_channels
+        self.encoder = Encoder(config, make)
+        self.decoder = Decoder(config, make)
+        self.quant_conv = make.conv(2 * latent, 2 * latent, size=1) if config.use_quant_conv else None
+        self.post_quant_conv = make.conv(latent, latent, size=1) if config.use_post_quant_conv else None
+
+    def encode(self, pixels: Array) -> Moments:
+        """Maps (b, H, W, 3) pixels in [-1, 1] to moments of shape (b, H/f, W/f, latent_channels)."""
+        hidden = self.encoder(pixels)
+        hidden = hidden if self.quant_conv is None else self.quant_conv(hidden)
+        mean, logvar = jnp.split(hidden.astype(jnp.float32), 2, axis=-1)
+        return Moments(mean, jnp.clip(logvar, *LOGVAR_RANGE))
+
+    def decode(self, latents: Array) -> Array:
+        """Maps unscaled (b, h, w, latent_channels) latents to (b, h*f, w*f, 3) pixels, about [-1, 1]."""
+        latents = latents if self.post_quant_conv is None else self.post_quant_conv(latents)
+        return self.decoder(latents)

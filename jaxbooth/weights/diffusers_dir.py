@@ -1,0 +1,185 @@
+"""One component of a diffusers folder: its safetensors, in and out.
+
+Reading is slice by slice: each process reads the part of each tensor that its devices hold, so no host ever needs
+room for the whole model. Writing follows the layout of the folder that the model came from (names, files, metadata,
+buffers), which makes import followed by export reproduce an untouched model byte for byte.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from jaxbooth.errors import UserError
+from jaxbooth.params import Network, Params
+from jaxbooth.weights.names import canonical, export_array, import_axes, parameter_names
+
+DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+Placement = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+Tick = Callable[[int], None]  # called with the bytes of each tensor done
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        UserError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; expected a Stable Diffusion model in diffusers layout.") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); download or export the model again.") from None
+
+
+def open_tensors(path: Path) -> Any:
+    """Opens a safetensors file for reading.
+
+    Raises:
+        UserError: the file is truncated or not safetensors.
+    """
+    try:
+        return safe_open(path, framework="np")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); the file is damaged or incomplete, fetch it again.") from None
+
+
+def weight_files(folder: Path) -> dict[str, list[str]]:
+    """Returns safetensors file name -> names of the tensors in it, in file order.
+
+    Raises:
+        UserError: there are no safetensors (a `.bin` is named with how to convert it), more than one set, or a shard
+            that the index names is missing.
+    """
+    indices = sorted(folder.glob("*.safetensors.index.json"))
+    if indices:
+        shards = sorted(set(read_json(indices[0])["weight_map"].values()))
+    else:
+        shards = sorted(path.name for path in folder.glob("*.safetensors"))
+        if len(shards) > 1:
+            raise UserError(f"{folder} holds several weight files ({', '.join(shards)}); leave the one to use.")
+    if not shards:
+        pickles = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.msgpack"))
+        if pickles:
+            raise UserError(
+                f"{pickles[0]} is not safetensors; convert it in PyTorch with "
+                "`DiffusionPipeline.from_pretrained(folder).save_pretrained(new_folder)` and use the new folder."
+            )
+        raise UserError(f"{folder} holds no .safetensors file; expected a model in diffusers layout.")
+    files = {}
+    for shard in shards:
+        if not (folder / shard).exists():
+            raise UserError(f"{folder / shard} is missing, though the index names it; fetch the model again.")
+        with open_tensors(folder / shard) as file:
+            files[shard] = list(file.keys())
+    return files
+
+
+def stored_bytes(folder: Path) -> int:
+    """Returns the size of the component's weight files."""
+    return sum((folder / name).stat().st_size for name in weight_files(folder))
+
+
+def match_names(stored: list[str], network: Network, folder: Path) -> dict[str, str]:
+    """Returns stored tensor name -> parameter name; buffers are left out.
+
+    Raises:
+        UserError: the two sets of names differ; the message lists both differences.
+    """
+    expected = parameter_names(network.shapes)
+    found = {name: today for name in stored if (today := canonical(name))}
+    missing = sorted(set(expected) - set(found.values()))
+    surplus = sorted(name for name, today in found.items() if today not in expected)
+    if missing or surplus:
+        parts = [f"{len(names)} {what} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
+                 for what, names in (("missing", missing), ("unknown", surplus)) if names]  # fmt: skip
+        raise UserError(f"{folder}: the tensors do not fit its config.json: {' and '.join(parts)}.")
+    return {name: expected[today] for name, today in found.items()}
+
+
+def load_component(
+    folder: Path, network: Network, place: Placement, dtype: jax.typing.DTypeLike, tick: Tick = lambda _: None
+) -> Params:
+    """Loads a component's parameters, each straight onto the devices that `place` gives it.
+
+    Args:
+        dtype: of the parameters in memory; float32 for what is trained.
+
+    Raises:
+        UserError: names or shapes differ from the configuration's, or a file is damaged.
+    """
+    files = weight_files(folder)
+    names = match_names([name for stored in files.values() for name in stored], network, folder)
+    params: Params = {}
+    for file, stored in files.items():
+        with open_tensors(folder / file) as tensors:
+            for tensor in (name for name in stored if name in names):
+                name = names[tensor]
+                params[name] = load_tensor(tensors, tensor, name, network.shapes[name].shape, place, dtype, folder)
+                tick(params[name].size * np.dtype(dtype).itemsize)
+    return params
+
+
+def load_tensor(
+    tensors: Any, stored: str, name: str, shape: tuple[int, ...], place: Placement, dtype: Any, folder: Path
+) -> jax.Array:
+    """Reads one tensor shard by shard; the transpose is applied to the slice's index, so only that part is read."""
+    source = tensors.get_slice(stored)
+    axes = import_axes(name, len(shape))
+    found = tuple(source.get_shape()[axis] for axis in axes)
+    if found != shape:
+        raise UserError(f"{folder}: {stored} has shape {found}, but the configuration asks for {shape}.")
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        there = tuple(index[axes.index(dimension)] for dimension in range(len(axes)))
+        return np.asarray(source[there]).transpose(axes).astype(dtype)
+
+    return jax.make_array_from_callback(shape, place(name, shape), read)
+
+
+def save_component(params: Mapping[str, np.ndarray], origin: Path, out: Path, dtype: np.dtype | None = None) -> None:
+    """Writes a component's weights into the existing folder `out`, in the layout of `origin`.
+
+    Args:
+        params: parameter name -> array on the host.
+        origin: the component folder that the model was loaded from.
+        dtype: of the written tensors; None keeps each tensor's own of `origin`.
+    """
+    for file, stored in weight_files(origin).items():
+        with open_tensors(origin / file) as tensors:
+            written = dict(export_tensor(tensors, name, params, dtype) for name in stored)
+            save_file(written, out / file, metadata=tensors.metadata())
+    for index in origin.glob("*.safetensors.index.json"):
+        content = read_json(index)
+        files = {content["weight_map"][name] for name in content["weight_map"]}
+        sizes = [tensor.nbytes for file in files for tensor in read_all(out / file).values()]
+        content["metadata"]["total_size"] = sum(sizes)
+        text = index.read_text() if content == read_json(index) else json.dumps(content, indent=2, sort_keys=True) + "\n"
+        (out / index.name).write_text(text)
+
+
+def export_tensor(
+    tensors: Any, stored: str, params: Mapping[str, np.ndarray], dtype: np.dtype | None
+) -> tuple[str, np.ndarray]:
+    """Returns the name and content under which one tensor of the original file is written again."""
+    today = canonical(stored)
+    if today is None:
+        return stored, tensors.get_tensor(stored)
+    name = parameter_names(params)[today]
+    kept = DTYPES[tensors.get_slice(stored).get_dtype()]
+    is_bare_clip = stored.startswith(("embeddings.", "encoder.layers.", "final_layer_norm."))
+    exported = f"text_model.{stored}" if is_bare_clip else stored  # readers before transformers 5 need the prefix
+    return exported, export_array(name, params[name]).astype(dtype or kept)
+
+
+def read_all(path: Path) -> dict[str, np.ndarray]:
+    """Reads every tensor of a safetensors file."""
+    with open_tensors(path) as tensors:
+        return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (not a mapping)
