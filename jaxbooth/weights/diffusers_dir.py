@@ -158,11 +158,9 @@ def save_component(params: Mapping[str, np.ndarray], origin: Path, out: Path, dt
             save_file(written, out / file, metadata=tensors.metadata())
     for index in origin.glob("*.safetensors.index.json"):
         content = read_json(index)
-        files = {content["weight_map"][name] for name in content["weight_map"]}
-        sizes = [tensor.nbytes for file in files for tensor in read_all(out / file).values()]
-        content["metadata"]["total_size"] = sum(sizes)
-        text = index.read_text() if content == read_json(index) else json.dumps(content, indent=2, sort_keys=True) + "\n"
-        (out / index.name).write_text(text)
+        written_sizes = (t.nbytes for file in weight_files(origin) for t in read_all(out / file).values())
+        content["metadata"]["total_size"] = sum(written_sizes)
+        (out / index.name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def export_tensor(

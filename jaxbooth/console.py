@@ -1,0 +1,64 @@
+"""What a person sees: sentences, warnings and progress bars, on process 0 only."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import jax
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+console = Console(highlight=False, soft_wrap=True)
+
+
+def is_main() -> bool:
+    """Whether this process speaks and writes for all of them."""
+    return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+    """Prints one sentence."""
+    if is_main():
+        console.print(escape(text))
+
+
+def warn(text: str) -> None:
+    """Prints one sentence that should not be missed."""
+    if is_main():
+        console.print(f"[bold yellow]warning:[/] {escape(text)}")
+
+
+class Bar:
+    """A running progress bar."""
+
+    def __init__(self, progress: Progress, task: int):
+        self._progress, self._task = progress, task
+
+    def advance(self, amount: float = 1) -> None:
+        """Moves the bar."""
+        self._progress.advance(self._task, amount)  # type: ignore[arg-type]
+
+    def note(self, text: str) -> None:
+        """Replaces the text behind the bar."""
+        self._progress.update(self._task, note=escape(text))  # type: ignore[arg-type]
+
+
+@contextmanager
+def progress(phase: str, total: float, done: float = 0) -> Iterator[Bar]:
+    """Shows a bar with elapsed and remaining time while the block runs."""
+    columns = (
+        TextColumn("{task.description:<10}"), BarColumn(24), TaskProgressColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=console, disable=not is_main()) as shown:
+        yield Bar(shown, shown.add_task(phase, total=total, completed=done, note=""))  # type: ignore[arg-type]
+
+
+def track(phase: str, items: Iterable[T], total: int) -> Iterator[T]:
+    """Yields `items` under a progress bar."""
+    with progress(phase, total) as bar:
+        for item in items:
+            yield item
+            bar.advance()

@@ -1,0 +1,168 @@
+"""Class pictures for the prior term, made by the frozen base model.
+
+Picture i depends on (seed, i) alone, so the set is the same whatever the batch, the devices or the interruptions.
+`manifest.json` beside the pictures says what made them; a run that asks for something else stops instead of reusing
+them. Pictures that a user put there are used and never touched.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxbooth.config import Config
+from jaxbooth.console import progress
+from jaxbooth.data.images import EXTENSIONS, hidden
+from jaxbooth.errors import RunFailure, UserError
+from jaxbooth.files import write_json, write_png
+from jaxbooth.weights.diffusers_dir import read_json, weight_files
+
+MANIFEST = "manifest.json"
+MIN_CONTRAST = 3.0  # standard deviation over a picture's 8-bit values; below it the picture is a flat colour
+FINGERPRINT_SPAN = 2**20  # bytes read from each end of a weight file
+
+PaintBatch = Callable[[list[int]], np.ndarray]  # picture numbers -> (n, H, W, 3) uint8
+
+
+def fingerprint(folder: Path) -> str:
+    """Identifies a base model by the sizes and both ends of its weight files: fast, and any training changes it."""
+    digest = hashlib.sha256()
+    for component in ("unet", "vae", "text_encoder"):
+        for name in weight_files(folder / component):
+            path = folder / component / name
+            digest.update(f"{component}/{name}:{path.stat().st_size}".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(FINGERPRINT_SPAN))
+                file.seek(max(0, path.stat().st_size - FINGERPRINT_SPAN))
+                digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def wanted_settings(config: Config, base_folder: Path) -> dict[str, Any]:
+    """What decides the generated pictures, and is recorded with them."""
+    return {
+        "model": config.model,
+        "model_fingerprint": fingerprint(base_folder),
+        "prompt": config.data.class_prompt,
+        "resolution": config.data.resolution,
+        "sampler": config.prior.sampler,
+        "steps": config.prior.steps,
+        "guidance_scale": config.prior.guidance_scale,
+        "seed": config.seed,
+    }
+
+
+@dataclass
+class ClassSet:
+    """The state of a class folder.
+
+    Attributes:
+        folder: where the pictures are.
+        own: pictures that jaxbooth did not make.
+        made: picture number -> file name, or None for one that came out near-constant and was dropped.
+        settings: what makes the pictures.
+        total: pictures to have.
+    """
+
+    folder: Path
+    own: list[str]
+    made: dict[int, str | None]
+    settings: dict[str, Any]
+    total: int
+
+    @property
+    def found(self) -> int:
+        """Pictures that are there."""
+        return len(self.own) + sum(name is not None for name in self.made.values())
+
+    @property
+    def missing(self) -> int:
+        """Pictures still to make."""
+        return max(0, self.total - self.found)
+
+    @property
+    def dropped(self) -> int:
+        """Pictures that came out near-constant."""
+        return sum(name is None for name in self.made.values())
+
+    def plan(self) -> str:
+        """What will happen, for the start line."""
+        if not self.missing:
+            return f"{self.found} class images found, none to generate"
+        source = f"from {self.settings['model']}, prompt '{self.settings['prompt']}'"
+        return f"{self.total} class images ({self.found} found, {self.missing} to generate {source})"
+
+
+def open_class_set(config: Config, base_folder: Path) -> ClassSet:
+    """Reads a class folder and its manifest; neither needs to exist yet.
+
+    Raises:
+        UserError: the manifest's pictures were made in another way than the configuration asks for.
+    """
+    folder, settings = config.class_dir, wanted_settings(config, base_folder)
+    files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    pictures = {name for name in files if Path(name).suffix.lower() in EXTENSIONS and not hidden(Path(name))}
+    made: dict[int, str | None] = {}
+    if MANIFEST in files:
+        manifest = read_json(folder / MANIFEST)
+        check_settings(manifest["settings"], settings, folder / MANIFEST)
+        recorded = {int(index): name for index, name in manifest["images"].items()}
+        made = {index: name for index, name in recorded.items() if name is None or name in pictures}
+    return ClassSet(folder, sorted(pictures - set(made.values())), made, settings, config.data.num_class_images)
+
+
+def check_settings(recorded: dict[str, Any], wanted: dict[str, Any], manifest: Path) -> None:
+    """Raises UserError naming the first setting that differs; a moved but equal model is no difference."""
+    for key, value in wanted.items():
+        if key != "model" and recorded.get(key) != value:
+            raise UserError(
+                f"{manifest}: these class pictures were made with {key} = {recorded.get(key)!r}, but the run asks for "
+                f"{value!r}; set --data.class-dir to another folder, or change the setting back."
+            )
+
+
+def generate_missing(classes: ClassSet, paint: PaintBatch, batch: int) -> None:
+    """Makes the missing class pictures under a progress bar; an interruption loses at most one batch.
+
+    Raises:
+        RunFailure: the model keeps making near-constant pictures.
+    """
+    total = classes.total
+    with progress("prior", total, done=classes.found) as bar:
+        numbers = unused_numbers(classes.made)
+        while classes.missing:
+            indices = [next(numbers) for _ in range(min(batch, classes.missing))]
+            for index, pixels in zip(indices, paint(indices), strict=True):
+                classes.made[index] = keep(classes, index, pixels)
+                bar.advance(classes.made[index] is not None)
+            bar.note(f"{classes.dropped} near-constant made anew" if classes.dropped else "")
+            write_json(classes.folder / MANIFEST, {"settings": classes.settings, "images": classes.made})
+            if classes.dropped > total + 16:
+                raise RunFailure(
+                    f"{classes.dropped} of {len(classes.made)} class pictures came out near-constant; check the base model "
+                    f"and --data.class-prompt '{classes.settings['prompt']}'."
+                )
+
+
+def unused_numbers(made: dict[int, str | None]) -> Iterator[int]:
+    """Yields picture numbers that were not made yet, in order."""
+    number = 0
+    while True:
+        if number not in made:
+            yield number
+        number += 1
+
+
+def keep(classes: ClassSet, index: int, pixels: np.ndarray) -> str | None:
+    """Saves a picture losslessly and returns its name, or returns None if it is near-constant."""
+    if pixels.std() < MIN_CONTRAST:
+        return None
+    name = f"class-{index:05d}.png"
+    if (classes.folder / name).exists():
+        raise UserError(f"{classes.folder / name} exists but is not in {MANIFEST}; move it away.")
+    write_png(classes.folder / name, Image.fromarray(pixels), {**classes.settings, "index": index})
+    return name

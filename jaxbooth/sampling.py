@@ -1,0 +1,154 @@
+"""Drawing pictures: prompts and seeds in, pixels out. Validation, class pictures and `jaxbooth sample` all come here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from PIL import Image
+
+from jaxbooth.diffusion.samplers import SAMPLERS, Denoiser, Grid, SamplerName, make_grid
+from jaxbooth.diffusion.schedule import convert
+from jaxbooth.errors import UserError
+from jaxbooth.params import Params, cast_matrices
+from jaxbooth.pipeline import Base, encode_text
+from jaxbooth.sharding import row_shards, rows_over
+
+if TYPE_CHECKING:
+    from jaxbooth.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a picture is drawn. Guidance 1 means none, and costs half."""
+
+    sampler: SamplerName
+    steps: int
+    guidance_scale: float
+    resolution: int
+    negative_prompt: str = ""
+
+    def facts(self) -> dict[str, Any]:
+        """What a PNG's text chunk says about it."""
+        return {
+            "sampler": self.sampler,
+            "steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+            "negative_prompt": self.negative_prompt,
+        }
+
+
+def check_resolution(base: Base, resolution: int, flag: str) -> None:
+    """Refuses a side that the model's downsampling does not divide.
+
+    Raises:
+        UserError: it does not.
+    """
+    multiple = base.resolution_multiple
+    if resolution % multiple:
+        nearest = max(multiple, round(resolution / multiple) * multiple)
+        raise UserError(f"{flag} {resolution} is not a multiple of {multiple}, which this model needs; try {nearest}.")
+
+
+def picture_keys(seed: int, indices: Sequence[int]) -> Array:
+    """Returns one PRNG key for each picture: a function of (seed, index) alone, not of batches or devices."""
+    return jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(jnp.asarray(indices, jnp.uint32))
+
+
+def guided_denoiser(base: Base, unet: Params, context: Array, negative: Array, guidance: Array | None) -> Denoiser:
+    """Returns z_t -> x with classifier-free guidance, eps_u + g (eps_c - eps_u) (Ho and Salimans 2022, equation 6).
+
+    Args:
+        context: (b, s, d); `negative` has the same shape.
+        guidance: scalar g, or None to run the conditional half alone.
+    """
+    model = base.unet.bind(cast_matrices(unet, base.dtype))
+    rows = len(context)
+    # A row's two halves stay neighbours, so that a batch split over devices stays split where it is.
+    pairs = jnp.stack([negative, context], axis=1).reshape(2 * rows, *context.shape[1:])
+
+    def denoise(z: Array, point: Grid) -> Array:
+        if guidance is None:
+            output = model(z, jnp.full(rows, point.timestep), context)
+        else:
+            both = model(jnp.repeat(z, 2, axis=0), jnp.full(2 * rows, point.timestep), pairs)
+            free, conditional = both[::2], both[1::2]
+            output = free + guidance * (conditional - free)
+        return convert(output, base.schedule.prediction_type, "x0", z, point.alpha, point.sigma)
+
+    return denoise
+
+
+def draw_latents(
+    base: Base, settings: Settings, unet: Params, context: Array, negative: Array, keys: Array, guidance: Array
+) -> Array:
+    """Runs the sampler from each row's own noise; (b, h, w, c) scaled latents. Pure, for use under `jax.jit`."""
+    shape = base.latent_shape(settings.resolution)
+
+    def noise(index: Array) -> Array:
+        return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index + 1), shape))(keys)
+
+    denoise = guided_denoiser(base, unet, context, negative, None if settings.guidance_scale == 1 else guidance)
+    grid = make_grid(base.schedule, settings.sampler, settings.steps)
+    return SAMPLERS[settings.sampler].run(denoise, noise(jnp.array(-1)), grid, noise, base.schedule)
+
+
+def decode_pixels(base: Base, vae: Params, latents: Array) -> Array:
+    """Maps scaled latents to (b, H, W, 3) uint8 pixels, one picture at a time to bound the decoder's memory."""
+    model = base.vae.bind(vae)
+    decode = jax.lax.map(lambda one: model.decode(one[None])[0], latents / base.vae_config.scaling_factor)
+    return jnp.round(jnp.clip(decode * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)
+
+
+class Painter:
+    """Draws pictures with fixed settings; compiled once, whatever the prompts, seeds and weights.
+
+    Args:
+        batch: pictures drawn at once, rounded up to fill the mesh.
+    """
+
+    def __init__(self, base: Base, mesh: Mesh, settings: Settings, batch: int):
+        check_resolution(base, settings.resolution, "resolution")
+        self.base, self.mesh, self.settings = base, mesh, settings
+        self.batch = -(-batch // row_shards(mesh)) * row_shards(mesh)
+        self._encode = jax.jit(lambda params, ids: encode_text(base, params, ids).astype(jnp.float32))
+        self._draw = jax.jit(self._trace, out_shardings=rows_over(mesh))
+
+    def _trace(
+        self, params: dict[str, Params], context: Array, negative: Array, keys: Array, guidance: Array
+    ) -> Array:
+        latents = draw_latents(self.base, self.settings, params["unet"], context, negative, keys, guidance)
+        return decode_pixels(self.base, params["vae"], latents)
+
+    def __call__(self, params: dict[str, Params], prompts: Sequence[str], seed: int, indices: Sequence[int]) -> np.ndarray:
+        """Draws one picture for each prompt.
+
+        Args:
+            params: of all three components.
+            indices: number of each picture; with `seed` it decides the picture's noise.
+
+        Returns:
+            (len(prompts), H, W, 3) uint8 on the host.
+        """
+        distinct = list(dict.fromkeys([self.settings.negative_prompt, *prompts]))
+        text = self._encode(params["text_encoder"], self.base.tokenize(distinct))
+        pictures = []
+        for start in range(0, len(prompts), self.batch):
+            rows = np.minimum(np.arange(start, start + self.batch), len(prompts) - 1)  # the last batch is padded
+            context = text[np.array([distinct.index(prompts[row]) for row in rows])]
+            keys = picture_keys(seed, [indices[row] for row in rows])
+            inputs = jax.device_put((context, jnp.broadcast_to(text[:1], context.shape), keys), rows_over(self.mesh))
+            used = {name: params[name] for name in ("unet", "vae")}
+            drawn = self._draw(used, *inputs, jnp.float32(self.settings.guidance_scale))
+            pictures.append(jax.device_get(drawn)[: len(prompts) - start])
+        return np.concatenate(pictures)
+
+
+def draw(pipeline: "Pipeline", settings: Settings, prompt: str, num: int, seed: int) -> list[Image.Image]:
+    """Draws pictures 0 .. num-1 of one prompt."""
+    painter = Painter(pipeline.base, pipeline.mesh, settings, min(num, 8))
+    return [Image.fromarray(pixels) for pixels in painter(pipeline.params, [prompt] * num, seed, range(num))]
