@@ -85,11 +85,11 @@ class TrainConfig(Section):
     """Update rule."""
     weight_decay: NonNegativeFloat = 1e-2
     """Decoupled weight decay, on every trained parameter."""
-    adam_b1: float = Field(0.9, ge=0, lt=1)
+    b1: float = Field(0.9, ge=0, lt=1)
     """Decay of the first moment (adamw, lion, prodigy, schedule_free_adamw)."""
-    adam_b2: float = Field(0.999, ge=0, lt=1)
-    """Decay of the second moment (adamw, lion, prodigy, schedule_free_adamw)."""
-    adam_eps: PositiveFloat = 1e-8
+    b2: float | None = Field(None, ge=0, lt=1)
+    """Decay of the second moment; default 0.999, and 0.99 for lion."""
+    eps: PositiveFloat = 1e-8
     """Added to the root of the second moment (adamw, prodigy, schedule_free_adamw)."""
     max_grad_norm: NonNegativeFloat = 1.0
     """Largest global gradient norm; 0 turns clipping off."""

@@ -46,8 +46,8 @@ class Bar:
 
 
 @contextmanager
-def progress(phase: str, total: float, done: float = 0) -> Iterator[Bar]:
-    """Shows a bar with elapsed and remaining time while the block runs."""
+def progress(phase: str, total: float | None, done: float = 0) -> Iterator[Bar]:
+    """Shows a bar with elapsed and remaining time while the block runs; without a `total`, elapsed time alone."""
     columns = (
         TextColumn("{task.description:<10}"), BarColumn(24), TaskProgressColumn(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),

@@ -144,8 +144,10 @@ def read_tokenizer(folder: Path, max_length: int) -> Any:
     return tokenizer
 
 
-def load_params(base: Base, mesh: Mesh, trained: tuple[str, ...] = ()) -> dict[str, Params]:
-    """Loads the weights of all components under a progress bar.
+def load_params(
+    base: Base, mesh: Mesh, trained: tuple[str, ...] = (), components: tuple[str, ...] = COMPONENTS
+) -> dict[str, Params]:
+    """Loads the weights of components under a progress bar.
 
     Args:
         trained: components to hold in float32; the others take the compute dtype (the VAE float32).
@@ -153,10 +155,10 @@ def load_params(base: Base, mesh: Mesh, trained: tuple[str, ...] = ()) -> dict[s
     Raises:
         UserError: weights are missing, damaged or of another shape.
     """
-    sizes = {name: stored_bytes(base.folder / name) for name in COMPONENTS}
+    sizes = {name: stored_bytes(base.folder / name) for name in components}
     params = {}
     with progress("load", sum(sizes.values())) as bar:
-        for name in COMPONENTS:
+        for name in components:
             bar.note(name)
             dtype = jnp.float32 if name in trained or name == "vae" else base.dtype
             params[name] = load_component(base.folder / name, base.network(name), placement(mesh), dtype)
@@ -171,11 +173,12 @@ def encode_text(base: Base, params: Params, token_ids: Array) -> Array:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A base model with its weights on the devices of a mesh."""
+    """A model with its weights on the devices of a mesh. `step` counts its training; 0 is the base model."""
 
     base: Base
     params: dict[str, Params]
     mesh: Mesh
+    step: int = 0
 
     @classmethod
     def load(cls, path: str | Path, dtype: str = "auto", mesh: Mesh | None = None) -> "Pipeline":
@@ -202,7 +205,5 @@ class Pipeline:
         """Draws `num` pictures of a prompt and returns them as PIL images; picture i depends on (seed, i) alone."""
         from jaxbooth.sampling import Settings, draw  # sampling builds on Base
 
-        settings = Settings(
-            sampler, steps, guidance_scale, resolution or self.base.native_resolution, negative_prompt
-        )
+        settings = Settings(sampler, steps, guidance_scale, resolution or self.base.native_resolution, negative_prompt)
         return draw(self, settings, prompt, num, seed)

@@ -118,13 +118,13 @@ class Painter:
         self._encode = jax.jit(lambda params, ids: encode_text(base, params, ids).astype(jnp.float32))
         self._draw = jax.jit(self._trace, out_shardings=rows_over(mesh))
 
-    def _trace(
-        self, params: dict[str, Params], context: Array, negative: Array, keys: Array, guidance: Array
-    ) -> Array:
+    def _trace(self, params: dict[str, Params], context: Array, negative: Array, keys: Array, guidance: Array) -> Array:
         latents = draw_latents(self.base, self.settings, params["unet"], context, negative, keys, guidance)
         return decode_pixels(self.base, params["vae"], latents)
 
-    def __call__(self, params: dict[str, Params], prompts: Sequence[str], seed: int, indices: Sequence[int]) -> np.ndarray:
+    def __call__(
+        self, params: dict[str, Params], prompts: Sequence[str], seed: int, indices: Sequence[int]
+    ) -> np.ndarray:
         """Draws one picture for each prompt.
 
         Args:

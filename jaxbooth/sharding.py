@@ -84,4 +84,3 @@ def shardings_like(tree: object, mesh: Mesh) -> object:
         return NamedSharding(mesh, partition(keys[-1] if keys else "", leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(place, tree)
-

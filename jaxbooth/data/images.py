@@ -49,11 +49,15 @@ def scan(folder: Path, prompt: str, key: str) -> Folder:
     paths = [path for path in entries if path.is_file() and path.suffix.lower() in readable and not hidden(path)]
     heif = [path for path in entries if path.suffix.lower() in HEIF_EXTENSIONS - readable and not hidden(path)]
     if heif:
-        raise UserError(f"{folder}: {len(heif)} HEIC file(s), such as {heif[0].name}: pip install 'jaxbooth[heic]', or convert to JPEG.")
+        raise UserError(
+            f"{folder}: {len(heif)} HEIC file(s), such as {heif[0].name}: pip install 'jaxbooth[heic]', or convert to JPEG."
+        )
     used = {path.name for path in paths} | NOT_JUNK | {f"{path.stem}.txt" for path in paths}
     skipped = sum(path.name not in used for path in entries)
     if not paths:
-        raise UserError(f"{key}: {folder} holds no picture ({skipped} other file(s)); known are jpg, png, webp and avif.")
+        raise UserError(
+            f"{key}: {folder} holds no picture ({skipped} other file(s)); known are jpg, png, webp and avif."
+        )
     listed = read_captions(folder / CAPTIONS)
     return Folder([Picture(path, caption_of(path, listed, prompt)) for path in paths], skipped)
 

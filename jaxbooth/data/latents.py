@@ -118,4 +118,3 @@ def all_variants(pictures: list[Picture], framing: Framing) -> Iterator[tuple[np
     """Yields every variant that the model sees, with its caption: what a contact sheet shows."""
     for picture, variants in zip(pictures, framed(pictures, framing), strict=True):
         yield from ((pixels, picture.caption) for pixels in variants)
-

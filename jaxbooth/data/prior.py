@@ -136,11 +136,16 @@ def generate_missing(classes: ClassSet, paint: PaintBatch, batch: int) -> None:
         numbers = unused_numbers(classes.made)
         while classes.missing:
             indices = [next(numbers) for _ in range(min(batch, classes.missing))]
-            for index, pixels in zip(indices, paint(indices), strict=True):
-                classes.made[index] = keep(classes, index, pixels)
-                bar.advance(classes.made[index] is not None)
+            drawn = dict(zip(indices, paint(indices), strict=True))
+            names = {index: file_name(index, pixels) for index, pixels in drawn.items()}
+            # The manifest goes first: an entry without its file is made again, a file without its entry would be
+            # taken for the user's own.
+            manifest = {"settings": classes.settings, "images": classes.made | names}
+            write_json(classes.folder / MANIFEST, manifest)
+            for index, name in names.items():
+                save(classes, index, name, drawn[index])
+                bar.advance(name is not None)
             bar.note(f"{classes.dropped} near-constant made anew" if classes.dropped else "")
-            write_json(classes.folder / MANIFEST, {"settings": classes.settings, "images": classes.made})
             if classes.dropped > total + 16:
                 raise RunFailure(
                     f"{classes.dropped} of {len(classes.made)} class pictures came out near-constant; check the base model "
@@ -157,12 +162,20 @@ def unused_numbers(made: dict[int, str | None]) -> Iterator[int]:
         number += 1
 
 
-def keep(classes: ClassSet, index: int, pixels: np.ndarray) -> str | None:
-    """Saves a picture losslessly and returns its name, or returns None if it is near-constant."""
-    if pixels.std() < MIN_CONTRAST:
-        return None
-    name = f"class-{index:05d}.png"
-    if (classes.folder / name).exists():
-        raise UserError(f"{classes.folder / name} exists but is not in {MANIFEST}; move it away.")
+def file_name(index: int, pixels: np.ndarray) -> str | None:
+    """Returns the name to save a picture under, or None if it is near-constant."""
+    return None if pixels.std() < MIN_CONTRAST else f"class-{index:05d}.png"
+
+
+def save(classes: ClassSet, index: int, name: str | None, pixels: np.ndarray) -> None:
+    """Saves a picture losslessly (a dropped one only counts).
+
+    Raises:
+        UserError: a file of that name is there that jaxbooth did not make.
+    """
+    classes.made[index] = name
+    if name is None:
+        return
+    if name in classes.own:
+        raise UserError(f"{classes.folder / name} is in the way of a class picture of that name; rename it.")
     write_png(classes.folder / name, Image.fromarray(pixels), {**classes.settings, "index": index})
-    return name

@@ -132,4 +132,6 @@ def read_config(kind: type[T], raw: Mapping[str, Any], source: str) -> T:
             continue
         if value not in (neutral.get(key), None, False):
             raise UserError(f"{source}: {key} = {value!r} is not supported; this model needs code that jaxbooth lacks.")
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items() if key in known})
+    return kind(
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items() if key in known}
+    )

@@ -27,9 +27,7 @@ class Make(NamedTuple):
 
     def group_norm(self, channels: int, groups: int, eps: float) -> nnx.GroupNorm:
         """torch `GroupNorm`; statistics in float32, in two passes."""
-        return nnx.GroupNorm(
-            channels, groups, epsilon=eps, dtype=self.dtype, use_fast_variance=False, rngs=self.rngs
-        )
+        return nnx.GroupNorm(channels, groups, epsilon=eps, dtype=self.dtype, use_fast_variance=False, rngs=self.rngs)
 
     def layer_norm(self, channels: int, eps: float = 1e-5) -> nnx.LayerNorm:
         """torch `LayerNorm`; statistics in float32, in two passes."""

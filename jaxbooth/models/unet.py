@@ -87,9 +87,7 @@ class DownBlock(Block):
         super().__init__(widths, level, attends, config, make)
         self.downsamplers = None if last else nnx.List([Downsample2D(level.channels, make)])
 
-    def __call__(
-        self, x: Array, time_embedding: Array, context: Array, remat: bool
-    ) -> tuple[Array, list[Array]]:
+    def __call__(self, x: Array, time_embedding: Array, context: Array, remat: bool) -> tuple[Array, list[Array]]:
         """Returns the output and every intermediate that the way up concatenates."""
         skips = []
         for index in range(len(self.resnets)):

@@ -48,7 +48,9 @@ def open_tensors(path: Path) -> Any:
     try:
         return safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); the file is damaged or incomplete, fetch it again.") from None
+        raise UserError(
+            f"{path} cannot be read ({error}); the file is damaged or incomplete, fetch it again."
+        ) from None
 
 
 def weight_files(folder: Path) -> dict[str, list[str]]:

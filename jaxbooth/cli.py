@@ -1,0 +1,145 @@
+"""The command line: parse, call one library function, print."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import tyro
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
+
+from jaxbooth.config import Config, explain, load_config
+from jaxbooth.console import say
+from jaxbooth.diffusion.samplers import SamplerName
+from jaxbooth.errors import RunFailure, UserError
+from jaxbooth.weights.pipeline_dir import ExportDtype
+
+USAGE = """usage: jaxbooth COMMAND ...
+
+  train [CONFIG] [--flags]   teach a model one subject; the same command again continues the run
+  sample RUN|MODEL           draw pictures with a trained run, or with a plain model
+  export RUN                 write a trained run as a PyTorch diffusers folder
+  doctor                     show versions, devices and caches
+
+jaxbooth COMMAND --help explains each; CONFIG is a YAML file or a shipped one: demo, sd15.
+--debug anywhere shows tracebacks."""
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class Arguments(BaseModel):
+    """Frozen command arguments."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class SampleArguments(Arguments):
+    """Draw pictures. Picture i depends on (seed, i) alone, so a run and its base model can be compared."""
+
+    source: tyro.conf.Positional[str]
+    """Run folder, model folder, Hub id or "demo"."""
+    prompt: str
+    """What to draw."""
+    negative_prompt: str = ""
+    """What to stay away from."""
+    num: PositiveInt = 4
+    """Pictures to draw."""
+    seed: int = 0
+    """Decides the noise."""
+    steps: PositiveInt = 25
+    """Network evaluations for one picture."""
+    guidance_scale: PositiveFloat = 7.5
+    """Classifier-free guidance; 1 turns it off."""
+    sampler: SamplerName = "dpmpp_2m"
+    """How to get from noise to a picture."""
+    out: Path = Path("samples")
+    """Folder for the pictures."""
+
+
+class ExportArguments(Arguments):
+    """Write a run's newest checkpoint in a format that PyTorch tools read."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    out: Path
+    """Folder to write; it must not exist yet."""
+    format: Annotated[str, tyro.conf.arg(metavar="diffusers")] = "diffusers"
+    """What to write."""
+    dtype: ExportDtype = "base"
+    """Of the written weights; base: as in the base model's files."""
+
+
+def train_command(argv: list[str]) -> None:
+    """Parses a configuration with its flags and trains."""
+    source = argv.pop(0) if argv and not argv[0].startswith("-") else None
+    config = parse(Config, argv, "jaxbooth train [CONFIG]", load_config(source))
+    from jaxbooth.train.run import train
+
+    train(config)
+
+
+def sample_command(argv: list[str]) -> None:
+    """Draws pictures and saves each with what made it."""
+    arguments = parse(SampleArguments, argv, "jaxbooth sample")
+    from jaxbooth.commands import sample
+
+    say(f"drew {arguments.num} picture(s) into {sample(**arguments.model_dump())}")
+
+
+def export_command(argv: list[str]) -> None:
+    """Writes a run as a diffusers folder."""
+    arguments = parse(ExportArguments, argv, "jaxbooth export")
+    if arguments.format != "diffusers":
+        raise UserError(f"--format {arguments.format} is not known; use diffusers.")
+    from jaxbooth.commands import export
+
+    step = export(arguments.run, arguments.out, arguments.dtype)
+    say(f"exported step {step} of {arguments.run} to {arguments.out}")
+
+
+def doctor_command(argv: list[str]) -> None:
+    """Prints what `findings` found."""
+    if argv:
+        raise UserError(f"jaxbooth doctor takes no arguments, found {argv[0]}.")
+    from jaxbooth.doctor import findings
+
+    for name, value in findings():
+        say(f"{name:<18} {value}")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train_command,
+    "sample": sample_command,
+    "export": export_command,
+    "doctor": doctor_command,
+}
+
+
+def parse(kind: type[T], argv: list[str], prog: str, default: T | None = None) -> T:
+    """Parses flags into a model; a value out of range becomes one sentence."""
+    try:
+        if default is None:
+            return tyro.cli(kind, args=argv, prog=prog)
+        return tyro.cli(kind, args=argv, prog=prog, default=default)
+    except ValidationError as error:
+        raise explain(error, "flags") from None
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs a command. Exit code 2: the input must change. 1: the work failed."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    argv = [argument for argument in argv if argument != "--debug"]
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return
+    try:
+        if argv[0] not in COMMANDS:
+            raise UserError(f"unknown command {argv[0]!r}; use one of {', '.join(COMMANDS)}.")
+        COMMANDS[argv[0]](argv[1:])
+    except (UserError, RunFailure) as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)

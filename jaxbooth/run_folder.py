@@ -1,0 +1,136 @@
+"""A run's folder: what is where, whose it is, and how to open it as a pipeline."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from jaxbooth.assets import DEMO_SUBJECT
+from jaxbooth.config import Config, dump_config, first_conflict, flag, load_config
+from jaxbooth.errors import UserError
+from jaxbooth.files import write_text
+from jaxbooth.params import Params
+from jaxbooth.pipeline import COMPONENTS, Base, Pipeline, load_params
+from jaxbooth.train.checkpoint import Checkpoints
+from jaxbooth.train.optimizer import make_optimizer
+from jaxbooth.train.state import abstract_state, result_params, trained_components
+from jaxbooth.weights.resolve import resolve_model
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.root / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line a step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files."""
+        return self.root / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Orbax's folder."""
+        return self.root / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        """The exported model of a complete run."""
+        return self.root / "export"
+
+    @property
+    def contact_sheet(self) -> Path:
+        """The instance pictures as the model sees them."""
+        return self.root / "contact_sheet.png"
+
+    def samples(self, step: int) -> Path:
+        """The sample grid of a step."""
+        return self.root / "samples" / f"step_{step:06d}.png"
+
+
+def resolve_paths(config: Config) -> Config:
+    """Makes local paths absolute and expands "demo", so that the run folder works from anywhere."""
+    data = config.data
+    instance = DEMO_SUBJECT if data.instance_dir == Path("demo") else data.instance_dir
+    paths = {"instance_dir": instance, "class_dir": data.class_dir}
+    absolute = {key: path.expanduser().absolute() if path else None for key, path in paths.items()}
+    model = Path(config.model).expanduser()
+    return config.model_copy(
+        update={
+            "run_dir": config.run_dir.expanduser().absolute(),
+            "data": data.model_copy(update=absolute),
+            "model": str(model.absolute()) if config.model != "demo" and model.is_dir() else config.model,
+        }
+    )
+
+
+def claim(config: Config) -> RunFolder:
+    """Creates the run folder, or makes sure that an existing one belongs to this configuration.
+
+    Raises:
+        UserError: the folder holds something else, or a run that was started with other settings.
+    """
+    run = RunFolder(config.run_dir)
+    if run.config.exists():
+        conflict = first_conflict(load_config(run.config), config)
+        if conflict:
+            key, old, new = conflict
+            raise UserError(
+                f"{run.root} belongs to a run with {flag(key)} {old}, and this one has {new}; "
+                "choose another --run-dir, or set it back to continue that run."
+            )
+    elif run.root.exists() and (not run.root.is_dir() or any(run.root.iterdir())):
+        raise UserError(f"{run.root} exists and is not a run folder; choose another --run-dir.")
+    write_text(run.config, dump_config(config))
+    return run
+
+
+def open_run(path: Path) -> tuple[RunFolder, Config]:
+    """Opens an existing run folder.
+
+    Raises:
+        UserError: it is none.
+    """
+    run = RunFolder(path.expanduser().absolute())
+    if not run.config.exists():
+        raise UserError(f"{path} is not a run folder (it has no config.yaml).")
+    return run, load_config(run.config)
+
+
+def trained_params(run: RunFolder, config: Config, base: Base, mesh: Mesh) -> tuple[dict[str, Params], int]:
+    """Returns component -> parameters of the run's newest checkpoint, and its step.
+
+    Raises:
+        UserError: there is no checkpoint yet.
+    """
+    checkpoints = Checkpoints(run.checkpoints, config.train.keep_checkpoints)
+    step = checkpoints.latest()
+    if step is None:
+        raise UserError(f"{run.root} has no checkpoint yet; run `jaxbooth train` until the first one.")
+    shapes = {name: base.network(name).shapes for name in trained_components(config.train.text_encoder)}
+    tx = make_optimizer(config.train)
+    state = checkpoints.restore(abstract_state(shapes, tx, config.train.ema_decay is not None, mesh))
+    checkpoints.close()
+    return result_params(state), step
+
+
+def load_pipeline(path: str | Path, dtype: str, mesh: Mesh) -> Pipeline:
+    """Opens a run folder at its newest checkpoint, or a model folder or Hub id as it is."""
+    if not (Path(path).expanduser() / "config.yaml").exists():
+        base = Base.read(resolve_model(str(path)), dtype)
+        return Pipeline(base, load_params(base, mesh), mesh)
+    run, config = open_run(Path(path))
+    base = Base.read(resolve_model(config.model), dtype)
+    trained, step = trained_params(run, config, base, mesh)
+    rest = tuple(name for name in COMPONENTS if name not in trained)
+    return Pipeline(base, load_params(base, mesh, components=rest) | trained, mesh, step)

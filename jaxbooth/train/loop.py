@@ -1,0 +1,128 @@
+"""The loop: dispatch K steps, log the ones before, and stop where a checkpoint or a sample grid is due."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbooth.config import Config
+from jaxbooth.console import Bar, progress, say
+from jaxbooth.data.latents import Bank
+from jaxbooth.errors import RunFailure
+from jaxbooth.train.checkpoint import Checkpoints
+from jaxbooth.train.interrupt import watch_signals
+from jaxbooth.train.state import TrainState
+from jaxbooth.train.step import Dispatch
+from jaxbooth.train.writer import Writer
+
+
+@dataclass
+class Loop:
+    """One run's loop.
+
+    Attributes:
+        dispatch: compiled; see `make_dispatch`.
+        validate: draws and saves the sample grid of a state at a step.
+    """
+
+    config: Config
+    dispatch: Dispatch
+    bank: Bank
+    checkpoints: Checkpoints
+    writer: Writer
+    validate: Callable[[TrainState, int], None]
+
+    def run(self, state: TrainState, step: int) -> tuple[TrainState, int]:
+        """Trains from `step` to the last one, or to where a signal asks to leave; both ends are saved.
+
+        Raises:
+            RunFailure: a loss or gradient is not finite. Checkpoints on disk are all from before that.
+        """
+        total = self.config.train.steps
+        with watch_signals() as interrupt, progress("train", total, done=step) as bar:
+            while step < total and not interrupt.requested:
+                state, step = self.advance(state, step, self.next_stop(step), bar, lambda: interrupt.requested)
+                if step % self.config.train.checkpoint_every == 0 or step == total or interrupt.requested:
+                    self.checkpoints.save(state, step, self.config)
+                if step % self.config.validation.every == 0 or step == total:
+                    bar.note("sampling")
+                    self.validate(state, step)
+                self.writer.flush()
+        self.checkpoints.wait()
+        return state, step
+
+    def next_stop(self, step: int) -> int:
+        """Returns the next step at which the host has something to do."""
+        every = (self.config.train.checkpoint_every, self.config.validation.every)
+        return min(self.config.train.steps, *(step - step % n + n for n in every))
+
+    def advance(
+        self, state: TrainState, step: int, stop: int, bar: Bar, leave: Callable[[], bool]
+    ) -> tuple[TrainState, int]:
+        """Dispatches up to `stop`. The device always has the next dispatch queued while the host logs the last one."""
+        pending: tuple[int, int, Any] | None = None
+        began = time.perf_counter()
+        while step < stop and not leave():
+            count = min(self.config.train.steps_per_dispatch, stop - step)
+            state, metrics = self.dispatch(state, self.bank, jnp.int32(count))
+            if pending:
+                began = self.log(*pending, began, bar)
+            pending = (step, count, metrics)
+            step += count
+        if pending:
+            self.log(*pending, began, bar)
+        return state, step
+
+    def log(self, start: int, count: int, metrics: Any, began: float, bar: Bar) -> float:
+        """Waits for a dispatch, writes its metrics and returns the time at which it was done."""
+        values = {name: np.asarray(column)[:count] for name, column in jax.device_get(metrics).items()}
+        now = time.perf_counter()
+        check_finite(values, start)
+        rows = self.config.train.batch_size + self.config.prior_rows
+        rate = rows * count / (now - began)
+        for index in range(count):
+            line = {name: float(column[index]) for name, column in values.items()}
+            self.writer.scalars(start + index + 1, line | {"images_per_second": rate})
+        bar.advance(count)
+        bar.note(f"loss {values['loss'][-1]:.4f}, {rate:.1f} images/s")
+        return now
+
+
+def check_finite(values: dict[str, np.ndarray], start: int) -> None:
+    """Raises RunFailure naming the first step whose loss or gradient is not finite."""
+    finite = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
+    if not finite.all():
+        step = start + int(np.argmin(finite)) + 1
+        what = "loss" if not np.isfinite(values["loss"][step - start - 1]) else "gradient"
+        raise RunFailure(
+            f"the {what} of step {step} is not finite; the run stopped and its last checkpoint is intact. "
+            "Lower --train.learning-rate, then run the same command with another --run-dir."
+        )
+
+
+def compile_dispatch(dispatch: Any, state: TrainState, bank: Bank) -> Dispatch:
+    """Compiles the train step, announced and timed."""
+    with progress("compile", total=None) as bar:
+        began = time.perf_counter()
+        compiled = dispatch.lower(state, bank, jnp.int32(1)).compile()
+        bar.note(f"train step, {time.perf_counter() - began:.1f} s")
+    return compiled
+
+
+def describe_length(config: Config, images: int) -> str:
+    """The start line: what the run's length means in pictures."""
+    train = config.train
+    views = train.steps * train.batch_size
+    return (
+        f"{train.steps} steps x ({train.batch_size} + {config.prior_rows}) rows = "
+        f"{views} instance views, {views / images:.0f} an image"
+    )
+
+
+def announce_time(config: Config, seconds_per_step: float, step: int) -> None:
+    """Says how long the rest will take."""
+    say(f"about {seconds_per_step * (config.train.steps - step) / 60:.1f} min")

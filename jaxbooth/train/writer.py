@@ -1,0 +1,65 @@
+"""Metrics and pictures on disk: `metrics.jsonl`, TensorBoard, sample grids. Process 0 only."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tensorboardX import SummaryWriter
+
+from jaxbooth.console import is_main
+from jaxbooth.files import write_png
+
+
+class Writer:
+    """Appends to a run folder's logs. Lines of steps after `step` are dropped: they will be done again."""
+
+    def __init__(self, metrics: Path, tensorboard: Path, step: int):
+        self._active = is_main()
+        if not self._active:
+            return
+        keep = [line for line in read_metrics(metrics) if line["step"] <= step]
+        metrics.parent.mkdir(parents=True, exist_ok=True)
+        self._file = metrics.open("w")
+        self._file.writelines(json.dumps(line) + "\n" for line in keep)
+        self._board = SummaryWriter(str(tensorboard), purge_step=step + 1)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Logs the metrics of one step."""
+        if not self._active:
+            return
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def grid(self, step: int, path: Path, image: Image.Image, facts: Mapping[str, Any]) -> None:
+        """Saves a sample grid and logs it."""
+        if not self._active:
+            return
+        write_png(path, image, facts)
+        self._board.add_image("samples", np.asarray(image), step, dataformats="HWC")
+
+    def flush(self) -> None:
+        """Puts everything on disk."""
+        if self._active:
+            self._file.flush()
+            self._board.flush()
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        if self._active:
+            self._file.close()
+            self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Reads a metrics file; a last line cut short by a killed process is left out."""
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
