@@ -1,13 +1,21 @@
 """What a person sees: sentences, warnings and progress bars, on process 0 only."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import jax
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 T = TypeVar("T")
 console = Console(highlight=False, soft_wrap=True)
@@ -33,27 +41,27 @@ def warn(text: str) -> None:
 class Bar:
     """A running progress bar."""
 
-    def __init__(self, progress: Progress, task: int):
+    def __init__(self, progress: Progress, task: TaskID):
         self._progress, self._task = progress, task
 
     def advance(self, amount: float = 1) -> None:
         """Moves the bar."""
-        self._progress.advance(self._task, amount)  # type: ignore[arg-type]
+        self._progress.advance(self._task, amount)
 
     def note(self, text: str) -> None:
         """Replaces the text behind the bar."""
-        self._progress.update(self._task, note=escape(text))  # type: ignore[arg-type]
+        self._progress.update(self._task, note=escape(text))
 
 
 @contextmanager
-def progress(phase: str, total: float | None, done: float = 0) -> Iterator[Bar]:
+def progress(phase: str, total: float | None, done: float = 0) -> Generator[Bar]:
     """Shows a bar with elapsed and remaining time while the block runs; without a `total`, elapsed time alone."""
     columns = (
         TextColumn("{task.description:<10}"), BarColumn(24), TaskProgressColumn(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
     )  # fmt: skip
     with Progress(*columns, console=console, disable=not is_main()) as shown:
-        yield Bar(shown, shown.add_task(phase, total=total, completed=done, note=""))  # type: ignore[arg-type]
+        yield Bar(shown, shown.add_task(phase, total=total, completed=int(done), note=""))
 
 
 def track(phase: str, items: Iterable[T], total: int) -> Iterator[T]:

@@ -34,7 +34,8 @@ def convolution_check() -> str:
         lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     )(image, kernel)
     right = bool(jnp.allclose(out, 36.0))
-    return f"{'right' if right else 'WRONG'} on {next(iter(out.devices()))}, {time.perf_counter() - began:.2f} s with its compilation"
+    seconds = time.perf_counter() - began
+    return f"{'right' if right else 'WRONG'} on {next(iter(out.devices()))}, {seconds:.2f} s with its compilation"
 
 
 def version(package: str) -> str:

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 Params = dict[str, jax.Array]
+AnyArray = jax.Array | np.ndarray  # on the devices or on the host
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
 

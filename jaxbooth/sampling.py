@@ -1,4 +1,7 @@
-"""Drawing pictures: prompts and seeds in, pixels out. Validation, class pictures and `jaxbooth sample` all come here."""
+"""Drawing pictures: prompts and seeds in, pixels out.
+
+Validation, class pictures and `jaxbooth sample` all come here.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

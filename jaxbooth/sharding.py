@@ -5,7 +5,7 @@ transformer's projections. All axes are `Auto`: XLA's partitioner derives every 
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -24,19 +24,19 @@ TENSOR_RULES = (
 )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """Returns a mesh over all devices; `data` -1 takes what the other axes leave.
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns a mesh over `devices` (default: all of them); `data` -1 takes what the other axes leave.
 
     Raises:
         UserError: the axes do not multiply to the number of devices.
     """
-    count = jax.device_count()
-    data = count // (fsdp * tensor) if data == -1 else data
-    if data * fsdp * tensor != count:
+    count = len(devices or jax.devices())
+    sizes = (count // (fsdp * tensor) if data == -1 else data, fsdp, tensor)
+    if np.prod(sizes) != count:
         raise UserError(
-            f"--mesh.data {data} x --mesh.fsdp {fsdp} x --mesh.tensor {tensor} does not make the {count} devices here."
+            f"--mesh.data {data} x --mesh.fsdp {fsdp} x --mesh.tensor {tensor} does not make {count} device(s)."
         )
-    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def partition(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

@@ -34,7 +34,7 @@ class Folder:
 
 
 def scan(folder: Path, prompt: str, key: str) -> Folder:
-    """Lists the pictures of a folder in name order. A caption comes from metadata.jsonl, then <stem>.txt, then `prompt`.
+    """Lists a folder's pictures in name order; captions come from metadata.jsonl, else <stem>.txt, else `prompt`.
 
     Args:
         key: the configuration key that named the folder, for messages.
@@ -50,7 +50,8 @@ def scan(folder: Path, prompt: str, key: str) -> Folder:
     heif = [path for path in entries if path.suffix.lower() in HEIF_EXTENSIONS - readable and not hidden(path)]
     if heif:
         raise UserError(
-            f"{folder}: {len(heif)} HEIC file(s), such as {heif[0].name}: pip install 'jaxbooth[heic]', or convert to JPEG."
+            f"{folder} holds {len(heif)} HEIC file(s), such as {heif[0].name}; pip install 'jaxbooth[heic]' "
+            "or convert them to JPEG."
         )
     used = {path.name for path in paths} | NOT_JUNK | {f"{path.stem}.txt" for path in paths}
     skipped = sum(path.name not in used for path in entries)
@@ -70,7 +71,7 @@ def hidden(path: Path) -> bool:
 def heif_is_readable() -> bool:
     """Registers the HEIC reader when pillow-heif is installed."""
     try:
-        from pillow_heif import register_heif_opener  # an optional extra
+        from pillow_heif import register_heif_opener  # ty: ignore[import-not-found] (an optional extra)
     except ImportError:
         return False
     register_heif_opener()
@@ -153,8 +154,8 @@ class Framing(NamedTuple):
     def apply(self, image: Image.Image, index: int) -> np.ndarray:
         """Returns the (variants, resolution, resolution, 3) uint8 variants of picture number `index`."""
         scale = self.resolution / min(image.size)
-        size = tuple(max(self.resolution, round(side * scale)) for side in image.size)
-        pixels = np.asarray(image.resize(size, Image.Resampling.LANCZOS))
+        width, height = (max(self.resolution, round(side * scale)) for side in image.size)
+        pixels = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
         spare = np.array(pixels.shape[:2]) - self.resolution
         if self.crops:
             corners = np.random.default_rng([self.seed, index]).integers(0, spare + 1, (self.crops, 2))

@@ -9,6 +9,7 @@ from itertools import chain
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
@@ -17,7 +18,7 @@ from jaxbooth.console import track
 from jaxbooth.data.images import Framing, Picture, framed
 from jaxbooth.errors import RunFailure
 from jaxbooth.models.vae import Moments
-from jaxbooth.params import Params
+from jaxbooth.params import AnyArray, Params
 from jaxbooth.pipeline import Base
 from jaxbooth.sharding import replicated
 
@@ -31,10 +32,10 @@ class Bank(NamedTuple):
         text: features (captions, s, d) when the text encoder is frozen, else token ids (captions, s) int32.
     """
 
-    mean: Array
-    logvar: Array
-    caption: Array
-    text: Array
+    mean: AnyArray
+    logvar: AnyArray
+    caption: AnyArray
+    text: AnyArray
 
 
 class Rows(NamedTuple):
@@ -106,12 +107,13 @@ def gather_text(bank: Bank, rows: Rows, encode: Callable[[Array], Array] | None)
         encode: maps token ids to features when the text encoder is trained. Each distinct caption is encoded once,
             unless there are more captions than rows.
     """
-    caption = bank.caption[rows.image]
+    caption = jnp.asarray(bank.caption)[rows.image]
+    text = jnp.asarray(bank.text)
     if encode is None:
-        return bank.text[caption]
-    if len(bank.text) <= len(caption):
-        return encode(bank.text)[caption]
-    return encode(bank.text[caption])
+        return text[caption]
+    if len(text) <= len(caption):
+        return encode(text)[caption]
+    return encode(text[caption])
 
 
 def all_variants(pictures: list[Picture], framing: Framing) -> Iterator[tuple[np.ndarray, str]]:

@@ -148,8 +148,8 @@ def generate_missing(classes: ClassSet, paint: PaintBatch, batch: int) -> None:
             bar.note(f"{classes.dropped} near-constant made anew" if classes.dropped else "")
             if classes.dropped > total + 16:
                 raise RunFailure(
-                    f"{classes.dropped} of {len(classes.made)} class pictures came out near-constant; check the base model "
-                    f"and --data.class-prompt '{classes.settings['prompt']}'."
+                    f"{classes.dropped} of {len(classes.made)} class pictures came out near-constant; check the base "
+                    f"model and --data.class-prompt '{classes.settings['prompt']}'."
                 )
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxbooth.diffusion.schedule import Schedule, Space, convert, target_of
+from jaxbooth.params import AnyArray
 
 Weighting = Literal["uniform", "min_snr", "vlb", "snr"]
 
@@ -32,8 +33,8 @@ class Batch(NamedTuple):
     latents: Array
     noise: Array
     timesteps: Array
-    weight: Array
-    is_prior: Array
+    weight: AnyArray
+    is_prior: AnyArray
 
 
 def timestep_weight(schedule: Schedule, timesteps: Array, weighting: Weighting, space: Space, gamma: float) -> Array:
@@ -87,7 +88,7 @@ def reduce_rows(losses: Array, batch: Batch) -> Losses:
     """Sums (b,) row losses into the objective. A kind without rows reports 0."""
     is_instance = ~batch.is_prior & (batch.weight > 0)
 
-    def mean_over(mask: Array) -> Array:
+    def mean_over(mask: AnyArray) -> Array:
         return jnp.sum(losses, where=mask) / jnp.maximum(jnp.sum(mask), 1)
 
     return Losses(jnp.sum(batch.weight * losses), mean_over(is_instance), mean_over(batch.is_prior))

@@ -45,7 +45,8 @@ def ddpm(denoise: Denoiser, latents: Array, grid: Grid, noise: Noise, schedule: 
     def step(z: Array, point: Grid) -> tuple[Array, None]:
         x0 = denoise(z, point)
         alpha_step = point.alpha / point.next_alpha  # sqrt(1 - beta) of the step
-        beta = 1 - jnp.square(alpha_step)
+        # 1 - alpha_step^2, without the cancellation near alpha = 1
+        beta = (jnp.square(point.sigma) - jnp.square(point.next_sigma)) / jnp.square(point.next_alpha)
         share = jnp.square(point.next_sigma / point.sigma)
         mean = point.next_alpha * beta / jnp.square(point.sigma) * x0 + alpha_step * share * z
         variance = beta if schedule.fixed_large else beta * share
@@ -90,7 +91,7 @@ def dpmpp_2m(denoise: Denoiser, latents: Array, grid: Grid, noise: Noise, schedu
 
 
 def euler(denoise: Denoiser, latents: Array, grid: Grid, noise: Noise, schedule: Schedule) -> Array:
-    """Euler steps on the probability-flow ODE in z / alpha (Karras et al. 2022, Algorithm 1); `EulerDiscreteScheduler`."""
+    """Euler steps on the ODE in z / alpha (Karras et al. 2022, Algorithm 1); `EulerDiscreteScheduler`."""
 
     def step(z: Array, point: Grid) -> tuple[Array, None]:
         x0 = denoise(z, point)

@@ -45,8 +45,8 @@ def query_chunked_attention(query: Array, key: Array, value: Array, chunk: int) 
     return jnp.moveaxis(jax.lax.map(one, chunks), 0, 1).reshape(query.shape)
 
 
-class Attention(nnx.Module):
-    """Multi-head attention with separate projections; self-attention unless a context is given."""
+class Projections(nnx.Module):
+    """Query, key, value and output projections around `attention`; biases on the first three only if asked."""
 
     def __init__(self, width: int, heads: int, make: Make, context_width: int | None = None, bias: bool = False):
         self.heads = heads
@@ -55,15 +55,22 @@ class Attention(nnx.Module):
         self.to_v = make.linear(context_width or width, width, bias)
         self.to_out = nnx.List([make.linear(width, width)])
 
-    def __call__(self, x: Array, context: Array | None = None) -> Array:
-        """Maps (b, t, width) and an optional (b, s, context_width) to (b, t, width)."""
-        context = x if context is None else context
+    def attend(self, x: Array, context: Array) -> Array:
+        """Maps (b, t, width) and (b, s, context_width) to (b, t, width)."""
 
         def split(y: Array) -> Array:
             return y.reshape(*y.shape[:-1], self.heads, -1)
 
         out = attention(split(self.to_q(x)), split(self.to_k(context)), split(self.to_v(context)))
         return self.to_out[0](out.reshape(x.shape))
+
+
+class Attention(Projections):
+    """Multi-head attention; self-attention unless a context is given."""
+
+    def __call__(self, x: Array, context: Array | None = None) -> Array:
+        """Maps (b, t, width) and an optional (b, s, context_width) to (b, t, width)."""
+        return self.attend(x, x if context is None else context)
 
 
 class GEGLU(nnx.Module):

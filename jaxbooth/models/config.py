@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """diffusers `UNet2DConditionModel` (`models/unets/unet_2d_condition.py`). Per-level fields take one value or a list."""
+    """diffusers `UNet2DConditionModel`. Per-level fields take one value or a list."""
 
     sample_size: int | None = None  # latent side that the model was trained at
     in_channels: int = 4
@@ -60,6 +60,8 @@ class VAEConfig:
     in_channels: int = 3
     out_channels: int = 3
     latent_channels: int = 4
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
     block_out_channels: tuple[int, ...] = (64,)
     layers_per_block: int = 1
     norm_num_groups: int = 32
@@ -111,7 +113,8 @@ NEUTRAL: dict[type, dict[str, Any]] = {
 }
 INFORMATIVE = {
     "architectures", "bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "initializer_factor",
-    "initializer_range", "projection_dim", "transformers_version", "down_block_types", "up_block_types",
+    "initializer_range", "projection_dim", "transformers_version", "return_dict", "use_cache", "id2label", "label2id",
+    "chunk_size_feed_forward",
 }  # fmt: skip
 
 
@@ -125,7 +128,7 @@ def read_config(kind: type[T], raw: Mapping[str, Any], source: str) -> T:
     Raises:
         UserError: a key that jaxbooth does not implement holds a value other than its neutral one.
     """
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    known = {field.name for field in fields(kind)}  # ty: ignore[invalid-argument-type]
     neutral = NEUTRAL[kind]
     for key, value in raw.items():
         if key in known or key in INFORMATIVE or key.startswith("_"):

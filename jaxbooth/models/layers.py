@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from jaxbooth.models.conv import Conv
+
 
 class Make(NamedTuple):
     """Builds leaf layers that compute in `dtype` and hold float32 parameters."""
@@ -19,11 +21,10 @@ class Make(NamedTuple):
         """torch `Linear`; the kernel is stored (in, out)."""
         return nnx.Linear(inputs, outputs, use_bias=bias, dtype=self.dtype, rngs=self.rngs)
 
-    def conv(self, inputs: int, outputs: int, size: int = 3, stride: int = 1, padding: int | None = None) -> nnx.Conv:
+    def conv(self, inputs: int, outputs: int, size: int = 3, stride: int = 1, padding: int | None = None) -> Conv:
         """torch `Conv2d` with `padding` pixels on every side (default: `size // 2`); the kernel is stored HWIO."""
         pad = size // 2 if padding is None else padding
-        kernel, strides = (size, size), (stride, stride)
-        return nnx.Conv(inputs, outputs, kernel, strides, padding=pad, dtype=self.dtype, rngs=self.rngs)
+        return Conv(inputs, outputs, size, stride, pad, self.dtype, self.rngs)
 
     def group_norm(self, channels: int, groups: int, eps: float) -> nnx.GroupNorm:
         """torch `GroupNorm`; statistics in float32, in two passes."""
@@ -81,6 +82,7 @@ class ResnetBlock2D(nnx.Module):
         """Maps (b, h, w, inputs) and (b, time_embed_dim) to (b, h, w, outputs)."""
         hidden = self.conv1(nnx.silu(self.norm1(x)))
         if self.time_emb_proj is not None:
+            assert time_embedding is not None
             hidden += self.time_emb_proj(nnx.silu(time_embedding))[:, None, None, :]
         hidden = self.conv2(nnx.silu(self.norm2(hidden)))
         return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))

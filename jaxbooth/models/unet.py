@@ -149,7 +149,8 @@ class UNet2DConditionModel(nnx.Module):
         self.conv_in = make.conv(config.in_channels, channels[0])
         self.time_embedding = TimestepEmbedding(channels[0], time_embed_dim, make)
         if config.addition_embed_type == "text_time":
-            self.add_embedding = TimestepEmbedding(config.projection_class_embeddings_input_dim, time_embed_dim, make)
+            width = config.projection_class_embeddings_input_dim or 0
+            self.add_embedding = TimestepEmbedding(width, time_embed_dim, make)
         self.down_blocks = nnx.List(down_blocks(config, levels, make))
         self.mid_block = MidBlock(levels[-1], config, make)
         self.up_blocks = nnx.List(up_blocks(config, levels, make))

@@ -6,9 +6,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxbooth.models.attention import Attention
+from jaxbooth.errors import UserError
+from jaxbooth.models.attention import Projections
 from jaxbooth.models.config import VAEConfig
 from jaxbooth.models.layers import Downsample2D, Make, ResnetBlock2D, Upsample2D
+from jaxbooth.params import AnyArray
 
 EPS = 1e-6  # of every GroupNorm here
 LOGVAR_RANGE = (-30.0, 20.0)  # diffusers `DiagonalGaussianDistribution` clips to this
@@ -17,15 +19,15 @@ LOGVAR_RANGE = (-30.0, 20.0)  # diffusers `DiagonalGaussianDistribution` clips t
 class Moments(NamedTuple):
     """Diagonal Gaussian over latents; each (b, h, w, latent_channels) float32, unscaled."""
 
-    mean: Array
-    logvar: Array
+    mean: AnyArray
+    logvar: AnyArray
 
     def sample(self, noise: Array) -> Array:
         """Returns mean + std * noise."""
-        return self.mean + jnp.exp(0.5 * self.logvar) * noise
+        return jnp.asarray(self.mean) + jnp.exp(0.5 * self.logvar) * noise
 
 
-class PixelAttention(Attention):
+class PixelAttention(Projections):
     """Single-head self-attention over the pixels of a feature map, with its own GroupNorm and skip."""
 
     def __init__(self, width: int, groups: int, make: Make):
@@ -35,7 +37,7 @@ class PixelAttention(Attention):
     def __call__(self, x: Array) -> Array:
         """Maps (b, h, w, c) to (b, h, w, c)."""
         tokens = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])
-        return x + super().__call__(tokens).reshape(x.shape)
+        return x + self.attend(tokens, tokens).reshape(x.shape)
 
 
 class MidBlock(nnx.Module):
@@ -121,9 +123,16 @@ class Decoder(nnx.Module):
 
 
 class AutoencoderKL(nnx.Module):
-    """Encoder and decoder around a diagonal Gaussian. Pixels are in [-1, 1]; latents are unscaled."""
+    """Encoder and decoder around a diagonal Gaussian. Pixels are in [-1, 1]; latents are unscaled.
+
+    Raises:
+        UserError: the configuration names a block type other than the Stable Diffusion ones.
+    """
 
     def __init__(self, config: VAEConfig, make: Make):
+        for kind in (*config.down_block_types, *config.up_block_types):
+            if kind not in ("DownEncoderBlock2D", "UpDecoderBlock2D"):
+                raise UserError(f"vae/config.json: block type {kind!r} is not supported.")
         latent = config.latent_channels
         self.encoder = Encoder(config, make)
         self.decoder = Decoder(config, make)

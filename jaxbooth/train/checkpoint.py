@@ -49,7 +49,8 @@ class Checkpoints:
         except (ValueError, FileNotFoundError, KeyError, OSError) as error:
             reason = str(error).splitlines()[0][:200]
             raise UserError(
-                f"{self._folder / str(step)} cannot be read ({reason}); remove that folder to continue from the one before."
+                f"{self._folder / str(step)} cannot be read ({reason}); "
+                "move that folder away to continue from the one before."
             ) from None
         return restored["state"]
 

@@ -1,7 +1,7 @@
 """SIGTERM and Ctrl-C ask the loop to save and leave; a second one ends the process at once."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -21,7 +21,7 @@ class Interrupt:
 
 
 @contextmanager
-def watch_signals() -> Iterator[Interrupt]:
+def watch_signals() -> Generator[Interrupt]:
     """Catches SIGNALS while the block runs, and restores the former handlers after it."""
     interrupt = Interrupt()
     former = {number: signal.signal(number, interrupt.request) for number in SIGNALS}

@@ -35,6 +35,7 @@ class Loop:
     checkpoints: Checkpoints
     writer: Writer
     validate: Callable[[TrainState, int], None]
+    announced: bool = False
 
     def run(self, state: TrainState, step: int) -> tuple[TrainState, int]:
         """Trains from `step` to the last one, or to where a signal asks to leave; both ends are saved.
@@ -84,6 +85,10 @@ class Loop:
         check_finite(values, start)
         rows = self.config.train.batch_size + self.config.prior_rows
         rate = rows * count / (now - began)
+        if not self.announced:
+            self.announced = True
+            left = (now - began) / count * (self.config.train.steps - start) / 60
+            say(f"{rate:.1f} images/s, about {left:.1f} min to step {self.config.train.steps}")
         for index in range(count):
             line = {name: float(column[index]) for name, column in values.items()}
             self.writer.scalars(start + index + 1, line | {"images_per_second": rate})
@@ -121,8 +126,3 @@ def describe_length(config: Config, images: int) -> str:
         f"{train.steps} steps x ({train.batch_size} + {config.prior_rows}) rows = "
         f"{views} instance views, {views / images:.0f} an image"
     )
-
-
-def announce_time(config: Config, seconds_per_step: float, step: int) -> None:
-    """Says how long the rest will take."""
-    say(f"about {seconds_per_step * (config.train.steps - step) / 60:.1f} min")

@@ -1,5 +1,7 @@
 """Optimizers and learning-rate schedules, all optax's."""
 
+from typing import Any
+
 import optax
 from optax.contrib import ScheduleFreeState, prodigy, schedule_free_adamw, schedule_free_eval_params
 
@@ -59,7 +61,7 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     return optax.chain(clip, rule)
 
 
-def averaged_params(opt_state: optax.OptState, params: Params) -> Params:
+def averaged_params(opt_state: Any, params: Params) -> Params:
     """Returns the parameters to evaluate: schedule-free optimizers train at one point and are good at another."""
     rule_state = opt_state[1]  # of the chain: (clip, rule)
     if isinstance(rule_state, ScheduleFreeState):

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxbooth.config import TrainConfig
 from jaxbooth.data.latents import Bank, Rows, gather_latents, gather_text, index_in_epochs
 from jaxbooth.diffusion.objective import Batch, Losses, reduce_rows, row_losses
-from jaxbooth.params import Params, cast_matrices, without_prefix
+from jaxbooth.params import AnyArray, Params, cast_matrices, without_prefix
 from jaxbooth.pipeline import Base, encode_text
 from jaxbooth.sharding import row_shards, rows_over
 from jaxbooth.train.optimizer import learning_rate_schedule
@@ -29,7 +29,7 @@ METRICS = ("loss", "instance_loss", "prior_loss", "grad_norm", "learning_rate")
 
 
 class RowPlan(NamedTuple):
-    """The fixed roles of a step's rows; each field is (micro_batches, rows) on the host.
+    """The fixed roles of a step's rows; each field is (micro_batches, rows), or (rows,) of one micro-batch.
 
     Attributes:
         number: 0 .. n-1 for instance rows, n .. n+m-1 for prior rows; it seeds the row.
@@ -37,9 +37,9 @@ class RowPlan(NamedTuple):
         weight: 1/n, lambda/m, or 0 for padding. Summed over all micro-batches, the rows make the objective.
     """
 
-    number: np.ndarray
-    is_prior: np.ndarray
-    weight: np.ndarray
+    number: AnyArray
+    is_prior: AnyArray
+    weight: AnyArray
 
 
 def plan_rows(instance: int, prior: int, prior_weight: float, micro_batches: int, shards: int) -> RowPlan:
@@ -78,7 +78,7 @@ class Task:
     mesh: Mesh
 
 
-def pick_rows(task: Task, step: Array, number: Array, is_prior: Array, variants: int) -> Rows:
+def pick_rows(task: Task, step: Array, number: AnyArray, is_prior: AnyArray, variants: int) -> Rows:
     """Chooses the image and variant of each row of a step; a pure function of (seed, step, number).
 
     Args:
@@ -97,7 +97,7 @@ def pick_rows(task: Task, step: Array, number: Array, is_prior: Array, variants:
     return Rows(image, jax.vmap(lambda key: jax.random.randint(key, (), 0, variants))(keys))
 
 
-def row_keys(key: Array, step: Array, number: Array) -> Array:
+def row_keys(key: Array, step: Array, number: AnyArray) -> Array:
     """Returns one key for each row of a step."""
     step_key = jax.random.fold_in(key, step)
     return jax.vmap(lambda row: jax.random.fold_in(step_key, row))(number)
@@ -166,11 +166,11 @@ def train_step(
     """One optimizer update; pure."""
     losses, grads = gradients(task, state.params, bank, state.step)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params: Any = optax.apply_updates(state.params, updates)
     decay = task.config.ema_decay
-    ema = optax.incremental_update(params, state.ema, 1 - decay) if decay else state.ema
+    ema: Any = optax.incremental_update(params, state.ema, 1 - decay) if decay else state.ema
     rate = learning_rate_schedule(task.config)(state.step)
-    values = (losses.total, losses.instance, losses.prior, optax.global_norm(grads), rate)
+    values = (losses.total, losses.instance, losses.prior, optax.tree.norm(grads), rate)
     metrics = {name: jnp.asarray(value, jnp.float32) for name, value in zip(METRICS, values, strict=True)}
     return TrainState(state.step + 1, params, opt_state, ema), metrics
 

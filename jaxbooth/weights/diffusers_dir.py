@@ -139,7 +139,8 @@ def load_tensor(
     if found != shape:
         raise UserError(f"{folder}: {stored} has shape {found}, but the configuration asks for {shape}.")
 
-    def read(index: tuple[slice, ...]) -> np.ndarray:
+    def read(index: tuple[slice, ...] | None) -> np.ndarray:
+        index = index or (slice(None),) * len(shape)
         there = tuple(index[axes.index(dimension)] for dimension in range(len(axes)))
         return np.asarray(source[there]).transpose(axes).astype(dtype)
 

@@ -1,0 +1,43 @@
+"""Running jaxbooth as a user does: in a process of its own, on one CPU device."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SHORT = [
+    "demo", "--data.num-class-images", "3", "--prior.steps", "2", "--prior.batch-size", "4",
+    "--train.batch-size", "2", "--train.steps-per-dispatch", "2", "--train.checkpoint-every", "3",
+    "--validation.prompts", "an emoji of a sks cat", "--validation.num", "1", "--validation.steps", "2",
+    "--validation.every", "6",
+]  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    """The test run's environment with a single device, and no way to colour or wrap the output."""
+    return os.environ | {"XLA_FLAGS": "", "NO_COLOR": "1", "COLUMNS": "200"}
+
+
+def jaxbooth(
+    *arguments: object, code: str = "from jaxbooth.cli import main; main()"
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    """Starts a command and returns at once."""
+    command = [sys.executable, "-m", "jaxbooth", *map(str, arguments)]
+    return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def train(run_dir: Path, *extra: object, steps: int = 6) -> subprocess.CompletedProcess[str]:
+    """Runs a short training on the embedded model and subject."""
+    return jaxbooth("train", *SHORT, "--run-dir", run_dir, "--train.steps", steps, *extra)
+
+
+def succeed(done: subprocess.CompletedProcess[str]) -> str:
+    """Returns the output of a command that must have worked."""
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

@@ -1,0 +1,69 @@
+"""Eight virtual CPU devices, set before JAX starts; compiled programs are kept between runs."""
+
+import dataclasses
+import os
+import tempfile
+from pathlib import Path
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "jaxbooth-test-cache"))
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from jaxbooth.assets import DEMO_MODEL
+from jaxbooth.models.layers import Make
+from jaxbooth.models.unet import UNet2DConditionModel
+from jaxbooth.params import Params, describe, random_params
+from jaxbooth.pipeline import Base, load_params
+from jaxbooth.sharding import make_mesh
+
+
+@pytest.fixture(scope="session")
+def mesh() -> Mesh:
+    """A mesh of one device."""
+    return make_mesh(devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="session")
+def base() -> Base:
+    """The embedded model's structure, in float32."""
+    return Base.read(DEMO_MODEL, "float32")
+
+
+@pytest.fixture(scope="session")
+def params(base: Base, mesh: Mesh) -> dict[str, Params]:
+    """The embedded model's weights, in float32, on the host so that no test can donate them away."""
+    loaded = load_params(base, mesh, trained=("unet", "vae", "text_encoder"))
+    return {name: {key: np.asarray(value) for key, value in values.items()} for name, values in loaded.items()}
+
+
+@pytest.fixture(scope="session")
+def micro(base: Base) -> Base:
+    """The embedded model with a UNet of two small levels, which compiles quickly."""
+    config = dataclasses.replace(
+        base.unet_config,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=8,
+    )
+    network = describe(lambda rngs: UNet2DConditionModel(config, Make(rngs)))
+    return dataclasses.replace(base, unet_config=config, unet=network)
+
+
+@pytest.fixture(scope="session")
+def micro_params(micro: Base, params: dict[str, Params]) -> dict[str, Params]:
+    """The embedded model's weights with a random UNet."""
+    drawn = jax.jit(lambda: random_params(lambda rngs: UNet2DConditionModel(micro.unet_config, Make(rngs)), 0))()
+    return params | {"unet": {name: np.asarray(value) for name, value in drawn.items()}}
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Seeded randomness."""
+    return np.random.default_rng(0)

@@ -1,0 +1,180 @@
+"""Every module family against PyTorch diffusers and transformers, on random small configurations and real weights."""
+
+import json
+
+import diffusers
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from jaxbooth.assets import DEMO_MODEL
+from jaxbooth.errors import UserError
+from jaxbooth.models.clip import CLIPTextModel
+from jaxbooth.models.config import CLIPTextConfig, UNetConfig, VAEConfig, read_config
+from jaxbooth.models.layers import Make
+from jaxbooth.models.unet import AddedConditions, UNet2DConditionModel
+from jaxbooth.models.vae import AutoencoderKL
+from jaxbooth.params import describe
+from tests.torch_parity import TOLERANCE, from_torch, params_from_torch, relative_error, to_torch
+
+SD1 = {
+    "block_out_channels": [32, 64, 64, 64],
+    "layers_per_block": 2,
+    "norm_num_groups": 8,
+    "cross_attention_dim": 24,
+    "attention_head_dim": 4,
+    "sample_size": 16,
+}
+SD2 = SD1 | {"attention_head_dim": [1, 2, 4, 4], "use_linear_projection": True, "upcast_attention": True}
+SDXL = {
+    "block_out_channels": [32, 64, 64],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "transformer_layers_per_block": [1, 2, 3],
+    "attention_head_dim": [2, 4, 8],
+    "use_linear_projection": True,
+    "norm_num_groups": 8,
+    "cross_attention_dim": 24,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 20 + 6 * 8,
+    "sample_size": 16,
+}
+VAE = {
+    "block_out_channels": [16, 32, 32],
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "layers_per_block": 2,
+    "norm_num_groups": 8,
+}
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def unet_outputs(reference: torch.nn.Module, raw: dict, rng: np.random.Generator, remat: bool = False):
+    config = read_config(UNetConfig, raw, "unet/config.json")
+    network = describe(lambda rngs: UNet2DConditionModel(config, Make(rngs)))
+    sample = rng.normal(size=(2, 16, 16, 4)).astype(np.float32)
+    text = rng.normal(size=(2, 7, config.cross_attention_dim)).astype(np.float32)
+    timesteps = np.array([3, 871])
+    added, extra = None, {}
+    if config.addition_embed_type:
+        embeds = rng.normal(size=(2, 20)).astype(np.float32)
+        times = rng.integers(0, 1024, (2, 6)).astype(np.float32)
+        added = AddedConditions(embeds, times)
+        extra = {"added_cond_kwargs": {"text_embeds": torch.tensor(embeds), "time_ids": torch.tensor(times)}}
+    run = jax.jit(lambda p: network.bind(p)(sample, timesteps, text, added, remat=remat))
+    with torch.no_grad():
+        expected = reference(to_torch(sample), torch.tensor(timesteps), torch.tensor(text), **extra).sample
+    return run(params_from_torch(reference, network)), from_torch(expected)
+
+
+@pytest.mark.parametrize("raw", [SD1, SD2, SDXL], ids=["sd1", "sd2", "sdxl"])
+def test_unet_families_equal_diffusers(raw, rng):
+    reference = diffusers.UNet2DConditionModel(**raw).eval()
+    found, expected = unet_outputs(reference, dict(reference.config), rng)
+    assert relative_error(found, expected) < TOLERANCE
+
+
+def test_unet_with_trained_weights_equals_diffusers(rng):
+    reference = diffusers.UNet2DConditionModel.from_pretrained(DEMO_MODEL / "unet", torch_dtype=torch.float32)
+    raw = json.loads((DEMO_MODEL / "unet" / "config.json").read_text())
+    found, expected = unet_outputs(reference, raw, rng)
+    assert relative_error(found, expected) < TOLERANCE
+
+
+def test_remat_does_not_change_the_output(rng):
+    reference = diffusers.UNet2DConditionModel(**SD1).eval()
+    found, expected = unet_outputs(reference, dict(reference.config), rng, remat=True)
+    assert relative_error(found, expected) < TOLERANCE
+
+
+def check_vae(reference: diffusers.AutoencoderKL, rng: np.random.Generator) -> None:
+    config = read_config(VAEConfig, dict(reference.config), "vae/config.json")
+    network = describe(lambda rngs: AutoencoderKL(config, Make(rngs)))
+    params = params_from_torch(reference, network)
+    pixels = rng.uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
+    latents = rng.normal(size=(2, 8, 8, 4)).astype(np.float32)
+    moments = jax.jit(lambda p: network.bind(p).encode(pixels))(params)
+    decoded = jax.jit(lambda p: network.bind(p).decode(latents))(params)
+    with torch.no_grad():
+        posterior = reference.encode(to_torch(pixels)).latent_dist
+        expected = reference.decode(to_torch(latents)).sample
+    assert relative_error(moments.mean, from_torch(posterior.mean)) < TOLERANCE
+    assert relative_error(moments.logvar, from_torch(posterior.logvar)) < TOLERANCE
+    assert relative_error(decoded, from_torch(expected)) < TOLERANCE
+
+
+def test_random_vae_equals_diffusers(rng):
+    check_vae(diffusers.AutoencoderKL(**VAE).eval(), rng)
+
+
+def test_trained_vae_equals_diffusers(rng):
+    check_vae(diffusers.AutoencoderKL.from_pretrained(DEMO_MODEL / "vae", torch_dtype=torch.float32), rng)
+
+
+def check_clip(reference: transformers.CLIPTextModel, rng: np.random.Generator) -> None:
+    config = read_config(CLIPTextConfig, reference.config.to_dict(), "text_encoder/config.json")
+    network = describe(lambda rngs: CLIPTextModel(config, Make(rngs)))
+    ids = rng.integers(0, config.vocab_size, (3, config.max_position_embeddings)).astype(np.int32)
+    found = jax.jit(lambda p: network.bind(p)(ids))(params_from_torch(reference, network))
+    with torch.no_grad():
+        expected = reference(torch.tensor(ids, dtype=torch.long)).last_hidden_state.numpy()
+    assert relative_error(found, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_random_clip_with_twelve_layers_equals_transformers(activation, rng):
+    config = transformers.CLIPTextConfig(
+        vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=12, num_attention_heads=4,
+        max_position_embeddings=16, hidden_act=activation,
+    )  # fmt: skip
+    check_clip(transformers.CLIPTextModel(config).eval(), rng)
+
+
+def test_trained_clip_equals_transformers(rng):
+    check_clip(transformers.CLIPTextModel.from_pretrained(DEMO_MODEL / "text_encoder", dtype=torch.float32), rng)
+
+
+def test_bfloat16_unet_stays_near_float32(rng):
+    reference = diffusers.UNet2DConditionModel(**SD1).eval()
+    config = read_config(UNetConfig, dict(reference.config), "unet/config.json")
+    sample = rng.normal(size=(1, 16, 16, 4)).astype(np.float32)
+    text = rng.normal(size=(1, 7, 24)).astype(np.float32)
+    outputs = []
+    for dtype in (np.float32, jax.numpy.bfloat16):
+        network = describe(lambda rngs, dtype=dtype: UNet2DConditionModel(config, Make(rngs, dtype)))
+        params = params_from_torch(reference, network)
+        outputs.append(np.asarray(jax.jit(network.bind(params))(sample, np.array([500]), text)))
+    assert 1e-4 < relative_error(outputs[1], outputs[0]) < 5e-2  # 8 bits of mantissa
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        (UNetConfig, "class_embed_type", "timestep"),
+        (UNetConfig, "resnet_time_scale_shift", "scale_shift"),
+        (UNetConfig, "dual_cross_attention", True),
+        (VAEConfig, "latents_mean", [0.1]),
+        (CLIPTextConfig, "attention_dropout", 0.1),
+        (UNetConfig, "a_key_from_the_future", 3),
+    ],
+)
+def test_a_key_that_is_not_implemented_is_named(kind, key, value):
+    with pytest.raises(UserError, match=key):
+        read_config(kind, {key: value}, "config.json")
+
+
+def test_an_unknown_key_at_rest_is_accepted():
+    assert read_config(UNetConfig, {"a_key_from_the_future": None, "_version": 3}, "config.json") == UNetConfig()
+
+
+def test_an_unknown_block_type_is_named():
+    config = read_config(UNetConfig, SD1 | {"down_block_types": ["AttnDownBlock2D"] * 4}, "config.json")
+    with pytest.raises(UserError, match="AttnDownBlock2D"):
+        describe(lambda rngs: UNet2DConditionModel(config, Make(rngs)))

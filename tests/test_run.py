@@ -1,0 +1,164 @@
+"""Whole runs through the command line: what they leave behind, resuming, interruption, failure."""
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import yaml
+
+from jaxbooth.assets import DEMO_MODEL
+from jaxbooth.config import load_config
+from jaxbooth.pipeline import Base
+from jaxbooth.run_folder import RunFolder, trained_params
+from jaxbooth.train.watch import read_facts
+from jaxbooth.train.writer import read_metrics
+from tests.commands import SHORT, jaxbooth, start, succeed, train
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> tuple[Path, str]:
+    """A run of six steps without a stop, and what it printed."""
+    run_dir = tmp_path_factory.mktemp("straight") / "run"
+    return run_dir, succeed(train(run_dir))
+
+
+def weights(run_dir: Path, base: Base, mesh) -> dict[str, np.ndarray]:
+    run = RunFolder(run_dir)
+    params, _ = trained_params(run, load_config(run.config), base, mesh)
+    return jax.device_get(params["unet"])
+
+
+def losses(run_dir: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in read_metrics(run_dir / "metrics.jsonl")]
+
+
+def test_a_run_says_what_it_will_do_and_did(straight):
+    _, output = straight
+    assert (
+        "prior on, weight 1.0: 3 class images (0 found, 3 to generate from demo, prompt 'an emoji of a cat')" in output
+    )
+    assert "identifier 'sks': 2 token(s), sk s</w>" in output
+    assert "6 steps x (2 + 2) rows = 12 instance views, 2 an image" in output
+    assert "exported:" in output
+
+
+def test_a_run_folder_holds_everything(straight):
+    run_dir, _ = straight
+    assert yaml.safe_load((run_dir / "config.yaml").read_text())["train"]["steps"] == 6
+    assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"3", "6"}
+    assert {path.name for path in (run_dir / "samples").iterdir()} == {"step_000000.png", "step_000006.png"}
+    assert len(list((run_dir / "prior").glob("class-*.png"))) == 3
+    assert json.loads((run_dir / "prior" / "manifest.json").read_text())["settings"]["prompt"] == "an emoji of a cat"
+    assert list((run_dir / "tensorboard").glob("events*"))
+    assert (run_dir / "contact_sheet.png").exists()
+    assert {p.name for p in (run_dir / "export").iterdir()} == {path.name for path in DEMO_MODEL.iterdir()}
+    assert not list(run_dir.rglob(".*"))
+
+
+def test_every_step_is_logged(straight):
+    lines = read_metrics(straight[0] / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    expected = {"step", "loss", "instance_loss", "prior_loss", "grad_norm", "learning_rate", "images_per_second"}
+    assert all(set(line) == expected for line in lines)
+
+
+def test_sample_grids_say_what_made_them(straight):
+    facts = read_facts(straight[0] / "samples" / "step_000006.png")
+    assert json.loads(facts["prompts"]) == ["an emoji of a sks cat"]
+    assert (facts["step"], facts["seed"], facts["sampler"], facts["guidance_scale"]) == ("6", "0", "dpmpp_2m", "4.0")
+
+
+def test_a_resumed_run_is_bit_identical_to_one_that_never_stopped(straight, base, mesh, tmp_path):
+    succeed(train(tmp_path / "run", steps=3))
+    shutil.rmtree(tmp_path / "run" / "export")
+    output = succeed(train(tmp_path / "run", "--train.steps-per-dispatch", 3))
+    assert "resumed at step 3 of 6" in output
+    assert losses(tmp_path / "run") == losses(straight[0])
+    expected = weights(straight[0], base, mesh)
+    for name, value in weights(tmp_path / "run", base, mesh).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+def test_a_complete_run_says_so_and_what_to_raise(straight):
+    output = succeed(train(straight[0]))
+    assert "complete at step 6 of 6; raise --train.steps" in output
+
+
+def test_sigterm_saves_and_leaves_and_the_same_command_continues(tmp_path):
+    run_dir = tmp_path / "run"
+    command = [
+        "train",
+        *SHORT,
+        "--run-dir",
+        run_dir,
+        "--train.checkpoint-every",
+        "100000",
+        "--validation.every",
+        "100000",
+    ]
+    process = start(*command, "--train.steps", "100000")
+    metrics = run_dir / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    (saved,) = (int(path.name) for path in (run_dir / "checkpoints").iterdir())
+    assert f"stopped and saved at step {saved} of 100000" in output
+    resumed = succeed(jaxbooth(*command, "--train.steps", saved + 1))
+    assert f"resumed at step {saved} of {saved + 1}" in resumed
+
+
+def test_a_half_written_checkpoint_is_ignored(straight, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(straight[0], run_dir)
+    config = (run_dir / "config.yaml").read_text().replace(str(straight[0]), str(run_dir))
+    (run_dir / "config.yaml").write_text(config)
+    half = run_dir / "checkpoints" / "8.orbax-checkpoint-tmp"
+    shutil.copytree(run_dir / "checkpoints" / "6" / "state", half / "state")
+    next((half / "state").rglob("manifest.ocdbt")).unlink()
+    assert "resumed at step 6 of 7" in succeed(train(run_dir, "--no-export", steps=7))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(straight, tmp_path):
+    run_dir = tmp_path / "run"
+    arguments = ["--train.learning-rate", "1e20", "--train.checkpoint-every", "1", "--train.max-grad-norm", "0"]
+    done = train(run_dir, *arguments)
+    assert done.returncode == 1
+    assert "is not finite; the run stopped and its last checkpoint is intact" in done.stderr
+    assert "Traceback" not in done.stderr
+    for line in read_metrics(run_dir / "metrics.jsonl"):
+        assert np.isfinite(line["loss"])
+
+
+def test_a_run_and_its_base_are_sampled_alike(straight, tmp_path):
+    flags = ["--prompt", "an emoji of a sks cat", "--num", 2, "--steps", 2, "--guidance-scale", 4]
+    for source, out in ((straight[0], "run"), ("demo", "base")):
+        succeed(jaxbooth("sample", source, *flags, "--out", tmp_path / out))
+    facts = read_facts(tmp_path / "run" / "0-001.png")
+    assert (facts["prompt"], facts["seed"], facts["index"], facts["step"]) == ("an emoji of a sks cat", "0", "1", "6")
+    assert read_facts(tmp_path / "base" / "0-001.png")["step"] == "0"
+    assert {path.name for path in (tmp_path / "base").iterdir()} == {"0-000.png", "0-001.png"}
+
+
+def test_a_local_model_needs_no_network(tmp_path):
+    blocked = (
+        "import socket\n"
+        "def refuse(*args, **kwargs): raise AssertionError('network call')\n"
+        "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
+        "from jaxbooth.cli import main; main()"
+    )
+    flags = ["--prompt", "a cat", "--num", 1, "--steps", 1, "--out", tmp_path]
+    succeed(jaxbooth("sample", DEMO_MODEL, *flags, code=blocked))
+
+
+def test_doctor_runs_a_convolution_where_jax_runs():
+    output = succeed(jaxbooth("doctor"))
+    assert "right on TFRT_CPU_0" in output
+    assert "free disk" in output

@@ -1,0 +1,127 @@
+"""Samplers against diffusers' schedulers, step by step from the same latents."""
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from jaxbooth.diffusion.samplers import SAMPLERS, make_grid, spaced_timesteps
+from jaxbooth.diffusion.schedule import convert, read_schedule
+from jaxbooth.errors import UserError
+
+CLASSES = {
+    "ddpm": diffusers.DDPMScheduler,
+    "ddim": diffusers.DDIMScheduler,
+    "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
+    "euler": diffusers.EulerDiscreteScheduler,
+    "euler_ancestral": diffusers.EulerAncestralDiscreteScheduler,
+}
+RAW = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
+KARRAS = {"euler", "euler_ancestral"}  # diffusers runs these on z / alpha
+STEPS = 20
+SHAPE = (2, 4, 4, 4)
+
+
+def network(z, timestep):
+    """Stands for a network: smooth, nonlinear, different at every timestep; torch and jax alike."""
+    return 0.7 * z + 0.2 * z * z / (1 + z * z) + 1e-4 * timestep
+
+
+def reference_path(name: str, raw: dict, latents: np.ndarray, noise: np.ndarray) -> list[np.ndarray]:
+    scheduler = CLASSES[name].from_config(raw)
+    scheduler.set_timesteps(STEPS)
+    z = torch.tensor(latents, dtype=torch.float64)
+    if name in KARRAS:
+        z = z * (scheduler.sigmas[0].double() ** 2 + 1).sqrt()
+    path = []
+    for index, timestep in enumerate(scheduler.timesteps):
+        output = network(scheduler.scale_model_input(z, timestep), timestep)
+        draws = iter([torch.tensor(noise[index], dtype=torch.float64)])
+        z = step_with_noise(scheduler, output, timestep, z, draws)
+        level = scheduler.sigmas[index + 1].double() if name in KARRAS else 0
+        path.append((z / (level**2 + 1) ** 0.5).numpy() if name in KARRAS else z.numpy())
+    return path
+
+
+def step_with_noise(scheduler, output, timestep, z, draws):
+    """Runs one scheduler step whose random draw, if any, comes from `draws`."""
+    module = __import__(type(scheduler).__module__, fromlist=["randn_tensor"])
+    if not hasattr(module, "randn_tensor"):
+        return scheduler.step(output, timestep, z).prev_sample
+    original = module.randn_tensor
+    module.randn_tensor = lambda *args, **kwargs: next(draws)
+    try:
+        return scheduler.step(output, timestep, z).prev_sample
+    finally:
+        module.randn_tensor = original
+
+
+def our_path(name: str, raw: dict, latents: np.ndarray, noise: np.ndarray) -> list[np.ndarray]:
+    schedule = read_schedule(raw)
+    grid, drawn = make_grid(schedule, name, STEPS), jnp.asarray(noise, jnp.float32)
+
+    def denoise(z, point):
+        output = network(z, point.timestep)
+        return convert(output, schedule.prediction_type, "x0", z, point.alpha, point.sigma)
+
+    def run(count):
+        part = jax.tree.map(lambda field: field[:count], grid)
+        return SAMPLERS[name].run(denoise, jnp.asarray(latents, jnp.float32), part, lambda i: drawn[i], schedule)
+
+    return [np.asarray(run(count)) for count in range(1, STEPS + 1)]
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_step_equals_diffusers(name, spacing, prediction_type, rng):
+    raw = RAW | {"timestep_spacing": spacing, "prediction_type": prediction_type, "steps_offset": 1}
+    latents, noise = rng.normal(size=SHAPE), rng.normal(size=(STEPS, *SHAPE))
+    expected = reference_path(name, raw, latents, noise)
+    scale = max(np.abs(z).max() for z in expected)
+    for index, (ours, theirs) in enumerate(zip(our_path(name, raw, latents, noise), expected, strict=True)):
+        # both hold the schedule in float32; ours also the latents, and each step adds its rounding
+        assert np.abs(ours - theirs).max() / scale < 2e-5, f"step {index}"
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "euler", "euler_ancestral"])
+def test_the_default_spacing_is_that_of_diffusers(name, rng):
+    latents, noise = rng.normal(size=SHAPE), rng.normal(size=(STEPS, *SHAPE))
+    expected = reference_path(name, RAW, latents, noise)[-1]
+    np.testing.assert_allclose(our_path(name, RAW, latents, noise)[-1], expected, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("steps", [1, 7, 30])
+def test_timesteps_equal_diffusers(name, spacing, steps):
+    scheduler = CLASSES[name].from_config(RAW | {"timestep_spacing": spacing, "steps_offset": 1})
+    scheduler.set_timesteps(steps)
+    found = spaced_timesteps(1000, steps, spacing, 1, SAMPLERS[name])
+    np.testing.assert_allclose(found, scheduler.timesteps.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim"])
+def test_pure_noise_at_the_first_step_is_handled(name, rng):
+    raw = RAW | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    latents, noise = rng.normal(size=SHAPE), rng.normal(size=(STEPS, *SHAPE))
+    expected = reference_path(name, raw, latents, noise)[-1]
+    np.testing.assert_allclose(our_path(name, raw, latents, noise)[-1], expected, atol=5e-5)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_denoiser_that_knows_the_answer_is_followed_to_it(name, rng):
+    answer = jnp.asarray(rng.normal(size=SHAPE), jnp.float32)
+    schedule = read_schedule(RAW)
+    noise = jnp.asarray(rng.normal(size=(STEPS, *SHAPE)), jnp.float32)
+    grid = make_grid(schedule, name, STEPS)
+    found = SAMPLERS[name].run(lambda z, point: answer, noise[0], grid, lambda i: noise[i], schedule)
+    np.testing.assert_allclose(found, answer, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [0, 1000])
+def test_step_counts_out_of_range_are_refused(steps):
+    with pytest.raises(UserError, match=f"--steps {steps} is out of range"):
+        make_grid(read_schedule(RAW), "ddim", steps)

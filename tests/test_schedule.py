@@ -1,0 +1,95 @@
+"""The forward process against diffusers and against identities."""
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from jaxbooth.diffusion.schedule import Schedule, convert, read_schedule, target_of
+from jaxbooth.errors import UserError
+
+SPACES = ("epsilon", "x0", "v")
+KINDS = ("linear", "scaled_linear", "squaredcos_cap_v2")
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_alphas_cumprod_equal_diffusers(kind, zero_snr):
+    raw = {"beta_schedule": kind, "rescale_betas_zero_snr": zero_snr, "prediction_type": "v_prediction"}
+    expected = DDPMScheduler(**raw).alphas_cumprod.numpy()
+    found = read_schedule(raw).alphas_cumprod
+    # diffusers multiplies a thousand float32 factors: 1e-7 each, growing as the root of their number
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-9)
+
+
+def test_zero_terminal_snr_ends_in_pure_noise():
+    schedule = read_schedule({"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"})
+    assert schedule.zero_terminal_snr
+    assert schedule.alphas_cumprod[0] == pytest.approx(read_schedule({}).alphas_cumprod[0])
+
+
+def test_trained_betas_are_used_as_they_are():
+    np.testing.assert_allclose(read_schedule({"trained_betas": [0.1, 0.2]}).alphas_cumprod, [0.9, 0.72])
+
+
+def test_add_noise_equals_diffusers(rng):
+    latents, noise = rng.normal(size=(2, 3, 4, 4, 4)).astype(np.float32)
+    timesteps = np.array([0, 500, 999])
+    raw = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    expected = DDPMScheduler(**raw).add_noise(*map(torch.tensor, (latents, noise)), torch.tensor(timesteps))
+    found = read_schedule(raw).add_noise(latents, noise, timesteps)
+    np.testing.assert_allclose(found, expected.numpy(), atol=2e-6)
+
+
+def test_v_target_equals_diffusers(rng):
+    latents, noise = rng.normal(size=(2, 3, 4, 4, 4)).astype(np.float32)
+    timesteps = np.array([0, 500, 999])
+    schedule = read_schedule({})
+    expected = DDPMScheduler().get_velocity(*map(torch.tensor, (latents, noise)), torch.tensor(timesteps))
+    found = target_of("v", latents, noise, schedule.alpha(timesteps), schedule.sigma(timesteps))
+    np.testing.assert_allclose(found, expected.numpy(), atol=2e-6)
+
+
+@pytest.mark.parametrize(("source", "target"), list(itertools.permutations(SPACES, 2)))
+def test_conversions_map_targets_onto_targets(source, target, rng):
+    latents, noise = jnp.asarray(rng.normal(size=(2, 3, 4, 4, 4)), jnp.float32)
+    schedule, timesteps = read_schedule({}), np.array([20, 500, 900])
+    alpha, sigma = schedule.alpha(timesteps), schedule.sigma(timesteps)
+    noisy = schedule.add_noise(latents, noise, timesteps)
+    value = target_of(source, latents, noise, alpha, sigma)
+    found = convert(value, source, target, noisy, alpha, sigma)
+    # the worst case divides by alpha = 0.016 or sigma = 0.07
+    np.testing.assert_allclose(found, target_of(target, latents, noise, alpha, sigma), atol=3e-5)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(SPACES)))
+def test_conversions_close_their_cycles(order, rng):
+    value, noisy = jnp.asarray(rng.normal(size=(2, 1, 4, 4, 4)), jnp.float32)
+    alpha, sigma = jnp.float32(0.6), jnp.float32(0.8)
+    around = value
+    for source, target in zip(order, (*order[1:], order[0]), strict=True):
+        around = convert(around, source, target, noisy, alpha, sigma)
+    np.testing.assert_allclose(around, value, atol=1e-6)
+
+
+def test_snr_is_alpha_squared_over_sigma_squared():
+    schedule = Schedule(np.array([0.8, 0.5, 0.2]), "epsilon")
+    np.testing.assert_allclose(schedule.snr(np.arange(3)), [4.0, 1.0, 0.25], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("raw", "named"),
+    [
+        ({"beta_schedule": "sigmoid"}, "sigmoid"),
+        ({"prediction_type": "flow"}, "flow"),
+        ({"clip_sample": True}, "clip_sample"),
+        ({"thresholding": True}, "thresholding"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
+    ],
+)
+def test_what_is_not_supported_is_named(raw, named):
+    with pytest.raises(UserError, match=named):
+        read_schedule(raw)

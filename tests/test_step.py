@@ -1,0 +1,171 @@
+"""The train step: which rows, paired with what, and what must not matter."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxbooth.data.latents import Rows, gather_latents, gather_text, index_in_epochs
+from jaxbooth.sharding import make_mesh
+from jaxbooth.train.step import gradients, make_batch, pick_rows, plan_rows
+from tests.training import INSTANCES, PRIORS, make_bank, run, setup
+
+
+def test_rows_mix_both_kinds_and_weigh_as_two_means():
+    plan = plan_rows(4, 2, 0.5, micro_batches=1, shards=1)
+    assert plan.is_prior[0].tolist() == [False, True, False, False, True, False]
+    assert sorted(plan.number[0]) == [0, 1, 2, 3, 4, 5]
+    np.testing.assert_allclose(plan.weight[0], [0.25, 0.25, 0.25, 0.25, 0.25, 0.25])
+
+
+def test_every_device_gets_rows_of_both_kinds():
+    plan = plan_rows(8, 8, 1.0, micro_batches=1, shards=8)
+    assert all(set(pair) == {True, False} for pair in plan.is_prior[0].reshape(8, 2))
+
+
+def test_padding_fills_the_devices_and_weighs_nothing():
+    plan = plan_rows(3, 2, 1.0, micro_batches=1, shards=4)
+    assert plan.number.shape == (1, 8)
+    assert (plan.weight[0] > 0).sum() == 5
+    assert plan.weight.sum() == pytest.approx(2.0)
+
+
+def test_micro_batches_deal_every_row_out_once():
+    plan = plan_rows(6, 4, 1.0, micro_batches=2, shards=1)
+    assert sorted(plan.number.ravel()) == list(range(10))
+    np.testing.assert_allclose(plan.weight.sum(axis=1), [1.0, 1.0])
+
+
+def test_an_epoch_shows_every_image_once():
+    found = np.asarray(index_in_epochs(jax.random.key(0), jnp.arange(21), 7)).reshape(3, 7)
+    assert all(sorted(epoch) == list(range(7)) for epoch in found.tolist())
+    assert len({tuple(epoch) for epoch in found.tolist()}) == 3
+
+
+@pytest.fixture
+def task_and_bank(micro, micro_params, mesh):
+    task, _, bank = setup(micro, micro_params, mesh, (4, 2))
+    return task, bank
+
+
+def test_instance_rows_take_instance_images_and_prior_rows_class_images(task_and_bank):
+    task, _ = task_and_bank
+    number, is_prior = task.plan.number[0], task.plan.is_prior[0]
+    seen = {True: set(), False: set()}
+    for step in range(20):
+        rows = pick_rows(task, jnp.int32(step), number, is_prior, variants=2)
+        for prior, image, variant in zip(is_prior, rows.image, rows.variant, strict=True):
+            seen[bool(prior)].add(int(image))
+            assert 0 <= variant < 2
+    assert seen[False] == set(range(INSTANCES))
+    assert seen[True] == set(range(INSTANCES, INSTANCES + PRIORS))
+
+
+def test_a_row_has_its_images_latents_and_its_images_caption(micro, mesh):
+    bank = make_bank(micro, mesh)
+    rows = Rows(np.array([2, 0, 7, 3]), np.array([1, 0, 0, 1]))
+    latents = gather_latents(bank, rows, jnp.zeros((4, *bank.mean.shape[2:])), 0.5)
+    text = gather_text(bank, rows, None)
+    for row, (image, variant) in enumerate(zip(*rows, strict=True)):
+        np.testing.assert_array_equal(latents[row], bank.mean[image, variant] * np.float32(0.5))
+        np.testing.assert_array_equal(text[row], bank.text[bank.caption[image]])
+
+
+def test_captions_are_encoded_alike_by_caption_and_by_row(micro, mesh):
+    bank = make_bank(micro, mesh, text_encoder=True)
+    encode = lambda ids: ids.astype(jnp.float32)[..., None]  # noqa: E731
+    many = Rows(np.array([2, 0, 7, 3]), np.zeros(4, int))
+    few = Rows(np.array([2, 7]), np.zeros(2, int))  # fewer rows than captions
+    for rows in (many, few):
+        expected = encode(bank.text[bank.caption[rows.image]])
+        np.testing.assert_array_equal(gather_text(bank, rows, encode), expected)
+
+
+def test_rows_with_the_same_image_have_their_own_noise(micro, micro_params, mesh):
+    task, _, bank = setup(micro, micro_params, mesh, (8, 0), prior_weight=0)  # eight rows of three images
+    batch, rows = make_batch(task, bank, jnp.int32(0), jax.tree.map(lambda x: x[0], task.plan))
+    assert len(set(np.asarray(rows.image).tolist())) == 3
+    assert len(np.unique(np.asarray(batch.noise)[:, 0, 0, 0])) == 8
+    assert len(np.unique(np.asarray(batch.latents)[:, 0, 0, 0])) == 8
+
+
+def losses_and_gradients(micro, micro_params, mesh, rows, **settings):
+    task, state, bank = setup(micro, micro_params, mesh, rows, **settings)
+    losses, grads = jax.jit(lambda p, b: gradients(task, p, b, jnp.int32(3)))(state.params, bank)
+    return np.array(losses), {name: np.asarray(value) for name, value in grads.items()}
+
+
+def assert_close(found, expected):
+    np.testing.assert_allclose(found[0], expected[0], rtol=2e-6)
+    scale = max(np.abs(value).max() for value in expected[1].values())
+    for name, value in expected[1].items():
+        # float32 sums over rows in another order
+        np.testing.assert_allclose(found[1][name], value, atol=2e-6 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("prior_weight", [0.0, 0.3, 1.0])
+def test_the_layout_over_devices_does_not_matter(prior_weight, micro, micro_params):
+    rows = (4, 4) if prior_weight else (4, 0)
+    settings = {"prior_weight": prior_weight}
+    one = losses_and_gradients(micro, micro_params, make_mesh(devices=jax.devices()[:1]), rows, **settings)
+    for mesh in (make_mesh(fsdp=2, devices=jax.devices()[:2]), make_mesh(data=4, fsdp=2)):
+        assert_close(losses_and_gradients(micro, micro_params, mesh, rows, **settings), one)
+
+
+def test_tensor_parallel_equals_one_device(micro, micro_params, mesh):
+    one = losses_and_gradients(micro, micro_params, mesh, (2, 2))
+    split = losses_and_gradients(
+        micro, micro_params, make_mesh(data=1, fsdp=2, tensor=2, devices=jax.devices()[:4]), (2, 2)
+    )
+    assert_close(split, one)
+
+
+def test_accumulation_does_not_matter(micro, micro_params, mesh):
+    whole = losses_and_gradients(micro, micro_params, mesh, (4, 2))
+    assert_close(losses_and_gradients(micro, micro_params, mesh, (4, 2), accumulation=2), whole)
+
+
+def test_remat_does_not_matter(micro, micro_params, mesh):
+    plain = losses_and_gradients(micro, micro_params, mesh, (2, 2))
+    assert_close(losses_and_gradients(micro, micro_params, mesh, (2, 2), remat=True), plain)
+
+
+def test_the_length_of_a_dispatch_does_not_matter(micro, micro_params, mesh):
+    results = []
+    for counts in ([1, 1, 1, 1], [4]):
+        state, metrics = run(*setup(micro, micro_params, mesh, (2, 2)), counts)
+        results.append((jax.device_get(state), metrics))
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_both_losses_are_reported_and_add_up(micro, micro_params, mesh):
+    _, metrics = run(*setup(micro, micro_params, mesh, (2, 2), prior_weight=0.3), [3])
+    assert (metrics["prior_loss"] > 0).all()
+    np.testing.assert_allclose(metrics["loss"], metrics["instance_loss"] + 0.3 * metrics["prior_loss"], rtol=1e-6)
+
+
+def test_the_text_encoder_trains_only_when_asked(micro, micro_params, mesh):
+    state, _ = run(*setup(micro, micro_params, mesh, (2, 2), text_encoder=True), [2])
+    name = "encoder.layers.0.mlp.fc1.kernel"
+    assert np.abs(np.asarray(state.params[f"text_encoder.{name}"]) - micro_params["text_encoder"][name]).max() > 1e-5
+    state, _ = run(*setup(micro, micro_params, mesh, (2, 2)), [1])
+    assert not any(key.startswith("text_encoder.") for key in state.params)
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "lion", "prodigy", "schedule_free_adamw"])
+def test_every_optimizer_lowers_the_loss_of_a_fixed_step(optimizer, micro, micro_params, mesh):
+    rate = {"prodigy": 1.0, "lion": 2e-5}.get(optimizer, 1e-4)
+    task, state, bank = setup(
+        micro, micro_params, mesh, (4, 2), optimizer=optimizer, learning_rate=rate, weight_decay=0
+    )
+    loss = jax.jit(lambda params: gradients(task, params, bank, jnp.int32(0))[0].total)
+    before = loss(state.params)
+    state, _ = run(task, state, bank, [4, 4])
+    assert loss(state.params) < before
+
+
+def test_the_average_follows_slowly(micro, micro_params, mesh):
+    state, _ = run(*setup(micro, micro_params, mesh, (2, 2), ema_decay=0.75), [1])
+    name = "unet.conv_in.bias"
+    start, now = micro_params["unet"]["conv_in.bias"], np.asarray(state.params[name])
+    np.testing.assert_allclose(state.ema[name], 0.75 * start + 0.25 * now, atol=1e-7)
