@@ -7,7 +7,7 @@ from jaxbooth.errors import RunFailure, UserError
 
 if TYPE_CHECKING:
     from jaxbooth.pipeline import Pipeline
-    from jaxbooth.train.run import train
+    from jaxbooth.training.run import train
 
 __all__ = ["Config", "Pipeline", "RunFailure", "UserError", "load_config", "train"]
 
@@ -19,7 +19,7 @@ def __getattr__(name: str) -> Any:
 
         return Pipeline
     if name == "train":
-        from jaxbooth.train.run import train
+        from jaxbooth.training.run import train
 
         return train
     raise AttributeError(name)

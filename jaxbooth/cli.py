@@ -74,7 +74,7 @@ def train_command(argv: list[str]) -> None:
     """Parses a configuration with its flags and trains."""
     source = argv.pop(0) if argv and not argv[0].startswith("-") else None
     config = parse(Config, argv, "jaxbooth train [CONFIG]", load_config(source))
-    from jaxbooth.train.run import train
+    from jaxbooth.training.run import train
 
     train(config)
 

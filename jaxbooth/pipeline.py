@@ -25,7 +25,7 @@ from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.models.vae import AutoencoderKL
 from jaxbooth.params import Network, Params, describe
 from jaxbooth.sharding import make_mesh, placement
-from jaxbooth.weights.diffusers_dir import load_component, read_json, stored_bytes
+from jaxbooth.weights.diffusers_dir import load_component, read_json
 
 COMPONENTS = ("unet", "vae", "text_encoder")
 PIPELINE_CLASS = "StableDiffusionPipeline"
@@ -155,14 +155,12 @@ def load_params(
     Raises:
         UserError: weights are missing, damaged or of another shape.
     """
-    sizes = {name: stored_bytes(base.folder / name) for name in components}
     params = {}
-    with progress("load", sum(sizes.values())) as bar:
+    with progress("load", sum(len(base.network(name).shapes) for name in components)) as bar:
         for name in components:
             bar.note(name)
             dtype = jnp.float32 if name in trained or name == "vae" else base.dtype
-            params[name] = load_component(base.folder / name, base.network(name), placement(mesh), dtype)
-            bar.advance(sizes[name])
+            params[name] = load_component(base.folder / name, base.network(name), placement(mesh), dtype, bar.advance)
     return params
 
 

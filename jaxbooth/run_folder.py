@@ -11,9 +11,9 @@ from jaxbooth.errors import UserError
 from jaxbooth.files import write_text
 from jaxbooth.params import Params
 from jaxbooth.pipeline import COMPONENTS, Base, Pipeline, load_params
-from jaxbooth.train.checkpoint import Checkpoints
-from jaxbooth.train.optimizer import make_optimizer
-from jaxbooth.train.state import abstract_state, result_params, trained_components
+from jaxbooth.training.checkpoint import Checkpoints
+from jaxbooth.training.optimizer import make_optimizer
+from jaxbooth.training.state import abstract_state, result_params, trained_components
 from jaxbooth.weights.resolve import resolve_model
 
 

@@ -1,6 +1,7 @@
 """Whole runs through the command line: what they leave behind, resuming, interruption, failure."""
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -15,8 +16,8 @@ from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.config import load_config
 from jaxbooth.pipeline import Base
 from jaxbooth.run_folder import RunFolder, trained_params
-from jaxbooth.train.watch import read_facts
-from jaxbooth.train.writer import read_metrics
+from jaxbooth.training.watch import read_facts
+from jaxbooth.training.writer import read_metrics
 from tests.commands import SHORT, jaxbooth, start, succeed, train
 
 
@@ -160,5 +161,5 @@ def test_a_local_model_needs_no_network(tmp_path):
 
 def test_doctor_runs_a_convolution_where_jax_runs():
     output = succeed(jaxbooth("doctor"))
-    assert "right on TFRT_CPU_0" in output
+    assert re.search(r"convolution +right on", output)
     assert "free disk" in output

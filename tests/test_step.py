@@ -7,7 +7,7 @@ import pytest
 
 from jaxbooth.data.latents import Rows, gather_latents, gather_text, index_in_epochs
 from jaxbooth.sharding import make_mesh
-from jaxbooth.train.step import gradients, make_batch, pick_rows, plan_rows
+from jaxbooth.training.step import gradients, make_batch, pick_rows, plan_rows
 from tests.training import INSTANCES, PRIORS, make_bank, run, setup
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.train.step import gradients, make_batch
+from jaxbooth.training.step import gradients, make_batch
 from jaxbooth.weights.names import import_axes, torch_name
 from tests.torch_parity import to_torch
 from tests.training import run, setup

@@ -8,9 +8,9 @@ from jaxbooth.config import TrainConfig
 from jaxbooth.data.latents import Bank
 from jaxbooth.pipeline import Base
 from jaxbooth.sharding import placement, replicated
-from jaxbooth.train.optimizer import make_optimizer
-from jaxbooth.train.state import TrainState, initial_state, trained_components
-from jaxbooth.train.step import Task, make_dispatch, make_task
+from jaxbooth.training.optimizer import make_optimizer
+from jaxbooth.training.state import TrainState, initial_state, trained_components
+from jaxbooth.training.step import Task, make_dispatch, make_task
 
 INSTANCES, PRIORS = 3, 5
 

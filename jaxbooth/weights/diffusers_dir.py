@@ -21,8 +21,9 @@ from jaxbooth.params import Network, Params
 from jaxbooth.weights.names import canonical, export_array, import_axes, parameter_names
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+PLAIN_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")  # before variants such as fp16 beside them
 Placement = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
-Tick = Callable[[int], None]  # called with the bytes of each tensor done
+Tick = Callable[[], object]  # called after each tensor
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -60,11 +61,12 @@ def weight_files(folder: Path) -> dict[str, list[str]]:
         UserError: there are no safetensors (a `.bin` is named with how to convert it), more than one set, or a shard
             that the index names is missing.
     """
+    plain = [name for name in PLAIN_NAMES if (folder / name).exists()]
     indices = sorted(folder.glob("*.safetensors.index.json"))
-    if indices:
+    if not plain and indices:
         shards = sorted(set(read_json(indices[0])["weight_map"].values()))
     else:
-        shards = sorted(path.name for path in folder.glob("*.safetensors"))
+        shards = plain or sorted(path.name for path in folder.glob("*.safetensors"))
         if len(shards) > 1:
             raise UserError(f"{folder} holds several weight files ({', '.join(shards)}); leave the one to use.")
     if not shards:
@@ -82,11 +84,6 @@ def weight_files(folder: Path) -> dict[str, list[str]]:
         with open_tensors(folder / shard) as file:
             files[shard] = list(file.keys())
     return files
-
-
-def stored_bytes(folder: Path) -> int:
-    """Returns the size of the component's weight files."""
-    return sum((folder / name).stat().st_size for name in weight_files(folder))
 
 
 def match_names(stored: list[str], network: Network, folder: Path) -> dict[str, str]:
@@ -107,7 +104,7 @@ def match_names(stored: list[str], network: Network, folder: Path) -> dict[str, 
 
 
 def load_component(
-    folder: Path, network: Network, place: Placement, dtype: jax.typing.DTypeLike, tick: Tick = lambda _: None
+    folder: Path, network: Network, place: Placement, dtype: jax.typing.DTypeLike, tick: Tick = lambda: None
 ) -> Params:
     """Loads a component's parameters, each straight onto the devices that `place` gives it.
 
@@ -125,7 +122,7 @@ def load_component(
             for tensor in (name for name in stored if name in names):
                 name = names[tensor]
                 params[name] = load_tensor(tensors, tensor, name, network.shapes[name].shape, place, dtype, folder)
-                tick(params[name].size * np.dtype(dtype).itemsize)
+                tick()
     return params
 
 
@@ -155,9 +152,10 @@ def save_component(params: Mapping[str, np.ndarray], origin: Path, out: Path, dt
         origin: the component folder that the model was loaded from.
         dtype: of the written tensors; None keeps each tensor's own of `origin`.
     """
+    names = parameter_names(params)
     for file, stored in weight_files(origin).items():
         with open_tensors(origin / file) as tensors:
-            written = dict(export_tensor(tensors, name, params, dtype) for name in stored)
+            written = dict(export_tensor(tensors, name, names, params, dtype) for name in stored)
             save_file(written, out / file, metadata=tensors.metadata())
     for index in origin.glob("*.safetensors.index.json"):
         content = read_json(index)
@@ -167,13 +165,13 @@ def save_component(params: Mapping[str, np.ndarray], origin: Path, out: Path, dt
 
 
 def export_tensor(
-    tensors: Any, stored: str, params: Mapping[str, np.ndarray], dtype: np.dtype | None
+    tensors: Any, stored: str, names: dict[str, str], params: Mapping[str, np.ndarray], dtype: np.dtype | None
 ) -> tuple[str, np.ndarray]:
     """Returns the name and content under which one tensor of the original file is written again."""
     today = canonical(stored)
     if today is None:
         return stored, tensors.get_tensor(stored)
-    name = parameter_names(params)[today]
+    name = names[today]
     kept = DTYPES[tensors.get_slice(stored).get_dtype()]
     is_bare_clip = stored.startswith(("embeddings.", "encoder.layers.", "final_layer_norm."))
     exported = f"text_model.{stored}" if is_bare_clip else stored  # readers before transformers 5 need the prefix

@@ -21,8 +21,8 @@ from jaxbooth.diffusion.objective import Batch, Losses, reduce_rows, row_losses
 from jaxbooth.params import AnyArray, Params, cast_matrices, without_prefix
 from jaxbooth.pipeline import Base, encode_text
 from jaxbooth.sharding import row_shards, rows_over
-from jaxbooth.train.optimizer import learning_rate_schedule
-from jaxbooth.train.state import TrainState
+from jaxbooth.training.optimizer import learning_rate_schedule
+from jaxbooth.training.state import TrainState
 
 Metrics = dict[str, Array]
 METRICS = ("loss", "instance_loss", "prior_loss", "grad_norm", "learning_rate")

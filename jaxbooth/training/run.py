@@ -17,10 +17,10 @@ from jaxbooth.params import Params
 from jaxbooth.pipeline import COMPONENTS, Base, load_params
 from jaxbooth.run_folder import RunFolder, claim, resolve_paths
 from jaxbooth.sharding import make_mesh
-from jaxbooth.train.checkpoint import Checkpoints
-from jaxbooth.train.loop import Loop, compile_dispatch, describe_length
-from jaxbooth.train.optimizer import make_optimizer
-from jaxbooth.train.prepare import (
+from jaxbooth.training.checkpoint import Checkpoints
+from jaxbooth.training.loop import Loop, compile_dispatch, describe_length
+from jaxbooth.training.optimizer import make_optimizer
+from jaxbooth.training.prepare import (
     Inputs,
     check_config,
     explain_prompts,
@@ -29,7 +29,7 @@ from jaxbooth.train.prepare import (
     read_inputs,
     write_contact_sheet,
 )
-from jaxbooth.train.state import (
+from jaxbooth.training.state import (
     TrainState,
     abstract_state,
     checksums,
@@ -37,9 +37,9 @@ from jaxbooth.train.state import (
     result_params,
     trained_components,
 )
-from jaxbooth.train.step import make_dispatch, make_task
-from jaxbooth.train.watch import Watch
-from jaxbooth.train.writer import Writer
+from jaxbooth.training.step import make_dispatch, make_task
+from jaxbooth.training.watch import Watch
+from jaxbooth.training.writer import Writer
 from jaxbooth.weights.pipeline_dir import export_folder
 from jaxbooth.weights.resolve import resolve_model
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from jaxbooth.params import Params, Shapes, with_prefix, without_prefix
 from jaxbooth.sharding import shardings_like
-from jaxbooth.train.optimizer import averaged_params
+from jaxbooth.training.optimizer import averaged_params
 
 T = TypeVar("T")
 

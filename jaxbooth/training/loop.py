@@ -13,11 +13,11 @@ from jaxbooth.config import Config
 from jaxbooth.console import Bar, progress, say
 from jaxbooth.data.latents import Bank
 from jaxbooth.errors import RunFailure
-from jaxbooth.train.checkpoint import Checkpoints
-from jaxbooth.train.interrupt import watch_signals
-from jaxbooth.train.state import TrainState
-from jaxbooth.train.step import Dispatch
-from jaxbooth.train.writer import Writer
+from jaxbooth.training.checkpoint import Checkpoints
+from jaxbooth.training.interrupt import watch_signals
+from jaxbooth.training.state import TrainState
+from jaxbooth.training.step import Dispatch
+from jaxbooth.training.writer import Writer
 
 
 @dataclass

@@ -6,7 +6,7 @@ import orbax.checkpoint as ocp
 
 from jaxbooth.config import Config
 from jaxbooth.errors import UserError
-from jaxbooth.train.state import TrainState
+from jaxbooth.training.state import TrainState
 
 
 class Checkpoints:
