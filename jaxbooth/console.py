@@ -54,13 +54,18 @@ class Bar:
 
 
 @contextmanager
-def progress(phase: str, total: float | None, done: float = 0) -> Generator[Bar]:
-    """Shows a bar with elapsed and remaining time while the block runs; without a `total`, elapsed time alone."""
+def progress(phase: str, total: float | None, done: float = 0, transient: bool = False) -> Generator[Bar]:
+    """Shows a bar with elapsed and remaining time while the block runs; without a `total`, elapsed time alone.
+
+    Args:
+        done: where the bar begins.
+        transient: leave no line behind, for what happens inside of another bar.
+    """
     columns = (
         TextColumn("{task.description:<10}"), BarColumn(24), TaskProgressColumn(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
     )  # fmt: skip
-    with Progress(*columns, console=console, disable=not is_main()) as shown:
+    with Progress(*columns, console=console, transient=transient, disable=not is_main()) as shown:
         yield Bar(shown, shown.add_task(phase, total=total, completed=int(done), note=""))
 
 

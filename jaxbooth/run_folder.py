@@ -114,13 +114,15 @@ def trained_params(run: RunFolder, config: Config, base: Base, mesh: Mesh) -> tu
         UserError: there is no checkpoint yet.
     """
     checkpoints = Checkpoints(run.checkpoints, config.train.keep_checkpoints)
-    step = checkpoints.latest()
-    if step is None:
-        raise UserError(f"{run.root} has no checkpoint yet; run `jaxbooth train` until the first one.")
-    shapes = {name: base.network(name).shapes for name in trained_components(config.train.text_encoder)}
-    tx = make_optimizer(config.train)
-    state = checkpoints.restore(abstract_state(shapes, tx, config.train.ema_decay is not None, mesh))
-    checkpoints.close()
+    try:
+        step = checkpoints.latest()
+        if step is None:
+            raise UserError(f"{run.root} has no checkpoint yet; run `jaxbooth train` until the first one.")
+        shapes = {name: base.network(name).shapes for name in trained_components(config.train.text_encoder)}
+        tx = make_optimizer(config.train)
+        state = checkpoints.restore(abstract_state(shapes, tx, config.train.ema_decay is not None, mesh))
+    finally:
+        checkpoints.close()
     return result_params(state), step
 
 

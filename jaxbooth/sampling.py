@@ -4,6 +4,7 @@ Validation, class pictures and `jaxbooth sample` all come here.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from jax import Array
 from jax.sharding import Mesh
 from PIL import Image
 
+from jaxbooth.console import progress
 from jaxbooth.diffusion.samplers import SAMPLERS, Denoiser, Grid, SamplerName, make_grid
 from jaxbooth.diffusion.schedule import convert
 from jaxbooth.errors import UserError
@@ -112,11 +114,12 @@ class Painter:
 
     Args:
         batch: pictures drawn at once, rounded up to fill the mesh.
+        quiet: show no progress bar, because the caller has one.
     """
 
-    def __init__(self, base: Base, mesh: Mesh, settings: Settings, batch: int):
+    def __init__(self, base: Base, mesh: Mesh, settings: Settings, batch: int, quiet: bool = False):
         check_resolution(base, settings.resolution, "resolution")
-        self.base, self.mesh, self.settings = base, mesh, settings
+        self.base, self.mesh, self.settings, self.quiet = base, mesh, settings, quiet
         self.batch = -(-batch // row_shards(mesh)) * row_shards(mesh)
         self._encode = jax.jit(lambda params, ids: encode_text(base, params, ids).astype(jnp.float32))
         self._draw = jax.jit(self._trace, out_shardings=rows_over(mesh))
@@ -139,15 +142,21 @@ class Painter:
         """
         distinct = list(dict.fromkeys([self.settings.negative_prompt, *prompts]))
         text = self._encode(params["text_encoder"], self.base.tokenize(distinct))
+        captions = np.array([distinct.index(prompt) for prompt in prompts])
+        used = {name: params[name] for name in ("unet", "vae")}
         pictures = []
-        for start in range(0, len(prompts), self.batch):
-            rows = np.minimum(np.arange(start, start + self.batch), len(prompts) - 1)  # the last batch is padded
-            context = text[np.array([distinct.index(prompts[row]) for row in rows])]
-            keys = picture_keys(seed, [indices[row] for row in rows])
-            inputs = jax.device_put((context, jnp.broadcast_to(text[:1], context.shape), keys), rows_over(self.mesh))
-            used = {name: params[name] for name in ("unet", "vae")}
-            drawn = self._draw(used, *inputs, jnp.float32(self.settings.guidance_scale))
-            pictures.append(jax.device_get(drawn)[: len(prompts) - start])
+        with nullcontext() if self.quiet else progress("sample", len(prompts), transient=True) as bar:
+            for start in range(0, len(prompts), self.batch):
+                rows = np.minimum(np.arange(start, start + self.batch), len(prompts) - 1)  # the last batch is padded
+                context = text[captions[rows]]
+                keys = picture_keys(seed, [indices[row] for row in rows])
+                inputs = jax.device_put(
+                    (context, jnp.broadcast_to(text[:1], context.shape), keys), rows_over(self.mesh)
+                )
+                drawn = self._draw(used, *inputs, jnp.float32(self.settings.guidance_scale))
+                pictures.append(jax.device_get(drawn)[: len(prompts) - start])
+                if bar:
+                    bar.advance(len(pictures[-1]))
         return np.concatenate(pictures)
 
 

@@ -163,3 +163,9 @@ def test_doctor_runs_a_convolution_where_jax_runs():
     output = succeed(jaxbooth("doctor"))
     assert re.search(r"convolution +right on", output)
     assert "free disk" in output
+
+
+def test_weights_that_did_not_move_are_an_error(straight, tmp_path):
+    done = train(tmp_path / "run", "--train.learning-rate", "1e-30", steps=1)
+    assert done.returncode == 1
+    assert "the unet did not change in 1 steps" in done.stderr

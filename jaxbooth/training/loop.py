@@ -50,7 +50,6 @@ class Loop:
                 if step % self.config.train.checkpoint_every == 0 or step == total or interrupt.requested:
                     self.checkpoints.save(state, step, self.config)
                 if step % self.config.validation.every == 0 or step == total:
-                    bar.note("sampling")
                     self.validate(state, step)
                 self.writer.flush()
         self.checkpoints.wait()

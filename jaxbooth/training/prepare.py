@@ -120,7 +120,7 @@ def make_class_images(config: Config, base: Base, params: dict[str, Params], cla
         return
     chosen = config.prior
     settings = Settings(chosen.sampler, chosen.steps, chosen.guidance_scale, config.data.resolution)
-    painter = Painter(base, mesh, settings, chosen.batch_size)
+    painter = Painter(base, mesh, settings, chosen.batch_size, quiet=True)
     prompt = config.data.class_prompt or ""
 
     def paint(indices: list[int]) -> np.ndarray:
