@@ -1,5 +1,7 @@
 """The command line: parse, call one library function, print."""
 
+import contextlib
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -117,13 +119,26 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def parse(kind: type[T], argv: list[str], prog: str, default: T | None = None) -> T:
-    """Parses flags into a model; a value out of range becomes one sentence."""
+    """Parses flags into a model; a value out of range becomes one sentence instead of a validator's report."""
+    printed = io.StringIO()
     try:
-        if default is None:
-            return tyro.cli(kind, args=argv, prog=prog)
-        return tyro.cli(kind, args=argv, prog=prog, default=default)
-    except ValidationError as error:
-        raise explain(error, "flags") from None
+        with contextlib.redirect_stderr(printed):
+            if default is None:
+                return tyro.cli(kind, args=argv, prog=prog)
+            return tyro.cli(kind, args=argv, prog=prog, default=default)
+    except SystemExit as stop:
+        invalid = validation_behind(stop)
+        if invalid:
+            raise explain(invalid, prog) from None
+        sys.stderr.write(printed.getvalue())
+        raise
+
+
+def validation_behind(error: BaseException | None) -> ValidationError | None:
+    """Returns the validator's report that led to `error`, if one did."""
+    while error is not None and not isinstance(error, ValidationError):
+        error = error.__context__
+    return error
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -31,6 +31,8 @@ def sample(
     """
     if not prompt.strip():
         raise UserError("--prompt is empty; say what to draw.")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a folder.")
     paths = [out / f"{seed}-{index:03d}.png" for index in range(num)]
     for path in paths:
         if path.exists():

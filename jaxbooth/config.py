@@ -25,7 +25,7 @@ from jaxbooth.errors import UserError
 class Section(BaseModel):
     """Frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -198,9 +198,10 @@ def flag(key: str) -> str:
 
 
 def explain(error: ValidationError, source: str) -> UserError:
-    """Turns pydantic's report into one sentence."""
+    """Turns pydantic's report, on a whole configuration or on one section of it, into one sentence."""
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    sections = {type(value).__name__: [key] for key, value in Config() if isinstance(value, Section)}
+    key = ".".join(str(part) for part in [*sections.get(error.title, []), *first["loc"]])
     if first["type"] == "extra_forbidden":
         return UserError(f"{source}: unknown key {key!r}; `jaxbooth train --help` lists the keys.")
     return UserError(f"{source}: {key} = {first['input']!r} is not valid: {first['msg'].lower()}.")

@@ -65,7 +65,9 @@ def progress(phase: str, total: float | None, done: float = 0, transient: bool =
         TextColumn("{task.description:<10}"), BarColumn(24), TaskProgressColumn(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
     )  # fmt: skip
-    with Progress(*columns, console=console, transient=transient, disable=not is_main()) as shown:
+    with Progress(
+        *columns, console=console, transient=transient, disable=not is_main() or (transient and not console.is_terminal)
+    ) as shown:
         yield Bar(shown, shown.add_task(phase, total=total, completed=int(done), note=""))
 
 

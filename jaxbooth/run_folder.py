@@ -91,7 +91,10 @@ def claim(config: Config) -> RunFolder:
             )
     elif run.root.exists() and (not run.root.is_dir() or any(run.root.iterdir())):
         raise UserError(f"{run.root} exists and is not a run folder; choose another --run-dir.")
-    write_text(run.config, dump_config(config))
+    try:
+        write_text(run.config, dump_config(config))
+    except OSError as error:
+        raise UserError(f"--run-dir {run.root} cannot be written ({error.strerror}); choose another.") from None
     return run
 
 

@@ -15,6 +15,9 @@ EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp"}
 HEIF_EXTENSIONS = {".heic", ".heif"}
 CAPTIONS = "metadata.jsonl"
 CAPTION_KEYS = ("text", "prompt", "caption")
+DECODER_ERRORS = (  # what Pillow raises on files that are damaged, too large or no pictures
+    UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, RuntimeError,
+)  # fmt: skip
 NOT_JUNK = {CAPTIONS, "manifest.json"}
 
 
@@ -44,7 +47,7 @@ def scan(folder: Path, prompt: str, key: str) -> Folder:
     """
     if not folder.is_dir():
         raise UserError(f"{key}: {folder} is not a folder.")
-    readable = EXTENSIONS | (HEIF_EXTENSIONS if heif_is_readable() else set())
+    readable = readable_extensions()
     entries = sorted(folder.iterdir())
     paths = [path for path in entries if path.is_file() and path.suffix.lower() in readable and not hidden(path)]
     heif = [path for path in entries if path.suffix.lower() in HEIF_EXTENSIONS - readable and not hidden(path)]
@@ -61,6 +64,11 @@ def scan(folder: Path, prompt: str, key: str) -> Folder:
         )
     listed = read_captions(folder / CAPTIONS)
     return Folder([Picture(path, caption_of(path, listed, prompt)) for path in paths], skipped)
+
+
+def readable_extensions() -> set[str]:
+    """Extensions that can be decoded here, lower case."""
+    return EXTENSIONS | (HEIF_EXTENSIONS if heif_is_readable() else set())
 
 
 def hidden(path: Path) -> bool:
@@ -85,20 +93,33 @@ def read_captions(path: Path) -> dict[str, str]:
         UserError: a line is not such an object, or names a picture that is not there.
     """
     captions: dict[str, str] = {}
-    if not path.exists():
-        return captions
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(read_caption_file(path).splitlines() if path.exists() else [], start=1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
             name = entry["file_name"]
-            captions[name] = next(entry[key] for key in CAPTION_KEYS if key in entry)
+            caption = next(entry[key] for key in CAPTION_KEYS if key in entry)
+            if not isinstance(name, str) or not isinstance(caption, str):
+                raise TypeError
         except (json.JSONDecodeError, TypeError, KeyError, StopIteration):
             raise UserError(f'{path}, line {number}: expected {{"file_name": ..., "text": ...}}.') from None
         if not (path.parent / name).is_file():
             raise UserError(f"{path}, line {number}: {name} does not exist in {path.parent}.")
+        captions[name] = caption
     return captions
+
+
+def read_caption_file(path: Path) -> str:
+    """Reads UTF-8 text, with or without a byte order mark.
+
+    Raises:
+        UserError: it is in another encoding.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8.") from None
 
 
 def caption_of(path: Path, listed: dict[str, str], prompt: str) -> str:
@@ -108,9 +129,14 @@ def caption_of(path: Path, listed: dict[str, str], prompt: str) -> str:
         UserError: it is empty.
     """
     sidecar = path.with_suffix(".txt")
-    caption = listed.get(path.name) or (sidecar.read_text().strip() if sidecar.exists() else prompt)
+    if path.name in listed:
+        source, caption = path.parent / CAPTIONS, listed[path.name]
+    elif sidecar.exists():
+        source, caption = sidecar, read_caption_file(sidecar).strip()
+    else:
+        source, caption = path, prompt
     if not caption.strip():
-        raise UserError(f"{sidecar if sidecar.exists() else path}: the caption is empty; write one or remove the file.")
+        raise UserError(f"{source}: the caption is empty; write one for {path.name} or remove it.")
     return caption
 
 
@@ -123,11 +149,13 @@ def open_picture(path: Path) -> Image.Image:
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I;16"):  # Pillow would clip sixteen bits to eight, not scale them
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except DECODER_ERRORS as error:
         raise UserError(f"{path} cannot be decoded ({error}); replace it or remove it.") from None
 
 

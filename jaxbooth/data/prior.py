@@ -6,6 +6,7 @@ them. Pictures that a user put there are used and never touched.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,10 @@ from PIL import Image
 
 from jaxbooth.config import Config
 from jaxbooth.console import progress
-from jaxbooth.data.images import EXTENSIONS, hidden
+from jaxbooth.data.images import hidden, readable_extensions
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.files import write_json, write_png
-from jaxbooth.weights.diffusers_dir import read_json, weight_files
+from jaxbooth.weights.diffusers_dir import weight_files
 
 MANIFEST = "manifest.json"
 MIN_CONTRAST = 3.0  # standard deviation over a picture's 8-bit values; below it the picture is a flat colour
@@ -104,15 +105,31 @@ def open_class_set(config: Config, base_folder: Path) -> ClassSet:
         UserError: the manifest's pictures were made in another way than the configuration asks for.
     """
     folder, settings = config.class_dir, wanted_settings(config, base_folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--data.class-dir: {folder} is a file; name a folder.")
     files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    pictures = {name for name in files if Path(name).suffix.lower() in EXTENSIONS and not hidden(Path(name))}
+    readable = readable_extensions()
+    pictures = {name for name in files if Path(name).suffix.lower() in readable and not hidden(Path(name))}
     made: dict[int, str | None] = {}
     if MANIFEST in files:
-        manifest = read_json(folder / MANIFEST)
-        check_settings(manifest["settings"], settings, folder / MANIFEST)
-        recorded = {int(index): name for index, name in manifest["images"].items()}
+        recorded = read_manifest(folder / MANIFEST, settings)
         made = {index: name for index, name in recorded.items() if name is None or name in pictures}
     return ClassSet(folder, sorted(pictures - set(made.values())), made, settings, config.data.num_class_images)
+
+
+def read_manifest(path: Path, wanted: dict[str, Any]) -> dict[int, str | None]:
+    """Returns picture number -> file name of a manifest whose settings are the wanted ones.
+
+    Raises:
+        UserError: the file is something else, or other settings made its pictures.
+    """
+    try:
+        manifest = json.loads(path.read_text())
+        settings, images = dict(manifest["settings"]), {int(key): name for key, name in manifest["images"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{path} is not a manifest of class pictures; move it or set --data.class-dir.") from None
+    check_settings(settings, wanted, path)
+    return images
 
 
 def check_settings(recorded: dict[str, Any], wanted: dict[str, Any], manifest: Path) -> None:
@@ -138,6 +155,7 @@ def generate_missing(classes: ClassSet, paint: PaintBatch, batch: int) -> None:
             indices = [next(numbers) for _ in range(min(batch, classes.missing))]
             drawn = dict(zip(indices, paint(indices), strict=True))
             names = {index: file_name(index, pixels) for index, pixels in drawn.items()}
+            refuse_own(classes, names)
             # The manifest goes first: an entry without its file is made again, a file without its entry would be
             # taken for the user's own.
             manifest = {"settings": classes.settings, "images": classes.made | names}
@@ -163,19 +181,19 @@ def unused_numbers(made: dict[int, str | None]) -> Iterator[int]:
 
 
 def file_name(index: int, pixels: np.ndarray) -> str | None:
-    """Returns the name to save a picture under, or None if it is near-constant."""
-    return None if pixels.std() < MIN_CONTRAST else f"class-{index:05d}.png"
+    """Returns the name to save a picture under, or None if no channel of it varies much."""
+    return None if pixels.std(axis=(0, 1)).max() < MIN_CONTRAST else f"class-{index:05d}.png"
 
 
 def save(classes: ClassSet, index: int, name: str | None, pixels: np.ndarray) -> None:
-    """Saves a picture losslessly (a dropped one only counts).
-
-    Raises:
-        UserError: a file of that name is there that jaxbooth did not make.
-    """
+    """Saves a picture losslessly; a dropped one only counts."""
     classes.made[index] = name
-    if name is None:
-        return
-    if name in classes.own:
-        raise UserError(f"{classes.folder / name} is in the way of a class picture of that name; rename it.")
-    write_png(classes.folder / name, Image.fromarray(pixels), {**classes.settings, "index": index})
+    if name:
+        write_png(classes.folder / name, Image.fromarray(pixels), {**classes.settings, "index": index})
+
+
+def refuse_own(classes: ClassSet, names: dict[int, str | None]) -> None:
+    """Raises UserError if a picture of the user's has a name that is about to be written."""
+    for name in names.values():
+        if name in classes.own:
+            raise UserError(f"{classes.folder / name} is in the way of a class picture of that name; rename it.")

@@ -158,15 +158,15 @@ def spaced_timesteps(total: int, steps: int, spacing: str, offset: int, rule: Ru
     )
 
 
-def make_grid(schedule: Schedule, name: SamplerName, steps: int) -> Grid:
-    """Returns the grid that sampler `name` follows in `steps` network evaluations.
+def make_grid(schedule: Schedule, name: SamplerName, steps: int, flag: str = "--steps") -> Grid:
+    """Returns the grid that sampler `name` follows in `steps` network evaluations; `flag` is named in the error.
 
     Raises:
         UserError: fewer than one step, or more steps than the schedule has.
     """
     rule, total = SAMPLERS[name], schedule.num_train_timesteps
     if not 1 <= steps < total:
-        raise UserError(f"--steps {steps} is out of range; the schedule allows 1 to {total - 1} sampling steps.")
+        raise UserError(f"{flag} {steps} is out of range; the schedule allows 1 to {total - 1} sampling steps.")
     spacing = schedule.timestep_spacing or rule.spacing
     timesteps = spaced_timesteps(total, steps, spacing, schedule.steps_offset, rule)
     bar = np.maximum(schedule.alphas_cumprod, 2.0**-24) if rule.log_snr else schedule.alphas_cumprod

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from PIL import Image
 
 from jaxbooth.config import Config
 from jaxbooth.console import is_main, say, warn
@@ -14,12 +15,14 @@ from jaxbooth.data.images import Folder, Framing, Picture, scan
 from jaxbooth.data.latents import Bank, all_variants, build_bank, encode_pictures
 from jaxbooth.data.prior import ClassSet, generate_missing, open_class_set
 from jaxbooth.data.sheet import sheet
+from jaxbooth.diffusion.samplers import make_grid
 from jaxbooth.errors import UserError
 from jaxbooth.files import write_png
 from jaxbooth.params import Params
-from jaxbooth.pipeline import Base, encode_text
+from jaxbooth.pipeline import COMPONENTS, Base, encode_text
 from jaxbooth.run_folder import RunFolder
 from jaxbooth.sampling import Painter, Settings, check_resolution
+from jaxbooth.weights.diffusers_dir import weight_files
 
 SHEET_COLUMNS = 5
 COMMON_SHARE = 0.6  # of a CLIP vocabulary: merges learned early, which are frequent words
@@ -49,12 +52,12 @@ def check_config(config: Config) -> None:
         raise UserError(
             "--data.instance-prompt is empty; write one with a rare identifier, such as 'a photo of sks dog'."
         )
-    if train.prior_weight > 0 and not (data.class_prompt or "").strip():
+    if config.prior_rows and not (data.class_prompt or "").strip():
         raise UserError(
             "--data.class-prompt is missing: prior preservation is on (--train.prior-weight "
             f"{train.prior_weight}). Name the class, such as 'a photo of dog', or set --train.prior-weight 0."
         )
-    if train.prior_weight > 0 and data.class_dir and data.class_dir.resolve() == data.instance_dir.resolve():
+    if config.prior_rows and data.class_dir and data.class_dir.resolve() == data.instance_dir.resolve():
         raise UserError(f"--data.instance-dir and --data.class-dir are both {data.class_dir}; they must differ.")
     for key, rows in (("batch-size", train.batch_size), ("prior-batch-size", config.prior_rows)):
         if rows % train.accumulation:
@@ -65,8 +68,13 @@ def check_config(config: Config) -> None:
 
 
 def read_inputs(config: Config, base: Base) -> Inputs:
-    """Scans the pictures and says what the run will do."""
+    """Scans the pictures, opens everything that could turn out unusable later, and says what the run will do."""
     check_resolution(base, config.data.resolution, "--data.resolution")
+    make_grid(base.schedule, config.validation.sampler, config.validation.steps, "--validation.steps")
+    if config.prior_rows:
+        make_grid(base.schedule, config.prior.sampler, config.prior.steps, "--prior.steps")
+    for component in COMPONENTS:
+        weight_files(base.folder / component)
     data = config.data
     crops = data.random_crops if data.crop == "random" else 0
     framing = Framing(data.resolution, crops, data.flip, config.seed)
@@ -86,8 +94,10 @@ def explain_prompts(config: Config, inputs: Inputs) -> None:
     """Shows how the identifier is spelled in tokens, and what of any caption does not fit."""
     base, data = inputs.base, config.data
     class_words = set(words(data.class_prompt or ""))
-    for word in [word for word in words(data.instance_prompt) if word not in class_words] if class_words else []:
-        ids = base.tokenizer(word, add_special_tokens=False)["input_ids"]
+    new_words = [word for word in words(data.instance_prompt) if word not in class_words]
+    spelled = {word: base.tokenizer(word, add_special_tokens=False)["input_ids"] for word in new_words}
+    if spelled:
+        word, ids = max(spelled.items(), key=lambda item: (len(item[1]), max(item[1])))  # the rarest
         say(f"identifier '{word}': {len(ids)} token(s), {' '.join(base.tokenizer.convert_ids_to_tokens(ids))}")
         if len(ids) >= MANY_TOKENS:
             warn(f"'{word}' takes {len(ids)} tokens; a rarer and shorter identifier, such as sks, binds better.")
@@ -105,12 +115,16 @@ def words(prompt: str) -> list[str]:
     return re.findall(r"[\w<>-]+", prompt.lower())
 
 
-def write_contact_sheet(run: RunFolder, inputs: Inputs) -> None:
-    """Writes exactly what the model will see of the subject: crops, transparency, orientation, captions."""
+def contact_sheet(inputs: Inputs) -> Image.Image:
+    """Draws exactly what the model will see of the subject: crops, transparency, orientation, captions."""
     pixels, captions = zip(*all_variants(inputs.instance.pictures, inputs.framing), strict=True)
-    image = sheet(list(pixels), list(captions), min(SHEET_COLUMNS, len(pixels)))
+    return sheet(list(pixels), list(captions), min(SHEET_COLUMNS, len(pixels)))
+
+
+def write_contact_sheet(run: RunFolder, image: Image.Image) -> None:
+    """Saves the contact sheet."""
     if is_main():
-        write_png(run.contact_sheet, image, {"resolution": inputs.framing.resolution})
+        write_png(run.contact_sheet, image, {})
     say(f"contact sheet: {run.contact_sheet}")
 
 

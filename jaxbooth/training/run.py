@@ -23,6 +23,7 @@ from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.prepare import (
     Inputs,
     check_config,
+    contact_sheet,
     explain_prompts,
     make_bank,
     make_class_images,
@@ -75,7 +76,9 @@ def train(config: Config) -> Result:
     tx = make_optimizer(config.train)
     inputs = read_inputs(config, base)
     explain_prompts(config, inputs)
+    shown = contact_sheet(inputs)
     run = claim(config)
+    write_contact_sheet(run, shown)
     checkpoints = Checkpoints(run.checkpoints, config.train.keep_checkpoints)
     try:
         return Job(config, run, inputs, mesh, tx, checkpoints).execute()
@@ -102,7 +105,6 @@ class Job:
             if self.config.export and not self.run.export.exists():
                 self.export(self.restore())
             return Result(self.run, done, complete=True)
-        write_contact_sheet(self.run, self.inputs)
         trained = trained_components(self.config.train.text_encoder)
         params = load_params(self.inputs.base, self.mesh, trained)
         bank, priors = self.make_bank(params)

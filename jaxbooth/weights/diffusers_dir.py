@@ -33,10 +33,13 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise UserError(f"{path} does not hold a JSON object; download or export the model again.")
+        return content
     except FileNotFoundError:
         raise UserError(f"{path} is missing; expected a Stable Diffusion model in diffusers layout.") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); download or export the model again.") from None
 
 

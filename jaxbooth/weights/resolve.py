@@ -28,12 +28,10 @@ def resolve_model(name: str) -> Path:
     if path.is_dir():
         return path
     if path.is_file():
-        raise UserError(
-            f"--model {name} is a file; jaxbooth reads diffusers folders (one that holds model_index.json)."
-        )
+        raise UserError(f"model {name} is a file; jaxbooth reads diffusers folders (one that holds model_index.json).")
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return download(name)
-    raise UserError(f"--model {name}: no such folder, and not a Hub id (owner/model).")
+    raise UserError(f"model {name}: no such folder, and not a Hub id (owner/model).")
 
 
 def download(repo: str) -> Path:
@@ -45,13 +43,11 @@ def download(repo: str) -> Path:
         return Path(snapshot_download(repo, allow_patterns=HUB_FILES, ignore_patterns=HUB_IGNORED))
     except GatedRepoError:
         raise UserError(
-            f"--model {repo} asks for its licence to be accepted: do so at https://huggingface.co/{repo}, "
+            f"model {repo} asks for its licence to be accepted: do so at https://huggingface.co/{repo}, "
             "then run `hf auth login`."
         ) from None
     except RepositoryNotFoundError:
-        raise UserError(
-            f"--model {repo} is neither a local folder nor a model on the Hub (or it is private)."
-        ) from None
+        raise UserError(f"model {repo} is neither a local folder nor a model on the Hub (or it is private).") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise RunFailure(f"--model {repo} is no local folder, and the Hub could not be reached ({reason}).") from None
+        raise RunFailure(f"model {repo} is no local folder, and the Hub could not be reached ({reason}).") from None
