@@ -1,7 +1,9 @@
 """The command line: parse, call one library function, print."""
 
 import contextlib
+import errno
 import io
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +57,8 @@ class SampleArguments(Arguments):
     """Classifier-free guidance; 1 turns it off."""
     sampler: SamplerName = "dpmpp_2m"
     """How to get from noise to a picture."""
+    resolution: PositiveInt | None = None
+    """Side in pixels; default: what the model was trained at."""
     out: Path = Path("samples")
     """Folder for the pictures."""
 
@@ -143,6 +147,8 @@ def validation_behind(error: BaseException | None) -> ValidationError | None:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs a command. Exit code 2: the input must change. 1: the work failed."""
+    # JAX takes three quarters of a GPU by default, and full fine-tuning needs more of a 24 GB card.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]
@@ -153,8 +159,28 @@ def main(argv: list[str] | None = None) -> None:
         if argv[0] not in COMMANDS:
             raise UserError(f"unknown command {argv[0]!r}; use one of {', '.join(COMMANDS)}.")
         COMMANDS[argv[0]](argv[1:])
-    except (UserError, RunFailure) as error:
+    except (UserError, RunFailure, OSError, RuntimeError, KeyboardInterrupt) as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
+        message, code = describe_failure(error)
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(code)
+
+
+def describe_failure(error: BaseException) -> tuple[str, int]:
+    """Returns the sentence and the exit code of a failure that a user can do something about; others are raised."""
+    if isinstance(error, UserError):
+        return str(error), 2
+    if isinstance(error, RunFailure):
+        return str(error), 1
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; run the same command again to continue.", 130
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"the disk is full ({error.filename or 'writing'}); free some space and run the same command again.", 1
+    if "RESOURCE_EXHAUSTED" in str(error):
+        return (
+            "the device is out of memory (its own, not the host's); try --train.remat, a smaller --train.batch-size, "
+            "--train.accumulation, --mesh.fsdp, or a smaller --prior.batch-size.",
+            1,
+        )
+    raise error

@@ -6,9 +6,8 @@ from jaxbooth.devices import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.errors import UserError
 from jaxbooth.files import write_png
-from jaxbooth.pipeline import Base, Pipeline
-from jaxbooth.run_folder import open_run, trained_params
-from jaxbooth.sharding import make_mesh
+from jaxbooth.pipeline import Base, Pipeline, warn_about_lost_text
+from jaxbooth.run_folder import open_run, run_mesh, trained_params
 from jaxbooth.weights.pipeline_dir import ExportDtype, export_folder
 from jaxbooth.weights.resolve import resolve_model
 
@@ -23,6 +22,7 @@ def sample(
     steps: int = 25,
     guidance_scale: float = 7.5,
     sampler: SamplerName = "dpmpp_2m",
+    resolution: int | None = None,
 ) -> Path:
     """Draws pictures 0 .. num-1 and saves each as `<seed>-<number>.png`; returns the folder.
 
@@ -40,7 +40,8 @@ def sample(
     enable_compilation_cache()
     warn_about_cpu_fallback()
     pipeline = Pipeline.load(source)
-    images = pipeline.sample(prompt, num, seed, negative_prompt, sampler, steps, guidance_scale)
+    warn_about_lost_text(pipeline.base, [prompt, negative_prompt])
+    images = pipeline.sample(prompt, num, seed, negative_prompt, sampler, steps, guidance_scale, resolution)
     facts = {
         "prompt": prompt, "negative_prompt": negative_prompt, "seed": seed, "sampler": sampler, "steps": steps,
         "guidance_scale": guidance_scale, "model": source, "step": pipeline.step,
@@ -54,6 +55,6 @@ def export(run_dir: Path, out: Path, dtype: ExportDtype = "base") -> int:
     """Writes a run's newest checkpoint as a diffusers folder; returns its step."""
     run, config = open_run(run_dir)
     base = Base.read(resolve_model(config.model))
-    params, step = trained_params(run, config, base, make_mesh())
+    params, step = trained_params(run, config, base, run_mesh(config))
     export_folder(base.folder, params, out, dtype)
     return step

@@ -33,16 +33,16 @@ class DataConfig(Section):
 
     instance_dir: Path | None = None
     """Folder with 3 to 6 pictures of the subject (jpg, png, webp, avif; heic with the heic extra). "demo": embedded."""
-    instance_prompt: str = "a photo of sks dog"
-    """Prompt with a rare identifier. A picture's own caption (metadata.jsonl or <stem>.txt) goes before it."""
+    instance_prompt: str | None = None
+    """Prompt with a rare identifier, such as "a photo of sks dog", for pictures without a caption of their own."""
     class_dir: Path | None = None
     """Folder of class pictures; missing ones are generated into it. Default: RUN/prior."""
     class_prompt: str | None = None
     """Prompt of the class, without the identifier. Needed unless --train.prior-weight is 0."""
     num_class_images: PositiveInt = 200
     """Class pictures to have before training starts; all that are found are used, also when there are more."""
-    resolution: PositiveInt = 512
-    """Side of the training pictures, in pixels."""
+    resolution: PositiveInt | None = None
+    """Side of the training pictures, in pixels; default: what the base model was trained at."""
     crop: Literal["center", "random"] = "center"
     """What to keep of a picture that is not square."""
     random_crops: PositiveInt = 4
@@ -62,6 +62,8 @@ class PriorConfig(Section):
     """Classifier-free guidance; 1 turns it off."""
     batch_size: PositiveInt = 8
     """Pictures made at once. It does not change the pictures."""
+    seed: NonNegativeInt = 0
+    """Decides the pictures, so that runs with other seeds can share them."""
 
 
 class TrainConfig(Section):
@@ -75,8 +77,8 @@ class TrainConfig(Section):
     """Prior rows of a step; default: as many as instance rows."""
     prior_weight: NonNegativeFloat = 1.0
     """Lambda, the weight of the prior term; 0 trains without it."""
-    learning_rate: PositiveFloat = 5e-6
-    """Peak learning rate (prodigy expects 1)."""
+    learning_rate: PositiveFloat | None = None
+    """Peak learning rate; default 5e-6, and 1 for prodigy."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """What follows the warmup: stay, or fall to 0 at the last step."""
     warmup_steps: NonNegativeInt = 0
@@ -166,6 +168,12 @@ class Config(Section):
     def class_dir(self) -> Path:
         """Where class pictures live."""
         return self.data.class_dir or self.run_dir / "prior"
+
+    @property
+    def resolution(self) -> int:
+        """Side of the training pictures in pixels; a run fills in its base model's where none is set."""
+        assert self.data.resolution, "the resolution is filled in when a run starts"
+        return self.data.resolution
 
     @property
     def prior_rows(self) -> int:

@@ -8,16 +8,24 @@ import jax
 from jaxbooth.console import warn
 
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+GOOGLE = "0x1ae0"
+TPU_CHIPS = {"0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076"}  # as in jax's hardware_utils
 DEFAULT_CACHE = Path("~/.cache/jaxbooth/xla")
 
 
 def accelerator_present() -> str | None:
-    """Names the accelerator whose device files this machine has, whether or not JAX can use it."""
-    if Path("/dev/nvidiactl").exists():
+    """Names the accelerator that this machine has, whether or not JAX can use it."""
+    if Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists():  # dxg: a GPU seen from WSL
         return "an NVIDIA GPU"
-    if any(Path("/dev").glob("accel*")):
-        return "a TPU"
+    for device in Path("/sys/bus/pci/devices").glob("*"):
+        if read_id(device / "vendor") == GOOGLE and read_id(device / "device") in TPU_CHIPS:
+            return "a TPU"
     return None
+
+
+def read_id(path: Path) -> str:
+    """Reads a PCI id such as `0x0063`; empty if there is none."""
+    return path.read_text().strip() if path.exists() else ""
 
 
 def warn_about_cpu_fallback() -> None:
@@ -37,6 +45,12 @@ def cache_dir() -> Path:
 
 
 def enable_compilation_cache() -> None:
-    """Turns the persistent compilation cache on, so that the same program is compiled once on this machine."""
-    cache_dir().mkdir(parents=True, exist_ok=True)
+    """Turns the persistent compilation cache on, unless the user has chosen a folder for it or it cannot be written."""
+    if os.environ.get(CACHE_VARIABLE) or jax.config.read("jax_compilation_cache_dir"):
+        return
+    try:
+        cache_dir().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        warn(f"no compilation cache: {cache_dir()} cannot be written ({error.strerror}); set {CACHE_VARIABLE}.")
+        return
     jax.config.update("jax_compilation_cache_dir", str(cache_dir()))

@@ -4,8 +4,8 @@
 optimizer, the sharding rule, a checkpoint and (by the leaf rule of `jaxbooth.weights.names`) the safetensors file.
 """
 
-import re
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,12 +48,6 @@ def describe(build: Callable[[nnx.Rngs], nnx.Module]) -> Network:
     return Network(graphdef, paths, shapes)
 
 
-def random_params(build: Callable[[nnx.Rngs], nnx.Module], seed: int) -> Params:
-    """Returns freshly initialised float32 parameters of the module that `build` makes."""
-    _, state = nnx.split(build(nnx.Rngs(seed)))
-    return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
-
-
 def with_prefix(prefix: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `params` with `prefix.` before every name (`unet` + `conv_in.kernel` -> `unet.conv_in.kernel`)."""
     return {f"{prefix}.{name}": value for name, value in params.items()}
@@ -64,14 +58,19 @@ def without_prefix(prefix: str, params: Mapping[str, Any]) -> dict[str, Any]:
     return {name[len(prefix) + 1 :]: value for name, value in params.items() if name.startswith(f"{prefix}.")}
 
 
-def select(params: Mapping[str, Any], pattern: str) -> dict[str, Any]:
-    """Returns the entries whose whole name matches the regular expression `pattern`."""
-    return {name: value for name, value in params.items() if re.fullmatch(pattern, name)}
-
-
 def cast_matrices(params: Params, dtype: jax.typing.DTypeLike) -> Params:
     """Casts kernels and embeddings to `dtype` and leaves vectors (biases, norm scales) as they are.
 
     Done once at the head of a step, so that under FSDP the gathers move the compute dtype and not float32 masters.
     """
     return {name: value.astype(dtype) if value.ndim > 1 else value for name, value in params.items()}
+
+
+def full_precision() -> AbstractContextManager:
+    """While tracing, asks for float32 products; TPUs and recent GPUs round the factors to fewer bits by default."""
+    return jax.default_matmul_precision("float32")
+
+
+def precision_of(dtype: jax.typing.DTypeLike) -> AbstractContextManager:
+    """`full_precision` for a computation in float32, and nothing for one in bfloat16."""
+    return full_precision() if np.dtype(dtype) == np.float32 else nullcontext()

@@ -4,6 +4,8 @@
 """
 
 import json
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxbooth.console import progress
+from jaxbooth.console import progress, warn
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.diffusion.schedule import Schedule, read_schedule
 from jaxbooth.errors import UserError
@@ -24,7 +26,7 @@ from jaxbooth.models.layers import Make
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.models.vae import AutoencoderKL
 from jaxbooth.params import Network, Params, describe
-from jaxbooth.sharding import make_mesh, placement
+from jaxbooth.sharding import placement
 from jaxbooth.weights.diffusers_dir import load_component, read_json
 
 COMPONENTS = ("unet", "vae", "text_encoder")
@@ -117,8 +119,16 @@ class Base:
 
     def lost_text(self, prompt: str) -> str:
         """Returns the end of a prompt that does not fit, or an empty string."""
-        ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
         return self.tokenizer.decode(ids[self.max_length - 2 :]).strip()
+
+
+def warn_about_lost_text(base: Base, captions: Iterable[str]) -> None:
+    """Warns once about all captions that are too long, and shows what of the first one is lost."""
+    distinct = list(dict.fromkeys(captions))
+    lost = [text for caption in distinct if (text := base.lost_text(caption))]
+    if lost:
+        warn(f"{len(lost)} of {len(distinct)} prompt(s) exceed {base.max_length} tokens; lost text: '{lost[0]}'")
 
 
 def read_component_config(kind: type, folder: Path) -> Any:
@@ -132,7 +142,8 @@ def read_tokenizer(folder: Path, max_length: int) -> Any:
     Raises:
         UserError: the folder holds no CLIP tokenizer.
     """
-    from transformers import CLIPTokenizer  # half a second that `jaxbooth --help` should not cost
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would miss PyTorch, which is not needed
+    from transformers import CLIPTokenizer  # a second that `jaxbooth --help` should not cost
 
     if not (folder / "vocab.json").exists() and not (folder / "tokenizer.json").exists():
         raise UserError(f"{folder} holds no tokenizer (vocab.json and merges.txt); fetch the model again.")
@@ -171,11 +182,18 @@ def encode_text(base: Base, params: Params, token_ids: Array) -> Array:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A model with its weights on the devices of a mesh. `step` counts its training; 0 is the base model."""
+    """A model with its weights on the devices of a mesh.
+
+    Attributes:
+        params: component -> parameters.
+        resolution: side in pixels that it was trained at.
+        step: of its training; 0 is a base model.
+    """
 
     base: Base
     params: dict[str, Params]
     mesh: Mesh
+    resolution: int
     step: int = 0
 
     @classmethod
@@ -187,7 +205,7 @@ class Pipeline:
         """
         from jaxbooth.run_folder import load_pipeline  # a run folder is more than a pipeline, and builds on it
 
-        return load_pipeline(path, dtype, mesh or make_mesh())
+        return load_pipeline(path, dtype, mesh)
 
     def sample(
         self,
@@ -203,5 +221,5 @@ class Pipeline:
         """Draws `num` pictures of a prompt and returns them as PIL images; picture i depends on (seed, i) alone."""
         from jaxbooth.sampling import Settings, draw  # sampling builds on Base
 
-        settings = Settings(sampler, steps, guidance_scale, resolution or self.base.native_resolution, negative_prompt)
+        settings = Settings(sampler, steps, guidance_scale, resolution or self.resolution, negative_prompt)
         return draw(self, settings, prompt, num, seed)

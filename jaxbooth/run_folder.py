@@ -11,9 +11,10 @@ from jaxbooth.errors import UserError
 from jaxbooth.files import write_text
 from jaxbooth.params import Params
 from jaxbooth.pipeline import COMPONENTS, Base, Pipeline, load_params
+from jaxbooth.sharding import make_mesh
 from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.optimizer import make_optimizer
-from jaxbooth.training.state import abstract_state, result_params, trained_components
+from jaxbooth.training.state import abstract_state, trained_components
 from jaxbooth.weights.resolve import resolve_model
 
 
@@ -74,6 +75,12 @@ def resolve_paths(config: Config) -> Config:
     )
 
 
+def fill_resolution(config: Config, base: Base) -> Config:
+    """Takes the base model's own resolution where none is set."""
+    data = config.data.model_copy(update={"resolution": config.data.resolution or base.native_resolution})
+    return config.model_copy(update={"data": data})
+
+
 def claim(config: Config) -> RunFolder:
     """Creates the run folder, or makes sure that an existing one belongs to this configuration.
 
@@ -116,26 +123,39 @@ def trained_params(run: RunFolder, config: Config, base: Base, mesh: Mesh) -> tu
     Raises:
         UserError: there is no checkpoint yet.
     """
-    checkpoints = Checkpoints(run.checkpoints, config.train.keep_checkpoints)
+    missing = UserError(f"{run.root} has no checkpoint yet; run `jaxbooth train` until the first one.")
+    if not run.checkpoints.is_dir():
+        raise missing
+    checkpoints = Checkpoints(run.checkpoints)
     try:
         step = checkpoints.latest()
         if step is None:
-            raise UserError(f"{run.root} has no checkpoint yet; run `jaxbooth train` until the first one.")
+            raise missing
         shapes = {name: base.network(name).shapes for name in trained_components(config.train.text_encoder)}
         tx = make_optimizer(config.train)
-        state = checkpoints.restore(abstract_state(shapes, tx, config.train.ema_decay is not None, mesh))
+        abstract = abstract_state(shapes, tx, config.train.ema_decay is not None, mesh)
+        return checkpoints.restore_result(abstract), step
     finally:
         checkpoints.close()
-    return result_params(state), step
 
 
-def load_pipeline(path: str | Path, dtype: str, mesh: Mesh) -> Pipeline:
+def run_mesh(config: Config) -> Mesh:
+    """Returns the mesh that a run was trained on, or a plain one where the number of devices is another."""
+    try:
+        return make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    except UserError:
+        return make_mesh()
+
+
+def load_pipeline(path: str | Path, dtype: str, mesh: Mesh | None) -> Pipeline:
     """Opens a run folder at its newest checkpoint, or a model folder or Hub id as it is."""
     if not (Path(path).expanduser() / "config.yaml").exists():
         base = Base.read(resolve_model(str(path)), dtype)
-        return Pipeline(base, load_params(base, mesh), mesh)
+        mesh = mesh or make_mesh()
+        return Pipeline(base, load_params(base, mesh), mesh, base.native_resolution)
     run, config = open_run(Path(path))
+    mesh = mesh or run_mesh(config)
     base = Base.read(resolve_model(config.model), dtype)
     trained, step = trained_params(run, config, base, mesh)
     rest = tuple(name for name in COMPONENTS if name not in trained)
-    return Pipeline(base, load_params(base, mesh, components=rest) | trained, mesh, step)
+    return Pipeline(base, load_params(base, mesh, components=rest) | trained, mesh, config.resolution, step)

@@ -19,7 +19,7 @@ from jaxbooth.console import progress
 from jaxbooth.diffusion.samplers import SAMPLERS, Denoiser, Grid, SamplerName, make_grid
 from jaxbooth.diffusion.schedule import convert
 from jaxbooth.errors import UserError
-from jaxbooth.params import Params, cast_matrices
+from jaxbooth.params import Params, cast_matrices, full_precision, precision_of
 from jaxbooth.pipeline import Base, encode_text
 from jaxbooth.sharding import row_shards, rows_over
 
@@ -102,11 +102,18 @@ def draw_latents(
     return SAMPLERS[settings.sampler].run(denoise, noise(jnp.array(-1)), grid, noise, base.schedule)
 
 
-def decode_pixels(base: Base, vae: Params, latents: Array) -> Array:
-    """Maps scaled latents to (b, H, W, 3) uint8 pixels, one picture at a time to bound the decoder's memory."""
+def decode_pixels(base: Base, vae: Params, latents: Array, shards: int) -> Array:
+    """Maps scaled latents to (b, H, W, 3) uint8 pixels.
+
+    Each of the `shards` parts of the batch is decoded one picture at a time, to bound the decoder's memory; the parts
+    stay where they are.
+    """
     model = base.vae.bind(vae)
-    decode = jax.lax.map(lambda one: model.decode(one[None])[0], latents / base.vae_config.scaling_factor)
-    return jnp.round(jnp.clip(decode * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)
+    parts = (latents / base.vae_config.scaling_factor).reshape(shards, -1, *latents.shape[1:]).swapaxes(0, 1)
+    with full_precision():
+        pixels = jax.lax.map(model.decode, parts).swapaxes(0, 1)
+    pixels = pixels.reshape(-1, *pixels.shape[2:])
+    return jnp.round(jnp.clip(pixels * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)
 
 
 class Painter:
@@ -125,8 +132,9 @@ class Painter:
         self._draw = jax.jit(self._trace, out_shardings=rows_over(mesh))
 
     def _trace(self, params: dict[str, Params], context: Array, negative: Array, keys: Array, guidance: Array) -> Array:
-        latents = draw_latents(self.base, self.settings, params["unet"], context, negative, keys, guidance)
-        return decode_pixels(self.base, params["vae"], latents)
+        with precision_of(self.base.dtype):
+            latents = draw_latents(self.base, self.settings, params["unet"], context, negative, keys, guidance)
+        return decode_pixels(self.base, params["vae"], latents, row_shards(self.mesh))
 
     def __call__(
         self, params: dict[str, Params], prompts: Sequence[str], seed: int, indices: Sequence[int]

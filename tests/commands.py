@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 SHORT = [
     "demo", "--data.num-class-images", "3", "--prior.steps", "2", "--prior.batch-size", "4",
     "--train.batch-size", "2", "--train.steps-per-dispatch", "2", "--train.checkpoint-every", "3",
@@ -41,3 +43,9 @@ def succeed(done: subprocess.CompletedProcess[str]) -> str:
     """Returns the output of a command that must have worked."""
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def read_facts(path: Path) -> dict[str, str]:
+    """Returns the text chunks of a PNG."""
+    with Image.open(path) as image:
+        return {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.models.layers import Make
 from jaxbooth.models.unet import UNet2DConditionModel
-from jaxbooth.params import Params, describe, random_params
+from jaxbooth.params import Params, describe
 from jaxbooth.pipeline import Base, load_params
 from jaxbooth.sharding import make_mesh
 
@@ -59,8 +59,16 @@ def micro(base: Base) -> Base:
 @pytest.fixture(scope="session")
 def micro_params(micro: Base, params: dict[str, Params]) -> dict[str, Params]:
     """The embedded model's weights with a random UNet."""
-    drawn = jax.jit(lambda: random_params(lambda rngs: UNet2DConditionModel(micro.unet_config, Make(rngs)), 0))()
-    return params | {"unet": {name: np.asarray(value) for name, value in drawn.items()}}
+    draw = np.random.default_rng(0)
+    unet = {name: initial(name, leaf.shape, draw) for name, leaf in micro.unet.shapes.items()}
+    return params | {"unet": unet}
+
+
+def initial(name: str, shape: tuple[int, ...], draw: np.random.Generator) -> np.ndarray:
+    """Kernels of unit gain, unit scales, small biases."""
+    if name.endswith("kernel"):
+        return (draw.normal(size=shape) / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
+    return (name.endswith("scale") + 0.1 * draw.normal(size=shape)).astype(np.float32)
 
 
 @pytest.fixture

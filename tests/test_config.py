@@ -185,7 +185,7 @@ def test_what_alters_no_finished_step_may_change(new):
     [
         (Config(model="other"), ("model", "demo", "other")),
         (Config(seed=1), ("seed", 0, 1)),
-        (Config(data=DataConfig(resolution=256)), ("data.resolution", 512, 256)),
+        (Config(data=DataConfig(resolution=256)), ("data.resolution", None, 256)),
         (Config(prior=PriorConfig(steps=20)), ("prior.steps", 50, 20)),
         (Config(train=TrainConfig(batch_size=4)), ("train.batch_size", 1, 4)),
         (Config(train=TrainConfig(ema_decay=0.9)), ("train.ema_decay", None, 0.9)),

@@ -1,10 +1,7 @@
 """Whole runs through the command line: what they leave behind, resuming, interruption, failure."""
 
 import json
-import re
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import jax
@@ -16,9 +13,8 @@ from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.config import load_config
 from jaxbooth.pipeline import Base
 from jaxbooth.run_folder import RunFolder, trained_params
-from jaxbooth.training.watch import read_facts
 from jaxbooth.training.writer import read_metrics
-from tests.commands import SHORT, jaxbooth, start, succeed, train
+from tests.commands import jaxbooth, read_facts, succeed, train
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +72,6 @@ def test_sample_grids_say_what_made_them(straight):
 
 def test_a_resumed_run_is_bit_identical_to_one_that_never_stopped(straight, base, mesh, tmp_path):
     succeed(train(tmp_path / "run", steps=3))
-    shutil.rmtree(tmp_path / "run" / "export")
     output = succeed(train(tmp_path / "run", "--train.steps-per-dispatch", 3))
     assert "resumed at step 3 of 6" in output
     assert losses(tmp_path / "run") == losses(straight[0])
@@ -90,32 +85,6 @@ def test_a_complete_run_says_so_and_what_to_raise(straight):
     assert "complete at step 6 of 6; raise --train.steps" in output
 
 
-def test_sigterm_saves_and_leaves_and_the_same_command_continues(tmp_path):
-    run_dir = tmp_path / "run"
-    command = [
-        "train",
-        *SHORT,
-        "--run-dir",
-        run_dir,
-        "--train.checkpoint-every",
-        "100000",
-        "--validation.every",
-        "100000",
-    ]
-    process = start(*command, "--train.steps", "100000")
-    metrics = run_dir / "metrics.jsonl"
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
-        time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    (saved,) = (int(path.name) for path in (run_dir / "checkpoints").iterdir())
-    assert f"stopped and saved at step {saved} of 100000" in output
-    resumed = succeed(jaxbooth(*command, "--train.steps", saved + 1))
-    assert f"resumed at step {saved} of {saved + 1}" in resumed
-
-
 def test_a_half_written_checkpoint_is_ignored(straight, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(straight[0], run_dir)
@@ -124,18 +93,7 @@ def test_a_half_written_checkpoint_is_ignored(straight, tmp_path):
     half = run_dir / "checkpoints" / "8.orbax-checkpoint-tmp"
     shutil.copytree(run_dir / "checkpoints" / "6" / "state", half / "state")
     next((half / "state").rglob("manifest.ocdbt")).unlink()
-    assert "resumed at step 6 of 7" in succeed(train(run_dir, "--no-export", steps=7))
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(straight, tmp_path):
-    run_dir = tmp_path / "run"
-    arguments = ["--train.learning-rate", "1e20", "--train.checkpoint-every", "1", "--train.max-grad-norm", "0"]
-    done = train(run_dir, *arguments)
-    assert done.returncode == 1
-    assert "is not finite; the run stopped and its last checkpoint is intact" in done.stderr
-    assert "Traceback" not in done.stderr
-    for line in read_metrics(run_dir / "metrics.jsonl"):
-        assert np.isfinite(line["loss"])
+    assert "resumed at step 6 of 7" in succeed(train(run_dir, steps=7))
 
 
 def test_a_run_and_its_base_are_sampled_alike(straight, tmp_path):
@@ -146,26 +104,3 @@ def test_a_run_and_its_base_are_sampled_alike(straight, tmp_path):
     assert (facts["prompt"], facts["seed"], facts["index"], facts["step"]) == ("an emoji of a sks cat", "0", "1", "6")
     assert read_facts(tmp_path / "base" / "0-001.png")["step"] == "0"
     assert {path.name for path in (tmp_path / "base").iterdir()} == {"0-000.png", "0-001.png"}
-
-
-def test_a_local_model_needs_no_network(tmp_path):
-    blocked = (
-        "import socket\n"
-        "def refuse(*args, **kwargs): raise AssertionError('network call')\n"
-        "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
-        "from jaxbooth.cli import main; main()"
-    )
-    flags = ["--prompt", "a cat", "--num", 1, "--steps", 1, "--out", tmp_path]
-    succeed(jaxbooth("sample", DEMO_MODEL, *flags, code=blocked))
-
-
-def test_doctor_runs_a_convolution_where_jax_runs():
-    output = succeed(jaxbooth("doctor"))
-    assert re.search(r"convolution +right on", output)
-    assert "free disk" in output
-
-
-def test_weights_that_did_not_move_are_an_error(straight, tmp_path):
-    done = train(tmp_path / "run", "--train.learning-rate", "1e-30", steps=1)
-    assert done.returncode == 1
-    assert "the unet did not change in 1 steps" in done.stderr

@@ -27,7 +27,7 @@ def test_alphas_cumprod_equal_diffusers(kind, zero_snr):
 
 def test_zero_terminal_snr_ends_in_pure_noise():
     schedule = read_schedule({"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"})
-    assert schedule.zero_terminal_snr
+    assert schedule.alphas_cumprod[-1] == 0
     assert schedule.alphas_cumprod[0] == pytest.approx(read_schedule({}).alphas_cumprod[0])
 
 

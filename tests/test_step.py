@@ -1,12 +1,18 @@
 """The train step: which rows, paired with what, and what must not matter."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxbooth.data.latents import Rows, gather_latents, gather_text, index_in_epochs
+from jaxbooth.models.layers import Make
+from jaxbooth.models.unet import UNet2DConditionModel
+from jaxbooth.params import describe
 from jaxbooth.sharding import make_mesh
+from jaxbooth.training.state import result_params
 from jaxbooth.training.step import gradients, make_batch, pick_rows, plan_rows
 from tests.training import INSTANCES, PRIORS, make_bank, run, setup
 
@@ -168,4 +174,25 @@ def test_the_average_follows_slowly(micro, micro_params, mesh):
     state, _ = run(*setup(micro, micro_params, mesh, (2, 2), ema_decay=0.75), [1])
     name = "unet.conv_in.bias"
     start, now = micro_params["unet"]["conv_in.bias"], np.asarray(state.params[name])
-    np.testing.assert_allclose(state.ema[name], 0.75 * start + 0.25 * now, atol=1e-7)
+    np.testing.assert_allclose(state.ema[name], 0.1 * start + 0.9 * now, atol=1e-7)  # the decay of step 0 is 1 / 10
+
+
+def test_schedule_free_is_evaluated_at_its_average(micro, micro_params, mesh):
+    state, _ = run(*setup(micro, micro_params, mesh, (2, 2), optimizer="schedule_free_adamw"), [3])
+    name = "conv_in.kernel"
+    evaluated, trained = result_params(state)["unet"][name], state.params[f"unet.{name}"]
+    start = micro_params["unet"][name]
+    assert 0 < np.abs(evaluated - start).max() < np.abs(trained - start).max() * 1.01
+    assert np.abs(evaluated - trained).max() > 1e-6
+
+
+def test_bfloat16_compute_stays_near_float32(micro, micro_params, mesh):
+    unet = describe(lambda rngs: UNet2DConditionModel(micro.unet_config, Make(rngs, jnp.bfloat16)))
+    half = dataclasses.replace(micro, unet=unet, dtype=jnp.dtype("bfloat16"))
+    losses, grads = losses_and_gradients(half, micro_params, mesh, (2, 2))
+    expected, expected_grads = losses_and_gradients(micro, micro_params, mesh, (2, 2))
+    np.testing.assert_allclose(losses, expected, rtol=1e-2)
+    assert all(value.dtype == np.float32 for value in grads.values())
+    norm = np.sqrt(sum(np.square(value).sum() for value in expected_grads.values()))
+    difference = np.sqrt(sum(np.square(grads[name] - value).sum() for name, value in expected_grads.items()))
+    assert difference < 5e-2 * norm

@@ -174,11 +174,6 @@ class Framing(NamedTuple):
     flip: bool
     seed: int
 
-    @property
-    def variants(self) -> int:
-        """Variants of each picture."""
-        return max(self.crops, 1) * (2 if self.flip else 1)
-
     def apply(self, image: Image.Image, index: int) -> np.ndarray:
         """Returns the (variants, resolution, resolution, 3) uint8 variants of picture number `index`."""
         scale = self.resolution / min(image.size)

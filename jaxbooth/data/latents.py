@@ -18,7 +18,7 @@ from jaxbooth.console import track
 from jaxbooth.data.images import Framing, Picture, framed
 from jaxbooth.errors import RunFailure
 from jaxbooth.models.vae import Moments
-from jaxbooth.params import AnyArray, Params
+from jaxbooth.params import AnyArray, Params, full_precision
 from jaxbooth.pipeline import Base
 from jaxbooth.sharding import replicated
 
@@ -64,7 +64,15 @@ def encode_pictures(base: Base, params: Params, pictures: list[Picture], framing
     Raises:
         RunFailure: a latent is not finite; the message names the picture.
     """
-    encode = jax.jit(lambda params, pixels: base.vae.bind(params).encode(pixels / 127.5 - 1.0))
+
+    @jax.jit
+    def encode(params: Params, variants: Array) -> Moments:
+        model = base.vae.bind(params)
+        with full_precision():  # one variant at a time bounds the encoder's memory
+            return jax.lax.map(
+                lambda one: jax.tree.map(lambda x: x[0], model.encode(one[None] / 127.5 - 1.0)), variants
+            )
+
     found = []
     for picture, variants in track("encode", zip(pictures, framed(pictures, framing), strict=True), len(pictures)):
         moments = jax.device_get(encode(params, jax.device_put(variants.astype(np.float32), replicated(mesh))))

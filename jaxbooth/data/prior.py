@@ -49,11 +49,11 @@ def wanted_settings(config: Config, base_folder: Path) -> dict[str, Any]:
         "model": config.model,
         "model_fingerprint": fingerprint(base_folder),
         "prompt": config.data.class_prompt,
-        "resolution": config.data.resolution,
+        "resolution": config.resolution,
         "sampler": config.prior.sampler,
         "steps": config.prior.steps,
         "guidance_scale": config.prior.guidance_scale,
-        "seed": config.seed,
+        "seed": config.prior.seed,
     }
 
 

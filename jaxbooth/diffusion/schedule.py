@@ -45,11 +45,6 @@ class Schedule:
         """T; timesteps are 0 .. T-1."""
         return len(self.alphas_cumprod)
 
-    @property
-    def zero_terminal_snr(self) -> bool:
-        """Whether the last timestep is pure noise."""
-        return bool(self.alphas_cumprod[-1] == 0)
-
     def alpha(self, timesteps: Array) -> Array:
         """alpha_t of (b,) timesteps, as (b, 1, 1, 1) float32."""
         return per_row(np.sqrt(self.alphas_cumprod), timesteps)

@@ -25,7 +25,8 @@ def attention(query: Array, key: Array, value: Array, is_causal: bool = False) -
         (batch, length, heads, head_dim) in the dtype of `query`.
     """
     if query.shape[1] >= LONG_SEQUENCE and key.shape[1] >= LONG_SEQUENCE and not is_causal:
-        return query_chunked_attention(query, key, value, QUERY_CHUNK)
+        chunk = next(size for size in range(QUERY_CHUNK, 0, -1) if query.shape[1] % size == 0)
+        return query_chunked_attention(query, key, value, chunk)
     return jax.nn.dot_product_attention(query, key, value, is_causal=is_causal)
 
 

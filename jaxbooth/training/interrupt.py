@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C ask the loop to save and leave; a second one ends the process at once."""
 
 import signal
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
@@ -22,8 +23,14 @@ class Interrupt:
 
 @contextmanager
 def watch_signals() -> Generator[Interrupt]:
-    """Catches SIGNALS while the block runs, and restores the former handlers after it."""
+    """Catches SIGNALS while the block runs, and restores the former handlers after it.
+
+    Outside of the main thread Python allows no handlers, so there nothing is caught.
+    """
     interrupt = Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
     former = {number: signal.signal(number, interrupt.request) for number in SIGNALS}
     try:
         yield interrupt

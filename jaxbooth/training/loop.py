@@ -47,11 +47,12 @@ class Loop:
         with watch_signals() as interrupt, progress("train", total, done=step) as bar:
             while step < total and not interrupt.requested:
                 state, step = self.advance(state, step, self.next_stop(step), bar, lambda: interrupt.requested)
-                if step % self.config.train.checkpoint_every == 0 or step == total or interrupt.requested:
+                if step % self.config.train.checkpoint_every == 0 or step == total:
                     self.checkpoints.save(state, step, self.config)
-                if step % self.config.validation.every == 0 or step == total:
+                if (step % self.config.validation.every == 0 or step == total) and not interrupt.requested:
                     self.validate(state, step)
                 self.writer.flush()
+        self.checkpoints.save(state, step, self.config)  # where a signal stopped it; elsewhere it is saved already
         self.checkpoints.wait()
         return state, step
 
@@ -87,7 +88,7 @@ class Loop:
         if not self.announced:
             self.announced = True
             left = (now - began) / count * (self.config.train.steps - start) / 60
-            say(f"{rate:.1f} images/s, about {left:.1f} min to step {self.config.train.steps}")
+            say(f"{rate:.1f} images/s, about {left:.1f} min to step {self.config.train.steps} without sampling")
         for index in range(count):
             line = {name: float(column[index]) for name, column in values.items()}
             self.writer.scalars(start + index + 1, line | {"images_per_second": rate})

@@ -19,7 +19,7 @@ from jaxbooth.diffusion.samplers import make_grid
 from jaxbooth.errors import UserError
 from jaxbooth.files import write_png
 from jaxbooth.params import Params
-from jaxbooth.pipeline import COMPONENTS, Base, encode_text
+from jaxbooth.pipeline import COMPONENTS, Base, encode_text, warn_about_lost_text
 from jaxbooth.run_folder import RunFolder
 from jaxbooth.sampling import Painter, Settings, check_resolution
 from jaxbooth.weights.diffusers_dir import weight_files
@@ -48,9 +48,9 @@ def check_config(config: Config) -> None:
     data, train = config.data, config.train
     if data.instance_dir is None:
         raise UserError("--data.instance-dir is missing: the folder with the subject's pictures.")
-    if not data.instance_prompt.strip():
+    if not (data.instance_prompt or "").strip():
         raise UserError(
-            "--data.instance-prompt is empty; write one with a rare identifier, such as 'a photo of sks dog'."
+            "--data.instance-prompt is missing; write one with a rare identifier, such as 'a photo of sks dog'."
         )
     if config.prior_rows and not (data.class_prompt or "").strip():
         raise UserError(
@@ -69,7 +69,7 @@ def check_config(config: Config) -> None:
 
 def read_inputs(config: Config, base: Base) -> Inputs:
     """Scans the pictures, opens everything that could turn out unusable later, and says what the run will do."""
-    check_resolution(base, config.data.resolution, "--data.resolution")
+    check_resolution(base, config.resolution, "--data.resolution")
     make_grid(base.schedule, config.validation.sampler, config.validation.steps, "--validation.steps")
     if config.prior_rows:
         make_grid(base.schedule, config.prior.sampler, config.prior.steps, "--prior.steps")
@@ -77,9 +77,9 @@ def read_inputs(config: Config, base: Base) -> Inputs:
         weight_files(base.folder / component)
     data = config.data
     crops = data.random_crops if data.crop == "random" else 0
-    framing = Framing(data.resolution, crops, data.flip, config.seed)
+    framing = Framing(config.resolution, crops, data.flip, config.seed)
     assert data.instance_dir is not None  # check_config has seen to it
-    instance = scan(data.instance_dir, data.instance_prompt, "--data.instance-dir")
+    instance = scan(data.instance_dir, data.instance_prompt or "", "--data.instance-dir")
     skipped = f", {instance.skipped} other file(s) skipped" if instance.skipped else ""
     say(f"instance: {len(instance.pictures)} picture(s) in {data.instance_dir}{skipped}")
     classes = open_class_set(config, base.folder) if config.prior_rows else None
@@ -94,7 +94,7 @@ def explain_prompts(config: Config, inputs: Inputs) -> None:
     """Shows how the identifier is spelled in tokens, and what of any caption does not fit."""
     base, data = inputs.base, config.data
     class_words = set(words(data.class_prompt or ""))
-    new_words = [word for word in words(data.instance_prompt) if word not in class_words]
+    new_words = [word for word in words(data.instance_prompt or "") if word not in class_words]
     spelled = {word: base.tokenizer(word, add_special_tokens=False)["input_ids"] for word in new_words}
     if spelled:
         word, ids = max(spelled.items(), key=lambda item: (len(item[1]), max(item[1])))  # the rarest
@@ -103,11 +103,12 @@ def explain_prompts(config: Config, inputs: Inputs) -> None:
             warn(f"'{word}' takes {len(ids)} tokens; a rarer and shorter identifier, such as sks, binds better.")
         if len(ids) == 1 and ids[0] < COMMON_SHARE * len(base.tokenizer):
             warn(f"'{word}' is a word that the model knows; its meaning will mix with the subject.")
-    captions = dict.fromkeys(picture.caption for picture in inputs.instance.pictures)
-    lost = {caption: text for caption in captions if (text := base.lost_text(caption))}
-    if lost:
-        first = next(iter(lost.values()))
-        warn(f"{len(lost)} of {len(captions)} caption(s) exceed {base.max_length} tokens; lost text: '{first}'")
+    elif config.prior_rows:
+        warn(
+            "the instance prompt has no word that the class prompt lacks; give the subject an identifier, such as sks."
+        )
+    captions = [picture.caption for picture in inputs.instance.pictures]
+    warn_about_lost_text(base, [*captions, data.class_prompt or "", *config.validation.prompts])
 
 
 def words(prompt: str) -> list[str]:
@@ -133,12 +134,12 @@ def make_class_images(config: Config, base: Base, params: dict[str, Params], cla
     if not classes.missing:
         return
     chosen = config.prior
-    settings = Settings(chosen.sampler, chosen.steps, chosen.guidance_scale, config.data.resolution)
+    settings = Settings(chosen.sampler, chosen.steps, chosen.guidance_scale, config.resolution)
     painter = Painter(base, mesh, settings, chosen.batch_size, quiet=True)
     prompt = config.data.class_prompt or ""
 
     def paint(indices: list[int]) -> np.ndarray:
-        return painter(params, [prompt] * len(indices), config.seed, indices)
+        return painter(params, [prompt] * len(indices), chosen.seed, indices)
 
     generate_missing(classes, paint, painter.batch)
 

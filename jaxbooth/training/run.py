@@ -1,5 +1,6 @@
 """`train`: the whole job, from a configuration to a trained, sampled and exported run."""
 
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from jaxbooth.devices import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.errors import RunFailure
 from jaxbooth.params import Params
 from jaxbooth.pipeline import COMPONENTS, Base, load_params
-from jaxbooth.run_folder import RunFolder, claim, resolve_paths
+from jaxbooth.run_folder import RunFolder, claim, fill_resolution, resolve_paths
 from jaxbooth.sharding import make_mesh
 from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.loop import Loop, compile_dispatch, describe_length
@@ -35,6 +36,7 @@ from jaxbooth.training.state import (
     abstract_state,
     checksums,
     initial_state,
+    masters_of,
     result_params,
     trained_components,
 )
@@ -73,6 +75,7 @@ def train(config: Config) -> Result:
     config = resolve_paths(config)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     base = Base.read(resolve_model(config.model), config.train.dtype)
+    config = fill_resolution(config, base)
     tx = make_optimizer(config.train)
     inputs = read_inputs(config, base)
     explain_prompts(config, inputs)
@@ -108,7 +111,7 @@ class Job:
         trained = trained_components(self.config.train.text_encoder)
         params = load_params(self.inputs.base, self.mesh, trained)
         bank, priors = self.make_bank(params)
-        start = jax.device_get(checksums({name: params[name] for name in trained}))
+        start = jax.device_get(checksums(masters_of({name: params[name] for name in trained})))
         frozen = {name: params[name] for name in COMPONENTS if name not in trained}
         state = self.start_state({name: params.pop(name) for name in trained}, done)
         state, step = self.train(state, done, bank, priors, frozen)
@@ -172,7 +175,7 @@ class Job:
 
     def check_moved(self, start: dict[str, np.ndarray], state: TrainState) -> None:
         """Raises RunFailure if a trained component still equals the base model, bit for bit."""
-        end = jax.device_get(checksums(result_params(state)))
+        end = jax.device_get(checksums(state.params))
         for component, value in start.items():
             if end[component] == value:
                 raise RunFailure(
@@ -180,6 +183,8 @@ class Job:
                 )
 
     def export(self, state: TrainState) -> None:
-        """Writes the trained model as a diffusers folder."""
+        """Writes the trained model as a diffusers folder; the one of an earlier, shorter run makes room."""
+        if self.run.export.exists():
+            shutil.rmtree(self.run.export)
         export_folder(self.inputs.base.folder, result_params(state), self.run.export)
         say(f"exported: {self.run.export}")

@@ -1,7 +1,7 @@
 """The train state: arrays only, born sharded."""
 
 from collections.abc import Mapping
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from jaxbooth.params import Params, Shapes, with_prefix, without_prefix
 from jaxbooth.sharding import shardings_like
-from jaxbooth.training.optimizer import averaged_params
+from jaxbooth.training.optimizer import averaged_params, needs_averaging
 
 T = TypeVar("T")
 
@@ -75,6 +75,15 @@ def initial_state(
     return build(masters)
 
 
+def needed_for_result(state: TrainState) -> dict[str, Any]:
+    """Returns the fields of the state that `result_params` reads."""
+    if state.ema:
+        return {"ema": state.ema}
+    if needs_averaging(state.opt_state):
+        return {"params": state.params, "opt_state": state.opt_state}
+    return {"params": state.params}
+
+
 def result_params(state: TrainState) -> dict[str, Params]:
     """Returns component -> the parameters to sample and export: the average if one is kept."""
     values = state.ema or averaged_params(state.opt_state, state.params)
@@ -83,11 +92,15 @@ def result_params(state: TrainState) -> dict[str, Params]:
 
 
 @jax.jit
-def checksums(params: dict[str, Params]) -> dict[str, Array]:
+def checksums(masters: Params) -> dict[str, Array]:
     """Returns component -> a uint32 sum over the bits of its float32 parameters: equal only if nothing moved."""
 
     def bits(value: Array) -> Array:
         words = jax.lax.bitcast_convert_type(value.astype(jnp.float32), jnp.uint32)
         return jnp.sum(words, dtype=jnp.uint32)
 
-    return {component: sum(map(bits, values.values()), jnp.uint32(0)) for component, values in params.items()}
+    totals: dict[str, Array] = {}
+    for name, value in masters.items():
+        component = name.split(".")[0]
+        totals[component] = totals.get(component, jnp.uint32(0)) + bits(value)
+    return totals

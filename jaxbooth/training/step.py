@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxbooth.config import TrainConfig
 from jaxbooth.data.latents import Bank, Rows, gather_latents, gather_text, index_in_epochs
 from jaxbooth.diffusion.objective import Batch, Losses, reduce_rows, row_losses
-from jaxbooth.params import AnyArray, Params, cast_matrices, without_prefix
+from jaxbooth.params import AnyArray, Params, cast_matrices, precision_of, without_prefix
 from jaxbooth.pipeline import Base, encode_text
 from jaxbooth.sharding import row_shards, rows_over
 from jaxbooth.training.optimizer import learning_rate_schedule
@@ -119,10 +119,13 @@ def make_batch(task: Task, bank: Bank, step: Array, part: RowPlan) -> tuple[Batc
     return Batch(latents, normal(noise_keys), timesteps, part.weight, part.is_prior), rows
 
 
-def micro_loss(task: Task, params: Params, bank: Bank, batch: Batch, rows: Rows) -> tuple[Array, Losses]:
-    """Returns the micro-batch's share of the objective, and its losses."""
+def micro_loss(task: Task, cast: Params, bank: Bank, batch: Batch, rows: Rows) -> tuple[Array, Losses]:
+    """Returns the micro-batch's share of the objective, and its losses.
+
+    Args:
+        cast: parameters in the compute dtype.
+    """
     base, config = task.base, task.config
-    cast = cast_matrices(params, base.dtype)
     encode: Callable[[Array], Array] | None = None
     if config.text_encoder:
         text_params = without_prefix("text_encoder", cast)
@@ -138,13 +141,16 @@ def micro_loss(task: Task, params: Params, bank: Bank, batch: Batch, rows: Rows)
 
 
 def gradients(task: Task, params: Params, bank: Bank, step: Array) -> tuple[Losses, Params]:
-    """Returns losses and gradients of a whole step, summed over its micro-batches."""
+    """Returns losses and float32 gradients of a whole step, summed over its micro-batches."""
+    cast = cast_matrices(params, task.base.dtype)
 
     def one(part: RowPlan) -> tuple[Losses, Params]:
         batch, rows = make_batch(task, bank, step, part)
         batch, rows = jax.lax.with_sharding_constraint((batch, rows), rows_over(task.mesh))
-        (_, losses), grads = jax.value_and_grad(lambda p: micro_loss(task, p, bank, batch, rows), has_aux=True)(params)
-        return losses, grads
+        gradient = jax.grad(lambda values: micro_loss(task, values, bank, batch, rows), has_aux=True)
+        with precision_of(task.base.dtype):
+            grads, losses = gradient(cast)
+        return losses, {name: grad.astype(jnp.float32) for name, grad in grads.items()}
 
     plan = RowPlan(*map(jnp.asarray, task.plan))
     parts = len(task.plan.number)
@@ -160,6 +166,12 @@ def gradients(task: Task, params: Params, bank: Bank, step: Array) -> tuple[Loss
     return Losses(losses.total, losses.instance / parts, losses.prior / parts), grads
 
 
+def follow(average: Params, params: Params, step: Array, decay: float) -> Params:
+    """Moves the average; its decay warms up as (1 + step) / (10 + step), so that it forgets the base model early."""
+    share = 1 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return {name: value + share * (params[name] - value) for name, value in average.items()}
+
+
 def train_step(
     task: Task, tx: optax.GradientTransformation, state: TrainState, bank: Bank
 ) -> tuple[TrainState, Metrics]:
@@ -168,7 +180,7 @@ def train_step(
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params: Any = optax.apply_updates(state.params, updates)
     decay = task.config.ema_decay
-    ema: Any = optax.incremental_update(params, state.ema, 1 - decay) if decay else state.ema
+    ema = follow(state.ema, params, state.step, decay) if decay else state.ema
     rate = learning_rate_schedule(task.config)(state.step)
     values = (losses.total, losses.instance, losses.prior, optax.tree.norm(grads), rate)
     metrics = {name: jnp.asarray(value, jnp.float32) for name, value in zip(METRICS, values, strict=True)}

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from jaxbooth.params import Params
 from jaxbooth.pipeline import Base
 from jaxbooth.sampling import Painter, Settings
 
+BATCH = 8  # pictures drawn at once, at most
 UNRELATED = "a photo of a red apple"
 
 
@@ -38,9 +38,11 @@ class Watch:
     def make(cls, config: Config, base: Base, mesh: Mesh) -> "Watch":
         """Builds the painter that the configuration asks for."""
         chosen = config.validation
-        settings = Settings(chosen.sampler, chosen.steps, chosen.guidance_scale, config.data.resolution)
+        settings = Settings(chosen.sampler, chosen.steps, chosen.guidance_scale, config.resolution)
         prompts = validation_prompts(config)
-        painter = Painter(base, mesh, settings, min(8, len(prompts) * chosen.num))
+        pictures = len(prompts) * chosen.num
+        batches = -(-pictures // BATCH)
+        painter = Painter(base, mesh, settings, batch=-(-pictures // batches))
         return cls(painter, prompts, chosen.num, config.seed)
 
     def draw(self, params: dict[str, Params]) -> np.ndarray:
@@ -53,9 +55,3 @@ class Watch:
         labels = [prompt for prompt in self.prompts for _ in range(self.num)]
         facts = {"prompts": json.dumps(self.prompts), "seed": self.seed, "step": step}
         return sheet(list(self.draw(params)), labels, self.num), facts | self.painter.settings.facts()
-
-
-def read_facts(path: Path) -> dict[str, str]:
-    """Returns the text chunks of a PNG."""
-    with Image.open(path) as image:
-        return {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}

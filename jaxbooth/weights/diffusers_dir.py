@@ -6,6 +6,7 @@ buffers), which makes import followed by export reproduce an untouched model byt
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jaxbooth.errors import UserError
-from jaxbooth.params import Network, Params
+from jaxbooth.params import AnyArray, Network, Params
 from jaxbooth.weights.names import canonical, export_array, import_axes, parameter_names
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -112,7 +113,7 @@ def load_component(
     """Loads a component's parameters, each straight onto the devices that `place` gives it.
 
     Args:
-        dtype: of the parameters in memory; float32 for what is trained.
+        dtype: of matrices in memory, float32 for what is trained; vectors (biases, norm scales) are always float32.
 
     Raises:
         UserError: names or shapes differ from the configuration's, or a file is damaged.
@@ -124,7 +125,9 @@ def load_component(
         with open_tensors(folder / file) as tensors:
             for tensor in (name for name in stored if name in names):
                 name = names[tensor]
-                params[name] = load_tensor(tensors, tensor, name, network.shapes[name].shape, place, dtype, folder)
+                shape = network.shapes[name].shape
+                kept = dtype if len(shape) > 1 else np.float32
+                params[name] = load_tensor(tensors, tensor, name, shape, place, kept, folder)
                 tick()
     return params
 
@@ -147,28 +150,34 @@ def load_tensor(
     return jax.make_array_from_callback(shape, place(name, shape), read)
 
 
-def save_component(params: Mapping[str, np.ndarray], origin: Path, out: Path, dtype: np.dtype | None = None) -> None:
+def save_component(params: Mapping[str, AnyArray], origin: Path, out: Path, dtype: np.dtype | None = None) -> None:
     """Writes a component's weights into the existing folder `out`, in the layout of `origin`.
 
     Args:
-        params: parameter name -> array on the host.
+        params: parameter name -> array, on the devices or on the host.
         origin: the component folder that the model was loaded from.
         dtype: of the written tensors; None keeps each tensor's own of `origin`.
     """
     names = parameter_names(params)
+    size = 0
     for file, stored in weight_files(origin).items():
         with open_tensors(origin / file) as tensors:
             written = dict(export_tensor(tensors, name, names, params, dtype) for name in stored)
-            save_file(written, out / file, metadata=tensors.metadata())
+            size += sum(tensor.nbytes for tensor in written.values())
+            save_file(written, out / plain_name(file), metadata=tensors.metadata())
     for index in origin.glob("*.safetensors.index.json"):
         content = read_json(index)
-        written_sizes = (t.nbytes for file in weight_files(origin) for t in read_all(out / file).values())
-        content["metadata"]["total_size"] = sum(written_sizes)
+        content["metadata"]["total_size"] = size
         (out / index.name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
+def plain_name(file: str) -> str:
+    """Returns a weight file's name without its variant, so that readers find it without being told."""
+    return re.sub(r"\.(fp16|bf16|non_ema)(?=[.-])", "", file)
+
+
 def export_tensor(
-    tensors: Any, stored: str, names: dict[str, str], params: Mapping[str, np.ndarray], dtype: np.dtype | None
+    tensors: Any, stored: str, names: dict[str, str], params: Mapping[str, AnyArray], dtype: np.dtype | None
 ) -> tuple[str, np.ndarray]:
     """Returns the name and content under which one tensor of the original file is written again."""
     today = canonical(stored)
@@ -178,10 +187,4 @@ def export_tensor(
     kept = DTYPES[tensors.get_slice(stored).get_dtype()]
     is_bare_clip = stored.startswith(("embeddings.", "encoder.layers.", "final_layer_norm."))
     exported = f"text_model.{stored}" if is_bare_clip else stored  # readers before transformers 5 need the prefix
-    return exported, export_array(name, params[name]).astype(dtype or kept)
-
-
-def read_all(path: Path) -> dict[str, np.ndarray]:
-    """Reads every tensor of a safetensors file."""
-    with open_tensors(path) as tensors:
-        return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (not a mapping)
+    return exported, export_array(name, np.asarray(params[name])).astype(dtype or kept)

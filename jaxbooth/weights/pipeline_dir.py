@@ -6,14 +6,14 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Literal
 
-import jax
 import ml_dtypes
 import numpy as np
 
 from jaxbooth.console import progress
 from jaxbooth.errors import UserError
+from jaxbooth.files import write_json
 from jaxbooth.params import Params
-from jaxbooth.weights.diffusers_dir import save_component, weight_files
+from jaxbooth.weights.diffusers_dir import plain_name, read_json, save_component, weight_files
 
 ExportDtype = Literal["base", "float32", "float16", "bfloat16"]
 DTYPES = {"base": None, "float32": np.dtype("float32"), "float16": np.dtype("float16"),
@@ -43,18 +43,30 @@ def export_folder(base: Path, params: Mapping[str, Params], out: Path, dtype: Ex
                 bar.note(component)
                 copy_component(base / component, aside / component, weights=component not in params)
                 if component in params:
-                    host = jax.device_get(params[component])
-                    save_component(host, base / component, aside / component, DTYPES[dtype])
+                    save_component(params[component], base / component, aside / component, DTYPES[dtype])
                 bar.advance()
         for name in COPIED:
             if (base / name).is_dir():
                 shutil.copytree(base / name, aside / name, copy_function=shutil.copyfile)
-        shutil.copyfile(base / "model_index.json", aside / "model_index.json")
+        write_index(base, aside)
         aside.chmod(0o755)
         aside.replace(out)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def write_index(base: Path, out: Path) -> None:
+    """Copies `model_index.json`; parts that it names and the base folder lacks (a safety checker) become null."""
+    index = read_json(base / "model_index.json")
+    absent = [key for key, value in index.items() if isinstance(value, list) and value[0] and not (out / key).is_dir()]
+    if not absent:
+        shutil.copyfile(base / "model_index.json", out / "model_index.json")
+        return
+    index |= {key: [None, None] for key in absent}
+    if "safety_checker" in absent:
+        index["requires_safety_checker"] = False
+    write_json(out / "model_index.json", index)
 
 
 def copy_component(source: Path, target: Path, weights: bool) -> None:
@@ -63,4 +75,4 @@ def copy_component(source: Path, target: Path, weights: bool) -> None:
     shutil.copyfile(source / "config.json", target / "config.json")
     if weights:
         for path in [source / name for name in weight_files(source)] + sorted(source.glob("*.index.json")):
-            shutil.copyfile(path, target / path.name)
+            shutil.copyfile(path, target / plain_name(path.name))
