@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -149,6 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs a command. Exit code 2: the input must change. 1: the work failed."""
     # JAX takes three quarters of a GPU by default, and full fine-tuning needs more of a 24 GB card.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax explains its every option there
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]

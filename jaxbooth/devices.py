@@ -46,7 +46,7 @@ def cache_dir() -> Path:
 
 def enable_compilation_cache() -> None:
     """Turns the persistent compilation cache on, unless the user has chosen a folder for it or it cannot be written."""
-    if os.environ.get(CACHE_VARIABLE) or jax.config.read("jax_compilation_cache_dir"):
+    if os.environ.get(CACHE_VARIABLE) or getattr(jax.config, "jax_compilation_cache_dir", None):
         return
     try:
         cache_dir().mkdir(parents=True, exist_ok=True)

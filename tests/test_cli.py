@@ -20,7 +20,7 @@ from jaxbooth.training.state import initial_state
 
 # Short in every respect, so that an error that goes unnoticed ends soon.
 SHORT = (
-    "--data.resolution", "64", "--data.num-class-images", "1", "--prior.steps", "1", "--prior.batch-size", "1",
+    "--data.instance-prompt", "a photo of sks dog", "--data.resolution", "64", "--data.num-class-images", "1", "--prior.steps", "1", "--prior.batch-size", "1",
     "--train.steps", "1", "--validation.steps", "1", "--validation.num", "1",
 )  # fmt: skip
 CLASS = ("--data.class-prompt", "a cat")
@@ -249,7 +249,7 @@ def test_class_pictures_of_another_prompt_are_refused(refused, dog, tmp_path):
 
 
 def test_an_empty_instance_prompt_is_refused(refused, dog):
-    assert "--data.instance-prompt is empty" in refused(*train(dog, "--data.instance-prompt", " "))
+    assert "--data.instance-prompt is missing" in refused(*train(dog, "--data.instance-prompt", " "))
 
 
 @pytest.mark.parametrize("flags", [(), ("--data.class-prompt", "")])

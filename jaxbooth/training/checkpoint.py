@@ -56,7 +56,7 @@ class Checkpoints:
         Raises:
             UserError: the checkpoint cannot be read.
         """
-        read = {"params": {}, "ema": {}} | self._read(needed_for_result(abstract))
+        read: dict[str, Any] = {"params": {}, "ema": {}} | self._read(needed_for_result(abstract))
         return result_params(abstract._replace(**read))
 
     def _read(self, part: dict[str, Any]) -> dict[str, Any]:
