@@ -50,6 +50,11 @@ class RunFolder:
         return self.root / "export"
 
     @property
+    def pictures(self) -> Path:
+        """Names of the pictures that the run was started with."""
+        return self.root / "pictures.json"
+
+    @property
     def contact_sheet(self) -> Path:
         """The instance pictures as the model sees them."""
         return self.root / "contact_sheet.png"

@@ -53,6 +53,7 @@ def test_a_run_folder_holds_everything(straight):
     assert json.loads((run_dir / "prior" / "manifest.json").read_text())["settings"]["prompt"] == "an emoji of a cat"
     assert list((run_dir / "tensorboard").glob("events*"))
     assert (run_dir / "contact_sheet.png").exists()
+    assert len(json.loads((run_dir / "pictures.json").read_text())["class"]) == 3
     assert {p.name for p in (run_dir / "export").iterdir()} == {path.name for path in DEMO_MODEL.iterdir()}
     assert not list(run_dir.rglob(".*"))
 

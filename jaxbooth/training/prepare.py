@@ -17,12 +17,12 @@ from jaxbooth.data.prior import ClassSet, generate_missing, open_class_set
 from jaxbooth.data.sheet import sheet
 from jaxbooth.diffusion.samplers import make_grid
 from jaxbooth.errors import UserError
-from jaxbooth.files import write_png
+from jaxbooth.files import write_json, write_png
 from jaxbooth.params import Params
 from jaxbooth.pipeline import COMPONENTS, Base, encode_text, warn_about_lost_text
 from jaxbooth.run_folder import RunFolder
 from jaxbooth.sampling import Painter, Settings, check_resolution
-from jaxbooth.weights.diffusers_dir import weight_files
+from jaxbooth.weights.diffusers_dir import read_json, weight_files
 
 SHEET_COLUMNS = 5
 COMMON_SHARE = 0.6  # of a CLIP vocabulary: merges learned early, which are frequent words
@@ -127,6 +127,15 @@ def write_contact_sheet(run: RunFolder, image: Image.Image) -> None:
     if is_main():
         write_png(run.contact_sheet, image, {})
     say(f"contact sheet: {run.contact_sheet}")
+
+
+def note_pictures(run: RunFolder, groups: dict[str, list[Picture]]) -> None:
+    """Records which pictures a run uses, and warns when a continued run finds others: its rows are then not the same."""
+    names = {kind: [picture.path.name for picture in pictures] for kind, pictures in groups.items()}
+    if run.pictures.exists() and read_json(run.pictures) != names:
+        warn(f"the pictures are not those that {run.root} was started with; later steps will see other rows.")
+    if is_main():
+        write_json(run.pictures, names)
 
 
 def make_class_images(config: Config, base: Base, params: dict[str, Params], classes: ClassSet, mesh: Mesh) -> None:

@@ -28,6 +28,7 @@ from jaxbooth.training.prepare import (
     explain_prompts,
     make_bank,
     make_class_images,
+    note_pictures,
     read_inputs,
     write_contact_sheet,
 )
@@ -132,6 +133,7 @@ class Job:
         if classes:
             make_class_images(config, self.inputs.base, params, classes, self.mesh)
             pictures = scan(classes.folder, config.data.class_prompt or "", "--data.class-dir").pictures
+        note_pictures(self.run, {"instance": self.inputs.instance.pictures, "class": pictures})
         return make_bank(config, self.inputs, params, pictures, self.mesh), len(pictures)
 
     def start_state(self, params: dict[str, Params], done: int) -> TrainState:
@@ -167,6 +169,9 @@ class Job:
             if not done:
                 validate(state, 0)
             task = make_task(self.inputs.base, config.train, config.prior_rows, images, priors, config.seed, self.mesh)
+            rows, width = config.train.batch_size + config.prior_rows, task.plan.number.size
+            if width > rows:
+                say(f"{rows} rows are padded to {width} to fill the devices; a larger --train.batch-size costs no more")
             dispatch = make_dispatch(task, self.tx, config.train.steps_per_dispatch, state)
             dispatch = compile_dispatch(dispatch, state, bank)
             return Loop(config, dispatch, bank, self.checkpoints, writer, validate).run(state, done)
