@@ -20,7 +20,8 @@ from jaxbooth.training.state import initial_state
 
 # Short in every respect, so that an error that goes unnoticed ends soon.
 SHORT = (
-    "--data.instance-prompt", "a photo of sks dog", "--data.resolution", "64", "--data.num-class-images", "1", "--prior.steps", "1", "--prior.batch-size", "1",
+    "--data.instance-prompt", "a photo of sks dog",
+    "--data.resolution", "64", "--data.num-class-images", "1", "--prior.steps", "1", "--prior.batch-size", "1",
     "--train.steps", "1", "--validation.steps", "1", "--validation.num", "1",
 )  # fmt: skip
 CLASS = ("--data.class-prompt", "a cat")

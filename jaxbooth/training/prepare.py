@@ -130,7 +130,7 @@ def write_contact_sheet(run: RunFolder, image: Image.Image) -> None:
 
 
 def note_pictures(run: RunFolder, groups: dict[str, list[Picture]]) -> None:
-    """Records which pictures a run uses, and warns when a continued run finds others: its rows are then not the same."""
+    """Records which pictures a run uses, and warns when a continued run finds others, which changes its rows."""
     names = {kind: [picture.path.name for picture in pictures] for kind, pictures in groups.items()}
     if run.pictures.exists() and read_json(run.pictures) != names:
         warn(f"the pictures are not those that {run.root} was started with; later steps will see other rows.")
