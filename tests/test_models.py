@@ -178,3 +178,13 @@ def test_an_unknown_block_type_is_named():
     config = read_config(UNetConfig, SD1 | {"down_block_types": ["AttnDownBlock2D"] * 4}, "config.json")
     with pytest.raises(UserError, match="AttnDownBlock2D"):
         describe(lambda rngs: UNet2DConditionModel(config, Make(rngs)))
+
+
+def test_the_published_sd15_shapes_have_their_known_number_of_parameters():
+    unet = describe(lambda rngs: UNet2DConditionModel(UNetConfig(cross_attention_dim=768), Make(rngs)))
+    vae_config = VAEConfig(block_out_channels=(128, 256, 512, 512), layers_per_block=2)
+    vae = describe(lambda rngs: AutoencoderKL(vae_config, Make(rngs)))
+    text_config = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12)
+    text = describe(lambda rngs: CLIPTextModel(text_config, Make(rngs)))
+    counts = [sum(leaf.size for leaf in network.shapes.values()) for network in (unet, vae, text)]
+    assert counts == [859_520_964, 83_653_863, 123_060_480]
