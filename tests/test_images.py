@@ -1,40 +1,19 @@
-"""A folder of pictures with captions, the pixels made of it, and the sheets that show them."""
+"""A folder of pictures with captions: what is found, what it is called, and how each file is decoded."""
 
 import importlib.util
-import json
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxbooth.data.images import Framing, Picture, framed, open_picture, scan
-from jaxbooth.data.sheet import GAP, LINE, MIN_TILE, sheet
+from jaxbooth.data.images import open_picture, scan
 from jaxbooth.errors import UserError
+from tests.pictures import caption_list, noise, put, smooth
 
 KEY = "--data.instance-dir"
 without_heif = pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is not None, reason="pillow-heif is here")
-
-
-def put(path: Path, colour: str = "red", size: tuple[int, int] = (8, 8)) -> Path:
-    Image.new("RGB", size, colour).save(path)
-    return path
-
-
-def caption_list(folder: Path, *entries: dict) -> None:
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-
-
-def noise(width: int, height: int) -> np.ndarray:
-    return np.random.default_rng(7).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def smooth(width: int, height: int) -> np.ndarray:
-    """A gradient that survives lossy codecs."""
-    rows, columns = np.mgrid[:height, :width]
-    return np.stack([rows * 255 / height, columns * 255 / width, np.full_like(rows, 90)], -1).astype(np.uint8)
 
 
 # Scanning
@@ -274,131 +253,3 @@ def test_a_picture_too_large_to_decode_is_named(tmp_path):
     (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     with pytest.raises(UserError, match=r"huge\.png"):
         open_picture(tmp_path / "huge.png")
-
-
-# Framing
-
-
-def test_a_square_picture_of_the_right_size_is_kept_as_it_is():
-    pixels = noise(16, 16)
-    np.testing.assert_array_equal(Framing(16, 0, False, 0).apply(Image.fromarray(pixels), 0), pixels[None])
-
-
-def test_the_center_of_a_wide_picture_is_kept():
-    pixels = noise(30, 16)
-    np.testing.assert_array_equal(Framing(16, 0, False, 0).apply(Image.fromarray(pixels), 0)[0], pixels[:, 7:23])
-
-
-def test_the_center_of_a_tall_picture_is_kept():
-    pixels = noise(16, 26)
-    np.testing.assert_array_equal(Framing(16, 0, False, 0).apply(Image.fromarray(pixels), 0)[0], pixels[5:21])
-
-
-def test_the_short_side_is_resized_to_the_resolution_and_the_long_side_in_proportion():
-    image = Image.fromarray(noise(60, 32))
-    expected = np.asarray(image.resize((30, 16), Image.Resampling.LANCZOS))[:, 7:23]
-    np.testing.assert_array_equal(Framing(16, 0, False, 0).apply(image, 0)[0], expected)
-
-
-def test_three_stripes_keep_the_middle_one():
-    stripes = np.zeros((40, 120, 3), np.uint8)
-    stripes[:, :40], stripes[:, 40:80], stripes[:, 80:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-    kept = Framing(40, 0, False, 0).apply(Image.fromarray(stripes), 0)[0]
-    np.testing.assert_array_equal(kept, np.broadcast_to(np.uint8([0, 255, 0]), (40, 40, 3)))
-
-
-def test_a_picture_smaller_than_the_resolution_is_enlarged():
-    kept = Framing(64, 0, False, 0).apply(Image.new("RGB", (5, 3), (10, 200, 30)), 0)
-    np.testing.assert_array_equal(kept, np.broadcast_to(np.uint8([10, 200, 30]), (1, 64, 64, 3)))
-
-
-@pytest.mark.parametrize("size", [(1, 300), (300, 1), (17, 16), (333, 500)])
-def test_every_shape_fills_the_square(size):
-    assert Framing(16, 0, False, 0).apply(Image.new("RGB", size), 0).shape == (1, 16, 16, 3)
-
-
-def test_random_crops_are_parts_of_the_picture():
-    pixels = noise(40, 16)
-    windows = [pixels[:, x : x + 16] for x in range(25)]
-    crops = Framing(16, 8, False, 0).apply(Image.fromarray(pixels), 0)
-    found = [[x for x, window in enumerate(windows) if np.array_equal(crop, window)] for crop in crops]
-    assert all(len(places) == 1 for places in found)
-    assert len({places[0] for places in found}) > 1
-
-
-def test_random_crops_reach_both_ends():
-    pixels = noise(18, 16)
-    crops = Framing(16, 64, False, 0).apply(Image.fromarray(pixels), 0)
-    assert {x for crop in crops for x in range(3) if np.array_equal(crop, pixels[:, x : x + 16])} == {0, 1, 2}
-
-
-def test_random_crops_repeat_with_the_seed_and_the_place_and_differ_without():
-    image = Image.fromarray(noise(200, 16))
-    crops = Framing(16, 4, False, 3).apply(image, 5)
-    np.testing.assert_array_equal(crops, Framing(16, 4, False, 3).apply(image, 5))
-    assert not np.array_equal(crops, Framing(16, 4, False, 4).apply(image, 5))
-    assert not np.array_equal(crops, Framing(16, 4, False, 3).apply(image, 6))
-
-
-@pytest.mark.parametrize("crops", [0, 3])
-def test_flips_are_mirror_images_and_leave_the_crops_as_they_were(crops):
-    image = Image.fromarray(noise(40, 16))
-    plain, both = Framing(16, crops, False, 0).apply(image, 0), Framing(16, crops, True, 0).apply(image, 0)
-    np.testing.assert_array_equal(both[: len(plain)], plain)
-    np.testing.assert_array_equal(both[len(plain) :], np.flip(plain, axis=2))
-
-
-@pytest.mark.parametrize(("crops", "flip", "count"), [(0, False, 1), (0, True, 2), (4, False, 4), (3, True, 6)])
-def test_variants_are_crops_times_mirrorings(crops, flip, count):
-    framing = Framing(8, crops, flip, 0)
-    assert framing.apply(Image.new("RGB", (12, 8)), 0).shape == (count, 8, 8, 3)
-
-
-def test_framing_a_folder_crops_each_picture_by_its_place(tmp_path):
-    pixels = noise(100, 8)
-    pictures = []
-    for name in ("a.png", "b.png"):
-        Image.fromarray(pixels).save(tmp_path / name)
-        pictures.append(Picture(tmp_path / name, "x"))
-    framing = Framing(8, 4, False, 0)
-    for index, variants in enumerate(framed(pictures, framing)):
-        np.testing.assert_array_equal(variants, framing.apply(Image.fromarray(pixels), index))
-    assert index == 1
-
-
-# Sheets
-
-
-def test_a_sheet_has_room_for_its_rows_columns_and_labels():
-    image = sheet([noise(128, 128)] * 5, ["label"] * 5, columns=3, lines=2)
-    assert image.size == (3 * (128 + GAP) + GAP, 2 * (128 + 2 * LINE + GAP) + GAP)
-
-
-def test_each_picture_appears_in_the_sheet_in_reading_order():
-    pictures = [np.random.default_rng(seed).integers(0, 256, (128, 128, 3), dtype=np.uint8) for seed in range(5)]
-    shown = np.asarray(sheet(pictures, ["a caption"] * 5, columns=3, lines=1))
-    for index, pixels in enumerate(pictures):
-        top, left = GAP + index // 3 * (128 + LINE + GAP), GAP + index % 3 * (128 + GAP)
-        np.testing.assert_array_equal(shown[top : top + 128, left : left + 128], pixels)
-
-
-@pytest.mark.parametrize(("side", "scale"), [(64, 2), (50, 3), (200, 1)])
-def test_small_pictures_are_enlarged_by_whole_pixels(side, scale):
-    pixels = noise(side, side)
-    shown = np.asarray(sheet([pixels], [""], columns=1, lines=0))[GAP:-GAP, GAP:-GAP]
-    np.testing.assert_array_equal(shown, pixels.repeat(scale, 0).repeat(scale, 1))
-    assert shown.shape[1] >= MIN_TILE
-
-
-def test_the_label_is_written_under_the_picture():
-    black = np.zeros((128, 128, 3), np.uint8)
-    under = GAP + 128
-    bare, written = (np.asarray(sheet([black], [label], columns=1, lines=1)) for label in ("", "a sks dog"))
-    np.testing.assert_array_equal(bare[:under], written[:under])
-    assert (bare[under:] == 255).all()
-    assert written[under:].min() < 100
-
-
-def test_a_picture_without_a_label_is_refused():
-    with pytest.raises(ValueError, match="shorter"):
-        sheet([noise(8, 8)] * 2, ["one"], columns=2)

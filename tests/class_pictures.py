@@ -1,0 +1,68 @@
+"""A class folder whose painter is a plain function of the picture numbers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from jaxbooth.assets import DEMO_MODEL
+from jaxbooth.config import Config, DataConfig, PriorConfig
+from jaxbooth.data.prior import generate_missing, open_class_set
+
+
+class Stopped(Exception):
+    """What an interrupted painter raises."""
+
+
+def config(folder: Path, total: int = 7, **changes) -> Config:
+    data = {"class_prompt": "a cat", "num_class_images": total, "class_dir": folder, "resolution": 64}
+    prior = {"steps": 20, "guidance_scale": 3.0}
+    return Config(
+        data=DataConfig(**data | {key: changes.pop(key) for key in list(changes) if key in DataConfig.model_fields}),
+        prior=PriorConfig(
+            **prior | {key: changes.pop(key) for key in list(changes) if key in PriorConfig.model_fields}
+        ),
+        **changes,
+    )
+
+
+def picture(index: int) -> np.ndarray:
+    return np.random.default_rng(index).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+
+
+def paint(indices: list[int]) -> np.ndarray:
+    return np.stack([picture(index) for index in indices])
+
+
+def flat(colour: tuple[int, int, int]) -> np.ndarray:
+    return np.broadcast_to(np.uint8(colour), (8, 8, 3))
+
+
+def paint_flat_at(bad: set[int], colour: tuple[int, int, int] = (40, 40, 40)):
+    return lambda indices: np.stack([flat(colour) if index in bad else picture(index) for index in indices])
+
+
+def stopping(paint, batches: int):
+    """A painter that is interrupted after some batches."""
+    left = iter(range(batches))
+
+    def paint_until(indices: list[int]) -> np.ndarray:
+        if next(left, None) is None:
+            raise Stopped
+        return paint(indices)
+
+    return paint_until
+
+
+def generate(folder: Path, paint=paint, batch: int = 3, total: int = 7):
+    classes = open_class_set(config(folder, total), DEMO_MODEL)
+    generate_missing(classes, paint, batch)
+    return classes
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def manifest(folder: Path) -> dict:
+    return json.loads((folder / "manifest.json").read_text())

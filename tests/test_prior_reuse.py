@@ -1,0 +1,127 @@
+"""Class pictures that are there already: what may be reused, and never anyone else's file touched."""
+
+import pytest
+from PIL import Image
+
+from jaxbooth.assets import DEMO_MODEL
+from jaxbooth.data.prior import open_class_set
+from jaxbooth.errors import UserError
+from tests.class_pictures import Stopped, config, contents, generate, paint, picture, stopping
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"class_prompt": "a dog"}, "prompt"),
+        ({"resolution": 128}, "resolution"),
+        ({"sampler": "ddim"}, "sampler"),
+        ({"steps": 21}, "steps"),
+        ({"guidance_scale": 4.0}, "guidance_scale"),
+        ({"seed": 1}, "seed"),
+    ],
+)
+def test_pictures_made_in_another_way_are_not_reused(tmp_path, change, key):
+    generate(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=rf"manifest\.json.* made with {key} = .*--data\.class-dir"):
+        open_class_set(config(tmp_path, **change), DEMO_MODEL)
+    assert contents(tmp_path) == before
+
+
+def test_pictures_of_another_model_are_not_reused(tmp_path):
+    generate(tmp_path)
+    other = tmp_path / "model"
+    for source in DEMO_MODEL.rglob("*.safetensors"):
+        target = other / source.relative_to(DEMO_MODEL)
+        target.parent.mkdir(parents=True)
+        content = bytearray(source.read_bytes())
+        content[-1] ^= 1
+        target.write_bytes(content)
+    with pytest.raises(UserError, match="model_fingerprint"):
+        open_class_set(config(tmp_path), other)
+
+
+def test_the_same_model_under_another_name_is_no_difference(tmp_path):
+    generate(tmp_path)
+    assert open_class_set(config(tmp_path, model="/elsewhere/tiny-emoji"), DEMO_MODEL).missing == 0
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 1}, {"num_class_images": 6}, {"crop": "random"}])
+def test_what_does_not_make_the_pictures_may_differ(tmp_path, change):
+    generate(tmp_path)
+    assert open_class_set(config(tmp_path, **change), DEMO_MODEL).missing == 0
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"name": "my site", "images": []}'])
+def test_a_manifest_that_is_not_ours_is_named(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        open_class_set(config(tmp_path), DEMO_MODEL)
+    assert (tmp_path / "manifest.json").read_text() == text
+
+
+# Pictures of one's own
+
+
+def test_own_pictures_are_counted_and_never_touched(tmp_path):
+    for name in ("cat 1.jpg", "cat 2.webp"):
+        Image.fromarray(picture(50)).save(tmp_path / name)
+    (tmp_path / "cat 1.txt").write_text("a grey cat")
+    own = contents(tmp_path)
+    classes = generate(tmp_path, total=5)
+    assert {name: content for name, content in contents(tmp_path).items() if name in own} == own
+    assert [path.name for path in sorted(tmp_path.glob("*.png"))] == [f"class-{index:05d}.png" for index in range(3)]
+    assert (classes.own, classes.found) == (["cat 1.jpg", "cat 2.webp"], 5)
+
+
+def test_enough_own_pictures_mean_nothing_is_painted_or_written(tmp_path):
+    for index in range(3):
+        Image.fromarray(picture(index)).save(tmp_path / f"{index}.png")
+    before = contents(tmp_path)
+    classes = generate(tmp_path, stopping(paint, 0), total=2)
+    assert (classes.found, classes.missing) == (3, 0)
+    assert contents(tmp_path) == before
+
+
+def test_hidden_pictures_do_not_count(tmp_path):
+    Image.fromarray(picture(0)).save(tmp_path / ".thumb.png")
+    assert open_class_set(config(tmp_path), DEMO_MODEL).found == 0
+
+
+def test_an_own_picture_in_the_way_is_named_however_often_one_tries(tmp_path):
+    Image.fromarray(picture(9)).save(tmp_path / "class-00001.png")
+    own = (tmp_path / "class-00001.png").read_bytes()
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"class-00001\.png is in the way"):
+            generate(tmp_path, total=4)
+        assert (tmp_path / "class-00001.png").read_bytes() == own
+
+
+def test_a_file_in_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "prior").write_text("a file")
+    with pytest.raises(UserError, match="prior"):
+        open_class_set(config(tmp_path / "prior"), DEMO_MODEL)
+
+
+# The plan
+
+
+def test_the_plan_of_an_empty_folder_names_what_will_be_made(tmp_path):
+    plan = open_class_set(config(tmp_path / "new", 200), DEMO_MODEL).plan()
+    assert plan == "200 class images (0 found, 200 to generate from demo, prompt 'a cat')"
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_plan_of_a_partial_set_counts_both_kinds(tmp_path):
+    with pytest.raises(Stopped):
+        generate(tmp_path, stopping(paint, 1), batch=3)
+    Image.fromarray(picture(9)).save(tmp_path / "own.png")
+    plan = open_class_set(config(tmp_path, 10), DEMO_MODEL).plan()
+    assert plan == "10 class images (4 found, 6 to generate from demo, prompt 'a cat')"
+
+
+def test_the_plan_of_a_complete_set_says_so(tmp_path):
+    generate(tmp_path, total=3)
+    assert open_class_set(config(tmp_path, 2), DEMO_MODEL).plan() == "3 class images found, none to generate"
