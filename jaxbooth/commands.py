@@ -8,6 +8,7 @@ from jaxbooth.errors import UserError
 from jaxbooth.files import write_png
 from jaxbooth.pipeline import Base, Pipeline, warn_about_lost_text
 from jaxbooth.run_folder import open_run, run_mesh, trained_params
+from jaxbooth.sampling import Settings, draw
 from jaxbooth.weights.pipeline_dir import ExportDtype, export_folder
 from jaxbooth.weights.resolve import resolve_model
 
@@ -41,11 +42,9 @@ def sample(
     warn_about_cpu_fallback()
     pipeline = Pipeline.load(source)
     warn_about_lost_text(pipeline.base, [prompt, negative_prompt])
-    images = pipeline.sample(prompt, num, seed, negative_prompt, sampler, steps, guidance_scale, resolution)
-    facts = {
-        "prompt": prompt, "negative_prompt": negative_prompt, "seed": seed, "sampler": sampler, "steps": steps,
-        "guidance_scale": guidance_scale, "model": source, "step": pipeline.step,
-    }  # fmt: skip
+    settings = Settings(sampler, steps, guidance_scale, resolution or pipeline.resolution, negative_prompt)
+    images = draw(pipeline, settings, prompt, num, seed)
+    facts = {"prompt": prompt, "seed": seed, "model": source, "step": pipeline.step} | settings.facts()
     for index, (path, image) in enumerate(zip(paths, images, strict=True)):
         write_png(path, image, facts | {"index": index})
     return out

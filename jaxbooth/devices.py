@@ -28,10 +28,15 @@ def read_id(path: Path) -> str:
     return path.read_text().strip() if path.exists() else ""
 
 
+def idle_accelerator() -> str | None:
+    """Names the accelerator that is here while JAX runs on the CPU all the same."""
+    return accelerator_present() if jax.default_backend() == "cpu" else None
+
+
 def warn_about_cpu_fallback() -> None:
-    """Warns loudly when an accelerator is here and JAX runs on the CPU all the same."""
-    found = accelerator_present()
-    if found and jax.default_backend() == "cpu":
+    """Warns loudly about an idle accelerator."""
+    found = idle_accelerator()
+    if found:
         extra = "tpu" if "TPU" in found else "cuda13"
         warn(
             f"this machine has {found}, but JAX fell back to the CPU: training will be far slower. "

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxbooth.devices import accelerator_present, cache_dir
+from jaxbooth.devices import cache_dir, idle_accelerator
 
 PACKAGES = (
     "jaxbooth",
@@ -61,8 +61,8 @@ def findings() -> Iterator[tuple[str, str]]:
     yield "backend", jax.default_backend()
     yield "devices", ", ".join(f"{device.id}: {device.device_kind}" for device in jax.devices())
     yield "convolution", convolution_check()
-    found = accelerator_present()
-    if found and jax.default_backend() == "cpu":
+    found = idle_accelerator()
+    if found:
         yield "PROBLEM", f"this machine has {found} that JAX does not use; install jaxbooth[cuda13] or jaxbooth[tpu]"
     yield "free disk", f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB in {Path.cwd()}"
     yield cache_line("compile cache", cache_dir())

@@ -27,9 +27,8 @@ from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.models.vae import AutoencoderKL
 from jaxbooth.params import Network, Params, describe
 from jaxbooth.sharding import placement
-from jaxbooth.weights.diffusers_dir import load_component, read_json
+from jaxbooth.weights.diffusers_dir import COMPONENTS, load_component, read_json
 
-COMPONENTS = ("unet", "vae", "text_encoder")
 PIPELINE_CLASS = "StableDiffusionPipeline"
 
 

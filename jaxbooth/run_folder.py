@@ -10,11 +10,12 @@ from jaxbooth.config import Config, dump_config, first_conflict, flag, load_conf
 from jaxbooth.errors import UserError
 from jaxbooth.files import write_text
 from jaxbooth.params import Params
-from jaxbooth.pipeline import COMPONENTS, Base, Pipeline, load_params
+from jaxbooth.pipeline import Base, Pipeline, load_params
 from jaxbooth.sharding import make_mesh
 from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.optimizer import make_optimizer
-from jaxbooth.training.state import abstract_state, trained_components
+from jaxbooth.training.state import TrainState, abstract_state, trained_components
+from jaxbooth.weights.diffusers_dir import COMPONENTS
 from jaxbooth.weights.resolve import resolve_model
 
 
@@ -122,6 +123,12 @@ def open_run(path: Path) -> tuple[RunFolder, Config]:
     return run, load_config(run.config)
 
 
+def state_of(config: Config, base: Base, mesh: Mesh) -> TrainState:
+    """Returns the shapes and shardings of a run's train state: what its checkpoints are read into."""
+    shapes = {name: base.network(name).shapes for name in trained_components(config.train.text_encoder)}
+    return abstract_state(shapes, make_optimizer(config.train), config.train.ema_decay is not None, mesh)
+
+
 def trained_params(run: RunFolder, config: Config, base: Base, mesh: Mesh) -> tuple[dict[str, Params], int]:
     """Returns component -> parameters of the run's newest checkpoint, and its step.
 
@@ -136,10 +143,7 @@ def trained_params(run: RunFolder, config: Config, base: Base, mesh: Mesh) -> tu
         step = checkpoints.latest()
         if step is None:
             raise missing
-        shapes = {name: base.network(name).shapes for name in trained_components(config.train.text_encoder)}
-        tx = make_optimizer(config.train)
-        abstract = abstract_state(shapes, tx, config.train.ema_decay is not None, mesh)
-        return checkpoints.restore_result(abstract), step
+        return checkpoints.restore_result(state_of(config, base, mesh)), step
     finally:
         checkpoints.close()
 

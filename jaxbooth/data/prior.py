@@ -20,7 +20,7 @@ from jaxbooth.console import progress
 from jaxbooth.data.images import hidden, readable_extensions
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.files import write_json, write_png
-from jaxbooth.weights.diffusers_dir import weight_files
+from jaxbooth.weights.diffusers_dir import COMPONENTS, weight_files
 
 MANIFEST = "manifest.json"
 MIN_CONTRAST = 3.0  # standard deviation over a picture's 8-bit values; below it the picture is a flat colour
@@ -32,7 +32,7 @@ PaintBatch = Callable[[list[int]], np.ndarray]  # picture numbers -> (n, H, W, 3
 def fingerprint(folder: Path) -> str:
     """Identifies a base model by the sizes and both ends of its weight files: fast, and any training changes it."""
     digest = hashlib.sha256()
-    for component in ("unet", "vae", "text_encoder"):
+    for component in COMPONENTS:
         for name in weight_files(folder / component):
             path = folder / component / name
             digest.update(f"{component}/{name}:{path.stat().st_size}".encode())

@@ -19,10 +19,10 @@ from jaxbooth.diffusion.samplers import make_grid
 from jaxbooth.errors import UserError
 from jaxbooth.files import write_json, write_png
 from jaxbooth.params import Params
-from jaxbooth.pipeline import COMPONENTS, Base, encode_text, warn_about_lost_text
+from jaxbooth.pipeline import Base, encode_text, warn_about_lost_text
 from jaxbooth.run_folder import RunFolder
 from jaxbooth.sampling import Painter, Settings, check_resolution
-from jaxbooth.weights.diffusers_dir import read_json, weight_files
+from jaxbooth.weights.diffusers_dir import COMPONENTS, read_json, weight_files
 
 SHEET_COLUMNS = 5
 COMMON_SHARE = 0.6  # of a CLIP vocabulary: merges learned early, which are frequent words

@@ -15,8 +15,8 @@ from jaxbooth.data.latents import Bank
 from jaxbooth.devices import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.errors import RunFailure
 from jaxbooth.params import Params
-from jaxbooth.pipeline import COMPONENTS, Base, load_params
-from jaxbooth.run_folder import RunFolder, claim, fill_resolution, resolve_paths
+from jaxbooth.pipeline import Base, load_params
+from jaxbooth.run_folder import RunFolder, claim, fill_resolution, resolve_paths, state_of
 from jaxbooth.sharding import make_mesh
 from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.loop import Loop, compile_dispatch, describe_length
@@ -34,7 +34,6 @@ from jaxbooth.training.prepare import (
 )
 from jaxbooth.training.state import (
     TrainState,
-    abstract_state,
     checksums,
     initial_state,
     masters_of,
@@ -44,6 +43,7 @@ from jaxbooth.training.state import (
 from jaxbooth.training.step import make_dispatch, make_task
 from jaxbooth.training.watch import Watch
 from jaxbooth.training.writer import Writer
+from jaxbooth.weights.diffusers_dir import COMPONENTS
 from jaxbooth.weights.pipeline_dir import export_folder
 from jaxbooth.weights.resolve import resolve_model
 
@@ -146,11 +146,7 @@ class Job:
 
     def restore(self) -> TrainState:
         """Reads the newest checkpoint."""
-        trained = trained_components(self.config.train.text_encoder)
-        shapes = {name: self.inputs.base.network(name).shapes for name in trained}
-        return self.checkpoints.restore(
-            abstract_state(shapes, self.tx, self.config.train.ema_decay is not None, self.mesh)
-        )
+        return self.checkpoints.restore(state_of(self.config, self.inputs.base, self.mesh))
 
     def train(
         self, state: TrainState, done: int, bank: Bank, priors: int, frozen: dict[str, Params]
@@ -188,8 +184,10 @@ class Job:
                 )
 
     def export(self, state: TrainState) -> None:
-        """Writes the trained model as a diffusers folder; the one of an earlier, shorter run makes room."""
-        if self.run.export.exists():
-            shutil.rmtree(self.run.export)
-        export_folder(self.inputs.base.folder, result_params(state), self.run.export)
+        """Writes the trained model as a diffusers folder; once it is whole, that of a shorter run makes room."""
+        fresh = self.run.export.with_suffix(".new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        export_folder(self.inputs.base.folder, result_params(state), fresh)
+        shutil.rmtree(self.run.export, ignore_errors=True)
+        fresh.replace(self.run.export)
         say(f"exported: {self.run.export}")

@@ -10,7 +10,7 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 
 from jaxbooth.console import is_main
-from jaxbooth.files import write_png
+from jaxbooth.files import write_png, write_text
 
 
 class Writer:
@@ -21,9 +21,8 @@ class Writer:
         if not self._active:
             return
         keep = [line for line in read_metrics(metrics) if line["step"] <= step]
-        metrics.parent.mkdir(parents=True, exist_ok=True)
-        self._file = metrics.open("w")
-        self._file.writelines(json.dumps(line) + "\n" for line in keep)
+        write_text(metrics, "".join(json.dumps(line) + "\n" for line in keep))
+        self._file = metrics.open("a")
         self._board = SummaryWriter(str(tensorboard), purge_step=step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

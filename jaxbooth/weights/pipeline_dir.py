@@ -13,7 +13,7 @@ from jaxbooth.console import progress
 from jaxbooth.errors import UserError
 from jaxbooth.files import write_json
 from jaxbooth.params import Params
-from jaxbooth.weights.diffusers_dir import plain_name, read_json, save_component, weight_files
+from jaxbooth.weights.diffusers_dir import COMPONENTS, plain_name, read_json, save_component, weight_files
 
 ExportDtype = Literal["base", "float32", "float16", "bfloat16"]
 DTYPES = {"base": None, "float32": np.dtype("float32"), "float16": np.dtype("float16"),
@@ -37,9 +37,8 @@ def export_folder(base: Path, params: Mapping[str, Params], out: Path, dtype: Ex
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
-        components = ("unet", "vae", "text_encoder")
-        with progress("export", len(components)) as bar:
-            for component in components:
+        with progress("export", len(COMPONENTS)) as bar:
+            for component in COMPONENTS:
                 bar.note(component)
                 copy_component(base / component, aside / component, weights=component not in params)
                 if component in params:
