@@ -7,8 +7,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import tyro
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
@@ -17,13 +18,15 @@ from jaxbooth.config import Config, explain, load_config
 from jaxbooth.console import say
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.errors import RunFailure, UserError
-from jaxbooth.weights.pipeline_dir import ExportDtype
+from jaxbooth.sections import PredictionType
+from jaxbooth.weights.pipeline_dir import ExportDtype, ExportFormat
+from jaxbooth.weights.resolve import Source
 
 USAGE = """usage: jaxbooth COMMAND ...
 
   train [CONFIG] [--flags]   teach a model one subject; the same command again continues the run
   sample RUN|MODEL           draw pictures with a trained run, or with a plain model
-  export RUN                 write a trained run as a PyTorch diffusers folder
+  export RUN                 write a trained run for diffusers, A1111, ComfyUI or the Hub
   doctor                     show versions, devices and caches
 
 jaxbooth COMMAND --help explains each; CONFIG is a YAML file or a shipped one: demo, sd15.
@@ -60,6 +63,22 @@ class SampleArguments(Arguments):
     """How to get from noise to a picture."""
     resolution: PositiveInt | None = None
     """Side in pixels; default: what the model was trained at."""
+    height: PositiveInt | None = None
+    """Height in pixels, where the picture is not square."""
+    width: PositiveInt | None = None
+    """Width in pixels, where the picture is not square."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub model."""
+    variant: str | None = None
+    """Weight files to take where a model has several, such as fp16."""
+    vae: str | None = None
+    """Another VAE: a folder, a single file or a Hub id."""
+    prediction_type: PredictionType | None = None
+    """What the network predicts, where the checkpoint does not say it right."""
+    allow_pickle: bool = False
+    """Also read .ckpt and .bin files, with PyTorch's weights-only loader."""
+    offline: bool = False
+    """Never ask the Hub; use what was fetched before."""
     out: Path = Path("samples")
     """Folder for the pictures."""
 
@@ -71,10 +90,19 @@ class ExportArguments(Arguments):
     """Run folder."""
     out: Path
     """Folder to write; it must not exist yet."""
-    format: Annotated[str, tyro.conf.arg(metavar="diffusers")] = "diffusers"
-    """What to write."""
+    format: ExportFormat | None = None
+    """diffusers: a whole folder; single-file: for A1111 and ComfyUI; lora: adapters for both; embeddings: new words.
+    Default: the smallest that holds what was trained."""
     dtype: ExportDtype = "base"
-    """Of the written weights; base: as in the base model's files."""
+    """Of the written weights; base: as in the base model's files (float32 for a LoRA)."""
+    verify: bool = False
+    """Open the result in PyTorch diffusers and compare a denoising step (needs the torch extra)."""
+    push: str | None = None
+    """OWNER/NAME on the Hugging Face Hub to upload the result to, with a model card."""
+    public: bool = False
+    """Let everyone see a repository that --push creates."""
+    license: str | None = None
+    """Licence that the model card names, such as creativeml-openrail-m."""
 
 
 def train_command(argv: list[str]) -> None:
@@ -91,18 +119,30 @@ def sample_command(argv: list[str]) -> None:
     arguments = parse(SampleArguments, argv, "jaxbooth sample")
     from jaxbooth.commands import sample
 
-    say(f"drew {arguments.num} picture(s) into {sample(**arguments.model_dump())}")
+    given = arguments.model_dump()
+    origin = Source(given.pop("source"), *(given.pop(field.name) for field in fields(Source)[1:]))
+    say(f"drew {arguments.num} picture(s) into {sample(origin, **given)}")
 
 
 def export_command(argv: list[str]) -> None:
-    """Writes a run as a diffusers folder."""
+    """Writes a run for other tools, and says what was done."""
     arguments = parse(ExportArguments, argv, "jaxbooth export")
-    if arguments.format != "diffusers":
-        raise UserError(f"--format {arguments.format} is not known; use diffusers.")
+    for flag, given in (("--public", arguments.public), ("--license", arguments.license)):
+        if given and not arguments.push:
+            raise UserError(f"{flag} is about the repository of --push OWNER/NAME; add it.")
     from jaxbooth.commands import export
 
-    step = export(arguments.run, arguments.out, arguments.dtype)
-    say(f"exported step {step} of {arguments.run} to {arguments.out}")
+    for sentence in export(
+        arguments.run,
+        arguments.out,
+        arguments.format,
+        arguments.dtype,
+        arguments.push,
+        arguments.public,
+        arguments.license,
+        arguments.verify,
+    ):
+        say(sentence)
 
 
 def doctor_command(argv: list[str]) -> None:

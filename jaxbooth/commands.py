@@ -2,19 +2,24 @@
 
 from pathlib import Path
 
+from jaxbooth.card import card_of
 from jaxbooth.devices import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.errors import UserError
+from jaxbooth.exports import export_result, natural_format
 from jaxbooth.files import write_png
-from jaxbooth.pipeline import Base, Pipeline, warn_about_lost_text
-from jaxbooth.run_folder import open_run, run_mesh, trained_params
+from jaxbooth.pipeline import Pipeline
+from jaxbooth.run_folder import open_run, read_base, run_mesh, trained_params
 from jaxbooth.sampling import Settings, draw
-from jaxbooth.weights.pipeline_dir import ExportDtype, export_folder
-from jaxbooth.weights.resolve import resolve_model
+from jaxbooth.text import warn_about_lost_text
+from jaxbooth.verify import verify_export
+from jaxbooth.weights.pipeline_dir import ExportDtype, ExportFormat
+from jaxbooth.weights.push import check_target, push_folder
+from jaxbooth.weights.resolve import Source
 
 
 def sample(
-    source: str,
+    source: str | Source,
     prompt: str,
     out: Path,
     negative_prompt: str = "",
@@ -24,6 +29,8 @@ def sample(
     guidance_scale: float = 7.5,
     sampler: SamplerName = "dpmpp_2m",
     resolution: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
 ) -> Path:
     """Draws pictures 0 .. num-1 and saves each as `<seed>-<number>.png`; returns the folder.
 
@@ -41,19 +48,54 @@ def sample(
     enable_compilation_cache()
     warn_about_cpu_fallback()
     pipeline = Pipeline.load(source)
-    warn_about_lost_text(pipeline.base, [prompt, negative_prompt])
-    settings = Settings(sampler, steps, guidance_scale, resolution or pipeline.resolution, negative_prompt)
+    warn_about_lost_text(pipeline.base.text, [prompt, negative_prompt])
+    side = resolution or pipeline.resolution
+    settings = Settings(sampler, steps, guidance_scale, side, negative_prompt, height, width)
     images = draw(pipeline, settings, prompt, num, seed)
-    facts = {"prompt": prompt, "seed": seed, "model": source, "step": pipeline.step} | settings.facts()
+    facts = {
+        "prompt": prompt,
+        "seed": seed,
+        "model": source if isinstance(source, str) else source.name,
+        "step": pipeline.step,
+    } | settings.facts()
     for index, (path, image) in enumerate(zip(paths, images, strict=True)):
         write_png(path, image, facts | {"index": index})
     return out
 
 
-def export(run_dir: Path, out: Path, dtype: ExportDtype = "base") -> int:
-    """Writes a run's newest checkpoint as a diffusers folder; returns its step."""
+def export(
+    run_dir: Path,
+    out: Path,
+    kind: ExportFormat | None = None,
+    dtype: ExportDtype = "base",
+    push: str | None = None,
+    public: bool = False,
+    license: str | None = None,
+    verify: bool = False,
+) -> list[str]:
+    """Writes a run's newest checkpoint for other tools; returns what was done, in sentences.
+
+    Args:
+        kind: default: the run's natural format.
+        push: Hub repository ("owner/name") to upload `out` to.
+        public: whether a repository that is created may be seen by everyone.
+        license: of the pushed model, a Hub identifier.
+        verify: also open the result in PyTorch and compare a denoising step.
+
+    Raises:
+        UserError: `out` exists, or the run cannot be written so.
+        RunFailure: what was written is not what was trained.
+    """
+    if push:
+        check_target(push)
     run, config = open_run(run_dir)
-    base = Base.read(resolve_model(config.model))
-    params, step = trained_params(run, config, base, run_mesh(config))
-    export_folder(base.folder, params, out, dtype)
-    return step
+    base, mesh = read_base(config), run_mesh(config)
+    trained, step = trained_params(run, config, base, mesh)
+    kind = kind or natural_format(config)
+    written = export_result(config, base, trained, mesh, out, kind, dtype)
+    done = [f"exported step {step} of {run_dir} to {written}"]
+    done += verify_export(config, base, trained, mesh, out, kind, dtype, with_torch=verify)
+    if push:
+        card = card_of(run, config, base, push, kind, step, license, out)
+        done.append(f"pushed to {push_folder(out, push, card, private=not public)}")
+    return done

@@ -1,157 +1,46 @@
 """The configuration of a run: a frozen schema, YAML files that hold what differs from it, and dotted flags on top."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-)
+from pydantic import BaseModel, NonNegativeInt, ValidationError
 
 from jaxbooth.assets import shipped_configs
-from jaxbooth.diffusion.objective import Weighting
-from jaxbooth.diffusion.samplers import SamplerName
-from jaxbooth.diffusion.schedule import Space
 from jaxbooth.errors import UserError
-
-
-class Section(BaseModel):
-    """Frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class DataConfig(Section):
-    """The subject's pictures and the class."""
-
-    instance_dir: Path | None = None
-    """Folder with 3 to 6 pictures of the subject (jpg, png, webp, avif; heic with the heic extra). "demo": embedded."""
-    instance_prompt: str | None = None
-    """Prompt with a rare identifier, such as "a photo of sks dog", for pictures without a caption of their own."""
-    class_dir: Path | None = None
-    """Folder of class pictures; missing ones are generated into it. Default: RUN/prior."""
-    class_prompt: str | None = None
-    """Prompt of the class, without the identifier. Needed unless --train.prior-weight is 0."""
-    num_class_images: PositiveInt = 200
-    """Class pictures to have before training starts; all that are found are used, also when there are more."""
-    resolution: PositiveInt | None = None
-    """Side of the training pictures, in pixels; default: what the base model was trained at."""
-    crop: Literal["center", "random"] = "center"
-    """What to keep of a picture that is not square."""
-    random_crops: PositiveInt = 4
-    """Crops kept of each picture with --data.crop random."""
-    flip: bool = False
-    """Also train on mirrored pictures. Leave off for faces and anything with writing on it."""
-
-
-class PriorConfig(Section):
-    """How the frozen model makes class pictures."""
-
-    sampler: SamplerName = "ddpm"
-    """The paper uses the ancestral sampler, ddpm."""
-    steps: PositiveInt = 50
-    """Network evaluations for one picture."""
-    guidance_scale: PositiveFloat = 7.5
-    """Classifier-free guidance; 1 turns it off."""
-    batch_size: PositiveInt = 8
-    """Pictures made at once. It does not change the pictures."""
-    seed: NonNegativeInt = 0
-    """Decides the pictures, so that runs with other seeds can share them."""
-
-
-class TrainConfig(Section):
-    """The optimisation. A step is one optimizer update."""
-
-    steps: PositiveInt = 1000
-    """Length of the run. Raise it and run the same command again to train on."""
-    batch_size: PositiveInt = 1
-    """Instance rows of a step, over all devices and micro-batches."""
-    prior_batch_size: NonNegativeInt | None = None
-    """Prior rows of a step; default: as many as instance rows."""
-    prior_weight: NonNegativeFloat = 1.0
-    """Lambda, the weight of the prior term; 0 trains without it."""
-    learning_rate: PositiveFloat | None = None
-    """Peak learning rate; default 5e-6, and 1 for prodigy."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """What follows the warmup: stay, or fall to 0 at the last step."""
-    warmup_steps: NonNegativeInt = 0
-    """Steps of linear warmup from 0."""
-    optimizer: Literal["adamw", "adafactor", "lion", "prodigy", "schedule_free_adamw"] = "adamw"
-    """Update rule."""
-    weight_decay: NonNegativeFloat = 1e-2
-    """Decoupled weight decay, on every trained parameter."""
-    b1: float = Field(0.9, ge=0, lt=1)
-    """Decay of the first moment (adamw, lion, prodigy, schedule_free_adamw)."""
-    b2: float | None = Field(None, ge=0, lt=1)
-    """Decay of the second moment; default 0.999, and 0.99 for lion."""
-    eps: PositiveFloat = 1e-8
-    """Added to the root of the second moment (adamw, prodigy, schedule_free_adamw)."""
-    max_grad_norm: NonNegativeFloat = 1.0
-    """Largest global gradient norm; 0 turns clipping off."""
-    accumulation: PositiveInt = 1
-    """Micro-batches that a step's rows are cut into to save memory. It does not change the result."""
-    remat: bool = False
-    """Gradient checkpointing: recompute the blocks in the backward pass. Slower, much less memory."""
-    text_encoder: bool = False
-    """Also train the text encoder."""
-    ema_decay: float | None = Field(None, gt=0, lt=1)
-    """Keep an exponential moving average of the weights, and sample and export that."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute dtype; weights and optimizer stay float32. auto: bfloat16 on TPU and GPU, float32 on CPU."""
-    loss_space: Space | None = None
-    """Space of the squared error; default: what the network predicts."""
-    weighting: Weighting = "uniform"
-    """Weight over timesteps, for instance and prior rows alike."""
-    snr_gamma: PositiveFloat = 5.0
-    """Gamma of --train.weighting min_snr."""
-    steps_per_dispatch: PositiveInt = 10
-    """Steps that the device runs without asking the host. It does not change the result."""
-    checkpoint_every: PositiveInt = 500
-    """Steps between checkpoints; the last step is always kept."""
-    keep_checkpoints: PositiveInt = 2
-    """Newest checkpoints to keep."""
-
-
-class MeshConfig(Section):
-    """How the devices are arranged."""
-
-    data: int = -1
-    """Copies of the model; -1: all devices that the other axes leave."""
-    fsdp: PositiveInt = 1
-    """Parts that weights and optimizer state are cut into."""
-    tensor: PositiveInt = 1
-    """Parts that the transformer's wide layers are cut into."""
-
-
-class ValidationConfig(Section):
-    """The pictures drawn while training."""
-
-    prompts: tuple[str, ...] = ()
-    """Default: the instance prompt, the class prompt and one unrelated prompt."""
-    every: PositiveInt = 100
-    """Steps between sample grids; step 0 is the base model's."""
-    num: PositiveInt = 4
-    """Pictures of each prompt, with the same seeds every time."""
-    sampler: SamplerName = "dpmpp_2m"
-    """See `jaxbooth sample --help`."""
-    steps: PositiveInt = 25
-    """Network evaluations for one picture."""
-    guidance_scale: PositiveFloat = 7.5
-    """Classifier-free guidance; 1 turns it off."""
+from jaxbooth.sections import (
+    DataConfig,
+    LoraConfig,
+    LossConfig,
+    MeshConfig,
+    PredictionType,
+    PriorConfig,
+    Section,
+    Subject,
+    TextConfig,
+    TrainConfig,
+    ValidationConfig,
+)
+from jaxbooth.weights.resolve import Source
 
 
 class Config(Section):
     """Everything that decides a run."""
 
     model: str = "demo"
-    """Base model: a folder in diffusers layout, a Hub id, or "demo" (the embedded tiny-emoji)."""
+    """Base model: a diffusers folder, a single .safetensors file, a Hub id, or "demo" (the embedded tiny-emoji)."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub model."""
+    variant: str | None = None
+    """Weight files to take where a model has several, such as fp16."""
+    vae: str | None = None
+    """Another VAE: a folder, a single file or a Hub id."""
+    prediction_type: PredictionType | None = None
+    """What the network predicts, where the checkpoint does not say it right."""
+    allow_pickle: bool = False
+    """Also read .ckpt and .bin files, with PyTorch's weights-only loader."""
+    offline: bool = False
+    """Never ask the Hub; use what was fetched before."""
     run_dir: Path = Path("runs/dreambooth")
     """Folder of this run; running the same command again continues it."""
     seed: NonNegativeInt = 0
@@ -161,13 +50,39 @@ class Config(Section):
     data: DataConfig = DataConfig()
     prior: PriorConfig = PriorConfig()
     train: TrainConfig = TrainConfig()
+    loss: LossConfig = LossConfig()
+    lora: LoraConfig = LoraConfig()
+    text: TextConfig = TextConfig()
     mesh: MeshConfig = MeshConfig()
     validation: ValidationConfig = ValidationConfig()
 
     @property
-    def class_dir(self) -> Path:
-        """Where class pictures live."""
-        return self.data.class_dir or self.run_dir / "prior"
+    def source(self) -> Source:
+        """The base model as it is looked for."""
+        return Source(
+            self.model, self.revision, self.variant, self.vae, self.allow_pickle, self.offline, self.prediction_type
+        )
+
+    @property
+    def subjects(self) -> tuple[Subject, ...]:
+        """The subjects of the run: the list, or the one that the data section describes."""
+        data = self.data
+        if data.subjects:
+            return data.subjects
+        assert data.instance_dir, "a run checks its configuration first"
+        return (
+            Subject(
+                instance_dir=data.instance_dir,
+                instance_prompt=data.instance_prompt or "",
+                class_prompt=data.class_prompt,
+                class_dir=data.class_dir,
+            ),
+        )
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether captions must be encoded in the step."""
+        return self.train.text_encoder or bool(self.text.new_tokens)
 
     @property
     def resolution(self) -> int:

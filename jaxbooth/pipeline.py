@@ -1,35 +1,32 @@
-"""What belongs together: tokenizer, text encoder, UNet, VAE and schedule of one base model.
+"""What belongs together: text side, UNet, VAE and schedule of one base model.
 
-`Base` is the structure, cheap to read; `Pipeline` adds the parameters and draws pictures.
+`Base` is the structure, cheap to read; `Pipeline` adds the parameters and draws pictures. The families (SD 1.x, 2.x,
+XL) differ in their configurations and in what `Base.conditions` hands to the UNet; nothing else asks for a family.
 """
 
-import json
-import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxbooth.console import progress, warn
+from jaxbooth.console import progress
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.diffusion.schedule import Schedule, read_schedule
-from jaxbooth.errors import UserError
-from jaxbooth.models.clip import CLIPTextModel
-from jaxbooth.models.config import CLIPTextConfig, UNetConfig, VAEConfig, read_config
+from jaxbooth.family import check_parts, family_of, read_component_config, read_tower
+from jaxbooth.models.config import UNetConfig, VAEConfig
 from jaxbooth.models.layers import Make
-from jaxbooth.models.unet import UNet2DConditionModel
+from jaxbooth.models.lora import Lora, with_adapters
+from jaxbooth.models.unet import AddedConditions, UNet2DConditionModel
 from jaxbooth.models.vae import AutoencoderKL
 from jaxbooth.params import Network, Params, describe
 from jaxbooth.sharding import placement
-from jaxbooth.weights.diffusers_dir import COMPONENTS, load_component, read_json
-
-PIPELINE_CLASS = "StableDiffusionPipeline"
+from jaxbooth.text import Text, TextSide
+from jaxbooth.weights.diffusers_dir import load_component, read_json
+from jaxbooth.weights.resolve import Source
 
 
 def compute_dtype(choice: str) -> Any:
@@ -44,52 +41,70 @@ class Base:
     """A base model without its weights."""
 
     folder: Path
-    tokenizer: Any
     schedule: Schedule
     unet_config: UNetConfig
     vae_config: VAEConfig
     unet: Network
     vae: Network
-    text_encoder: Network
+    text: TextSide
     dtype: Any
+    lora: Lora | None = None
 
     @classmethod
-    def read(cls, folder: Path, dtype: str = "auto") -> "Base":
+    def read(cls, folder: Path, dtype: str = "auto", clip_skip: int = 0, chunks: int = 1) -> "Base":
         """Reads the configurations of a diffusers folder.
 
         Args:
-            dtype: compute dtype of UNet and text encoder; the VAE always computes in float32.
+            dtype: compute dtype of UNet and text encoders; the VAE always computes in float32.
+            clip_skip: layers that the text encoders leave out.
+            chunks: parts of 75 tokens in a prompt.
 
         Raises:
             UserError: the folder is not a Stable Diffusion text-to-image model that jaxbooth supports.
         """
-        kind = read_json(folder / "model_index.json").get("_class_name")
-        if kind != PIPELINE_CLASS:
-            raise UserError(f"{folder / 'model_index.json'}: {kind} is not supported; expected a {PIPELINE_CLASS}.")
+        index = read_json(folder / "model_index.json")
+        family = family_of(index, folder)
         unet_config = read_component_config(UNetConfig, folder / "unet")
         vae_config = read_component_config(VAEConfig, folder / "vae")
-        text_config = read_component_config(CLIPTextConfig, folder / "text_encoder")
-        if unet_config.in_channels != vae_config.latent_channels:
-            raise UserError(
-                f"{folder / 'unet' / 'config.json'}: in_channels {unet_config.in_channels} is not the VAE's "
-                f"{vae_config.latent_channels}; inpainting and depth models cannot be trained."
-            )
         compute = compute_dtype(dtype)
+        towers = tuple(read_tower(folder, name, compute) for name in family.towers)
+        text = TextSide(towers, family.is_xl, clip_skip, chunks, bool(index.get("force_zeros_for_empty_prompt")))
+        check_parts(folder, family, unet_config, vae_config, text)
         return cls(
             folder=folder,
-            tokenizer=read_tokenizer(folder / "tokenizer", text_config.max_position_embeddings),
             schedule=read_schedule(read_json(folder / "scheduler" / "scheduler_config.json")),
             unet_config=unet_config,
             vae_config=vae_config,
             unet=describe(lambda rngs: UNet2DConditionModel(unet_config, Make(rngs, compute))),
             vae=describe(lambda rngs: AutoencoderKL(vae_config, Make(rngs))),
-            text_encoder=describe(lambda rngs: CLIPTextModel(text_config, Make(rngs, compute))),
+            text=text,
             dtype=compute,
         )
 
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Names of the folders that hold weights."""
+        return ("unet", "vae", *(tower.name for tower in self.text.towers))
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """Names of the text encoders."""
+        return tuple(tower.name for tower in self.text.towers)
+
     def network(self, component: str) -> Network:
-        """Returns the structure of one of COMPONENTS."""
-        return getattr(self, component)
+        """Returns the structure of one of `components`."""
+        networks = {"unet": self.unet, "vae": self.vae} | {tower.name: tower.network for tower in self.text.towers}
+        return networks[component]
+
+    def with_text(self, text: TextSide) -> "Base":
+        """Returns the base with another text side."""
+        return replace(self, text=text)
+
+    def with_lora(self, lora: Lora) -> "Base":
+        """Returns the base whose UNet and text encoders also take adapters."""
+        towers = tuple(replace(tower, network=with_adapters(tower.network, lora)) for tower in self.text.towers)
+        text = replace(self.text, towers=towers)
+        return replace(self, unet=with_adapters(self.unet, lora), text=text, lora=lora)
 
     @property
     def resolution_multiple(self) -> int:
@@ -101,82 +116,40 @@ class Base:
         """Side in pixels that the model was trained at."""
         return (self.unet_config.sample_size or 64) * self.vae_config.factor
 
-    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        """Returns (h, w, c) of the latents of square pictures."""
-        side = resolution // self.vae_config.factor
-        return side, side, self.vae_config.latent_channels
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Returns (h, w, c) of the latents of pictures of a size in pixels."""
+        factor = self.vae_config.factor
+        return height // factor, width // factor, self.vae_config.latent_channels
 
-    def tokenize(self, prompts: list[str]) -> np.ndarray:
-        """Returns (len(prompts), max_length) int32 token ids, padded and truncated."""
-        encoded = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=self.max_length)
-        return np.asarray(encoded["input_ids"], np.int32)
+    def conditions(self, text: Text, sizes: Array) -> tuple[Array, AddedConditions | None]:
+        """Returns what the UNet takes besides latents and timesteps.
 
-    @property
-    def max_length(self) -> int:
-        """Tokens that the text encoder takes, the two special ones included."""
-        return self.tokenizer.model_max_length
-
-    def lost_text(self, prompt: str) -> str:
-        """Returns the end of a prompt that does not fit, or an empty string."""
-        ids = self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
-        return self.tokenizer.decode(ids[self.max_length - 2 :]).strip()
-
-
-def warn_about_lost_text(base: Base, captions: Iterable[str]) -> None:
-    """Warns once about all captions that are too long, and shows what of the first one is lost."""
-    distinct = list(dict.fromkeys(captions))
-    lost = [text for caption in distinct if (text := base.lost_text(caption))]
-    if lost:
-        warn(f"{len(lost)} of {len(distinct)} prompt(s) exceed {base.max_length} tokens; lost text: '{lost[0]}'")
-
-
-def read_component_config(kind: type, folder: Path) -> Any:
-    """Reads a component's `config.json` into its typed view."""
-    return read_config(kind, read_json(folder / "config.json"), str(folder / "config.json"))
-
-
-def read_tokenizer(folder: Path, max_length: int) -> Any:
-    """Opens a CLIP tokenizer from its files alone.
-
-    Raises:
-        UserError: the folder holds no CLIP tokenizer.
-    """
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would miss PyTorch, which is not needed
-    from transformers import CLIPTokenizer  # a second that `jaxbooth --help` should not cost
-
-    if not (folder / "vocab.json").exists() and not (folder / "tokenizer.json").exists():
-        raise UserError(f"{folder} holds no tokenizer (vocab.json and merges.txt); fetch the model again.")
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder}: the tokenizer cannot be read ({error}); fetch the model again.") from None
-    tokenizer.model_max_length = min(tokenizer.model_max_length, max_length)
-    return tokenizer
+        Args:
+            sizes: (b, 6) original height and width, crop top and left, target height and width, in pixels; only SDXL
+                looks at them.
+        """
+        return text.context, None if text.pooled is None else AddedConditions(text.pooled, sizes)
 
 
 def load_params(
-    base: Base, mesh: Mesh, trained: tuple[str, ...] = (), components: tuple[str, ...] = COMPONENTS
+    base: Base, mesh: Mesh, trained: tuple[str, ...] = (), components: tuple[str, ...] | None = None
 ) -> dict[str, Params]:
     """Loads the weights of components under a progress bar.
 
     Args:
         trained: components to hold in float32; the others take the compute dtype (the VAE float32).
+        components: default: all.
 
     Raises:
         UserError: weights are missing, damaged or of another shape.
     """
-    params = {}
+    params, components = {}, base.components if components is None else components
     with progress("load", sum(len(base.network(name).shapes) for name in components)) as bar:
         for name in components:
             bar.note(name)
             dtype = jnp.float32 if name in trained or name == "vae" else base.dtype
             params[name] = load_component(base.folder / name, base.network(name), placement(mesh), dtype, bar.advance)
     return params
-
-
-def encode_text(base: Base, params: Params, token_ids: Array) -> Array:
-    """Maps (b, s) token ids to (b, s, d) text features."""
-    return base.text_encoder.bind(params)(token_ids)
 
 
 @dataclass(frozen=True)
@@ -196,7 +169,7 @@ class Pipeline:
     step: int = 0
 
     @classmethod
-    def load(cls, path: str | Path, dtype: str = "auto", mesh: Mesh | None = None) -> "Pipeline":
+    def load(cls, path: str | Path | Source, dtype: str = "auto", mesh: Mesh | None = None) -> "Pipeline":
         """Loads a model folder, a Hub id, or a run folder (with its newest checkpoint).
 
         Raises:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from jax.sharding import Mesh
 
@@ -9,14 +10,18 @@ from jaxbooth.assets import DEMO_SUBJECT
 from jaxbooth.config import Config, dump_config, first_conflict, flag, load_config
 from jaxbooth.errors import UserError
 from jaxbooth.files import write_text
-from jaxbooth.params import Params
+from jaxbooth.models.lora import merged
+from jaxbooth.params import Params, join
 from jaxbooth.pipeline import Base, Pipeline, load_params
+from jaxbooth.sections import DataConfig, Subject
 from jaxbooth.sharding import make_mesh
 from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.optimizer import make_optimizer
-from jaxbooth.training.state import TrainState, abstract_state, trained_components
-from jaxbooth.weights.diffusers_dir import COMPONENTS
-from jaxbooth.weights.resolve import resolve_model
+from jaxbooth.training.state import TrainState, abstract_state
+from jaxbooth.training.trainable import prepare_base, trained_shapes, whole_components
+from jaxbooth.weights.resolve import Source, resolve_model
+
+T = TypeVar("T", DataConfig, Subject)
 
 
 @dataclass(frozen=True)
@@ -67,16 +72,29 @@ class RunFolder:
 
 def resolve_paths(config: Config) -> Config:
     """Makes local paths absolute and expands "demo", so that the run folder works from anywhere."""
-    data = config.data
-    instance = DEMO_SUBJECT if data.instance_dir == Path("demo") else data.instance_dir
-    paths = {"instance_dir": instance, "class_dir": data.class_dir}
-    absolute = {key: path.expanduser().absolute() if path else None for key, path in paths.items()}
-    model = Path(config.model).expanduser()
+
+    def absolute(path: Path | None) -> Path | None:
+        if path == Path("demo"):
+            return DEMO_SUBJECT
+        return path.expanduser().absolute() if path else None
+
+    def with_paths(section: T) -> T:
+        folders = {key: absolute(getattr(section, key)) for key in ("instance_dir", "class_dir")}
+        return section.model_copy(update=folders)
+
+    def local(name: str | None) -> str | None:
+        path = Path(name or "").expanduser()
+        return str(path.absolute()) if name and name != "demo" and path.exists() else name
+
+    data = with_paths(config.data)
+    data = data.model_copy(update={"subjects": tuple(map(with_paths, data.subjects))})
     return config.model_copy(
         update={
             "run_dir": config.run_dir.expanduser().absolute(),
-            "data": data.model_copy(update=absolute),
-            "model": str(model.absolute()) if config.model != "demo" and model.is_dir() else config.model,
+            "data": data,
+            "lora": config.lora.model_copy(update={"init": absolute(config.lora.init)}),
+            "model": local(config.model),
+            "vae": local(config.vae),
         }
     )
 
@@ -125,12 +143,12 @@ def open_run(path: Path) -> tuple[RunFolder, Config]:
 
 def state_of(config: Config, base: Base, mesh: Mesh) -> TrainState:
     """Returns the shapes and shardings of a run's train state: what its checkpoints are read into."""
-    shapes = {name: base.network(name).shapes for name in trained_components(config.train.text_encoder)}
-    return abstract_state(shapes, make_optimizer(config.train), config.train.ema_decay is not None, mesh)
+    shapes = trained_shapes(base, config)
+    return abstract_state(shapes, make_optimizer(config), config.train.ema_decay is not None, mesh)
 
 
 def trained_params(run: RunFolder, config: Config, base: Base, mesh: Mesh) -> tuple[dict[str, Params], int]:
-    """Returns component -> parameters of the run's newest checkpoint, and its step.
+    """Returns component -> trained parameters of the run's newest checkpoint, and its step.
 
     Raises:
         UserError: there is no checkpoint yet.
@@ -156,15 +174,36 @@ def run_mesh(config: Config) -> Mesh:
         return make_mesh()
 
 
-def load_pipeline(path: str | Path, dtype: str, mesh: Mesh | None) -> Pipeline:
-    """Opens a run folder at its newest checkpoint, or a model folder or Hub id as it is."""
-    if not (Path(path).expanduser() / "config.yaml").exists():
-        base = Base.read(resolve_model(str(path)), dtype)
+def read_base(config: Config, dtype: str | None = None) -> Base:
+    """Reads a run's base model, with the run's adapters and new words.
+
+    Args:
+        dtype: compute dtype; default: the run's.
+    """
+    text = config.text
+    base = Base.read(resolve_model(config.source), dtype or config.train.dtype, text.clip_skip, text.chunks)
+    return prepare_base(base, config)
+
+
+def load_result(run: RunFolder, config: Config, base: Base, mesh: Mesh) -> Pipeline:
+    """Loads a run's newest checkpoint as a plain model: adapters merged, learned embeddings kept beside the table."""
+    trained, step = trained_params(run, config, base, mesh)
+    whole = whole_components(base, trained_shapes(base, config))
+    frozen = load_params(base, mesh, components=tuple(name for name in base.components if name not in whole))
+    return Pipeline(base, merge_adapters(base, join(frozen, trained)), mesh, config.resolution, step)
+
+
+def merge_adapters(base: Base, params: dict[str, Params]) -> dict[str, Params]:
+    """Adds adapters to the kernels, in their place, so that no second copy of the model is needed."""
+    return {name: merged(values, base.lora) if base.lora else values for name, values in params.items()}
+
+
+def load_pipeline(path: str | Path | Source, dtype: str, mesh: Mesh | None) -> Pipeline:
+    """Opens a run folder at its newest checkpoint, or a model folder, file or Hub id as it is."""
+    source = path if isinstance(path, Source) else Source(str(path))
+    if not (Path(source.name).expanduser() / "config.yaml").exists():
+        base = Base.read(resolve_model(source), dtype)
         mesh = mesh or make_mesh()
         return Pipeline(base, load_params(base, mesh), mesh, base.native_resolution)
-    run, config = open_run(Path(path))
-    mesh = mesh or run_mesh(config)
-    base = Base.read(resolve_model(config.model), dtype)
-    trained, step = trained_params(run, config, base, mesh)
-    rest = tuple(name for name in COMPONENTS if name not in trained)
-    return Pipeline(base, load_params(base, mesh, components=rest) | trained, mesh, config.resolution, step)
+    run, config = open_run(Path(source.name))
+    return load_result(run, config, read_base(config, dtype), mesh or run_mesh(config))

@@ -20,8 +20,9 @@ from jaxbooth.diffusion.samplers import SAMPLERS, Denoiser, Grid, SamplerName, m
 from jaxbooth.diffusion.schedule import convert
 from jaxbooth.errors import UserError
 from jaxbooth.params import Params, cast_matrices, full_precision, precision_of
-from jaxbooth.pipeline import Base, encode_text
+from jaxbooth.pipeline import Base
 from jaxbooth.sharding import row_shards, rows_over
+from jaxbooth.text import Text
 
 if TYPE_CHECKING:
     from jaxbooth.pipeline import Pipeline
@@ -29,13 +30,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a picture is drawn. Guidance 1 means none, and costs half."""
+    """How a picture is drawn. Guidance 1 means none, and costs half. Height and width default to the resolution."""
 
     sampler: SamplerName
     steps: int
     guidance_scale: float
     resolution: int
     negative_prompt: str = ""
+    height: int | None = None
+    width: int | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.height or self.resolution, self.width or self.resolution
 
     def facts(self) -> dict[str, Any]:
         """What a PNG's text chunk says about it."""
@@ -64,23 +72,29 @@ def picture_keys(seed: int, indices: Sequence[int]) -> Array:
     return jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(jnp.asarray(indices, jnp.uint32))
 
 
-def guided_denoiser(base: Base, unet: Params, context: Array, negative: Array, guidance: Array | None) -> Denoiser:
+def guided_denoiser(
+    base: Base, unet: Params, text: Text, negative: Text, size: tuple[int, int], guidance: Array | None
+) -> Denoiser:
     """Returns z_t -> x with classifier-free guidance, eps_u + g (eps_c - eps_u) (Ho and Salimans 2022, equation 6).
 
     Args:
-        context: (b, s, d); `negative` has the same shape.
+        text: of each row; `negative` has the same shapes.
+        size: height and width in pixels.
         guidance: scalar g, or None to run the conditional half alone.
     """
     model = base.unet.bind(cast_matrices(unet, base.dtype))
-    rows = len(context)
+    rows = len(text.context)
     # A row's two halves stay neighbours, so that a batch split over devices stays split where it is.
-    pairs = jnp.stack([negative, context], axis=1).reshape(2 * rows, *context.shape[1:])
+    pairs = jax.tree.map(lambda a, b: jnp.stack([a, b], axis=1).reshape(2 * rows, *a.shape[1:]), negative, text)
+    shown = text if guidance is None else pairs
+    whole_picture = jnp.array([*size, 0, 0, *size], jnp.float32)
+    context, added = base.conditions(shown, jnp.broadcast_to(whole_picture, (len(shown.context), 6)))
 
     def denoise(z: Array, point: Grid) -> Array:
         if guidance is None:
-            output = model(z, jnp.full(rows, point.timestep), context)
+            output = model(z, jnp.full(rows, point.timestep), context, added)
         else:
-            both = model(jnp.repeat(z, 2, axis=0), jnp.full(2 * rows, point.timestep), pairs)
+            both = model(jnp.repeat(z, 2, axis=0), jnp.full(2 * rows, point.timestep), context, added)
             free, conditional = both[::2], both[1::2]
             output = free + guidance * (conditional - free)
         return convert(output, base.schedule.prediction_type, "x0", z, point.alpha, point.sigma)
@@ -89,15 +103,16 @@ def guided_denoiser(base: Base, unet: Params, context: Array, negative: Array, g
 
 
 def draw_latents(
-    base: Base, settings: Settings, unet: Params, context: Array, negative: Array, keys: Array, guidance: Array
+    base: Base, settings: Settings, unet: Params, text: Text, negative: Text, keys: Array, guidance: Array
 ) -> Array:
     """Runs the sampler from each row's own noise; (b, h, w, c) scaled latents. Pure, for use under `jax.jit`."""
-    shape = base.latent_shape(settings.resolution)
+    shape = base.latent_shape(*settings.size)
 
     def noise(index: Array) -> Array:
         return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index + 1), shape))(keys)
 
-    denoise = guided_denoiser(base, unet, context, negative, None if settings.guidance_scale == 1 else guidance)
+    scale = None if settings.guidance_scale == 1 else guidance
+    denoise = guided_denoiser(base, unet, text, negative, settings.size, scale)
     grid = make_grid(base.schedule, settings.sampler, settings.steps)
     return SAMPLERS[settings.sampler].run(denoise, noise(jnp.array(-1)), grid, noise, base.schedule)
 
@@ -125,15 +140,16 @@ class Painter:
     """
 
     def __init__(self, base: Base, mesh: Mesh, settings: Settings, batch: int, quiet: bool = False):
-        check_resolution(base, settings.resolution, "resolution")
+        for side in settings.size:
+            check_resolution(base, side, "resolution")
         self.base, self.mesh, self.settings, self.quiet = base, mesh, settings, quiet
         self.batch = -(-batch // row_shards(mesh)) * row_shards(mesh)
-        self._encode = jax.jit(lambda params, ids: encode_text(base, params, ids).astype(jnp.float32))
+        self._encode = jax.jit(lambda params, ids: in_float32(base.text.encode(params, ids)))
         self._draw = jax.jit(self._trace, out_shardings=rows_over(mesh))
 
-    def _trace(self, params: dict[str, Params], context: Array, negative: Array, keys: Array, guidance: Array) -> Array:
+    def _trace(self, params: dict[str, Params], text: Text, negative: Text, keys: Array, guidance: Array) -> Array:
         with precision_of(self.base.dtype):
-            latents = draw_latents(self.base, self.settings, params["unet"], context, negative, keys, guidance)
+            latents = draw_latents(self.base, self.settings, params["unet"], text, negative, keys, guidance)
         return decode_pixels(self.base, params["vae"], latents, row_shards(self.mesh))
 
     def __call__(
@@ -142,30 +158,39 @@ class Painter:
         """Draws one picture for each prompt.
 
         Args:
-            params: of all three components.
+            params: of all components.
             indices: number of each picture; with `seed` it decides the picture's noise.
 
         Returns:
             (len(prompts), H, W, 3) uint8 on the host.
         """
         distinct = list(dict.fromkeys([self.settings.negative_prompt, *prompts]))
-        text = self._encode(params["text_encoder"], self.base.tokenize(distinct))
+        encoders = {name: params[name] for name in self.base.text_encoders}
+        text = self._encode(encoders, self.base.text.tokenize(distinct))
         captions = np.array([distinct.index(prompt) for prompt in prompts])
         used = {name: params[name] for name in ("unet", "vae")}
         pictures = []
         with nullcontext() if self.quiet else progress("sample", len(prompts), transient=True) as bar:
             for start in range(0, len(prompts), self.batch):
                 rows = np.minimum(np.arange(start, start + self.batch), len(prompts) - 1)  # the last batch is padded
-                context = text[captions[rows]]
                 keys = picture_keys(seed, [indices[row] for row in rows])
-                inputs = jax.device_put(
-                    (context, jnp.broadcast_to(text[:1], context.shape), keys), rows_over(self.mesh)
-                )
+                inputs = (take(text, captions[rows]), take(text, np.zeros_like(rows)), keys)
+                inputs = jax.device_put(inputs, rows_over(self.mesh))
                 drawn = self._draw(used, *inputs, jnp.float32(self.settings.guidance_scale))
                 pictures.append(jax.device_get(drawn)[: len(prompts) - start])
                 if bar:
                     bar.advance(len(pictures[-1]))
         return np.concatenate(pictures)
+
+
+def in_float32(text: Text) -> Text:
+    """Casts text features to float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), text)
+
+
+def take(text: Text, rows: np.ndarray) -> Text:
+    """Returns the text of (rows,) prompts."""
+    return jax.tree.map(lambda x: x[rows], text)
 
 
 def draw(pipeline: "Pipeline", settings: Settings, prompt: str, num: int, seed: int) -> list[Image.Image]:

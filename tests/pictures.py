@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from jaxbooth.data.images import Opened
+
 
 def put(path: Path, colour: str = "red", size: tuple[int, int] = (8, 8)) -> Path:
     Image.new("RGB", size, colour).save(path)
@@ -14,6 +16,10 @@ def put(path: Path, colour: str = "red", size: tuple[int, int] = (8, 8)) -> Path
 
 def caption_list(folder: Path, *entries: dict) -> None:
     (folder / "metadata.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def opened(pixels: np.ndarray, mask: np.ndarray | None = None) -> Opened:
+    return Opened(Image.fromarray(pixels), None if mask is None else Image.fromarray(mask))
 
 
 def noise(width: int, height: int) -> np.ndarray:

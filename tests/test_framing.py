@@ -1,58 +1,61 @@
-"""The pixels that are made of a picture, and the sheets that show them."""
+"""The variants that are made of a picture with their sizes and masks, and the sheets that show them."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxbooth.data.images import Framing, Picture, framed
+from jaxbooth.data.framing import Framing, framed
+from jaxbooth.data.images import Opened, Picture
 from jaxbooth.data.sheet import GAP, LINE, MIN_TILE, sheet
-from tests.pictures import noise
+from tests.pictures import noise, opened
+
+CENTER = Framing(16, 16, 0, False, 0)
 
 # Framing
 
 
 def test_a_square_picture_of_the_right_size_is_kept_as_it_is():
     pixels = noise(16, 16)
-    np.testing.assert_array_equal(Framing(16, 0, False, 0).apply(Image.fromarray(pixels), 0), pixels[None])
+    np.testing.assert_array_equal(CENTER.apply(opened(pixels), 0).pixels, pixels[None])
 
 
 def test_the_center_of_a_wide_picture_is_kept():
     pixels = noise(30, 16)
-    np.testing.assert_array_equal(Framing(16, 0, False, 0).apply(Image.fromarray(pixels), 0)[0], pixels[:, 7:23])
+    np.testing.assert_array_equal(CENTER.apply(opened(pixels), 0).pixels[0], pixels[:, 7:23])
 
 
 def test_the_center_of_a_tall_picture_is_kept():
     pixels = noise(16, 26)
-    np.testing.assert_array_equal(Framing(16, 0, False, 0).apply(Image.fromarray(pixels), 0)[0], pixels[5:21])
+    np.testing.assert_array_equal(CENTER.apply(opened(pixels), 0).pixels[0], pixels[5:21])
 
 
 def test_the_short_side_is_resized_to_the_resolution_and_the_long_side_in_proportion():
-    image = Image.fromarray(noise(60, 32))
-    expected = np.asarray(image.resize((30, 16), Image.Resampling.LANCZOS))[:, 7:23]
-    np.testing.assert_array_equal(Framing(16, 0, False, 0).apply(image, 0)[0], expected)
+    image = opened(noise(60, 32))
+    expected = np.asarray(image.image.resize((30, 16), Image.Resampling.LANCZOS))[:, 7:23]
+    np.testing.assert_array_equal(CENTER.apply(image, 0).pixels[0], expected)
 
 
 def test_three_stripes_keep_the_middle_one():
     stripes = np.zeros((40, 120, 3), np.uint8)
     stripes[:, :40], stripes[:, 40:80], stripes[:, 80:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-    kept = Framing(40, 0, False, 0).apply(Image.fromarray(stripes), 0)[0]
+    kept = Framing(40, 40, 0, False, 0).apply(opened(stripes), 0).pixels[0]
     np.testing.assert_array_equal(kept, np.broadcast_to(np.uint8([0, 255, 0]), (40, 40, 3)))
 
 
 def test_a_picture_smaller_than_the_resolution_is_enlarged():
-    kept = Framing(64, 0, False, 0).apply(Image.new("RGB", (5, 3), (10, 200, 30)), 0)
+    kept = Framing(64, 64, 0, False, 0).apply(Opened(Image.new("RGB", (5, 3), (10, 200, 30)), None), 0).pixels
     np.testing.assert_array_equal(kept, np.broadcast_to(np.uint8([10, 200, 30]), (1, 64, 64, 3)))
 
 
 @pytest.mark.parametrize("size", [(1, 300), (300, 1), (17, 16), (333, 500)])
 def test_every_shape_fills_the_square(size):
-    assert Framing(16, 0, False, 0).apply(Image.new("RGB", size), 0).shape == (1, 16, 16, 3)
+    assert CENTER.apply(Opened(Image.new("RGB", size), None), 0).pixels.shape == (1, 16, 16, 3)
 
 
 def test_random_crops_are_parts_of_the_picture():
     pixels = noise(40, 16)
     windows = [pixels[:, x : x + 16] for x in range(25)]
-    crops = Framing(16, 8, False, 0).apply(Image.fromarray(pixels), 0)
+    crops = Framing(16, 16, 8, False, 0).apply(opened(pixels), 0).pixels
     found = [[x for x, window in enumerate(windows) if np.array_equal(crop, window)] for crop in crops]
     assert all(len(places) == 1 for places in found)
     assert len({places[0] for places in found}) > 1
@@ -60,30 +63,31 @@ def test_random_crops_are_parts_of_the_picture():
 
 def test_random_crops_reach_both_ends():
     pixels = noise(18, 16)
-    crops = Framing(16, 64, False, 0).apply(Image.fromarray(pixels), 0)
+    crops = Framing(16, 16, 64, False, 0).apply(opened(pixels), 0).pixels
     assert {x for crop in crops for x in range(3) if np.array_equal(crop, pixels[:, x : x + 16])} == {0, 1, 2}
 
 
 def test_random_crops_repeat_with_the_seed_and_the_place_and_differ_without():
-    image = Image.fromarray(noise(200, 16))
-    crops = Framing(16, 4, False, 3).apply(image, 5)
-    np.testing.assert_array_equal(crops, Framing(16, 4, False, 3).apply(image, 5))
-    assert not np.array_equal(crops, Framing(16, 4, False, 4).apply(image, 5))
-    assert not np.array_equal(crops, Framing(16, 4, False, 3).apply(image, 6))
+    image = opened(noise(200, 16))
+    crops = Framing(16, 16, 4, False, 3).apply(image, 5).pixels
+    np.testing.assert_array_equal(crops, Framing(16, 16, 4, False, 3).apply(image, 5).pixels)
+    assert not np.array_equal(crops, Framing(16, 16, 4, False, 4).apply(image, 5).pixels)
+    assert not np.array_equal(crops, Framing(16, 16, 4, False, 3).apply(image, 6).pixels)
 
 
 @pytest.mark.parametrize("crops", [0, 3])
 def test_flips_are_mirror_images_and_leave_the_crops_as_they_were(crops):
-    image = Image.fromarray(noise(40, 16))
-    plain, both = Framing(16, crops, False, 0).apply(image, 0), Framing(16, crops, True, 0).apply(image, 0)
+    image = opened(noise(40, 16))
+    plain = Framing(16, 16, crops, False, 0).apply(image, 0).pixels
+    both = Framing(16, 16, crops, True, 0).apply(image, 0).pixels
     np.testing.assert_array_equal(both[: len(plain)], plain)
     np.testing.assert_array_equal(both[len(plain) :], np.flip(plain, axis=2))
 
 
 @pytest.mark.parametrize(("crops", "flip", "count"), [(0, False, 1), (0, True, 2), (4, False, 4), (3, True, 6)])
 def test_variants_are_crops_times_mirrorings(crops, flip, count):
-    framing = Framing(8, crops, flip, 0)
-    assert framing.apply(Image.new("RGB", (12, 8)), 0).shape == (count, 8, 8, 3)
+    framing = Framing(8, 8, crops, flip, 0)
+    assert framing.apply(Opened(Image.new("RGB", (12, 8)), None), 0).pixels.shape == (count, 8, 8, 3)
 
 
 def test_framing_a_folder_crops_each_picture_by_its_place(tmp_path):
@@ -92,10 +96,80 @@ def test_framing_a_folder_crops_each_picture_by_its_place(tmp_path):
     for name in ("a.png", "b.png"):
         Image.fromarray(pixels).save(tmp_path / name)
         pictures.append(Picture(tmp_path / name, "x"))
-    framing = Framing(8, 4, False, 0)
+    framing = Framing(8, 8, 4, False, 0)
     for index, variants in enumerate(framed(pictures, framing)):
-        np.testing.assert_array_equal(variants, framing.apply(Image.fromarray(pixels), index))
+        np.testing.assert_array_equal(variants.pixels, framing.apply(opened(pixels), index).pixels)
     assert index == 1
+
+
+# Rectangles
+
+
+def test_a_rectangle_keeps_a_picture_of_its_own_shape_whole():
+    pixels = noise(24, 16)
+    np.testing.assert_array_equal(Framing(16, 24, 0, False, 0).apply(opened(pixels), 0).pixels[0], pixels)
+
+
+@pytest.mark.parametrize(("height", "width", "cover", "box"), [
+    (16, 24, (24, 24), np.s_[4:20, :]),
+    (24, 16, (24, 24), np.s_[:, 4:20]),
+])  # fmt: skip
+def test_a_square_picture_is_resized_to_cover_the_rectangle(height, width, cover, box):
+    picture = opened(noise(60, 60))
+    expected = np.asarray(picture.image.resize(cover, Image.Resampling.LANCZOS))[box]
+    np.testing.assert_array_equal(Framing(height, width, 0, False, 0).apply(picture, 0).pixels[0], expected)
+
+
+def test_a_wide_picture_covers_a_wide_rectangle_by_the_side_that_needs_it():
+    # 70 x 30 covers 24 wide by 16 high when its height is 16, and 60 x 48 when its width is 24.
+    for size, cover, box in [((70, 30), (37, 16), np.s_[:, 6:30]), ((60, 48), (24, 19), np.s_[1:17, :])]:
+        picture = opened(noise(*size))
+        expected = np.asarray(picture.image.resize(cover, Image.Resampling.LANCZOS))[box]
+        np.testing.assert_array_equal(Framing(16, 24, 0, False, 0).apply(picture, 0).pixels[0], expected)
+
+
+@pytest.mark.parametrize("size", [(1, 300), (300, 1), (17, 16), (333, 500)])
+def test_every_shape_fills_the_rectangle(size):
+    found = Framing(16, 40, 2, True, 0).apply(Opened(Image.new("RGB", size), None), 0)
+    assert (found.pixels.shape, found.sizes.shape, found.masks.shape) == ((4, 16, 40, 3), (4, 6), (4, 16, 40))
+
+
+# Sizes, in the order of SDXL's time_ids: original height, width; crop top, left; target height, width
+
+
+def test_the_center_crop_tells_its_sizes():
+    found = Framing(16, 16, 0, False, 0).apply(opened(noise(30, 16)), 0)
+    np.testing.assert_array_equal(found.sizes, np.float32([[16, 30, 0, 7, 16, 16]]))
+    assert found.sizes.dtype == np.float32
+
+
+def test_original_sizes_are_those_before_resizing_and_corners_those_after():
+    found = Framing(16, 24, 0, False, 0).apply(opened(noise(60, 48)), 0)
+    np.testing.assert_array_equal(found.sizes, [[48, 60, 1, 0, 16, 24]])
+
+
+def test_original_sizes_are_those_of_the_upright_picture(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying, shown standing
+    Image.fromarray(noise(32, 16)).save(tmp_path / "a.jpg", exif=exif)
+    (variants,) = framed([Picture(tmp_path / "a.jpg", "x")], CENTER)
+    np.testing.assert_array_equal(variants.sizes, [[32, 16, 8, 0, 16, 16]])
+
+
+def test_a_crop_is_found_at_its_corner_of_the_picture_or_of_the_mirrored_one():
+    pixels = noise(41, 33)
+    found = Framing(33, 24, 5, True, 0).apply(opened(pixels), 0)
+    lefts = found.sizes[:, 3].astype(int)
+    assert len(set(lefts[:5])) > 1
+    for index, (crop, left) in enumerate(zip(found.pixels, lefts, strict=True)):
+        shown = pixels if index < 5 else pixels[:, ::-1]
+        np.testing.assert_array_equal(crop, shown[:, left : left + 24])
+    np.testing.assert_array_equal(found.sizes[:, [0, 1, 2, 4, 5]], [[33, 41, 0, 33, 24]] * 10)
+
+
+def test_an_odd_rest_leaves_the_mirrored_center_crop_one_further_right():
+    found = Framing(16, 16, 0, True, 0).apply(opened(noise(19, 16)), 0)
+    np.testing.assert_array_equal(found.sizes[:, 3], [1, 2])
 
 
 # Sheets

@@ -153,14 +153,14 @@ def test_heic_without_its_reader_names_the_extra(tmp_path, name):
 def test_lossless_pictures_keep_their_pixels(tmp_path, name):
     pixels = noise(9, 5)
     Image.fromarray(pixels).save(tmp_path / name)
-    np.testing.assert_array_equal(open_picture(tmp_path / name), pixels)
+    np.testing.assert_array_equal(open_picture(tmp_path / name).image, pixels)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.webp", "a.avif"])
 def test_lossy_pictures_are_readable(tmp_path, name):
     pixels = smooth(32, 24)
     Image.fromarray(pixels).save(tmp_path / name, quality=95)
-    found = np.asarray(open_picture(tmp_path / name), float)
+    found = np.asarray(open_picture(tmp_path / name).image, float)
     assert found.shape == (24, 32, 3)
     assert np.abs(found - pixels).mean() < 4
 
@@ -172,7 +172,7 @@ def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif, quality=100, subsampling=0)
-    upright = np.asarray(open_picture(tmp_path / "a.jpg"), int)
+    upright = np.asarray(open_picture(tmp_path / "a.jpg").image, int)
     assert upright.shape == (32, 16, 3)
     np.testing.assert_allclose(upright, np.rot90(pixels, -1), atol=3)
 
@@ -180,7 +180,8 @@ def test_exif_orientation_is_applied(tmp_path):
 def test_transparency_lies_on_white(tmp_path):
     pixels = np.array([[[200, 0, 0, 0], [200, 0, 0, 255], [0, 0, 0, 128]]], np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(open_picture(tmp_path / "a.png"), [[[255, 255, 255], [200, 0, 0], [127, 127, 127]]])
+    found = open_picture(tmp_path / "a.png").image
+    np.testing.assert_array_equal(found, [[[255, 255, 255], [200, 0, 0], [127, 127, 127]]])
 
 
 def test_a_palette_picture_becomes_rgb(tmp_path):
@@ -188,7 +189,7 @@ def test_a_palette_picture_becomes_rgb(tmp_path):
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putpixel((1, 0), 1)
     image.save(tmp_path / "a.png")
-    np.testing.assert_array_equal(open_picture(tmp_path / "a.png"), [[[10, 20, 30], [40, 50, 60]]])
+    np.testing.assert_array_equal(open_picture(tmp_path / "a.png").image, [[[10, 20, 30], [40, 50, 60]]])
 
 
 def test_a_transparent_palette_entry_lies_on_white(tmp_path):
@@ -196,29 +197,29 @@ def test_a_transparent_palette_entry_lies_on_white(tmp_path):
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putpixel((1, 0), 1)
     image.save(tmp_path / "a.png", transparency=0)
-    np.testing.assert_array_equal(open_picture(tmp_path / "a.png"), [[[255, 255, 255], [40, 50, 60]]])
+    np.testing.assert_array_equal(open_picture(tmp_path / "a.png").image, [[[255, 255, 255], [40, 50, 60]]])
 
 
 def test_a_grayscale_picture_becomes_rgb(tmp_path):
     Image.fromarray(np.array([[0, 100, 255]], np.uint8)).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(open_picture(tmp_path / "a.png"), [[[0] * 3, [100] * 3, [255] * 3]])
+    np.testing.assert_array_equal(open_picture(tmp_path / "a.png").image, [[[0] * 3, [100] * 3, [255] * 3]])
 
 
 def test_grayscale_with_transparency_lies_on_white(tmp_path):
     Image.fromarray(np.array([[[50, 255], [50, 0]]], np.uint8), "LA").save(tmp_path / "a.png")
-    np.testing.assert_array_equal(open_picture(tmp_path / "a.png"), [[[50] * 3, [255] * 3]])
+    np.testing.assert_array_equal(open_picture(tmp_path / "a.png").image, [[[50] * 3, [255] * 3]])
 
 
 def test_sixteen_bit_grayscale_keeps_its_tones(tmp_path):
     tones = np.array([[0, 64 * 257, 128 * 257, 255 * 257]], np.uint16)
     Image.fromarray(tones).save(tmp_path / "a.png")
-    found = np.asarray(open_picture(tmp_path / "a.png"), int)
+    found = np.asarray(open_picture(tmp_path / "a.png").image, int)
     np.testing.assert_allclose(found[0], [[0] * 3, [64] * 3, [128] * 3, [255] * 3], atol=1)
 
 
 def test_a_cmyk_jpeg_becomes_rgb(tmp_path):
     Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=100)
-    image = open_picture(tmp_path / "a.jpg")
+    image = open_picture(tmp_path / "a.jpg").image
     assert image.mode == "RGB"
     np.testing.assert_allclose(image.getpixel((8, 8)), [255, 0, 0], atol=3)
 

@@ -12,8 +12,10 @@ from jaxbooth.models.layers import Make
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.params import describe
 from jaxbooth.sharding import make_mesh
+from jaxbooth.text import Text
 from jaxbooth.training.state import result_params
-from jaxbooth.training.step import gradients, make_batch, pick_rows, plan_rows
+from jaxbooth.training.rows import pick_rows, plan_rows
+from jaxbooth.training.step import gradients, make_batch
 from tests.training import INSTANCES, PRIORS, make_bank, run, setup
 
 
@@ -50,17 +52,17 @@ def test_an_epoch_shows_every_image_once():
 
 @pytest.fixture
 def task_and_bank(micro, micro_params, mesh):
-    task, _, bank = setup(micro, micro_params, mesh, (4, 2))
-    return task, bank
+    made = setup(micro, micro_params, mesh, (4, 2))
+    return made.task, made.bank
 
 
 def test_instance_rows_take_instance_images_and_prior_rows_class_images(task_and_bank):
     task, _ = task_and_bank
-    number, is_prior = task.plan.number[0], task.plan.is_prior[0]
+    part = jax.tree.map(lambda field: field[0], task.plan)
     seen = {True: set(), False: set()}
     for step in range(20):
-        rows = pick_rows(task, jnp.int32(step), number, is_prior, variants=2)
-        for prior, image, variant in zip(is_prior, rows.image, rows.variant, strict=True):
+        rows = pick_rows(task.streams, jax.random.key(0), jnp.int32(step), part, (4, 2), variants=2)
+        for prior, image, variant in zip(part.is_prior, rows.image, rows.variant, strict=True):
             seen[bool(prior)].add(int(image))
             assert 0 <= variant < 2
     assert seen[False] == set(range(INSTANCES))
@@ -69,35 +71,36 @@ def test_instance_rows_take_instance_images_and_prior_rows_class_images(task_and
 
 def test_a_row_has_its_images_latents_and_its_images_caption(micro, mesh):
     bank = make_bank(micro, mesh)
-    rows = Rows(np.array([2, 0, 7, 3]), np.array([1, 0, 0, 1]))
-    latents = gather_latents(bank, rows, jnp.zeros((4, *bank.mean.shape[2:])), 0.5)
-    text = gather_text(bank, rows, None)
-    for row, (image, variant) in enumerate(zip(*rows, strict=True)):
-        np.testing.assert_array_equal(latents[row], bank.mean[image, variant] * np.float32(0.5))
-        np.testing.assert_array_equal(text[row], bank.text[bank.caption[image]])
+    rows = Rows(np.array([2, 0, 7, 3]), np.array([1, 0, 0, 1]), np.ones(4))
+    mean = bank.images.mean
+    latents = gather_latents(bank.images, rows, jnp.zeros((4, *mean.shape[2:])), 0.5)
+    text = gather_text(bank.text, bank.caption[rows.image], None)
+    for row, (image, variant) in enumerate(zip(rows.image, rows.variant, strict=True)):
+        np.testing.assert_array_equal(latents[row], mean[image, variant] * np.float32(0.5))
+        np.testing.assert_array_equal(text.context[row], bank.text.context[bank.caption[image]])
 
 
 def test_captions_are_encoded_alike_by_caption_and_by_row(micro, mesh):
-    bank = make_bank(micro, mesh, text_encoder=True)
-    encode = lambda ids: ids.astype(jnp.float32)[..., None]  # noqa: E731
-    many = Rows(np.array([2, 0, 7, 3]), np.zeros(4, int))
-    few = Rows(np.array([2, 7]), np.zeros(2, int))  # fewer rows than captions
-    for rows in (many, few):
-        expected = encode(bank.text[bank.caption[rows.image]])
-        np.testing.assert_array_equal(gather_text(bank, rows, encode), expected)
+    bank = make_bank(micro, mesh, trains_text=True)
+    encode = lambda ids: Text(ids["text_encoder"].astype(jnp.float32)[..., None])  # noqa: E731
+    many, few = np.array([2, 0, 7, 3, 1]), np.array([2, 7])  # more and fewer rows than captions
+    for image in (many, few):
+        caption = bank.caption[image]
+        expected = bank.text["text_encoder"][caption].astype(jnp.float32)[..., None]
+        np.testing.assert_array_equal(gather_text(bank.text, caption, encode).context, expected)
 
 
 def test_rows_with_the_same_image_have_their_own_noise(micro, micro_params, mesh):
-    task, _, bank = setup(micro, micro_params, mesh, (8, 0), prior_weight=0)  # eight rows of three images
-    batch, rows = make_batch(task, bank, jnp.int32(0), jax.tree.map(lambda x: x[0], task.plan))
-    assert len(set(np.asarray(rows.image).tolist())) == 3
-    assert len(np.unique(np.asarray(batch.noise)[:, 0, 0, 0])) == 8
-    assert len(np.unique(np.asarray(batch.latents)[:, 0, 0, 0])) == 8
+    made = setup(micro, micro_params, mesh, (8, 0), prior_weight=0)  # eight rows of three images
+    batch = make_batch(made.task, made.bank, jnp.int32(0), jnp.int32(0), jax.tree.map(lambda x: x[0], made.task.plan))
+    assert len(np.unique(np.asarray(batch.batch.noise)[:, 0, 0, 0])) == 8
+    assert len(np.unique(np.asarray(batch.batch.latents)[:, 0, 0, 0])) == 8
 
 
 def losses_and_gradients(micro, micro_params, mesh, rows, **settings):
-    task, state, bank = setup(micro, micro_params, mesh, rows, **settings)
-    losses, grads = jax.jit(lambda p, b: gradients(task, p, b, jnp.int32(3)))(state.params, bank)
+    task, state, frozen, bank = setup(micro, micro_params, mesh, rows, **settings)
+    step = jnp.int32(3)
+    losses, grads = jax.jit(lambda p, f, b: gradients(task, p, f, b, step, step))(state.params, frozen, bank)
     return np.array(losses), {name: np.asarray(value) for name, value in grads.items()}
 
 
@@ -161,12 +164,12 @@ def test_the_text_encoder_trains_only_when_asked(micro, micro_params, mesh):
 @pytest.mark.parametrize("optimizer", ["adafactor", "lion", "prodigy", "schedule_free_adamw"])
 def test_every_optimizer_lowers_the_loss_of_a_fixed_step(optimizer, micro, micro_params, mesh):
     rate = {"prodigy": 1.0, "lion": 2e-5}.get(optimizer, 1e-4)
-    task, state, bank = setup(
+    task, state, frozen, bank = setup(
         micro, micro_params, mesh, (4, 2), optimizer=optimizer, learning_rate=rate, weight_decay=0
     )
-    loss = jax.jit(lambda params: gradients(task, params, bank, jnp.int32(0))[0].total)
+    loss = jax.jit(lambda params: gradients(task, params, frozen, bank, jnp.int32(0), jnp.int32(0))[0].total)
     before = loss(state.params)
-    state, _ = run(task, state, bank, [4, 4])
+    state, _ = run(task, state, frozen, bank, [4, 4])
     assert loss(state.params) < before
 
 

@@ -31,7 +31,7 @@ def torch_loss(unet, scheduler, batch, text):
 @pytest.fixture(scope="module")
 def torch_run(base, params, mesh):
     """Losses and first gradients of ten PyTorch steps, and the weights after them."""
-    task, _, bank = setup(base, params, mesh, ROWS, prior_weight=PRIOR_WEIGHT, learning_rate=RATE)
+    task, _, _, bank = setup(base, params, mesh, ROWS, prior_weight=PRIOR_WEIGHT, learning_rate=RATE)
     unet = diffusers.UNet2DConditionModel.from_pretrained(DEMO_MODEL / "unet", torch_dtype=torch.float32)
     scheduler = diffusers.DDPMScheduler.from_pretrained(DEMO_MODEL / "scheduler")
     # Both sides take the same float64-made schedule; how it compares with diffusers' own is tested with the schedule.
@@ -40,8 +40,8 @@ def torch_run(base, params, mesh):
     part = jax.tree.map(lambda field: field[0], task.plan)
     losses, norms, first = [], [], {}
     for step in range(STEPS):
-        batch, rows = jax.jit(lambda step: make_batch(task, bank, step, part))(jnp.int32(step))
-        values = torch_loss(unet, scheduler, batch, bank.text[bank.caption[rows.image]])
+        drawn = jax.jit(lambda step: make_batch(task, bank, step, step, part))(jnp.int32(step))
+        values = torch_loss(unet, scheduler, drawn.batch, bank.text.context[drawn.caption])
         optimizer.zero_grad()
         values[0].backward()
         first = first or {name: p.grad.numpy().copy() for name, p in unet.named_parameters()}
@@ -68,8 +68,9 @@ def test_gradient_norms_of_ten_steps_are_equal(torch_run, our_run):
 
 
 def test_gradients_are_equal(torch_run, base, params, mesh):
-    task, state, bank = setup(base, params, mesh, ROWS, prior_weight=PRIOR_WEIGHT)
-    _, grads = jax.jit(lambda p, b: gradients(task, p, b, jnp.int32(0)))(state.params, bank)
+    task, state, frozen, bank = setup(base, params, mesh, ROWS, prior_weight=PRIOR_WEIGHT)
+    first = jnp.int32(0)
+    _, grads = jax.jit(lambda p, b: gradients(task, p, frozen, b, first, first))(state.params, bank)
     for name in base.unet.shapes:
         expected = torch_run[2][torch_name(name)]
         expected = expected.transpose(import_axes(name, expected.ndim))

@@ -1,51 +1,92 @@
 """A small training task on the embedded model, for tests of the step."""
 
+from typing import NamedTuple
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxbooth.config import TrainConfig
-from jaxbooth.data.latents import Bank
+from jaxbooth.config import Config
+from jaxbooth.data.latents import Bank, Encoded
+from jaxbooth.params import Params
 from jaxbooth.pipeline import Base
 from jaxbooth.sharding import placement, replicated
+from jaxbooth.text import Text
 from jaxbooth.training.optimizer import make_optimizer
-from jaxbooth.training.state import TrainState, initial_state, trained_components
+from jaxbooth.training.rows import make_streams
+from jaxbooth.training.state import TrainState, initial_state
 from jaxbooth.training.step import Task, make_dispatch, make_task
+from jaxbooth.training.trainable import initial_values, on_mesh, prepare_base, trained_shapes, whole_components
 
 INSTANCES, PRIORS = 3, 5
+CAPTIONS = ["an emoji of a sks cat", "a sks cat, crying", "an emoji of a cat", ""]
 
 
-def make_bank(base: Base, mesh: Mesh, text_encoder: bool = False, variants: int = 2) -> Bank:
+class Setup(NamedTuple):
+    """Everything that a dispatch needs."""
+
+    task: Task
+    state: TrainState
+    frozen: dict[str, Params]
+    bank: Bank
+
+
+def make_bank(base: Base, mesh: Mesh, trains_text: bool = False, variants: int = 2, masked: bool = False) -> Bank:
     """Random moments and captions; image i's latents are near i, and its caption's text holds its number."""
     rng = np.random.default_rng(1)
     images = INSTANCES + PRIORS
-    mean = rng.normal(size=(images, variants, *base.latent_shape(64))).astype(np.float32)
-    logvar = np.full_like(mean, -4.0)
+    mean = rng.normal(size=(images, variants, *base.latent_shape(64, 64))).astype(np.float32)
+    sizes = rng.integers(0, 64, (images, variants, 6)).astype(np.float32)
+    masks = rng.uniform(size=(*mean.shape[:-1], 1)).astype(np.float32) if masked else None
+    encoded = Encoded(mean, np.full_like(mean, -4.0), sizes, masks)
     caption = np.array([0, 0, 1, 2, 2, 2, 2, 2], np.int32)
-    ids = base.tokenize(["an emoji of a sks cat", "a sks cat, crying", "an emoji of a cat"])
-    text = ids if text_encoder else rng.normal(size=(3, 32, 128)).astype(np.float32)
-    return jax.device_put(Bank(mean, logvar, caption, text), replicated(mesh))
+    text = random_text(base, rng)
+    bank = Bank(encoded, caption, base.text.tokenize(CAPTIONS) if trains_text else text, text if trains_text else None)
+    return jax.device_put(bank, replicated(mesh))
 
 
-def setup(base: Base, params: dict, mesh: Mesh, rows: tuple[int, int], **settings) -> tuple[Task, TrainState, Bank]:
-    """Returns a task, its fresh state and its bank, for (instance, prior) rows."""
-    config = TrainConfig(**{"batch_size": rows[0], "learning_rate": 1e-4, "steps": 100} | settings)
-    place = placement(mesh)
-    trained = {
-        name: {key: jax.device_put(value, place(key, value.shape)) for key, value in params[name].items()}
-        for name in trained_components(config.text_encoder)
+def random_text(base: Base, rng: np.random.Generator) -> Text:
+    """Features of all CAPTIONS."""
+    tower = base.text.towers[-1]
+    context = rng.normal(size=(len(CAPTIONS), tower.length, base.text.width)).astype(np.float32)
+    pooled = rng.normal(size=(len(CAPTIONS), tower.config.projection_dim)).astype(np.float32)
+    return Text(context, pooled if base.text.is_xl else None)
+
+
+def configure(rows: tuple[int, int], **settings) -> Config:
+    """Returns a configuration; keys without a section belong to `train`."""
+    sections = {name: settings.pop(name) for name in ("loss", "lora", "text", "data") if name in settings}
+    train = {"batch_size": rows[0], "prior_batch_size": rows[1], "learning_rate": 1e-4, "steps": 100} | settings
+    data = {"instance_dir": "cats", "instance_prompt": "a <sks> cat", "class_prompt": "a cat"}
+    return Config.model_validate({"seed": 7, "train": train, "data": data | sections.pop("data", {})} | sections)
+
+
+def setup(base: Base, params: dict, mesh: Mesh, rows: tuple[int, int], **settings) -> Setup:
+    """Returns a task, its fresh state, frozen parameters and bank, for (instance, prior) rows."""
+    config = configure(rows, **settings)
+    base, place = prepare_base(base, config), placement(mesh)
+    shapes = trained_shapes(base, config)
+    whole = whole_components(base, shapes)
+    placed = {
+        name: {key: jax.device_put(value, place(key, value.shape)) for key, value in values.items()}
+        for name, values in params.items()
     }
-    state = initial_state(trained, make_optimizer(config), config.ema_decay is not None, mesh)
-    task = make_task(base, config, rows[1], INSTANCES, PRIORS, seed=7, mesh=mesh)
-    return task, state, make_bank(base, mesh, config.text_encoder)
+    values = on_mesh(initial_values(base, config, shapes, placed), mesh)
+    frozen = {name: values for name, values in placed.items() if name not in whole and name != "vae"}
+    if not config.trains_text:
+        frozen = {name: values for name, values in frozen.items() if name == "unet"}
+    state = initial_state(values, make_optimizer(config), config.train.ema_decay is not None, mesh)
+    streams = make_streams([INSTANCES], [PRIORS], [0], [1.0])
+    bank = make_bank(base, mesh, config.trains_text, masked=config.data.masks)
+    return Setup(make_task(base, config, streams, mesh), state, frozen, bank)
 
 
-def run(task: Task, state: TrainState, bank: Bank, counts: list[int], longest: int = 4):
+def run(task: Task, state: TrainState, frozen: dict[str, Params], bank: Bank, counts: list[int], longest: int = 4):
     """Dispatches `counts` steps, one dispatch for each; returns the last state and all metrics by name."""
     dispatch = make_dispatch(task, make_optimizer(task.config), longest, state)
     columns: dict[str, list[np.ndarray]] = {}
     for count in counts:
-        state, metrics = dispatch(state, bank, np.int32(count))
+        state, metrics = dispatch(state, frozen, bank, np.int32(count), np.int32(0))
         for name, column in metrics.items():
             columns.setdefault(name, []).append(np.asarray(column)[:count])
     return state, {name: np.concatenate(parts) for name, parts in columns.items()}

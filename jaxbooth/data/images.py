@@ -1,10 +1,9 @@
-"""A folder of pictures with captions, turned into the pixels that the model sees."""
+"""A folder of pictures, their captions and masks: what it holds, and how one picture is decoded."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -18,6 +17,7 @@ CAPTION_KEYS = ("text", "prompt", "caption")
 DECODER_ERRORS = (  # what Pillow raises on files that are damaged, too large or no pictures
     UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, RuntimeError,
 )  # fmt: skip
+MASK = ".mask.png"  # `<stem>.mask.png` beside a picture: white is learned, black is ignored
 NOT_JUNK = {CAPTIONS, "manifest.json"}
 
 
@@ -28,42 +28,59 @@ class Picture(NamedTuple):
     caption: str
 
 
+class Opened(NamedTuple):
+    """A decoded picture, upright: RGB, and a grey ("L") mask of the same size or None."""
+
+    image: Image.Image
+    mask: Image.Image | None
+
+
 @dataclass(frozen=True)
 class Folder:
-    """What a scan found. `skipped` counts hidden files, and files and folders that are no pictures."""
+    """What a scan found. `skipped` counts hidden files, and files and folders that belong to no picture."""
 
     pictures: list[Picture]
     skipped: int
 
 
-def scan(folder: Path, prompt: str, key: str) -> Folder:
+def scan(folder: Path, prompt: str, key: str, masked: bool = False) -> Folder:
     """Lists a folder's pictures in name order; captions come from metadata.jsonl, else <stem>.txt, else `prompt`.
 
     Args:
         key: the configuration key that named the folder, for messages.
+        masked: masks are asked for, so each has to belong to a picture.
 
     Raises:
-        UserError: no such folder, no pictures, captions for missing pictures, or HEIC without its reader.
+        UserError: no such folder, no pictures, captions or masks for missing pictures, or HEIC without its reader.
     """
     if not folder.is_dir():
         raise UserError(f"{key}: {folder} is not a folder.")
     readable = readable_extensions()
     entries = sorted(folder.iterdir())
-    paths = [path for path in entries if path.is_file() and path.suffix.lower() in readable and not hidden(path)]
-    heif = [path for path in entries if path.suffix.lower() in HEIF_EXTENSIONS - readable and not hidden(path)]
+    files = [path for path in entries if path.is_file() and not hidden(path)]
+    masks = [path for path in files if masked_stem(path) is not None]
+    paths = [path for path in files if path.suffix.lower() in readable and path not in masks]
+    heif = [path for path in files if path.suffix.lower() in HEIF_EXTENSIONS - readable]
     if heif:
         raise UserError(
             f"{folder} holds {len(heif)} HEIC file(s), such as {heif[0].name}; pip install 'jaxbooth[heic]' "
             "or convert them to JPEG."
         )
-    used = {path.name for path in paths} | NOT_JUNK | {f"{path.stem}.txt" for path in paths}
+    stems = {path.stem for path in paths}
+    lost = [path for path in masks if masked_stem(path) not in stems]
+    used = NOT_JUNK | {path.name for path in {*paths, *masks} - {*lost}} | {f"{stem}.txt" for stem in stems}
     skipped = sum(path.name not in used for path in entries)
     if not paths:
-        raise UserError(
-            f"{key}: {folder} holds no picture ({skipped} other file(s)); known are jpg, png, webp and avif."
-        )
+        raise UserError(f"{key}: {folder} holds no picture ({skipped} other file(s)); known are jpg, png, webp, avif.")
+    if masked and lost:
+        raise UserError(f"{lost[0]} masks no picture: {folder} holds no {masked_stem(lost[0])}.*; rename or remove it.")
     listed = read_captions(folder / CAPTIONS)
     return Folder([Picture(path, caption_of(path, listed, prompt)) for path in paths], skipped)
+
+
+def masked_stem(path: Path) -> str | None:
+    """The stem of the picture that a `<stem>.mask.png` (in any case) belongs to; None for other files."""
+    return path.name[: -len(MASK)] if path.name.lower().endswith(MASK) else None
 
 
 def readable_extensions() -> set[str]:
@@ -140,55 +157,51 @@ def caption_of(path: Path, listed: dict[str, str], prompt: str) -> str:
     return caption
 
 
-def open_picture(path: Path) -> Image.Image:
-    """Decodes a picture upright (EXIF) and in RGB, with transparency on white.
+def open_picture(path: Path, masked: bool = False) -> Opened:
+    """Decodes a picture upright (EXIF) and in RGB, with transparency on white, and its mask if `masked`.
+
+    The mask is `<stem>.mask.png` beside the picture, else the picture's alpha channel, else None.
+
+    Raises:
+        UserError: a file is not a picture or is damaged, or the mask is all black or of another size.
+    """
+    image, mask = decode(path, "white")
+    if not masked:
+        return Opened(image, None)
+    source = next((file for file in sorted(path.parent.iterdir()) if masked_stem(file) == path.stem), path)
+    if source != path:
+        mask = decode(source, "black")[0].convert("L")  # what a mask leaves transparent is ignored
+    if mask is not None and mask.size != image.size:
+        sizes = ["{}x{}".format(*part.size) for part in (mask, image)]
+        raise UserError(f"{source} is {sizes[0]} pixels, but {path.name} is {sizes[1]} upright; give both one size.")
+    if mask is not None and not mask.getbbox():
+        raise UserError(f"{source}: its mask is all black, so nothing of {path.name} would be learned; repaint it.")
+    return Opened(image, mask)
+
+
+def decode(path: Path, ground: str) -> tuple[Image.Image, Image.Image | None]:
+    """Returns a file's upright RGB picture, transparency on a ground colour, and its alpha channel if it has one.
 
     Raises:
         UserError: the file is not a picture or is damaged.
     """
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
+            image, alpha = ImageOps.exif_transpose(file), None
             if image.mode.startswith("I;16"):  # Pillow would clip sixteen bits to eight, not scale them
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return image.convert("RGB")
+                alpha = image.getchannel("A")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
+            return image.convert("RGB"), alpha
     except DECODER_ERRORS as error:
         raise UserError(f"{path} cannot be decoded ({error}); replace it or remove it.") from None
 
 
-class Framing(NamedTuple):
-    """Which variants of a picture are kept: crops times mirrorings.
+def __getattr__(name: str) -> Any:  # for modules that still look here; goes when they import from data.framing
+    if name not in ("Framing", "framed"):
+        raise AttributeError(name)
+    from jaxbooth.data import framing
 
-    Attributes:
-        resolution: side in pixels.
-        crops: 0 for one center crop, else that many random ones.
-        flip: each crop also mirrored.
-        seed: decides the random crops, together with the picture's place in the folder.
-    """
-
-    resolution: int
-    crops: int
-    flip: bool
-    seed: int
-
-    def apply(self, image: Image.Image, index: int) -> np.ndarray:
-        """Returns the (variants, resolution, resolution, 3) uint8 variants of picture number `index`."""
-        scale = self.resolution / min(image.size)
-        width, height = (max(self.resolution, round(side * scale)) for side in image.size)
-        pixels = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
-        spare = np.array(pixels.shape[:2]) - self.resolution
-        if self.crops:
-            corners = np.random.default_rng([self.seed, index]).integers(0, spare + 1, (self.crops, 2))
-        else:
-            corners = spare[None] // 2
-        crops = [pixels[y : y + self.resolution, x : x + self.resolution] for y, x in corners]
-        return np.stack([*crops, *(crop[:, ::-1] for crop in crops)] if self.flip else crops)
-
-
-def framed(pictures: list[Picture], framing: Framing) -> Iterator[np.ndarray]:
-    """Yields each picture's variants, in order."""
-    for index, picture in enumerate(pictures):
-        yield framing.apply(open_picture(picture.path), index)
+    return getattr(framing, name)

@@ -1,12 +1,12 @@
 """The latent bank: every picture encoded once, every caption once, all of it on the devices.
 
 A batch is a pure function of (seed, step): which image, which variant, which noise. No loader runs beside the step,
-and a resumed run sees exactly the rows that an uninterrupted one would have seen.
+and a resumed run sees exactly the rows that an uninterrupted one would have seen. With aspect-ratio buckets there is
+one bank for each shape.
 """
 
-from collections.abc import Callable, Iterator
-from itertools import chain
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,35 +14,60 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxbooth.console import track
-from jaxbooth.data.images import Framing, Picture, framed
+from jaxbooth.console import Bar
+from jaxbooth.data.framing import Framing, Variants, framed
+from jaxbooth.data.images import Picture
 from jaxbooth.errors import RunFailure
 from jaxbooth.models.vae import Moments
 from jaxbooth.params import AnyArray, Params, full_precision
 from jaxbooth.pipeline import Base
 from jaxbooth.sharding import replicated
+from jaxbooth.text import Text, TokenIds
 
 
-class Bank(NamedTuple):
-    """Images 0 .. instances-1 are the subject's, the others the class's.
+class Encoded(NamedTuple):
+    """Variants of pictures as the step needs them; on the host until they are in a bank.
 
     Attributes:
         mean, logvar: VAE moments (images, variants, h, w, c) float32, unscaled.
-        caption: (images,) int32 row of `text`.
-        text: features (captions, s, d) when the text encoder is frozen, else token ids (captions, s) int32.
+        sizes: (images, variants, 6) float32, SDXL's size, crop and target numbers in pixels.
+        masks: (images, variants, h, w, 1) float32 in [0, 1], or None where everything counts.
     """
 
     mean: AnyArray
     logvar: AnyArray
+    sizes: AnyArray
+    masks: AnyArray | None
+
+
+class Bank(NamedTuple):
+    """Images and captions of one shape of picture.
+
+    Attributes:
+        images: the subjects' images, then the classes'.
+        caption: (images,) int32 row of `text`.
+        text: `Text` of the distinct captions when the text side is frozen, else their token ids. The last one is the
+            empty prompt.
+        frozen_text: the frozen model's `Text` of the same captions, where the prior's target needs it.
+    """
+
+    images: Encoded
     caption: AnyArray
-    text: AnyArray
+    text: Text | TokenIds
+    frozen_text: Text | None = None
 
 
 class Rows(NamedTuple):
-    """Which images a batch takes; each field is (rows,) int32."""
+    """Which images a batch takes; each field is (rows,).
+
+    Attributes:
+        image, variant: int32, into the bank.
+        weight: float32, of the row's subject.
+    """
 
     image: Array
     variant: Array
+    weight: Array
 
 
 def index_in_epochs(key: Array, positions: Array, count: int) -> Array:
@@ -55,15 +80,8 @@ def index_in_epochs(key: Array, positions: Array, count: int) -> Array:
     return jax.vmap(pick)(positions)
 
 
-def encode_pictures(base: Base, params: Params, pictures: list[Picture], framing: Framing, mesh: Mesh) -> Moments:
-    """Encodes all variants of all pictures with the VAE, in float32, under a progress bar.
-
-    Returns:
-        Moments of shape (images, variants, h, w, c), on the host.
-
-    Raises:
-        RunFailure: a latent is not finite; the message names the picture.
-    """
+def make_encoder(base: Base, params: Params, mesh: Mesh) -> Callable[[np.ndarray], Moments]:
+    """Returns a function from (v, h, w, 3) uint8 variants to their moments on the host, in float32."""
 
     @jax.jit
     def encode(params: Params, variants: Array) -> Moments:
@@ -73,58 +91,91 @@ def encode_pictures(base: Base, params: Params, pictures: list[Picture], framing
                 lambda one: jax.tree.map(lambda x: x[0], model.encode(one[None] / 127.5 - 1.0)), variants
             )
 
-    found = []
-    for picture, variants in track("encode", zip(pictures, framed(pictures, framing), strict=True), len(pictures)):
-        moments = jax.device_get(encode(params, jax.device_put(variants.astype(np.float32), replicated(mesh))))
-        if not all(np.isfinite(part).all() for part in moments):
-            raise RunFailure(f"{picture.path}: the VAE encodes this picture to non-finite latents; remove it.")
-        found.append(moments)
-    return Moments(*(np.stack(parts) for parts in zip(*found, strict=True)))
+    return lambda pixels: jax.device_get(encode(params, jax.device_put(pixels.astype(np.float32), replicated(mesh))))
 
 
-def build_bank(
-    groups: list[tuple[list[Picture], Moments]], encode_captions: Callable[[list[str]], Array], mesh: Mesh
-) -> Bank:
-    """Puts encoded pictures and their distinct captions on the devices.
+def encode_pictures(
+    base: Base,
+    encode: Callable[[np.ndarray], Moments],
+    pictures: list[Picture],
+    framing: Framing,
+    masked: bool,
+    bar: Bar | None = None,
+) -> Encoded:
+    """Encodes all variants of all pictures of one shape.
 
     Args:
-        groups: pictures and moments of the subject, then of the class.
-        encode_captions: maps distinct captions to features or token ids, in the same order.
+        encode: see `make_encoder`.
+        masked: read masks; without, all of a picture counts.
+
+    Raises:
+        RunFailure: a latent is not finite; the message names the picture.
     """
-    captions = list(chain.from_iterable((picture.caption for picture in pictures) for pictures, _ in groups))
-    distinct = list(dict.fromkeys(captions))
-    bank = Bank(
-        mean=np.concatenate([moments.mean for _, moments in groups]),
-        logvar=np.concatenate([moments.logvar for _, moments in groups]),
-        caption=np.array([distinct.index(caption) for caption in captions], np.int32),
-        text=encode_captions(distinct),
-    )
-    return jax.device_put(bank, replicated(mesh))
+    found = []
+    for picture, variants in zip(pictures, framed(pictures, framing, masked), strict=True):
+        moments = encode(variants.pixels)
+        if not all(np.isfinite(part).all() for part in moments):
+            raise RunFailure(f"{picture.path}: the VAE encodes this picture to non-finite latents; remove it.")
+        masks = shrink_masks(variants, base.vae_config.factor) if masked else None
+        found.append(Encoded(moments.mean, moments.logvar, variants.sizes, masks))
+        if bar:
+            bar.advance()
+    return stack(found)
 
 
-def gather_latents(bank: Bank, rows: Rows, noise: Array, scaling_factor: float) -> Array:
+def shrink_masks(variants: Variants, factor: int) -> np.ndarray:
+    """Averages (v, H, W) masks over the pixels of each latent; (v, h, w, 1)."""
+    count, height, width = variants.masks.shape
+    blocks = variants.masks.reshape(count, height // factor, factor, width // factor, factor)
+    return blocks.mean(axis=(2, 4), dtype=np.float32)[..., None]
+
+
+def stack(images: Sequence[Encoded]) -> Encoded:
+    """Joins single images along a new leading axis."""
+    return jax.tree.map(lambda *parts: np.stack(parts), *images)
+
+
+def join(groups: Iterable[Encoded]) -> Encoded:
+    """Joins groups of images along their leading axis; where only some have masks, the others count everywhere."""
+    filled = list(groups)
+    if any(group.masks is not None for group in filled):
+        filled = [
+            group if group.masks is not None else group._replace(masks=np.ones_like(group.mean[..., :1]))
+            for group in filled
+        ]
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *filled)
+
+
+def gather_latents(images: Encoded, rows: Rows, noise: Array, scaling_factor: float) -> Array:
     """Draws the rows' latents from their posteriors and scales them; (rows, h, w, c) float32."""
-    moments = Moments(bank.mean[rows.image, rows.variant], bank.logvar[rows.image, rows.variant])
+    moments = Moments(images.mean[rows.image, rows.variant], images.logvar[rows.image, rows.variant])
     return moments.sample(noise) * scaling_factor
 
 
-def gather_text(bank: Bank, rows: Rows, encode: Callable[[Array], Array] | None) -> Array:
-    """Returns the rows' text features (rows, s, d).
+def gather_text(text: Text | TokenIds, caption: Array, encode: Callable[[TokenIds], Text] | None) -> Text:
+    """Returns the text of (rows,) captions.
 
     Args:
-        encode: maps token ids to features when the text encoder is trained. Each distinct caption is encoded once,
-            unless there are more captions than rows.
+        encode: maps token ids to text when the text side is trained. Each distinct caption is encoded once, unless
+            there are more captions than rows.
     """
-    caption = jnp.asarray(bank.caption)[rows.image]
-    text = jnp.asarray(bank.text)
+
+    def take(tree: Any) -> Any:
+        return jax.tree.map(lambda column: jnp.asarray(column)[caption], tree)
+
     if encode is None:
-        return text[caption]
-    if len(text) <= len(caption):
-        return encode(text)[caption]
-    return encode(text[caption])
+        return take(text)
+    assert isinstance(text, dict)
+    if len(next(iter(text.values()))) <= len(caption):
+        return take(encode(text))
+    return encode(take(text))
 
 
-def all_variants(pictures: list[Picture], framing: Framing) -> Iterator[tuple[np.ndarray, str]]:
-    """Yields every variant that the model sees, with its caption: what a contact sheet shows."""
-    for picture, variants in zip(pictures, framed(pictures, framing), strict=True):
-        yield from ((pixels, picture.caption) for pixels in variants)
+def distinct_captions(pictures: Iterable[Picture], with_empty: bool) -> list[str]:
+    """Returns every caption once, in order; the empty one comes last, if asked for."""
+    return [*dict.fromkeys(picture.caption for picture in pictures), *([""] if with_empty else [])]
+
+
+def on_devices(bank: Bank, mesh: Mesh) -> Bank:
+    """Puts a bank on every device."""
+    return jax.device_put(bank, replicated(mesh))

@@ -7,6 +7,7 @@ them. Pictures that a user put there are used and never touched.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,9 @@ from jaxbooth.console import progress
 from jaxbooth.data.images import hidden, readable_extensions
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.files import write_json, write_png
-from jaxbooth.weights.diffusers_dir import COMPONENTS, weight_files
+from jaxbooth.pipeline import Base
+from jaxbooth.sections import Subject
+from jaxbooth.weights.diffusers_dir import weight_files
 
 MANIFEST = "manifest.json"
 MIN_CONTRAST = 3.0  # standard deviation over a picture's 8-bit values; below it the picture is a flat colour
@@ -29,10 +32,10 @@ FINGERPRINT_SPAN = 2**20  # bytes read from each end of a weight file
 PaintBatch = Callable[[list[int]], np.ndarray]  # picture numbers -> (n, H, W, 3) uint8
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path, components: tuple[str, ...]) -> str:
     """Identifies a base model by the sizes and both ends of its weight files: fast, and any training changes it."""
     digest = hashlib.sha256()
-    for component in COMPONENTS:
+    for component in components:
         for name in weight_files(folder / component):
             path = folder / component / name
             digest.update(f"{component}/{name}:{path.stat().st_size}".encode())
@@ -43,12 +46,12 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def wanted_settings(config: Config, base_folder: Path) -> dict[str, Any]:
+def wanted_settings(config: Config, base: Base, prompt: str) -> dict[str, Any]:
     """What decides the generated pictures, and is recorded with them."""
     return {
         "model": config.model,
-        "model_fingerprint": fingerprint(base_folder),
-        "prompt": config.data.class_prompt,
+        "model_fingerprint": fingerprint(base.folder, base.components),
+        "prompt": prompt,
         "resolution": config.resolution,
         "sampler": config.prior.sampler,
         "steps": config.prior.steps,
@@ -98,13 +101,37 @@ class ClassSet:
         return f"{self.total} class images ({self.found} found, {self.missing} to generate {source})"
 
 
-def open_class_set(config: Config, base_folder: Path) -> ClassSet:
+def class_folder(config: Config, subject: Subject) -> Path:
+    """Returns where a subject's class pictures live: its own folder, or a place in the run's for each class prompt."""
+    if subject.class_dir:
+        return subject.class_dir
+    name = re.sub(r"\W+", "-", (subject.class_prompt or "").lower()).strip("-")
+    return config.run_dir / "prior" / name if config.data.subjects else config.run_dir / "prior"
+
+
+def open_class_sets(config: Config, base: Base) -> tuple[list[ClassSet], list[int]]:
+    """Opens the class folders of a run, and says which one goes with each subject; equal classes share one.
+
+    Raises:
+        UserError: see `open_class_set`; or two classes would share a folder.
+    """
+    wanted = [(subject.class_prompt or "", class_folder(config, subject)) for subject in config.subjects]
+    distinct = list(dict.fromkeys(wanted))
+    folders = [folder for _, folder in distinct]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise UserError(f"{folder} would hold the pictures of several class prompts; set a class_dir for each.")
+    sets = [open_class_set(config, base, prompt, folder) for prompt, folder in distinct]
+    return sets, [distinct.index(pair) for pair in wanted]
+
+
+def open_class_set(config: Config, base: Base, prompt: str, folder: Path) -> ClassSet:
     """Reads a class folder and its manifest; neither needs to exist yet.
 
     Raises:
         UserError: the manifest's pictures were made in another way than the configuration asks for.
     """
-    folder, settings = config.class_dir, wanted_settings(config, base_folder)
+    settings = wanted_settings(config, base, prompt)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--data.class-dir: {folder} is a file; name a folder.")
     files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()

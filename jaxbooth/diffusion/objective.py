@@ -4,19 +4,42 @@ A batch holds n instance rows and m prior rows in any order. Row weights of 1/n 
 
     mean over instance rows of w_t ||target - prediction||^2  +  lambda * the same mean over prior rows,
 
-the two terms of Ruiz et al. 2023 (arXiv 2208.12242, section 3.2). Both targets come from the row's own fresh noise.
+the two terms of Ruiz et al. 2023 (arXiv 2208.12242, section 3.2). Both targets come from the row's own fresh noise,
+unless the frozen model's prediction is given as the target of prior rows.
 The batch is never split, so neither sharding nor unequal counts can put the weight on the wrong images.
 """
 
 from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxbooth.diffusion.schedule import Schedule, Space, convert, target_of
 from jaxbooth.params import AnyArray
 
-Weighting = Literal["uniform", "min_snr", "vlb", "snr"]
+Weighting = Literal["uniform", "min_snr", "debiased", "vlb", "snr"]
+LossKind = Literal["l2", "huber"]
+
+
+class Loss(NamedTuple):
+    """What is done with a row's error; all of it static.
+
+    Attributes:
+        space: where the error is measured.
+        weighting: w_t of instance rows.
+        prior_weighting: w_t of prior rows; None weighs them like instance rows.
+        snr_gamma: gamma of `min_snr`.
+        kind: the function of one element's error.
+        huber_c: error at which `huber` turns from squared to linear, > 0, in units of `space`.
+    """
+
+    space: Space
+    weighting: Weighting = "uniform"
+    prior_weighting: Weighting | None = None
+    snr_gamma: float = 5.0
+    kind: LossKind = "l2"
+    huber_c: float = 0.1
 
 
 class Batch(NamedTuple):
@@ -26,8 +49,10 @@ class Batch(NamedTuple):
         latents: scaled x (b, h, w, c) float32.
         noise: eps, of the same shape.
         timesteps: (b,) int32.
-        weight: (b,) float32: 1/n for an instance row, lambda/m for a prior row, 0 for padding.
+        weight: (b,) float32: 1/n for an instance row, lambda/m for a prior row, 0 for padding. A subject's own weight
+            multiplies that of its instance rows.
         is_prior: (b,) bool.
+        mask: (b, h, w, 1) float32 in [0, 1], how much each pixel of the latents counts; None counts all alike.
     """
 
     latents: Array
@@ -35,16 +60,20 @@ class Batch(NamedTuple):
     timesteps: Array
     weight: AnyArray
     is_prior: AnyArray
+    mask: AnyArray | None = None
 
 
 def timestep_weight(schedule: Schedule, timesteps: Array, weighting: Weighting, space: Space, gamma: float) -> Array:
-    """Returns w_t of (b,) timesteps for a squared error in `space`.
+    """Returns w_t of (b,) timesteps for a squared error in `space`, (b,) float32.
 
     Every named weighting is one weight on the x0 error, whatever the space the error is measured in. The same error
     is larger by SNR in epsilon-space and by SNR + 1 in v-space, so the weight there is smaller by that factor.
 
     * uniform: 1 in the chosen space.
     * min_snr: min(SNR, gamma) on x0 (Hang et al. 2023, arXiv 2303.09556).
+    * debiased: 1 / sqrt(SNR) on epsilon (Yu et al. 2023, arXiv 2310.08442) with SNR at most 1000, as in kohya's
+      sd-scripts (`apply_debiased_estimation`); in v-space sqrt(SNR) / (SNR + 1). For v networks kohya uses
+      1 / (SNR + 1) instead: an unweighted x0 error, another weighting than its own on epsilon.
     * vlb: the variational bound's beta^2 / (2 sigma^2 alpha (1 - abar)) on epsilon with sigma^2 = beta
       (Ho et al. 2020, arXiv 2006.11239, equation 12).
     * snr: w_t = alpha^2 / sigma^2 on x0, with which the paper's x-space loss is the epsilon-space loss.
@@ -54,26 +83,76 @@ def timestep_weight(schedule: Schedule, timesteps: Array, weighting: Weighting, 
     snr = schedule.snr(timesteps)
     on_epsilon = {
         "min_snr": lambda: jnp.minimum(1.0, gamma / jnp.maximum(snr, 1e-20)),
+        "debiased": lambda: 1 / jnp.sqrt(jnp.clip(snr, 1e-20, 1000.0)),
         "vlb": lambda: 0.5 * schedule.beta_over_alpha(timesteps) * (snr + 1),  # 1 / (1 - abar) = SNR + 1
         "snr": lambda: jnp.ones_like(snr),
     }[weighting]()
     return on_epsilon * {"epsilon": 1.0, "x0": snr, "v": snr / (snr + 1)}[space]
 
 
+def row_weights(schedule: Schedule, batch: Batch, loss: Loss) -> Array:
+    """Returns w_t of each row by the weighting of its kind, (b,) float32."""
+
+    def weight(weighting: Weighting) -> Array:
+        return timestep_weight(schedule, batch.timesteps, weighting, loss.space, loss.snr_gamma)
+
+    instance = weight(loss.weighting)
+    if loss.prior_weighting in (None, loss.weighting):
+        return instance
+    return jnp.where(batch.is_prior, weight(loss.prior_weighting), instance)
+
+
+def element_losses(difference: Array, loss: Loss) -> Array:
+    """Maps prediction - target to each element's loss, of the same shape.
+
+    * l2: e^2.
+    * huber: the pseudo-Huber 2 c (sqrt(e^2 + c^2) - c) (Khrapov et al. 2024, arXiv 2403.16728, without its schedule;
+      kohya's and diffusers' `conditional_loss`). It is e^2 (1 - O(e^2 / c^2)) for |e| << c and 2 c |e| - 2 c^2 for
+      |e| >> c, so that large errors pull with a bounded gradient, at most 2 c. Its weightings mean the same in every
+      space only where it is squared.
+    """
+    squared = jnp.square(difference)
+    if loss.kind == "l2":
+        return squared
+    c = loss.huber_c
+    return 2 * c * squared / (jnp.sqrt(squared + c * c) + c)  # equal, without the cancellation near e = 0
+
+
+def mean_over_pixels(values: Array, mask: AnyArray | None) -> Array:
+    """Means (b, h, w, c) values over channels and, weighted by the mask, over pixels: (b,).
+
+    A row whose mask is zero everywhere has nothing to learn from and is 0.
+    """
+    if mask is None:
+        return jnp.mean(values, axis=(1, 2, 3))
+    total = jnp.sum(mask, axis=(1, 2, 3))
+    weighted = jnp.sum(mask * jnp.mean(values, axis=3, keepdims=True), axis=(1, 2, 3))
+    return weighted / jnp.where(total > 0, total, 1.0)
+
+
 def row_losses(
-    output: Array, noisy: Array, batch: Batch, schedule: Schedule, space: Space, weighting: Weighting, gamma: float
+    output: Array, noisy: Array, batch: Batch, schedule: Schedule, loss: Loss, frozen: Array | None = None
 ) -> Array:
-    """Returns w_t times each row's mean squared error in `space`, (b,) float32.
+    """Returns w_t times each row's mean element loss in `loss.space`, (b,) float32.
 
     Args:
         output: the network's prediction (b, h, w, c), of the kind that the schedule names.
-        noisy: z_t, what the network saw.
+        noisy: z_t made with `batch.noise`, by which predictions are converted. Under input perturbation this is not
+            what the network saw: the added noise is no error of the network, in whatever space it is measured.
+        frozen: the frozen model's prediction, like `output` and for the same input; where given, it is the target of
+            prior rows (distillation in place of class images' noise). No gradient passes through it.
     """
     alpha, sigma = schedule.alpha(batch.timesteps), schedule.sigma(batch.timesteps)
-    prediction = convert(output, schedule.prediction_type, space, noisy, alpha, sigma)
-    target = target_of(space, batch.latents, batch.noise, alpha, sigma)
-    error = jnp.mean(jnp.square(prediction - target), axis=(1, 2, 3))
-    return timestep_weight(schedule, batch.timesteps, weighting, space, gamma) * error
+
+    def in_space(value: Array) -> Array:
+        return convert(value, schedule.prediction_type, loss.space, noisy, alpha, sigma)
+
+    target = target_of(loss.space, batch.latents, batch.noise, alpha, sigma)
+    if frozen is not None:
+        is_prior = batch.is_prior[:, None, None, None]
+        target = jnp.where(is_prior, jax.lax.stop_gradient(in_space(frozen)), target)
+    error = mean_over_pixels(element_losses(in_space(output) - target, loss), batch.mask)
+    return row_weights(schedule, batch, loss) * error
 
 
 class Losses(NamedTuple):
@@ -85,7 +164,10 @@ class Losses(NamedTuple):
 
 
 def reduce_rows(losses: Array, batch: Batch) -> Losses:
-    """Sums (b,) row losses into the objective. A kind without rows reports 0."""
+    """Sums (b,) row losses into the objective. A kind without rows reports 0.
+
+    The two reported terms are plain means over rows: neither lambda nor a subject's weight enters them.
+    """
     is_instance = ~batch.is_prior & (batch.weight > 0)
 
     def mean_over(mask: AnyArray) -> Array:

@@ -16,6 +16,7 @@ def quick_gelu(x: Array) -> Array:
 
 
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
+LEGACY_EOS = 2  # transformers `modeling_clip.py` tells the same two cases apart
 
 
 class CLIPAttention(nnx.Module):
@@ -77,29 +78,48 @@ class CLIPEncoder(nnx.Module):
     def __init__(self, config: CLIPTextConfig, make: Make):
         self.layers = nnx.List([CLIPEncoderLayer(config, make) for _ in range(config.num_hidden_layers)])
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array) -> list[Array]:
+        """Returns the input and the output of every layer: transformers' `hidden_states`."""
+        states = [x]
         for layer in self.layers:
-            x = layer(x)
-        return x
+            states.append(layer(states[-1]))
+        return states
 
 
 class CLIPTextModel(nnx.Module):
     """Token ids to text features.
 
+    `projection` adds the pooled embedding's linear map, as `CLIPTextModelWithProjection` has it.
+
     Raises:
         UserError: the configuration's activation is not one that CLIP text towers use.
     """
 
-    def __init__(self, config: CLIPTextConfig, make: Make):
+    def __init__(self, config: CLIPTextConfig, make: Make, projection: bool = False):
         if config.hidden_act not in ACTIVATIONS:
             raise UserError(
                 f"text_encoder/config.json: hidden_act {config.hidden_act!r} is not supported; "
                 f"known are {', '.join(ACTIVATIONS)}."
             )
+        self.config = config
         self.embeddings = CLIPTextEmbeddings(config, make)
         self.encoder = CLIPEncoder(config, make)
         self.final_layer_norm = make.layer_norm(config.hidden_size, config.layer_norm_eps)
+        self.text_projection = (
+            make.linear(config.hidden_size, config.projection_dim, bias=False) if projection else None
+        )
 
-    def __call__(self, input_ids: Array) -> Array:
-        """Maps (b, s) token ids to the (b, s, hidden_size) last hidden state, after the final LayerNorm."""
-        return self.final_layer_norm(self.encoder(self.embeddings(input_ids)))
+    def __call__(self, input_ids: Array) -> list[Array]:
+        """Maps (b, s) token ids to every hidden state, embeddings first; each (b, s, hidden_size)."""
+        return self.encoder(self.embeddings(input_ids))
+
+    def pooled(self, last: Array, input_ids: Array) -> Array:
+        """Maps the last hidden state (b, s, hidden_size) to the projected feature at its end, (b, projection_dim).
+
+        Old configurations name 2 as the end token and mean the highest id; ids beyond the vocabulary are learned ones.
+        """
+        assert self.text_projection is not None, "this text encoder has no projection"
+        known = jnp.where(input_ids < self.config.vocab_size, input_ids, -1)
+        is_end = known == self.config.eos_token_id
+        end = jnp.argmax(known if self.config.eos_token_id == LEGACY_EOS else is_end, axis=-1)
+        return self.text_projection(self.final_layer_norm(last)[jnp.arange(len(last)), end])

@@ -90,6 +90,8 @@ class CLIPTextConfig:
     max_position_embeddings: int = 77
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
+    projection_dim: int = 512  # of the pooled feature, in towers that have one
+    eos_token_id: int = 49407
 
 
 # Keys that carry no mathematics, or whose listed value is what jaxbooth implements.
@@ -112,8 +114,8 @@ NEUTRAL: dict[type, dict[str, Any]] = {
     CLIPTextConfig: {"attention_dropout": 0.0, "dropout": 0.0, "model_type": "clip_text_model"},
 }
 INFORMATIVE = {
-    "architectures", "bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "initializer_factor",
-    "initializer_range", "projection_dim", "transformers_version", "return_dict", "use_cache", "id2label", "label2id",
+    "architectures", "bos_token_id", "pad_token_id", "dtype", "torch_dtype", "initializer_factor",
+    "initializer_range", "transformers_version", "return_dict", "use_cache", "id2label", "label2id",
     "chunk_size_feed_forward",
 }  # fmt: skip
 

@@ -1,7 +1,7 @@
 """The loop: dispatch K steps, log the ones before, and stop where a checkpoint or a sample grid is due."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 
 from jaxbooth.config import Config
 from jaxbooth.console import Bar, progress, say
-from jaxbooth.data.latents import Bank
 from jaxbooth.errors import RunFailure
+from jaxbooth.params import Params
 from jaxbooth.training.checkpoint import Checkpoints
+from jaxbooth.training.feed import Feed
 from jaxbooth.training.interrupt import watch_signals
 from jaxbooth.training.state import TrainState
 from jaxbooth.training.step import Dispatch
@@ -25,13 +26,15 @@ class Loop:
     """One run's loop.
 
     Attributes:
-        dispatch: compiled; see `make_dispatch`.
+        dispatches: compiled, one for each bank of the feed; see `make_dispatch`.
+        frozen: component -> parameters that the step reads and does not change.
         validate: draws and saves the sample grid of a state at a step.
     """
 
     config: Config
-    dispatch: Dispatch
-    bank: Bank
+    dispatches: Sequence[Dispatch]
+    feed: Feed
+    frozen: dict[str, Params]
     checkpoints: Checkpoints
     writer: Writer
     validate: Callable[[TrainState, int], None]
@@ -68,8 +71,11 @@ class Loop:
         pending: tuple[int, int, Any] | None = None
         began = time.perf_counter()
         while step < stop and not leave():
-            count = min(self.config.train.steps_per_dispatch, stop - step)
-            state, metrics = self.dispatch(state, self.bank, jnp.int32(count))
+            order = self.feed.order
+            count = min(self.config.train.steps_per_dispatch, stop - step, order.block_end(step) - step)
+            which, shift = order.bucket(step), self.feed.shift(step)
+            inputs = (self.frozen, self.feed.banks[which], jnp.int32(count), jnp.int32(shift))
+            state, metrics = self.dispatches[which](state, *inputs)
             if pending:
                 began = self.log(*pending, began, bar)
             pending = (step, count, metrics)
@@ -109,12 +115,17 @@ def check_finite(values: dict[str, np.ndarray], start: int) -> None:
         )
 
 
-def compile_dispatch(dispatch: Any, state: TrainState, bank: Bank) -> Dispatch:
-    """Compiles the train step, announced and timed."""
+def compile_dispatches(
+    dispatches: Sequence[Any], state: TrainState, frozen: dict[str, Params], feed: Feed
+) -> list[Dispatch]:
+    """Compiles the train step for every shape of picture, announced and timed."""
+    compiled = []
     with progress("compile", total=None) as bar:
-        began = time.perf_counter()
-        compiled = dispatch.lower(state, bank, jnp.int32(1)).compile()
-        bar.note(f"train step, {time.perf_counter() - began:.1f} s")
+        for index, (dispatch, bank) in enumerate(zip(dispatches, feed.banks, strict=True), start=1):
+            began = time.perf_counter()
+            compiled.append(dispatch.lower(state, frozen, bank, jnp.int32(1), jnp.int32(0)).compile())
+            which = f" {index} of {len(dispatches)}" if len(dispatches) > 1 else ""
+            bar.note(f"train step{which}, {time.perf_counter() - began:.1f} s")
     return compiled
 
 

@@ -1,72 +1,139 @@
-"""Optimizers and learning-rate schedules, all optax's."""
+"""Optimizers and learning-rate schedules, all optax's.
 
-from typing import Any
+Three groups may have a rate of their own: the UNet, the text encoders and learned embeddings.
+"""
+
+from collections.abc import Hashable, Mapping
+from typing import Any, Literal
 
 import optax
 from optax.contrib import ScheduleFreeState, prodigy, schedule_free_adamw, schedule_free_eval_params
 
-from jaxbooth.config import TrainConfig
+from jaxbooth.config import Config
 from jaxbooth.errors import UserError
 from jaxbooth.params import Params
+from jaxbooth.sections import TrainConfig
+from jaxbooth.text import NEW_TOKENS
 
 DEFAULT_B2 = {"lion": 0.99}
 DEFAULT_RATE = {"prodigy": 1.0}
+FULL_RATE, LORA_RATE = 5e-6, 1e-4
+
+Group = Literal["unet", "text", "tokens"]
+GROUPS: tuple[Group, ...] = ("unet", "text", "tokens")
 
 
-def peak_rate(config: TrainConfig) -> float:
-    """Returns the learning rate that is set, or the optimizer's usual one for fine-tuning a whole UNet."""
-    return config.learning_rate or DEFAULT_RATE.get(config.optimizer, 5e-6)
+def group_of(name: str) -> Group:
+    """Returns the group of a trained parameter."""
+    if name.endswith(f".{NEW_TOKENS}"):
+        return "tokens"
+    return "unet" if name.startswith("unet.") else "text"
 
 
-def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
-    """Returns step -> learning rate: linear warmup, then constant, or down to 0 at the last step.
+def peak_rate(config: Config, group: Group = "unet") -> float:
+    """Returns a group's learning rate: as set, or the usual one for the optimizer and for how much is trained."""
+    usual = LORA_RATE if config.lora.rank else FULL_RATE
+    unet = config.train.learning_rate or DEFAULT_RATE.get(config.train.optimizer, usual)
+    return {"unet": unet, "text": config.text.learning_rate or unet, "tokens": config.text.token_learning_rate}[group]
+
+
+def token_steps(config: Config) -> int:
+    """Returns the steps at the start that belong to the learned embeddings alone."""
+    text = config.text
+    return round(config.train.steps * text.token_share) if text.new_tokens and text.token_phase == "first" else 0
+
+
+def learning_rate_schedule(config: Config, group: Group = "unet") -> optax.Schedule:
+    """Returns step of the group -> learning rate: linear warmup, then constant, or down to 0 at its last step.
 
     Raises:
         UserError: the warmup does not end before the run.
     """
-    peak, rest = peak_rate(config), config.steps - config.warmup_steps
+    train, first = config.train, token_steps(config)
+    steps = train.steps if not first else first if group == "tokens" else train.steps - first
+    peak, rest = peak_rate(config, group), steps - train.warmup_steps
     if rest <= 0:
-        raise UserError(f"--train.warmup-steps {config.warmup_steps} leaves nothing of --train.steps {config.steps}.")
+        raise UserError(f"--train.warmup-steps {train.warmup_steps} leaves nothing of the {steps} steps.")
     after = {
         "constant": optax.constant_schedule(peak),
         "linear": optax.linear_schedule(peak, 0.0, rest),
         "cosine": optax.cosine_decay_schedule(peak, rest),
-    }[config.schedule]
-    if not config.warmup_steps:
+    }[train.schedule]
+    if not train.warmup_steps:
         return after
-    warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
-    return optax.join_schedules([warmup, after], [config.warmup_steps])
+    warmup = optax.linear_schedule(0.0, peak, train.warmup_steps)
+    return optax.join_schedules([warmup, after], [train.warmup_steps])
 
 
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Returns clipping by the global norm followed by the chosen update rule.
+def reported_rate(config: Config) -> optax.Schedule:
+    """Returns step of the run -> the UNet's learning rate, or the embeddings' where they are trained alone."""
+    if config.text.new_tokens and config.text.token_phase == "alone":
+        return learning_rate_schedule(config, "tokens")
+    unet, first = learning_rate_schedule(config), token_steps(config)
+    return optax.join_schedules([learning_rate_schedule(config, "tokens"), unet], [first]) if first else unet
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+    """Returns clipping by the global norm followed by the chosen update rule, for each group with its own rate.
 
     Raises:
         UserError: the schedule does not go with the optimizer.
     """
-    rate, decay = learning_rate_schedule(config), config.weight_decay
-    b1, eps = config.b1, config.eps
-    b2 = DEFAULT_B2.get(config.optimizer, 0.999) if config.b2 is None else config.b2
-    if config.optimizer == "schedule_free_adamw" and config.schedule != "constant":
+    train = config.train
+    if train.optimizer == "schedule_free_adamw" and train.schedule != "constant":
         raise UserError("--train.schedule must be constant with --train.optimizer schedule_free_adamw.")
-    if config.optimizer == "schedule_free_adamw" and b1 == 0:
+    if train.optimizer == "schedule_free_adamw" and train.b1 == 0:
         raise UserError("--train.b1 must not be 0 with --train.optimizer schedule_free_adamw, which averages by it.")
-    rule = {
+    clip = optax.clip_by_global_norm(train.max_grad_norm) if train.max_grad_norm else optax.identity()
+    if not has_groups(config):
+        return optax.chain(clip, update_rule(config, "unet"))
+    rules: dict[Hashable, Any] = {group: update_rule(config, group) for group in GROUPS}
+    first = token_steps(config)
+    if not first:
+        return optax.chain(clip, optax.partition(rules, labels_of))
+    # A resting group's gradients must not count for the norm, and its moments and schedule must wait for its turn.
+    gates: dict[Hashable, Any] = {group: only(optax.identity(), group, first) for group in GROUPS}
+    rules = {group: only(rules[group], group, first) for group in GROUPS}
+    return optax.chain(optax.partition(gates, labels_of), clip, optax.partition(rules, labels_of))
+
+
+def has_groups(config: Config) -> bool:
+    """Whether not everything is trained at one rate."""
+    return config.text.learning_rate is not None or bool(config.text.new_tokens)
+
+
+def labels_of(params: Mapping[str, Any]) -> dict[str, Group]:
+    """Returns every parameter's group."""
+    return {name: group_of(name) for name in params}
+
+
+def only(rule: optax.GradientTransformation, group: Group, first: int) -> optax.GradientTransformation:
+    """Runs a rule in its group's phase only: embeddings up to step `first`, everything else after it."""
+
+    def active(step: Any, **_: Any) -> Any:
+        return step < first if group == "tokens" else step >= first
+
+    return optax.transforms.conditionally_mask(rule, active)
+
+
+def update_rule(config: Config, group: Group) -> optax.GradientTransformation:
+    """Returns the chosen rule at a group's rate."""
+    train: TrainConfig = config.train
+    # Embeddings have no resting point at zero, so decay would only shrink them.
+    decay = 0.0 if group == "tokens" else train.weight_decay
+    rate, peak = learning_rate_schedule(config, group), peak_rate(config, group)
+    b1, eps = train.b1, train.eps
+    b2 = DEFAULT_B2.get(train.optimizer, 0.999) if train.b2 is None else train.b2
+    return {
         "adamw": lambda: optax.adamw(rate, b1, b2, eps, weight_decay=decay),
         # With a given learning rate, updates are not scaled by the parameters' size.
         "adafactor": lambda: optax.adafactor(
-            rate,
-            multiply_by_parameter_scale=False,
-            weight_decay_rate=None if decay == 0 else decay * peak_rate(config),
+            rate, multiply_by_parameter_scale=False, weight_decay_rate=None if decay == 0 else decay * peak
         ),
         "lion": lambda: optax.lion(rate, b1, b2, weight_decay=decay),
         "prodigy": lambda: prodigy(rate, (b1, b2), eps=eps, weight_decay=decay),
-        "schedule_free_adamw": lambda: schedule_free_adamw(
-            peak_rate(config), config.warmup_steps or None, b1, b2, eps, decay
-        ),
-    }[config.optimizer]()
-    clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
-    return optax.chain(clip, rule)
+        "schedule_free_adamw": lambda: schedule_free_adamw(peak, train.warmup_steps or None, b1, b2, eps, decay),
+    }[train.optimizer]()
 
 
 def needs_averaging(opt_state: Any) -> bool:

@@ -3,112 +3,146 @@
 import re
 from dataclasses import dataclass
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
 from jaxbooth.config import Config
 from jaxbooth.console import is_main, say, warn
-from jaxbooth.data.images import Folder, Framing, Picture, scan
-from jaxbooth.data.latents import Bank, all_variants, build_bank, encode_pictures
-from jaxbooth.data.prior import ClassSet, generate_missing, open_class_set
+from jaxbooth.data.buckets import group
+from jaxbooth.data.framing import Framing, framed
+from jaxbooth.data.images import Folder, Picture, open_picture, scan
+from jaxbooth.data.prior import ClassSet, generate_missing, open_class_sets
 from jaxbooth.data.sheet import sheet
 from jaxbooth.diffusion.samplers import make_grid
 from jaxbooth.errors import UserError
 from jaxbooth.files import write_json, write_png
 from jaxbooth.params import Params
-from jaxbooth.pipeline import Base, encode_text, warn_about_lost_text
+from jaxbooth.pipeline import Base
 from jaxbooth.run_folder import RunFolder
 from jaxbooth.sampling import Painter, Settings, check_resolution
-from jaxbooth.weights.diffusers_dir import COMPONENTS, read_json, weight_files
+from jaxbooth.text import TextSide, warn_about_lost_text
+from jaxbooth.training.checks import check_timesteps
+from jaxbooth.training.trainable import trained_shapes
+from jaxbooth.weights.diffusers_dir import read_json, weight_files
 
 SHEET_COLUMNS = 5
 COMMON_SHARE = 0.6  # of a CLIP vocabulary: merges learned early, which are frequent words
 MANY_TOKENS = 4
+BUCKET_STEP = 64  # pixels
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What was found on disk before any weight is read."""
+    """What was found on disk before any weight is read.
+
+    Attributes:
+        instances: pictures of each subject.
+        classes: class folders; `class_of` says which one goes with each subject. Empty without a prior term.
+        shapes: (height, width) -> pictures of each subject in that shape.
+    """
 
     base: Base
-    instance: Folder
-    classes: ClassSet | None
-    framing: Framing
+    instances: list[Folder]
+    classes: list[ClassSet]
+    class_of: list[int]
+    shapes: dict[tuple[int, int], list[list[Picture]]]
 
-
-def check_config(config: Config) -> None:
-    """Refuses settings that contradict each other, before anything is read.
-
-    Raises:
-        UserError: the message names the flags.
-    """
-    data, train = config.data, config.train
-    if data.instance_dir is None:
-        raise UserError("--data.instance-dir is missing: the folder with the subject's pictures.")
-    if not (data.instance_prompt or "").strip():
-        raise UserError(
-            "--data.instance-prompt is missing; write one with a rare identifier, such as 'a photo of sks dog'."
-        )
-    if config.prior_rows and not (data.class_prompt or "").strip():
-        raise UserError(
-            "--data.class-prompt is missing: prior preservation is on (--train.prior-weight "
-            f"{train.prior_weight}). Name the class, such as 'a photo of dog', or set --train.prior-weight 0."
-        )
-    if config.prior_rows and data.class_dir and data.class_dir.resolve() == data.instance_dir.resolve():
-        raise UserError(f"--data.instance-dir and --data.class-dir are both {data.class_dir}; they must differ.")
-    for key, rows in (("batch-size", train.batch_size), ("prior-batch-size", config.prior_rows)):
-        if rows % train.accumulation:
-            raise UserError(f"--train.{key} {rows} is not a multiple of --train.accumulation {train.accumulation}.")
-    for prompt in config.validation.prompts:
-        if not prompt.strip():
-            raise UserError("--validation.prompts holds an empty prompt; remove it.")
+    @property
+    def pictures(self) -> list[Picture]:
+        """Instance pictures of all subjects."""
+        return [picture for folder in self.instances for picture in folder.pictures]
 
 
 def read_inputs(config: Config, base: Base) -> Inputs:
     """Scans the pictures, opens everything that could turn out unusable later, and says what the run will do."""
     check_resolution(base, config.resolution, "--data.resolution")
+    check_timesteps(config, base.schedule.num_train_timesteps)
     make_grid(base.schedule, config.validation.sampler, config.validation.steps, "--validation.steps")
     if config.prior_rows:
         make_grid(base.schedule, config.prior.sampler, config.prior.steps, "--prior.steps")
-    for component in COMPONENTS:
+    for component in base.components:
         weight_files(base.folder / component)
-    data = config.data
-    crops = data.random_crops if data.crop == "random" else 0
-    framing = Framing(config.resolution, crops, data.flip, config.seed)
-    assert data.instance_dir is not None  # check_config has seen to it
-    instance = scan(data.instance_dir, data.instance_prompt or "", "--data.instance-dir")
-    skipped = f", {instance.skipped} other file(s) skipped" if instance.skipped else ""
-    say(f"instance: {len(instance.pictures)} picture(s) in {data.instance_dir}{skipped}")
-    classes = open_class_set(config, base.folder) if config.prior_rows else None
-    if classes:
-        say(f"prior on, weight {config.train.prior_weight}: {classes.plan()}")
-    else:
+    trained_shapes(base, config)
+    instances = [scan_subject(config, index) for index in range(len(config.subjects))]
+    for index, folder in enumerate(instances):
+        skipped = f", {folder.skipped} other file(s) skipped" if folder.skipped else ""
+        say(f"instance: {len(folder.pictures)} picture(s) in {config.subjects[index].instance_dir}{skipped}")
+    check_new_words(config, instances)
+    classes, class_of = open_class_sets(config, base) if config.prior_rows else ([], [0] * len(instances))
+    for classset in classes:
+        say(f"prior on, weight {config.train.prior_weight}: {classset.plan()}")
+    if not classes:
         say("prior off: the model may forget the class")
-    return Inputs(base, instance, classes, framing)
+    return Inputs(base, instances, classes, class_of, shapes_of(config, base, instances))
+
+
+def scan_subject(config: Config, index: int) -> Folder:
+    """Lists the pictures of one subject."""
+    subject, several = config.subjects[index], bool(config.data.subjects)
+    key = f"data.subjects, entry {index + 1}: instance_dir" if several else "--data.instance-dir"
+    return scan(subject.instance_dir, subject.instance_prompt, key, config.data.masks)
+
+
+def check_new_words(config: Config, instances: list[Folder]) -> None:
+    """Raises UserError for a new word that no caption has, so that nothing would teach it."""
+    captions = [picture.caption for folder in instances for picture in folder.pictures]
+    for word in config.text.new_tokens:
+        if not any(word in caption for caption in captions):
+            raise UserError(f"--text.new-tokens {word}: no instance caption has this word; write it in the prompt.")
+
+
+def shapes_of(config: Config, base: Base, instances: list[Folder]) -> dict[tuple[int, int], list[list[Picture]]]:
+    """Groups every subject's pictures by the shape that they are trained in: one square, or aspect-ratio buckets."""
+    side = config.resolution
+    if not config.data.buckets:
+        return {(side, side): [folder.pictures for folder in instances]}
+    multiple = base.resolution_multiple
+    # Coarser steps than the model needs keep the number of compiled programs small.
+    multiple *= max(1, BUCKET_STEP // multiple) if side >= 4 * BUCKET_STEP else 1
+    sizes = [[open_picture(picture.path).image.size for picture in folder.pictures] for folder in instances]
+    shapes: dict[tuple[int, int], list[list[Picture]]] = {}
+    for subject, folder in enumerate(instances):
+        for shape, members in group(sizes[subject], side, multiple).items():
+            pictures = shapes.setdefault(shape, [[] for _ in instances])
+            pictures[subject] = [folder.pictures[member] for member in members]
+    say(f"buckets: {', '.join(f'{w} x {h} ({sum(map(len, p))})' for (h, w), p in sorted(shapes.items()))}")
+    return dict(sorted(shapes.items()))
+
+
+def framing_of(config: Config, shape: tuple[int, int]) -> Framing:
+    """Returns how pictures of a shape are cut."""
+    data = config.data
+    return Framing(*shape, data.random_crops if data.crop == "random" else 0, data.flip, config.seed)
 
 
 def explain_prompts(config: Config, inputs: Inputs) -> None:
-    """Shows how the identifier is spelled in tokens, and what of any caption does not fit."""
-    base, data = inputs.base, config.data
-    class_words = set(words(data.class_prompt or ""))
-    new_words = [word for word in words(data.instance_prompt or "") if word not in class_words]
-    spelled = {word: base.tokenizer(word, add_special_tokens=False)["input_ids"] for word in new_words}
+    """Shows how each identifier is spelled in tokens, and what of any caption does not fit."""
+    side = inputs.base.text
+    for subject in config.subjects:
+        explain_identifier(side, subject.instance_prompt, subject.class_prompt or "", bool(config.prior_rows))
+    captions = [picture.caption for picture in inputs.pictures]
+    class_prompts = [subject.class_prompt or "" for subject in config.subjects]
+    warn_about_lost_text(side, [*captions, *class_prompts, *config.validation.prompts])
+
+
+def explain_identifier(side: TextSide, instance_prompt: str, class_prompt: str, has_prior: bool) -> None:
+    """Shows how the rarest word that only the instance prompt has is spelled in tokens."""
+    tower = side.towers[0]
+    learned = [word for token in side.new_tokens for word in words(token.word)]
+    new_words = [word for word in words(instance_prompt) if word not in [*words(class_prompt), *learned]]
+    spelled = {word: tower.tokenizer(word, add_special_tokens=False)["input_ids"] for word in new_words}
     if spelled:
-        word, ids = max(spelled.items(), key=lambda item: (len(item[1]), max(item[1])))  # the rarest
-        say(f"identifier '{word}': {len(ids)} token(s), {' '.join(base.tokenizer.convert_ids_to_tokens(ids))}")
+        word, ids = max(spelled.items(), key=lambda item: (len(item[1]), max(item[1])))
+        say(f"identifier '{word}': {len(ids)} token(s), {' '.join(tower.tokenizer.convert_ids_to_tokens(ids))}")
         if len(ids) >= MANY_TOKENS:
             warn(f"'{word}' takes {len(ids)} tokens; a rarer and shorter identifier, such as sks, binds better.")
-        if len(ids) == 1 and ids[0] < COMMON_SHARE * len(base.tokenizer):
+        if len(ids) == 1 and ids[0] < COMMON_SHARE * tower.vocabulary:
             warn(f"'{word}' is a word that the model knows; its meaning will mix with the subject.")
-    elif config.prior_rows:
+    elif has_prior and not side.new_tokens:
         warn(
             "the instance prompt has no word that the class prompt lacks; give the subject an identifier, such as sks."
         )
-    captions = [picture.caption for picture in inputs.instance.pictures]
-    warn_about_lost_text(base, [*captions, data.class_prompt or "", *config.validation.prompts])
 
 
 def words(prompt: str) -> list[str]:
@@ -116,10 +150,21 @@ def words(prompt: str) -> list[str]:
     return re.findall(r"[\w<>-]+", prompt.lower())
 
 
-def contact_sheet(inputs: Inputs) -> Image.Image:
-    """Draws exactly what the model will see of the subject: crops, transparency, orientation, captions."""
-    pixels, captions = zip(*all_variants(inputs.instance.pictures, inputs.framing), strict=True)
-    return sheet(list(pixels), list(captions), min(SHEET_COLUMNS, len(pixels)))
+def contact_sheet(config: Config, inputs: Inputs) -> Image.Image:
+    """Draws exactly what the model will see of the subjects: crops, transparency, orientation, masks, captions."""
+    tiles, captions = [], []
+    for shape, subjects in inputs.shapes.items():
+        for pictures in subjects:
+            variants = framed(pictures, framing_of(config, shape), config.data.masks)
+            for picture, seen in zip(pictures, variants, strict=True):
+                tiles += [shade(pixels, mask) for pixels, mask in zip(seen.pixels, seen.masks, strict=True)]
+                captions += [picture.caption] * len(seen.pixels)
+    return sheet(tiles, captions, min(SHEET_COLUMNS, len(tiles)))
+
+
+def shade(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Darkens what a mask leaves out."""
+    return (pixels * (0.25 + 0.75 * mask[..., None])).astype(np.uint8)
 
 
 def write_contact_sheet(run: RunFolder, image: Image.Image) -> None:
@@ -145,7 +190,7 @@ def make_class_images(config: Config, base: Base, params: dict[str, Params], cla
     chosen = config.prior
     settings = Settings(chosen.sampler, chosen.steps, chosen.guidance_scale, config.resolution)
     painter = Painter(base, mesh, settings, chosen.batch_size, quiet=True)
-    prompt = config.data.class_prompt or ""
+    prompt = classes.settings["prompt"]
 
     def paint(indices: list[int]) -> np.ndarray:
         return painter(params, [prompt] * len(indices), chosen.seed, indices)
@@ -153,20 +198,6 @@ def make_class_images(config: Config, base: Base, params: dict[str, Params], cla
     generate_missing(classes, paint, painter.batch)
 
 
-def make_bank(
-    config: Config, inputs: Inputs, params: dict[str, Params], class_pictures: list[Picture], mesh: Mesh
-) -> Bank:
-    """Encodes all pictures and captions."""
-    base = inputs.base
-    groups = [
-        (pictures, encode_pictures(base, params["vae"], pictures, inputs.framing, mesh))
-        for pictures in (inputs.instance.pictures, class_pictures)
-        if pictures
-    ]
-    encode = jax.jit(lambda values, ids: encode_text(base, values, ids).astype(jnp.float32))
-
-    def encode_captions(captions: list[str]) -> jax.Array:
-        ids = jnp.asarray(base.tokenize(captions))
-        return ids if config.train.text_encoder else encode(params["text_encoder"], ids)
-
-    return build_bank(groups, encode_captions, mesh)
+def class_pictures(classes: list[ClassSet]) -> list[list[Picture]]:
+    """Lists the pictures of every class folder."""
+    return [scan(found.folder, found.settings["prompt"], "--data.class-dir").pictures for found in classes]

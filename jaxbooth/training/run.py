@@ -5,47 +5,39 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from jaxbooth.config import Config
 from jaxbooth.console import say
-from jaxbooth.data.images import scan
-from jaxbooth.data.latents import Bank
 from jaxbooth.devices import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.errors import RunFailure
-from jaxbooth.params import Params
+from jaxbooth.exports import export_result
+from jaxbooth.params import Params, cast_matrices, flatten_components, join
 from jaxbooth.pipeline import Base, load_params
-from jaxbooth.run_folder import RunFolder, claim, fill_resolution, resolve_paths, state_of
+from jaxbooth.run_folder import RunFolder, claim, fill_resolution, read_base, resolve_paths, state_of
 from jaxbooth.sharding import make_mesh
 from jaxbooth.training.checkpoint import Checkpoints
-from jaxbooth.training.loop import Loop, compile_dispatch, describe_length
+from jaxbooth.training.checks import check_config
+from jaxbooth.training.feed import Feed, make_feed
+from jaxbooth.training.loop import Loop, compile_dispatches, describe_length
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.prepare import (
     Inputs,
-    check_config,
+    class_pictures,
     contact_sheet,
     explain_prompts,
-    make_bank,
     make_class_images,
     note_pictures,
     read_inputs,
     write_contact_sheet,
 )
-from jaxbooth.training.state import (
-    TrainState,
-    checksums,
-    initial_state,
-    masters_of,
-    result_params,
-    trained_components,
-)
-from jaxbooth.training.step import make_dispatch, make_task
+from jaxbooth.training.state import TrainState, checksums, initial_state, result_params
+from jaxbooth.training.step import REFERENCE, make_dispatch, make_task
+from jaxbooth.training.trainable import initial_values, on_mesh, trained_shapes, whole_components
 from jaxbooth.training.watch import Watch
 from jaxbooth.training.writer import Writer
-from jaxbooth.weights.diffusers_dir import COMPONENTS
-from jaxbooth.weights.pipeline_dir import export_folder
-from jaxbooth.weights.resolve import resolve_model
 
 
 @dataclass(frozen=True)
@@ -75,12 +67,12 @@ def train(config: Config) -> Result:
     check_config(config)
     config = resolve_paths(config)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    base = Base.read(resolve_model(config.model), config.train.dtype)
+    base = read_base(config)
     config = fill_resolution(config, base)
-    tx = make_optimizer(config.train)
+    tx = make_optimizer(config)
     inputs = read_inputs(config, base)
     explain_prompts(config, inputs)
-    shown = contact_sheet(inputs)
+    shown = contact_sheet(config, inputs)
     run = claim(config)
     write_contact_sheet(run, shown)
     checkpoints = Checkpoints(run.checkpoints, config.train.keep_checkpoints)
@@ -92,7 +84,7 @@ def train(config: Config) -> Result:
 
 @dataclass
 class Job:
-    """A run from its folder on. Weights of trained components live in the train state alone once it exists."""
+    """A run from its folder on. Weights of what is trained live in the train state alone once it exists."""
 
     config: Config
     run: RunFolder
@@ -100,6 +92,11 @@ class Job:
     mesh: Mesh
     tx: Any
     checkpoints: Checkpoints
+
+    @property
+    def base(self) -> Base:
+        """The base model, ready for the run's adapters and new words."""
+        return self.inputs.base
 
     def execute(self) -> Result:
         """Prepares, trains and finishes."""
@@ -109,13 +106,17 @@ class Job:
             if self.config.export and not self.run.export.exists():
                 self.export(self.restore())
             return Result(self.run, done, complete=True)
-        trained = trained_components(self.config.train.text_encoder)
-        params = load_params(self.inputs.base, self.mesh, trained)
-        bank, priors = self.make_bank(params)
-        start = jax.device_get(checksums(masters_of({name: params[name] for name in trained})))
-        frozen = {name: params[name] for name in COMPONENTS if name not in trained}
-        state = self.start_state({name: params.pop(name) for name in trained}, done)
-        state, step = self.train(state, done, bank, priors, frozen)
+        shapes = trained_shapes(self.base, self.config)
+        whole = whole_components(self.base, shapes)
+        params = load_params(self.base, self.mesh, whole)
+        feed = self.make_feed(params)
+        values = on_mesh(initial_values(self.base, self.config, shapes, params), self.mesh)
+        start = jax.device_get(checksums(flatten_components(values)))
+        reference = self.reference(params["unet"]) if "unet" in whole else {}
+        frozen = {name: values for name, values in params.items() if name not in whole}
+        params.clear()
+        state = self.start_state(values, done)
+        state, step = self.train(state, done, feed, frozen, reference)
         if step < total:
             say(f"stopped and saved at step {step} of {total}; run the same command again to continue.")
             return Result(self.run, step, complete=False)
@@ -123,59 +124,67 @@ class Job:
         if self.config.export:
             self.export(state)
         say(f"done: {self.run.samples(step)}")
-        say(f'draw more: jaxbooth sample {self.run.root} --prompt "{self.config.data.instance_prompt}"')
+        say(f'draw more: jaxbooth sample {self.run.root} --prompt "{self.config.subjects[0].instance_prompt}"')
         return Result(self.run, step, complete=True)
 
-    def make_bank(self, params: dict[str, Params]) -> tuple[Bank, int]:
-        """Makes missing class images and encodes everything; returns the bank and the number of class images."""
-        config, classes = self.config, self.inputs.classes
-        pictures = []
-        if classes:
-            make_class_images(config, self.inputs.base, params, classes, self.mesh)
-            pictures = scan(classes.folder, config.data.class_prompt or "", "--data.class-dir").pictures
-        note_pictures(self.run, {"instance": self.inputs.instance.pictures, "class": pictures})
-        return make_bank(config, self.inputs, params, pictures, self.mesh), len(pictures)
+    def make_feed(self, params: dict[str, Params]) -> Feed:
+        """Makes missing class images and encodes everything."""
+        for classes in self.inputs.classes:
+            make_class_images(self.config, self.base, params, classes, self.mesh)
+        found = class_pictures(self.inputs.classes)
+        shown = [picture for pictures in found for picture in pictures]
+        note_pictures(self.run, {"instance": self.inputs.pictures, "class": shown})
+        return make_feed(self.config, self.inputs, params, found, self.mesh)
 
-    def start_state(self, params: dict[str, Params], done: int) -> TrainState:
-        """Returns the newest checkpoint's state, or a fresh one made of `params`."""
+    def reference(self, unet: Params) -> dict[str, Params]:
+        """Copies the UNet in the compute dtype, where prior rows learn the frozen model's own predictions."""
+        if self.config.loss.prior_target == "noise":
+            return {}
+        copy = jax.jit(lambda params: {name: jnp.copy(x) for name, x in cast_matrices(params, self.base.dtype).items()})
+        return {REFERENCE: copy(unet)}
+
+    def start_state(self, values: dict[str, Params], done: int) -> TrainState:
+        """Returns the newest checkpoint's state, or a fresh one made of `values`."""
         if done:
-            params.clear()
+            values.clear()
             say(f"resumed at step {done} of {self.config.train.steps}")
             return self.restore()
-        return initial_state(params, self.tx, self.config.train.ema_decay is not None, self.mesh)
+        return initial_state(values, self.tx, self.config.train.ema_decay is not None, self.mesh)
 
     def restore(self) -> TrainState:
         """Reads the newest checkpoint."""
-        return self.checkpoints.restore(state_of(self.config, self.inputs.base, self.mesh))
+        return self.checkpoints.restore(state_of(self.config, self.base, self.mesh))
 
     def train(
-        self, state: TrainState, done: int, bank: Bank, priors: int, frozen: dict[str, Params]
+        self, state: TrainState, done: int, feed: Feed, frozen: dict[str, Params], reference: dict[str, Params]
     ) -> tuple[TrainState, int]:
         """Compiles and runs the loop."""
-        config, images = self.config, len(self.inputs.instance.pictures)
-        say(describe_length(config, images))
+        config = self.config
+        say(describe_length(config, len(self.inputs.pictures)))
         writer = Writer(self.run.metrics, self.run.tensorboard, done)
-        watch = Watch.make(config, self.inputs.base, self.mesh)
+        watch = Watch.make(config, self.base, self.mesh)
 
         def validate(state: TrainState, step: int) -> None:
-            image, facts = watch.grid(frozen | result_params(state), step)
+            image, facts = watch.grid(join(frozen, result_params(state)), step)
             writer.grid(step, self.run.samples(step), image, facts)
 
         try:
             if not done:
                 validate(state, 0)
-            task = make_task(self.inputs.base, config.train, config.prior_rows, images, priors, config.seed, self.mesh)
-            rows, width = config.train.batch_size + config.prior_rows, task.plan.number.size
+            tasks = [make_task(self.base, config, streams, self.mesh) for streams in feed.streams]
+            rows, width = config.train.batch_size + config.prior_rows, tasks[0].plan.number.size
             if width > rows:
                 say(f"{rows} rows are padded to {width} to fill the devices; a larger --train.batch-size costs no more")
-            dispatch = make_dispatch(task, self.tx, config.train.steps_per_dispatch, state)
-            dispatch = compile_dispatch(dispatch, state, bank)
-            return Loop(config, dispatch, bank, self.checkpoints, writer, validate).run(state, done)
+            needed = {"unet", *(self.base.text_encoders if config.trains_text else ())}
+            fixed = {name: params for name, params in frozen.items() if name in needed} | reference
+            dispatches = [make_dispatch(task, self.tx, config.train.steps_per_dispatch, state) for task in tasks]
+            compiled = compile_dispatches(dispatches, state, fixed, feed)
+            return Loop(config, compiled, feed, fixed, self.checkpoints, writer, validate).run(state, done)
         finally:
             writer.close()
 
     def check_moved(self, start: dict[str, np.ndarray], state: TrainState) -> None:
-        """Raises RunFailure if a trained component still equals the base model, bit for bit."""
+        """Raises RunFailure if a trained component still equals where it started, bit for bit."""
         end = jax.device_get(checksums(state.params))
         for component, value in start.items():
             if end[component] == value:
@@ -184,10 +193,10 @@ class Job:
                 )
 
     def export(self, state: TrainState) -> None:
-        """Writes the trained model as a diffusers folder; once it is whole, that of a shorter run makes room."""
+        """Writes the result in its natural format; once it is whole, that of a shorter run makes room."""
         fresh = self.run.export.with_suffix(".new")
         shutil.rmtree(fresh, ignore_errors=True)
-        export_folder(self.inputs.base.folder, result_params(state), fresh)
+        export_result(self.config, self.base, result_params(state), self.mesh, fresh)
         shutil.rmtree(self.run.export, ignore_errors=True)
         fresh.replace(self.run.export)
         say(f"exported: {self.run.export}")

@@ -1,7 +1,6 @@
 """The train state: arrays only, born sharded."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +8,9 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxbooth.params import Params, Shapes, with_prefix, without_prefix
+from jaxbooth.params import Params, Shapes, by_component, flatten_components
 from jaxbooth.sharding import shardings_like
 from jaxbooth.training.optimizer import averaged_params, needs_averaging
-
-T = TypeVar("T")
 
 
 class TrainState(NamedTuple):
@@ -32,16 +29,6 @@ class TrainState(NamedTuple):
     ema: Params
 
 
-def trained_components(text_encoder: bool) -> tuple[str, ...]:
-    """Names the components that a run trains."""
-    return ("unet", "text_encoder") if text_encoder else ("unet",)
-
-
-def masters_of(params: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
-    """Flattens component -> parameters into one dict of `<component>.<parameter>`."""
-    return {name: value for component in params for name, value in with_prefix(component, params[component]).items()}
-
-
 def build_state(masters: Params, tx: optax.GradientTransformation, keep_ema: bool) -> TrainState:
     """The state at step 0; pure."""
     average = {name: jnp.copy(value) for name, value in masters.items()} if keep_ema else {}
@@ -54,9 +41,9 @@ def abstract_state(
     """Returns shapes, dtypes and shardings of the state, without its arrays: what a checkpoint is restored into.
 
     Args:
-        shapes: component -> parameter shapes, of the trained components.
+        shapes: component -> names and shapes of what is trained.
     """
-    state = jax.eval_shape(lambda masters: build_state(masters, tx, keep_ema), masters_of(shapes))
+    state = jax.eval_shape(lambda masters: build_state(masters, tx, keep_ema), flatten_components(shapes))
     shardings = shardings_like(state, mesh)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
 
@@ -67,9 +54,9 @@ def initial_state(
     """Returns the state at step 0; each array is created on the devices that the partition rule gives it.
 
     Args:
-        params: component -> float32 parameters of the trained components. They are donated: use the state's after this.
+        params: component -> float32 trained parameters. They are donated: use the state's after this.
     """
-    masters = masters_of(params)
+    masters = flatten_components(params)
     shardings = shardings_like(jax.eval_shape(lambda values: build_state(values, tx, keep_ema), masters), mesh)
     build = jax.jit(lambda values: build_state(values, tx, keep_ema), out_shardings=shardings, donate_argnums=0)
     return build(masters)
@@ -85,10 +72,8 @@ def needed_for_result(state: TrainState) -> dict[str, Any]:
 
 
 def result_params(state: TrainState) -> dict[str, Params]:
-    """Returns component -> the parameters to sample and export: the average if one is kept."""
-    values = state.ema or averaged_params(state.opt_state, state.params)
-    components = dict.fromkeys(name.split(".")[0] for name in values)
-    return {component: without_prefix(component, values) for component in components}
+    """Returns component -> the trained parameters to sample and export: the average if one is kept."""
+    return by_component(state.ema or averaged_params(state.opt_state, state.params))
 
 
 @jax.jit

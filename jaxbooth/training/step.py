@@ -1,7 +1,6 @@
-"""The train step: which rows, the loss, the update; K of them in one dispatch.
+"""The train step: the batch, the loss, the update; K of them in one dispatch.
 
-Every random choice of a row comes from fold_in(fold_in(root, step), row), so neither the number of devices nor
-accumulation nor the length of a dispatch changes what is trained.
+What a row trains on is a pure function of (seed, step, row); see `jaxbooth.training.rows`.
 """
 
 from collections.abc import Callable
@@ -15,139 +14,143 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxbooth.config import TrainConfig
-from jaxbooth.data.latents import Bank, Rows, gather_latents, gather_text, index_in_epochs
-from jaxbooth.diffusion.objective import Batch, Losses, reduce_rows, row_losses
-from jaxbooth.params import AnyArray, Params, cast_matrices, precision_of, without_prefix
-from jaxbooth.pipeline import Base, encode_text
+from jaxbooth.config import Config
+from jaxbooth.data.latents import Bank, gather_latents, gather_text
+from jaxbooth.diffusion.noising import TimestepSampling, offset_noise, perturb, sample_timesteps
+from jaxbooth.diffusion.objective import Batch, Loss, Losses, reduce_rows, row_losses
+from jaxbooth.params import Params, by_component, cast_matrices, join, precision_of
+from jaxbooth.pipeline import Base
 from jaxbooth.sharding import row_shards, rows_over
-from jaxbooth.training.optimizer import learning_rate_schedule
+from jaxbooth.text import Text
+from jaxbooth.training.optimizer import reported_rate
+from jaxbooth.training.rows import RowPlan, Streams, pick_rows, plan_rows, row_keys
 from jaxbooth.training.state import TrainState
 
 Metrics = dict[str, Array]
 METRICS = ("loss", "instance_loss", "prior_loss", "grad_norm", "learning_rate")
-
-
-class RowPlan(NamedTuple):
-    """The fixed roles of a step's rows; each field is (micro_batches, rows), or (rows,) of one micro-batch.
-
-    Attributes:
-        number: 0 .. n-1 for instance rows, n .. n+m-1 for prior rows; it seeds the row.
-        is_prior: bool.
-        weight: 1/n, lambda/m, or 0 for padding. Summed over all micro-batches, the rows make the objective.
-    """
-
-    number: AnyArray
-    is_prior: AnyArray
-    weight: AnyArray
-
-
-def plan_rows(instance: int, prior: int, prior_weight: float, micro_batches: int, shards: int) -> RowPlan:
-    """Deals rows out to micro-batches, mixes the two kinds evenly and pads to a multiple of `shards`.
-
-    Mixing puts both kinds on every device. Padding rows repeat the first row and weigh nothing.
-    """
-    numbers = []
-    for part in range(micro_batches):
-        kinds = [np.arange(part, instance, micro_batches), np.arange(instance + part, instance + prior, micro_batches)]
-        places = np.concatenate([(np.arange(len(kind)) + 0.5) / max(len(kind), 1) for kind in kinds])
-        numbers.append(np.concatenate(kinds)[np.argsort(places, kind="stable")])
-    width = -(-max(map(len, numbers)) // shards) * shards
-    number = np.stack([np.pad(row, (0, width - len(row)), constant_values=-1) for row in numbers])
-    is_prior = number >= instance
-    weight = np.where(is_prior, prior_weight / max(prior, 1), 1 / instance) * (number >= 0)
-    return RowPlan(np.maximum(number, 0).astype(np.int32), is_prior, weight.astype(np.float32))
+REFERENCE = "reference"  # among the frozen components: the UNet before training, where it is trained itself
 
 
 @dataclass(frozen=True)
 class Task:
-    """What the step needs besides state and bank; all of it static.
+    """What the step needs besides state, frozen parameters and bank; all of it static.
 
     Attributes:
-        instances, priors: images of each kind in the bank.
+        streams: where the subjects' and the classes' images lie in the bank.
         plan: roles of the rows.
-        seed: the run's.
     """
 
     base: Base
-    config: TrainConfig
-    instances: int
-    priors: int
+    config: Config
+    streams: Streams
     plan: RowPlan
-    seed: int
     mesh: Mesh
 
+    @property
+    def loss(self) -> Loss:
+        """The objective's settings."""
+        chosen = self.config.loss
+        space = chosen.space or self.base.schedule.prediction_type
+        return Loss(space, chosen.weighting, chosen.prior_weighting, chosen.snr_gamma, chosen.kind, chosen.huber_c)
 
-def pick_rows(task: Task, step: Array, number: AnyArray, is_prior: AnyArray, variants: int) -> Rows:
-    """Chooses the image and variant of each row of a step; a pure function of (seed, step, number).
+    @property
+    def timesteps(self) -> TimestepSampling:
+        """How timesteps are drawn."""
+        chosen = self.config.loss
+        high = None if chosen.max_timestep is None else chosen.max_timestep + 1
+        return TimestepSampling(chosen.timesteps, chosen.timestep_mean, chosen.timestep_std, chosen.min_timestep, high)
+
+
+class Drawn(NamedTuple):
+    """One micro-batch.
+
+    Attributes:
+        seen: the noise that the network's input is made with; `batch.noise` unless it is perturbed.
+        caption: (rows,) int32, into the bank's text.
+        sizes: (rows, 6) float32.
+    """
+
+    batch: Batch
+    seen: Array
+    caption: Array
+    sizes: Array
+
+
+def make_batch(task: Task, bank: Bank, step: Array, bank_step: Array, part: RowPlan) -> Drawn:
+    """Draws one micro-batch: image, caption, posterior sample, noise and timestep of each row.
 
     Args:
-        number, is_prior: (rows,), from the plan.
-        variants: kept variants of each image.
+        step: of the run; it seeds the noise.
+        bank_step: earlier steps that took rows from this bank; it seeds the choice of images.
     """
-    root = jax.random.key(task.seed)
-    n = task.config.batch_size
-    m = int(task.plan.is_prior.sum())
-    instance_key, prior_key, variant_key = jax.random.split(jax.random.fold_in(root, 0), 3)
-    image = index_in_epochs(instance_key, step * n + jnp.where(is_prior, 0, number), task.instances)
-    if m:
-        position = step * m + jnp.where(is_prior, number - n, 0)
-        image = jnp.where(is_prior, task.instances + index_in_epochs(prior_key, position, task.priors), image)
-    keys = row_keys(variant_key, step, number)
-    return Rows(image, jax.vmap(lambda key: jax.random.randint(key, (), 0, variants))(keys))
-
-
-def row_keys(key: Array, step: Array, number: AnyArray) -> Array:
-    """Returns one key for each row of a step."""
-    step_key = jax.random.fold_in(key, step)
-    return jax.vmap(lambda row: jax.random.fold_in(step_key, row))(number)
-
-
-def make_batch(task: Task, bank: Bank, step: Array, part: RowPlan) -> tuple[Batch, Rows]:
-    """Draws one micro-batch: posterior sample, noise and timestep of each row."""
-    rows = pick_rows(task, step, part.number, part.is_prior, bank.mean.shape[1])
-    keys = row_keys(jax.random.fold_in(jax.random.key(task.seed), 1), step, part.number)
-    posterior_keys, noise_keys, time_keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys).T
-    shape = bank.mean.shape[2:]
+    config, images, root = task.config, bank.images, jax.random.key(task.config.seed)
+    counts = (config.train.batch_size, config.prior_rows)
+    rows = pick_rows(task.streams, jax.random.fold_in(root, 0), bank_step, part, counts, variants=images.mean.shape[1])
+    keys = row_keys(jax.random.fold_in(root, 1), step, part.number)
+    posterior, plain, time, offset, extra, drop = jax.vmap(lambda key: jax.random.split(key, 6))(keys).T
+    shape = images.mean.shape[2:]
 
     def normal(keys: Array) -> Array:
         return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
-    total = task.base.schedule.num_train_timesteps
-    timesteps = jax.vmap(lambda key: jax.random.randint(key, (), 0, total))(time_keys)
-    latents = gather_latents(bank, rows, normal(posterior_keys), task.base.vae_config.scaling_factor)
-    return Batch(latents, normal(noise_keys), timesteps, part.weight, part.is_prior), rows
+    noise = offset_noise(normal(plain), offset, config.loss.offset_noise)
+    timesteps = sample_timesteps(time, task.base.schedule.num_train_timesteps, task.timesteps)
+    latents = gather_latents(images, rows, normal(posterior), task.base.vae_config.scaling_factor)
+    mask = None if images.masks is None else jnp.asarray(images.masks)[rows.image, rows.variant]
+    batch = Batch(latents, noise, timesteps, part.weight * rows.weight, part.is_prior, mask)
+    caption, sizes = jnp.asarray(bank.caption)[rows.image], jnp.asarray(images.sizes)[rows.image, rows.variant]
+    if config.text.dropout:
+        dropped = jax.vmap(jax.random.uniform)(drop) < config.text.dropout
+        caption = jnp.where(dropped, len(jax.tree.leaves(bank.text)[0]) - 1, caption)
+    return Drawn(batch, perturb(noise, extra, config.loss.input_perturbation), caption, sizes)
 
 
-def micro_loss(task: Task, cast: Params, bank: Bank, batch: Batch, rows: Rows) -> tuple[Array, Losses]:
+def micro_loss(task: Task, cast: Params, frozen: dict[str, Params], bank: Bank, drawn: Drawn) -> tuple[Array, Losses]:
     """Returns the micro-batch's share of the objective, and its losses.
 
     Args:
-        cast: parameters in the compute dtype.
+        cast: trained parameters in the compute dtype.
     """
-    base, config = task.base, task.config
-    encode: Callable[[Array], Array] | None = None
-    if config.text_encoder:
-        text_params = without_prefix("text_encoder", cast)
-        encode = lambda ids: encode_text(base, text_params, ids)  # noqa: E731
-    text = gather_text(bank, rows, encode)
+    base, batch, config = task.base, drawn.batch, task.config
+    params = join(frozen, by_component(cast))
+    encode = (lambda ids: base.text.encode(params, ids)) if config.trains_text else None
+    context, added = base.conditions(gather_text(bank.text, drawn.caption, encode), drawn.sizes)
     noisy = base.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
-    unet = base.unet.bind(without_prefix("unet", cast))
-    output = unet(noisy, batch.timesteps, text, remat=config.remat)
-    space = config.loss_space or base.schedule.prediction_type
-    losses = row_losses(output, noisy, batch, base.schedule, space, config.weighting, config.snr_gamma)
-    reduced = reduce_rows(losses, batch)
+    seen = base.schedule.add_noise(batch.latents, drawn.seen, batch.timesteps)
+    output = base.unet.bind(params["unet"])(seen, batch.timesteps, context, added, remat=config.train.remat)
+    target = None
+    if config.loss.prior_target == "frozen" and config.prior_rows:
+        target = frozen_prediction(task, frozen, bank, drawn, seen)
+    reduced = reduce_rows(row_losses(output, noisy, batch, base.schedule, task.loss, target), batch)
     return reduced.total, reduced
 
 
-def gradients(task: Task, params: Params, bank: Bank, step: Array) -> tuple[Losses, Params]:
+def frozen_prediction(task: Task, frozen: dict[str, Params], bank: Bank, drawn: Drawn, seen: Array) -> Array:
+    """Returns the untrained model's output on prior rows, and zeros or its output on the others.
+
+    One device computes the prior rows alone; several compute every row where it is, so that none has to move.
+    """
+    text = bank.text if bank.frozen_text is None else bank.frozen_text
+    assert isinstance(text, Text)
+    context, added = task.base.conditions(gather_text(text, drawn.caption, None), drawn.sizes)
+    model = task.base.unet.bind(frozen.get(REFERENCE) or frozen["unet"])
+    inputs = (seen, drawn.batch.timesteps, context, added)
+    if row_shards(task.mesh) > 1:
+        return model(*inputs)
+    prior = np.flatnonzero(task.plan.is_prior[0])
+    return jnp.zeros_like(seen).at[prior].set(model(*jax.tree.map(lambda x: x[prior], inputs)))
+
+
+def gradients(
+    task: Task, params: Params, frozen: dict[str, Params], bank: Bank, step: Array, bank_step: Array
+) -> tuple[Losses, Params]:
     """Returns losses and float32 gradients of a whole step, summed over its micro-batches."""
     cast = cast_matrices(params, task.base.dtype)
 
     def one(part: RowPlan) -> tuple[Losses, Params]:
-        batch, rows = make_batch(task, bank, step, part)
-        batch, rows = jax.lax.with_sharding_constraint((batch, rows), rows_over(task.mesh))
-        gradient = jax.grad(lambda values: micro_loss(task, values, bank, batch, rows), has_aux=True)
+        drawn = make_batch(task, bank, step, bank_step, part)
+        drawn = jax.lax.with_sharding_constraint(drawn, rows_over(task.mesh))
+        gradient = jax.grad(lambda values: micro_loss(task, values, frozen, bank, drawn), has_aux=True)
         with precision_of(task.base.dtype):
             grads, losses = gradient(cast)
         return losses, {name: grad.astype(jnp.float32) for name, grad in grads.items()}
@@ -173,34 +176,42 @@ def follow(average: Params, params: Params, step: Array, decay: float) -> Params
 
 
 def train_step(
-    task: Task, tx: optax.GradientTransformation, state: TrainState, bank: Bank
+    task: Task,
+    tx: optax.GradientTransformation,
+    state: TrainState,
+    frozen: dict[str, Params],
+    bank: Bank,
+    bank_step: Array,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer update; pure."""
-    losses, grads = gradients(task, state.params, bank, state.step)
+    losses, grads = gradients(task, state.params, frozen, bank, state.step, bank_step)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params: Any = optax.apply_updates(state.params, updates)
-    decay = task.config.ema_decay
+    decay = task.config.train.ema_decay
     ema = follow(state.ema, params, state.step, decay) if decay else state.ema
-    rate = learning_rate_schedule(task.config)(state.step)
+    rate = reported_rate(task.config)(state.step)
     values = (losses.total, losses.instance, losses.prior, optax.tree.norm(grads), rate)
     metrics = {name: jnp.asarray(value, jnp.float32) for name, value in zip(METRICS, values, strict=True)}
     return TrainState(state.step + 1, params, opt_state, ema), metrics
 
 
-Dispatch = Callable[[TrainState, Bank, Array], tuple[TrainState, Metrics]]
+Dispatch = Callable[[TrainState, dict[str, Params], Bank, Array, Array], tuple[TrainState, Metrics]]
 
 
-def make_dispatch(task: Task, tx: optax.GradientTransformation, longest: int, state: TrainState) -> Dispatch:
-    """Returns the compiled (state, bank, count) -> (state, metrics) that runs `count` <= `longest` steps.
+def make_dispatch(task: Task, tx: optax.GradientTransformation, longest: int, state: TrainState) -> Any:
+    """Returns the jitted (state, frozen, bank, count, shift) -> (state, metrics) that runs `count` <= `longest` steps.
 
-    `count` is a run-time value, so one program serves every dispatch, the short ones before a checkpoint included.
-    Metrics are (longest,) arrays of which the first `count` entries are filled. `state` is donated.
+    `count` and `shift` are run-time values, so one program serves every dispatch, the short ones before a checkpoint
+    included. Metrics are (longest,) arrays of which the first `count` entries are filled. `state` is donated.
+    `shift` is how many of the steps before took their rows from another bank.
     """
 
-    def run(state: TrainState, bank: Bank, count: Array) -> tuple[TrainState, Metrics]:
+    def run(
+        state: TrainState, frozen: dict[str, Params], bank: Bank, count: Array, shift: Array
+    ) -> tuple[TrainState, Metrics]:
         def body(index: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, metrics = carry
-            state, new = train_step(task, tx, state, bank)
+            state, new = train_step(task, tx, state, frozen, bank, state.step - shift)
             return state, {name: metrics[name].at[index].set(new[name]) for name in METRICS}
 
         empty = {name: jnp.zeros(longest, jnp.float32) for name in METRICS}
@@ -210,9 +221,8 @@ def make_dispatch(task: Task, tx: optax.GradientTransformation, longest: int, st
     return jax.jit(run, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def make_task(
-    base: Base, config: TrainConfig, prior_rows: int, instances: int, priors: int, seed: int, mesh: Mesh
-) -> Task:
+def make_task(base: Base, config: Config, streams: Streams, mesh: Mesh) -> Task:
     """Plans the rows of a run."""
-    plan = plan_rows(config.batch_size, prior_rows, config.prior_weight, config.accumulation, row_shards(mesh))
-    return Task(base, config, instances, priors, plan, seed, mesh)
+    train = config.train
+    plan = plan_rows(train.batch_size, config.prior_rows, train.prior_weight, train.accumulation, row_shards(mesh))
+    return Task(base, config, streams, plan, mesh)

@@ -22,7 +22,8 @@ def validation_prompts(config: Config) -> list[str]:
     """Returns the prompts to watch; by default the subject, the bare class and something unrelated, to show drift."""
     if config.validation.prompts:
         return list(config.validation.prompts)
-    return [prompt for prompt in (config.data.instance_prompt, config.data.class_prompt, UNRELATED) if prompt]
+    prompts = [prompt for subject in config.subjects for prompt in (subject.instance_prompt, subject.class_prompt)]
+    return list(dict.fromkeys(prompt for prompt in (*prompts, UNRELATED) if prompt))
 
 
 @dataclass

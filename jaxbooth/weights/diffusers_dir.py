@@ -22,7 +22,7 @@ from jaxbooth.params import AnyArray, Network, Params
 from jaxbooth.weights.names import canonical, export_array, import_axes, parameter_names
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-COMPONENTS = ("unet", "vae", "text_encoder")  # folders that hold weights
+COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")  # folders that may hold weights
 PLAIN_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")  # before variants such as fp16 beside them
 Placement = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 Tick = Callable[[], object]  # called after each tensor

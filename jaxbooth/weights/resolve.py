@@ -1,53 +1,80 @@
 """From what a user calls a model to a local folder. A local path never touches the network."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.errors import RunFailure, UserError
+from jaxbooth.errors import UserError
+from jaxbooth.weights.hub import download, download_file
+from jaxbooth.weights.pickles import PICKLES
+from jaxbooth.weights.prepared import prepare
 
-HUB_FILES = [
-    "*.json", "*.txt", "tokenizer/*", "scheduler/*", "unet/*.safetensors", "vae/*.safetensors",
-    "text_encoder/*.safetensors",
-]  # fmt: skip
-HUB_IGNORED = ["*.fp16.safetensors", "*.non_ema.safetensors", "safety_checker/*", "*.msgpack"]
+CHECKPOINTS = (".safetensors", *PICKLES)
 
 
-def resolve_model(name: str) -> Path:
-    """Returns the diffusers folder of a model.
+@dataclass(frozen=True)
+class Source:
+    """A base model as it is looked for.
 
-    Args:
-        name: "demo", a local folder, or a Hub id such as "owner/model".
+    Attributes:
+        name: "demo", a diffusers folder, a checkpoint in one file, a Hub id ("owner/model"), or one file of a Hub
+            repository ("owner/model/file.safetensors").
+        revision: branch, tag or commit of a Hub model.
+        variant: weight files to take where there are several (fp16).
+        vae: another VAE, named as a model is.
+        allow_pickle: also read `.ckpt` and `.bin`.
+        offline: never ask the Hub.
+        prediction_type: what the network predicts, where the checkpoint does not say it right.
+    """
+
+    name: str
+    revision: str | None = None
+    variant: str | None = None
+    vae: str | None = None
+    allow_pickle: bool = False
+    offline: bool = False
+    prediction_type: str | None = None
+
+
+def resolve_model(source: Source | str) -> Path:
+    """Returns a model's plain diffusers folder: safetensors only, one set of weights for each component.
 
     Raises:
-        UserError: nothing of that name exists, or it is a single file.
+        UserError: nothing of that name exists, it is no model, or it lacks what was asked for.
+        RunFailure: the Hub could not be reached, or the cache cannot be written.
+    """
+    source = Source(source) if isinstance(source, str) else source
+    model = locate(source.name, source)
+    if source.variant and model.is_file():
+        raise UserError(f"--variant {source.variant} does not apply to model {source.name}, which is one file.")
+    vae = locate(source.vae, source, is_vae=True) if source.vae else None
+    return prepare(model, vae, source.variant, source.allow_pickle, source.prediction_type)
+
+
+def locate(name: str, source: Source, is_vae: bool = False) -> Path:
+    """Returns the local folder or file of a model or of a VAE, fetched if it is on the Hub.
+
+    Raises:
+        UserError: there is nothing of that name.
         RunFailure: the Hub could not be reached.
     """
-    if name == "demo":
-        return DEMO_MODEL
-    path = Path(name).expanduser()
-    if path.is_dir():
+    what = f"--vae {name}" if is_vae else f"model {name}"
+    path = DEMO_MODEL if name == "demo" else Path(name).expanduser()
+    if path.exists():
+        if source.revision and not is_vae:
+            raise UserError(f"--revision {source.revision} does not apply to {what}, which is not on the Hub.")
         return path
-    if path.is_file():
-        raise UserError(f"model {name} is a file; jaxbooth reads diffusers folders (one that holds model_index.json).")
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return download(name)
-    raise UserError(f"model {name}: no such folder, and not a Hub id (owner/model).")
-
-
-def download(repo: str) -> Path:
-    """Fetches the files of a Hub model that jaxbooth reads; what is in the cache already is not fetched again."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(repo, allow_patterns=HUB_FILES, ignore_patterns=HUB_IGNORED))
-    except GatedRepoError:
+    owner, _, rest = name.partition("/")
+    repo, _, file = rest.partition("/")
+    suffix = Path(name).suffix.lower()
+    if name.startswith((".", "/", "~")) or not (owner and repo) or (file and suffix not in CHECKPOINTS):
+        raise UserError(f"{what}: no such folder or file, and not a Hub id (owner/model).")
+    repo, revision = f"{owner}/{repo}", None if is_vae else source.revision
+    if not file:
+        return download(repo, revision, source.variant, source.offline, source.allow_pickle, vae_only=is_vae)
+    if suffix in PICKLES and not source.allow_pickle:
         raise UserError(
-            f"model {repo} asks for its licence to be accepted: do so at https://huggingface.co/{repo}, "
-            "then run `hf auth login`."
-        ) from None
-    except RepositoryNotFoundError:
-        raise UserError(f"model {repo} is neither a local folder nor a model on the Hub (or it is private).") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunFailure(f"model {repo} is no local folder, and the Hub could not be reached ({reason}).") from None
+            f"{what} is a pickle, which can run code when it is opened; pass --allow-pickle if you trust where it "
+            "comes from."
+        )
+    return download_file(repo, revision, file, source.offline)

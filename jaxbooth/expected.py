@@ -1,0 +1,221 @@
+"""What an export should hold, worked out anew one tensor at a time, for `jaxbooth.verify` to compare with.
+
+Names and shapes come from the networks, values from what was trained and from the base model's files; adapters are
+added by numpy in float64. Merging on the devices, layouts, casts and the disk are thereby all behind the comparison.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxbooth.exports import SDXL_KEYS, drop_embeddings
+from jaxbooth.models.lora import DOWN, MAGNITUDE, UP
+from jaxbooth.params import Params
+from jaxbooth.pipeline import Base
+from jaxbooth.text import NEW_TOKENS
+from jaxbooth.weights.diffusers_dir import match_names, open_tensors, plain_name, weight_files
+from jaxbooth.weights.kohya import published_path
+from jaxbooth.weights.ldm_layout import Entry, layout
+from jaxbooth.weights.names import canonical, export_array, import_axes, parameter_names
+from jaxbooth.weights.pipeline_dir import DTYPES, ExportDtype, ExportFormat
+from jaxbooth.weights.push import embedding_files
+from jaxbooth.weights.single_file_out import constant, expected_names
+from jaxbooth.weights.stream import stored_dtype
+
+FLOAT32 = np.dtype(np.float32)
+# What float32 arithmetic may lose, relative to a tensor's largest value: a kernel plus a product over the rank, and
+# for DoRA also a norm over a fan-in of ten thousand. Values that were only copied or cast must be the same bits.
+MERGE_ERROR, DORA_ERROR = 1e-6, 1e-5
+
+
+class Expected(NamedTuple):
+    """A tensor that should be in a file.
+
+    Attributes:
+        value: called when its turn comes; returns it before it is cast to `dtype`.
+        error: what float32 arithmetic may have changed, relative to the largest value; 0: nothing.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    value: Callable[[], np.ndarray]
+    error: float = 0.0
+
+
+Files = dict[Path, list[Expected]]
+
+
+class Weights:
+    """What one component's parameters should be: trained, the base model's with adapters added, or the base model's.
+
+    Parameters go by their state-dict names, and `stored` names are those in the base model's files.
+
+    Args:
+        trained: whole parameters or adapters, without learned embeddings; nothing for an untouched component.
+        dtype: of the export; None keeps each tensor's own of the base model.
+    """
+
+    def __init__(self, base: Base, component: str, trained: Params, dtype: np.dtype | None):
+        self.component, self.trained, self.dtype, self.lora = component, trained, dtype, base.lora
+        self.folder, self.network = base.folder / component, base.network(component)
+        self.files = weight_files(self.folder)
+        self.names = parameter_names(self.network.shapes)
+        opened = {file: open_tensors(self.folder / file) for file in self.files}
+        self.places = {stored: (opened[file], file) for file, names in self.files.items() for stored in names}
+        self.stored = {name: stored for stored in self.places if (name := canonical(stored))}
+
+    def stored_dtype(self, stored: str) -> np.dtype:
+        """Returns the dtype of a tensor of the base model's files."""
+        tensors, file = self.places[stored]
+        return stored_dtype(tensors, stored, self.folder / file)
+
+    def stored_value(self, stored: str) -> np.ndarray:
+        """Reads a tensor of the base model's files."""
+        return self.places[stored][0].get_tensor(stored)
+
+    def dtype_of(self, name: str) -> np.dtype:
+        """Returns the dtype that a parameter is written in."""
+        return self.dtype or self.stored_dtype(self.stored[name])
+
+    def leaf(self, name: str, leaf: str) -> str:
+        """Returns the name of a part of a parameter's adapter."""
+        return f"{self.names[name].removesuffix('.kernel')}.{leaf}"
+
+    def error_of(self, name: str) -> float:
+        """Returns what float32 arithmetic may have changed of a parameter."""
+        if self.leaf(name, MAGNITUDE) in self.trained:
+            return DORA_ERROR
+        return MERGE_ERROR if self.leaf(name, DOWN) in self.trained else 0.0
+
+    def value(self, name: str) -> np.ndarray:
+        """Returns a parameter in PyTorch's layout, before it is cast."""
+        own = self.names[name]
+        if own in self.trained:
+            return export_array(own, np.asarray(self.trained[own]))
+        value = self.stored_value(self.stored[name])
+        if self.leaf(name, DOWN) not in self.trained:
+            return value
+        assert self.lora is not None
+        leaves = {leaf: np.asarray(self.trained[key], np.float64) for leaf in (DOWN, UP, MAGNITUDE)
+                  if (key := self.leaf(name, leaf)) in self.trained}  # fmt: skip
+        kernel = value.transpose(import_axes(own, value.ndim)).astype(np.float64)
+        return export_array(own, add_adapter(kernel, leaves, self.lora.scale))
+
+    def written(self, name: str) -> np.ndarray:
+        """Returns a parameter as readers of the export see it, in jaxbooth's layout and in float32."""
+        value = self.value(name).astype(self.dtype_of(name)).astype(np.float32)
+        return value.transpose(import_axes(self.names[name], value.ndim))
+
+
+def add_adapter(kernel: np.ndarray, leaves: Mapping[str, np.ndarray], scale: float) -> np.ndarray:
+    """Returns W + scale A B, with DoRA's magnitudes in place of the outputs' norms; float64."""
+    total = kernel + scale * (leaves[DOWN] @ leaves[UP].reshape(leaves[UP].shape[-2:]))
+    if MAGNITUDE in leaves:
+        total *= leaves[MAGNITUDE] / np.sqrt(np.square(total).sum(axis=tuple(range(total.ndim - 1))))
+    return total
+
+
+def expected_weights(
+    base: Base, trained: Mapping[str, Params], kind: ExportFormat, dtype: ExportDtype
+) -> dict[str, Weights]:
+    """Returns component -> the weights of the model that readers of an export have, less what they add themselves.
+
+    Under a LoRA and learned embeddings that is the base model. A diffusers folder holds its untouched components as
+    they were, a single file has one dtype for all.
+    """
+    found = {}
+    for component in base.components:
+        own = drop_embeddings(trained.get(component, {})) if kind in ("diffusers", "single-file") else {}
+        found[component] = Weights(base, component, own, DTYPES[dtype] if own or kind == "single-file" else None)
+    return found
+
+
+def expected_files(
+    base: Base, trained: Mapping[str, Params], out: Path, kind: ExportFormat, dtype: ExportDtype
+) -> Files:
+    """Returns weight file -> its tensors, for all of an export but a LoRA.
+
+    Raises:
+        UserError: a component of a written folder has tensors that are not those of its network.
+    """
+    files: Files = {}
+    if kind in ("diffusers", "single-file"):
+        weights = expected_weights(base, trained, kind, dtype)
+        if kind == "single-file":
+            files[out / f"{out.name}.safetensors"] = single_file(base, weights)
+        else:
+            for component in weights.values():
+                files |= component_files(component, out / component.component)
+    return files | embeddings(base, trained, out)
+
+
+def component_files(weights: Weights, folder: Path) -> Files:
+    """Returns what the weight files of one component of a diffusers folder should hold: all of its network."""
+    match_names([stored for names in weight_files(folder).values() for stored in names], weights.network, folder)
+    return {
+        folder / plain_name(file): [component_tensor(weights, stored) for stored in names]
+        for file, names in weights.files.items()
+    }
+
+
+def component_tensor(weights: Weights, stored: str) -> Expected:
+    """Returns what becomes of one tensor of the base model's files: buffers and untouched components stay."""
+    name = canonical(stored)
+    if name is None or not weights.trained:
+        shape = tuple(weights.places[stored][0].get_slice(stored).get_shape())
+        return Expected(stored, shape, weights.stored_dtype(stored), lambda: weights.stored_value(stored))
+    own = weights.names[name]
+    shape = weights.network.shapes[own].shape
+    return Expected(
+        published_path(weights.component, name) if weights.component.startswith("text_encoder") else stored,
+        tuple(shape[axis] for axis in np.argsort(import_axes(own, len(shape)))),
+        weights.dtype_of(name),
+        lambda: weights.value(name),
+        weights.error_of(name),
+    )
+
+
+def single_file(base: Base, weights: Mapping[str, Weights]) -> list[Expected]:
+    """Returns what a single file should hold: every name of its family."""
+    tensors = {
+        entry.name: entry_tensor(part, entry) for name, part in weights.items() for entry in layout(base.folder, name)
+    }
+    empty = np.zeros(0, FLOAT32)
+    return [
+        tensors[name]._replace(shape=shape) if name in tensors else Expected(name, shape, FLOAT32, lambda: empty)
+        for name, shape in expected_names(base.folder).items()
+    ]
+
+
+def entry_tensor(weights: Weights, entry: Entry) -> Expected:
+    """Returns one tensor of a single file, made of one or several of the component's."""
+    dtype = weights.dtype_of(entry.sources[0] if entry.sources else next(iter(weights.stored)))
+    if not entry.sources:
+        return Expected(entry.name, entry.shape, dtype, lambda: constant(entry.shape, dtype))
+    error = max(weights.error_of(source) for source in entry.sources)
+    join = entry.join
+    return Expected(
+        entry.name, entry.shape, dtype, lambda: join([weights.value(source) for source in entry.sources]), error
+    )
+
+
+def embeddings(base: Base, trained: Mapping[str, Params], out: Path) -> Files:
+    """Returns what the files of learned embeddings should hold: (vectors, d) of one word each, for every encoder."""
+    files, start = {}, 0
+    names = embedding_files([token.word for token in base.text.new_tokens])
+    for token in base.text.new_tokens:
+        rows = slice(start, start := start + len(token.entries))
+        files[out / names[token.word]] = [
+            embedding(SDXL_KEYS[name] if base.text.is_xl else token.word, params[NEW_TOKENS], rows)
+            for name, params in trained.items()
+            if NEW_TOKENS in params
+        ]
+    return files
+
+
+def embedding(key: str, table: np.ndarray, rows: slice) -> Expected:
+    """Returns the rows of one word."""
+    return Expected(key, (rows.stop - rows.start, table.shape[1]), FLOAT32, lambda: np.asarray(table)[rows])

@@ -1,0 +1,121 @@
+"""Which Stable Diffusion a diffusers folder holds, and whether its parts belong together."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxbooth.errors import UserError
+from jaxbooth.models.clip import CLIPTextModel
+from jaxbooth.models.config import CLIPTextConfig, UNetConfig, VAEConfig, read_config
+from jaxbooth.models.layers import Make
+from jaxbooth.params import describe
+from jaxbooth.text import TextSide, Tower, read_tokenizer
+from jaxbooth.weights.diffusers_dir import read_json
+
+
+class Family(NamedTuple):
+    """What a pipeline class says.
+
+    Attributes:
+        name: as in messages.
+        towers: folders of its text encoders.
+        is_xl: conditions on pooled text and picture sizes too.
+    """
+
+    name: str
+    towers: tuple[str, ...]
+    is_xl: bool
+
+
+SUPPORTED = {
+    "StableDiffusionPipeline": Family("Stable Diffusion 1.x or 2.x", ("text_encoder",), False),
+    "StableDiffusionXLPipeline": Family("SDXL", ("text_encoder", "text_encoder_2"), True),
+}
+# Pipeline classes of other models, by the start of their names, for messages.
+OTHERS = {
+    "StableDiffusion3": "Stable Diffusion 3",
+    "StableDiffusionXLInpaint": "an SDXL inpainting model",
+    "StableDiffusionXLImg2Img": "the SDXL refiner",
+    "StableDiffusionXLControlNet": "an SDXL ControlNet pipeline",
+    "StableDiffusionInpaint": "an inpainting model",
+    "StableDiffusionDepth2Img": "a depth model",
+    "StableDiffusionInstructPix2Pix": "InstructPix2Pix",
+    "StableDiffusionUpscale": "an upscaler",
+    "StableCascade": "Stable Cascade",
+    "Flux": "FLUX",
+    "Kandinsky": "Kandinsky",
+    "PixArt": "PixArt",
+    "Sana": "Sana",
+    "Wuerstchen": "Wuerstchen",
+    "QwenImage": "Qwen-Image",
+    "ZImage": "Z-Image",
+    "HunyuanDiT": "Hunyuan-DiT",
+    "AuraFlow": "AuraFlow",
+    "Lumina": "Lumina",
+    "HiDream": "HiDream",
+}
+
+
+def family_of(index: Mapping[str, Any], folder: Path) -> Family:
+    """Returns the family that `model_index.json` names.
+
+    Raises:
+        UserError: it is none that jaxbooth trains; the message names it.
+    """
+    kind = str(index.get("_class_name"))
+    if kind in SUPPORTED:
+        return SUPPORTED[kind]
+    other = next((name for start, name in OTHERS.items() if kind.startswith(start)), None)
+    raise UserError(
+        f"{folder / 'model_index.json'}: {f'{other} ({kind})' if other else kind} is not supported; "
+        "jaxbooth trains Stable Diffusion 1.x, 2.x and SDXL text-to-image models."
+    )
+
+
+def read_component_config(kind: type, folder: Path) -> Any:
+    """Reads a component's `config.json` into its typed view."""
+    return read_config(kind, read_json(folder / "config.json"), str(folder / "config.json"))
+
+
+def read_tower(folder: Path, name: str, dtype: Any) -> Tower:
+    """Reads one text encoder's configuration and its tokenizer."""
+    config = read_component_config(CLIPTextConfig, folder / name)
+    tokenizer = read_tokenizer(folder / name.replace("text_encoder", "tokenizer"), config.max_position_embeddings)
+    projects = name == "text_encoder_2"
+    network = describe(lambda rngs: CLIPTextModel(config, Make(rngs, dtype), projection=projects))
+    return Tower(name, tokenizer, network, config, len(tokenizer))
+
+
+def check_parts(folder: Path, family: Family, unet: UNetConfig, vae: VAEConfig, text: TextSide) -> None:
+    """Refuses parts that do not fit each other.
+
+    Raises:
+        UserError: the message names the file and what it seems to belong to.
+    """
+    source = folder / "unet" / "config.json"
+    if unet.in_channels != vae.latent_channels:
+        kind = {9: "an inpainting model", 5: "a depth model", 8: "an image-editing model", 7: "an upscaler"}
+        raise UserError(
+            f"{source}: in_channels {unet.in_channels} is not the VAE's {vae.latent_channels}; "
+            f"{kind.get(unet.in_channels, 'this model')} cannot be trained."
+        )
+    if (unet.addition_embed_type == "text_time") != family.is_xl:
+        found = "an SDXL UNet" if unet.addition_embed_type else "not an SDXL UNet"
+        raise UserError(
+            f"{source} is {found}, but model_index.json says {family.name}; the parts must be of one model."
+        )
+    if unet.cross_attention_dim != text.width:
+        raise UserError(
+            f"{source}: cross_attention_dim {unet.cross_attention_dim} does not fit the text encoder's width "
+            f"{text.width}; the parts are of different families and must be of one model."
+        )
+    if family.is_xl:
+        given = text.towers[-1].config.projection_dim + 6 * (unet.addition_time_embed_dim or 0)
+        if unet.projection_class_embeddings_input_dim != given:
+            raise UserError(
+                f"{source}: projection_class_embeddings_input_dim {unet.projection_class_embeddings_input_dim} is not "
+                f"the {given} of an SDXL base model (the refiner cannot be trained)."
+            )
+    deepest = min(tower.config.num_hidden_layers for tower in text.towers)
+    if text.clip_skip >= deepest - family.is_xl:
+        raise UserError(f"--text.clip-skip {text.clip_skip} leaves nothing of a text encoder of {deepest} layers.")

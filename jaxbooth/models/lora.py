@@ -1,0 +1,206 @@
+"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) and DoRA (Liu et al. 2024, arXiv 2402.09353).
+
+An adapter of a linear layer or convolution with kernel W is `lora_A` (fan-in to rank) and `lora_B` (rank to fan-out):
+the layer computes (W + scale A B) x without ever forming the sum. Adapters are a second flat dict, named after the
+layer as PEFT names them (`<layer>.lora_A.kernel`), so that the leaf rule exports them too. They join a module where it
+is bound; sampling from a finished run adds them to the kernels once instead.
+"""
+
+import functools
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from jaxbooth.errors import UserError
+from jaxbooth.models.conv import Conv, conv2d
+from jaxbooth.params import AnyArray, Network, Params, Shapes
+
+DOWN, UP, MAGNITUDE = "lora_A.kernel", "lora_B.kernel", "lora_magnitude_vector.scale"
+
+ATTENTION = r"attn\d\.to_[qkv]|attn\d\.to_out\.0|self_attn\.[qkv]_proj|self_attn\.out_proj"
+FEED_FORWARD = r"ff\.net\.0\.proj|ff\.net\.2|proj_in|proj_out|mlp\.fc[12]"
+CONVOLUTION = r"conv[12]|conv_shortcut|(down|up)samplers\.0\.conv"
+PRESETS = {
+    "attention": rf".*\.({ATTENTION})",
+    "attention+ff": rf".*\.({ATTENTION}|{FEED_FORWARD})",
+    "attention+ff+conv": rf".*\.({ATTENTION}|{FEED_FORWARD}|{CONVOLUTION})",
+}
+
+
+class Lora(NamedTuple):
+    """What all adapters of a run share.
+
+    Attributes:
+        rank: width between A and B.
+        scale: alpha / rank, or alpha / sqrt(rank) for rsLoRA.
+        dora: each output's magnitude is learned apart from its direction.
+    """
+
+    rank: int
+    scale: float
+    dora: bool = False
+
+
+def lora_of(rank: int, alpha: float | None, rslora: bool, dora: bool) -> Lora:
+    """Returns the shared settings; alpha defaults to the rank (rsLoRA: Kalajdzievski 2023, arXiv 2312.03732)."""
+    return Lora(rank, (alpha or rank) / (rank**0.5 if rslora else rank), dora)
+
+
+def target_layers(network: Network, component: str, targets: str) -> list[str]:
+    """Returns the layers of a component that get an adapter, in name order.
+
+    Args:
+        targets: one of PRESETS, or a regular expression that must match all of `<component>.<layer>`.
+
+    Raises:
+        UserError: it is not a regular expression.
+    """
+    try:
+        pattern = re.compile(PRESETS.get(targets, targets))
+    except re.error as error:
+        presets = ", ".join(PRESETS)
+        raise UserError(f"--lora.targets {targets!r} is neither one of {presets} nor a regex ({error}).") from None
+    layers = (name.removesuffix(".kernel") for name in network.shapes if name.endswith(".kernel"))
+    return sorted(layer for layer in layers if pattern.fullmatch(f"{component}.{layer}"))
+
+
+def adapter_shapes(network: Network, layers: list[str], lora: Lora) -> Shapes:
+    """Returns the adapters' names and float32 shapes."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in layers:
+        *window, fan_in, fan_out = network.shapes[f"{layer}.kernel"].shape
+        shapes[f"{layer}.{DOWN}"] = (*window, fan_in, lora.rank)
+        shapes[f"{layer}.{UP}"] = (*(1 for _ in window), lora.rank, fan_out)
+        if lora.dora:
+            shapes[f"{layer}.{MAGNITUDE}"] = (fan_out,)
+    return {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+
+
+def initial_adapters(params: Mapping[str, AnyArray], shapes: Shapes, seed: int) -> dict[str, np.ndarray]:
+    """Returns adapters that change nothing yet: A uniform as PEFT draws it, B zero, magnitudes those of the kernels.
+
+    Args:
+        params: the component's own parameters, of which DoRA reads the kernels.
+    """
+    found = {}
+    for index, (name, leaf) in enumerate(sorted(shapes.items())):
+        if name.endswith(DOWN):
+            bound = 1 / np.sqrt(np.prod(leaf.shape[:-1]))
+            found[name] = np.random.default_rng([seed, index]).uniform(-bound, bound, leaf.shape).astype(np.float32)
+        elif name.endswith(UP):
+            found[name] = np.zeros(leaf.shape, np.float32)
+        else:
+            found[name] = np.asarray(output_norms(jnp.asarray(params[name.replace(MAGNITUDE, "kernel")])))
+    return found
+
+
+def output_norms(kernel: Array) -> Array:
+    """Returns the (fan_out,) float32 norm of the weights of each output."""
+    return jnp.sqrt(jnp.sum(jnp.square(kernel.astype(jnp.float32)), axis=tuple(range(kernel.ndim - 1))))
+
+
+def low_rank_kernel(down: Array, up: Array) -> Array:
+    """Returns A B in the kernel's shape, float32."""
+    up = up.reshape(up.shape[-2:]).astype(jnp.float32)
+    return jnp.matmul(down.astype(jnp.float32), up, precision="highest")
+
+
+class Adapted(nnx.Module):
+    """A layer with its adapter beside it."""
+
+    def __init__(self, layer: nnx.Linear | Conv, params: Mapping[str, Array], lora: Lora):
+        self.layer, self.scale = layer, lora.scale
+        self.down, self.up = nnx.Param(params[DOWN]), nnx.Param(params[UP])
+        self.magnitude = nnx.Param(params[MAGNITUDE]) if lora.dora else None
+
+    def __call__(self, x: Array) -> Array:
+        """As the layer's own call."""
+        base = self.layer(x)
+        delta = self.scale * self.low_rank(x.astype(base.dtype)).astype(base.dtype)
+        if self.magnitude is None:
+            return base + delta
+        bias = 0 if self.layer.bias is None else self.layer.bias[...].astype(base.dtype)
+        return self.ratio().astype(base.dtype) * (base - bias + delta) + bias
+
+    def low_rank(self, x: Array) -> Array:
+        """Applies A, then B, in the dtype of `x`."""
+        down, up = self.down[...].astype(x.dtype), self.up[...].astype(x.dtype)
+        if isinstance(self.layer, Conv) and self.layer.kernel.shape[0] > 1:
+            return conv2d(x, down, self.layer.stride, self.layer.padding) @ up[0, 0]
+        return x @ down.reshape(down.shape[-2:]) @ up.reshape(up.shape[-2:])
+
+    def ratio(self) -> Array:
+        """DoRA's learned magnitude over the norm of W + scale A B, which carries no gradient (its section 4.3)."""
+        assert self.magnitude is not None
+        change = self.scale * low_rank_kernel(self.down[...], self.up[...])
+        norms = output_norms(self.layer.kernel[...].astype(jnp.float32) + change)
+        return self.magnitude[...].astype(jnp.float32) / jax.lax.stop_gradient(norms)
+
+
+@dataclass(frozen=True)
+class AdaptedNetwork(Network):
+    """A network that also takes the parameters of adapters; without any of them it is the plain one."""
+
+    lora: Lora | None = None
+
+    def bind(self, params: Mapping[str, Array]) -> Any:
+        """Returns the callable module, adapters in place."""
+        module = super().bind(params)
+        assert self.lora is not None
+        for layer in adapted_layers(params):
+            *way, last = self.paths[f"{layer}.kernel"][:-1]
+            parent = functools.reduce(step_into, way, module)
+            leaves = {leaf: params[f"{layer}.{leaf}"] for leaf in (DOWN, UP, MAGNITUDE) if f"{layer}.{leaf}" in params}
+            adapted = Adapted(step_into(parent, last), leaves, self.lora)
+            if isinstance(last, int):
+                parent[last] = adapted
+            else:
+                setattr(parent, last, adapted)
+        return module
+
+
+def step_into(module: Any, key: str | int) -> Any:
+    """Returns a child by attribute name or list index."""
+    return module[key] if isinstance(key, int) else getattr(module, key)
+
+
+def adapted_layers(params: Mapping[str, Any]) -> list[str]:
+    """Returns the layers whose adapters are among `params`."""
+    return [name.removesuffix(f".{DOWN}") for name in params if name.endswith(f".{DOWN}")]
+
+
+def with_adapters(network: Network, lora: Lora) -> AdaptedNetwork:
+    """Returns the network that takes adapters."""
+    return AdaptedNetwork(network.graphdef, network.paths, network.shapes, lora)
+
+
+def merge(params: Params, lora: Lora) -> Params:
+    """Adds a component's adapters to its kernels, in float32, and returns it without them. Pure."""
+    merged = {name: value for name, value in params.items() if ".lora_" not in name}
+    for layer in adapted_layers(params):
+        kernel = params[f"{layer}.kernel"]
+        total = kernel.astype(jnp.float32)
+        total += lora.scale * low_rank_kernel(params[f"{layer}.{DOWN}"], params[f"{layer}.{UP}"])
+        if lora.dora:
+            total *= params[f"{layer}.{MAGNITUDE}"] / output_norms(total)
+        merged[f"{layer}.kernel"] = total.astype(kernel.dtype)
+    return merged
+
+
+def merged(params: Params, lora: Lora) -> Params:
+    """`merge` on the devices, in the place of the kernels: `params` is donated."""
+    if not adapted_layers(params):
+        return params
+    kept = {name: value.sharding for name, value in params.items() if ".lora_" not in name}
+    run = jax.jit(functools.partial(merge, lora=lora), donate_argnums=0, out_shardings=kept)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Some donated buffers were not usable")  # the adapters' own
+        return run(params)

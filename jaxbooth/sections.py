@@ -1,0 +1,228 @@
+"""The sections of a run's configuration: frozen, documented key by key, an unknown key is an error."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from tyro.conf import Suppress
+
+from jaxbooth.diffusion.objective import LossKind, Weighting
+from jaxbooth.diffusion.samplers import SamplerName
+from jaxbooth.diffusion.schedule import Space
+
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+
+
+class Section(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Subject(Section):
+    """One subject of several, with its class: the keys of the data section that differ between them."""
+
+    instance_dir: Path
+    """Folder with pictures of this subject."""
+    instance_prompt: str
+    """Prompt with this subject's identifier."""
+    class_prompt: str | None = None
+    """Prompt of its class; subjects with the same one share their class pictures."""
+    class_dir: Path | None = None
+    """Folder of class pictures. Default: RUN/prior/<class prompt>."""
+    weight: PositiveFloat = 1.0
+    """Factor on this subject's rows and on its class rows."""
+
+
+class DataConfig(Section):
+    """The subject's pictures and the class."""
+
+    instance_dir: Path | None = None
+    """Folder with 3 to 6 pictures of the subject (jpg, png, webp, avif; heic with the heic extra). "demo": embedded."""
+    instance_prompt: str | None = None
+    """Prompt with a rare identifier, such as "a photo of sks dog", for pictures without a caption of their own."""
+    class_dir: Path | None = None
+    """Folder of class pictures; missing ones are generated into it. Default: RUN/prior."""
+    class_prompt: str | None = None
+    """Prompt of the class, without the identifier. Needed unless --train.prior-weight is 0."""
+    num_class_images: PositiveInt = 200
+    """Class pictures to have before training starts; all that are found are used, also when there are more."""
+    resolution: PositiveInt | None = None
+    """Side of the training pictures, in pixels; default: what the base model was trained at."""
+    crop: Literal["center", "random"] = "center"
+    """What to keep of a picture that is not square."""
+    random_crops: PositiveInt = 4
+    """Crops kept of each picture with --data.crop random."""
+    flip: bool = False
+    """Also train on mirrored pictures. Leave off for faces and anything with writing on it."""
+    masks: bool = False
+    """Learn only where a mask is white: <stem>.mask.png beside a picture, or its alpha channel."""
+    buckets: bool = False
+    """Keep the pictures' shapes: aspect-ratio buckets of about resolution x resolution pixels in place of squares."""
+    subjects: Annotated[tuple[Subject, ...], Suppress] = ()
+    """Several subjects in one run, in place of instance_dir and the prompts above (in a YAML file)."""
+
+
+class PriorConfig(Section):
+    """How the frozen model makes class pictures."""
+
+    sampler: SamplerName = "ddpm"
+    """The paper uses the ancestral sampler, ddpm."""
+    steps: PositiveInt = 50
+    """Network evaluations for one picture."""
+    guidance_scale: PositiveFloat = 7.5
+    """Classifier-free guidance; 1 turns it off."""
+    batch_size: PositiveInt = 8
+    """Pictures made at once. It does not change the pictures."""
+    seed: NonNegativeInt = 0
+    """Decides the pictures, so that runs with other seeds can share them."""
+
+
+class TrainConfig(Section):
+    """The optimisation. A step is one optimizer update."""
+
+    steps: PositiveInt = 1000
+    """Length of the run. Raise it and run the same command again to train on."""
+    batch_size: PositiveInt = 1
+    """Instance rows of a step, over all devices and micro-batches."""
+    prior_batch_size: NonNegativeInt | None = None
+    """Prior rows of a step; default: as many as instance rows."""
+    prior_weight: NonNegativeFloat = 1.0
+    """Lambda, the weight of the prior term; 0 trains without it."""
+    learning_rate: PositiveFloat | None = None
+    """Peak learning rate; default 5e-6, and 1 for prodigy."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What follows the warmup: stay, or fall to 0 at the last step."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps of linear warmup from 0."""
+    optimizer: Literal["adamw", "adafactor", "lion", "prodigy", "schedule_free_adamw"] = "adamw"
+    """Update rule."""
+    weight_decay: NonNegativeFloat = 1e-2
+    """Decoupled weight decay, on every trained parameter."""
+    b1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the first moment (adamw, lion, prodigy, schedule_free_adamw)."""
+    b2: float | None = Field(None, ge=0, lt=1)
+    """Decay of the second moment; default 0.999, and 0.99 for lion."""
+    eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment (adamw, prodigy, schedule_free_adamw)."""
+    max_grad_norm: NonNegativeFloat = 1.0
+    """Largest global gradient norm; 0 turns clipping off."""
+    accumulation: PositiveInt = 1
+    """Micro-batches that a step's rows are cut into to save memory. It does not change the result."""
+    remat: bool = False
+    """Gradient checkpointing: recompute the blocks in the backward pass. Slower, much less memory."""
+    text_encoder: bool = False
+    """Also train the text encoder, or both of SDXL's."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Keep an exponential moving average of the weights, and sample and export that."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute dtype; weights and optimizer stay float32. auto: bfloat16 on TPU and GPU, float32 on CPU."""
+    steps_per_dispatch: PositiveInt = 10
+    """Steps that the device runs without asking the host. It does not change the result."""
+    checkpoint_every: PositiveInt = 500
+    """Steps between checkpoints; the last step is always kept."""
+    keep_checkpoints: PositiveInt = 2
+    """Newest checkpoints to keep."""
+
+
+class LossConfig(Section):
+    """What is minimised, beyond the two terms themselves."""
+
+    space: Space | None = None
+    """Space of the squared error; default: what the network predicts."""
+    weighting: Weighting = "uniform"
+    """Weight over timesteps, for instance and prior rows alike."""
+    prior_weighting: Weighting | None = None
+    """Weight over timesteps of the prior rows; default: the same."""
+    snr_gamma: PositiveFloat = 5.0
+    """Gamma of min_snr."""
+    kind: LossKind = "l2"
+    """huber: less weight on outliers."""
+    huber_c: PositiveFloat = 0.1
+    """Error at which huber turns from square to linear."""
+    prior_target: Literal["noise", "frozen"] = "noise"
+    """What prior rows learn: fresh noise (the paper's), or the frozen model's own prediction on the same latents."""
+    timesteps: Literal["uniform", "logit_normal"] = "uniform"
+    """Distribution of the training timesteps."""
+    timestep_mean: float = 0.0
+    """Mean of logit_normal, before the sigmoid; larger is noisier."""
+    timestep_std: PositiveFloat = 1.0
+    """Standard deviation of logit_normal, before the sigmoid."""
+    min_timestep: NonNegativeInt = 0
+    """Smallest timestep drawn."""
+    max_timestep: NonNegativeInt | None = None
+    """Largest timestep drawn; default: the schedule's last."""
+    offset_noise: NonNegativeFloat = 0.0
+    """Strength of noise that is constant over a picture; lets it become darker or brighter (0.05 to 0.1)."""
+    input_perturbation: NonNegativeFloat = 0.0
+    """Strength of extra noise on the input that is not part of the target (0.1 in its paper)."""
+
+
+class LoraConfig(Section):
+    """Low-rank adapters in place of full fine-tuning."""
+
+    rank: PositiveInt | None = None
+    """Rank of the adapters (4 to 64); not set: the whole UNet is trained."""
+    alpha: PositiveFloat | None = None
+    """The adapters act with alpha / rank; default: the rank."""
+    targets: str = "attention"
+    """attention, attention+ff, attention+ff+conv, or a regular expression that matches names such as unet.conv_in."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead."""
+    dora: bool = False
+    """Also learn each output's magnitude (DoRA)."""
+    init: Path | None = None
+    """LoRA file to start from (PEFT or kohya layout)."""
+
+
+class TextConfig(Section):
+    """How captions become conditions, and what of the text side is trained."""
+
+    learning_rate: PositiveFloat | None = None
+    """Of the text encoder, with --train.text-encoder; default: the UNet's."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of rows trained with an empty caption, for guidance."""
+    clip_skip: NonNegativeInt = 0
+    """Layers of the text encoder to leave out at its end."""
+    chunks: PositiveInt = 1
+    """Chunks of 75 tokens that a prompt may have; 1 is the model's own length."""
+    new_tokens: tuple[str, ...] = ()
+    """Words to add to the vocabulary and learn, such as "<sks>"; use them in the prompts (textual inversion)."""
+    vectors_per_token: PositiveInt = 1
+    """Embeddings learned for each new word."""
+    initializer: str | None = None
+    """Word whose embedding the new ones start from; default: the last word of the class prompt."""
+    token_learning_rate: PositiveFloat = 5e-4
+    """Of the new embeddings."""
+    token_phase: Literal["together", "first", "alone"] = "together"
+    """When new embeddings are learned: with the rest, before the rest (pivotal tuning), or with nothing else."""
+    token_share: float = Field(0.5, gt=0, lt=1)
+    """Share of the steps that belong to the embeddings with --text.token-phase first."""
+
+
+class MeshConfig(Section):
+    """How the devices are arranged."""
+
+    data: int = -1
+    """Copies of the model; -1: all devices that the other axes leave."""
+    fsdp: PositiveInt = 1
+    """Parts that weights and optimizer state are cut into."""
+    tensor: PositiveInt = 1
+    """Parts that the transformer's wide layers are cut into."""
+
+
+class ValidationConfig(Section):
+    """The pictures drawn while training."""
+
+    prompts: tuple[str, ...] = ()
+    """Default: the instance prompt, the class prompt and one unrelated prompt."""
+    every: PositiveInt = 100
+    """Steps between sample grids; step 0 is the base model's."""
+    num: PositiveInt = 4
+    """Pictures of each prompt, with the same seeds every time."""
+    sampler: SamplerName = "dpmpp_2m"
+    """See `jaxbooth sample --help`."""
+    steps: PositiveInt = 25
+    """Network evaluations for one picture."""
+    guidance_scale: PositiveFloat = 7.5
+    """Classifier-free guidance; 1 turns it off."""

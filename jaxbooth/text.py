@@ -1,0 +1,237 @@
+"""The text side: prompts to token ids, token ids to what the UNet is conditioned on.
+
+SD 1.x and 2.x read the last hidden state of one CLIP tower, after its final LayerNorm. SDXL reads the penultimate
+hidden states of two towers side by side, without it, and the second tower's pooled feature (diffusers
+`pipeline_stable_diffusion.py` and `pipeline_stable_diffusion_xl.py`, `encode_prompt`).
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxbooth.console import warn
+from jaxbooth.errors import UserError
+from jaxbooth.models.config import CLIPTextConfig
+from jaxbooth.params import AnyArray, Network, Params
+
+NEW_TOKENS = "new_tokens.embedding"  # parameter name of learned embeddings (tokens, d), in a tower's parameters
+TABLE = "embeddings.token_embedding.embedding"
+
+TokenIds = dict[str, AnyArray]  # tower -> (prompts, chunks, length) int32
+
+
+class Text(NamedTuple):
+    """What the UNet sees of prompts.
+
+    Attributes:
+        context: (b, s, d).
+        pooled: (b, p) of SDXL's second tower, else None.
+    """
+
+    context: Array
+    pooled: Array | None = None
+
+
+class NewToken(NamedTuple):
+    """A word to learn, such as `<sks>`, and the vocabulary entries that spell it (one for each vector)."""
+
+    word: str
+    entries: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One text encoder with its tokenizer.
+
+    Attributes:
+        name: component, `text_encoder` or `text_encoder_2`.
+        vocabulary: entries of the tokenizer before any were added.
+    """
+
+    name: str
+    tokenizer: Any
+    network: Network
+    config: CLIPTextConfig
+    vocabulary: int
+
+    @property
+    def length(self) -> int:
+        """Tokens that the tower takes, the two special ones included."""
+        return self.tokenizer.model_max_length
+
+
+@dataclass(frozen=True)
+class TextSide:
+    """All towers of a model and how they are read.
+
+    Attributes:
+        is_xl: read the penultimate hidden states and the last tower's pooled feature.
+        clip_skip: layers left out at the end.
+        chunks: parts of 75 tokens in a prompt.
+        zero_empty: an empty prompt is all zeros (SDXL's `force_zeros_for_empty_prompt`).
+        new_tokens: words added to every tower's vocabulary.
+    """
+
+    towers: tuple[Tower, ...]
+    is_xl: bool = False
+    clip_skip: int = 0
+    chunks: int = 1
+    zero_empty: bool = False
+    new_tokens: tuple[NewToken, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Width of the context."""
+        return sum(tower.config.hidden_size for tower in self.towers)
+
+    def spell(self, prompt: str) -> str:
+        """Writes each new word as its vocabulary entries."""
+        for token in self.new_tokens:
+            prompt = prompt.replace(token.word, " ".join(token.entries))
+        return prompt
+
+    def words(self, tower: Tower, prompt: str) -> list[int]:
+        """Returns the prompt's token ids without special ones; ids of learned tokens follow the embedding table."""
+        ids = tower.tokenizer(self.spell(prompt), add_special_tokens=False, verbose=False)["input_ids"]
+        shift = tower.config.vocab_size - tower.vocabulary
+        return [id + shift if id >= tower.vocabulary else id for id in ids]
+
+    def tokenize(self, prompts: Sequence[str]) -> TokenIds:
+        """Returns padded and truncated token ids; a chunk without words is an empty prompt."""
+        return {tower.name: np.stack([self.chunked(tower, prompt) for prompt in prompts]) for tower in self.towers}
+
+    def chunked(self, tower: Tower, prompt: str) -> np.ndarray:
+        """Returns (chunks, length) int32 token ids of one prompt, each chunk between its own special tokens."""
+        ids, size, tokenizer = self.words(tower, prompt), tower.length - 2, tower.tokenizer
+        parts = [ids[start : start + size] for start in range(0, size * self.chunks, size)]
+        rows = [[tokenizer.bos_token_id, *part, tokenizer.eos_token_id] for part in parts]
+        padded = [row + [tokenizer.pad_token_id] * (tower.length - len(row)) for row in rows]
+        return np.asarray(padded, np.int32)
+
+    def lost_text(self, prompt: str) -> str:
+        """Returns the end of a prompt that does not fit, or an empty string."""
+        tower = self.towers[0]
+        ids = tower.tokenizer(self.spell(prompt), add_special_tokens=False, verbose=False)["input_ids"]
+        return tower.tokenizer.decode(ids[self.chunks * (tower.length - 2) :]).strip()
+
+    def encode(self, params: Mapping[str, Params], ids: Mapping[str, AnyArray]) -> Text:
+        """Runs the towers. Pure, for use under `jax.jit`.
+
+        Args:
+            params: tower -> parameters, learned embeddings included.
+            ids: tower -> (b, chunks, length).
+
+        Returns:
+            Context (b, chunks * length, width); chunks are encoded apart and joined.
+        """
+        contexts, pooled = [], None
+        for tower in self.towers:
+            tokens = jnp.asarray(ids[tower.name])
+            rows, chunks, length = tokens.shape
+            flat = tokens.reshape(rows * chunks, length)
+            model = tower.network.bind(with_new_tokens(params[tower.name]))
+            states = model(flat)
+            state = states[(-2 if self.is_xl else -1) - self.clip_skip]
+            context = state if self.is_xl else model.final_layer_norm(state)
+            contexts.append(context.reshape(rows, chunks * length, -1))
+            if self.is_xl and tower is self.towers[-1]:
+                pooled = model.pooled(states[-1].reshape(rows, chunks, length, -1)[:, 0], tokens[:, 0])
+        text = Text(jnp.concatenate(contexts, axis=-1), pooled)
+        return self.zeros_where_empty(text, ids) if self.zero_empty else text
+
+    def zeros_where_empty(self, text: Text, ids: Mapping[str, AnyArray]) -> Text:
+        """Blanks the rows of prompts without a word."""
+        tower = self.towers[0]
+        has_words = jnp.asarray(ids[tower.name])[:, 0, 1] != tower.tokenizer.eos_token_id
+        pooled = None if text.pooled is None else text.pooled * has_words[:, None]
+        return Text(text.context * has_words[:, None, None], pooled)
+
+    def with_words(self, words: Sequence[str], vectors: int) -> "TextSide":
+        """Returns the text side with words added to its vocabularies.
+
+        Raises:
+            UserError: a word is there already, or holds white space.
+        """
+        new = tuple(NewToken(word, entries_of(word, vectors)) for word in words)
+        entries = [entry for token in new for entry in token.entries]
+        for tower in self.towers:
+            known = tower.tokenizer.get_vocab()
+            for word in entries:
+                if not word.strip() or word.split() != [word]:
+                    raise UserError(f"--text.new-tokens {word!r} must be one word without spaces, such as '<sks>'.")
+                if word in known or f"{word.lower()}</w>" in known:
+                    raise UserError(
+                        f"--text.new-tokens {word!r} is in the model's vocabulary already; choose a new word, "
+                        "such as '<sks>'."
+                    )
+            if len(set(entries)) < len(entries):
+                raise UserError("--text.new-tokens names a word twice.")
+            tower.tokenizer.add_tokens(entries)
+        return replace(self, new_tokens=new)
+
+
+def entries_of(word: str, vectors: int) -> tuple[str, ...]:
+    """Returns the vocabulary entries of a word that is learned as several vectors: `<sks>`, `<sks>_1`, ..."""
+    return (word, *(f"{word}_{index}" for index in range(1, vectors)))
+
+
+def with_new_tokens(params: Params) -> Params:
+    """Appends learned embeddings to the table."""
+    if NEW_TOKENS not in params:
+        return params
+    rest = {name: value for name, value in params.items() if name != NEW_TOKENS}
+    table = params[TABLE]
+    return rest | {TABLE: jnp.concatenate([table, params[NEW_TOKENS].astype(table.dtype)])}
+
+
+def initial_embeddings(side: TextSide, params: Mapping[str, Params], initializer: str) -> dict[str, np.ndarray]:
+    """Returns tower -> (entries, d) float32: the embeddings of the initializer's tokens, in turn, for each new word.
+
+    Raises:
+        UserError: the initializer has no token.
+    """
+    found = {}
+    for tower in side.towers:
+        ids = side.words(tower, initializer)
+        if not ids:
+            raise UserError(f"--text.initializer {initializer!r} has no token; name a word, such as 'dog'.")
+        rows = np.asarray(params[tower.name][TABLE][np.asarray(ids)], np.float32)
+        found[tower.name] = np.concatenate(
+            [np.resize(rows, (len(token.entries), rows.shape[1])) for token in side.new_tokens]
+        )
+    return found
+
+
+def warn_about_lost_text(side: TextSide, captions: Iterable[str]) -> None:
+    """Warns once about all captions that are too long, and shows what of the first one is lost."""
+    distinct = list(dict.fromkeys(captions))
+    lost = [text for caption in distinct if (text := side.lost_text(caption))]
+    if lost:
+        room = side.chunks * (side.towers[0].length - 2) + 2
+        warn(f"{len(lost)} of {len(distinct)} prompt(s) exceed {room} tokens; lost text: '{lost[0]}'")
+
+
+def read_tokenizer(folder: Path, max_length: int) -> Any:
+    """Opens a CLIP tokenizer from its files alone.
+
+    Raises:
+        UserError: the folder holds no CLIP tokenizer.
+    """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would miss PyTorch, which is not needed
+    from transformers import CLIPTokenizer  # a second that `jaxbooth --help` should not cost
+
+    if not (folder / "vocab.json").exists() and not (folder / "tokenizer.json").exists():
+        raise UserError(f"{folder} holds no tokenizer (vocab.json and merges.txt); fetch the model again.")
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise UserError(f"{folder}: the tokenizer cannot be read ({error}); fetch the model again.") from None
+    tokenizer.model_max_length = min(tokenizer.model_max_length, max_length)
+    return tokenizer

@@ -1,0 +1,124 @@
+"""Which rows a step has: their fixed roles, and the images that they take.
+
+Every random choice of a row comes from fold_in(fold_in(root, step), row), so neither the number of devices nor
+accumulation nor the length of a dispatch changes what is trained.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxbooth.data.latents import Rows, index_in_epochs
+from jaxbooth.params import AnyArray
+
+
+class RowPlan(NamedTuple):
+    """The fixed roles of a step's rows; each field is (micro_batches, rows), or (rows,) of one micro-batch.
+
+    Attributes:
+        number: 0 .. n-1 for instance rows, n .. n+m-1 for prior rows; it seeds the row.
+        is_prior: bool.
+        weight: 1/n, lambda/m, or 0 for padding. Summed over all micro-batches, the rows make the objective.
+    """
+
+    number: AnyArray
+    is_prior: AnyArray
+    weight: AnyArray
+
+
+def plan_rows(instance: int, prior: int, prior_weight: float, micro_batches: int, shards: int) -> RowPlan:
+    """Deals rows out to micro-batches, mixes the two kinds evenly and pads to a multiple of `shards`.
+
+    Mixing puts both kinds on every device. Padding rows repeat the first row and weigh nothing.
+    """
+    numbers = []
+    for part in range(micro_batches):
+        kinds = [np.arange(part, instance, micro_batches), np.arange(instance + part, instance + prior, micro_batches)]
+        places = np.concatenate([(np.arange(len(kind)) + 0.5) / max(len(kind), 1) for kind in kinds])
+        numbers.append(np.concatenate(kinds)[np.argsort(places, kind="stable")])
+    width = -(-max(map(len, numbers)) // shards) * shards
+    number = np.stack([np.pad(row, (0, width - len(row)), constant_values=-1) for row in numbers])
+    is_prior = number >= instance
+    weight = np.where(is_prior, prior_weight / max(prior, 1), 1 / instance) * (number >= 0)
+    return RowPlan(np.maximum(number, 0).astype(np.int32), is_prior, weight.astype(np.float32))
+
+
+class Span(NamedTuple):
+    """Consecutive images of a bank."""
+
+    start: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Where the images of each subject and each class lie in a bank. Subjects take turns, row after row.
+
+    Attributes:
+        instances: images of each subject, none of them empty.
+        classes: images of each class; empty without a prior term.
+        class_of: the class of each subject; subjects may share one.
+        weights: factor on the rows of each subject and on the class rows that go with it.
+    """
+
+    instances: tuple[Span, ...]
+    classes: tuple[Span, ...]
+    class_of: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+def make_streams(
+    instances: Sequence[int], classes: Sequence[int], class_of: Sequence[int], weights: Sequence[float]
+) -> Streams:
+    """Lays out numbers of images: subjects first, then classes. Subjects without images are left out."""
+    ends = np.cumsum([*instances, *classes])
+    spans = [Span(int(end - count), count) for end, count in zip(ends, [*instances, *classes], strict=True)]
+    present = [subject for subject, count in enumerate(instances) if count]
+    return Streams(
+        instances=tuple(spans[subject] for subject in present),
+        classes=tuple(spans[len(instances) :]),
+        class_of=tuple(class_of[subject] for subject in present),
+        weights=tuple(weights[subject] for subject in present),
+    )
+
+
+def pick_rows(streams: Streams, key: Array, step: Array, part: RowPlan, counts: tuple[int, int], variants: int) -> Rows:
+    """Chooses the image and variant of each row of a step; a pure function of (key, step, row number).
+
+    Args:
+        step: of this bank: the steps before that took rows from it.
+        counts: instance and prior rows of a whole step.
+        variants: kept variants of each image.
+    """
+    (n, m), subjects = counts, len(streams.instances)
+    instance_key, class_key, variant_key = jax.random.split(key, 3)
+    number, is_prior = jnp.asarray(part.number), jnp.asarray(part.is_prior)
+    position = jnp.where(is_prior, step * m + number - n, step * n + number)
+    turn = position // subjects
+    image, weight = jnp.zeros_like(number), jnp.zeros(number.shape, jnp.float32)
+    for subject, span in enumerate(streams.instances):
+        mine = position % subjects == subject
+        chosen = span.start + index_in_epochs(jax.random.fold_in(instance_key, subject), turn, span.count)
+        image = jnp.where(mine & ~is_prior, chosen, image)
+        weight = jnp.where(mine, streams.weights[subject], weight)
+        if m:
+            number_of_class = streams.class_of[subject]
+            sharing = [other for other, c in enumerate(streams.class_of) if c == number_of_class]
+            place = turn * len(sharing) + sharing.index(subject)  # in the class's own stream
+            images = streams.classes[number_of_class]
+            chosen = images.start + index_in_epochs(jax.random.fold_in(class_key, number_of_class), place, images.count)
+            image = jnp.where(mine & is_prior, chosen, image)
+    keys = row_keys(variant_key, step, number)
+    variant = jax.vmap(lambda row_key: jax.random.randint(row_key, (), 0, variants))(keys)
+    return Rows(image, variant, weight)
+
+
+def row_keys(key: Array, step: Array, number: AnyArray) -> Array:
+    """Returns one key for each row of a step."""
+    step_key = jax.random.fold_in(key, step)
+    return jax.vmap(lambda row: jax.random.fold_in(step_key, row))(number)

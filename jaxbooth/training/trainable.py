@@ -1,0 +1,163 @@
+"""Which parameters a run trains: whole components, adapters, learned embeddings."""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxbooth.config import Config
+from jaxbooth.console import say, warn
+from jaxbooth.errors import UserError
+from jaxbooth.models.lora import DOWN, UP, Lora, adapter_shapes, initial_adapters, lora_of, target_layers
+from jaxbooth.params import AnyArray, Params, Shapes
+from jaxbooth.pipeline import Base
+from jaxbooth.sharding import placement
+from jaxbooth.text import NEW_TOKENS, initial_embeddings
+from jaxbooth.weights.lora_file import LoraWeights, read_lora
+
+Trained = dict[str, Shapes]  # component -> names and shapes
+AnyArrays = dict[str, AnyArray]
+
+
+def prepare_base(base: Base, config: Config) -> Base:
+    """Gives a base model the run's adapters and new words.
+
+    Raises:
+        UserError: a new word is in the vocabulary already.
+    """
+    if config.text.new_tokens:
+        side = base.text.with_words(config.text.new_tokens, config.text.vectors_per_token)
+        base = base.with_text(side)
+    lora = lora_settings(config)
+    return base.with_lora(lora) if lora else base
+
+
+def lora_settings(config: Config) -> Lora | None:
+    """Returns what the run's adapters share, or None for full fine-tuning."""
+    chosen = config.lora
+    return lora_of(chosen.rank, chosen.alpha, chosen.rslora, chosen.dora) if chosen.rank else None
+
+
+def trained_shapes(base: Base, config: Config) -> Trained:
+    """Returns names and shapes of everything that the run trains, by component.
+
+    Raises:
+        UserError: --lora.targets matches nothing.
+    """
+    components = ["unet", *(base.text_encoders if config.train.text_encoder else ())]
+    found: Trained = {}
+    if config.text.token_phase != "alone":
+        found = {name: base.network(name).shapes for name in components}
+        lora = lora_settings(config)
+        if lora:
+            layers = {name: target_layers(base.network(name), name, config.lora.targets) for name in components}
+            if not all(layers.values()):
+                empty = next(name for name in components if not layers[name])
+                raise UserError(f"--lora.targets {config.lora.targets!r} matches no layer of the {empty}.")
+            found = {name: adapter_shapes(base.network(name), layers[name], lora) for name in components}
+    entries = sum(len(token.entries) for token in base.text.new_tokens)
+    for tower in base.text.towers if entries else ():
+        leaf = jax.ShapeDtypeStruct((entries, tower.config.hidden_size), np.float32)
+        found[tower.name] = found.get(tower.name, {}) | {NEW_TOKENS: leaf}
+    return found
+
+
+def whole_components(base: Base, trained: Trained) -> tuple[str, ...]:
+    """Returns the components whose own parameters are trained; they live in the train state alone."""
+    return tuple(name for name, shapes in trained.items() if any(leaf in shapes for leaf in base.network(name).shapes))
+
+
+def initial_values(base: Base, config: Config, trained: Trained, params: Mapping[str, Params]) -> dict[str, AnyArrays]:
+    """Returns the trained parameters before the first step.
+
+    Args:
+        params: component -> the base model's parameters.
+    """
+    lora_file = read_start(base, config, trained) if config.lora.init else None
+    embeddings = {}
+    if base.text.new_tokens:
+        word = config.text.initializer or last_class_word(config)
+        embeddings = initial_embeddings(base.text, params, word)
+        say(f"new word(s) {', '.join(config.text.new_tokens)} start as '{word}'")
+    values: dict[str, AnyArrays] = {}
+    for name, shapes in trained.items():
+        own = {leaf: params[name][leaf] for leaf in shapes if leaf in params[name]}
+        adapters = {leaf: shape for leaf, shape in shapes.items() if ".lora_" in leaf}
+        fresh = initial_adapters(params[name], adapters, config.seed)
+        values[name] = own | fresh
+        if NEW_TOKENS in shapes:
+            values[name][NEW_TOKENS] = embeddings[name]
+    return start_from(values, lora_file, base, config) if lora_file else values
+
+
+def last_class_word(config: Config) -> str:
+    """Returns the last word of the class prompt.
+
+    Raises:
+        UserError: there is no class prompt to take it from.
+    """
+    words = (config.subjects[0].class_prompt or "").split()
+    if not words:
+        raise UserError("--text.initializer is missing: a word that the new embeddings start from, such as dog.")
+    return words[-1]
+
+
+def read_start(base: Base, config: Config, trained: Trained) -> LoraWeights:
+    """Reads --lora.init and makes sure that this run can go on from it.
+
+    Raises:
+        UserError: its rank or its layers are not this run's.
+    """
+    path, rank = config.lora.init, config.lora.rank or 0
+    assert path is not None
+    networks = {name: base.network(name) for name in ("unet", *base.text_encoders)}
+    lora = read_lora(path, networks, base.unet_config)
+    expected = {f"{component}.{leaf}" for component, shapes in trained.items() for leaf in shapes}
+    surplus = sorted(set(lora.adapters) - expected)
+    if surplus:
+        raise UserError(
+            f"{path} holds {len(surplus)} adapter tensor(s) that this run does not train, such as {surplus[0]}; "
+            "widen --lora.targets, or set --train.text-encoder or --lora.dora."
+        )
+    largest = max(value.shape[-1] for name, value in lora.adapters.items() if name.endswith(DOWN))
+    if largest > rank:
+        raise UserError(f"{path} has rank {largest}, more than --lora.rank {rank}; raise it to {largest}.")
+    missing = len(expected) - len(lora.adapters)
+    if missing:
+        warn(f"{path} has no values for {missing} of {len(expected)} trained tensors; those start afresh.")
+    return lora
+
+
+def start_from(values: dict[str, AnyArrays], lora: LoraWeights, base: Base, config: Config) -> dict[str, AnyArrays]:
+    """Puts a file's adapters in place of the fresh ones.
+
+    A smaller rank fills the first columns of A and rows of B. The file's own alpha / rank goes into B.
+    """
+    assert base.lora is not None
+    for full_name, value in lora.adapters.items():
+        component, name = full_name.split(".", 1)
+        fresh = np.array(values[component][name])
+        if name.endswith(DOWN):
+            fresh[..., : value.shape[-1]] = value
+        elif name.endswith(UP):
+            rank = value.shape[-2]
+            own_scale = lora.alphas[full_name.removesuffix(f".{UP}")] / rank
+            fresh[..., :rank, :] = value * (own_scale / base.lora.scale)
+        else:
+            fresh = value
+        values[component][name] = fresh
+    return values
+
+
+def on_mesh(values: Mapping[str, Mapping[str, AnyArray]], mesh: Mesh) -> dict[str, Params]:
+    """Places trained values by the partition rule, as float32."""
+    place = placement(mesh)
+
+    def put(name: str, value: AnyArray) -> jax.Array:
+        if isinstance(value, jax.Array):
+            return value
+        array = np.asarray(value, np.float32)
+        return jax.make_array_from_callback(array.shape, place(name, array.shape), lambda index: array[index])
+
+    return {c: {name: put(name, value) for name, value in params.items()} for c, params in values.items()}

@@ -1,0 +1,313 @@
+"""LoRA files: diffusers computes the weights that jaxbooth trained, and files come back as they were written."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import diffusers
+import ml_dtypes
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from diffusers.training_utils import _collate_lora_metadata
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from jaxbooth.errors import UserError
+from jaxbooth.models.clip import CLIPTextModel
+from jaxbooth.models.config import CLIPTextConfig, UNetConfig, read_config
+from jaxbooth.models.layers import Make
+from jaxbooth.models.unet import UNet2DConditionModel
+from jaxbooth.params import Network, describe
+from jaxbooth.weights.kohya import kohya_name
+from jaxbooth.weights.lora_file import LoraWeights, read_lora, to_adapters, write_kohya, write_peft
+from tests.test_models import SD1, SD2, SDXL
+
+UNETS = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL}
+FAMILIES = list(UNETS)
+TEXT = {
+    "vocab_size": 99, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 16, "projection_dim": 20, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
+}  # fmt: skip
+ONE_OF_EACH_KIND = re.compile(
+    r"conv_in|conv_out|(time|add)_embedding\.linear_[12]|text_projection|encoder\.layers\.1\..*|"
+    r"(down_blocks\.1|mid_block|up_blocks\.1)\.((down|up)samplers\.0\.conv|resnets\.1\.(conv.*|time_emb_proj)|"
+    r"attentions\.0\.(proj_in|proj_out|transformer_blocks\.0\.(attn1\.to_(q|out\.0)|attn2\.to_k|ff\.net\.(0\.proj|2))))"
+)
+Build = Callable[[str], float]
+
+
+def structure(family: str) -> tuple[dict[str, Network], UNetConfig]:
+    config = read_config(UNetConfig, UNETS[family], "unet/config.json")
+    text = read_config(CLIPTextConfig, TEXT, "text_encoder/config.json")
+    networks = {"unet": describe(lambda rngs: UNet2DConditionModel(config, Make(rngs)))}
+    networks["text_encoder"] = describe(lambda rngs: CLIPTextModel(text, Make(rngs)))
+    if family == "sdxl":
+        networks["text_encoder_2"] = describe(lambda rngs: CLIPTextModel(text, Make(rngs), projection=True))
+    return networks, config
+
+
+def torch_pipeline(family: str) -> diffusers.DiffusionPipeline:
+    torch.manual_seed(0)
+    config = transformers.CLIPTextConfig(**TEXT)
+    parts = {"vae": None, "tokenizer": None, "scheduler": None, "text_encoder": transformers.CLIPTextModel(config)}
+    parts["unet"] = diffusers.UNet2DConditionModel(**UNETS[family])
+    if family == "sdxl":
+        second = transformers.CLIPTextModelWithProjection(config)
+        return diffusers.StableDiffusionXLPipeline(**parts, text_encoder_2=second, tokenizer_2=None)
+    return diffusers.StableDiffusionPipeline(
+        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+
+
+def by_kind(name: str) -> float:
+    """An alpha that differs between attention and the rest, and from both ranks."""
+    return 6.0 if "attn" in name else 3.0
+
+
+def random_lora(family: str, alpha: Build | None = by_kind, dora: bool = False, every: bool = False) -> LoraWeights:
+    """Ranks 4 in attention and 2 elsewhere; alpha None is the rank."""
+    rng, lora = np.random.default_rng(0), LoraWeights({}, {})
+    for component, network in structure(family)[0].items():
+        for name, leaf in network.shapes.items():
+            module = name.removesuffix(".kernel")
+            if module == name or not (every or ONE_OF_EACH_KIND.fullmatch(module)):
+                continue
+            *window, inputs, outputs = leaf.shape
+            key, rank = f"{component}.{module}", 4 if "attn" in name else 2
+            shapes = {"lora_A.kernel": (*window, inputs, rank), "lora_B.kernel": (*(1 for _ in window), rank, outputs)}
+            lora.adapters.update({f"{key}.{n}": rng.normal(size=s).astype(np.float32) for n, s in shapes.items()})
+            if dora:
+                lora.adapters[f"{key}.lora_magnitude_vector.scale"] = rng.uniform(1, 2, outputs).astype(np.float32)
+            lora.alphas[key] = alpha(name) if alpha else float(rank)
+    return lora
+
+
+def torch_weights(pipeline: diffusers.DiffusionPipeline) -> dict[str, np.ndarray]:
+    """Every weight by jaxbooth's module names, whatever PEFT put around it."""
+    found = {}
+    for component in ("unet", "text_encoder", "text_encoder_2"):
+        module = getattr(pipeline, component, None)
+        for name, value in module.state_dict().items() if module else ():
+            plain = name.replace(".base_layer", "").removeprefix("text_model.").removesuffix(".weight")
+            found[f"{component}.{plain}"] = value.detach().numpy().copy()
+    return found
+
+
+def merged(weights: dict[str, np.ndarray], lora: LoraWeights) -> dict[str, np.ndarray]:
+    """W + alpha / rank * B A in torch's layout; DoRA scales each output to its magnitude (arXiv 2402.09353, eq. 5)."""
+    found = {}
+    for adapter in to_adapters(lora):
+        key = f"{adapter.component}.{adapter.module}"
+        product = np.tensordot(adapter.up.reshape(len(adapter.up), -1), adapter.down, 1)
+        total = weights[key] + adapter.alpha / adapter.rank * product
+        if adapter.magnitude is not None:
+            norms = np.linalg.norm(total.reshape(len(total), -1), axis=1)
+            total *= (adapter.magnitude / norms).reshape(-1, *(1 for _ in total.shape[1:]))
+        found[key] = total
+    return found
+
+
+def check_in_diffusers(family: str, path: Path, lora: LoraWeights) -> None:
+    pipeline = torch_pipeline(family)
+    before = torch_weights(pipeline)
+    pipeline.load_lora_weights(path)
+    components = [name for name in ("unet", "text_encoder", "text_encoder_2") if hasattr(pipeline, name)]
+    pipeline.fuse_lora(components=components)
+    after, expected = torch_weights(pipeline), merged(before, lora)
+    for key, value in before.items():
+        np.testing.assert_allclose(after[key], expected.get(key, value), rtol=0, atol=1e-5 * np.abs(after[key]).max())
+    assert set(expected) == {key for key, value in before.items() if not np.array_equal(value, after[key])}
+
+
+def write(layout: str, path: Path, lora: LoraWeights, family: str = "sd1", dtype: np.dtype | None = None) -> Path:
+    writers = {"peft": lambda: write_peft(path, lora, {"step": "7"}, dtype),
+               "kohya": lambda: write_kohya(path, lora, structure(family)[1], {"step": "7"}, dtype)}  # fmt: skip
+    assert writers[layout]() == len(load_file(path))
+    return path
+
+
+def head(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="np") as file:
+        return file.metadata()
+
+
+def assert_same(found: LoraWeights, expected: LoraWeights) -> None:
+    assert found.alphas == expected.alphas
+    assert found.adapters.keys() == expected.adapters.keys()
+    assert all(np.array_equal(value, expected.adapters[name]) for name, value in found.adapters.items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layout", ["peft", "kohya"])
+def test_diffusers_merges_what_was_trained(layout, family, tmp_path):
+    lora = random_lora(family)
+    check_in_diffusers(family, write(layout, tmp_path / "lora.safetensors", lora, family), lora)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_diffusers_merges_dora_from_the_peft_file(family, tmp_path):
+    lora = random_lora(family, dora=True)
+    check_in_diffusers(family, write("peft", tmp_path / "lora.safetensors", lora), lora)
+
+
+def test_a_reader_that_ignores_the_head_merges_the_same(tmp_path):
+    lora = random_lora("sd1")
+    tensors = load_file(write("peft", tmp_path / "lora.safetensors", lora))
+    save_file(tensors, tmp_path / "bare.safetensors", {"format": "pt"})
+    check_in_diffusers("sd1", tmp_path / "bare.safetensors", lora)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_lora_that_diffusers_saved_is_read_with_its_scale(rslora, dora, tmp_path):
+    pipeline = torch_pipeline("sd1")
+    before, trained = torch_weights(pipeline), {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
+    settings = {"r": 4, "lora_alpha": 6, "use_rslora": rslora, "use_dora": dora, "init_lora_weights": False}
+    patterns = {
+        "rank_pattern": {"attn1.to_q": 2},
+        "alpha_pattern": {"attn1.to_q": 5, r"layers\.1\.self_attn.q_proj": 3},
+    }
+    for module in trained.values():
+        module.add_adapter(
+            peft.LoraConfig(**settings, **patterns, target_modules=["to_q", "to_out.0", "conv1", "q_proj", "fc1"])
+        )
+    diffusers.StableDiffusionPipeline.save_lora_weights(
+        tmp_path,
+        **{f"{name}_lora_layers": peft.get_peft_model_state_dict(module) for name, module in trained.items()},
+        **_collate_lora_metadata(trained),
+    )
+    pipeline.fuse_lora()
+    lora = read_lora(tmp_path / "pytorch_lora_weights.safetensors", *structure("sd1"))
+    after, expected = torch_weights(pipeline), merged(before, lora)
+    assert len(expected) == 24 + 4 + 17 * 3
+    for key, value in expected.items():
+        np.testing.assert_allclose(value, after[key], rtol=0, atol=1e-5 * np.abs(value).max())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("layout", "alpha"), [("peft", None), ("kohya", lambda name: 3.5)])
+def test_what_is_written_is_read_bit_for_bit(layout, alpha, family, tmp_path):
+    lora = random_lora(family, alpha, dora=True, every=True)
+    path = write(layout, tmp_path / "lora.safetensors", lora, family)
+    assert_same(read_lora(path, *structure(family)), lora)
+
+
+@pytest.mark.parametrize("layout", ["peft", "kohya"])
+def test_the_written_dtype_is_the_asked_one_but_for_alphas(layout, tmp_path):
+    path = write(layout, tmp_path / "lora.safetensors", random_lora("sd1"), dtype=np.dtype(ml_dtypes.bfloat16))
+    assert {value.dtype for value in load_file(path).values() if value.ndim} == {np.dtype(ml_dtypes.bfloat16)}
+    lora = read_lora(path, *structure("sd1"))
+    assert {value.dtype for value in lora.adapters.values()} == {np.dtype(np.float32)}
+
+
+def test_kohya_names_are_the_published_ones():
+    xl = UNetConfig(
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        addition_embed_type="text_time",
+    )
+    attention, q_proj = (
+        "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
+        "encoder.layers.0.self_attn.q_proj",
+    )
+    names = {
+        ("unet", attention): "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q",
+        ("unet", "down_blocks.0.downsamplers.0.conv"): "lora_unet_input_blocks_3_0_op",
+        ("unet", "up_blocks.0.upsamplers.0.conv"): "lora_unet_output_blocks_2_2_conv",
+        ("unet", "mid_block.resnets.1.time_emb_proj"): "lora_unet_middle_block_2_emb_layers_1",
+        ("text_encoder", q_proj): "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
+        ("text_encoder_2", q_proj): "lora_te2_text_model_encoder_layers_0_self_attn_q_proj",
+    }
+    assert {key: kohya_name(*key, xl) for key in names} == names
+    sd1 = UNetConfig()
+    assert kohya_name("unet", attention, sd1) == "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
+    assert kohya_name("text_encoder", q_proj, sd1) == "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+
+
+def test_the_kohya_head_names_model_rank_and_alpha(tmp_path):
+    lora = random_lora("sdxl", lambda name: 3.5)
+    found = head(write("kohya", tmp_path / "lora.safetensors", lora, "sdxl"))
+    assert (found["ss_base_model_version"], found["ss_network_alpha"], found["step"]) == ("sdxl_base_v1-0", "3.5", "7")
+    assert found["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+    assert found["ss_network_dim"] == "Dynamic"  # two ranks
+
+
+def test_dora_scales_of_the_kohya_file_broadcast_over_the_outputs_of_torch_weights(tmp_path):
+    tensors = load_file(write("kohya", tmp_path / "lora.safetensors", random_lora("sd1", dora=True)))
+    assert tensors["lora_unet_conv_in.dora_scale"].shape == (32, 1, 1, 1)
+    assert tensors["lora_unet_time_embedding_linear_1.dora_scale"].shape == (128, 1)
+
+
+BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
+PEFT = f"unet.{BLOCK}.to_out.0.lora_{{}}.weight"
+SPELLINGS = [
+    (f"{BLOCK}.to_out.0.lora_{{}}.weight", "A", "B"),
+    (f"unet.{BLOCK}.to_out.0.lora.{{}}.weight", "down", "up"),
+    (f"unet.{BLOCK}.processor.to_out_lora.{{}}.weight", "down", "up"),
+    (f"lora_unet_{BLOCK.replace('.', '_')}_to_out_0.lora_{{}}.weight", "down", "up"),
+    ("lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_out_0.lora_{}.weight", "down", "up"),
+]
+DOWN, UP = np.arange(256, dtype=np.float32).reshape(4, 64), np.ones((64, 4), np.float32)
+
+
+@pytest.mark.parametrize(("name", "down", "up"), SPELLINGS)
+def test_other_spellings_of_a_module_are_understood(name, down, up, tmp_path):
+    save_file({name.format(down): DOWN, name.format(up): UP}, tmp_path / "lora.safetensors")
+    lora = read_lora(tmp_path / "lora.safetensors", *structure("sd1"))
+    assert lora.alphas == {f"unet.{BLOCK}.to_out.0": 4.0}  # the rank, where nothing says otherwise
+    assert np.array_equal(lora.adapters[f"unet.{BLOCK}.to_out.0.lora_A.kernel"], DOWN.T)
+
+
+@pytest.mark.parametrize(("extra", "alpha"), [({}, 9.0), ({f"unet.{BLOCK}.to_out.0.alpha": np.array(2.0)}, 2.0)])
+def test_an_alpha_tensor_comes_before_the_head(extra, alpha, tmp_path):
+    tensors = {PEFT.format("A"): DOWN, PEFT.format("B"): UP} | extra
+    save_file(tensors, tmp_path / "lora.safetensors", {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 9})})
+    assert list(read_lora(tmp_path / "lora.safetensors", *structure("sd1")).alphas.values()) == [alpha]
+
+
+WIDE = np.ones((4, 2048), np.float32)
+BAD = {
+    "is not a LoRA": {"conv_in.weight": UP},
+    "LoHa is not supported": {"lora_unet_conv_in.hada_w1_a": UP},
+    "LoKr is not supported": {"lora_unet_conv_in.lokr_w1": UP},
+    "has no B": {PEFT.format("A"): DOWN},
+    r"1 of its 1 modules are not in this base model \(unet.conv_up\)": {
+        f"unet.conv_up.lora_{name}.weight": UP for name in "AB"
+    },
+    r"\(4, 2048\).*asks for \(4, 24\).*for SDXL": {
+        f"unet.{BLOCK}.to_k.lora_A.weight": WIDE, f"unet.{BLOCK}.to_k.lora_B.weight": UP
+    },
+    "lora_te2_text_projection.*for SDXL": {f"lora_te2_text_projection.lora_{name}.weight": UP for name in ("down", "up")},
+    "single_transformer_blocks.*for FLUX": {
+        f"transformer.single_transformer_blocks.0.attn.to_q.lora_{name}.weight": UP for name in "AB"
+    },
+    "DoRA over inputs": {
+        PEFT.format("A"): DOWN, PEFT.format("B"): UP, f"unet.{BLOCK}.to_out.0.dora_scale": np.ones((1, 64), np.float32)
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_a_file_that_does_not_fit_is_refused_with_the_reason(message, tmp_path):
+    save_file(BAD[message], tmp_path / "lora.safetensors")
+    with pytest.raises(UserError, match=message):
+        read_lora(tmp_path / "lora.safetensors", *structure("sd1"))
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    path = write("peft", tmp_path / "lora.safetensors", random_lora("sd1"))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="lora.safetensors.*damaged"):
+        read_lora(path, *structure("sd1"))
+
+
+@pytest.mark.parametrize("layout", ["peft", "kohya"])
+def test_an_existing_file_is_kept(layout, tmp_path):
+    (tmp_path / "lora.safetensors").write_text("mine")
+    with pytest.raises(UserError, match="exists already"):
+        write(layout, tmp_path / "lora.safetensors", random_lora("sd1"))
+    assert (tmp_path / "lora.safetensors").read_text() == "mine"
