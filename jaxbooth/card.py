@@ -1,10 +1,10 @@
 """What a run's model card says: the facts, out of its configuration and its folder."""
 
+import importlib.metadata
 import shutil
 from pathlib import Path
 from typing import Any
 
-from jaxbooth import __version__
 from jaxbooth.config import Config
 from jaxbooth.data.prior import open_class_sets
 from jaxbooth.errors import UserError
@@ -89,31 +89,31 @@ def settings(config: Config, base: Base, step: int) -> dict[str, Any]:
         "vectors for each new word": text.vectors_per_token if text.new_tokens else None,
         "clip skip": text.clip_skip or None,
         "prior weight": train.prior_weight,
+        "prior target": "the base model's prediction" if loss.prior_target == "frozen" else None,
         "weighting": f"{loss.weighting} (gamma {loss.snr_gamma:g})" if loss.weighting == "min_snr" else loss.weighting,
         "EMA decay": train.ema_decay,
         "base model's revision": config.revision,
         "VAE": Path(config.vae).name if config.vae else None,
         "precision": base.dtype.name,
         "seed": config.seed,
-        "jaxbooth": __version__,
+        "jaxbooth": importlib.metadata.version("jaxbooth"),
     }
 
 
 def prior_settings(config: Config, base: Base) -> dict[str, Any]:
-    """Returns how the class pictures were made, name -> value, and how many the user had."""
-    chosen = config.prior
+    """Returns what the class pictures are, name -> value: how many the model drew, and how, and how many it did not."""
+    asked = config.prior
     try:
         sets, _ = open_class_sets(config, base)
         own = sum(len(classes.own) for classes in sets)
         made = sum(classes.found for classes in sets) - own
-    except UserError:  # the pictures moved on to another run; what this one asked for is still known
+    except UserError:  # the folder now belongs to a run with other settings
         own, made = 0, 0
-    return {
-        "pictures": made or None if own else config.data.num_class_images,
-        "pictures that were there before": own or None,
-        "sampler": chosen.sampler,
-        "steps": chosen.steps,
-        "guidance scale": chosen.guidance_scale,
-        "seed": chosen.seed,
-        "target": "the base model's prediction" if config.loss.prior_target == "frozen" else None,
+    drawn = {
+        "drawn by the base model before training": made or config.data.num_class_images,
+        "sampler": asked.sampler,
+        "sampling steps": asked.steps,
+        "guidance scale": asked.guidance_scale,
+        "seed": asked.seed,
     }
+    return ({"the trainer's own": own} if own else {}) | (drawn if made or not own else {})

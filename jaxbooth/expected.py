@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxbooth.exports import SDXL_KEYS, drop_embeddings
 from jaxbooth.models.lora import DOWN, MAGNITUDE, UP
-from jaxbooth.params import Params
+from jaxbooth.params import AnyArray, Params
 from jaxbooth.pipeline import Base
 from jaxbooth.text import NEW_TOKENS
 from jaxbooth.weights.diffusers_dir import match_names, open_tensors, plain_name, weight_files
@@ -216,6 +216,6 @@ def embeddings(base: Base, trained: Mapping[str, Params], out: Path) -> Files:
     return files
 
 
-def embedding(key: str, table: np.ndarray, rows: slice) -> Expected:
+def embedding(key: str, table: AnyArray, rows: slice) -> Expected:
     """Returns the rows of one word."""
     return Expected(key, (rows.stop - rows.start, table.shape[1]), FLOAT32, lambda: np.asarray(table)[rows])

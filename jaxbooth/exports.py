@@ -1,10 +1,6 @@
 """A trained run as files that other tools read: a diffusers folder, a single file, a LoRA, learned embeddings."""
 
-import shutil
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import mkdtemp
 
 import jax
 import numpy as np
@@ -13,7 +9,7 @@ from safetensors.numpy import save
 
 from jaxbooth.config import Config
 from jaxbooth.errors import UserError
-from jaxbooth.files import write_bytes
+from jaxbooth.files import new_folder, write_bytes
 from jaxbooth.models.lora import DOWN, adapted_layers, merged
 from jaxbooth.params import Params, join
 from jaxbooth.pipeline import Base, load_params
@@ -55,8 +51,6 @@ def export_result(
         UserError: `out` exists already, or the run trained nothing that the format can hold.
     """
     kind = kind or natural_format(config)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already; choose another --out or remove it.")
     if kind == "lora" and not config.lora.rank:
         raise UserError("--format lora needs a run with --lora.rank; this one trained whole components, use diffusers.")
     if kind == "embeddings" and not config.text.new_tokens:
@@ -73,20 +67,6 @@ def export_result(
             write_embeddings(base, trained, folder / EMBEDDINGS_FILE)
     names = {"single-file": f"{out.name}.safetensors", "embeddings": EMBEDDINGS_FILE}
     return out / names[kind] if kind in names else out
-
-
-@contextmanager
-def new_folder(out: Path) -> Generator[Path]:
-    """Yields a folder aside, which becomes `out` when the block ends well and disappears otherwise."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        yield aside
-        aside.chmod(0o755)
-        aside.replace(out)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
 
 
 def full_params(base: Base, trained: dict[str, Params], mesh: Mesh) -> dict[str, Params]:

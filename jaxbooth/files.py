@@ -3,13 +3,17 @@
 import io
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+
+from jaxbooth.errors import UserError
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -44,3 +48,23 @@ def write_png(path: Path, image: Image.Image, facts: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info)
     write_bytes(path, buffer.getvalue())
+
+
+@contextmanager
+def new_folder(out: Path) -> Generator[Path]:
+    """Yields a folder aside, which becomes `out` when the block ends well and disappears otherwise.
+
+    Raises:
+        UserError: `out` exists already and is not an empty folder.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already; choose another folder or remove it.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        yield aside
+        aside.chmod(0o755)
+        aside.replace(out)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise

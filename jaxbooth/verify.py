@@ -173,7 +173,7 @@ def expected_adapter(base: Base, name: str, trained: Any, lora: LoraWeights, dty
 def check_dtypes(path: Path, dtype: np.dtype, findings: Findings) -> None:
     """Makes sure that a LoRA's matrices are stored as asked for; alphas are always float32, and count as tensors."""
     with open_tensors(path) as file:
-        for name in file.keys():
+        for name in sorted(file.keys()):
             is_alpha = name.endswith(".alpha")
             wanted, found = FLOAT32 if is_alpha else dtype, stored_dtype(file, name, path)
             problem = None if found == wanted else f"is {found} and should be {wanted}"

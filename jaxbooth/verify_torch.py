@@ -2,7 +2,6 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +20,7 @@ from jaxbooth.exports import PEFT_FILE, SDXL_KEYS, drop_embeddings
 from jaxbooth.params import Params, full_precision, join
 from jaxbooth.pipeline import Base
 from jaxbooth.text import NEW_TOKENS
-from jaxbooth.training.trainable import on_mesh, prepare_base, start_from
+from jaxbooth.training.trainable import AnyArrays, on_mesh, prepare_base, start_from
 from jaxbooth.weights.diffusers_dir import open_tensors, weight_files
 from jaxbooth.weights.lora_file import read_lora
 from jaxbooth.weights.pipeline_dir import ExportDtype, ExportFormat, write_index
@@ -111,7 +110,7 @@ def written_params(
         return join(whole, words)
     networks = {name: exact.network(name) for name in whole}
     lora = read_lora(out / PEFT_FILE, networks, exact.unet_config)
-    adapters = {name: dict(drop_embeddings(params)) for name, params in trained.items()}
+    adapters: dict[str, AnyArrays] = {name: {**drop_embeddings(params)} for name, params in trained.items()}
     return join(whole, start_from(adapters, lora, exact, config), words)
 
 

@@ -1,13 +1,17 @@
 """A class folder whose painter is a plain function of the picture numbers."""
 
+import dataclasses
+import functools
 import json
 from pathlib import Path
 
 import numpy as np
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.config import Config, DataConfig, PriorConfig
-from jaxbooth.data.prior import generate_missing, open_class_set
+from jaxbooth.config import Config
+from jaxbooth.data.prior import ClassSet, generate_missing, open_class_set
+from jaxbooth.pipeline import Base
+from jaxbooth.sections import DataConfig, PriorConfig
 
 
 class Stopped(Exception):
@@ -54,8 +58,20 @@ def stopping(paint, batches: int):
     return paint_until
 
 
+def opened(config: Config, model: Path = DEMO_MODEL) -> ClassSet:
+    """Opens the class folder of a configuration."""
+    base = dataclasses.replace(demo_base(), folder=model)
+    return open_class_set(config, base, config.data.class_prompt, config.data.class_dir)
+
+
+@functools.cache
+def demo_base() -> Base:
+    """The embedded model's structure."""
+    return Base.read(DEMO_MODEL, "float32")
+
+
 def generate(folder: Path, paint=paint, batch: int = 3, total: int = 7):
-    classes = open_class_set(config(folder, total), DEMO_MODEL)
+    classes = opened(config(folder, total))
     generate_missing(classes, paint, batch)
     return classes
 

@@ -6,20 +6,19 @@ import pytest
 from pydantic import ValidationError
 
 from jaxbooth.assets import shipped_configs
-from jaxbooth.config import (
-    Config,
+from jaxbooth.config import Config, dump_config, first_conflict, flag, flatten, load_config
+from jaxbooth.errors import UserError
+from jaxbooth.sections import (
     DataConfig,
+    LoraConfig,
+    LossConfig,
     MeshConfig,
     PriorConfig,
+    Subject,
+    TextConfig,
     TrainConfig,
     ValidationConfig,
-    dump_config,
-    first_conflict,
-    flag,
-    flatten,
-    load_config,
 )
-from jaxbooth.errors import UserError
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -134,11 +133,18 @@ ODD = Config(
     data=DataConfig(
         instance_dir=Path("my dog"), instance_prompt='é 😀: "sks" # dog\n', class_dir=Path("c"), class_prompt="null",
         crop="random", random_crops=2, flip=True,
+        subjects=(
+            Subject(instance_dir=Path("a"), instance_prompt="a <a>"),
+            Subject(instance_dir=Path("b"), instance_prompt="b", weight=2),
+        ),
     ),
+    loss=LossConfig(space="x0", weighting="min_snr", max_timestep=500),
+    lora=LoraConfig(rank=4, targets=r"unet\..*\.to_q", init=Path("x.safetensors")),
+    text=TextConfig(new_tokens=("<a>", "b"), clip_skip=1),
     prior=PriorConfig(sampler="euler", guidance_scale=1),
     train=TrainConfig(
-        learning_rate=1e-7, prior_batch_size=0, b2=0.95, ema_decay=0.999, loss_space="x0", dtype="bfloat16",
-        optimizer="lion", weighting="min_snr",
+        learning_rate=1e-7, prior_batch_size=0, b2=0.95, ema_decay=0.999, dtype="bfloat16",
+        optimizer="lion",
     ),
     mesh=MeshConfig(data=2, fsdp=4),
     validation=ValidationConfig(prompts=("yes", "1e3", "a: b")),
@@ -157,7 +163,8 @@ def test_a_dump_holds_every_key():
 
 def test_flatten_gives_dotted_keys_in_schema_order():
     keys = list(flatten(Config()))
-    assert keys[:5] == ["model", "run_dir", "seed", "export", "data.instance_dir"]
+    assert keys[:3] == ["model", "revision", "variant"]
+    assert keys.index("export") + 1 == keys.index("data.instance_dir")
     assert keys[-1] == "validation.guidance_scale"
 
 
@@ -214,6 +221,7 @@ def test_prior_rows_are_as_many_as_instance_rows_unless_set_or_off():
     assert Config(train=TrainConfig(batch_size=3, prior_batch_size=5, prior_weight=0)).prior_rows == 0
 
 
-def test_class_pictures_live_in_the_run_folder_unless_a_folder_is_named():
-    assert Config(run_dir=Path("r")).class_dir == Path("r/prior")
-    assert Config(run_dir=Path("r"), data=DataConfig(class_dir=Path("c"))).class_dir == Path("c")
+def test_one_subject_is_a_list_of_one():
+    data = DataConfig(instance_dir=Path("a"), instance_prompt="a sks", class_prompt="a dog", class_dir=Path("c"))
+    subject = Subject(instance_dir=Path("a"), instance_prompt="a sks", class_prompt="a dog", class_dir=Path("c"))
+    assert Config(data=data).subjects == (subject,)

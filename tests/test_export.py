@@ -9,7 +9,7 @@ import torch
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.pipeline import Pipeline
 from jaxbooth.sampling import Painter, Settings, picture_keys
-from jaxbooth.weights.pipeline_dir import export_folder
+from jaxbooth.weights.pipeline_dir import write_folder
 
 PROMPTS = ["an emoji of a cat", "an emoji of a red apple"]
 STEPS, GUIDANCE = 12, 4.0
@@ -28,7 +28,8 @@ def moved(params, mesh):
 @pytest.fixture(scope="module")
 def exported(moved, tmp_path_factory):
     out = tmp_path_factory.mktemp("export") / "model"
-    export_folder(DEMO_MODEL, {"unet": moved["unet"]}, out, "float32")
+    out.mkdir()
+    write_folder(DEMO_MODEL, {"unet": moved["unet"]}, out, "float32")
     return out
 
 
@@ -36,7 +37,7 @@ def test_diffusers_draws_the_same_picture(exported, moved, base, mesh):
     settings = Settings("ddim", STEPS, GUIDANCE, 64)
     ours = Painter(base, mesh, settings, 2)(moved, PROMPTS, seed=3, indices=[0, 1])
     keys = [jax.random.fold_in(key, 0) for key in picture_keys(3, [0, 1])]
-    latents = np.stack([jax.random.normal(key, base.latent_shape(64)) for key in keys])
+    latents = np.stack([jax.random.normal(key, base.latent_shape(64, 64)) for key in keys])
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(exported, torch_dtype=torch.float32)
     pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)

@@ -28,8 +28,8 @@ CONFIGURATIONS = {
 }  # fmt: skip
 CLUTTER = dict.fromkeys(
     ["README.md", "sd.safetensors", "sd.ckpt", "unet/diffusion_pytorch_model.bin", "unet/model.onnx",
-     "unet/diffusion_pytorch_model.non_ema.safetensors", "unet/diffusion_flax_model.msgpack",
-     "unet/openvino_model.bin", "text_encoder/pytorch_model.bin", "vae_decoder/model.onnx",
+     "unet/diffusion_pytorch_model.non_ema.safetensors", "unet/diffusion_flax_model.msgpack", "unet/openvino_model.bin",
+     "text_encoder/pytorch_model.bin", "text_encoder/model.safetensors.index.json", "vae_decoder/model.onnx",
      "safety_checker/model.safetensors", "safety_checker/config.json", "feature_extractor/preprocessor_config.json"],
     b"not needed",
 )  # fmt: skip

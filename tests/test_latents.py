@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxbooth.data.images import Framing, Picture
-from jaxbooth.data.latents import build_bank, encode_pictures
+from jaxbooth.data.framing import Framing
+from jaxbooth.data.images import Picture, open_picture
+from jaxbooth.data.latents import distinct_captions, encode_pictures, join, make_encoder
 from jaxbooth.errors import RunFailure
 
 
@@ -20,31 +21,50 @@ def pictures(tmp_path, rng):
     return found
 
 
-def test_every_variant_is_the_encoding_of_its_pixels(pictures, base, params, mesh):
-    framing = Framing(64, crops=2, flip=True, seed=0)
-    moments = encode_pictures(base, params["vae"], pictures, framing, mesh)
-    assert moments.mean.shape == (2, 4, 16, 16, 4)
-    pixels = framing.apply(Image.open(pictures[1].path), 1)[3:]
-    expected = base.vae.bind(params["vae"]).encode(jnp.asarray(pixels, jnp.float32) / 127.5 - 1)
-    np.testing.assert_allclose(moments.mean[1, 3], expected.mean[0], atol=2e-4)
+@pytest.fixture
+def encode(base, params, mesh):
+    return make_encoder(base, params["vae"], mesh)
+
+
+def test_every_variant_is_the_encoding_of_its_pixels(pictures, encode, base, params):
+    framing = Framing(64, 64, crops=2, flip=True, seed=0)
+    images = encode_pictures(base, encode, pictures, framing, masked=False)
+    assert images.mean.shape == (2, 4, 16, 16, 4)
+    seen = framing.apply(open_picture(pictures[1].path), 1)
+    expected = base.vae.bind(params["vae"]).encode(jnp.asarray(seen.pixels[3:], jnp.float32) / 127.5 - 1)
+    np.testing.assert_allclose(images.mean[1, 3], expected.mean[0], atol=2e-4)
+    np.testing.assert_array_equal(images.sizes[1], seen.sizes)
+    assert images.masks is None
 
 
 def test_a_non_finite_latent_names_its_picture(pictures, base, params, mesh):
     broken = params["vae"] | {"encoder.conv_in.bias": np.full(32, np.nan, np.float32)}
     with pytest.raises(RunFailure, match=r"0\.png: the VAE encodes this picture to non-finite latents"):
-        encode_pictures(base, broken, pictures, Framing(64, 0, False, 0), mesh)
+        encode_pictures(base, make_encoder(base, broken, mesh), pictures, Framing(64, 64, 0, False, 0), masked=False)
 
 
-def test_the_bank_holds_each_caption_once_and_each_image_its_own(pictures, base, params, mesh):
-    moments = encode_pictures(base, params["vae"], pictures, Framing(64, 0, False, 0), mesh)
-    classes = [Picture(picture.path, "class") for picture in pictures]
-    bank = build_bank(
-        [(pictures, moments), (classes, moments)], lambda captions: jnp.asarray([map_length(captions)]), mesh
-    )
-    assert np.asarray(bank.caption).tolist() == [0, 1, 2, 2]
-    assert np.asarray(bank.text).tolist() == [[9, 9, 5]]
-    np.testing.assert_array_equal(bank.mean[2:], bank.mean[:2])
+def test_a_mask_is_the_share_of_a_latents_pixels_that_counts(pictures, encode, base):
+    mask = np.zeros((80, 64), np.uint8)
+    mask[:, :30] = 255  # seven latents of four pixels, and half of the eighth
+    for picture in pictures:
+        Image.fromarray(mask).save(picture.path.with_suffix(".mask.png"))
+    images = encode_pictures(base, encode, pictures, Framing(64, 64, 0, False, 0), masked=True)
+    assert images.masks.shape == (2, 1, 16, 16, 1)
+    np.testing.assert_array_equal(images.masks[0, 0, 3, :, 0], [1] * 7 + [0.5] + [0] * 8)
 
 
-def map_length(captions):
-    return [len(caption) for caption in captions]
+def test_images_without_masks_beside_images_with_them_count_everywhere(pictures, encode, base):
+    for picture in pictures:
+        Image.fromarray(np.full((80, 64), 51, np.uint8)).save(picture.path.with_suffix(".mask.png"))
+    framing = Framing(64, 64, 0, False, 0)
+    groups = [encode_pictures(base, encode, pictures, framing, masked) for masked in (True, False)]
+    images = join(groups)
+    np.testing.assert_allclose(images.masks[:2], 0.2)
+    np.testing.assert_array_equal(images.masks[2:], 1.0)
+    np.testing.assert_array_equal(images.mean[2:], images.mean[:2])
+
+
+def test_each_caption_is_held_once_and_the_empty_one_last(pictures):
+    twice = [*pictures, *pictures]
+    assert distinct_captions(twice, with_empty=False) == ["caption 0", "caption 1"]
+    assert distinct_captions(twice, with_empty=True) == ["caption 0", "caption 1", ""]

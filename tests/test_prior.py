@@ -4,10 +4,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.data.prior import open_class_set
 from jaxbooth.errors import RunFailure
-from tests.class_pictures import Stopped, config, contents, generate, manifest, paint, paint_flat_at, picture, stopping
+from tests.class_pictures import (
+    Stopped,
+    config,
+    contents,
+    generate,
+    manifest,
+    opened,
+    paint,
+    paint_flat_at,
+    picture,
+    stopping,
+)
 
 # What is made
 
@@ -77,7 +86,7 @@ def test_an_interrupted_generation_continues_to_the_same_bytes(tmp_path, batches
 def test_an_interruption_keeps_the_batches_that_were_done(tmp_path):
     with pytest.raises(Stopped):
         generate(tmp_path, stopping(paint, 2), batch=3)
-    classes = open_class_set(config(tmp_path), DEMO_MODEL)
+    classes = opened(config(tmp_path))
     assert (classes.found, classes.missing) == (6, 1)
 
 
@@ -97,7 +106,7 @@ def test_a_manifest_without_any_of_its_pictures_recovers(tmp_path):
     expected = contents(tmp_path)
     for path in tmp_path.glob("*.png"):
         path.unlink()
-    assert open_class_set(config(tmp_path), DEMO_MODEL).found == 0
+    assert opened(config(tmp_path)).found == 0
     generate(tmp_path)
     assert contents(tmp_path) == expected
 
@@ -107,7 +116,7 @@ def test_a_listed_picture_that_is_missing_is_made_again(tmp_path):
     pictures = {name: content for name, content in contents(tmp_path).items() if name.endswith(".png")}
     images = manifest(tmp_path)["images"]
     (tmp_path / "class-00002.png").unlink()
-    assert open_class_set(config(tmp_path), DEMO_MODEL).missing == 1
+    assert opened(config(tmp_path)).missing == 1
     generate(tmp_path)
     assert {name: content for name, content in contents(tmp_path).items() if name.endswith(".png")} == pictures
     assert manifest(tmp_path)["images"] == images
@@ -124,7 +133,7 @@ def test_near_constant_pictures_are_made_anew_with_the_next_numbers_and_counted(
 
 def test_near_constant_pictures_stay_counted_when_the_folder_is_opened_again(tmp_path):
     generate(tmp_path, paint_flat_at({1, 5}), total=5)
-    classes = open_class_set(config(tmp_path, 5), DEMO_MODEL)
+    classes = opened(config(tmp_path, 5))
     assert (classes.found, classes.missing, classes.dropped) == (5, 0, 2)
     assert [index for index, name in manifest(tmp_path)["images"].items() if name is None] == ["1", "5"]
 

@@ -4,9 +4,8 @@ import pytest
 from PIL import Image
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.data.prior import open_class_set
 from jaxbooth.errors import UserError
-from tests.class_pictures import Stopped, config, contents, generate, paint, picture, stopping
+from tests.class_pictures import Stopped, config, contents, generate, opened, paint, picture, stopping
 
 # Settings
 
@@ -26,7 +25,7 @@ def test_pictures_made_in_another_way_are_not_reused(tmp_path, change, key):
     generate(tmp_path)
     before = contents(tmp_path)
     with pytest.raises(UserError, match=rf"manifest\.json.* made with {key} = .*--data\.class-dir"):
-        open_class_set(config(tmp_path, **change), DEMO_MODEL)
+        opened(config(tmp_path, **change))
     assert contents(tmp_path) == before
 
 
@@ -40,25 +39,25 @@ def test_pictures_of_another_model_are_not_reused(tmp_path):
         content[-1] ^= 1
         target.write_bytes(content)
     with pytest.raises(UserError, match="model_fingerprint"):
-        open_class_set(config(tmp_path), other)
+        opened(config(tmp_path), other)
 
 
 def test_the_same_model_under_another_name_is_no_difference(tmp_path):
     generate(tmp_path)
-    assert open_class_set(config(tmp_path, model="/elsewhere/tiny-emoji"), DEMO_MODEL).missing == 0
+    assert opened(config(tmp_path, model="/elsewhere/tiny-emoji")).missing == 0
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 1}, {"num_class_images": 6}, {"crop": "random"}])
 def test_what_does_not_make_the_pictures_may_differ(tmp_path, change):
     generate(tmp_path)
-    assert open_class_set(config(tmp_path, **change), DEMO_MODEL).missing == 0
+    assert opened(config(tmp_path, **change)).missing == 0
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"name": "my site", "images": []}'])
 def test_a_manifest_that_is_not_ours_is_named(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(UserError, match=r"manifest\.json"):
-        open_class_set(config(tmp_path), DEMO_MODEL)
+        opened(config(tmp_path))
     assert (tmp_path / "manifest.json").read_text() == text
 
 
@@ -87,7 +86,7 @@ def test_enough_own_pictures_mean_nothing_is_painted_or_written(tmp_path):
 
 def test_hidden_pictures_do_not_count(tmp_path):
     Image.fromarray(picture(0)).save(tmp_path / ".thumb.png")
-    assert open_class_set(config(tmp_path), DEMO_MODEL).found == 0
+    assert opened(config(tmp_path)).found == 0
 
 
 def test_an_own_picture_in_the_way_is_named_however_often_one_tries(tmp_path):
@@ -102,14 +101,14 @@ def test_an_own_picture_in_the_way_is_named_however_often_one_tries(tmp_path):
 def test_a_file_in_place_of_the_folder_is_named(tmp_path):
     (tmp_path / "prior").write_text("a file")
     with pytest.raises(UserError, match="prior"):
-        open_class_set(config(tmp_path / "prior"), DEMO_MODEL)
+        opened(config(tmp_path / "prior"))
 
 
 # The plan
 
 
 def test_the_plan_of_an_empty_folder_names_what_will_be_made(tmp_path):
-    plan = open_class_set(config(tmp_path / "new", 200), DEMO_MODEL).plan()
+    plan = opened(config(tmp_path / "new", 200)).plan()
     assert plan == "200 class images (0 found, 200 to generate from demo, prompt 'a cat')"
     assert not (tmp_path / "new").exists()
 
@@ -118,10 +117,10 @@ def test_the_plan_of_a_partial_set_counts_both_kinds(tmp_path):
     with pytest.raises(Stopped):
         generate(tmp_path, stopping(paint, 1), batch=3)
     Image.fromarray(picture(9)).save(tmp_path / "own.png")
-    plan = open_class_set(config(tmp_path, 10), DEMO_MODEL).plan()
+    plan = opened(config(tmp_path, 10)).plan()
     assert plan == "10 class images (4 found, 6 to generate from demo, prompt 'a cat')"
 
 
 def test_the_plan_of_a_complete_set_says_so(tmp_path):
     generate(tmp_path, total=3)
-    assert open_class_set(config(tmp_path, 2), DEMO_MODEL).plan() == "3 class images found, none to generate"
+    assert opened(config(tmp_path, 2)).plan() == "3 class images found, none to generate"

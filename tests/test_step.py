@@ -13,8 +13,8 @@ from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.params import describe
 from jaxbooth.sharding import make_mesh
 from jaxbooth.text import Text
-from jaxbooth.training.state import result_params
 from jaxbooth.training.rows import pick_rows, plan_rows
+from jaxbooth.training.state import result_params
 from jaxbooth.training.step import gradients, make_batch
 from tests.training import INSTANCES, PRIORS, make_bank, run, setup
 

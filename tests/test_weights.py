@@ -12,12 +12,13 @@ from safetensors.numpy import load_file, save_file
 
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.errors import UserError
+from jaxbooth.files import new_folder
 from jaxbooth.params import Params
-from jaxbooth.pipeline import COMPONENTS, Base
+from jaxbooth.pipeline import Base
 from jaxbooth.sharding import make_mesh, partition, placement
 from jaxbooth.weights.diffusers_dir import load_component, save_component
 from jaxbooth.weights.names import canonical, export_array, import_axes
-from jaxbooth.weights.pipeline_dir import export_folder
+from jaxbooth.weights.pipeline_dir import write_folder
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
 
@@ -35,8 +36,13 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def export_folder(base: Path, params: dict[str, Params], out: Path, dtype="base") -> None:
+    with new_folder(out) as folder:
+        write_folder(base, params, folder, dtype)
+
+
 def test_import_then_export_reproduces_every_byte(base, mesh, tmp_path):
-    params = {name: load(DEMO_MODEL / name, base, mesh, name) for name in COMPONENTS}
+    params = {name: load(DEMO_MODEL / name, base, mesh, name) for name in base.components}
     export_folder(DEMO_MODEL, params, tmp_path / "out")
     assert files_of(tmp_path / "out") == files_of(DEMO_MODEL)
 

@@ -31,7 +31,7 @@ class CardFacts:
         is_xl: SDXL, and not Stable Diffusion 1.x or 2.x.
         instance_prompts, class_prompts: of each subject.
         settings: name -> value, for the table.
-        prior: how the class pictures were made, name -> value; empty if there was no prior term.
+        prior: what the class pictures are, name -> value; empty if there was no prior term.
         license: a Hub licence identifier; None where it is not known.
         picture: file name of the sample grid in the pushed folder.
         weights: the weight file of a single file or of a LoRA for diffusers.
@@ -56,6 +56,11 @@ class CardFacts:
         """The base model's Hub id, if it has one."""
         owner_and_name = "/".join(self.base_model.split("/")[:2])
         return owner_and_name if HUB_ID.fullmatch(owner_and_name) and not self.is_local else None
+
+    @property
+    def base_file(self) -> str | None:
+        """The base model's file in its Hub repository, if it is a single one."""
+        return "/".join(self.base_model.split("/")[2:]) or None if self.base_id else None
 
     @property
     def is_local(self) -> bool:
@@ -185,23 +190,27 @@ def table(rows: Mapping[str, Any]) -> str:
 
 
 def prior(facts: CardFacts) -> str:
-    """Returns how the class pictures were made."""
+    """Returns what the class pictures are."""
     if not facts.prior:
         return "Trained without a prior term."
-    return "The base model, before training, drew the class pictures:\n\n" + table(facts.prior)
+    return "The model was also trained on pictures of its class:\n\n" + table(facts.prior)
 
 
 def snippet(facts: CardFacts) -> str:
     """Returns Python code that draws a picture with diffusers."""
     prompt = facts.instance_prompts[0] if facts.instance_prompts else ""
     lines = ["import torch", "from diffusers import AutoPipelineForText2Image", ""]
-    loaded = facts.repo if facts.kind == "diffusers" else facts.base_id or Path(facts.base_model).name
-    load = f"AutoPipelineForText2Image.from_pretrained({loaded!r}, torch_dtype=torch.float16)"
-    if facts.kind == "single-file":
+    is_part = facts.kind in ("lora", "embeddings")
+    repo = facts.base_id or Path(facts.base_model).name if is_part else facts.repo
+    file = facts.base_file if is_part else facts.weights
+    load = f"AutoPipelineForText2Image.from_pretrained({repo!r}, torch_dtype=torch.float16)"
+    if file:
         pipeline = "StableDiffusionXLPipeline" if facts.is_xl else "StableDiffusionPipeline"
         lines = ["import torch", f"from diffusers import {pipeline}", "from huggingface_hub import hf_hub_download", ""]
-        lines += [f"file = hf_hub_download({facts.repo!r}, {facts.weights!r})"]
-        load = f"{pipeline}.from_single_file(file, torch_dtype=torch.float16)"
+        lines += [f"file = hf_hub_download({repo!r}, {file!r})"]
+        # A folder on the Hub tells scheduler and tokenizer; without one, diffusers goes by the file's tensors.
+        config = f"config={facts.base_id!r}, " if facts.base_id and not facts.base_file else ""
+        load = f"{pipeline}.from_single_file(file, {config}torch_dtype=torch.float16)"
     lines += [f"pipe = {load}.to('cuda')"]
     if facts.kind == "lora":
         lines += [f"pipe.load_lora_weights({facts.repo!r}, weight_name={facts.weights!r})"]

@@ -6,14 +6,13 @@ tensor keeps its dtype and content.
 
 import re
 import shutil
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from jaxbooth.errors import UserError
-from jaxbooth.files import write_json
+from jaxbooth.files import new_folder, write_json
 from jaxbooth.models.config import VAEConfig, read_config
 from jaxbooth.weights.diffusers_dir import read_json
 from jaxbooth.weights.families import family_folder, write_skeleton
@@ -106,32 +105,12 @@ def unpack(
         prediction = read_prediction(checkpoint.tensors, file, prediction_type, family)
         layouts = {component: layout(skeleton, component) for component in components(skeleton)}
         check_complete(checkpoint, layouts)
-        with written_aside(folder) as aside:
+        with new_folder(folder) as aside:
             copy_plain_parts(skeleton, aside)
             write_prediction(aside, prediction, family)
             for component, entries in layouts.items():
                 write_component(checkpoint, entries, aside / component, component)
             write_index(skeleton, aside)
-
-
-@contextmanager
-def written_aside(folder: Path) -> Generator[Path]:
-    """Gives a new folder that takes the name of `folder` when the block ends well, and vanishes otherwise.
-
-    Raises:
-        UserError: `folder` exists already.
-    """
-    if folder.exists():
-        raise UserError(f"{folder} exists already; choose another folder or remove it.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        yield aside
-        aside.chmod(0o755)
-        aside.replace(folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
 
 
 def check_complete(checkpoint: Checkpoint, layouts: dict[str, list[Entry]]) -> None:
@@ -216,6 +195,6 @@ def unpack_vae(file: Path, folder: Path, config: Path | None = None, allow_pickl
     checkpoint = Checkpoint(file, allow_pickle, ldm_name)
     entries = vae_layout(typed)
     check_complete(checkpoint, {"vae": entries})
-    with written_aside(folder) as aside:
+    with new_folder(folder) as aside:
         shutil.copyfile(config, aside / "config.json")
         write_component(checkpoint, entries, aside, "vae")

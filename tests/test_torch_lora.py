@@ -1,0 +1,92 @@
+"""Ten LoRA and DoRA steps against PEFT and PyTorch: same weights, batches, noise and timesteps."""
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+import torch
+
+from jaxbooth.models.lora import DOWN, MAGNITUDE, UP
+from jaxbooth.training.step import make_batch
+from jaxbooth.weights.names import export_array
+from tests.test_torch_step import torch_loss
+from tests.torch_parity import torch_state
+from tests.training import run, setup
+
+STEPS, ROWS, PRIOR_WEIGHT, RATE, RANK, ALPHA = 10, (2, 2), 0.7, 1e-4, 4, 2.0
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "ff.net.2"]
+REGEX = r"unet\.(.*\.)(" + "|".join(target.replace(".", r"\.") for target in TARGETS) + ")"
+PEFT_NAMES = {
+    DOWN: "lora_A.default.weight",
+    UP: "lora_B.default.weight",
+    MAGNITUDE: "lora_magnitude_vector.default.weight",
+}
+
+
+def adapter_settings(dora):
+    return {"rank": RANK, "alpha": ALPHA, "targets": REGEX, "dora": dora}
+
+
+def start(micro, micro_params, mesh, dora):
+    return setup(
+        micro, micro_params, mesh, ROWS, prior_weight=PRIOR_WEIGHT, learning_rate=RATE, lora=adapter_settings(dora)
+    )
+
+
+def peft_name(name):
+    """`unet.<layer>.lora_A.kernel` -> PEFT's name of the same parameter."""
+    leaf = next(leaf for leaf in PEFT_NAMES if name.endswith(leaf))
+    return f"{name.removeprefix('unet.').removesuffix(leaf)}{PEFT_NAMES[leaf]}"
+
+
+def peft_unet(micro, micro_params, values, dora):
+    """The same UNet in PyTorch with the same fresh adapters."""
+    config = micro.unet_config
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=16, block_out_channels=config.block_out_channels, down_block_types=config.down_block_types,
+        up_block_types=config.up_block_types, layers_per_block=config.layers_per_block, norm_num_groups=8,
+        cross_attention_dim=config.cross_attention_dim, attention_head_dim=config.attention_head_dim,
+    )  # fmt: skip
+    unet.load_state_dict(torch_state(micro_params["unet"]))
+    unet.requires_grad_(False)
+    unet.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, use_dora=dora))
+    own = dict(unet.named_parameters())
+    for name, value in values.items():
+        kind = name if name.endswith(MAGNITUDE) else "x.kernel"
+        tensor = torch.from_numpy(export_array(kind, np.asarray(value)))
+        own[peft_name(name)].data.copy_(tensor.reshape(own[peft_name(name)].shape))
+    return unet
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_adapters_after_ten_adamw_steps_are_equal(dora, micro, micro_params, mesh):
+    task, state, frozen, bank = start(micro, micro_params, mesh, dora)
+    values = jax.device_get(state.params)
+    unet = peft_unet(micro, micro_params, values, dora)
+    trained = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+    assert set(trained) == {peft_name(name) for name in values}
+    scheduler = diffusers.DDPMScheduler()
+    scheduler.alphas_cumprod = torch.tensor(task.base.schedule.alphas_cumprod, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(trained.values(), lr=RATE, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
+    part, losses = jax.tree.map(lambda field: field[0], task.plan), []
+    draw = jax.jit(lambda step: make_batch(task, bank, step, step, part))
+    for step in range(STEPS):
+        drawn = draw(jnp.int32(step))
+        loss, _, _ = torch_loss(unet, scheduler, drawn.batch, bank.text.context[drawn.caption])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    state, metrics = run(task, state, frozen, bank, [4, 4, 2])
+    np.testing.assert_allclose(metrics["loss"], losses, rtol=2e-6)
+    moved = 0.0
+    for name, value in state.params.items():
+        kind = name if name.endswith(MAGNITUDE) else "x.kernel"
+        found = export_array(kind, np.asarray(value))
+        expected = trained[peft_name(name)].detach().numpy().reshape(found.shape)
+        np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=name)
+        moved = max(moved, float(np.abs(value - values[name]).max()))
+    assert moved > 8e-4  # ten steps of 1e-4, so that the tolerance is not all there is
