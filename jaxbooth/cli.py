@@ -29,7 +29,8 @@ USAGE = """usage: jaxbooth COMMAND ...
   export RUN                 write a trained run for diffusers, A1111, ComfyUI or the Hub
   doctor                     show versions, devices and caches
 
-jaxbooth COMMAND --help explains each; CONFIG is a YAML file or a shipped one: demo, sd15.
+jaxbooth COMMAND --help explains each; CONFIG is a YAML file or a shipped one: demo, sd15,
+sd15-lora, sd21, sdxl-lora.
 --debug anywhere shows tracebacks."""
 
 

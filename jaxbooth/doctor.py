@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbooth.devices import cache_dir, idle_accelerator
+from jaxbooth.weights.prepared import cache_folder
 
 PACKAGES = (
     "jaxbooth",
@@ -48,7 +49,8 @@ def version(package: str) -> str:
 
 def cache_line(name: str, path: Path) -> tuple[str, str]:
     """Describes a cache folder and its size."""
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else 0
+    files = [file for file in path.rglob("*") if file.is_file() and not file.is_symlink()] if path.is_dir() else []
+    size = sum(file.stat().st_size for file in files)
     return name, f"{path}, {size / 1e9:.2f} GB"
 
 
@@ -67,3 +69,4 @@ def findings() -> Iterator[tuple[str, str]]:
     yield "free disk", f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB in {Path.cwd()}"
     yield cache_line("compile cache", cache_dir())
     yield cache_line("hub cache", Path(HF_HUB_CACHE))
+    yield cache_line("converted models", cache_folder())

@@ -74,7 +74,7 @@ def full_params(base: Base, trained: dict[str, Params], mesh: Mesh) -> dict[str,
     changed = {name: drop_embeddings(params) for name, params in trained.items()}
     changed = {name: params for name, params in changed.items() if params}
     adapted = tuple(name for name, params in changed.items() if adapted_layers(params))
-    full = join(load_params(base, mesh, adapted, adapted), changed)
+    full = join(load_params(base, mesh, adapted, adapted) if adapted else {}, changed)
     return {name: merged(params, base.lora) if base.lora else params for name, params in full.items()}
 
 

@@ -1,6 +1,6 @@
 """Images per second of the train step for K = 1 and K = 10 steps a dispatch, and the share of time outside the device.
 
-    python scripts/bench_step.py [--model demo] [--rows 4] [--steps 60] [--dtype auto]
+    python scripts/bench_step.py [--model demo] [--rows 4] [--steps 60] [--dtype auto] [--lora-rank 16] [--remat]
 
 One compiled program serves every K. The two take turns, so that a noisy machine disturbs both alike; medians are
 printed. The device's own time for a step is the slope between dispatches of K = 10 and K = 20, where the fixed cost of
@@ -11,45 +11,65 @@ import argparse
 import json
 import statistics
 import time
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from jaxbooth.config import TrainConfig
-from jaxbooth.data.latents import Bank
+from jaxbooth.config import Config
+from jaxbooth.data.latents import Bank, Encoded
 from jaxbooth.pipeline import Base, load_params
+from jaxbooth.run_folder import read_base
 from jaxbooth.sharding import make_mesh, replicated
+from jaxbooth.text import Text
 from jaxbooth.training.optimizer import make_optimizer
+from jaxbooth.training.rows import make_streams
 from jaxbooth.training.state import initial_state
 from jaxbooth.training.step import make_dispatch, make_task
-from jaxbooth.weights.resolve import resolve_model
+from jaxbooth.training.trainable import initial_values, on_mesh, trained_shapes, whole_components
 
 INSTANCES, PRIORS, LONGEST = 5, 48, 20
+
+
+def random_bank(base: Base, mesh: Mesh) -> Bank:
+    """Random latents and captions of the model's own resolution."""
+    rng, side = np.random.default_rng(0), base.native_resolution
+    shape = (INSTANCES + PRIORS, 1, *base.latent_shape(side, side))
+    images = Encoded(
+        rng.normal(size=shape).astype(np.float32),
+        np.full(shape, -4.0, np.float32),
+        np.full((*shape[:2], 6), side, np.float32),
+        None,
+    )
+    tower = base.text.towers[-1]
+    context = rng.normal(size=(2, tower.length, base.text.width)).astype(np.float32)
+    pooled = rng.normal(size=(2, tower.config.projection_dim)).astype(np.float32) if base.text.is_xl else None
+    bank = Bank(images, np.array([0] * INSTANCES + [1] * PRIORS, np.int32), Text(context, pooled))
+    return jax.device_put(bank, replicated(mesh))
 
 
 class Bench:
     """A train step on random latents."""
 
-    def __init__(self, model: str, rows: int, dtype: str):
+    def __init__(self, model: str, rows: int, dtype: str, lora_rank: int | None, remat: bool):
         mesh = make_mesh()
-        base = Base.read(resolve_model(model), dtype)
-        config = TrainConfig(batch_size=rows)
-        rng = np.random.default_rng(0)
-        shape = (INSTANCES + PRIORS, 1, *base.latent_shape(base.native_resolution))
-        width = base.unet_config.cross_attention_dim
-        bank = Bank(
-            rng.normal(size=shape).astype(np.float32),
-            np.full(shape, -4.0, np.float32),
-            np.array([0] * INSTANCES + [1] * PRIORS, np.int32),
-            rng.normal(size=(2, base.max_length, width)).astype(np.float32),
-        )
-        tx = make_optimizer(config)
-        self.rows = 2 * rows
-        self.bank = jax.device_put(bank, replicated(mesh))
-        params = load_params(base, mesh, trained=("unet",))
-        self.state = initial_state({"unet": params["unet"]}, tx, False, mesh)
-        task = make_task(base, config, rows, INSTANCES, PRIORS, 0, mesh)
+        train, lora = {"batch_size": rows, "dtype": dtype, "remat": remat}, {"rank": lora_rank}
+        config = Config.model_validate({"model": model, "train": train, "lora": lora})
+        base = read_base(config)
+        tx, shapes = make_optimizer(config), trained_shapes(base, config)
+        whole = whole_components(base, shapes)
+        params = load_params(base, mesh, whole, ("unet",))
+        values = on_mesh(initial_values(base, config, shapes, params), mesh)
+        self.rows, self.bank = 2 * rows, random_bank(base, mesh)
+        self.frozen = {} if whole else params
+        self.state = initial_state(values, tx, False, mesh)
+        task = make_task(base, config, make_streams([INSTANCES], [PRIORS], [0], [1.0]), mesh)
         self.dispatch = make_dispatch(task, tx, LONGEST, self.state)
+
+    def run(self, count: int) -> Any:
+        """Dispatches `count` steps."""
+        return self.dispatch(self.state, self.frozen, self.bank, np.int32(count), np.int32(0))
 
     def seconds_per_step(self, count: int, steps: int) -> float:
         """Runs about `steps` steps as the training loop does: one dispatch ahead, metrics of the one before fetched."""
@@ -57,7 +77,7 @@ class Bench:
         began = time.perf_counter()
         dispatches = max(1, steps // count)
         for _ in range(dispatches):
-            self.state, metrics = self.dispatch(self.state, self.bank, np.int32(count))
+            self.state, metrics = self.run(count)
             if pending is not None:
                 jax.device_get(pending)
             pending = metrics
@@ -67,7 +87,7 @@ class Bench:
     def one_dispatch(self, count: int) -> float:
         """Seconds of a single dispatch of `count` steps, waited for."""
         began = time.perf_counter()
-        self.state, metrics = self.dispatch(self.state, self.bank, np.int32(count))
+        self.state, metrics = self.run(count)
         jax.block_until_ready(metrics)
         return time.perf_counter() - began
 
@@ -80,8 +100,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="steps of each timed run")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--lora-rank", type=int, default=None, help="train adapters in place of the whole UNet")
+    parser.add_argument("--remat", action="store_true", help="gradient checkpointing")
     arguments = parser.parse_args()
-    bench = Bench(arguments.model, arguments.rows, arguments.dtype)
+    bench = Bench(arguments.model, arguments.rows, arguments.dtype, arguments.lora_rank, arguments.remat)
     began = time.perf_counter()
     bench.one_dispatch(1)
     compile_seconds = time.perf_counter() - began

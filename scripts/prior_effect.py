@@ -19,7 +19,8 @@ from PIL import Image
 
 from jaxbooth import Pipeline, load_config, train
 from jaxbooth.config import Config
-from jaxbooth.data.images import Framing, framed, scan
+from jaxbooth.data.framing import Framing, framed
+from jaxbooth.data.images import scan
 from jaxbooth.data.sheet import sheet
 from jaxbooth.run_folder import resolve_paths
 
@@ -75,7 +76,8 @@ def main() -> None:
     subject, kind = config.data.instance_prompt, config.data.class_prompt or ""
     assert config.data.instance_dir
     pictures = scan(config.data.instance_dir, subject, "instance").pictures
-    references = np.concatenate(list(framed(pictures, Framing(64, 0, False, 0)))) / 255.0
+    framing = Framing(64, 64, 0, False, 0)
+    references = np.concatenate([seen.pixels for seen in framed(pictures, framing)]) / 255.0
 
     sources = {"base model": "demo"} | runs(arguments.out, arguments.steps)
     drawn = {

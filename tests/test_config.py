@@ -32,7 +32,7 @@ def changed(config: Config) -> dict:
     return {key: value for key, value in flatten(config).items() if value != defaults[key]}
 
 
-@pytest.mark.parametrize("name", ["demo", "sd15"])
+@pytest.mark.parametrize("name", ["demo", "sd15", "sd15-lora", "sd21", "sdxl-lora"])
 def test_a_shipped_configuration_loads_by_name_and_is_short(name):
     config = load_config(name)
     assert changed(config)
@@ -40,7 +40,7 @@ def test_a_shipped_configuration_loads_by_name_and_is_short(name):
 
 
 def test_every_shipped_configuration_loads():
-    assert sorted(path.stem for path in shipped_configs().glob("*.yaml")) == ["demo", "sd15"]
+    assert sorted(path.stem for path in shipped_configs().glob("*.yaml")) == ["demo", "sd15", "sd15-lora", "sd21", "sdxl-lora"]
 
 
 def test_the_demo_needs_nothing_but_the_package():
@@ -116,7 +116,7 @@ def test_a_binary_file_is_named(tmp_path, content):
 
 
 def test_a_name_that_is_neither_a_file_nor_shipped_lists_what_is(tmp_path):
-    with pytest.raises(UserError, match=r"sd14 is neither a file nor one of .* \(demo, sd15\)"):
+    with pytest.raises(UserError, match=r"sd14 is neither a file nor one of .* \(demo, sd15, .*\)"):
         load_config("sd14")
 
 

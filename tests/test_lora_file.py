@@ -206,10 +206,12 @@ def test_kohya_names_are_the_published_ones():
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         addition_embed_type="text_time",
     )
-    attention = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
-    q_proj = "encoder.layers.0.self_attn.q_proj"
+    q_proj, proj_in = "encoder.layers.0.self_attn.q_proj", "mid_block.attentions.0.proj_in"
     names = {
-        ("unet", attention): "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q",
+        (
+            "unet",
+            "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
+        ): "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q",
         ("unet", "down_blocks.0.downsamplers.0.conv"): "lora_unet_input_blocks_3_0_op",
         ("unet", "up_blocks.0.upsamplers.0.conv"): "lora_unet_output_blocks_2_2_conv",
         ("unet", "mid_block.resnets.1.time_emb_proj"): "lora_unet_middle_block_2_emb_layers_1",
@@ -217,11 +219,8 @@ def test_kohya_names_are_the_published_ones():
         ("text_encoder_2", q_proj): "lora_te2_text_model_encoder_layers_0_self_attn_q_proj",
     }
     assert {key: kohya_name(*key, xl) for key in names} == names
-    assert (
-        kohya_name("unet", attention, UNetConfig())
-        == "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
-    )
-    assert kohya_name("text_encoder", q_proj, UNetConfig()) == "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+    names = [kohya_name(*key, UNetConfig()) for key in (("unet", proj_in), ("text_encoder", q_proj))]
+    assert names == ["lora_unet_mid_block_attentions_0_proj_in", "lora_te_text_model_encoder_layers_0_self_attn_q_proj"]
 
 
 def test_the_kohya_file_says_what_it_is(tmp_path):

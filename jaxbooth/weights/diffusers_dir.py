@@ -78,7 +78,7 @@ def weight_files(folder: Path) -> dict[str, list[str]]:
         pickles = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.msgpack"))
         if pickles:
             raise UserError(
-                f"{pickles[0]} is not safetensors; convert it in PyTorch with "
+                f"{pickles[0]} is not safetensors; set --allow-pickle for .bin, or convert it in PyTorch with "
                 "`DiffusionPipeline.from_pretrained(folder).save_pretrained(new_folder)` and use the new folder."
             )
         raise UserError(f"{folder} holds no .safetensors file; expected a model in diffusers layout.")
