@@ -53,7 +53,7 @@ def card_of(
         license=license,
         picture=PICTURE if grid else None,
         weights=weights.get(kind),
-        embeddings=embedding_files(config.text.new_tokens) if config.text.new_tokens else {},
+        embeddings=embedding_files(config.text.new_tokens),
     )
     return model_card(facts)
 
@@ -114,6 +114,6 @@ def prior_settings(config: Config, base: Base) -> dict[str, Any]:
         "sampler": asked.sampler,
         "sampling steps": asked.steps,
         "guidance scale": asked.guidance_scale,
-        "seed": asked.seed,
+        "seed of the pictures": asked.seed,
     }
     return ({"the trainer's own": own} if own else {}) | (drawn if made or not own else {})

@@ -13,6 +13,7 @@ from jaxbooth.run_folder import open_run, read_base, run_mesh, trained_params
 from jaxbooth.sampling import Settings, draw
 from jaxbooth.text import warn_about_lost_text
 from jaxbooth.verify import verify_export
+from jaxbooth.verify_torch import check_torch
 from jaxbooth.weights.pipeline_dir import ExportDtype, ExportFormat
 from jaxbooth.weights.push import check_target, push_folder
 from jaxbooth.weights.resolve import Source
@@ -88,10 +89,14 @@ def export(
     """
     if push:
         check_target(push)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already; choose another --out or remove it.")
     run, config = open_run(run_dir)
+    kind = kind or natural_format(config)
+    if verify:
+        check_torch(kind)
     base, mesh = read_base(config), run_mesh(config)
     trained, step = trained_params(run, config, base, mesh)
-    kind = kind or natural_format(config)
     written = export_result(config, base, trained, mesh, out, kind, dtype)
     done = [f"exported step {step} of {run_dir} to {written}"]
     done += verify_export(config, base, trained, mesh, out, kind, dtype, with_torch=verify)

@@ -17,10 +17,10 @@ from jaxbooth.text import NEW_TOKENS
 from jaxbooth.training.optimizer import peak_rate
 from jaxbooth.weights.lora_file import LoraWeights, write_kohya, write_peft
 from jaxbooth.weights.pipeline_dir import DTYPES, ExportDtype, ExportFormat, write_folder
+from jaxbooth.weights.push import embedding_files
 from jaxbooth.weights.single_file_out import pack
 
 PEFT_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
-EMBEDDINGS_FILE = "learned_embeds.safetensors"
 SDXL_KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # of an embedding file, as the web UIs name them
 
 
@@ -64,9 +64,8 @@ def export_result(
         if kind == "lora":
             write_lora(config, base, trained, folder, out.name, DTYPES[dtype])
         if config.text.new_tokens:
-            write_embeddings(base, trained, folder / EMBEDDINGS_FILE)
-    names = {"single-file": f"{out.name}.safetensors", "embeddings": EMBEDDINGS_FILE}
-    return out / names[kind] if kind in names else out
+            write_embeddings(base, trained, folder)
+    return out / f"{out.name}.safetensors" if kind == "single-file" else out
 
 
 def full_params(base: Base, trained: dict[str, Params], mesh: Mesh) -> dict[str, Params]:
@@ -101,24 +100,19 @@ def write_lora(
     write_kohya(folder / f"{stem}_kohya.safetensors", lora, base.unet_config, notes, dtype=dtype)
 
 
-def write_embeddings(base: Base, trained: dict[str, Params], path: Path) -> None:
-    """Writes the learned embeddings as `load_textual_inversion` and the web UIs read them, (vectors, d) float32.
+def write_embeddings(base: Base, trained: dict[str, Params], folder: Path) -> None:
+    """Writes learned embeddings as `load_textual_inversion` and the web UIs read them: float32, a file for each word.
 
-    SD 1.x and 2.x have one entry for each word; SDXL one for each encoder, so that it holds a single word.
+    SD 1.x and 2.x have one tensor (vectors, d) under the word; SDXL has one for each text encoder.
     """
     learned = {name: np.asarray(jax.device_get(params[NEW_TOKENS]), np.float32) for name, params in trained.items()
                if NEW_TOKENS in params}  # fmt: skip
+    files = embedding_files([token.word for token in base.text.new_tokens])
     ends = np.cumsum([len(token.entries) for token in base.text.new_tokens])[:-1]
     for index, token in enumerate(base.text.new_tokens):
-        rows = {name: np.split(table, ends)[index] for name, table in learned.items()}
-        several = len(base.text.new_tokens) > 1
-        if base.text.is_xl:
-            content = {SDXL_KEYS[name]: values for name, values in rows.items()}
-        else:
-            content = {token.word: next(iter(rows.values()))}
-        safe = "".join(letter for letter in token.word if letter.isalnum()) or str(index)
-        target = path.with_name(f"learned_embeds_{safe}.safetensors") if several else path
-        write_bytes(target, save({key: np.ascontiguousarray(value) for key, value in content.items()}))
+        rows = {name: np.ascontiguousarray(np.split(table, ends)[index]) for name, table in learned.items()}
+        names = {name: SDXL_KEYS[name] if base.text.is_xl else token.word for name in rows}
+        write_bytes(folder / files[token.word], save({names[name]: value for name, value in rows.items()}))
 
 
 def facts(config: Config, trained: dict[str, Params]) -> dict[str, str]:

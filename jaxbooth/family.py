@@ -79,9 +79,12 @@ def read_component_config(kind: type, folder: Path) -> Any:
 
 def read_tower(folder: Path, name: str, dtype: Any) -> Tower:
     """Reads one text encoder's configuration and its tokenizer."""
-    config = read_component_config(CLIPTextConfig, folder / name)
+    file = folder / name / "config.json"
+    raw = read_json(file)
+    config = read_config(CLIPTextConfig, raw, str(file))
     tokenizer = read_tokenizer(folder / name.replace("text_encoder", "tokenizer"), config.max_position_embeddings)
-    projects = name == "text_encoder_2"
+    # Some first towers were saved with a projection that nothing reads; it is kept, so that they load and export.
+    projects = name == "text_encoder_2" or "CLIPTextModelWithProjection" in (raw.get("architectures") or ())
     network = describe(lambda rngs: CLIPTextModel(config, Make(rngs, dtype), projection=projects))
     return Tower(name, tokenizer, network, config, len(tokenizer))
 
@@ -99,23 +102,38 @@ def check_parts(folder: Path, family: Family, unet: UNetConfig, vae: VAEConfig, 
             f"{source}: in_channels {unet.in_channels} is not the VAE's {vae.latent_channels}; "
             f"{kind.get(unet.in_channels, 'this model')} cannot be trained."
         )
-    if (unet.addition_embed_type == "text_time") != family.is_xl:
-        found = "an SDXL UNet" if unet.addition_embed_type else "not an SDXL UNet"
+    added = unet.addition_embed_type
+    if added not in (None, "text_time"):
+        raise UserError(f"{source}: addition_embed_type = {added!r} is not supported; only SDXL's 'text_time' is.")
+    if bool(added) != family.is_xl:
+        found = "an SDXL UNet" if added else "not an SDXL UNet"
         raise UserError(
             f"{source} is {found}, but model_index.json says {family.name}; the parts must be of one model."
         )
+    if family.is_xl:
+        check_pooled(source, unet, text.towers[-1].config.projection_dim)
     if unet.cross_attention_dim != text.width:
         raise UserError(
             f"{source}: cross_attention_dim {unet.cross_attention_dim} does not fit the text encoder's width "
             f"{text.width}; the parts are of different families and must be of one model."
         )
-    if family.is_xl:
-        given = text.towers[-1].config.projection_dim + 6 * (unet.addition_time_embed_dim or 0)
-        if unet.projection_class_embeddings_input_dim != given:
-            raise UserError(
-                f"{source}: projection_class_embeddings_input_dim {unet.projection_class_embeddings_input_dim} is not "
-                f"the {given} of an SDXL base model (the refiner cannot be trained)."
-            )
     deepest = min(tower.config.num_hidden_layers for tower in text.towers)
     if text.clip_skip >= deepest - family.is_xl:
         raise UserError(f"--text.clip-skip {text.clip_skip} leaves nothing of a text encoder of {deepest} layers.")
+
+
+def check_pooled(source: Path, unet: UNetConfig, projection: int) -> None:
+    """Refuses an SDXL UNet that takes something else than the pooled text and six numbers.
+
+    Raises:
+        UserError: it is the refiner's, which takes five (size, crop and an aesthetic score), or does not fit.
+    """
+    number = unet.addition_time_embed_dim or 0
+    pooled = (unet.projection_class_embeddings_input_dim or 0) - 6 * number
+    if pooled == projection - number:
+        raise UserError(f"{source} is the SDXL refiner's, which cannot be trained; use an SDXL base model.")
+    if pooled != projection:
+        raise UserError(
+            f"{source}: projection_class_embeddings_input_dim {unet.projection_class_embeddings_input_dim} does not "
+            f"fit text_encoder_2's projection_dim {projection}; the parts must be of one model."
+        )

@@ -5,7 +5,7 @@ hidden states of two towers side by side, without it, and the second tower's poo
 `pipeline_stable_diffusion.py` and `pipeline_stable_diffusion_xl.py`, `encode_prompt`).
 """
 
-import json
+import copy
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -91,17 +91,17 @@ class TextSide:
         """Width of the context."""
         return sum(tower.config.hidden_size for tower in self.towers)
 
-    def spell(self, prompt: str) -> str:
-        """Writes each new word as its vocabulary entries."""
-        for token in self.new_tokens:
-            prompt = prompt.replace(token.word, " ".join(token.entries))
-        return prompt
+    def spellings(self, tower: Tower) -> dict[int, list[int]]:
+        """Returns the tokenizer's id of each new word -> the ids of all its entries."""
+        spelled = [tower.tokenizer.convert_tokens_to_ids(list(token.entries)) for token in self.new_tokens]
+        return {ids[0]: ids for ids in spelled}
 
     def words(self, tower: Tower, prompt: str) -> list[int]:
         """Returns the prompt's token ids without special ones; ids of learned tokens follow the embedding table."""
-        ids = tower.tokenizer(self.spell(prompt), add_special_tokens=False, verbose=False)["input_ids"]
-        shift = tower.config.vocab_size - tower.vocabulary
-        return [id + shift if id >= tower.vocabulary else id for id in ids]
+        spellings, shift = self.spellings(tower), tower.config.vocab_size - tower.vocabulary
+        ids = tower.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+        spelled = [part for id in ids for part in spellings.get(id, [id])]
+        return [id + shift if id >= tower.vocabulary else id for id in spelled]
 
     def tokenize(self, prompts: Sequence[str]) -> TokenIds:
         """Returns padded and truncated token ids; a chunk without words is an empty prompt."""
@@ -118,8 +118,11 @@ class TextSide:
     def lost_text(self, prompt: str) -> str:
         """Returns the end of a prompt that does not fit, or an empty string."""
         tower = self.towers[0]
-        ids = tower.tokenizer(self.spell(prompt), add_special_tokens=False, verbose=False)["input_ids"]
-        return tower.tokenizer.decode(ids[self.chunks * (tower.length - 2) :]).strip()
+        read = tower.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        spellings, room = self.spellings(tower), self.chunks * (tower.length - 2)
+        ends = np.cumsum([len(spellings.get(id, [id])) for id in read["input_ids"]])
+        lost = [start for end, (start, _) in zip(ends, read["offset_mapping"], strict=True) if end > room]
+        return prompt[lost[0] :] if lost else ""
 
     def encode(self, params: Mapping[str, Params], ids: Mapping[str, AnyArray]) -> Text:
         """Runs the towers. Pure, for use under `jax.jit`.
@@ -157,29 +160,49 @@ class TextSide:
         """Returns the text side with words added to its vocabularies.
 
         Raises:
-            UserError: a word is there already, or holds white space.
+            UserError: a word is there already, or could be misread in a prompt.
         """
         new = tuple(NewToken(word, entries_of(word, vectors)) for word in words)
         entries = [entry for token in new for entry in token.entries]
+        check_words(words)
+        towers = []
         for tower in self.towers:
-            known = tower.tokenizer.get_vocab()
+            tokenizer = copy.deepcopy(tower.tokenizer)
+            known = tokenizer.get_vocab()
             for word in entries:
-                if not word.strip() or word.split() != [word]:
-                    raise UserError(f"--text.new-tokens {word!r} must be one word without spaces, such as '<sks>'.")
-                if word in known or f"{word.lower()}</w>" in known:
+                if word in known or f"{word}</w>" in known:
                     raise UserError(
                         f"--text.new-tokens {word!r} is in the model's vocabulary already; choose a new word, "
                         "such as '<sks>'."
                     )
-            if len(set(entries)) < len(entries):
-                raise UserError("--text.new-tokens names a word twice.")
-            tower.tokenizer.add_tokens(entries)
-        return replace(self, new_tokens=new)
+            tokenizer.add_tokens(entries)
+            towers.append(replace(tower, tokenizer=tokenizer))
+        return replace(self, towers=tuple(towers), new_tokens=self.new_tokens + new)
 
 
 def entries_of(word: str, vectors: int) -> tuple[str, ...]:
     """Returns the vocabulary entries of a word that is learned as several vectors: `<sks>`, `<sks>_1`, ..."""
     return (word, *(f"{word}_{index}" for index in range(1, vectors)))
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Refuses words that jaxbooth or another reader of the learned embeddings would misread in a prompt.
+
+    CLIP's tokenizer lower-cases prompts, and diffusers' `maybe_convert_prompt` replaces each word as a string and takes
+    `<word>_1` for the second vector of `<word>`.
+
+    Raises:
+        UserError: a word is empty, has spaces or capital letters, or is part of another one.
+    """
+    for word in words:
+        if word.split() != [word]:
+            raise UserError(f"--text.new-tokens {word!r} must be one word without spaces, such as '<sks>'.")
+        if word != word.lower():
+            raise UserError(f"--text.new-tokens {word!r}: CLIP reads lower case only; name it {word.lower()!r}.")
+        if words.count(word) > 1:
+            raise UserError(f"--text.new-tokens names {word!r} twice.")
+        if any(word != other and word in other for other in words):
+            raise UserError(f"--text.new-tokens {word!r} is part of another new word; choose words that differ.")
 
 
 def with_new_tokens(params: Params) -> Params:
@@ -195,13 +218,17 @@ def initial_embeddings(side: TextSide, params: Mapping[str, Params], initializer
     """Returns tower -> (entries, d) float32: the embeddings of the initializer's tokens, in turn, for each new word.
 
     Raises:
-        UserError: the initializer has no token.
+        UserError: the initializer has no token, or is a new word itself.
     """
     found = {}
     for tower in side.towers:
         ids = side.words(tower, initializer)
         if not ids:
             raise UserError(f"--text.initializer {initializer!r} has no token; name a word, such as 'dog'.")
+        if max(ids) >= tower.config.vocab_size:
+            raise UserError(
+                f"--text.initializer {initializer!r} is a new word itself; name a known one, such as 'dog'."
+            )
         rows = np.asarray(params[tower.name][TABLE][np.asarray(ids)], np.float32)
         found[tower.name] = np.concatenate(
             [np.resize(rows, (len(token.entries), rows.shape[1])) for token in side.new_tokens]
@@ -231,7 +258,7 @@ def read_tokenizer(folder: Path, max_length: int) -> Any:
         raise UserError(f"{folder} holds no tokenizer (vocab.json and merges.txt); fetch the model again.")
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
+    except Exception as error:  # the tokenizers library raises nothing more specific
         raise UserError(f"{folder}: the tokenizer cannot be read ({error}); fetch the model again.") from None
     tokenizer.model_max_length = min(tokenizer.model_max_length, max_length)
     return tokenizer

@@ -161,22 +161,41 @@ def torch_pipeline(exact: Base, out: Path, kind: ExportFormat) -> Generator[Any]
     import diffusers
     import torch
 
-    diffusers.utils.logging.disable_progress_bar()
-    settings = {"torch_dtype": torch.float32, "local_files_only": True}
-    with TemporaryDirectory() as temporary:
+    with quiet(), TemporaryDirectory() as temporary:
         if kind == "diffusers":
-            pipe = diffusers.DiffusionPipeline.from_pretrained(out, **settings)
+            pipe = diffusers.DiffusionPipeline.from_pretrained(out, local_files_only=True)
         elif kind == "single-file":
             plain = base_folder(exact, Path(temporary), with_weights=False)
             name = "StableDiffusionXLPipeline" if exact.text.is_xl else "StableDiffusionPipeline"
             file = out / f"{out.name}.safetensors"
-            pipe = getattr(diffusers, name).from_single_file(str(file), config=str(plain), **settings)
+            pipe = getattr(diffusers, name).from_single_file(str(file), config=str(plain), local_files_only=True)
         else:
-            pipe = diffusers.DiffusionPipeline.from_pretrained(base_folder(exact, Path(temporary)), **settings)
+            plain = base_folder(exact, Path(temporary))
+            pipe = diffusers.DiffusionPipeline.from_pretrained(plain, local_files_only=True)
+        pipe.to(torch.float32)  # before embeddings would be rounded to the files' dtype
         if kind == "lora":
             pipe.load_lora_weights(out, weight_name=PEFT_FILE)
         load_words(pipe, exact, out)
         yield pipe
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """Keeps both libraries' advice and bars out of the output, which is a verdict; errors still show."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries: tuple[Any, ...] = (diffusers_logging, transformers_logging)
+    levels = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, level in zip(libraries, levels, strict=True):
+            library.set_verbosity(level)
+            library.enable_progress_bar()
 
 
 def base_folder(exact: Base, folder: Path, with_weights: bool = True) -> Path:

@@ -40,7 +40,13 @@ def test_a_shipped_configuration_loads_by_name_and_is_short(name):
 
 
 def test_every_shipped_configuration_loads():
-    assert sorted(path.stem for path in shipped_configs().glob("*.yaml")) == ["demo", "sd15", "sd15-lora", "sd21", "sdxl-lora"]
+    assert sorted(path.stem for path in shipped_configs().glob("*.yaml")) == [
+        "demo",
+        "sd15",
+        "sd15-lora",
+        "sd21",
+        "sdxl-lora",
+    ]
 
 
 def test_the_demo_needs_nothing_but_the_package():

@@ -3,7 +3,7 @@
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import diffusers
@@ -36,8 +36,6 @@ ONE_OF_EACH_KIND = re.compile(
     r"(down_blocks\.1|mid_block|up_blocks\.1)\.((down|up)samplers\.0\.conv|resnets\.1\.(conv.*|time_emb_proj)|"
     r"attentions\.0\.(proj_in|proj_out|transformer_blocks\.0\.(attn1\.to_(q|out\.0)|attn2\.to_k|ff\.net\.(0\.proj|2))))"
 )
-Alpha = Callable[[str], float]  # of a parameter's name
-UNEVEN: Alpha = lambda name: 6.0 if "attn" in name else 3.0  # noqa: E731
 
 
 def torch_pipeline(family: str) -> diffusers.DiffusionPipeline:
@@ -75,8 +73,10 @@ def trainable(pipeline: diffusers.DiffusionPipeline) -> dict[str, torch.nn.Modul
     return {name: getattr(pipeline, name) for name in LORA_COMPONENTS if hasattr(pipeline, name)}
 
 
-def random_lora(family: str, alpha: Alpha | None = UNEVEN, dora: bool = False, every: bool = False) -> LoraWeights:
-    """Ranks 4 and 2, one for attention (diffusers needs it for text_projection too); alpha None is the rank."""
+def random_lora(
+    family: str, alphas: tuple[float, float] | None = (6.0, 3.0), dora: bool = False, every: bool = False
+) -> LoraWeights:
+    """Rank 4 in attention (and text_projection: diffusers wants it), 2 elsewhere; so the alphas, None is the rank."""
     rng, lora = np.random.default_rng(0), LoraWeights({}, {})
     for component, network in structure(family)[0].items():
         for name, leaf in network.shapes.items():
@@ -89,7 +89,7 @@ def random_lora(family: str, alpha: Alpha | None = UNEVEN, dora: bool = False, e
             lora.adapters.update({f"{key}.{n}": rng.normal(size=s).astype(np.float32) for n, s in shapes.items()})
             if dora:
                 lora.adapters[f"{key}.lora_magnitude_vector.scale"] = rng.uniform(1, 2, outputs).astype(np.float32)
-            lora.alphas[key] = alpha(name) if alpha else float(rank)
+            lora.alphas[key] = alphas["attn" not in name] if alphas else float(rank)
     return lora
 
 
@@ -150,8 +150,7 @@ def test_diffusers_merges_dora_from_the_peft_file(family, tmp_path):
 
 def test_a_reader_that_ignores_the_head_merges_the_same(tmp_path):
     lora = random_lora("sd1")
-    tensors = load_file(write("peft", tmp_path / "lora.safetensors", lora))
-    save_file(tensors, tmp_path / "bare.safetensors", {"format": "pt"})
+    save_file(load_file(write("peft", tmp_path / "lora.safetensors", lora)), tmp_path / "bare.safetensors")
     check_in_diffusers("sd1", tmp_path / "bare.safetensors", lora)
 
 
@@ -182,9 +181,9 @@ def test_a_lora_that_diffusers_saved_is_read_with_its_scale(rslora, dora, tmp_pa
 
 
 @pytest.mark.parametrize("family", UNETS)
-@pytest.mark.parametrize(("layout", "alpha"), [("peft", None), ("kohya", lambda name: 3.5)])
-def test_what_is_written_is_read_bit_for_bit(layout, alpha, family, tmp_path):
-    lora = random_lora(family, alpha, dora=True, every=True)
+@pytest.mark.parametrize(("layout", "alphas"), [("peft", None), ("kohya", (3.5, 3.5))])
+def test_what_is_written_is_read_bit_for_bit(layout, alphas, family, tmp_path):
+    lora = random_lora(family, alphas, dora=True, every=True)
     path = write(layout, tmp_path / "lora.safetensors", lora, family)
     found = read_lora(path, *structure(family))
     assert found.alphas == lora.alphas
@@ -224,9 +223,8 @@ def test_kohya_names_are_the_published_ones():
 
 
 def test_the_kohya_file_says_what_it_is(tmp_path):
-    path = write("kohya", tmp_path / "lora.safetensors", random_lora("sdxl", lambda name: 3.5, dora=True), "sdxl")
-    with safe_open(path, framework="np") as file:
-        head, tensors = file.metadata(), load_file(path)
+    path = write("kohya", tmp_path / "lora.safetensors", random_lora("sdxl", (3.5, 3.5), dora=True), "sdxl")
+    head, tensors = safe_open(path, framework="np").metadata(), load_file(path)
     assert (head["ss_base_model_version"], head["ss_network_alpha"], head["step"]) == ("sdxl_base_v1-0", "3.5", "7")
     assert head["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
     assert head["ss_network_dim"] == "Dynamic"  # two ranks

@@ -1,93 +1,27 @@
-"""An export is compared with what was trained: tensor by tensor from disk, and by a denoising step in PyTorch."""
+"""An export is read back from disk and compared with what was trained, tensor by tensor."""
 
 from pathlib import Path
 
-import diffusers
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
-import transformers
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.errors import RunFailure
 from jaxbooth.exports import PEFT_FILE, export_result
-from jaxbooth.models.lora import MAGNITUDE
-from jaxbooth.pipeline import Base, load_params
-from jaxbooth.training.trainable import on_mesh, prepare_base, trained_shapes
-from jaxbooth.verify import verify_export
+from jaxbooth.pipeline import Base
 from jaxbooth.weights.single_file_out import expected_names
 
-from .training import configure
+from .made_up_exports import DORA, FULL, LORA, WORDS, Export, write_models
 
-FULL = {"text_encoder": True}
-LORA = {"text_encoder": True, "lora": {"rank": 4, "alpha": 2.0, "targets": "attention+ff+conv"}}
-DORA = {"lora": {"rank": 3, "alpha": 5.0, "dora": True, "rslora": True}}
-WORDS = {"text": {"new_tokens": ("<sks>", "<toy>"), "vectors_per_token": 2}}
-ALONE = {"text": {"new_tokens": ("<sks>",), "vectors_per_token": 2, "token_phase": "alone"}}
 UNET = "unet/diffusion_pytorch_model.safetensors"
 EXACT = "(names, shapes, dtypes; largest difference 0)"
 
-CLIP = {"vocab_size": 2246, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "max_position_embeddings": 32, "eos_token_id": 2245, "bos_token_id": 2244, "pad_token_id": 2245}  # fmt: skip
-LEVELS = {"block_out_channels": (16, 32), "layers_per_block": 1, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-          "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "norm_num_groups": 8, "sample_size": 16}  # fmt: skip
-ADDED = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8,
-         "projection_class_embeddings_input_dim": 24 + 6 * 8}  # fmt: skip
-
-
-def tower(kind: type, **config) -> torch.nn.Module:
-    return kind(transformers.CLIPTextConfig(**CLIP, **config))
-
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
-    """Random models with two small levels, as diffusers saves them: SD 1.x in float16 and SDXL in float32."""
-    torch.manual_seed(0)
-    vae = diffusers.AutoencoderKL(block_out_channels=(16,), norm_num_groups=8, sample_size=16)
-    read, clip = transformers.CLIPTokenizer.from_pretrained, transformers.CLIPTextModel
-    words = read(DEMO_MODEL / "tokenizer")
-    scheduler = diffusers.DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False)
-    unet = diffusers.UNet2DConditionModel(**LEVELS, cross_attention_dim=32, attention_head_dim=2)
-    sd = diffusers.StableDiffusionPipeline(
-        vae, tower(clip, hidden_size=32), words, unet, scheduler, None, None, requires_safety_checker=False
-    )
-    unet = diffusers.UNet2DConditionModel(
-        **LEVELS, **ADDED, cross_attention_dim=32 + 48, attention_head_dim=(2, 4), use_linear_projection=True
-    )
-    first = tower(clip, hidden_size=32)
-    second = tower(transformers.CLIPTextModelWithProjection, hidden_size=48, projection_dim=24, hidden_act="gelu")
-    xl = diffusers.StableDiffusionXLPipeline(vae, first, second, words, read(DEMO_MODEL / "tokenizer"), unet, scheduler)
-    root = tmp_path_factory.mktemp("models")
-    xl.save_pretrained(root / "sdxl")
-    sd.to(torch.float16).save_pretrained(root / "sd")
-    return {name: root / name for name in ("sd", "sdxl")}
-
-
-class Export:
-    """A run's made-up result, exported into `out`."""
-
-    def __init__(self, base: Base, mesh, out: Path, kind: str, dtype: str, settings: dict):
-        self.config = configure((1, 1), **settings)
-        self.base, self.mesh, self.out, self.kind, self.dtype = prepare_base(base, self.config), mesh, out, kind, dtype
-        self.trained = on_mesh(self.made_up(), mesh)
-        export_result(self.config, self.base, self.trained, mesh, out, kind, dtype)
-
-    def made_up(self) -> dict[str, dict[str, np.ndarray]]:
-        """Values as training might have left them: parameters moved a little, small adapters and embeddings."""
-        draw, found = np.random.default_rng(0), {}
-        whole = load_params(self.base, self.mesh, self.base.components)
-        for component, shapes in trained_shapes(self.base, self.config).items():
-            for name, leaf in shapes.items():
-                start = whole[component].get(name, float(name.endswith(MAGNITUDE)))
-                found.setdefault(component, {})[name] = np.asarray(start) + 0.03 * draw.normal(size=leaf.shape)
-        return found
-
-    def verify(self, with_torch: bool = False) -> list[str]:
-        arguments = (self.config, self.base, self.trained, self.mesh, self.out, self.kind, self.dtype)
-        return verify_export(*arguments, with_torch)
+def folders(tmp_path_factory):
+    return write_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture
@@ -181,11 +115,8 @@ def test_a_tensor_that_is_not_what_was_trained_is_named(export, change, message)
 
 
 def test_an_untouched_component_must_be_the_base_models(export):
-    made = export("sd", "diffusers", "float32", train_text=False) if False else export("sd", "diffusers", "float32")
-    edit(
-        made.out / "vae" / "diffusion_pytorch_model.safetensors",
-        lambda tensors: tensors["encoder.conv_in.bias"].fill(1),
-    )
+    made = export("sd", "diffusers", "float32")
+    edit(made.out / "vae" / "diffusion_pytorch_model.safetensors", lambda t: t["encoder.conv_in.bias"].fill(1))
     with pytest.raises(RunFailure, match=r"vae/\S+: encoder\.conv_in\.bias differs"):
         made.verify()
 
@@ -208,14 +139,16 @@ def test_a_single_file_has_all_names_and_no_others(export, surplus, message):
         made.verify()
 
 
-@pytest.mark.parametrize("file", [PEFT_FILE, "out_kohya.safetensors"])
-@pytest.mark.parametrize("ending", ["up.weight", "lora_B.weight", ".alpha"])
+@pytest.mark.parametrize(
+    ("file", "ending"),
+    [(PEFT_FILE, "lora_B.weight"), ("out_kohya.safetensors", "up.weight"), ("out_kohya.safetensors", ".alpha")],
+)
 def test_a_changed_matrix_or_alpha_of_a_lora_is_found(export, file, ending):
     made = export("sd", "lora", "float32", **LORA)
 
     def change(tensors) -> None:
-        chosen = [name for name in tensors if name.endswith(ending)]
-        tensors[chosen[0]] = tensors[chosen[0]] * np.float32(1.001) if chosen else pytest.skip("not in this layout")
+        name = next(name for name in tensors if name.endswith(ending))
+        tensors[name] = np.asarray(tensors[name] * np.float32(1.001))
 
     edit(made.out / file, change)
     with pytest.raises(RunFailure, match=rf"{file}: \S+lora_B\.kernel differs"):

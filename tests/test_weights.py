@@ -133,7 +133,7 @@ def test_a_truncated_file_is_named(base, mesh, unet_folder):
 
 def test_a_pickle_is_refused_with_the_way_out(base, mesh, unet_folder):
     (unet_folder / UNET_FILE).rename(unet_folder / "diffusion_pytorch_model.bin")
-    with pytest.raises(UserError, match=r"model.bin is not safetensors; convert it"):
+    with pytest.raises(UserError, match=r"model.bin is not safetensors; set --allow-pickle for .bin, or convert it"):
         load(unet_folder, base, mesh)
 
 

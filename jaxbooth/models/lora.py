@@ -8,7 +8,6 @@ is bound; sampling from a finished run adds them to the kernels once instead.
 
 import functools
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -196,11 +195,11 @@ def merge(params: Params, lora: Lora) -> Params:
 
 
 def merged(params: Params, lora: Lora) -> Params:
-    """`merge` on the devices, in the place of the kernels: `params` is donated."""
+    """`merge` on the devices, in the place of the kernels: those of `params` are donated, its adapters are not."""
     if not adapted_layers(params):
         return params
-    kept = {name: value.sharding for name, value in params.items() if ".lora_" not in name}
-    run = jax.jit(functools.partial(merge, lora=lora), donate_argnums=0, out_shardings=kept)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Some donated buffers were not usable")  # the adapters' own
-        return run(params)
+    own = {name: value for name, value in params.items() if ".lora_" not in name}
+    adapters = {name: value for name, value in params.items() if ".lora_" in name}
+    shardings = {name: value.sharding for name, value in own.items()}
+    run = jax.jit(lambda own, adapters: merge(own | adapters, lora), donate_argnums=0, out_shardings=shardings)
+    return run(own, adapters)

@@ -3,8 +3,11 @@
 from collections.abc import Iterator
 
 from jaxbooth.config import Config, flag, flatten
+from jaxbooth.diffusion.schedule import Schedule
 from jaxbooth.errors import UserError
 from jaxbooth.sections import Subject
+from jaxbooth.training.optimizer import peak_rate, token_steps
+from jaxbooth.training.trainable import last_class_word
 
 # (key that has no effect, what it needs, in words)
 NEEDS = (
@@ -32,6 +35,9 @@ ONLY_WITH = (
     ("data.random_crops", "data.crop", "random"),
 )
 PRIOR_KEYS = ("loss.prior_weighting", "loss.prior_target")
+# optimizer -> keys that it has no use for
+UNUSED_BY = {"adafactor": ("train.b1", "train.b2", "train.eps"), "lion": ("train.eps",)}
+PRODIGY_RATES = 0.1  # and above: it finds the rate itself, and the given one multiplies that
 MADE_BY_SUBJECTS = ("instance_dir", "instance_prompt", "class_dir", "class_prompt")
 CLASS_FLAG = "--data.class-prompt"
 
@@ -70,6 +76,15 @@ def idle_options(config: Config) -> Iterator[str]:
     for key in PRIOR_KEYS:
         if is_set(key) and not config.prior_rows:
             yield f"{flag(key)} is about prior rows, and this run has none."
+    for key, other in (
+        ("train.prior_weight", "train.prior_batch_size"),
+        ("train.prior_batch_size", "train.prior_weight"),
+    ):
+        if is_set(key) and values[key] and values[other] == 0:
+            yield f"{flag(key)} has no effect with {flag(other)} 0."
+    for key in UNUSED_BY.get(config.train.optimizer, ()):
+        if is_set(key):
+            yield f"{flag(key)} does nothing with --train.optimizer {config.train.optimizer}; leave it out."
 
 
 def check_subjects(config: Config) -> None:
@@ -86,7 +101,12 @@ def check_subjects(config: Config) -> None:
             "--data.instance-prompt is missing; write one with a rare identifier, such as 'a photo of sks dog'."
         )
     for index, subject in enumerate(config.subjects):
-        check_class(config, subject, f"data.subjects, entry {index + 1}: class_prompt" if data.subjects else CLASS_FLAG)
+        entry = f"data.subjects, entry {index + 1}"
+        if not subject.instance_prompt.strip():
+            raise UserError(f"{entry}: instance_prompt is empty; write one with an identifier of its own.")
+        if subject.instance_prompt in [other.instance_prompt for other in config.subjects[:index]]:
+            raise UserError(f"{entry}: {subject.instance_prompt!r} is another subject's prompt too; give each its own.")
+        check_class(config, subject, f"{entry}: class_prompt" if data.subjects else CLASS_FLAG)
 
 
 def check_class(config: Config, subject: Subject, key: str) -> None:
@@ -99,8 +119,9 @@ def check_class(config: Config, subject: Subject, key: str) -> None:
             f"{key} is missing: prior preservation is on (--train.prior-weight {weight}). "
             "Name the class, such as 'a photo of dog', or set --train.prior-weight 0."
         )
-    if subject.class_dir and subject.class_dir.resolve() == subject.instance_dir.resolve():
-        raise UserError(f"--data.instance-dir and --data.class-dir are both {subject.class_dir}; they must differ.")
+    for other in config.subjects:
+        if subject.class_dir and subject.class_dir.resolve() == other.instance_dir.resolve():
+            raise UserError(f"--data.instance-dir and --data.class-dir are both {subject.class_dir}; they must differ.")
     for word in config.text.new_tokens:
         if word in prompt:
             raise UserError(f"{key} holds the new word {word}, which the frozen model does not know; leave it out.")
@@ -116,26 +137,77 @@ def check_rows(config: Config) -> None:
 
 def check_training(config: Config) -> None:
     """Refuses parts of the training that cannot go together."""
-    train, text, loss = config.train, config.text, config.loss
-    alone = bool(text.new_tokens) and text.token_phase == "alone"
-    for key, given in (("--train.text-encoder", train.text_encoder), ("--lora.rank", config.lora.rank)):
-        if alone and given:
-            raise UserError(f"{key} trains more than the new words; leave it out, or set --text.token-phase together.")
-    if alone and train.learning_rate is not None:
-        raise UserError("--train.learning-rate is the UNet's, which is frozen; set --text.token-learning-rate.")
-    if train.optimizer == "schedule_free_adamw" and (text.new_tokens or text.learning_rate):
-        raise UserError("--train.optimizer schedule_free_adamw knows one learning rate; choose adamw.")
+    train, loss = config.train, config.loss
+    if config.text.new_tokens:
+        check_tokens(config)
+    if train.optimizer == "schedule_free_adamw":
+        if config.text.new_tokens or config.text.learning_rate:
+            raise UserError("--train.optimizer schedule_free_adamw knows one learning rate; choose adamw.")
+        if train.ema_decay is not None:
+            raise UserError(
+                "--train.optimizer schedule_free_adamw averages the weights itself; leave --train.ema-decay out."
+            )
+    if train.optimizer == "prodigy":
+        check_prodigy(config)
     if loss.max_timestep is not None and loss.max_timestep < loss.min_timestep:
         raise UserError(f"--loss.max-timestep {loss.max_timestep} is below --loss.min-timestep {loss.min_timestep}.")
 
 
-def check_timesteps(config: Config, total: int) -> None:
-    """Refuses timesteps that the base model's schedule of `total` steps does not have.
+def check_tokens(config: Config) -> None:
+    """Refuses what does not go with new words."""
+    train, text = config.train, config.text
+    if not text.initializer:
+        last_class_word(config)
+    if text.token_phase == "first" and not 0 < token_steps(config) < train.steps:
+        raise UserError(
+            f"--text.token-share {text.token_share} of {train.steps} steps leaves none for the new words or none for "
+            "the rest; set another share, or --text.token-phase together."
+        )
+    if text.token_phase != "alone":
+        return
+    for key, given in (("--train.text-encoder", train.text_encoder), ("--lora.rank", config.lora.rank)):
+        if given:
+            raise UserError(f"{key} trains more than the new words; leave it out, or set --text.token-phase together.")
+    if train.learning_rate is not None:
+        raise UserError(
+            "--train.learning-rate is the UNet's, which is frozen; leave it out (or None) and set "
+            "--text.token-learning-rate."
+        )
+    if config.prior_rows:
+        raise UserError(
+            "--text.token-phase alone keeps the model as it is, and class prompts hold no new word, so prior rows "
+            "would teach nothing; set --train.prior-weight 0."
+        )
+
+
+def check_prodigy(config: Config) -> None:
+    """Refuses learning rates with which Prodigy, which finds the rate itself, would hardly move."""
+    trains_unet = not (config.text.new_tokens and config.text.token_phase == "alone")
+    rates = {
+        "--train.learning-rate": peak_rate(config) if trains_unet else 1.0,
+        "--text.learning-rate": config.text.learning_rate or 1.0,
+        "--text.token-learning-rate": config.text.token_learning_rate if config.text.new_tokens else 1.0,
+    }
+    for key, rate in rates.items():
+        if rate < PRODIGY_RATES:
+            raise UserError(f"{key} {rate:g} only scales the rate that --train.optimizer prodigy finds; set it to 1.")
+
+
+def check_schedule(config: Config, schedule: Schedule) -> None:
+    """Refuses timesteps that the base model's schedule does not have, and a weight that is infinite on it.
 
     Raises:
-        UserError: the message names the flag and the last timestep.
+        UserError: the message names the flag and what the schedule allows.
     """
+    loss, last = config.loss, schedule.num_train_timesteps - 1
     for key in ("min_timestep", "max_timestep"):
-        value = getattr(config.loss, key)
-        if value is not None and value >= total:
-            raise UserError(f"{flag(f'loss.{key}')} {value} is beyond the schedule's last timestep, {total - 1}.")
+        value = getattr(loss, key)
+        if value is not None and value > last:
+            raise UserError(f"{flag(f'loss.{key}')} {value} is beyond the schedule's last timestep, {last}.")
+    highest = last if loss.max_timestep is None else loss.max_timestep
+    for key in ("weighting", "prior_weighting"):
+        if getattr(loss, key) == "vlb" and schedule.alphas_cumprod[highest] == 0:
+            raise UserError(
+                f"{flag(f'loss.{key}')} vlb is infinite at this model's last timestep, which is pure noise; "
+                f"set --loss.max-timestep {last - 1}, or choose min_snr."
+            )

@@ -22,8 +22,8 @@ from jaxbooth.pipeline import Base
 from jaxbooth.run_folder import RunFolder
 from jaxbooth.sampling import Painter, Settings, check_resolution
 from jaxbooth.text import TextSide, warn_about_lost_text
-from jaxbooth.training.checks import check_timesteps
-from jaxbooth.training.trainable import trained_shapes
+from jaxbooth.training.checks import check_schedule
+from jaxbooth.training.trainable import read_start, trained_shapes
 from jaxbooth.weights.diffusers_dir import read_json, weight_files
 
 SHEET_COLUMNS = 5
@@ -57,18 +57,21 @@ class Inputs:
 def read_inputs(config: Config, base: Base) -> Inputs:
     """Scans the pictures, opens everything that could turn out unusable later, and says what the run will do."""
     check_resolution(base, config.resolution, "--data.resolution")
-    check_timesteps(config, base.schedule.num_train_timesteps)
+    check_schedule(config, base.schedule)
     make_grid(base.schedule, config.validation.sampler, config.validation.steps, "--validation.steps")
     if config.prior_rows:
         make_grid(base.schedule, config.prior.sampler, config.prior.steps, "--prior.steps")
     for component in base.components:
         weight_files(base.folder / component)
-    trained_shapes(base, config)
+    trained = trained_shapes(base, config)
+    if config.lora.init:
+        read_start(base, config, trained)
     instances = [scan_subject(config, index) for index in range(len(config.subjects))]
     for index, folder in enumerate(instances):
         skipped = f", {folder.skipped} other file(s) skipped" if folder.skipped else ""
         say(f"instance: {len(folder.pictures)} picture(s) in {config.subjects[index].instance_dir}{skipped}")
     check_new_words(config, instances)
+    check_masks(config, instances)
     classes, class_of = open_class_sets(config, base) if config.prior_rows else ([], [0] * len(instances))
     for classset in classes:
         say(f"prior on, weight {config.train.prior_weight}: {classset.plan()}")
@@ -90,6 +93,13 @@ def check_new_words(config: Config, instances: list[Folder]) -> None:
     for word in config.text.new_tokens:
         if not any(word in caption for caption in captions):
             raise UserError(f"--text.new-tokens {word}: no instance caption has this word; write it in the prompt.")
+
+
+def check_masks(config: Config, instances: list[Folder]) -> None:
+    """Raises UserError where masks are asked for and no picture has one."""
+    pictures = [picture for folder in instances for picture in folder.pictures]
+    if config.data.masks and all(open_picture(picture.path, masked=True).mask is None for picture in pictures):
+        raise UserError("--data.masks: no picture has a mask, neither <stem>.mask.png beside it nor an alpha channel.")
 
 
 def shapes_of(config: Config, base: Base, instances: list[Folder]) -> dict[tuple[int, int], list[list[Picture]]]:

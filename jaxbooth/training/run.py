@@ -13,7 +13,7 @@ from jaxbooth.config import Config
 from jaxbooth.console import say
 from jaxbooth.devices import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.errors import RunFailure
-from jaxbooth.exports import export_result
+from jaxbooth.exports import export_result, natural_format
 from jaxbooth.params import Params, cast_matrices, flatten_components, join
 from jaxbooth.pipeline import Base, load_params
 from jaxbooth.run_folder import RunFolder, claim, fill_resolution, read_base, resolve_paths, state_of
@@ -38,6 +38,7 @@ from jaxbooth.training.step import REFERENCE, make_dispatch, make_task
 from jaxbooth.training.trainable import initial_values, on_mesh, trained_shapes, whole_components
 from jaxbooth.training.watch import Watch
 from jaxbooth.training.writer import Writer
+from jaxbooth.verify import verify_export
 
 
 @dataclass(frozen=True)
@@ -194,9 +195,13 @@ class Job:
 
     def export(self, state: TrainState) -> None:
         """Writes the result in its natural format; once it is whole, that of a shorter run makes room."""
-        fresh = self.run.export.with_suffix(".new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        export_result(self.config, self.base, result_params(state), self.mesh, fresh)
+        aside = self.run.root / ".export"
+        shutil.rmtree(aside, ignore_errors=True)
+        fresh, kind = aside / self.run.root.name, natural_format(self.config)  # files are named after their folder
+        what = (self.config, self.base, result_params(state), self.mesh, fresh, kind, "base")
+        export_result(*what)
+        found = verify_export(*what, with_torch=False)
         shutil.rmtree(self.run.export, ignore_errors=True)
         fresh.replace(self.run.export)
-        say(f"exported: {self.run.export}")
+        aside.rmdir()
+        say(f"exported: {self.run.export}, {', '.join(found)}")

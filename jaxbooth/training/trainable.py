@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxbooth.config import Config
 from jaxbooth.console import say, warn
 from jaxbooth.errors import UserError
-from jaxbooth.models.lora import DOWN, UP, Lora, adapter_shapes, initial_adapters, lora_of, target_layers
+from jaxbooth.models.lora import DOWN, MAGNITUDE, UP, Lora, adapter_shapes, initial_adapters, lora_of, target_layers
 from jaxbooth.params import AnyArray, Params, Shapes
 from jaxbooth.pipeline import Base
 from jaxbooth.sharding import placement
@@ -75,6 +75,11 @@ def initial_values(base: Base, config: Config, trained: Trained, params: Mapping
         params: component -> the base model's parameters.
     """
     lora_file = read_start(base, config, trained) if config.lora.init else None
+    if lora_file:
+        total = sum(".lora_" in leaf for shapes in trained.values() for leaf in shapes)
+        missing = total - len(lora_file.adapters)
+        if missing:
+            warn(f"{config.lora.init} has no values for {missing} of {total} trained tensors; those start afresh.")
     embeddings = {}
     if base.text.new_tokens:
         word = config.text.initializer or last_class_word(config)
@@ -107,7 +112,7 @@ def read_start(base: Base, config: Config, trained: Trained) -> LoraWeights:
     """Reads --lora.init and makes sure that this run can go on from it.
 
     Raises:
-        UserError: its rank or its layers are not this run's.
+        UserError: its rank, its layers or its kind are not this run's.
     """
     path, rank = config.lora.init, config.lora.rank or 0
     assert path is not None
@@ -120,12 +125,11 @@ def read_start(base: Base, config: Config, trained: Trained) -> LoraWeights:
             f"{path} holds {len(surplus)} adapter tensor(s) that this run does not train, such as {surplus[0]}; "
             "widen --lora.targets, or set --train.text-encoder or --lora.dora."
         )
+    if config.lora.dora and not any(name.endswith(MAGNITUDE) for name in lora.adapters):
+        raise UserError(f"{path} has no magnitudes, so it is no DoRA to go on from; leave --lora.dora out.")
     largest = max(value.shape[-1] for name, value in lora.adapters.items() if name.endswith(DOWN))
     if largest > rank:
         raise UserError(f"{path} has rank {largest}, more than --lora.rank {rank}; raise it to {largest}.")
-    missing = len(expected) - len(lora.adapters)
-    if missing:
-        warn(f"{path} has no values for {missing} of {len(expected)} trained tensors; those start afresh.")
     return lora
 
 

@@ -169,7 +169,8 @@ def save_component(params: Mapping[str, AnyArray], origin: Path, out: Path, dtyp
     for index in origin.glob("*.safetensors.index.json"):
         content = read_json(index)
         content["metadata"]["total_size"] = size
-        (out / index.name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        content["weight_map"] = {name: plain_name(file) for name, file in content["weight_map"].items()}
+        (out / plain_name(index.name)).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def plain_name(file: str) -> str:
@@ -188,4 +189,5 @@ def export_tensor(
     kept = DTYPES[tensors.get_slice(stored).get_dtype()]
     is_bare_clip = stored.startswith(("embeddings.", "encoder.layers.", "final_layer_norm."))
     exported = f"text_model.{stored}" if is_bare_clip else stored  # readers before transformers 5 need the prefix
-    return exported, export_array(name, np.asarray(params[name])).astype(dtype or kept)
+    with np.errstate(over="ignore"):  # an overflow to infinity is found when the export is verified
+        return exported, export_array(name, np.asarray(params[name])).astype(dtype or kept)

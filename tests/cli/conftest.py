@@ -9,8 +9,9 @@ from PIL import Image
 
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.cli import main
-from jaxbooth.config import Config, TrainConfig, dump_config
+from jaxbooth.config import Config, dump_config
 from jaxbooth.pipeline import Base, load_params
+from jaxbooth.sections import TrainConfig
 from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.state import initial_state
@@ -48,7 +49,7 @@ def trained(tmp_path_factory, mesh) -> Path:
     (folder / "config.yaml").write_text(dump_config(config))
     unet = load_params(Base.read(DEMO_MODEL), mesh, ("unet",), ("unet",))
     checkpoints = Checkpoints(folder / "checkpoints", 1)
-    checkpoints.save(initial_state(unet, make_optimizer(config.train), False, mesh), 1, config)
+    checkpoints.save(initial_state(unet, make_optimizer(config), False, mesh), 1, config)
     checkpoints.close()
     return folder
 

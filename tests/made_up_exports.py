@@ -1,0 +1,88 @@
+"""Small models of both kinds, and runs on them with made-up results, exported."""
+
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+
+from jaxbooth.assets import DEMO_MODEL
+from jaxbooth.exports import export_result
+from jaxbooth.models.lora import MAGNITUDE
+from jaxbooth.pipeline import Base, load_params
+from jaxbooth.training.trainable import on_mesh, prepare_base, trained_shapes
+from jaxbooth.verify import verify_export
+from jaxbooth.verify_torch import compare_with_torch
+
+from .training import configure
+
+FULL = {"text_encoder": True}
+LORA = {"text_encoder": True, "lora": {"rank": 4, "alpha": 2.0, "targets": "attention+ff+conv"}}
+DORA = {"lora": {"rank": 3, "alpha": 5.0, "dora": True, "rslora": True}}
+WORDS = {"text": {"new_tokens": ("<sks>", "<toy>"), "vectors_per_token": 2}}
+ALONE = {"text": {"new_tokens": ("<sks>",), "vectors_per_token": 2, "token_phase": "alone"}}
+
+CLIP = {"vocab_size": 2246, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "max_position_embeddings": 32, "eos_token_id": 2245, "bos_token_id": 2244, "pad_token_id": 2245}  # fmt: skip
+LEVELS = {"block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8, "sample_size": 16,
+          "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+          "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}  # fmt: skip
+ADDED = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8,
+         "projection_class_embeddings_input_dim": 24 + 6 * 8}  # fmt: skip
+
+
+def tower(kind: type, **config) -> torch.nn.Module:
+    return kind(transformers.CLIPTextConfig(**CLIP, **config))
+
+
+def write_models(root: Path) -> dict[str, Path]:
+    """Writes random models with two small levels, as diffusers saves them: SD 1.x in float16 and SDXL in float32."""
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKL(block_out_channels=(16,), norm_num_groups=8, sample_size=16)
+    read, clip = transformers.CLIPTokenizer.from_pretrained, transformers.CLIPTextModel
+    words = read(DEMO_MODEL / "tokenizer")
+    scheduler = diffusers.DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1)
+    unet = diffusers.UNet2DConditionModel(**LEVELS, cross_attention_dim=32, attention_head_dim=2)
+    sd = diffusers.StableDiffusionPipeline(
+        vae, tower(clip, hidden_size=32), words, unet, scheduler, None, None, requires_safety_checker=False
+    )
+    unet = diffusers.UNet2DConditionModel(
+        **LEVELS, **ADDED, cross_attention_dim=32 + 48, attention_head_dim=(2, 4), use_linear_projection=True
+    )
+    first = tower(clip, hidden_size=32)
+    second = tower(transformers.CLIPTextModelWithProjection, hidden_size=48, projection_dim=24, hidden_act="gelu")
+    xl = diffusers.StableDiffusionXLPipeline(vae, first, second, words, read(DEMO_MODEL / "tokenizer"), unet, scheduler)
+    xl.save_pretrained(root / "sdxl")
+    sd.to(torch.float16).save_pretrained(root / "sd")
+    return {name: root / name for name in ("sd", "sdxl")}
+
+
+class Export:
+    """A run's made-up result, exported into `out`."""
+
+    def __init__(self, base: Base, mesh, out: Path, kind: str, dtype: str, settings: dict):
+        self.config = configure((1, 1), **settings)
+        self.base, self.mesh, self.out, self.kind, self.dtype = prepare_base(base, self.config), mesh, out, kind, dtype
+        self.trained = on_mesh(self.made_up(), mesh)
+        export_result(self.config, self.base, self.trained, mesh, out, kind, dtype)
+
+    def made_up(self) -> dict[str, dict[str, np.ndarray]]:
+        """Values as training might have left them: parameters moved a little, small adapters and embeddings."""
+        draw, found = np.random.default_rng(0), {}
+        whole = load_params(self.base, self.mesh, self.base.components)
+        for component, shapes in trained_shapes(self.base, self.config).items():
+            for name, leaf in shapes.items():
+                start = whole[component].get(name, float(name.endswith(MAGNITUDE)))
+                found.setdefault(component, {})[name] = np.asarray(start) + 0.03 * draw.normal(size=leaf.shape)
+        return found
+
+    @property
+    def arguments(self) -> tuple:
+        return self.config, self.base, self.trained, self.mesh, self.out, self.kind, self.dtype
+
+    def verify(self, with_torch: bool = False) -> list[str]:
+        return verify_export(*self.arguments, with_torch)
+
+    def compare(self) -> str:
+        return compare_with_torch(*self.arguments)

@@ -1,0 +1,224 @@
+"""Settings that contradict each other are refused in one sentence; those that go together pass."""
+
+import re
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from jaxbooth.assets import DEMO_MODEL
+from jaxbooth.config import Config, explain, load_config
+from jaxbooth.data.images import Folder, Picture
+from jaxbooth.diffusion.schedule import read_schedule
+from jaxbooth.errors import UserError
+from jaxbooth.pipeline import Base
+from jaxbooth.training.checks import check_config, check_schedule
+from jaxbooth.training.optimizer import make_optimizer
+from jaxbooth.training.prepare import check_masks, check_new_words
+from jaxbooth.training.trainable import trained_shapes
+
+WORD = {"instance_prompt": "a photo of <sks>"}
+NEW = {"new_tokens": ("<sks>",)}
+LORA = {"rank": 4}
+SUBJECTS = [
+    {"instance_dir": "cats", "instance_prompt": "a <a> cat", "class_prompt": "a cat"},
+    {"instance_dir": "dogs", "instance_prompt": "a <b> dog", "class_prompt": "a dog"},
+]
+
+
+def several(*changes: dict[str, Any]) -> dict[str, Any]:
+    """A data section of SUBJECTS, each with its changes."""
+    filled = [*changes, *({} for _ in SUBJECTS)][: len(SUBJECTS)]
+    none = dict.fromkeys(("instance_dir", "instance_prompt", "class_prompt"))
+    return none | {"subjects": [subject | change for subject, change in zip(SUBJECTS, filled, strict=True)]}
+
+
+def configure(**sections: dict[str, Any]) -> Config:
+    """A run that passes, with changes."""
+    data = {"instance_dir": "cats", "instance_prompt": "a sks cat", "class_prompt": "a cat"}
+    return Config.model_validate(sections | {"data": data | sections.get("data", {})})
+
+
+# Options that would do nothing
+
+IDLE = [
+    ({"text": {"learning_rate": 1e-6}}, "--text.learning-rate is the text encoder's rate, and it is frozen"),
+    ({"lora": {"alpha": 8}}, "--lora.alpha needs --lora.rank"),
+    ({"lora": {"rslora": True}}, "--lora.rslora needs --lora.rank"),
+    ({"lora": {"dora": True}}, "--lora.dora needs --lora.rank"),
+    ({"lora": {"targets": "attention+ff"}}, "--lora.targets needs --lora.rank"),
+    ({"lora": {"init": "a.safetensors"}}, "--lora.init needs --lora.rank"),
+    ({"text": {"vectors_per_token": 2}}, "--text.vectors-per-token needs --text.new-tokens"),
+    ({"text": {"initializer": "dog"}}, "--text.initializer needs --text.new-tokens"),
+    ({"text": {"token_learning_rate": 1e-3}}, "--text.token-learning-rate needs --text.new-tokens"),
+    ({"text": {"token_phase": "first"}}, "--text.token-phase needs --text.new-tokens"),
+    ({"text": NEW | {"token_share": 0.2}, "data": WORD}, "--text.token-share only acts with --text.token-phase first"),
+    ({"loss": {"huber_c": 0.2}}, "--loss.huber-c only acts with --loss.kind huber"),
+    ({"loss": {"timestep_mean": 0.5}}, "--loss.timestep-mean only acts with --loss.timesteps logit_normal"),
+    ({"loss": {"timestep_std": 0.5}}, "--loss.timestep-std only acts with --loss.timesteps logit_normal"),
+    ({"data": {"random_crops": 2}}, "--data.random-crops only acts with --data.crop random"),
+    ({"loss": {"snr_gamma": 1}}, "--loss.snr-gamma only acts with --loss.weighting min_snr"),
+    ({"loss": {"prior_weighting": "snr"}, "train": {"prior_weight": 0}}, "--loss.prior-weighting is about prior rows"),
+    ({"loss": {"prior_target": "frozen"}, "train": {"prior_batch_size": 0}}, "--loss.prior-target is about prior rows"),
+    ({"train": {"prior_batch_size": 3, "prior_weight": 0}}, "--train.prior-batch-size has no effect with --train.prior-"),
+    ({"train": {"prior_batch_size": 0, "prior_weight": 0.5}}, "--train.prior-weight has no effect with --train.prior-b"),
+    ({"train": {"optimizer": "adafactor", "b1": 0.5}}, "--train.b1 does nothing with --train.optimizer adafactor"),
+    ({"train": {"optimizer": "adafactor", "b2": 0.5}}, "--train.b2 does nothing with --train.optimizer adafactor"),
+    ({"train": {"optimizer": "lion", "eps": 1e-6}}, "--train.eps does nothing with --train.optimizer lion"),
+]  # fmt: skip
+
+# Subjects, classes and rows
+
+INPUTS = [
+    ({"data": {"instance_dir": None}}, "--data.instance-dir is missing"),
+    ({"data": {"instance_prompt": " "}}, "--data.instance-prompt is missing"),
+    ({"data": {"class_prompt": None}}, "--data.class-prompt is missing: .* or set --train.prior-weight 0"),
+    ({"data": {"class_dir": "./cats"}}, "--data.instance-dir and --data.class-dir are both cats; they must differ"),
+    ({"data": several() | {"instance_dir": "cats"}}, "--data.instance-dir and data.subjects exclude each other"),
+    ({"data": several() | {"class_prompt": "a cat"}}, "--data.class-prompt and data.subjects exclude each other"),
+    ({"data": several({}, {"instance_prompt": ""})}, "data.subjects, entry 2: instance_prompt is empty"),
+    ({"data": several({}, {"class_prompt": None})}, "data.subjects, entry 2: class_prompt is missing"),
+    ({"data": several({}, {"instance_prompt": "a <a> cat"})}, "entry 2: 'a <a> cat' is another subject's prompt too"),
+    ({"data": several({"class_dir": "dogs"})}, "--data.instance-dir and --data.class-dir are both dogs"),
+    ({"data": WORD | {"class_prompt": "a photo of <sks>"}, "text": NEW}, "--data.class-prompt holds the new word <sks>"),
+    ({"data": several({}, {"class_prompt": "a <b>"}), "text": {"new_tokens": ("<b>",)}}, "entry 2: .* new word <b>"),
+    ({"train": {"batch_size": 3, "accumulation": 2}}, "--train.batch-size 3 is not a multiple of --train.accumulation"),
+    ({"train": {"batch_size": 2, "prior_batch_size": 3, "accumulation": 2}}, "--train.prior-batch-size 3 is not a"),
+    ({"validation": {"prompts": ("a", " ")}}, "--validation.prompts holds an empty prompt"),
+]  # fmt: skip
+
+# Parts of the training
+
+ALONE = NEW | {"token_phase": "alone"}
+OFF = {"prior_weight": 0}
+TRAINING = [
+    ({"text": ALONE, "train": OFF | {"text_encoder": True}}, "--train.text-encoder trains more than the new words"),
+    ({"text": ALONE, "train": OFF, "lora": LORA}, "--lora.rank trains more than the new words"),
+    ({"text": ALONE, "train": OFF | {"learning_rate": 1e-4}}, "--train.learning-rate is the UNet's, which is frozen"),
+    ({"text": ALONE}, "--text.token-phase alone .* prior rows would teach nothing; set --train.prior-weight 0"),
+    ({"text": NEW, "train": OFF, "data": {"class_prompt": None}}, "--text.initializer is missing"),
+    ({"text": NEW | {"token_phase": "first"}, "train": {"steps": 1}}, "--text.token-share 0.5 of 1 steps leaves none"),
+    ({"text": NEW | {"token_phase": "first", "token_share": 0.99}, "train": {"steps": 10}}, "0.99 of 10 steps leaves"),
+    ({"text": NEW, "train": {"optimizer": "schedule_free_adamw"}}, "schedule_free_adamw knows one learning rate"),
+    ({"text": {"learning_rate": 1e-6}, "train": {"text_encoder": True, "optimizer": "schedule_free_adamw"}}, "knows one"),
+    ({"train": {"optimizer": "schedule_free_adamw", "ema_decay": 0.9}}, "averages the weights itself; leave --train.ema"),
+    ({"train": {"optimizer": "prodigy", "learning_rate": 1e-4}}, "--train.learning-rate 0.0001 only scales .* to 1"),
+    ({"text": NEW, "train": {"optimizer": "prodigy"}}, "--text.token-learning-rate 0.0005 only scales"),
+    ({"loss": {"min_timestep": 9, "max_timestep": 8}}, "--loss.max-timestep 8 is below --loss.min-timestep 9"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sections", "sentence"), IDLE + INPUTS + TRAINING)
+def test_a_contradiction_is_named(sections, sentence):
+    with pytest.raises(UserError, match=sentence.replace("--", r"\-\-")) as refusal:
+        check_config(configure(**sections))
+    assert re.fullmatch(r"[^\n]*[^.\s]\.", str(refusal.value))
+
+
+@pytest.mark.parametrize("name", ["demo", "sd15", "sd15-lora", "sd21", "sdxl-lora"])
+def test_shipped_configurations_pass(name):
+    config = load_config(name)
+    data = configure().data if config.data.instance_dir is None else config.data
+    check_config(config.model_copy(update={"data": data}))
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"train": OFF, "data": {"class_prompt": None}},
+        {"train": {"prior_batch_size": 0}, "data": {"class_prompt": None}},
+        {"train": {"prior_batch_size": 0}, "data": {"class_dir": "cats"}},
+        {"train": {"text_encoder": True}, "text": {"learning_rate": 1e-6}, "lora": LORA | {"dora": True}},
+        {"loss": {"snr_gamma": 1, "prior_weighting": "min_snr"}},
+        {"loss": {"min_timestep": 8, "max_timestep": 8}},
+        {"text": NEW | {"token_phase": "first", "token_share": 0.2}, "lora": LORA},
+        {"text": ALONE, "train": OFF},
+        {"text": ALONE | {"token_learning_rate": 1}, "train": OFF | {"optimizer": "prodigy"}},
+        {"text": NEW | {"initializer": "dog"}, "train": OFF, "data": WORD | {"class_prompt": None}},
+        {"train": {"optimizer": "schedule_free_adamw", "warmup_steps": 10}, "lora": LORA},
+        {"data": several({"class_dir": "birds"}), "train": {"batch_size": 4, "accumulation": 2}},
+        {"data": several({}, {"instance_dir": "cats", "class_prompt": "a cat"})},
+    ],
+)
+def test_what_goes_together_passes(sections):
+    check_config(configure(**sections))
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"), [("lora", "rank", 0), ("text", "chunks", 0), ("text", "dropout", 1)]
+)
+def test_a_value_that_no_run_can_use_is_named(section, key, value):
+    with pytest.raises(ValueError, match=key) as error:
+        Config.model_validate({section: {key: value}})
+    assert f"{section}.{key} = {value} is not valid" in str(explain(error.value, "run.yaml"))
+
+
+# What only the base model can tell
+
+
+ZERO = read_schedule({"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"})
+PLAIN = read_schedule({"prediction_type": "v_prediction"})
+
+
+@pytest.mark.parametrize("key", ["min_timestep", "max_timestep"])
+def test_a_timestep_beyond_the_schedule_is_refused(key):
+    check_schedule(configure(loss={key: 999}), PLAIN)
+    with pytest.raises(UserError, match=rf"--loss\.{key.replace('_', '-')} 1000 is beyond .* last timestep, 999"):
+        check_schedule(configure(loss={key: 1000}), PLAIN)
+
+
+@pytest.mark.parametrize("key", ["weighting", "prior_weighting"])
+def test_an_infinite_weight_at_zero_terminal_snr_is_refused(key):
+    check_schedule(configure(loss={key: "vlb"}), PLAIN)
+    check_schedule(configure(loss={key: "vlb", "max_timestep": 998}), ZERO)
+    with pytest.raises(UserError, match=rf"--loss\.{key.replace('_', '-')} vlb .* --loss\.max-timestep 998"):
+        check_schedule(configure(loss={key: "vlb"}), ZERO)
+
+
+@pytest.mark.parametrize("targets", [r"unet\.no_such_layer", r"text_encoder\..*", "conv_in"])
+def test_targets_that_match_nothing_are_refused(targets, base):
+    with pytest.raises(UserError, match=re.escape(f"--lora.targets {targets!r} matches no layer of the unet")):
+        trained_shapes(base, configure(lora=LORA | {"targets": targets}))
+
+
+def test_targets_have_to_match_a_layer_of_every_trained_component(base):
+    config = configure(lora=LORA | {"targets": r"unet\.conv_in"}, train={"text_encoder": True})
+    with pytest.raises(UserError, match="matches no layer of the text_encoder"):
+        trained_shapes(base, config)
+
+
+@pytest.mark.parametrize("clip_skip", [4, 12])
+def test_leaving_out_every_layer_is_refused(clip_skip):
+    Base.read(DEMO_MODEL, clip_skip=3)
+    with pytest.raises(UserError, match=rf"--text\.clip-skip {clip_skip} leaves nothing .* of 4 layers"):
+        Base.read(DEMO_MODEL, clip_skip=clip_skip)
+
+
+@pytest.mark.parametrize(("share", "steps"), [(0.5, 100), (0.1, 500)])
+def test_a_warmup_longer_than_a_phase_is_refused(share, steps):
+    text = NEW | {"token_phase": "first", "token_share": share}
+    make_optimizer(configure(text=text, train={"steps": steps, "warmup_steps": 49}))
+    with pytest.raises(UserError, match=r"--train\.warmup-steps 50 leaves nothing of the 50 steps"):
+        make_optimizer(configure(text=text, train={"steps": steps, "warmup_steps": 50}))
+
+
+# What only the pictures can tell
+
+
+def test_a_new_word_that_no_caption_has_is_refused(tmp_path):
+    config = configure(text={"new_tokens": ("<a>", "<b>")})
+    folder = Folder([Picture(tmp_path / "0.png", "a photo of <a>"), Picture(tmp_path / "1.png", "a cat")], 0)
+    check_new_words(config, [folder, Folder([Picture(tmp_path / "2.png", "<b>")], 0)])
+    with pytest.raises(UserError, match="--text.new-tokens <b>: no instance caption has this word"):
+        check_new_words(config, [folder])
+
+
+def test_masks_that_no_picture_has_are_refused(tmp_path):
+    found = []
+    for index, mode in enumerate(("RGB", "RGBA")):
+        Image.new(mode, (8, 8), "red").save(tmp_path / f"{index}.png")
+        found.append(Picture(tmp_path / f"{index}.png", "a cat"))
+    check_masks(configure(), [Folder(found[:1], 0)])
+    check_masks(configure(data={"masks": True}), [Folder(found, 0)])
+    with pytest.raises(UserError, match="--data.masks: no picture has a mask"):
+        check_masks(configure(data={"masks": True}), [Folder(found[:1], 0)])

@@ -1,0 +1,153 @@
+"""Which folders are refused, and that the message names what they are."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxbooth.errors import UserError
+from jaxbooth.files import write_json
+from jaxbooth.pipeline import Base
+from jaxbooth.weights.diffusers_dir import read_json
+from tests.small_models import FAMILIES, write_model
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    return {family: write_model(family, tmp_path_factory.mktemp("models") / family) for family in FAMILIES}
+
+
+@pytest.fixture
+def copy_of(models, tmp_path):
+    """A folder's copy with other values: file -> key -> value."""
+
+    def make(family: str, changes: dict[str, dict[str, Any]]) -> Path:
+        folder = shutil.copytree(models[family], tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+        for file, values in changes.items():
+            path = folder / file
+            write_json(path, read_json(path) | values)
+        return folder
+
+    return make
+
+
+def refusal(folder: Path, **options: Any) -> str:
+    """The message, less the path of the folder."""
+    with pytest.raises(UserError) as error:
+        Base.read(folder, "float32", **options)
+    return re.sub(rf"{folder}/?", "", str(error.value))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_is_read(models, family):
+    base = Base.read(models[family], "float32")
+    towers = ("text_encoder", "text_encoder_2") if family == "sdxl" else ("text_encoder",)
+    assert base.components == ("unet", "vae", *towers)
+    assert base.text.is_xl == (family == "sdxl")
+    assert base.text.width == base.unet_config.cross_attention_dim
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("StableDiffusion3Pipeline", "Stable Diffusion 3"),
+        ("FluxPipeline", "FLUX"),
+        ("FluxKontextPipeline", "FLUX"),
+        ("StableDiffusionXLImg2ImgPipeline", "the SDXL refiner"),
+        ("StableDiffusionInpaintPipeline", "an inpainting model"),
+        ("StableDiffusionXLInpaintPipeline", "an SDXL inpainting model"),
+        ("StableDiffusionDepth2ImgPipeline", "a depth model"),
+        ("StableDiffusionUpscalePipeline", "an upscaler"),
+        ("StableDiffusionInstructPix2PixPipeline", "InstructPix2Pix"),
+        ("PixArtSigmaPipeline", "PixArt"),
+    ],
+)
+def test_a_model_of_another_kind_is_named(copy_of, kind, name):
+    message = refusal(copy_of("sd15", {"model_index.json": {"_class_name": kind}}))
+    assert message.startswith(f"model_index.json: {name} ({kind}) is not supported; ")
+
+
+@pytest.mark.parametrize("kind", ["AFuturePipeline", None])
+def test_an_unknown_class_is_named(copy_of, kind):
+    message = refusal(copy_of("sd15", {"model_index.json": {"_class_name": kind}}))
+    assert message.startswith(f"model_index.json: {kind} is not supported; jaxbooth trains Stable Diffusion 1.x")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("channels", "name"), [(9, "an inpainting model"), (8, "an image-editing model")])
+def test_a_unet_with_more_input_channels_is_named(copy_of, family, channels, name):
+    message = refusal(copy_of(family, {"unet/config.json": {"in_channels": channels}}))
+    assert message == f"unet/config.json: in_channels {channels} is not the VAE's 4; {name} cannot be trained."
+
+
+def test_the_refiners_unet_is_named(copy_of):
+    # five numbers of 8 features instead of six, and the second text encoder alone
+    changes = {"projection_class_embeddings_input_dim": 16 + 5 * 8, "cross_attention_dim": 40}
+    message = refusal(copy_of("sdxl", {"unet/config.json": changes}))
+    assert message == "unet/config.json is the SDXL refiner's, which cannot be trained; use an SDXL base model."
+
+
+def test_a_pooled_width_that_does_not_fit_is_named(copy_of):
+    message = refusal(copy_of("sdxl", {"unet/config.json": {"projection_class_embeddings_input_dim": 64 + 3}}))
+    assert "projection_class_embeddings_input_dim 67 does not fit text_encoder_2's projection_dim 16" in message
+
+
+@pytest.mark.parametrize(
+    ("unet", "index", "found", "family"),
+    [("sdxl", "sd15", "an SDXL UNet", "Stable Diffusion 1.x or 2.x"), ("sd15", "sdxl", "not an SDXL UNet", "SDXL")],
+)
+def test_the_unet_of_another_family_is_named(models, copy_of, unet, index, found, family):
+    folder = copy_of(index, {"unet/config.json": {}})
+    shutil.copy(models[unet] / "unet" / "config.json", folder / "unet" / "config.json")
+    message = refusal(folder)
+    assert message.startswith(f"unet/config.json is {found}, but model_index.json says {family}; ")
+
+
+def test_a_text_encoder_of_another_width_is_named(copy_of):
+    message = refusal(copy_of("sd21", {"text_encoder/config.json": {"hidden_size": 32}}))
+    assert message.startswith("unet/config.json: cross_attention_dim 24 does not fit the text encoder's width 32; ")
+
+
+@pytest.mark.parametrize("kind", ["text", "text_image", "image"])
+def test_added_conditions_of_another_model_are_named(copy_of, kind):
+    message = refusal(copy_of("sd15", {"unet/config.json": {"addition_embed_type": kind}}))
+    assert message.startswith(f"unet/config.json: addition_embed_type = '{kind}' is not supported; ")
+
+
+@pytest.mark.parametrize(("family", "most"), [("sd15", 2), ("sd21", 2), ("sdxl", 1)])
+def test_a_clip_skip_that_leaves_no_layer_is_refused(models, family, most):
+    assert Base.read(models[family], "float32", clip_skip=most).text.clip_skip == most
+    message = refusal(models[family], clip_skip=most + 1)
+    assert message == f"--text.clip-skip {most + 1} leaves nothing of a text encoder of 3 layers."
+
+
+@pytest.mark.parametrize("part", ["text_encoder_2", "tokenizer_2", "text_encoder", "unet", "vae", "scheduler"])
+def test_a_missing_folder_is_named(copy_of, part):
+    folder = copy_of("sdxl", {})
+    shutil.rmtree(folder / part)
+    message = refusal(folder)
+    assert message.startswith(part)
+    assert "is missing" in message or "holds no tokenizer" in message
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["model_index.json", "unet/config.json", "vae/config.json", "text_encoder_2/config.json",
+     "scheduler/scheduler_config.json", "tokenizer_2/vocab.json", "tokenizer_2/merges.txt"],
+)  # fmt: skip
+def test_a_torn_file_is_named(copy_of, file):
+    folder = copy_of("sdxl", {})
+    content = (folder / file).read_text()
+    (folder / file).write_text(content[: len(content) // 2])
+    message = refusal(folder)
+    assert message.startswith(file if "tokenizer" not in file else "tokenizer_2")
+    assert "is not valid JSON" in message or "cannot be read" in message
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null"])
+def test_a_file_that_holds_no_object_is_named(copy_of, content):
+    folder = copy_of("sd15", {})
+    (folder / "unet" / "config.json").write_text(content)
+    assert refusal(folder).startswith("unet/config.json ")

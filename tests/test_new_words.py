@@ -1,0 +1,178 @@
+"""Words added to the vocabulary, against diffusers' textual inversion."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from jaxbooth.errors import UserError
+from jaxbooth.pipeline import Base, load_params
+from jaxbooth.text import NEW_TOKENS, TABLE, Text, TextSide, initial_embeddings
+from tests.sdxl import END, KINDS, LEGACY_END, in_torch, write_pipeline
+from tests.torch_parity import TOLERANCE, relative_error
+
+WORDS, VECTORS = ("<sks>", "<toy>"), 2
+FIRST = END + 1  # row of the first learned embedding, where table and tokenizer are equally long
+PROMPTS = ["a photo of a <toy> and a <sks> cat", "<sks>, an emoji", "a red apple <SKS>"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def folder(request, tmp_path_factory) -> Path:
+    return write_pipeline(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def side(folder: Path) -> TextSide:
+    return Base.read(folder, "float32").text
+
+
+def learned(side: TextSide, entries: int) -> dict[str, np.ndarray]:
+    """Embeddings as large as the table's own."""
+    draw = np.random.default_rng(1)
+    return {
+        tower.name: draw.normal(0, 0.6, (entries, tower.config.hidden_size)).astype(np.float32) for tower in side.towers
+    }
+
+
+def encode(folder: Path, side: TextSide, rows: dict[str, np.ndarray], prompts: list[str], mesh) -> Text:
+    base = Base.read(folder, "float32").with_text(side)
+    params = load_params(base, mesh, components=base.text_encoders)
+    params = {name: values | {NEW_TOKENS: rows[name]} for name, values in params.items()}
+    return jax.jit(side.encode)(params, side.tokenize(prompts))
+
+
+@torch.no_grad()
+def in_diffusers(folder: Path, rows: dict[str, np.ndarray], prompts: list[str]) -> list[np.ndarray]:
+    """Context and pooled feature after `load_textual_inversion`, which knows nothing of a prompt's capital letters."""
+    pipe = in_torch(folder)
+    for name, table in rows.items():
+        for index, word in enumerate(WORDS):
+            pipe.load_textual_inversion(
+                torch.tensor(table[VECTORS * index : VECTORS * (index + 1)]), token=word,
+                text_encoder=getattr(pipe, name), tokenizer=getattr(pipe, name.replace("text_encoder", "tokenizer")),
+            )  # fmt: skip
+    context, _, *pooled = pipe.encode_prompt(
+        [prompt.lower() for prompt in prompts], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    return [context.numpy(), *(part.numpy() for part in pooled[:1])]
+
+
+def test_prompts_with_new_words_are_encoded_as_in_diffusers(folder, side, mesh):
+    rows = learned(side, VECTORS * len(WORDS))
+    found = encode(folder, side.with_words(WORDS, VECTORS), rows, PROMPTS, mesh)
+    expected = in_diffusers(folder, rows, PROMPTS)
+    given = [part for part in found if part is not None]
+    assert len(given) == len(expected)
+    for ours, theirs in zip(given, expected, strict=True):
+        assert relative_error(ours, theirs) < TOLERANCE
+
+
+def test_each_word_is_spelled_with_all_its_vectors_in_every_tower(side):
+    new = side.with_words(WORDS, VECTORS)
+    for tower in new.towers:
+        ids = new.words(tower, "<toy>, a <SKS>")
+        assert ids[:2] == [FIRST + 2, FIRST + 3]
+        assert ids[-2:] == [FIRST, FIRST + 1]
+        assert new.words(tower, "a <sks>") == new.words(tower, "a  <SKS>")
+
+
+def test_the_text_side_itself_learns_no_word(side):
+    before = side.tokenize(["a <sks>"])
+    side.with_words(WORDS, VECTORS)
+    side.with_words(WORDS, 3)
+    np.testing.assert_equal(side.tokenize(["a <sks>"]), before)
+
+
+def test_old_configurations_find_the_end_among_larger_ids(tmp_path, mesh):
+    found = []
+    for end in (END, LEGACY_END):
+        folder = write_pipeline("sdxl", tmp_path / str(end), end)
+        side = Base.read(folder, "float32").text.with_words(WORDS, VECTORS)
+        found.append(encode(folder, side, learned(side, 4), ["a <sks> cat"], mesh).pooled)
+    np.testing.assert_allclose(found[0], found[1], atol=TOLERANCE)
+
+
+def test_learned_rows_follow_a_table_that_is_longer_than_the_vocabulary(tmp_path, mesh):
+    folder = write_pipeline("sd1", tmp_path, text={"vocab_size": END + 8})
+    side = Base.read(folder, "float32").text.with_words(("<sks>",), 1)
+    assert side.words(side.towers[0], "a <sks> cat")[1] == END + 8
+    cat = initial_embeddings(side, load_params(Base.read(folder, "float32"), mesh), "cat")
+    found = encode(folder, side, cat, ["a <sks> emoji", "a cat emoji"], mesh).context
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
+
+
+def test_new_words_start_as_the_initializers_tokens_in_turn(folder, side, mesh):
+    params = load_params(Base.read(folder, "float32"), mesh)
+    new = side.with_words(WORDS, 3)
+    found = initial_embeddings(new, params, "Red apple")
+    for tower in new.towers:
+        red, apple = (params[tower.name][TABLE][side.words(tower, word)[0]] for word in ("red", "apple"))
+        np.testing.assert_array_equal(found[tower.name], np.stack([red, apple, red] * 2))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> tuple[TextSide, Path]:
+    folder = write_pipeline("sd1", tmp_path_factory.mktemp("plain"))
+    return Base.read(folder, "float32").text, folder
+
+
+@pytest.mark.parametrize(("initializer", "message"), [("", "has no token"), ("<sks>", "is a new word itself")])
+def test_an_initializer_needs_known_tokens(plain, mesh, initializer, message):
+    side, folder = plain
+    params = load_params(Base.read(folder, "float32"), mesh)
+    with pytest.raises(UserError, match=message):
+        initial_embeddings(side.with_words(WORDS, 1), params, initializer)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("cat",), "'cat' is in the model's vocabulary already"),
+        (("cat</w>",), "'cat</w>' is in the model's vocabulary already"),
+        (("<|endoftext|>",), "is in the model's vocabulary already"),
+        (("",), "must be one word without spaces"),
+        (("my dog",), "must be one word without spaces"),
+        (("<sks> ",), "must be one word without spaces"),
+        (("MyDog",), "CLIP reads lower case only; name it 'mydog'"),
+        (("<SKS>",), "CLIP reads lower case only; name it '<sks>'"),
+        (("<sks>", "<toy>", "<sks>"), "names '<sks>' twice"),
+        (("<sks>_1", "<sks>"), "'<sks>' is part of another new word"),
+    ],
+)
+def test_a_word_that_would_be_misread_is_refused(plain, words, message):
+    with pytest.raises(UserError) as error:
+        plain[0].with_words(words, 1)
+    assert str(error.value).startswith("--text.new-tokens ")
+    assert message in str(error.value)
+
+
+def test_a_word_that_begins_like_another_is_told_apart(plain):
+    side, _ = plain
+    new = side.with_words(("<sk>", "<sks>", "zqdog"), 1)
+    ids = new.words(new.towers[0], "<sks> <sk> zqdog")
+    assert ids == [FIRST + 1, FIRST, FIRST + 2]
+
+
+def test_a_word_is_found_inside_a_longer_one_as_in_transformers(plain):
+    side, folder = plain
+    tokenizer = in_torch(folder).tokenizer
+    tokenizer.add_tokens(["zqdog"])
+    new = side.with_words(("zqdog",), 1)
+    ids = new.words(new.towers[0], "my zqdogs, <zqdog>")
+    assert ids == tokenizer("my zqdogs, <zqdog>", add_special_tokens=False).input_ids
+    assert ids.count(FIRST) == 2
+
+
+def test_a_new_word_counts_with_all_its_vectors_in_what_is_lost(plain):
+    new = plain[0].with_words(("<sks>",), 4)
+    assert new.lost_text("a cat " * 13 + "<SKS> dog") == "dog"  # 26 + 4 tokens fit
+    assert new.lost_text("a cat " * 14 + "<SKS> dog") == "<SKS> dog"
+    assert dataclasses.replace(new, chunks=2).lost_text("a cat " * 14 + "<SKS> dog") == ""
+
+
+def test_a_second_call_goes_on_after_the_first(plain):
+    new = plain[0].with_words(("<sks>",), 2).with_words(("<toy>",), 1)
+    assert new.words(new.towers[0], "<toy> <sks>") == [FIRST + 2, FIRST, FIRST + 1]
