@@ -1,7 +1,9 @@
 """Sampling and exporting: what is refused, and that nothing is written over."""
 
+import pytest
 from PIL import Image
 
+from jaxbooth.cli import main
 from jaxbooth.config import Config, dump_config
 from tests.cli.arguments import contents
 
