@@ -60,8 +60,8 @@ IDLE = [
     ({"loss": {"snr_gamma": 1}}, "--loss.snr-gamma only acts with --loss.weighting min_snr"),
     ({"loss": {"prior_weighting": "snr"}, "train": {"prior_weight": 0}}, "--loss.prior-weighting is about prior rows"),
     ({"loss": {"prior_target": "frozen"}, "train": {"prior_batch_size": 0}}, "--loss.prior-target is about prior rows"),
-    ({"train": {"prior_batch_size": 3, "prior_weight": 0}}, "--train.prior-batch-size has no effect with --train.prior-"),
-    ({"train": {"prior_batch_size": 0, "prior_weight": 0.5}}, "--train.prior-weight has no effect with --train.prior-b"),
+    ({"train": {"prior_batch_size": 3, "prior_weight": 0}}, "--train.prior-batch-size has no effect with"),
+    ({"train": {"prior_batch_size": 0, "prior_weight": 0.5}}, "--train.prior-weight has no effect with"),
     ({"train": {"optimizer": "adafactor", "b1": 0.5}}, "--train.b1 does nothing with --train.optimizer adafactor"),
     ({"train": {"optimizer": "adafactor", "b2": 0.5}}, "--train.b2 does nothing with --train.optimizer adafactor"),
     ({"train": {"optimizer": "lion", "eps": 1e-6}}, "--train.eps does nothing with --train.optimizer lion"),
@@ -80,7 +80,7 @@ INPUTS = [
     ({"data": several({}, {"class_prompt": None})}, "data.subjects, entry 2: class_prompt is missing"),
     ({"data": several({}, {"instance_prompt": "a <a> cat"})}, "entry 2: 'a <a> cat' is another subject's prompt too"),
     ({"data": several({"class_dir": "dogs"})}, "--data.instance-dir and --data.class-dir are both dogs"),
-    ({"data": WORD | {"class_prompt": "a photo of <sks>"}, "text": NEW}, "--data.class-prompt holds the new word <sks>"),
+    ({"data": WORD | {"class_prompt": "a photo of <sks>"}, "text": NEW}, "--data.class-prompt holds the new word"),
     ({"data": several({}, {"class_prompt": "a <b>"}), "text": {"new_tokens": ("<b>",)}}, "entry 2: .* new word <b>"),
     ({"train": {"batch_size": 3, "accumulation": 2}}, "--train.batch-size 3 is not a multiple of --train.accumulation"),
     ({"train": {"batch_size": 2, "prior_batch_size": 3, "accumulation": 2}}, "--train.prior-batch-size 3 is not a"),
@@ -100,8 +100,8 @@ TRAINING = [
     ({"text": NEW | {"token_phase": "first"}, "train": {"steps": 1}}, "--text.token-share 0.5 of 1 steps leaves none"),
     ({"text": NEW | {"token_phase": "first", "token_share": 0.99}, "train": {"steps": 10}}, "0.99 of 10 steps leaves"),
     ({"text": NEW, "train": {"optimizer": "schedule_free_adamw"}}, "schedule_free_adamw knows one learning rate"),
-    ({"text": {"learning_rate": 1e-6}, "train": {"text_encoder": True, "optimizer": "schedule_free_adamw"}}, "knows one"),
-    ({"train": {"optimizer": "schedule_free_adamw", "ema_decay": 0.9}}, "averages the weights itself; leave --train.ema"),
+    ({"text": {"learning_rate": 1e-6}, "train": {"text_encoder": True, "optimizer": "schedule_free_adamw"}}, "one l"),
+    ({"train": {"optimizer": "schedule_free_adamw", "ema_decay": 0.9}}, "averages the weights itself"),
     ({"train": {"optimizer": "prodigy", "learning_rate": 1e-4}}, "--train.learning-rate 0.0001 only scales .* to 1"),
     ({"text": NEW, "train": {"optimizer": "prodigy"}}, "--text.token-learning-rate 0.0005 only scales"),
     ({"loss": {"min_timestep": 9, "max_timestep": 8}}, "--loss.max-timestep 8 is below --loss.min-timestep 9"),
@@ -209,7 +209,7 @@ def test_a_new_word_that_no_caption_has_is_refused(tmp_path):
     config = configure(text={"new_tokens": ("<a>", "<b>")})
     folder = Folder([Picture(tmp_path / "0.png", "a photo of <a>"), Picture(tmp_path / "1.png", "a cat")], 0)
     check_new_words(config, [folder, Folder([Picture(tmp_path / "2.png", "<b>")], 0)])
-    with pytest.raises(UserError, match="--text.new-tokens <b>: no instance caption has this word"):
+    with pytest.raises(UserError, match=r"--text\.new-tokens <b>: no instance caption has this word"):
         check_new_words(config, [folder])
 
 
@@ -220,5 +220,5 @@ def test_masks_that_no_picture_has_are_refused(tmp_path):
         found.append(Picture(tmp_path / f"{index}.png", "a cat"))
     check_masks(configure(), [Folder(found[:1], 0)])
     check_masks(configure(data={"masks": True}), [Folder(found, 0)])
-    with pytest.raises(UserError, match="--data.masks: no picture has a mask"):
+    with pytest.raises(UserError, match=r"--data\.masks: no picture has a mask"):
         check_masks(configure(data={"masks": True}), [Folder(found[:1], 0)])

@@ -21,6 +21,9 @@ from jaxbooth.sections import (
 )
 
 
+SHIPPED = ["demo", "sd15", "sd15-lora", "sd21", "sdxl-lora"]
+
+
 def written(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "run.yaml"
     path.write_text(text)
@@ -32,7 +35,7 @@ def changed(config: Config) -> dict:
     return {key: value for key, value in flatten(config).items() if value != defaults[key]}
 
 
-@pytest.mark.parametrize("name", ["demo", "sd15", "sd15-lora", "sd21", "sdxl-lora"])
+@pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_configuration_loads_by_name_and_is_short(name):
     config = load_config(name)
     assert changed(config)
@@ -40,13 +43,7 @@ def test_a_shipped_configuration_loads_by_name_and_is_short(name):
 
 
 def test_every_shipped_configuration_loads():
-    assert sorted(path.stem for path in shipped_configs().glob("*.yaml")) == [
-        "demo",
-        "sd15",
-        "sd15-lora",
-        "sd21",
-        "sdxl-lora",
-    ]
+    assert sorted(path.stem for path in shipped_configs().glob("*.yaml")) == SHIPPED
 
 
 def test_the_demo_needs_nothing_but_the_package():

@@ -1,0 +1,136 @@
+"""Every way of training learns: the error on the subject's pictures falls, and its prompt draws them.
+
+The slow tests run as a user does, through the command line on one device, with the embedded model and subject, and
+compare with the untrained model: the pixel distance between drawn pictures and the nearest training picture, and the
+error of the predicted noise with fixed noise.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+
+from jaxbooth.assets import DEMO_MODEL, DEMO_SUBJECT
+from jaxbooth.training.step import gradients
+from tests.commands import jaxbooth, succeed
+from tests.learning import denoising_error, distance, draw_creature, graft_sdxl, read_pictures
+from tests.training import run, setup
+
+SKS, WORD, KIND = "an emoji of a sks cat", "an emoji of a <cat>", "an emoji of a cat"
+QUICK = [
+    "--no-export", "--data.num-class-images", 8, "--prior.sampler", "dpmpp_2m", "--prior.steps", 20,
+    "--train.checkpoint-every", 1000, "--validation.every", 1000, "--validation.num", 2,
+]  # fmt: skip
+RATE = ["--train.learning-rate", 2e-3]
+NEW = ["--text.new-tokens", "<cat>", "--text.token-learning-rate", 2e-2, "--data.instance-prompt", WORD]
+NO_PRIOR = ["--train.prior-weight", 0]
+LORA, DORA = ["--lora.rank", 8], ["--lora.rank", 8, "--lora.dora"]
+
+
+def test_a_lora_lowers_the_loss_of_a_fixed_step(micro, micro_params, mesh):
+    lora = {"rank": 8, "targets": "attention+ff+conv"}
+    task, state, frozen, bank = setup(micro, micro_params, mesh, (4, 2), lora=lora, learning_rate=1e-2, steps=40)
+    first = jnp.int32(0)
+    loss = jax.jit(lambda params: gradients(task, params, frozen, bank, first, first)[0])
+    before = loss(state.params)
+    state, _ = run(task, state, frozen, bank, [40], longest=40)
+    after = loss(state.params)
+    print(before, after)
+    assert after.instance < 0.6 * before.instance
+    assert after.prior < 0.6 * before.prior
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The module's own folder; class pictures in it serve several runs."""
+    return tmp_path_factory.mktemp("learning")
+
+
+def train(run_dir: Path, config: str | Path, *flags: object) -> Path:
+    """Trains without an export."""
+    succeed(jaxbooth("train", config, "--run-dir", run_dir, *QUICK, *flags))
+    return run_dir
+
+
+def draw(source: str | Path, prompt: str, out: Path) -> Path:
+    """Draws eight pictures."""
+    flags = ["--prompt", prompt, "--num", 8, "--steps", 20, "--guidance-scale", 4, "--out", out]
+    succeed(jaxbooth("sample", source, *flags))
+    return out
+
+
+@pytest.fixture(scope="module")
+def untrained(folder) -> Callable[[str], Path]:
+    """Returns the folder with the embedded model's pictures of a prompt."""
+
+    def pictures(prompt: str) -> Path:
+        out = folder / "untrained" / prompt.replace(" ", "-")
+        return out if out.is_dir() else draw("demo", prompt, out)
+
+    return pictures
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("steps", "flags", "prompt", "before"), [
+    (100, [*LORA], SKS, SKS),
+    (100, [*DORA, "--train.text-encoder"], SKS, SKS),
+    (200, [*LORA, *NEW, "--text.token-phase", "first"], WORD, KIND),
+], ids=["lora", "dora-and-text-encoder", "pivotal"])  # fmt: skip
+def test_adapters_learn_the_subject(steps, flags, prompt, before, folder, untrained, mesh, tmp_path):
+    shared = ["--data.class-dir", folder / "class", "--train.steps", steps, *RATE]
+    trained = train(tmp_path / "run", "demo", *shared, *flags)
+    drawn = draw(trained, prompt, tmp_path / "drawn")
+    print(distance(drawn, DEMO_SUBJECT), distance(untrained(before), DEMO_SUBJECT))
+    errors = [denoising_error(*model, DEMO_SUBJECT, mesh) for model in ((trained, prompt), (DEMO_MODEL, before))]
+    print(errors)
+    assert distance(drawn, DEMO_SUBJECT) < 0.25 * distance(untrained(before), DEMO_SUBJECT)
+    assert errors[0] < 0.5 * errors[1]
+
+
+@pytest.mark.slow
+def test_a_word_alone_comes_nearer_to_the_subject_and_leaves_the_model_as_it_is(folder, untrained, mesh, tmp_path):
+    alone = [*NEW, "--text.token-phase", "alone", "--train.learning-rate", None, *NO_PRIOR, "--train.steps", 150]
+    trained = train(tmp_path / "run", "demo", *alone)
+    drawn = draw(trained, WORD, tmp_path / "drawn")
+    print(distance(drawn, DEMO_SUBJECT), distance(untrained(KIND), DEMO_SUBJECT))
+    errors = [denoising_error(*model, DEMO_SUBJECT, mesh) for model in ((trained, WORD), (DEMO_MODEL, KIND))]
+    print(errors)
+    assert distance(drawn, DEMO_SUBJECT) < 0.85 * distance(untrained(KIND), DEMO_SUBJECT)
+    assert errors[0] < 0.95 * errors[1]
+    same = draw(trained, KIND, tmp_path / "class")
+    np.testing.assert_array_equal(read_pictures(same), read_pictures(untrained(KIND)))
+
+
+@pytest.mark.slow
+def test_two_subjects_in_one_run_are_told_apart(folder, untrained, tmp_path):
+    creature = draw_creature(tmp_path / "creature")
+    subjects = {
+        SKS: {"instance_dir": "demo", "class_prompt": KIND, "class_dir": str(folder / "class")},
+        "an emoji of a zwx monster": {"instance_dir": str(creature), "class_prompt": "an emoji of a monster"},
+    }
+    base = yaml.safe_load((Path(__file__).parent.parent / "configs" / "demo.yaml").read_text())
+    data = {"resolution": 64, "subjects": [{"instance_prompt": prompt} | rest for prompt, rest in subjects.items()]}
+    config = tmp_path / "two.yaml"
+    config.write_text(yaml.safe_dump(base | {"data": data}))
+    trained = train(tmp_path / "run", config, *LORA, *RATE, "--train.steps", 250)
+    for prompt, own, other in zip(subjects, (DEMO_SUBJECT, creature), (creature, DEMO_SUBJECT), strict=True):
+        drawn = draw(trained, prompt, tmp_path / prompt.split()[-1])
+        print(distance(drawn, own), distance(untrained(prompt), own), distance(drawn, other))
+        assert distance(drawn, own) < 0.3 * distance(untrained(prompt), own)
+        assert distance(drawn, own) < 0.3 * distance(drawn, other)
+
+
+@pytest.mark.slow
+def test_a_model_shaped_like_sdxl_learns_the_subject(mesh, tmp_path):
+    model = graft_sdxl(tmp_path / "model")
+    trained = train(tmp_path / "run", "demo", "--model", model, *LORA, *RATE, "--train.steps", 100)
+    pictures = [draw(source, SKS, tmp_path / name) for name, source in (("trained", trained), ("untrained", model))]
+    after, before = (distance(drawn, DEMO_SUBJECT) for drawn in pictures)
+    errors = [denoising_error(source, SKS, DEMO_SUBJECT, mesh) for source in (trained, model)]
+    print(after, before, errors)
+    assert after < 0.3 * before
+    assert errors[0] < 0.5 * errors[1]
