@@ -1,0 +1,167 @@
+"""Several subjects and several shapes: whose turn a row is, which image it takes, and the same after a stop."""
+
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxbooth.config import Config
+from jaxbooth.console import progress
+from jaxbooth.data.buckets import BLOCK, BucketOrder
+from jaxbooth.training.feed import Feed
+from jaxbooth.training.loop import Loop
+from jaxbooth.training.rows import Span, make_streams, pick_rows, plan_rows
+from jaxbooth.training.step import METRICS
+from jaxbooth.training.writer import Writer, read_metrics
+
+# Three subjects; the first two share a class.
+STREAMS = make_streams([3, 5, 2], [7, 4], [0, 0, 1], [1.0, 2.0, 0.5])
+SUBJECTS, CLASSES = {0: range(3), 1: range(3, 8), 2: range(8, 10)}, {0: range(10, 17), 1: range(17, 21)}
+
+
+def owner(image: int, spans: dict[int, range]) -> int:
+    """The subject or class that an image belongs to."""
+    return next(number for number, span in spans.items() if image in span)
+
+
+def take(streams, counts: tuple[int, int], steps: int, micro_batches: int = 1) -> list[list[tuple[bool, int, float]]]:
+    """Returns (is prior, image, weight) of each row of each step, in the order of the rows' numbers."""
+    plan = plan_rows(*counts, 1.0, micro_batches, shards=1)
+    pick = jax.jit(lambda step, part: pick_rows(streams, jax.random.key(5), step, part, counts, variants=2))
+    found = []
+    for step in range(steps):
+        rows = {}
+        for part in range(micro_batches):
+            own = jax.tree.map(lambda field, part=part: field[part], plan)
+            picked = pick(jnp.int32(step), own)
+            for number, prior, image, weight in zip(own.number, own.is_prior, picked.image, picked.weight, strict=True):
+                rows[int(number)] = (bool(prior), int(image), float(weight))
+        found.append([rows[number] for number in range(sum(counts))])
+    return found
+
+
+def images(steps: list[list[tuple[bool, int, float]]], prior: bool) -> list[int]:
+    """Images of the instance or prior rows, one step after the other."""
+    return [image for rows in steps for is_prior, image, _ in rows if is_prior == prior]
+
+
+# Layout
+
+
+def test_subjects_lie_before_classes_in_a_bank():
+    assert STREAMS.instances == (Span(0, 3), Span(3, 5), Span(8, 2))
+    assert STREAMS.classes == (Span(10, 7), Span(17, 4))
+
+
+def test_a_subject_without_images_is_left_out_with_its_class_and_weight():
+    streams = make_streams([3, 0, 2], [7, 4], [0, 0, 1], [1.0, 2.0, 0.5])
+    assert streams.instances == (Span(0, 3), Span(3, 2))
+    assert (streams.class_of, streams.weights) == ((0, 1), (1.0, 0.5))
+    assert streams.classes == (Span(5, 7), Span(12, 4))
+
+
+# Turns
+
+
+@pytest.mark.parametrize("counts", [(1, 1), (2, 4), (3, 2), (7, 5)])
+def test_subjects_take_turns_row_after_row_whatever_the_batch(counts):
+    steps = take(STREAMS, counts, 12)
+    turns = [owner(image, SUBJECTS) for image in images(steps, prior=False)]
+    assert turns == [row % 3 for row in range(len(turns))]
+    kinds = [owner(image, CLASSES) for image in images(steps, prior=True)]
+    assert kinds == [STREAMS.class_of[row % 3] for row in range(len(kinds))]
+
+
+def test_rows_of_a_subject_and_of_its_class_carry_its_weight():
+    steps = take(STREAMS, (3, 3), 4)
+    assert [weight for rows in steps for _, _, weight in rows] == [1.0, 2.0, 0.5] * 8
+
+
+@pytest.mark.parametrize("counts", [(1, 0), (4, 2), (6, 6)])
+def test_a_subject_shows_all_its_images_before_it_repeats_one(counts):
+    shown = images(take(STREAMS, counts, 60 // counts[0]), prior=False)
+    for span in SUBJECTS.values():
+        own = [image for image in shown if image in span]
+        for start in range(0, len(own) - len(span) + 1, len(span)):
+            assert sorted(own[start : start + len(span)]) == list(span)
+
+
+@pytest.mark.parametrize("counts", [(1, 1), (2, 5), (6, 6)])
+def test_subjects_of_one_class_share_its_stream_and_repeat_no_image_before_all_were_shown(counts):
+    shown = images(take(STREAMS, counts, 84 // counts[1]), prior=True)
+    for span in CLASSES.values():
+        own = [image for image in shown if image in span]
+        assert len(own) >= 3 * len(span)
+        epochs = [own[start : start + len(span)] for start in range(0, len(own) - len(span) + 1, len(span))]
+        assert all(sorted(epoch) == list(span) for epoch in epochs)
+        assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_a_class_rests_where_none_of_its_subjects_is():
+    streams = make_streams([3, 0, 2], [7, 4, 6], [0, 1, 0], [1.0, 1.0, 1.0])
+    shown = images(take(streams, (2, 2), 14), prior=True)
+    assert sorted(shown) == sorted([*range(5, 12)] * 4)
+
+
+def test_a_batch_larger_than_a_bucket_shows_every_image_about_as_often():
+    times = Counter(images(take(make_streams([3], [2], [0], [1.0]), (8, 8), 1), prior=False))
+    assert sorted(times.values()) == [2, 3, 3]
+
+
+def test_micro_batches_take_the_rows_of_the_whole_batch():
+    assert take(STREAMS, (6, 4), 5, micro_batches=2) == take(STREAMS, (6, 4), 5)
+
+
+# Shapes: which bank a step reads, and from which place
+
+ORDER = BucketOrder((3, 1, 2), 4)
+STEPS = 13 * BLOCK + 7
+
+
+def loop_of(folder, longest: int, begin: int) -> Loop:
+    """A loop whose steps report the bank and the place that they read, in place of two losses."""
+
+    @jax.jit
+    def dispatch(step, frozen, bank, count, shift):
+        places = {"loss": step + jnp.arange(longest) - shift, "prior_loss": jnp.full(longest, bank)}
+        return step + count, {name: jnp.float32(places.get(name, jnp.zeros(longest))) for name in METRICS}
+
+    config = Config.model_validate({"train": {"steps": STEPS, "steps_per_dispatch": longest}})
+    feed = Feed(tuple(map(jnp.int32, range(3))), (), ORDER)
+    writer = Writer(folder / "metrics.jsonl", folder / "tensorboard", begin)
+    return Loop(config, [dispatch] * 3, feed, {}, None, writer, None)
+
+
+def places(folder, longest: int, stops: list[int]) -> list[tuple[int, int]]:
+    """Returns the bank and the place of every step of a run that was stopped and continued at `stops`."""
+    begin = 0
+    for stop in stops:
+        loop = loop_of(folder, longest, begin)
+        with progress("train", STEPS) as bar:
+            _, begin = loop.advance(jnp.int32(begin), begin, stop, bar, lambda: False)
+        loop.writer.close()
+    lines = read_metrics(folder / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    return [(int(line["prior_loss"]), int(line["loss"])) for line in lines]
+
+
+@pytest.mark.parametrize(("longest", "stops"), [
+    (1, [STEPS]), (7, [STEPS]), (BLOCK, [STEPS]), (64, [STEPS]),
+    (7, [3, BLOCK, 5 * BLOCK + 1, STEPS]), (64, [37, 38, 90, STEPS]),
+])  # fmt: skip
+def test_every_bank_is_read_from_its_start_without_a_gap_however_the_run_is_cut(longest, stops, tmp_path):
+    seen: Counter[int] = Counter()
+    for step, (bank, place) in enumerate(places(tmp_path, longest, stops)):
+        assert bank == ORDER.bucket(step)
+        assert place == seen[bank]
+        seen[bank] += 1
+    assert set(seen) == {0, 1, 2}
+
+
+def test_a_feeds_shift_is_what_other_banks_have_had():
+    feed = Feed((), (), ORDER)
+    for step in range(STEPS):
+        assert feed.shift(step) == sum(ORDER.bucket(before) != ORDER.bucket(step) for before in range(step))
+    assert Feed((), (), BucketOrder((9,), 0)).shift(12345) == 0
