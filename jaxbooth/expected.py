@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxbooth.exports import SDXL_KEYS, drop_embeddings
+from jaxbooth.exports import drop_embeddings
 from jaxbooth.models.lora import DOWN, MAGNITUDE, UP
 from jaxbooth.params import AnyArray, Params
 from jaxbooth.pipeline import Base
@@ -23,6 +23,7 @@ from jaxbooth.weights.pipeline_dir import DTYPES, ExportDtype, ExportFormat
 from jaxbooth.weights.push import embedding_files
 from jaxbooth.weights.single_file_out import constant, expected_names
 from jaxbooth.weights.stream import stored_dtype
+from jaxbooth.weights.word_files import SDXL_KEYS
 
 FLOAT32 = np.dtype(np.float32)
 # What float32 arithmetic may lose, relative to a tensor's largest value: a kernel plus a product over the rank, and

@@ -22,7 +22,7 @@ from jaxbooth.errors import UserError
 from jaxbooth.params import Params, cast_matrices, full_precision, precision_of
 from jaxbooth.pipeline import Base
 from jaxbooth.sharding import row_shards, rows_over
-from jaxbooth.text import Text
+from jaxbooth.text import Text, TokenIds
 
 if TYPE_CHECKING:
     from jaxbooth.pipeline import Pipeline
@@ -144,7 +144,7 @@ class Painter:
             check_resolution(base, side, "resolution")
         self.base, self.mesh, self.settings, self.quiet = base, mesh, settings, quiet
         self.batch = -(-batch // row_shards(mesh)) * row_shards(mesh)
-        self._encode = jax.jit(lambda params, ids: in_float32(base.text.encode(params, ids)))
+        self._encode = jax.jit(lambda params, ids: encode_prompts(base, params, ids))
         self._draw = jax.jit(self._trace, out_shardings=rows_over(mesh))
 
     def _trace(self, params: dict[str, Params], text: Text, negative: Text, keys: Array, guidance: Array) -> Array:
@@ -183,8 +183,10 @@ class Painter:
         return np.concatenate(pictures)
 
 
-def in_float32(text: Text) -> Text:
-    """Casts text features to float32."""
+def encode_prompts(base: Base, params: dict[str, Params], ids: TokenIds) -> Text:
+    """Runs the text encoders once, ahead of everything that uses the features; float32. Pure."""
+    with precision_of(base.dtype):
+        text = base.text.encode(params, ids)
     return jax.tree.map(lambda x: x.astype(jnp.float32), text)
 
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxbooth.config import Config
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.expected import expected_weights
-from jaxbooth.exports import PEFT_FILE, SDXL_KEYS, drop_embeddings
+from jaxbooth.exports import PEFT_FILE, drop_embeddings
 from jaxbooth.params import Params, full_precision, join
 from jaxbooth.pipeline import Base
 from jaxbooth.text import NEW_TOKENS
@@ -27,6 +27,7 @@ from jaxbooth.weights.pipeline_dir import ExportDtype, ExportFormat, write_index
 from jaxbooth.weights.prepared import write_component
 from jaxbooth.weights.push import embedding_files
 from jaxbooth.weights.single_file import PLAIN_PARTS
+from jaxbooth.weights.word_files import SDXL_KEYS
 
 # Of the largest output. Both sides compute in float32 with the weights as they were written, so that what remains is
 # the order of float32 sums: about 1e-6 for small models, 1e-5 for SDXL, where a wrong layer makes 1e-1.
@@ -143,6 +144,9 @@ def torch_step(
     """Returns the same two as `own_step`, of a diffusers pipeline."""
     import torch
 
+    for tower in filter(None, (getattr(pipe, name, None) for name in exact.text_encoders)):
+        # diffusers 0.42's `clip_skip` asks for the inner module that transformers 5 took away.
+        object.__setattr__(tower, "text_model", getattr(tower, "text_model", tower))
     with torch.no_grad():
         features, _, *pooled = pipe.encode_prompt(
             prompt=prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False,

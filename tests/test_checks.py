@@ -9,12 +9,13 @@ from PIL import Image
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.config import Config, explain, load_config
 from jaxbooth.data.images import Folder, Picture
+from jaxbooth.data.prior import ClassSet
 from jaxbooth.diffusion.schedule import read_schedule
 from jaxbooth.errors import UserError
 from jaxbooth.pipeline import Base
 from jaxbooth.training.checks import check_config, check_schedule
 from jaxbooth.training.optimizer import make_optimizer
-from jaxbooth.training.prepare import check_masks, check_new_words
+from jaxbooth.training.prepare import check_masks, check_new_words, class_pictures
 from jaxbooth.training.trainable import trained_shapes
 
 WORD = {"instance_prompt": "a photo of <sks>"}
@@ -103,7 +104,7 @@ TRAINING = [
     ({"text": {"learning_rate": 1e-6}, "train": {"text_encoder": True, "optimizer": "schedule_free_adamw"}}, "one l"),
     ({"train": {"optimizer": "schedule_free_adamw", "ema_decay": 0.9}}, "averages the weights itself"),
     ({"train": {"optimizer": "prodigy", "learning_rate": 1e-4}}, "--train.learning-rate 0.0001 only scales .* to 1"),
-    ({"text": NEW, "train": {"optimizer": "prodigy"}}, "--text.token-learning-rate 0.0005 only scales"),
+    ({"text": NEW | {"token_learning_rate": 5e-4}, "train": {"optimizer": "prodigy"}}, "--text.token-learning-rate 0.0005"),
     ({"loss": {"min_timestep": 9, "max_timestep": 8}}, "--loss.max-timestep 8 is below --loss.min-timestep 9"),
 ]  # fmt: skip
 
@@ -222,3 +223,12 @@ def test_masks_that_no_picture_has_are_refused(tmp_path):
     check_masks(configure(data={"masks": True}), [Folder(found, 0)])
     with pytest.raises(UserError, match=r"--data\.masks: no picture has a mask"):
         check_masks(configure(data={"masks": True}), [Folder(found[:1], 0)])
+
+
+def test_a_new_word_in_the_caption_of_a_class_picture_is_refused(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "own.png")
+    classes = [ClassSet(tmp_path, ["own.png"], {}, {"prompt": "a cat"}, 1)]
+    assert [picture.caption for picture in class_pictures(configure(text=NEW), classes)[0]] == ["a cat"]
+    (tmp_path / "own.txt").write_text("a <sks> cat")
+    with pytest.raises(UserError, match=r"own\.png: the caption of this class picture holds the new word <sks>"):
+        class_pictures(configure(text=NEW), classes)

@@ -7,7 +7,7 @@ from jaxbooth.diffusion.schedule import Schedule
 from jaxbooth.errors import UserError
 from jaxbooth.sections import Subject
 from jaxbooth.training.optimizer import peak_rate, token_steps
-from jaxbooth.training.trainable import last_class_word
+from jaxbooth.training.trainable import initializer_of
 
 # (key that has no effect, what it needs, in words)
 NEEDS = (
@@ -156,8 +156,8 @@ def check_training(config: Config) -> None:
 def check_tokens(config: Config) -> None:
     """Refuses what does not go with new words."""
     train, text = config.train, config.text
-    if not text.initializer:
-        last_class_word(config)
+    for word in text.new_tokens:
+        initializer_of(config, word)
     if text.token_phase == "first" and not 0 < token_steps(config) < train.steps:
         raise UserError(
             f"--text.token-share {text.token_share} of {train.steps} steps leaves none for the new words or none for "
@@ -186,7 +186,7 @@ def check_prodigy(config: Config) -> None:
     rates = {
         "--train.learning-rate": peak_rate(config) if trains_unet else 1.0,
         "--text.learning-rate": config.text.learning_rate or 1.0,
-        "--text.token-learning-rate": config.text.token_learning_rate if config.text.new_tokens else 1.0,
+        "--text.token-learning-rate": config.text.token_learning_rate or 1.0,
     }
     for key, rate in rates.items():
         if rate < PRODIGY_RATES:

@@ -14,7 +14,7 @@ from jaxbooth.data.images import Picture
 from jaxbooth.data.latents import Bank, distinct_captions, encode_pictures, join, make_encoder, on_devices
 from jaxbooth.params import Params
 from jaxbooth.pipeline import Base
-from jaxbooth.sampling import in_float32
+from jaxbooth.sampling import encode_prompts
 from jaxbooth.text import Text, TokenIds
 from jaxbooth.training.prepare import Inputs, framing_of
 from jaxbooth.training.rows import Streams, make_streams
@@ -77,7 +77,7 @@ def encode_captions(
     """Returns the captions as the step takes them, and as the frozen model sees them where the prior needs that."""
     ids = base.text.tokenize(captions)
     encoders = {name: params[name] for name in base.text_encoders}
-    encode = jax.jit(lambda values, ids: in_float32(base.text.encode(values, ids)))
+    encode = jax.jit(lambda values, ids: encode_prompts(base, values, ids))
     if not config.trains_text:
         return encode(encoders, ids), None
     return ids, encode(encoders, ids) if config.loss.prior_target == "frozen" and config.prior_rows else None

@@ -208,6 +208,17 @@ def make_class_images(config: Config, base: Base, params: dict[str, Params], cla
     generate_missing(classes, paint, painter.batch)
 
 
-def class_pictures(classes: list[ClassSet]) -> list[list[Picture]]:
-    """Lists the pictures of every class folder."""
-    return [scan(found.folder, found.settings["prompt"], "--data.class-dir").pictures for found in classes]
+def class_pictures(config: Config, classes: list[ClassSet]) -> list[list[Picture]]:
+    """Lists the pictures of every class folder.
+
+    Raises:
+        UserError: a caption of the user's own holds a new word.
+    """
+    found = [scan(classset.folder, classset.settings["prompt"], "--data.class-dir").pictures for classset in classes]
+    for picture in (picture for pictures in found for picture in pictures):
+        for word in config.text.new_tokens:
+            if word in picture.caption:
+                raise UserError(
+                    f"{picture.path}: the caption of this class picture holds the new word {word}; remove it."
+                )
+    return found

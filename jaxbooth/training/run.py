@@ -132,7 +132,7 @@ class Job:
         """Makes missing class images and encodes everything."""
         for classes in self.inputs.classes:
             make_class_images(self.config, self.base, params, classes, self.mesh)
-        found = class_pictures(self.inputs.classes)
+        found = class_pictures(self.config, self.inputs.classes)
         shown = [picture for pictures in found for picture in pictures]
         note_pictures(self.run, {"instance": self.inputs.pictures, "class": shown})
         return make_feed(self.config, self.inputs, params, found, self.mesh)
