@@ -9,7 +9,7 @@ from jaxbooth.errors import UserError
 from jaxbooth.exports import export_result, natural_format
 from jaxbooth.files import refuse_existing, write_png
 from jaxbooth.pipeline import Pipeline
-from jaxbooth.run_folder import open_run, read_base, run_mesh, trained_params
+from jaxbooth.run_folder import confirm_base, open_run, read_base, run_mesh, trained_params
 from jaxbooth.sampling import Settings, draw
 from jaxbooth.text import warn_about_lost_text
 from jaxbooth.verify import verify_export
@@ -97,6 +97,7 @@ def export(
     if verify:
         check_torch(kind)
     base, mesh = read_base(config), run_mesh(config)
+    confirm_base(run, base)
     trained, step = trained_params(run, config, base, mesh)
     written = export_result(config, base, trained, mesh, out, kind, dtype, step)
     done = [f"exported step {step} of {run_dir} to {written}"]

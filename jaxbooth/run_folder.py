@@ -10,8 +10,10 @@ from jax.sharding import Mesh
 
 from jaxbooth.assets import DEMO_SUBJECT
 from jaxbooth.config import Config, dump_config, first_conflict, flag, load_config
+from jaxbooth.console import is_main
+from jaxbooth.data.prior import fingerprint
 from jaxbooth.errors import UserError
-from jaxbooth.files import write_text
+from jaxbooth.files import write_json, write_text
 from jaxbooth.models.lora import merge_on_devices
 from jaxbooth.params import Params, join
 from jaxbooth.pipeline import Base, Pipeline, load_params
@@ -22,6 +24,7 @@ from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.state import TrainState, abstract_state
 from jaxbooth.training.trainable import prepare_base, trained_shapes, whole_components
+from jaxbooth.weights.diffusers_dir import read_json
 from jaxbooth.weights.resolve import Source, resolve_model
 from jaxbooth.weights.word_files import read_words
 
@@ -63,6 +66,11 @@ class RunFolder:
     def pictures(self) -> Path:
         """Names of the pictures that the run was started with."""
         return self.root / "pictures.json"
+
+    @property
+    def base_model(self) -> Path:
+        """Which base model the run was started on."""
+        return self.root / "base_model.json"
 
     @property
     def contact_sheet(self) -> Path:
@@ -133,6 +141,26 @@ def claim(config: Config) -> RunFolder:
     return run
 
 
+def confirm_base(run: RunFolder, base: Base, record: bool = False) -> None:
+    """Makes sure that the base model is the one that a run was started on; what was trained means nothing on another.
+
+    Args:
+        record: write it down where that was not done yet.
+
+    Raises:
+        UserError: its weights are others.
+    """
+    found = fingerprint(base.folder, base.components)
+    if not run.base_model.exists():
+        if record and is_main():
+            write_json(run.base_model, {"fingerprint": found})
+    elif read_json(run.base_model).get("fingerprint") != found:
+        raise UserError(
+            f"{base.folder} is not the base model that {run.root} was started on (its weights are others); "
+            "put that one back, or name its commit with --revision."
+        )
+
+
 def open_run(path: Path) -> tuple[RunFolder, Config]:
     """Opens an existing run folder.
 
@@ -191,6 +219,7 @@ def read_base(config: Config, dtype: str | None = None) -> Base:
 
 def load_result(run: RunFolder, config: Config, base: Base, mesh: Mesh) -> Pipeline:
     """Loads a run's newest checkpoint: adapters merged in float32, learned embeddings beside the table."""
+    confirm_base(run, base)
     trained, step = trained_params(run, config, base, mesh)
     whole = whole_components(base, trained_shapes(base, config))
     params = join(load_params(base, mesh, components=tuple(set(base.components) - set(whole))), trained)

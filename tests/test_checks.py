@@ -104,7 +104,7 @@ TRAINING = [
     ({"text": {"learning_rate": 1e-6}, "train": {"text_encoder": True, "optimizer": "schedule_free_adamw"}}, "one l"),
     ({"train": {"optimizer": "schedule_free_adamw", "ema_decay": 0.9}}, "averages the weights itself"),
     ({"train": {"optimizer": "prodigy", "learning_rate": 1e-4}}, "--train.learning-rate 0.0001 only scales .* to 1"),
-    ({"text": NEW | {"token_learning_rate": 5e-4}, "train": {"optimizer": "prodigy"}}, "--text.token-learning-rate 0.0005"),
+    ({"text": NEW | {"token_learning_rate": 5e-4}, "train": {"optimizer": "prodigy"}}, "--text.token-learning-rate"),
     ({"loss": {"min_timestep": 9, "max_timestep": 8}}, "--loss.max-timestep 8 is below --loss.min-timestep 9"),
 ]  # fmt: skip
 

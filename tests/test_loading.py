@@ -14,7 +14,7 @@ from jaxbooth.errors import UserError
 from jaxbooth.exports import PEFT_FILE, export_result
 from jaxbooth.models.lora import DOWN, adapted_layers
 from jaxbooth.pipeline import Pipeline
-from jaxbooth.run_folder import open_run, read_base, state_of, trained_params
+from jaxbooth.run_folder import confirm_base, open_run, read_base, state_of, trained_params
 from jaxbooth.text import NEW_TOKENS
 from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.optimizer import make_optimizer
@@ -79,6 +79,18 @@ def test_metadata_tell_the_exported_step_and_no_local_path(run_dir, mesh, tmp_pa
     with safe_open(tmp_path / "out" / PEFT_FILE, "np") as file:
         notes = file.metadata()
     assert (notes["jaxbooth.steps"], notes["jaxbooth.base_model"]) == ("7", "tiny")
+
+
+def test_a_run_is_not_opened_on_another_base_model(run_dir, base, params, mesh, tmp_path):
+    run, config = open_run(shutil.copytree(run_dir, tmp_path / "run"))
+    confirm_base(run, base, record=True)
+    confirm_base(run, base)
+    other = shutil.copytree(DEMO_MODEL, tmp_path / "other")
+    weights = other / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    run.config.write_text(dump_config(config.model_copy(update={"model": str(other)})))
+    with pytest.raises(UserError, match=r"other is not the base model that .*run was started on"):
+        Pipeline.load(run.root, mesh=mesh)
 
 
 def test_a_file_name_as_out_is_refused(run_dir, base, mesh, tmp_path):
