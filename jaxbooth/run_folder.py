@@ -148,7 +148,7 @@ def confirm_base(run: RunFolder, base: Base, record: bool = False) -> None:
         record: write it down where that was not done yet.
 
     Raises:
-        UserError: its weights are others.
+        UserError: its weights or its schedule are others.
     """
     found = fingerprint(base.folder, base.components)
     if not run.base_model.exists():
@@ -156,7 +156,7 @@ def confirm_base(run: RunFolder, base: Base, record: bool = False) -> None:
             write_json(run.base_model, {"fingerprint": found})
     elif read_json(run.base_model).get("fingerprint") != found:
         raise UserError(
-            f"{base.folder} is not the base model that {run.root} was started on (its weights are others); "
+            f"{base.folder} is not the base model that {run.root} was started on (its weights or its schedule are others); "
             "put that one back, or name its commit with --revision."
         )
 

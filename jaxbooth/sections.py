@@ -29,7 +29,7 @@ class Subject(Section):
     class_prompt: str | None = None
     """Prompt of its class; subjects with the same one share their class pictures."""
     class_dir: Path | None = None
-    """Folder of class pictures. Default: RUN/prior/<class prompt>."""
+    """Default: the folder that another subject of the same class prompt names, else RUN/prior/<class prompt>."""
     weight: PositiveFloat = 1.0
     """Factor on this subject's rows and on its class rows."""
 

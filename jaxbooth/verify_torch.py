@@ -21,7 +21,7 @@ from jaxbooth.params import Params, full_precision, join
 from jaxbooth.pipeline import Base
 from jaxbooth.text import NEW_TOKENS
 from jaxbooth.training.trainable import AnyArrays, on_mesh, prepare_base, start_from
-from jaxbooth.weights.diffusers_dir import open_tensors, weight_files
+from jaxbooth.weights.diffusers_dir import index_file, open_tensors, weight_files
 from jaxbooth.weights.lora_file import read_lora
 from jaxbooth.weights.pipeline_dir import ExportDtype, ExportFormat, write_index
 from jaxbooth.weights.prepared import write_component
@@ -104,7 +104,7 @@ def written_params(
 ) -> dict[str, dict[str, Any]]:
     """Returns component -> parameters, rounded as they were written; adapters of a LoRA stay beside their kernels."""
     weights = expected_weights(exact, trained, kind, dtype)
-    whole = {name: {own: part.written(key) for key, own in part.names.items()}
+    whole = {name: {own: part.read_back(key) for key, own in part.names.items()}
              for name, part in weights.items() if name != "vae"}  # fmt: skip
     words = {name: {NEW_TOKENS: params[NEW_TOKENS]} for name, params in trained.items() if NEW_TOKENS in params}
     if kind != "lora":
@@ -213,8 +213,9 @@ def base_folder(exact: Base, folder: Path, with_weights: bool = True) -> Path:
             (folder / name).symlink_to((exact.folder / name).absolute())
     for component in exact.components:
         source = exact.folder / component
-        indices = [path.name for path in source.glob("*.safetensors.index*.json")]
-        write_component(source, [*weight_files(source), *indices] if with_weights else [], folder / component)
+        index = index_file(source)
+        files = [*weight_files(source), *([index.name] if index else [])]
+        write_component(source, files if with_weights else [], folder / component)
     write_index(exact.folder, folder)
     return folder
 

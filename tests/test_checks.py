@@ -9,13 +9,12 @@ from PIL import Image
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.config import Config, explain, load_config
 from jaxbooth.data.images import Folder, Picture
-from jaxbooth.data.prior import ClassSet
 from jaxbooth.diffusion.schedule import read_schedule
 from jaxbooth.errors import UserError
 from jaxbooth.pipeline import Base
 from jaxbooth.training.checks import check_config, check_schedule
 from jaxbooth.training.optimizer import make_optimizer
-from jaxbooth.training.prepare import check_masks, check_new_words, class_pictures
+from jaxbooth.training.prepare import check_masks, check_new_words
 from jaxbooth.training.trainable import trained_shapes
 
 WORD = {"instance_prompt": "a photo of <sks>"}
@@ -61,6 +60,8 @@ IDLE = [
     ({"loss": {"snr_gamma": 1}}, "--loss.snr-gamma only acts with --loss.weighting min_snr"),
     ({"loss": {"prior_weighting": "snr"}, "train": {"prior_weight": 0}}, "--loss.prior-weighting is about prior rows"),
     ({"loss": {"prior_target": "frozen"}, "train": {"prior_batch_size": 0}}, "--loss.prior-target is about prior rows"),
+    ({"data": {"class_dir": "birds"}, "train": {"prior_weight": 0}}, "--data.class-dir is about prior rows"),
+    ({"data": several({}, {"class_dir": "a"}), "train": {"prior_batch_size": 0}}, "entry 2: class_dir is about prior"),
     ({"train": {"prior_batch_size": 3, "prior_weight": 0}}, "--train.prior-batch-size has no effect with"),
     ({"train": {"prior_batch_size": 0, "prior_weight": 0.5}}, "--train.prior-weight has no effect with"),
     ({"train": {"optimizer": "adafactor", "b1": 0.5}}, "--train.b1 does nothing with --train.optimizer adafactor"),
@@ -95,6 +96,8 @@ OFF = {"prior_weight": 0}
 TRAINING = [
     ({"text": ALONE, "train": OFF | {"text_encoder": True}}, "--train.text-encoder trains more than the new words"),
     ({"text": ALONE, "train": OFF, "lora": LORA}, "--lora.rank trains more than the new words"),
+    ({"text": ALONE, "train": OFF | {"weight_decay": 0.1}}, "--train.weight-decay does not act on new words"),
+    ({"text": ALONE | {"dropout": 0.1}, "train": OFF}, "--text.dropout makes rows without the new words"),
     ({"text": ALONE, "train": OFF | {"learning_rate": 1e-4}}, "--train.learning-rate is the UNet's, which is frozen"),
     ({"text": ALONE}, "--text.token-phase alone .* prior rows would teach nothing; set --train.prior-weight 0"),
     ({"text": NEW, "train": OFF, "data": {"class_prompt": None}}, "--text.initializer is missing"),
@@ -128,12 +131,11 @@ def test_shipped_configurations_pass(name):
     [
         {"train": OFF, "data": {"class_prompt": None}},
         {"train": {"prior_batch_size": 0}, "data": {"class_prompt": None}},
-        {"train": {"prior_batch_size": 0}, "data": {"class_dir": "cats"}},
         {"train": {"text_encoder": True}, "text": {"learning_rate": 1e-6}, "lora": LORA | {"dora": True}},
         {"loss": {"snr_gamma": 1, "prior_weighting": "min_snr"}},
         {"loss": {"min_timestep": 8, "max_timestep": 8}},
         {"text": NEW | {"token_phase": "first", "token_share": 0.2}, "lora": LORA},
-        {"text": ALONE, "train": OFF},
+        {"text": ALONE, "train": OFF | {"remat": True, "ema_decay": 0.9, "max_grad_norm": 0}},
         {"text": ALONE | {"token_learning_rate": 1}, "train": OFF | {"optimizer": "prodigy"}},
         {"text": NEW | {"initializer": "dog"}, "train": OFF, "data": WORD | {"class_prompt": None}},
         {"train": {"optimizer": "schedule_free_adamw", "warmup_steps": 10}, "lora": LORA},
@@ -143,6 +145,18 @@ def test_shipped_configurations_pass(name):
 )
 def test_what_goes_together_passes(sections):
     check_config(configure(**sections))
+
+
+@pytest.mark.parametrize("off", [OFF, {"prior_batch_size": 0}])
+def test_one_warning_names_what_describes_class_pictures_that_are_not_made(off, capsys):
+    config = load_config("demo")
+    check_config(config)
+    check_config(configure(train=off))
+    assert not capsys.readouterr().out
+    check_config(config.model_copy(update={"train": config.train.model_copy(update=off)}))
+    output = capsys.readouterr().out
+    assert output.count("warning") == 1
+    assert "--data.num-class-images, --prior.guidance-scale, --prior.batch-size" in output
 
 
 @pytest.mark.parametrize(
@@ -223,12 +237,3 @@ def test_masks_that_no_picture_has_are_refused(tmp_path):
     check_masks(configure(data={"masks": True}), [Folder(found, 0)])
     with pytest.raises(UserError, match=r"--data\.masks: no picture has a mask"):
         check_masks(configure(data={"masks": True}), [Folder(found[:1], 0)])
-
-
-def test_a_new_word_in_the_caption_of_a_class_picture_is_refused(tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "own.png")
-    classes = [ClassSet(tmp_path, ["own.png"], {}, {"prompt": "a cat"}, 1)]
-    assert [picture.caption for picture in class_pictures(configure(text=NEW), classes)[0]] == ["a cat"]
-    (tmp_path / "own.txt").write_text("a <sks> cat")
-    with pytest.raises(UserError, match=r"own\.png: the caption of this class picture holds the new word <sks>"):
-        class_pictures(configure(text=NEW), classes)

@@ -11,7 +11,7 @@ from jaxbooth.config import Config
 from jaxbooth.console import progress
 from jaxbooth.data.buckets import BucketOrder
 from jaxbooth.data.images import Picture
-from jaxbooth.data.latents import Bank, distinct_captions, encode_pictures, join, make_encoder, on_devices
+from jaxbooth.data.latents import Bank, Encoder, concatenate, distinct_captions, encode_pictures, on_devices
 from jaxbooth.params import Params
 from jaxbooth.pipeline import Base
 from jaxbooth.sampling import encode_prompts
@@ -50,7 +50,7 @@ def make_feed(
     class_pictures = [picture for pictures in classes for picture in pictures]
     captions = distinct_captions([*inputs.pictures, *class_pictures], config.text.dropout > 0)
     text, frozen_text = encode_captions(config, inputs.base, params, captions)
-    encode = make_encoder(inputs.base, params["vae"], mesh)
+    encode = Encoder(inputs.base, params["vae"], mesh)
     banks, streams, counts = [], [], []
     with progress("encode", len(inputs.pictures) + len(inputs.shapes) * len(class_pictures)) as bar:
         for shape, subjects in inputs.shapes.items():
@@ -62,7 +62,7 @@ def make_feed(
                 if pictures
             ]
             shown = [captions.index(picture.caption) for pictures, _ in groups for picture in pictures]
-            bank = Bank(join(images), np.array(shown, np.int32), text, frozen_text)
+            bank = Bank(concatenate(images), np.array(shown, np.int32), text, frozen_text)
             banks.append(on_devices(bank, mesh))
             counts.append(sum(map(len, subjects)))
             weights = [subject.weight for subject in config.subjects]
