@@ -156,8 +156,8 @@ def confirm_base(run: RunFolder, base: Base, record: bool = False) -> None:
             write_json(run.base_model, {"fingerprint": found})
     elif read_json(run.base_model).get("fingerprint") != found:
         raise UserError(
-            f"{base.folder} is not the base model that {run.root} was started on (its weights or its schedule are others); "
-            "put that one back, or name its commit with --revision."
+            f"{base.folder} is not the base model that {run.root} was started on (its weights or its schedule are "
+            "others); put that one back, or name its commit with --revision."
         )
 
 
