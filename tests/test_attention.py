@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbooth.models.attention import attention, query_chunked_attention
+from jaxbooth.models.attention import attention
+from jaxbooth.models.attention_forms import query_chunked_attention
 
 
 def inputs(rng):

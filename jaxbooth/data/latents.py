@@ -21,7 +21,7 @@ from jaxbooth.errors import RunFailure
 from jaxbooth.models.vae import Moments
 from jaxbooth.params import AnyArray, Params, full_precision
 from jaxbooth.pipeline import Base
-from jaxbooth.sharding import replicated
+from jaxbooth.sharding import replicated, tracing_for
 from jaxbooth.text import Text, TokenIds
 
 
@@ -86,7 +86,7 @@ def make_encoder(base: Base, params: Params, mesh: Mesh) -> Callable[[np.ndarray
     @jax.jit
     def encode(params: Params, variants: Array) -> Moments:
         model = base.vae.bind(params)
-        with full_precision():  # one variant at a time bounds the encoder's memory
+        with full_precision(), tracing_for(mesh):  # one variant at a time bounds the encoder's memory
             return jax.lax.map(
                 lambda one: jax.tree.map(lambda x: x[0], model.encode(one[None] / 127.5 - 1.0)), variants
             )
