@@ -21,7 +21,7 @@ from jaxbooth.diffusion.schedule import convert
 from jaxbooth.errors import UserError
 from jaxbooth.params import Params, cast_matrices, full_precision, precision_of
 from jaxbooth.pipeline import Base
-from jaxbooth.sharding import row_shards, rows_over
+from jaxbooth.sharding import row_shards, rows_over, tracing_for
 from jaxbooth.text import Text, TokenIds
 
 if TYPE_CHECKING:
@@ -148,9 +148,10 @@ class Painter:
         self._draw = jax.jit(self._trace, out_shardings=rows_over(mesh))
 
     def _trace(self, params: dict[str, Params], text: Text, negative: Text, keys: Array, guidance: Array) -> Array:
-        with precision_of(self.base.dtype):
-            latents = draw_latents(self.base, self.settings, params["unet"], text, negative, keys, guidance)
-        return decode_pixels(self.base, params["vae"], latents, row_shards(self.mesh))
+        with tracing_for(self.mesh):
+            with precision_of(self.base.dtype):
+                latents = draw_latents(self.base, self.settings, params["unet"], text, negative, keys, guidance)
+            return decode_pixels(self.base, params["vae"], latents, row_shards(self.mesh))
 
     def __call__(
         self, params: dict[str, Params], prompts: Sequence[str], seed: int, indices: Sequence[int]

@@ -21,7 +21,7 @@ from jaxbooth.errors import RunFailure
 from jaxbooth.models.vae import Moments
 from jaxbooth.params import AnyArray, Params, full_precision
 from jaxbooth.pipeline import Base
-from jaxbooth.sharding import replicated, row_shards, rows_over
+from jaxbooth.sharding import replicated, row_shards, rows_over, tracing_for
 from jaxbooth.text import Text, TokenIds
 
 
@@ -95,7 +95,7 @@ class Encoder:
 
         def encode(params: Params, pictures: Array) -> Moments:
             model = base.vae.bind(params)
-            with full_precision():  # one variant at a time bounds the encoder's memory
+            with full_precision(), tracing_for(mesh):  # one variant at a time bounds the encoder's memory
                 moments = jax.lax.map(lambda some: model.encode(some / 127.5 - 1.0), pictures.swapaxes(0, 1))
             return jax.tree.map(lambda part: part.swapaxes(0, 1), moments)
 
