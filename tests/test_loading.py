@@ -72,7 +72,7 @@ def test_a_run_has_its_own_clip_skip(run_dir, mesh):
 
 def test_metadata_tell_the_exported_step_and_no_local_path(run_dir, mesh, tmp_path):
     run, config = open_run(run_dir)
-    config = config.model_copy(update={"model": "/home/someone/models/tiny"})
+    config = config.model_copy(update={"model": "/mnt/models/tiny"})
     base = read_base(config.model_copy(update={"model": "demo"}), "float32")
     trained, step = trained_params(run, config, base, mesh)
     export_result(config, base, trained, mesh, tmp_path / "out", "lora", step=step)
