@@ -92,7 +92,7 @@ def test_a_card_of_a_lora_on_a_local_model_does_not_show_its_path():
     assert front_matter(card)["tags"][-3:] == ["stable-diffusion-xl", "lora", "template:sd-lora"]
     assert front_matter(card)["license"] == "other"
     assert "base_model" not in front_matter(card)
-    assert "/home/me" not in card
+    assert "/mnt" not in card
 
 
 def test_a_card_lists_prompts_settings_and_how_the_prior_was_made():
