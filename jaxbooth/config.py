@@ -10,6 +10,7 @@ from jaxbooth.assets import shipped_configs
 from jaxbooth.errors import UserError
 from jaxbooth.sections import (
     DataConfig,
+    DistributedConfig,
     LoraConfig,
     LossConfig,
     MeshConfig,
@@ -55,6 +56,7 @@ class Config(Section):
     text: TextConfig = TextConfig()
     mesh: MeshConfig = MeshConfig()
     validation: ValidationConfig = ValidationConfig()
+    distributed: DistributedConfig = DistributedConfig()
 
     @property
     def source(self) -> Source:

@@ -14,6 +14,7 @@ from jaxbooth.console import is_main
 from jaxbooth.data.prior import fingerprint
 from jaxbooth.errors import UserError
 from jaxbooth.files import write_json, write_text
+from jaxbooth.hosts.link import Alone
 from jaxbooth.models.lora import merge_on_devices
 from jaxbooth.params import Params, join
 from jaxbooth.pipeline import Base, Pipeline, load_params
@@ -117,13 +118,21 @@ def fill_resolution(config: Config, base: Base) -> Config:
     return config.model_copy(update={"data": data})
 
 
-def claim(config: Config) -> RunFolder:
-    """Creates the run folder, or makes sure that an existing one belongs to this configuration.
+def claim(config: Config, link: Alone) -> RunFolder:
+    """Creates the run folder, or makes sure that an existing one belongs to this configuration; process 0 does so.
 
     Raises:
         UserError: the folder holds something else, or a run that was started with other settings.
     """
     run = RunFolder(config.run_dir)
+    if is_main():
+        claim_as_first(run, config)
+    link.exchange("the run folder is claimed")
+    return run
+
+
+def claim_as_first(run: RunFolder, config: Config) -> None:
+    """Does what `claim` says, for all processes."""
     if run.config.exists():
         conflict = first_conflict(load_config(run.config), config)
         if conflict:
@@ -138,7 +147,6 @@ def claim(config: Config) -> RunFolder:
         write_text(run.config, dump_config(config))
     except OSError as error:
         raise UserError(f"--run-dir {run.root} cannot be written ({error.strerror}); choose another.") from None
-    return run
 
 
 def confirm_base(run: RunFolder, base: Base, record: bool = False) -> None:

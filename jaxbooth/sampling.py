@@ -21,8 +21,9 @@ from jaxbooth.diffusion.schedule import convert
 from jaxbooth.errors import UserError
 from jaxbooth.params import Params, cast_matrices, full_precision, precision_of
 from jaxbooth.pipeline import Base
-from jaxbooth.sharding import row_shards, rows_over, tracing_for
+from jaxbooth.sharding import replicated, row_shards, rows_over, tracing_for
 from jaxbooth.text import Text, TokenIds
+from jaxbooth.transfer import put
 
 if TYPE_CHECKING:
     from jaxbooth.pipeline import Pipeline
@@ -67,9 +68,14 @@ def check_resolution(base: Base, resolution: int, flag: str) -> None:
         raise UserError(f"{flag} {resolution} is not a multiple of {multiple}, which this model needs; try {nearest}.")
 
 
-def picture_keys(seed: int, indices: Sequence[int]) -> Array:
-    """Returns one PRNG key for each picture: a function of (seed, index) alone, not of batches or devices."""
-    return jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(jnp.asarray(indices, jnp.uint32))
+def picture_keys(root: Array, indices: Array) -> Array:
+    """Returns one PRNG key for each picture: a function of (seed, index) alone, not of batches or devices.
+
+    Args:
+        root: the seed's key.
+        indices: (pictures,) uint32.
+    """
+    return jax.vmap(lambda index: jax.random.fold_in(root, index))(indices)
 
 
 def guided_denoiser(
@@ -145,12 +151,16 @@ class Painter:
         self.base, self.mesh, self.settings, self.quiet = base, mesh, settings, quiet
         self.batch = -(-batch // row_shards(mesh)) * row_shards(mesh)
         self._encode = jax.jit(lambda params, ids: encode_prompts(base, params, ids))
-        self._draw = jax.jit(self._trace, out_shardings=rows_over(mesh))
+        self._draw = jax.jit(self._trace, out_shardings=replicated(mesh))
 
-    def _trace(self, params: dict[str, Params], text: Text, negative: Text, keys: Array, guidance: Array) -> Array:
+    def _trace(
+        self, params: dict[str, Params], text: Text, captions: Array, indices: Array, root: Array, guidance: Array
+    ) -> Array:
+        shown, negative = take(text, captions), take(text, jnp.zeros_like(captions))
+        keys = picture_keys(jax.random.wrap_key_data(root), indices)
         with tracing_for(self.mesh):
             with precision_of(self.base.dtype):
-                latents = draw_latents(self.base, self.settings, params["unet"], text, negative, keys, guidance)
+                latents = draw_latents(self.base, self.settings, params["unet"], shown, negative, keys, guidance)
             return decode_pixels(self.base, params["vae"], latents, row_shards(self.mesh))
 
     def __call__(
@@ -168,16 +178,16 @@ class Painter:
         distinct = list(dict.fromkeys([self.settings.negative_prompt, *prompts]))
         encoders = {name: params[name] for name in self.base.text_encoders}
         text = self._encode(encoders, self.base.text.tokenize(distinct))
-        captions = np.array([distinct.index(prompt) for prompt in prompts])
+        captions = np.array([distinct.index(prompt) for prompt in prompts], np.int32)
+        numbers, root = np.array(indices, np.uint32), np.asarray(jax.random.key_data(jax.random.key(seed)))
+        fixed = put((root, np.float32(self.settings.guidance_scale)), replicated(self.mesh))
         used = {name: params[name] for name in ("unet", "vae")}
         pictures = []
         with nullcontext() if self.quiet else progress("sample", len(prompts), transient=True) as bar:
             for start in range(0, len(prompts), self.batch):
                 rows = np.minimum(np.arange(start, start + self.batch), len(prompts) - 1)  # the last batch is padded
-                keys = picture_keys(seed, [indices[row] for row in rows])
-                inputs = (take(text, captions[rows]), take(text, np.zeros_like(rows)), keys)
-                inputs = jax.device_put(inputs, rows_over(self.mesh))
-                drawn = self._draw(used, *inputs, jnp.float32(self.settings.guidance_scale))
+                inputs = put((captions[rows], numbers[rows]), rows_over(self.mesh))
+                drawn = self._draw(used, text, *inputs, *fixed)
                 pictures.append(jax.device_get(drawn)[: len(prompts) - start])
                 if bar:
                     bar.advance(len(pictures[-1]))
@@ -191,7 +201,7 @@ def encode_prompts(base: Base, params: dict[str, Params], ids: TokenIds) -> Text
     return jax.tree.map(lambda x: x.astype(jnp.float32), text)
 
 
-def take(text: Text, rows: np.ndarray) -> Text:
+def take(text: Text, rows: Array) -> Text:
     """Returns the text of (rows,) prompts."""
     return jax.tree.map(lambda x: x[rows], text)
 

@@ -211,6 +211,19 @@ class MeshConfig(Section):
     """Parts that the transformer's wide layers are cut into."""
 
 
+class DistributedConfig(Section):
+    """Several processes, one for each host. Cloud TPU, GKE, SLURM and Open MPI need none of these flags."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0, the same on all processes."""
+    processes: PositiveInt | None = None
+    """How many processes there are."""
+    process: NonNegativeInt | None = None
+    """Number of this process, from 0."""
+    timeout: PositiveFloat = 300.0
+    """Seconds to wait until all processes have started."""
+
+
 class ValidationConfig(Section):
     """The pictures drawn while training."""
 

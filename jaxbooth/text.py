@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -20,6 +21,7 @@ from jaxbooth.console import warn
 from jaxbooth.errors import UserError
 from jaxbooth.models.config import CLIPTextConfig
 from jaxbooth.params import AnyArray, Network, Params
+from jaxbooth.transfer import to_host
 
 NEW_TOKENS = "new_tokens.embedding"  # parameter name of learned embeddings (tokens, d), in a tower's parameters
 TABLE = "embeddings.token_embedding.embedding"
@@ -236,7 +238,8 @@ def initial_embeddings(
                 raise UserError(
                     f"--text.initializer {initializer!r} is a new word itself; name a known one, such as 'dog'."
                 )
-            known = np.asarray(params[tower.name][TABLE][np.asarray(ids)], np.float32)
+            known = to_host(jax.jit(lambda table, rows: table[rows])(params[tower.name][TABLE], np.asarray(ids)))
+            known = known.astype(np.float32)
             rows.append(np.resize(known, (len(token.entries), known.shape[1])))
         found[tower.name] = np.concatenate(rows)
     return found

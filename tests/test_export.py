@@ -2,6 +2,7 @@
 
 import diffusers
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -36,7 +37,7 @@ def exported(moved, tmp_path_factory):
 def test_diffusers_draws_the_same_picture(exported, moved, base, mesh):
     settings = Settings("ddim", STEPS, GUIDANCE, 64)
     ours = Painter(base, mesh, settings, 2)(moved, PROMPTS, seed=3, indices=[0, 1])
-    keys = [jax.random.fold_in(key, 0) for key in picture_keys(3, [0, 1])]
+    keys = [jax.random.fold_in(key, 0) for key in picture_keys(jax.random.key(3), jnp.arange(2))]
     latents = np.stack([jax.random.normal(key, base.latent_shape(64, 64)) for key in keys])
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(exported, torch_dtype=torch.float32)
     pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)

@@ -50,7 +50,7 @@ def in_jaxbooth(folder: Path, mesh, negative: str = "", dtype: str = "float32") 
 @pytest.fixture(scope="module")
 def in_diffusers() -> Callable[..., np.ndarray]:
     """The same pictures, from the same noise."""
-    keys = [jax.random.fold_in(key, 0) for key in picture_keys(SEED, [0, 1])]
+    keys = [jax.random.fold_in(key, 0) for key in picture_keys(jax.random.key(SEED), jnp.arange(2))]
     noise = np.stack([jax.random.normal(key, (SIZE[0] // 2, SIZE[1] // 2, 4)) for key in keys])
     latents = torch.tensor(noise).permute(0, 3, 1, 2)
 

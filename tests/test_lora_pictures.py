@@ -2,6 +2,7 @@
 
 import diffusers
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -32,7 +33,7 @@ def test_diffusers_draws_the_same_picture_with_the_lora(file, base, params, mesh
     ours = Painter(adapted, mesh, settings, 2)(join(params, trained), PROMPTS, seed=3, indices=[0, 1])
     plain = Painter(base, mesh, settings, 2)(params, PROMPTS, seed=3, indices=[0, 1])
     assert np.abs(ours.astype(int) - plain).mean() > 10  # the LoRA does something
-    keys = [jax.random.fold_in(key, 0) for key in picture_keys(3, [0, 1])]
+    keys = [jax.random.fold_in(key, 0) for key in picture_keys(jax.random.key(3), jnp.arange(2))]
     latents = np.stack([jax.random.normal(key, base.latent_shape(64, 64)) for key in keys])
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(DEMO_MODEL, dtype=torch.float32)
     pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)

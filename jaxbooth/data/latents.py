@@ -23,6 +23,7 @@ from jaxbooth.params import AnyArray, Params, full_precision
 from jaxbooth.pipeline import Base
 from jaxbooth.sharding import replicated, row_shards, rows_over, tracing_for
 from jaxbooth.text import Text, TokenIds
+from jaxbooth.transfer import put
 
 
 class Encoded(NamedTuple):
@@ -105,7 +106,7 @@ class Encoder:
         """Maps the (p, v, h, w, 3) uint8 variants of up to `batch` pictures to (p, v, ...) moments on the host."""
         count = len(pictures)
         filled = np.resize(pictures, (self.batch, *pictures.shape[1:])).astype(np.float32)
-        moments = self._encode(self.params, jax.device_put(filled, rows_over(self.mesh)))
+        moments = self._encode(self.params, put(filled, rows_over(self.mesh)))
         return jax.tree.map(lambda part: part[:count], jax.device_get(moments))
 
 
@@ -190,4 +191,4 @@ def distinct_captions(pictures: Iterable[Picture], with_empty: bool) -> list[str
 
 def on_devices(bank: Bank, mesh: Mesh) -> Bank:
     """Puts a bank on every device."""
-    return jax.device_put(bank, replicated(mesh))
+    return put(bank, replicated(mesh))

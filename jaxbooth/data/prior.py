@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from jaxbooth.config import Config
-from jaxbooth.console import progress
+from jaxbooth.console import is_main, progress
 from jaxbooth.data.images import picture_files
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.files import write_json, write_png
@@ -199,7 +199,8 @@ def generate_missing(classes: ClassSet, paint: PaintBatch, batch: int) -> None:
             # The manifest goes first: an entry without its file is made again, a file without its entry would be
             # taken for the user's own.
             manifest = {"settings": classes.settings, "images": classes.made | names}
-            write_json(classes.folder / MANIFEST, manifest)
+            if is_main():
+                write_json(classes.folder / MANIFEST, manifest)
             for index, name in names.items():
                 save(classes, index, name, drawn[index])
                 bar.advance(name is not None)
@@ -228,7 +229,7 @@ def file_name(index: int, pixels: np.ndarray) -> str | None:
 def save(classes: ClassSet, index: int, name: str | None, pixels: np.ndarray) -> None:
     """Saves a picture losslessly; a dropped one only counts."""
     classes.made[index] = name
-    if name:
+    if name and is_main():
         write_png(classes.folder / name, Image.fromarray(pixels), {**classes.settings, "index": index})
 
 

@@ -21,6 +21,7 @@ from jax import Array
 from jaxbooth.errors import UserError
 from jaxbooth.models.conv import Conv, conv2d
 from jaxbooth.params import AnyArray, Network, Params, Shapes
+from jaxbooth.transfer import to_host
 
 DOWN, UP, MAGNITUDE = "lora_A.kernel", "lora_B.kernel", "lora_magnitude_vector.scale"
 
@@ -97,7 +98,8 @@ def initial_adapters(params: Mapping[str, AnyArray], shapes: Shapes, seed: int) 
         elif name.endswith(UP):
             found[name] = np.zeros(leaf.shape, np.float32)
         else:
-            found[name] = np.asarray(output_norms(jnp.asarray(params[name.replace(MAGNITUDE, "kernel")])))
+            norms = jax.jit(output_norms)(params[name.replace(MAGNITUDE, "kernel")])
+            found[name] = to_host(norms)
     return found
 
 

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxbooth.config import Config
 from jaxbooth.console import Bar, progress, say
 from jaxbooth.errors import RunFailure
+from jaxbooth.hosts.gate import Gate
 from jaxbooth.params import Params
 from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.feed import Feed
-from jaxbooth.training.interrupt import watch_signals
 from jaxbooth.training.state import TrainState
 from jaxbooth.training.step import Dispatch
 from jaxbooth.training.writer import Writer
@@ -29,6 +28,7 @@ class Loop:
         dispatches: compiled, one for each bank of the feed; see `make_dispatch`.
         frozen: component -> parameters that the step reads and does not change.
         validate: draws and saves the sample grid of a state at a step.
+        gate: closes when any process was asked to stop.
     """
 
     config: Config
@@ -38,6 +38,7 @@ class Loop:
     checkpoints: Checkpoints
     writer: Writer
     validate: Callable[[TrainState, int], None]
+    gate: Gate
     announced: bool = False
 
     def run(self, state: TrainState, step: int) -> tuple[TrainState, int]:
@@ -47,16 +48,20 @@ class Loop:
             RunFailure: a loss or gradient is not finite. Checkpoints on disk are all from before that.
         """
         total = self.config.train.steps
-        with watch_signals() as interrupt, progress("train", total, done=step) as bar:
-            while step < total and not interrupt.requested:
-                state, step = self.advance(state, step, self.next_stop(step), bar, lambda: interrupt.requested)
+        self.gate.enter(step)
+        with progress("train", total, done=step) as bar:
+            while step < total:
+                state, step, stopped = self.advance(state, step, self.next_stop(step), bar)
+                if stopped:
+                    break
                 if step % self.config.train.checkpoint_every == 0 or step == total:
                     self.checkpoints.save(state, step, self.config)
-                if (step % self.config.validation.every == 0 or step == total) and not interrupt.requested:
+                if (step % self.config.validation.every == 0 or step == total) and not self.gate.closing:
                     self.validate(state, step)
                 self.writer.flush()
         self.checkpoints.save(state, step, self.config)  # where a signal stopped it; elsewhere it is saved already
         self.checkpoints.wait()
+        self.gate.leave()
         return state, step
 
     def next_stop(self, step: int) -> int:
@@ -64,17 +69,21 @@ class Loop:
         every = (self.config.train.checkpoint_every, self.config.validation.every)
         return min(self.config.train.steps, *(step - step % n + n for n in every))
 
-    def advance(
-        self, state: TrainState, step: int, stop: int, bar: Bar, leave: Callable[[], bool]
-    ) -> tuple[TrainState, int]:
-        """Dispatches up to `stop`. The device always has the next dispatch queued while the host logs the last one."""
+    def advance(self, state: TrainState, step: int, stop: int, bar: Bar) -> tuple[TrainState, int, bool]:
+        """Dispatches up to `stop`, or to where the gate closes; the third result says whether it did.
+
+        The device always has the next dispatch queued while the host logs the last one.
+        """
         pending: tuple[int, int, Any] | None = None
-        began = time.perf_counter()
-        while step < stop and not leave():
+        began, stopped = time.perf_counter(), False
+        while step < stop:
             order = self.feed.order
             count = min(self.config.train.steps_per_dispatch, stop - step, order.block_end(step) - step)
+            stopped = not self.gate.passes(step + count)
+            if stopped:
+                break
             which, shift = order.bucket(step), self.feed.shift(step)
-            inputs = (self.frozen, self.feed.banks[which], jnp.int32(count), jnp.int32(shift))
+            inputs = (self.frozen, self.feed.banks[which], np.int32(count), np.int32(shift))
             state, metrics = self.dispatches[which](state, *inputs)
             if pending:
                 began = self.log(*pending, began, bar)
@@ -82,7 +91,7 @@ class Loop:
             step += count
         if pending:
             self.log(*pending, began, bar)
-        return state, step
+        return state, step, stopped
 
     def log(self, start: int, count: int, metrics: Any, began: float, bar: Bar) -> float:
         """Waits for a dispatch, writes its metrics and returns the time at which it was done."""
@@ -123,7 +132,7 @@ def compile_dispatches(
     with progress("compile", total=None) as bar:
         for index, (dispatch, bank) in enumerate(zip(dispatches, feed.banks, strict=True), start=1):
             began = time.perf_counter()
-            compiled.append(dispatch.lower(state, frozen, bank, jnp.int32(1), jnp.int32(0)).compile())
+            compiled.append(dispatch.lower(state, frozen, bank, np.int32(1), np.int32(0)).compile())
             which = f" {index} of {len(dispatches)}" if len(dispatches) > 1 else ""
             bar.note(f"train step{which}, {time.perf_counter() - began:.1f} s")
     return compiled

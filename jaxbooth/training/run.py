@@ -10,13 +10,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxbooth.config import Config
-from jaxbooth.console import say
+from jaxbooth.console import is_main, say
 from jaxbooth.devices import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.errors import RunFailure
 from jaxbooth.exports import export_result, natural_format
+from jaxbooth.hosts.link import Alone
+from jaxbooth.hosts.shared import check_shared, facts_of
+from jaxbooth.hosts.start import joined
 from jaxbooth.params import Params, cast_matrices, flatten_components, join
 from jaxbooth.pipeline import Base, load_params
 from jaxbooth.run_folder import RunFolder, claim, confirm_base, fill_resolution, read_base, resolve_paths, state_of
+from jaxbooth.sections import DistributedConfig
 from jaxbooth.sharding import make_mesh
 from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.checks import check_config
@@ -38,6 +42,7 @@ from jaxbooth.training.step import REFERENCE, make_dispatch, make_task
 from jaxbooth.training.trainable import initial_values, on_mesh, trained_shapes, whole_components
 from jaxbooth.training.watch import Watch
 from jaxbooth.training.writer import Writer
+from jaxbooth.transfer import to_host
 from jaxbooth.verify import verify_export
 
 
@@ -63,10 +68,18 @@ def train(config: Config) -> Result:
         UserError: the input cannot be used as it is.
         RunFailure: the work failed; everything written so far is intact.
     """
+    check_config(config)
+    chosen = config.distributed
+    config = config.model_copy(update={"distributed": DistributedConfig()})  # it differs between the processes
+    stopped = f"stopped; run the same command again to continue {config.run_dir}."
+    with joined(chosen, facts_of(config), stopped) as link:
+        return train_joined(resolve_paths(config), link)
+
+
+def train_joined(config: Config, link: Alone) -> Result:
+    """Trains as one of the processes that `link` joins."""
     enable_compilation_cache()
     warn_about_cpu_fallback()
-    check_config(config)
-    config = resolve_paths(config)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     base = read_base(config)
     config = fill_resolution(config, base)
@@ -74,12 +87,13 @@ def train(config: Config) -> Result:
     inputs = read_inputs(config, base)
     explain_prompts(config, inputs)
     shown = contact_sheet(config, inputs)
-    run = claim(config)
+    run = claim(config, link)
+    check_shared([run.root, *(classes.folder for classes in inputs.classes)], link)
     confirm_base(run, base, record=True)
     write_contact_sheet(run, shown)
     checkpoints = Checkpoints(run.checkpoints, config.train.keep_checkpoints)
     try:
-        return Job(config, run, inputs, mesh, tx, checkpoints).execute()
+        return Job(config, run, inputs, mesh, tx, checkpoints, link).execute()
     finally:
         checkpoints.close()
 
@@ -94,6 +108,7 @@ class Job:
     mesh: Mesh
     tx: Any
     checkpoints: Checkpoints
+    link: Alone
 
     @property
     def base(self) -> Base:
@@ -133,6 +148,7 @@ class Job:
         """Makes missing class images and encodes everything."""
         for classes in self.inputs.classes:
             make_class_images(self.config, self.base, params, classes, self.mesh)
+        self.link.exchange("class images are written")
         found = class_pictures(self.config, self.inputs.classes)
         shown = [picture for pictures in found for picture in pictures]
         note_pictures(self.run, {"instance": self.inputs.pictures, "class": shown})
@@ -181,7 +197,8 @@ class Job:
             fixed = {name: params for name, params in frozen.items() if name in needed} | reference
             dispatches = [make_dispatch(task, self.tx, config.train.steps_per_dispatch, state) for task in tasks]
             compiled = compile_dispatches(dispatches, state, fixed, feed)
-            return Loop(config, compiled, feed, fixed, self.checkpoints, writer, validate).run(state, done)
+            loop = Loop(config, compiled, feed, fixed, self.checkpoints, writer, validate, self.link.gate)
+            return loop.run(state, done)
         finally:
             writer.close()
 
@@ -195,11 +212,22 @@ class Job:
                 )
 
     def export(self, state: TrainState) -> None:
-        """Writes the result in its natural format; once it is whole, that of a shorter run makes room."""
+        """Writes the result in its natural format; once it is whole, that of a shorter run makes room.
+
+        Process 0 does so; with several, it gathers what was trained in its host's memory.
+        """
+        trained = result_params(state)
+        if jax.process_count() > 1:
+            trained = {name: {leaf: to_host(value) for leaf, value in each.items()} for name, each in trained.items()}
+        if is_main():
+            self.write_export(trained)
+
+    def write_export(self, trained: dict[str, Params]) -> None:
+        """Writes, verifies and then puts in place."""
         aside = self.run.root / ".export"
         shutil.rmtree(aside, ignore_errors=True)
         fresh, kind = aside / self.run.root.name, natural_format(self.config)  # files are named after their folder
-        what = (self.config, self.base, result_params(state), self.mesh, fresh, kind, "base")
+        what = (self.config, self.base, trained, self.mesh, fresh, kind, "base")
         export_result(*what)
         found = verify_export(*what, with_torch=False)
         shutil.rmtree(self.run.export, ignore_errors=True)

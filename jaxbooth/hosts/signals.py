@@ -1,0 +1,59 @@
+"""SIGTERM and Ctrl-C ask all processes to save and leave; a second one ends this process at once."""
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
+
+from jaxbooth.hosts.link import Alone
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextmanager
+def watch_signals(link: Alone) -> Generator[None]:
+    """Catches SIGNALS while the block runs, and restores the former handlers after it.
+
+    A thread of its own hears of them, because the main one may wait for a device or a compiler for minutes. Ctrl-C
+    outside of the loop of a single process is Python's own affair. Outside of the main thread Python allows no
+    handlers, so there nothing is caught.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    heard = {signal.SIGTERM: 0, signal.SIGINT: 0}
+
+    def listen() -> None:
+        while number := reader.recv(1):
+            which = signal.Signals(number[0])
+            if which not in heard or (which == signal.SIGINT and idle(link)):
+                continue
+            heard[which] += 1
+            if heard[which] > 1:
+                os._exit(128 + which)
+            link.ask_to_stop()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and idle(link) and not heard[signal.SIGINT]:
+            signal.default_int_handler(number, frame)
+
+    former_writer = signal.set_wakeup_fd(writer.fileno())
+    former = {number: signal.signal(number, handle) for number in SIGNALS}
+    threading.Thread(target=listen, daemon=True).start()
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(former_writer)
+        writer.close()  # ends the thread
+
+
+def idle(link: Alone) -> bool:
+    """Whether the process is the only one, and outside of its loop."""
+    return type(link) is Alone and not link.gate.working

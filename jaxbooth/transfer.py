@@ -1,0 +1,30 @@
+"""Moving arrays between hosts and devices, where the devices may belong to several processes."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+
+from jaxbooth.params import AnyArray
+
+
+def put(tree: Any, sharding: Sharding) -> Any:
+    """Places host arrays that are equal on every process; each hands over only what its own devices hold."""
+
+    def place(value: AnyArray) -> jax.Array:
+        if isinstance(value, jax.Array):
+            return jax.device_put(value, sharding)
+        array = np.asarray(value)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(place, tree)
+
+
+def to_host(value: AnyArray) -> np.ndarray:
+    """Returns a whole array on this host. Every process must call it, where the devices are several processes'."""
+    if isinstance(value, jax.Array) and not (value.is_fully_addressable or value.is_fully_replicated):
+        assert isinstance(value.sharding, NamedSharding)
+        everywhere = NamedSharding(value.sharding.mesh, PartitionSpec())
+        value = jax.jit(lambda x: x, out_shardings=everywhere)(value)
+    return np.asarray(value)
