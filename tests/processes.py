@@ -1,0 +1,67 @@
+"""Runs of several processes on this machine, and a model whose step compiles in seconds."""
+
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from jaxbooth.assets import DEMO_MODEL
+from jaxbooth.files import write_json
+from jaxbooth.pipeline import Base
+from jaxbooth.weights.diffusers_dir import read_json
+from jaxbooth.weights.names import export_array, parameter_names
+from tests.commands import environment
+
+UNET = {
+    "block_out_channels": [16, 32], "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"], "norm_num_groups": 8,
+}  # fmt: skip
+SHORT = [
+    "demo", "--data.num-class-images", "4", "--prior.steps", "2", "--prior.batch-size", "4", "--train.batch-size", "2",
+    "--train.prior-batch-size", "2", "--validation.every", "1000", "--validation.num", "1", "--validation.steps", "2",
+    "--validation.prompts", "a cat", "--train.checkpoint-every", "4",
+]  # fmt: skip
+
+
+def write_micro_model(micro: Base, unet: Mapping[str, np.ndarray], folder: Path) -> Path:
+    """Writes the embedded model with another UNet, the one of conftest's `micro`."""
+    shutil.copytree(DEMO_MODEL, folder)
+    write_json(folder / "unet" / "config.json", read_json(DEMO_MODEL / "unet" / "config.json") | UNET)
+    for file in (folder / "unet").glob("*.safetensors"):
+        file.unlink()
+    tensors = {name: export_array(own, unet[own]) for name, own in parameter_names(micro.unet.shapes).items()}
+    save_file(tensors, folder / "unet" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def free_port() -> int:
+    """Returns a port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def start(command: list[object], port: int, processes: int, index: int, devices: int) -> subprocess.Popen[str]:
+    """Starts one process of several, with CPU devices of its own."""
+    place = ["--distributed.coordinator", f"127.0.0.1:{port}", "--distributed.processes", processes]
+    arguments = [*command, *place, "--distributed.process", index]
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxbooth", *map(str, arguments)],
+        env=environment() | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def start_all(command: list[object], processes: int, devices: int = 4) -> list[subprocess.Popen[str]]:
+    """Starts the same command in every process; `devices` are shared out among them."""
+    port = free_port()
+    return [start(command, port, processes, index, devices // processes) for index in range(processes)]
+
+
+def outputs(running: list[subprocess.Popen[str]], timeout: float = 300) -> list[str]:
+    """Waits for all processes and returns what they printed."""
+    return [process.communicate(timeout=timeout)[0] for process in running]
