@@ -18,21 +18,18 @@ Environment:
   PORT                  port of process 0; default: a free one
   GRACE_SECONDS         what the others are left with after a failure; default 10"
 
-refuse() {
-  echo "local.sh: $1" >&2
-  exit 2
-}
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-case "${1:-}" in
--h | --help) echo "$help" && exit ;;
-esac
 [[ ${1:-} =~ ^[1-9][0-9]*$ ]] || refuse "the first argument is the number of processes, as in: local.sh 2 jaxbooth train demo"
 count=$1
 shift
 [[ ${1:-} != -- ]] || shift
 (($#)) || refuse "a command must follow the number of processes, as in: local.sh $count jaxbooth train demo"
-[[ ${DEVICES_PER_PROCESS:-1} =~ ^[1-9][0-9]*$ ]] || refuse "DEVICES_PER_PROCESS is '$DEVICES_PER_PROCESS'; it must be a positive number."
-command -v python3 >/dev/null || refuse "python3 is missing; it looks for a free port."
+GRACE_SECONDS=${GRACE_SECONDS:-10}
+need_number GRACE_SECONDS
+[[ -z ${DEVICES_PER_PROCESS:-} ]] || need_number DEVICES_PER_PROCESS
+need_program python3 "it looks for a free port"
 
 gpus=()
 if [[ -n ${DEVICES_PER_PROCESS:-} ]]; then
@@ -55,6 +52,14 @@ trap 'rm -rf "$pipes"' EXIT
 
 running=()
 readers=()
+# Arguments: a signal's name. The commands alone get it; what they started is theirs to stop.
+pass_on() {
+  local i
+  for i in "${!running[@]}"; do kill "-$1" "${running[i]}" 2>/dev/null || true; done
+}
+trap 'pass_on TERM' TERM HUP
+trap 'pass_on INT' INT
+
 prefixed() {
   local line
   while IFS= read -r line || [[ -n $line ]]; do printf '[%s] %s\n' "$1" "$line"; done
@@ -70,14 +75,6 @@ for ((i = 0; i < count; i++)); do
   running+=($!)
 done
 
-# Arguments: a signal's name. The commands alone get it; what they started is theirs to stop.
-pass_on() {
-  local i
-  for i in "${!running[@]}"; do kill "-$1" "${running[i]}" || true; done
-}
-trap 'pass_on TERM' TERM HUP
-trap 'pass_on INT' INT
-
 exec 3>&2 2>/dev/null # bash would print the commands that a signal ended
 failure=0
 deadline=0
@@ -90,7 +87,7 @@ while ((${#running[@]})); do
     unset "running[i]"
     if ((code && failure == 0)); then
       failure=$code
-      deadline=$((SECONDS + ${GRACE_SECONDS:-10}))
+      deadline=$((SECONDS + GRACE_SECONDS))
       echo "local.sh: process $i ended with exit code $code; the others are ended." >&3
       pass_on TERM
     fi
