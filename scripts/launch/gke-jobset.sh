@@ -5,8 +5,8 @@ set -euo pipefail
 help="usage: gke-jobset.sh [--print] [CONFIG] [--flags]
 
 Fills in gke-jobset.yaml and applies it with kubectl (--print: shows it instead). Every host runs
-jaxbooth train CONFIG --flags --run-dir RUN_DIR. The cluster needs JobSet 0.8 or newer and node pools
-of the slice's kind.
+jaxbooth train CONFIG --flags --run-dir RUN_DIR. The cluster needs the JobSet controller and node pools of
+the slice's kind.
 
 Environment:
   NAME             of the JobSet

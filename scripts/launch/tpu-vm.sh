@@ -127,10 +127,10 @@ await() {
 
 install() {
   need_program git "it packs the repository"
-  local archive
+  local archive root
+  root=$(git -C "$here" rev-parse --show-toplevel)
   archive=$(mktemp -d)/jaxbooth.tar.gz
-  git -C "$here" rev-parse --show-toplevel >/dev/null
-  git -C "$(git -C "$here" rev-parse --show-toplevel)" archive --format tar.gz --output "$archive" HEAD
+  git -C "$root" archive --format tar.gz --output "$archive" HEAD
   on_hosts all "mkdir -p $where/source"
   to_hosts "$archive" "$NAME:$where/source.tar.gz"
   rm -r "$(dirname "$archive")"
@@ -168,6 +168,7 @@ status() {
   now=$(state)
   echo "$NAME: $now"
   if [[ $now == ACTIVE ]]; then
+    # shellcheck disable=SC2016 # for the hosts to expand
     on_hosts all 'echo "$(hostname): $(systemctl is-active jaxbooth); $(journalctl --unit jaxbooth --lines 1 --output cat)"'
   fi
 }
