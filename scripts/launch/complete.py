@@ -1,6 +1,6 @@
-"""Says whether a run is complete: exit code 0 if so, 1 if the same command should go on with it.
+"""Says whether a run is complete: exit code 0 if so, 143 if the same command should go on with it.
 
-A stopped `jaxbooth train` exits with 0 as a finished one does; whoever starts it again has to ask the run folder.
+143 is what SIGTERM makes of a program that does not handle it; every other code is a failure to find out. A stopped `jaxbooth train` exits with 0 as a finished one does; whoever starts it again has to ask the run folder.
 
     python scripts/launch/complete.py runs/dog
     python scripts/launch/complete.py gs://bucket/runs/dog
@@ -10,6 +10,8 @@ import sys
 
 import yaml
 from etils import epath
+
+STOPPED = 128 + 15
 
 
 def complete(run: epath.Path) -> bool:
@@ -31,7 +33,7 @@ def main(argv: list[str]) -> int:
         return 2
     answer = complete(epath.Path(argv[0]))
     print(f"{argv[0]} is {'complete' if answer else 'not complete; the same command continues it'}.")
-    return 0 if answer else 1
+    return 0 if answer else STOPPED
 
 
 if __name__ == "__main__":

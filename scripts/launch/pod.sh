@@ -32,4 +32,4 @@ while kill -0 "$child" 2>/dev/null; do # a signal ended `wait`, not the training
   wait "$child" || code=$?
 done
 ((code == 0)) || exit "$code"
-python "$here/complete.py" "$RUN_DIR" || exit 143
+exec python "$here/complete.py" "$RUN_DIR"

@@ -90,7 +90,9 @@ runtime() {
 create() {
   need ACCELERATOR_TYPE "the slice, such as v5litepod-16"
   local version now count
-  version=${RUNTIME_VERSION:-$(runtime)} count=$(chips) now=$(state)
+  version=${RUNTIME_VERSION:-$(runtime)}
+  count=$(chips)
+  now=$(state)
   case $now in
   NONE) ;;
   FAILED | SUSPENDED) # what is left of a preempted slice keeps its name
