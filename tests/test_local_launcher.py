@@ -166,7 +166,11 @@ def test_children_of_a_process_do_not_hold_the_launcher_up(program):
         (["0", "true"], {}, "the first argument is the number of processes"),
         (["jaxbooth", "train"], {}, "the first argument is the number of processes"),
         (["2"], {}, "a command must follow the number of processes"),
-        (["2", "true"], {"DEVICES_PER_PROCESS": "some"}, "DEVICES_PER_PROCESS is 'some'; it must be a positive number."),
+        (
+            ["2", "true"],
+            {"DEVICES_PER_PROCESS": "some"},
+            "DEVICES_PER_PROCESS is 'some'; it must be a positive number.",
+        ),
         (["2", "true"], {"CUDA_VISIBLE_DEVICES": "0,1,2"}, "3 GPUs cannot be shared out to 2 processes evenly"),
     ],
 )

@@ -1,6 +1,7 @@
 """Says whether a run is complete: exit code 0 if so, 143 if the same command should go on with it.
 
-143 is what SIGTERM makes of a program that does not handle it; every other code is a failure to find out. A stopped `jaxbooth train` exits with 0 as a finished one does; whoever starts it again has to ask the run folder.
+A stopped `jaxbooth train` exits with 0 as a finished one does; whoever starts it again has to ask the run folder.
+143 is what SIGTERM makes of a program that does not handle it. Every other code is a failure to find out.
 
     python scripts/launch/complete.py runs/dog
     python scripts/launch/complete.py gs://bucket/runs/dog

@@ -1,6 +1,6 @@
 """Copies a folder, which may lie in a bucket, to this host; pictures are read from local folders.
 
-    python scripts/launch/fetch.py gs://bucket/photos photos
+python scripts/launch/fetch.py gs://bucket/photos photos
 """
 
 import sys

@@ -51,7 +51,9 @@ export NAME IMAGE ACCELERATOR TOPOLOGY RUN_DIR NUM_SLICES CHIPS_PER_HOST MAX_RES
 export SERVICE_ACCOUNT PHOTOS CACHE_DIR HOSTS ARGS
 
 filled() {
-  if [[ ${SPOT:-1} == 1 ]]; then cat "$here/gke-jobset.yaml"; else sed '/gke-spot/d' "$here/gke-jobset.yaml"; fi | envsubst
+  local unwanted='^$'
+  [[ ${SPOT:-1} == 1 ]] || unwanted=gke-spot
+  sed "/$unwanted/d" "$here/gke-jobset.yaml" | envsubst
 }
 if ((print)); then
   filled
@@ -59,5 +61,6 @@ if ((print)); then
 fi
 need_program kubectl "gcloud components install kubectl brings it"
 filled | kubectl apply -f -
-echo "$((chips * NUM_SLICES)) chips: as many chip-hours an hour. Logs: kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=$NAME"
+echo "$((chips * NUM_SLICES)) chips: as many chip-hours an hour; jaxbooth plan says how many hours a run takes."
+echo "To watch: kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=$NAME"
 echo "To stop (hosts save first) and to go on: kubectl delete jobset $NAME, then the same command."

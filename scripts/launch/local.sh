@@ -21,11 +21,11 @@ Environment:
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-[[ ${1:-} =~ ^[1-9][0-9]*$ ]] || refuse "the first argument is the number of processes, as in: local.sh 2 jaxbooth train demo"
+[[ ${1:-} =~ ^[1-9][0-9]*$ ]] || refuse "the first argument is the number of processes, as in: local.sh 2 jaxbooth train"
 count=$1
 shift
 [[ ${1:-} != -- ]] || shift
-(($#)) || refuse "a command must follow the number of processes, as in: local.sh $count jaxbooth train demo"
+(($#)) || refuse "a command must follow the number of processes, as in: local.sh $count jaxbooth train"
 GRACE_SECONDS=${GRACE_SECONDS:-10}
 need_number GRACE_SECONDS
 [[ -z ${DEVICES_PER_PROCESS:-} ]] || need_number DEVICES_PER_PROCESS
@@ -41,7 +41,8 @@ elif [[ ${JAX_PLATFORMS:-} != cpu ]]; then
   elif command -v nvidia-smi >/dev/null; then
     while IFS= read -r index; do gpus+=("$index"); done < <(nvidia-smi --query-gpu=index --format=csv,noheader)
   fi
-  ((${#gpus[@]} % count == 0)) || refuse "${#gpus[@]} GPUs cannot be shared out to $count processes evenly; name some with CUDA_VISIBLE_DEVICES, or use the CPU with DEVICES_PER_PROCESS=1."
+  ((${#gpus[@]} % count == 0)) || refuse "${#gpus[@]} GPUs cannot be shared out to $count processes evenly; \
+name some with CUDA_VISIBLE_DEVICES, or use the CPU with DEVICES_PER_PROCESS=1."
 fi
 share=$((${#gpus[@]} / count))
 

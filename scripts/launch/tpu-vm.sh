@@ -152,7 +152,7 @@ copy() {
 
 train() {
   need_bucket
-  local flags settings=(RUN_DIR="$RUN_DIR" JAX_COMPILATION_CACHE_DIR="$CACHE_DIR" PHOTOS="${PHOTOS:-}" PYTHONUNBUFFERED=1)
+  local flags settings=(RUN_DIR="$RUN_DIR" PHOTOS="${PHOTOS:-}" JAX_COMPILATION_CACHE_DIR="$CACHE_DIR" PYTHONUNBUFFERED=1)
   flags=$( (($# == 0)) || printf ' %q' "$@")
   # A unit of its own outlives ssh, and the host's shutdown sends it SIGTERM and waits.
   on_hosts all "set -e
@@ -171,14 +171,14 @@ status() {
   echo "$NAME: $now"
   if [[ $now == ACTIVE ]]; then
     # shellcheck disable=SC2016 # for the hosts to expand
-    on_hosts all 'echo "$(hostname): $(systemctl is-active jaxbooth); $(journalctl --unit jaxbooth --lines 1 --output cat)"'
+    on_hosts all 'echo "$(hostname): $(systemctl is-active jaxbooth); $(journalctl -u jaxbooth -n 1 -o cat)"'
   fi
 }
 
 need_program gcloud "Google Cloud's SDK brings it"
 command=${1:-}
 (($# == 0)) || shift
-[[ $command =~ ^(create|wait|install|copy|train|status|logs|stop|delete)$ ]] || refuse "'$command' is no command; --help lists them."
+[[ -n $command ]] || refuse "a command is missing; --help lists them."
 need NAME "the slice"
 case $command in
 create) create ;;
@@ -190,4 +190,5 @@ status) status ;;
 logs) on_hosts "${1:-0}" 'journalctl --unit jaxbooth --output cat --lines 100 --follow' ;;
 stop) on_hosts all 'sudo systemctl stop jaxbooth' ;;
 delete) if [[ $(state) != NONE ]]; then queued delete --force --quiet; else echo "$NAME does not exist."; fi ;;
+*) refuse "'$command' is no command; --help lists them." ;;
 esac
