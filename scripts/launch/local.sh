@@ -21,7 +21,7 @@ Environment:
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-[[ ${1:-} =~ ^[1-9][0-9]*$ ]] || refuse "the first argument is the number of processes, as in: local.sh 2 jaxbooth train"
+[[ ${1:-} =~ ^[1-9][0-9]*$ ]] || refuse "the first argument is the number of processes, as in: local.sh 2 jaxbooth"
 count=$1
 shift
 [[ ${1:-} != -- ]] || shift

@@ -152,7 +152,8 @@ copy() {
 
 train() {
   need_bucket
-  local flags settings=(RUN_DIR="$RUN_DIR" PHOTOS="${PHOTOS:-}" JAX_COMPILATION_CACHE_DIR="$CACHE_DIR" PYTHONUNBUFFERED=1)
+  local flags settings
+  settings=(RUN_DIR="$RUN_DIR" PHOTOS="${PHOTOS:-}" JAX_COMPILATION_CACHE_DIR="$CACHE_DIR" PYTHONUNBUFFERED=1)
   flags=$( (($# == 0)) || printf ' %q' "$@")
   # A unit of its own outlives ssh, and the host's shutdown sends it SIGTERM and waits.
   on_hosts all "set -e
