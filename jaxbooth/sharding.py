@@ -164,19 +164,26 @@ def gathered(name: str, value: Array) -> Array:
     wide = tensor_dimension(name, value.shape, mesh)
     if wide is not None:
         spec[wide] = "tensor"
-    used = NamedSharding(mesh, PartitionSpec(*spec))
-    return placed_twice(value, used, NamedSharding(mesh, partition(name, value.shape, mesh)))
+    stored, used = partition(name, value.shape, mesh), PartitionSpec(*spec)
+    return moved(value, NamedSharding(mesh, stored), NamedSharding(mesh, used))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def placed_twice(value: Array, there: NamedSharding, back: NamedSharding) -> Array:
-    """Moves a value there and its gradient back."""
-    return jax.lax.with_sharding_constraint(value, there)
+def moved(value: Array, here: NamedSharding, there: NamedSharding) -> Array:
+    """Moves a value from here to there, and its gradient back.
+
+    Every stop is named. The partitioner would carry the placement of one end on into whatever is at the other, and
+    exchange axes by an all-to-all. For a gradient it means: summed where it arises, then cut.
+    """
+    common = [one if one == other else None for one, other in zip(here.spec, there.spec, strict=True)]
+    for stop in (here, NamedSharding(here.mesh, PartitionSpec(*common)), there):
+        value = jax.lax.with_sharding_constraint(value, stop)
+    return value
 
 
-placed_twice.defvjp(
-    lambda value, there, back: (placed_twice(value, there, back), None),
-    lambda there, back, _, gradient: (jax.lax.with_sharding_constraint(gradient, back),),
+moved.defvjp(
+    lambda value, here, there: (moved(value, here, there), None),
+    lambda here, there, _, gradient: (moved(gradient, there, here),),
 )
 
 

@@ -20,7 +20,7 @@ from jaxbooth.diffusion.noising import TimestepSampling, offset_noise, perturb, 
 from jaxbooth.diffusion.objective import Batch, Loss, Losses, reduce_rows, row_losses
 from jaxbooth.params import Params, by_component, cast_matrices, join, precision_of
 from jaxbooth.pipeline import Base
-from jaxbooth.sharding import row_shards, rows_over, tracing_for
+from jaxbooth.sharding import placement, row_shards, rows_over, tracing_for
 from jaxbooth.text import Text
 from jaxbooth.training.optimizer import reported_rate
 from jaxbooth.training.rows import RowPlan, Streams, pick_rows, plan_rows, row_keys
@@ -153,7 +153,7 @@ def gradients(
         gradient = jax.grad(lambda values: micro_loss(task, values, frozen, bank, drawn), has_aux=True)
         with precision_of(task.base.dtype), tracing_for(task.mesh):
             grads, losses = gradient(cast)
-        return losses, {name: grad.astype(jnp.float32) for name, grad in grads.items()}
+        return losses, placed(grads, task.mesh)
 
     plan = RowPlan(*map(jnp.asarray, task.plan))
     parts = len(task.plan.number)
@@ -167,6 +167,15 @@ def gradients(
     (losses, grads), _ = jax.lax.scan(add, zeros, plan)
     # The total is a sum over rows; the two reported terms are means, equal in size in every micro-batch.
     return Losses(losses.total, losses.instance / parts, losses.prior / parts), grads
+
+
+def placed(grads: Params, mesh: Mesh) -> Params:
+    """Returns float32 gradients where their parameters are."""
+    place = placement(mesh)
+    return {
+        name: jax.lax.with_sharding_constraint(grad.astype(jnp.float32), place(name, grad.shape))
+        for name, grad in grads.items()
+    }
 
 
 def follow(average: Params, params: Params, step: Array, decay: float) -> Params:
