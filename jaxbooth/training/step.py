@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 from jax.sharding import Mesh
@@ -128,17 +127,23 @@ def micro_loss(task: Task, cast: Params, frozen: dict[str, Params], bank: Bank, 
 def frozen_prediction(task: Task, frozen: dict[str, Params], bank: Bank, drawn: Drawn, seen: Array) -> Array:
     """Returns the untrained model's output on prior rows, and zeros or its output on the others.
 
-    One device computes the prior rows alone; several compute every row where it is, so that none has to move.
+    Every shard of the batch begins with instance rows; it computes what comes after as many as all of them have.
     """
     text = bank.text if bank.frozen_text is None else bank.frozen_text
     assert isinstance(text, Text)
     context, added = task.base.conditions(gather_text(text, drawn.caption, None), drawn.sizes)
     model = task.base.unet.bind(frozen.get(REFERENCE) or frozen["unet"])
-    inputs = (seen, drawn.batch.timesteps, context, added)
-    if row_shards(task.mesh) > 1:
-        return model(*inputs)
-    prior = np.flatnonzero(task.plan.is_prior[0])
-    return jnp.zeros_like(seen).at[prior].set(model(*jax.tree.map(lambda x: x[prior], inputs)))
+    shards = row_shards(task.mesh)
+    first = int(task.plan.is_prior.any(axis=0).reshape(shards, -1).any(axis=0).argmax())
+
+    def apart(x: Array) -> Array:
+        return x.reshape(shards, -1, *x.shape[1:])
+
+    def later(x: Array) -> Array:
+        return apart(x)[:, first:].reshape(-1, *x.shape[1:])
+
+    output = model(*jax.tree.map(later, (seen, drawn.batch.timesteps, context, added)))
+    return jnp.concatenate([jnp.zeros_like(apart(seen)[:, :first]), apart(output)], axis=1).reshape(seen.shape)
 
 
 def gradients(
