@@ -58,11 +58,11 @@ def filling_batch_size(instance: int, own_prior: int | None, micro_batches: int,
     """Returns the least number of instance rows, at least `instance`, with which no row is padding.
 
     Args:
-        own_prior: prior rows, or None for as many as instance rows.
+        own_prior: prior rows, or None for as many as instance rows; micro-batches divide them as they do `instance`.
     """
-    sizes = range(instance, instance + micro_batches * shards * shards)
+    sizes = range(instance, instance + micro_batches * shards)
     full = (n for n in sizes if (n + (n if own_prior is None else own_prior)) % (micro_batches * shards) == 0)
-    return next((n for n in full if n % micro_batches == 0), instance)
+    return next(n for n in full if n % micro_batches == 0)
 
 
 class Span(NamedTuple):

@@ -113,7 +113,8 @@ def micro_loss(task: Task, cast: Params, frozen: dict[str, Params], bank: Bank, 
     base, batch, config = task.base, drawn.batch, task.config
     params = join(frozen, by_component(cast))
     encode = (lambda ids: base.text.encode(params, ids)) if config.trains_text else None
-    context, added = base.conditions(gather_text(bank.text, drawn.caption, encode), drawn.sizes)
+    text = gather_text(bank.text, drawn.caption, encode, row_shards(task.mesh))
+    context, added = base.conditions(text, drawn.sizes)
     noisy = base.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
     seen = base.schedule.add_noise(batch.latents, drawn.seen, batch.timesteps)
     output = base.unet.bind(params["unet"])(seen, batch.timesteps, context, added, remat=config.train.remat)
