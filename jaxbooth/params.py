@@ -13,10 +13,20 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jaxbooth.sharding import gathered
+
 T = TypeVar("T")
 Params = dict[str, jax.Array]
 AnyArray = jax.Array | np.ndarray  # on the devices or on the host
 Shapes = dict[str, jax.ShapeDtypeStruct]
+
+
+class Placed(nnx.Param):
+    """A parameter that knows its name, and is gathered where a layer reads it."""
+
+    def get_value(self, **index: Any) -> Any:
+        """Returns the array as `jaxbooth.sharding.gathered` does."""
+        return gathered(self.get_metadata("name"), super().get_value(**index))
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ class Network:
 
     def bind(self, params: Mapping[str, jax.Array]) -> Any:
         """Returns a callable module that holds `params` (every name of `shapes`, any float dtype)."""
-        flat = [(path, params[name]) for name, path in self.paths.items()]
+        flat = [(path, Placed(params[name], name=name)) for name, path in self.paths.items()]
         return nnx.merge(self.graphdef, nnx.from_flat_state(flat))
 
 

@@ -107,6 +107,11 @@ class Base:
         return replace(self, unet=with_adapters(self.unet, lora), text=text, lora=lora)
 
     @property
+    def attention_heads(self) -> set[int]:
+        """Head counts that occur in the UNet and the text encoders."""
+        return self.unet_config.attention_heads | {tower.config.num_attention_heads for tower in self.text.towers}
+
+    @property
     def resolution_multiple(self) -> int:
         """Pixels that a picture's side must be a multiple of: VAE factor x UNet downsampling."""
         return self.vae_config.factor * 2 ** (len(self.unet_config.block_out_channels) - 1)

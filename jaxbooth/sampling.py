@@ -150,7 +150,7 @@ class Painter:
             check_resolution(base, side, "resolution")
         self.base, self.mesh, self.settings, self.quiet = base, mesh, settings, quiet
         self.batch = -(-batch // row_shards(mesh)) * row_shards(mesh)
-        self._encode = jax.jit(lambda params, ids: encode_prompts(base, params, ids))
+        self._encode = jax.jit(lambda params, ids: encode_prompts(base, mesh, params, ids))
         self._draw = jax.jit(self._trace, out_shardings=replicated(mesh))
 
     def _trace(
@@ -194,9 +194,9 @@ class Painter:
         return np.concatenate(pictures)
 
 
-def encode_prompts(base: Base, params: dict[str, Params], ids: TokenIds) -> Text:
+def encode_prompts(base: Base, mesh: Mesh, params: dict[str, Params], ids: TokenIds) -> Text:
     """Runs the text encoders once, ahead of everything that uses the features; float32. Pure."""
-    with precision_of(base.dtype):
+    with precision_of(base.dtype), tracing_for(mesh):
         text = base.text.encode(params, ids)
     return jax.tree.map(lambda x: x.astype(jnp.float32), text)
 

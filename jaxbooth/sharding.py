@@ -1,16 +1,20 @@
-"""The mesh and the partition rule: the only place that knows axis names.
+"""The mesh and the partition rules: the only place that knows axis names.
 
 `data` splits the batch, `fsdp` splits the batch and the parameters, `tensor` splits the wide dimension of the
-transformer's projections. All axes are `Auto`: XLA's partitioner derives every intermediate from these placements.
+transformer's projections. All axes are `Auto`: XLA's partitioner derives every intermediate from where the batch and
+each parameter are placed. Rows stay on their device; it is the parameters that travel, see `gathered`.
 """
 
+import functools
+import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 
 import jax
 import numpy as np
 from jax import Array
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxbooth.errors import UserError
@@ -19,40 +23,168 @@ AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 MIN_SHARDED_SIZE = 2**12  # elements; smaller parameters are cheaper to replicate than to gather
 
-# (parameter name, dimension that `tensor` splits): outputs going in, inputs coming out, so that one reduction suffices.
+# (parameter name, dimensions that it has, the one that `tensor` splits): outputs going in, inputs coming out, so that
+# one reduction suffices. The VAE's attention has one head and is not split.
 TENSOR_RULES = (
-    (r".*\.(to_q|to_k|to_v|q_proj|k_proj|v_proj|fc1|net\.0\.proj)\.kernel", -1),
-    (r".*\.(to_out\.0|out_proj|fc2|net\.2)\.kernel", -2),
+    (r".*(attn\d\.to_[qkv]|[qkv]_proj|fc1|net\.0\.proj)(\.lora_B)?\.kernel", 2, -1),
+    (r".*(attn\d\.to_[qkv]|[qkv]_proj|fc1|net\.0\.proj)\.(bias|lora_magnitude_vector\.scale)", 1, -1),
+    (r".*(attn\d\.to_out\.0|out_proj|fc2|net\.2)(\.lora_A)?\.kernel", 2, -2),
 )
+HALVED = r".*\.net\.0\.proj\..*"  # used as two halves of the last dimension, which is therefore stored in one piece
+EMBEDDING = r".*embedding"  # looked up, and lengthened by new words, along the first dimension
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns a mesh over `devices` (default: all of them); `data` -1 takes what the other axes leave.
 
     Raises:
-        UserError: the axes do not multiply to the number of devices.
+        UserError: the axes do not multiply to the number of devices, or `fsdp` and `tensor` do not fit into one of
+            several TPU slices.
     """
-    count = len(devices or jax.devices())
-    sizes = (count // (fsdp * tensor) if data == -1 else data, fsdp, tensor)
-    if np.prod(sizes) != count:
+    chosen = list(devices or jax.devices())
+    sizes = axis_sizes(data, fsdp, tensor, len(chosen))
+    return Mesh(arrange(chosen, sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def axis_sizes(data: int, fsdp: int, tensor: int, count: int) -> tuple[int, int, int]:
+    """Returns the sizes of the axes over `count` devices.
+
+    Raises:
+        UserError: they do not multiply to it; the message says which numbers would.
+    """
+    devices = f"{count} device(s)"
+    if count % tensor:
+        raise UserError(f"--mesh.tensor {tensor} does not divide {devices}; {divisors(count)} would.")
+    if count // tensor % fsdp:
+        beside = f" in {tensor} parts" if tensor > 1 else ""
+        raise UserError(f"--mesh.fsdp {fsdp} does not divide {devices}{beside}; {divisors(count // tensor)} would.")
+    left = count // tensor // fsdp
+    if data not in (-1, left):
         raise UserError(
-            f"--mesh.data {data} x --mesh.fsdp {fsdp} x --mesh.tensor {tensor} does not make {count} device(s)."
+            f"--mesh.data {data} x --mesh.fsdp {fsdp} x --mesh.tensor {tensor} does not make {devices}; "
+            f"--mesh.data {left} would."
         )
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return left, fsdp, tensor
 
 
-def partition(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """The rule: `tensor` on the dimension that TENSOR_RULES names, then `fsdp` on the largest free divisible one."""
+def arrange(devices: Sequence[jax.Device], sizes: tuple[int, int, int]) -> np.ndarray:
+    """Lays devices out so that neighbours along the last axes are close; `data` alone reaches from slice to slice.
+
+    A slice is what a fast network connects; between TPU slices, and between hosts of GPUs, it is a slow one. TPU slices
+    are arranged by their torus, other devices host after host.
+
+    Args:
+        sizes: of `data`, `fsdp` and `tensor`, which multiply to the number of devices.
+
+    Raises:
+        UserError: a TPU slice does not hold a whole number of copies of the model.
+    """
+    ordered = sorted(devices, key=lambda device: (slice_of(device), device.process_index, device.id))
+    slices = [list(part) for _, part in itertools.groupby(ordered, slice_of)]
+    (data, fsdp, tensor), smallest = sizes, min(map(len, slices))
+    if smallest * len(slices) != len(ordered):
+        raise UserError(
+            f"the {len(slices)} TPU slices have {', '.join(str(len(s)) for s in slices)} devices; use equal ones."
+        )
+    if smallest % (fsdp * tensor):
+        raise UserError(
+            f"--mesh.fsdp {fsdp} x --mesh.tensor {tensor} does not divide the {smallest} devices of each of "
+            f"{len(slices)} slices, so that --mesh.data {data} does not go over them; a product of "
+            f"{divisors(smallest)} would."
+        )
+    within = (data // len(slices), fsdp, tensor)
+    return np.concatenate(
+        [mesh_utils.create_device_mesh(within, part, allow_split_physical_axes=True) for part in slices]
+    )
+
+
+def slice_of(device: jax.Device) -> int:
+    """Returns the number of a TPU's slice. JAX calls every host of GPUs a slice, but `fsdp` may span those."""
+    return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
+
+
+def check_heads(tensor: int, heads: Iterable[int]) -> None:
+    """Refuses to cut attention heads into pieces: their activations would travel between devices in every layer.
+
+    Args:
+        heads: attention heads of every layer that `tensor` splits.
+
+    Raises:
+        UserError: `tensor` does not divide all of them.
+    """
+    counts = sorted(set(heads))
+    if any(count % tensor for count in counts):
+        common = int(np.gcd.reduce(counts))
+        listed = ", ".join(map(str, counts))
+        raise UserError(
+            f"--mesh.tensor {tensor} does not divide the model's attention heads ({listed}); {divisors(common)} would."
+        )
+
+
+def divisors(number: int) -> str:
+    """Lists what divides a number: "1, 2, 4 or 8"."""
+    found = [str(size) for size in range(1, number + 1) if number % size == 0]
+    return f"{', '.join(found[:-1])} or {found[-1]}" if len(found) > 1 else found[0]
+
+
+def tensor_dimension(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> int | None:
+    """Returns the dimension of a parameter that `tensor` splits while it is used, from its end."""
+    for pattern, dimensions, dimension in TENSOR_RULES if mesh.shape["tensor"] > 1 else ():
+        if len(shape) == dimensions and shape[dimension] % mesh.shape["tensor"] == 0 and re.fullmatch(pattern, name):
+            return dimension
+    return None
+
+
+def partition(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """The rule of storage: `tensor` where TENSOR_RULES say, then `fsdp` on the largest free divisible dimension."""
     spec: list[str | None] = [None] * len(shape)
-    if mesh.shape["tensor"] > 1 and len(shape) == 2:
-        for pattern, dimension in TENSOR_RULES:
-            if re.fullmatch(pattern, name) and shape[dimension] % mesh.shape["tensor"] == 0:
-                spec[dimension] = "tensor"
+    whole = {len(shape) - 1} if re.fullmatch(HALVED, name) else {0} if re.fullmatch(EMBEDDING, name) else set()
+    wide = tensor_dimension(name, shape, mesh)
+    if wide is not None and len(shape) + wide not in whole:
+        spec[wide] = "tensor"
     if mesh.shape["fsdp"] > 1 and int(np.prod(shape)) >= MIN_SHARDED_SIZE:
-        free = [d for d, size in enumerate(shape) if spec[d] is None and size % mesh.shape["fsdp"] == 0]
+        splits = [d for d, size in enumerate(shape) if spec[d] is None and size % mesh.shape["fsdp"] == 0]
+        free = [d for d in splits if d not in whole]
         if free:
             spec[max(free, key=lambda d: shape[d])] = "fsdp"
     return PartitionSpec(*spec)
+
+
+def gathered(name: str, value: Array) -> Array:
+    """Returns a parameter as a layer uses it: in one piece, but for what `tensor` splits. Its gradient is cut as it is.
+
+    Left to itself, the partitioner may rather cut activations up to match the pieces of a kernel. Where this is called
+    inside of a rematerialised block, the pieces are gathered again for the backward pass. The mesh is the one that
+    `tracing_for` has named; without one, the parameter is returned as it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.auto_axes or mesh.size == 1:
+        return value
+    spec: list[str | None] = [None] * value.ndim
+    wide = tensor_dimension(name, value.shape, mesh)
+    if wide is not None:
+        spec[wide] = "tensor"
+    stored, used = partition(name, value.shape, mesh), PartitionSpec(*spec)
+    return moved(value, NamedSharding(mesh, stored), NamedSharding(mesh, used))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def moved(value: Array, here: NamedSharding, there: NamedSharding) -> Array:
+    """Moves a value from here to there, and its gradient back.
+
+    Every stop is named. The partitioner would carry the placement of one end on into whatever is at the other, and
+    exchange axes by an all-to-all. For a gradient it means: summed where it arises, then cut.
+    """
+    common = [one if one == other else None for one, other in zip(here.spec, there.spec, strict=True)]
+    for stop in (here, NamedSharding(here.mesh, PartitionSpec(*common)), there):
+        value = jax.lax.with_sharding_constraint(value, stop)
+    return value
+
+
+moved.defvjp(
+    lambda value, here, there: (moved(value, here, there), None),
+    lambda here, there, _, gradient: (moved(gradient, there, here),),
+)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

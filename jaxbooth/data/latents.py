@@ -165,12 +165,15 @@ def gather_latents(images: Encoded, rows: Rows, noise: Array, scaling_factor: fl
     return moments.sample(noise) * scaling_factor
 
 
-def gather_text(text: Text | TokenIds, caption: Array, encode: Callable[[TokenIds], Text] | None) -> Text:
+def gather_text(
+    text: Text | TokenIds, caption: Array, encode: Callable[[TokenIds], Text] | None, shards: int = 1
+) -> Text:
     """Returns the text of (rows,) captions.
 
     Args:
-        encode: maps token ids to text when the text side is trained. Each distinct caption is encoded once, unless
-            there are more captions than rows.
+        encode: maps token ids to text when the text side is trained. Each device encodes every distinct caption, or
+            the captions of its own rows where those are fewer.
+        shards: parts that the rows are split into.
     """
 
     def take(tree: Any) -> Any:
@@ -179,7 +182,7 @@ def gather_text(text: Text | TokenIds, caption: Array, encode: Callable[[TokenId
     if encode is None:
         return take(text)
     assert isinstance(text, dict)
-    if len(next(iter(text.values()))) <= len(caption):
+    if len(next(iter(text.values()))) <= len(caption) // shards:
         return take(encode(text))
     return encode(take(text))
 

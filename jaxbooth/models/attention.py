@@ -85,11 +85,24 @@ class GEGLU(nnx.Module):
     """A gated GELU: half of the projection gates the other half."""
 
     def __init__(self, width: int, inner: int, make: Make):
+        self.inner = inner
         self.proj = make.linear(width, 2 * inner)
 
+    def half(self, index: int) -> nnx.Module:
+        """Returns the projection to one half of its outputs.
+
+        Halving the parameters and not the product lets devices share the work evenly: a device that has some columns
+        of the product has either hidden values or gates, and would have to send for the others.
+        """
+
+        def cut(path: tuple, value: Array) -> Array:
+            is_output = value.shape[-1] == 2 * self.inner and "down" not in (getattr(key, "name", "") for key in path)
+            return jnp.split(value, 2, axis=-1)[index] if is_output else value
+
+        return jax.tree_util.tree_map_with_path(cut, self.proj)
+
     def __call__(self, x: Array) -> Array:
-        hidden, gate = jnp.split(self.proj(x), 2, axis=-1)
-        return hidden * gelu(gate)
+        return self.half(0)(x) * gelu(self.half(1)(x))
 
 
 class Identity(nnx.Module):

@@ -44,6 +44,13 @@ class UNetConfig:
         return self.per_level(self.num_attention_heads or self.attention_head_dim)
 
     @property
+    def attention_heads(self) -> set[int]:
+        """Head counts that occur: some levels have no attention."""
+        kinds = zip(self.down_block_types, reversed(self.up_block_types), strict=True)
+        crossed = [any(kind.startswith("CrossAttn") for kind in pair) for pair in kinds]
+        return {heads for heads, attends in zip(self.heads, crossed, strict=True) if attends} | {self.heads[-1]}
+
+    @property
     def transformer_layers(self) -> tuple[int, ...]:
         """Transformer blocks in each attention of each level."""
         return self.per_level(self.transformer_layers_per_block)

@@ -20,7 +20,7 @@ from jax import Array
 
 from jaxbooth.errors import UserError
 from jaxbooth.models.conv import Conv, conv2d
-from jaxbooth.params import AnyArray, Network, Params, Shapes
+from jaxbooth.params import AnyArray, Network, Params, Placed, Shapes
 from jaxbooth.transfer import to_host
 
 DOWN, UP, MAGNITUDE = "lora_A.kernel", "lora_B.kernel", "lora_magnitude_vector.scale"
@@ -117,10 +117,10 @@ def low_rank_kernel(down: Array, up: Array) -> Array:
 class Adapted(nnx.Module):
     """A layer with its adapter beside it."""
 
-    def __init__(self, layer: nnx.Linear | Conv, params: Mapping[str, Array], lora: Lora):
+    def __init__(self, layer: nnx.Linear | Conv, params: Mapping[str, Placed], lora: Lora):
         self.layer, self.scale = layer, lora.scale
-        self.down, self.up = nnx.Param(params[DOWN]), nnx.Param(params[UP])
-        self.magnitude = nnx.Param(params[MAGNITUDE]) if lora.dora else None
+        self.down, self.up = params[DOWN], params[UP]
+        self.magnitude = params[MAGNITUDE] if lora.dora else None
 
     def __call__(self, x: Array) -> Array:
         """As the layer's own call."""
@@ -160,7 +160,8 @@ class AdaptedNetwork(Network):
         for layer in adapted_layers(params):
             *way, last = self.paths[f"{layer}.kernel"][:-1]
             parent = functools.reduce(step_into, way, module)
-            leaves = {leaf: params[f"{layer}.{leaf}"] for leaf in (DOWN, UP, MAGNITUDE) if f"{layer}.{leaf}" in params}
+            names = {leaf: f"{layer}.{leaf}" for leaf in (DOWN, UP, MAGNITUDE) if f"{layer}.{leaf}" in params}
+            leaves = {leaf: Placed(params[name], name=name) for leaf, name in names.items()}
             adapted = Adapted(step_into(parent, last), leaves, self.lora)
             if isinstance(last, int):
                 parent[last] = adapted

@@ -49,7 +49,7 @@ def make_feed(
     """
     class_pictures = [picture for pictures in classes for picture in pictures]
     captions = distinct_captions([*inputs.pictures, *class_pictures], config.text.dropout > 0)
-    text, frozen_text = encode_captions(config, inputs.base, params, captions)
+    text, frozen_text = encode_captions(config, inputs.base, mesh, params, captions)
     encode = Encoder(inputs.base, params["vae"], mesh)
     banks, streams, counts = [], [], []
     with progress("encode", len(inputs.pictures) + len(inputs.shapes) * len(class_pictures)) as bar:
@@ -72,12 +72,12 @@ def make_feed(
 
 
 def encode_captions(
-    config: Config, base: Base, params: dict[str, Params], captions: Sequence[str]
+    config: Config, base: Base, mesh: Mesh, params: dict[str, Params], captions: Sequence[str]
 ) -> tuple[Text | TokenIds, Text | None]:
     """Returns the captions as the step takes them, and as the frozen model sees them where the prior needs that."""
     ids = base.text.tokenize(captions)
     encoders = {name: params[name] for name in base.text_encoders}
-    encode = jax.jit(lambda values, ids: encode_prompts(base, values, ids))
+    encode = jax.jit(lambda values, ids: encode_prompts(base, mesh, values, ids))
     if not config.trains_text:
         return encode(encoders, ids), None
     return ids, encode(encoders, ids) if config.loss.prior_target == "frozen" and config.prior_rows else None

@@ -24,6 +24,7 @@ from jaxbooth.run_folder import RunFolder
 from jaxbooth.sampling import Painter, Settings, check_resolution
 from jaxbooth.text import TextSide, warn_about_lost_text
 from jaxbooth.training.checks import check_schedule
+from jaxbooth.training.rows import filling_batch_size
 from jaxbooth.training.trainable import read_start, trained_shapes
 from jaxbooth.weights.diffusers_dir import read_json, weight_files
 
@@ -143,6 +144,26 @@ def framing_of(config: Config, shape: tuple[int, int]) -> Framing:
     """Returns how pictures of a shape are cut."""
     data = config.data
     return Framing(*shape, data.random_crops if data.crop == "random" else 0, data.flip, config.seed)
+
+
+def explain_padding(config: Config, width: int, shards: int) -> None:
+    """Says so where rows are computed for nothing, and which number would use them.
+
+    Args:
+        width: rows of a step, padding included.
+    """
+    train = config.train
+    rows = train.batch_size + config.prior_rows
+    if width > rows:
+        prior = config.prior_rows if train.prior_batch_size is not None or not config.prior_rows else None
+        better = filling_batch_size(train.batch_size, prior, train.accumulation, shards)
+        parts = (
+            f"{train.accumulation} micro-batches on {shards} devices" if train.accumulation > 1 else f"{shards} devices"
+        )
+        say(
+            f"{rows} rows do not divide among {parts} and are padded to {width}, which changes no result; "
+            f"--train.batch-size {better} would use what the padding costs."
+        )
 
 
 def explain_prompts(config: Config, inputs: Inputs) -> None:

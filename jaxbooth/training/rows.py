@@ -32,20 +32,37 @@ class RowPlan(NamedTuple):
 
 
 def plan_rows(instance: int, prior: int, prior_weight: float, micro_batches: int, shards: int) -> RowPlan:
-    """Deals rows out to micro-batches, mixes the two kinds evenly and pads to a multiple of `shards`.
+    """Deals rows out to micro-batches and to the `shards` of each: consecutive rows, as `rows_over` splits them.
 
-    Mixing puts both kinds on every device. Padding rows repeat the first row and weigh nothing.
+    Instance rows go round the shards first, then prior rows: no shard has more than one row more of a kind than
+    another, so that each has both kinds wherever there are enough. Padding fills them up; it repeats row 0 and weighs
+    nothing.
     """
-    numbers = []
+    dealt = []
     for part in range(micro_batches):
         kinds = [np.arange(part, instance, micro_batches), np.arange(instance + part, instance + prior, micro_batches)]
-        places = np.concatenate([(np.arange(len(kind)) + 0.5) / max(len(kind), 1) for kind in kinds])
-        numbers.append(np.concatenate(kinds)[np.argsort(places, kind="stable")])
-    width = -(-max(map(len, numbers)) // shards) * shards
-    number = np.stack([np.pad(row, (0, width - len(row)), constant_values=-1) for row in numbers])
+        dealt.append(np.concatenate(kinds))
+    width = -(-max(map(len, dealt)) // shards)
+    number = np.full((micro_batches, shards, width), -1)
+    for part, numbers in enumerate(dealt):
+        for shard in range(shards):
+            own = numbers[shard::shards]
+            number[part, shard, : len(own)] = own
+    number = number.reshape(micro_batches, -1)
     is_prior = number >= instance
     weight = np.where(is_prior, prior_weight / max(prior, 1), 1 / instance) * (number >= 0)
     return RowPlan(np.maximum(number, 0).astype(np.int32), is_prior, weight.astype(np.float32))
+
+
+def filling_batch_size(instance: int, own_prior: int | None, micro_batches: int, shards: int) -> int:
+    """Returns the least number of instance rows, at least `instance`, with which no row is padding.
+
+    Args:
+        own_prior: prior rows, or None for as many as instance rows; micro-batches divide them as they do `instance`.
+    """
+    sizes = range(instance, instance + micro_batches * shards)
+    full = (n for n in sizes if (n + (n if own_prior is None else own_prior)) % (micro_batches * shards) == 0)
+    return next(n for n in full if n % micro_batches == 0)
 
 
 class Span(NamedTuple):

@@ -21,7 +21,7 @@ from jaxbooth.params import Params, cast_matrices, flatten_components, join
 from jaxbooth.pipeline import Base, load_params
 from jaxbooth.run_folder import RunFolder, claim, confirm_base, fill_resolution, read_base, resolve_paths, state_of
 from jaxbooth.sections import DistributedConfig
-from jaxbooth.sharding import make_mesh
+from jaxbooth.sharding import check_heads, make_mesh, row_shards
 from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.checks import check_config
 from jaxbooth.training.feed import Feed, make_feed
@@ -31,6 +31,7 @@ from jaxbooth.training.prepare import (
     Inputs,
     class_pictures,
     contact_sheet,
+    explain_padding,
     explain_prompts,
     make_class_images,
     note_pictures,
@@ -82,6 +83,7 @@ def train_joined(config: Config, link: Alone) -> Result:
     warn_about_cpu_fallback()
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     base = read_base(config)
+    check_heads(mesh.shape["tensor"], base.attention_heads)
     config = fill_resolution(config, base)
     tx = make_optimizer(config)
     inputs = read_inputs(config, base)
@@ -190,9 +192,7 @@ class Job:
             if not done:
                 validate(state, 0)
             tasks = [make_task(self.base, config, streams, self.mesh) for streams in feed.streams]
-            rows, width = config.train.batch_size + config.prior_rows, tasks[0].plan.number.size
-            if width > rows:
-                say(f"{rows} rows are padded to {width} to fill the devices; a larger --train.batch-size costs no more")
+            explain_padding(config, tasks[0].plan.number.size, row_shards(self.mesh))
             needed = {"unet", *(self.base.text_encoders if config.trains_text else ())}
             fixed = {name: params for name, params in frozen.items() if name in needed} | reference
             dispatches = [make_dispatch(task, self.tx, config.train.steps_per_dispatch, state) for task in tasks]

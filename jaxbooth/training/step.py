@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 from jax.sharding import Mesh
@@ -20,7 +19,7 @@ from jaxbooth.diffusion.noising import TimestepSampling, offset_noise, perturb, 
 from jaxbooth.diffusion.objective import Batch, Loss, Losses, reduce_rows, row_losses
 from jaxbooth.params import Params, by_component, cast_matrices, join, precision_of
 from jaxbooth.pipeline import Base
-from jaxbooth.sharding import row_shards, rows_over, tracing_for
+from jaxbooth.sharding import placement, row_shards, rows_over, tracing_for
 from jaxbooth.text import Text
 from jaxbooth.training.optimizer import reported_rate
 from jaxbooth.training.rows import RowPlan, Streams, pick_rows, plan_rows, row_keys
@@ -114,7 +113,8 @@ def micro_loss(task: Task, cast: Params, frozen: dict[str, Params], bank: Bank, 
     base, batch, config = task.base, drawn.batch, task.config
     params = join(frozen, by_component(cast))
     encode = (lambda ids: base.text.encode(params, ids)) if config.trains_text else None
-    context, added = base.conditions(gather_text(bank.text, drawn.caption, encode), drawn.sizes)
+    text = gather_text(bank.text, drawn.caption, encode, row_shards(task.mesh))
+    context, added = base.conditions(text, drawn.sizes)
     noisy = base.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
     seen = base.schedule.add_noise(batch.latents, drawn.seen, batch.timesteps)
     output = base.unet.bind(params["unet"])(seen, batch.timesteps, context, added, remat=config.train.remat)
@@ -128,17 +128,23 @@ def micro_loss(task: Task, cast: Params, frozen: dict[str, Params], bank: Bank, 
 def frozen_prediction(task: Task, frozen: dict[str, Params], bank: Bank, drawn: Drawn, seen: Array) -> Array:
     """Returns the untrained model's output on prior rows, and zeros or its output on the others.
 
-    One device computes the prior rows alone; several compute every row where it is, so that none has to move.
+    Every shard of the batch begins with instance rows; it computes what comes after as many as all of them have.
     """
     text = bank.text if bank.frozen_text is None else bank.frozen_text
     assert isinstance(text, Text)
     context, added = task.base.conditions(gather_text(text, drawn.caption, None), drawn.sizes)
     model = task.base.unet.bind(frozen.get(REFERENCE) or frozen["unet"])
-    inputs = (seen, drawn.batch.timesteps, context, added)
-    if row_shards(task.mesh) > 1:
-        return model(*inputs)
-    prior = np.flatnonzero(task.plan.is_prior[0])
-    return jnp.zeros_like(seen).at[prior].set(model(*jax.tree.map(lambda x: x[prior], inputs)))
+    shards = row_shards(task.mesh)
+    first = int(task.plan.is_prior.any(axis=0).reshape(shards, -1).any(axis=0).argmax())
+
+    def apart(x: Array) -> Array:
+        return x.reshape(shards, -1, *x.shape[1:])
+
+    def later(x: Array) -> Array:
+        return apart(x)[:, first:].reshape(-1, *x.shape[1:])
+
+    output = model(*jax.tree.map(later, (seen, drawn.batch.timesteps, context, added)))
+    return jnp.concatenate([jnp.zeros_like(apart(seen)[:, :first]), apart(output)], axis=1).reshape(seen.shape)
 
 
 def gradients(
@@ -153,7 +159,7 @@ def gradients(
         gradient = jax.grad(lambda values: micro_loss(task, values, frozen, bank, drawn), has_aux=True)
         with precision_of(task.base.dtype), tracing_for(task.mesh):
             grads, losses = gradient(cast)
-        return losses, {name: grad.astype(jnp.float32) for name, grad in grads.items()}
+        return losses, placed(grads, task.mesh)
 
     plan = RowPlan(*map(jnp.asarray, task.plan))
     parts = len(task.plan.number)
@@ -167,6 +173,15 @@ def gradients(
     (losses, grads), _ = jax.lax.scan(add, zeros, plan)
     # The total is a sum over rows; the two reported terms are means, equal in size in every micro-batch.
     return Losses(losses.total, losses.instance / parts, losses.prior / parts), grads
+
+
+def placed(grads: Params, mesh: Mesh) -> Params:
+    """Returns float32 gradients where their parameters are."""
+    place = placement(mesh)
+    return {
+        name: jax.lax.with_sharding_constraint(grad.astype(jnp.float32), place(name, grad.shape))
+        for name, grad in grads.items()
+    }
 
 
 def follow(average: Params, params: Params, step: Array, decay: float) -> Params:
