@@ -88,6 +88,11 @@ def stored_shapes(step: Step, mesh: Mesh) -> dict[str, tuple[int, ...]]:
     return {name: shape_on_device(name, shape, mesh, mesh.axis_names) for name, shape in step.parameters.items()}
 
 
+def in_use(name: str, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Returns the shapes that a parameter is used in: a gate's projection as two halves."""
+    return [(*shape[:-1], shape[-1] // 2)] * 2 if ".net.0.proj." in name else [shape]
+
+
 def shape_on_device(name: str, shape: tuple[int, ...], mesh: Mesh, axes: tuple[str, ...]) -> tuple[int, ...]:
     """Divides a parameter's sides by those `axes` that its placement names."""
     spec = partition(name, shape, mesh)

@@ -13,7 +13,7 @@ from jaxbooth.models.layers import Make
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.params import describe
 from jaxbooth.sharding import make_mesh
-from tests.compiled import exchanges, kinds, lower_step, sides, stored_shapes, used_shapes
+from tests.compiled import exchanges, in_use, kinds, lower_step, sides, stored_shapes, used_shapes
 
 ROWS = (8, 8)
 PER_DEVICE = 2  # rows of eight devices; of four with two parts each, twice as many
@@ -30,22 +30,25 @@ def shapes_of(program, kind):
     return [sides(shape) for found, shape in exchanges(program) if found == kind]
 
 
+def all_gradients(step):
+    return sorted(sides(used) for name, shape in step.parameters.items() for used in in_use(name, shape))
+
+
 def test_copies_of_the_model_exchange_gradients_and_scalars_alone(micro):
     _, step, program = compile_on(micro, (8, 1, 1))
     assert set(kinds(program)) == {"all-reduce"}
     reduced = shapes_of(program, "all-reduce")
-    gradients = [sides(shape) for shape in step.parameters.values()]
-    assert sorted(shape for shape in reduced if shape) == sorted(gradients)  # each once
+    assert sorted(shape for shape in reduced if shape) == all_gradients(step)
 
 
 def test_pieces_of_parameters_are_gathered_and_their_gradients_reduced(micro):
     many, step, program = compile_on(micro, (2, 4, 1))
     assert set(kinds(program)) == {"all-gather", "all-reduce"}
     stored = stored_shapes(step, many)
-    cut = [sides(shape) for name, shape in step.parameters.items() if stored[name] != shape]
-    assert sorted(shapes_of(program, "all-gather")) == sorted(cut)  # each once
-    gradients = [sides(shape) for shape in step.parameters.values()]
-    assert sorted(shape for shape in shapes_of(program, "all-reduce") if shape) == sorted(gradients)
+    cut = {name: shape for name, shape in step.parameters.items() if stored[name] != shape}
+    gathered = [sides(used) for name, shape in cut.items() for used in in_use(name, shape)]
+    assert sorted(shapes_of(program, "all-gather")) == sorted(gathered)  # each once
+    assert sorted(shape for shape in shapes_of(program, "all-reduce") if shape) == all_gradients(step)
 
 
 def test_split_projections_also_reduce_their_products(micro):
