@@ -73,7 +73,7 @@ class PriorConfig(Section):
     guidance_scale: PositiveFloat = 7.5
     """Classifier-free guidance; 1 turns it off."""
     batch_size: PositiveInt = 8
-    """Pictures made at once. It does not change the pictures."""
+    """Pictures that each device makes at once. The number of devices does not change the pictures."""
     seed: NonNegativeInt = 0
     """Decides the pictures, so that runs with other seeds can share them."""
 

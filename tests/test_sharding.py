@@ -1,20 +1,92 @@
 """The partition rule."""
 
+from dataclasses import dataclass
+
 import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxbooth.errors import UserError
-from jaxbooth.sharding import make_mesh, partition, row_shards, shardings_like
+from jaxbooth.sharding import arrange, check_heads, make_mesh, partition, row_shards, shardings_like
 
 
 def test_data_takes_what_the_other_axes_leave():
     assert dict(make_mesh(fsdp=2, tensor=2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
 
 
-def test_axes_that_do_not_fit_are_refused():
-    with pytest.raises(UserError, match=r"--mesh.data 3 x --mesh.fsdp 1 x --mesh.tensor 1 .* 8 device"):
-        make_mesh(data=3)
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (
+            (3, 1, 1),
+            r"--mesh.data 3 x --mesh.fsdp 1 x --mesh.tensor 1 does not make 8 device\(s\); --mesh.data 8 would.",
+        ),
+        ((-1, 3, 1), r"--mesh.fsdp 3 does not divide 8 device\(s\); 1, 2, 4 or 8 would."),
+        ((-1, 1, 5), r"--mesh.tensor 5 does not divide 8 device\(s\); 1, 2, 4 or 8 would."),
+        ((-1, 8, 2), r"--mesh.fsdp 8 does not divide 8 device\(s\) in 2 parts; 1, 2 or 4 would."),
+    ],
+)
+def test_axes_that_do_not_fit_are_refused_with_those_that_would(sizes, message):
+    with pytest.raises(UserError, match=f"^{message}$"):
+        make_mesh(*sizes)
+
+
+def test_heads_are_not_cut_into_pieces():
+    check_heads(2, {10, 20, 12})
+    with pytest.raises(UserError, match=r"--mesh.tensor 4 does not divide .* heads \(10, 12, 20\); 1 or 2 would."):
+        check_heads(4, {10, 20, 12})
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Stands in for a TPU of a v5e host with four of them."""
+
+    id: int
+    slice_index: int
+    coords: tuple[int, int, int]
+    process_index: int
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    core_on_chip: int = 0
+
+
+def two_slices():
+    """Returns 2 x 8 chips in an order that mixes them."""
+    chips = [
+        Chip(10 * s + 2 * x + y, s, (x, y, 0), 2 * s + x // 2) for x in range(4) for y in range(2) for s in range(2)
+    ]
+    return chips[::-1]
+
+
+@pytest.mark.parametrize("sizes", [(2, 8, 1), (4, 4, 1), (4, 2, 2), (16, 1, 1)])
+def test_slices_are_apart_along_data_alone(sizes):
+    laid = arrange(two_slices(), sizes)
+    assert laid.shape == sizes
+    assert len({chip.id for chip in laid.flat}) == 16
+    for index, part in enumerate(laid):
+        assert {chip.slice_index for chip in part.flat} == {index * 2 // sizes[0]}
+
+
+def test_pieces_of_a_model_do_not_span_slices():
+    with pytest.raises(UserError, match=r"fsdp 16 x --mesh.tensor 1 does not divide the 8 devices of each of 2 slices"):
+        arrange(two_slices(), (1, 16, 1))
+
+
+def test_devices_of_a_host_hold_the_pieces_of_one_model():
+    hosts = [Chip(id, id, (0, 0, 0), id // 4, platform="gpu", device_kind="H100") for id in (5, 0, 3, 6, 1, 7, 2, 4)]
+    for part in arrange(hosts, (2, 2, 2)):
+        assert len({device.process_index for device in part.flat}) == 1
+
+
+def test_embeddings_are_split_along_their_width():
+    mesh = make_mesh(data=1, fsdp=8)
+    assert partition("embeddings.token_embedding.embedding", (49408, 768), mesh) == P(None, "fsdp")
+
+
+def test_a_gates_two_halves_are_stored_in_one_piece():
+    mesh = make_mesh(data=1, fsdp=2, tensor=4)
+    assert partition("b.ff.net.0.proj.kernel", (320, 2560), mesh) == P("fsdp", None)
+    assert partition("b.ff.net.0.proj.bias", (2560 * 4,), mesh) == P(None)
 
 
 def test_fsdp_takes_the_largest_divisible_dimension():

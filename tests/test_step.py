@@ -13,22 +13,41 @@ from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.params import describe
 from jaxbooth.sharding import make_mesh
 from jaxbooth.text import Text
-from jaxbooth.training.rows import pick_rows, plan_rows
+from jaxbooth.training.rows import filling_batch_size, pick_rows, plan_rows
 from jaxbooth.training.state import result_params
 from jaxbooth.training.step import gradients, make_batch
 from tests.training import INSTANCES, PRIORS, make_bank, run, setup
 
 
-def test_rows_mix_both_kinds_and_weigh_as_two_means():
+def test_rows_weigh_as_two_means():
     plan = plan_rows(4, 2, 0.5, micro_batches=1, shards=1)
-    assert plan.is_prior[0].tolist() == [False, True, False, False, True, False]
-    assert sorted(plan.number[0]) == [0, 1, 2, 3, 4, 5]
+    assert plan.is_prior[0].tolist() == [False, False, False, False, True, True]
+    assert plan.number[0].tolist() == [0, 1, 2, 3, 4, 5]
     np.testing.assert_allclose(plan.weight[0], [0.25, 0.25, 0.25, 0.25, 0.25, 0.25])
 
 
-def test_every_device_gets_rows_of_both_kinds():
-    plan = plan_rows(8, 8, 1.0, micro_batches=1, shards=8)
-    assert all(set(pair) == {True, False} for pair in plan.is_prior[0].reshape(8, 2))
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize(("instance", "prior"), [(8, 8), (16, 8), (8, 24), (10, 12), (26, 16), (4, 2)])
+def test_every_device_has_its_share_of_both_kinds(instance, prior, micro_batches):
+    plan = plan_rows(instance, prior, 1.0, micro_batches, shards=4)
+    for is_prior, weight in zip(plan.is_prior, plan.weight, strict=True):
+        of_prior = is_prior.reshape(4, -1).sum(axis=1)
+        of_instance = (~is_prior & (weight > 0)).reshape(4, -1).sum(axis=1)
+        for shares, rows in ((of_prior, prior), (of_instance, instance)):
+            assert shares.sum() == rows // micro_batches
+            assert shares.max() - shares.min() <= 1
+        assert (of_prior + of_instance).max() - (of_prior + of_instance).min() <= 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "prior", "micro_batches", "shards", "expected"),
+    [(3, 2, 1, 4, 6), (4, None, 1, 8, 4), (3, None, 1, 4, 4), (5, 0, 1, 8, 8), (6, 2, 2, 4, 6), (2, 2, 2, 4, 6)],
+)
+def test_the_batch_size_that_fills_the_devices_leaves_no_padding(rows, prior, micro_batches, shards, expected):
+    found = filling_batch_size(rows, prior, micro_batches, shards)
+    assert found == expected
+    plan = plan_rows(found, found if prior is None else prior, 1.0, micro_batches, shards)
+    assert (plan.weight > 0).all()
 
 
 def test_padding_fills_the_devices_and_weighs_nothing():

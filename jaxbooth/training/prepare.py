@@ -22,6 +22,7 @@ from jaxbooth.params import Params
 from jaxbooth.pipeline import Base
 from jaxbooth.run_folder import RunFolder
 from jaxbooth.sampling import Painter, Settings, check_resolution
+from jaxbooth.sharding import row_shards
 from jaxbooth.text import TextSide, warn_about_lost_text
 from jaxbooth.training.checks import check_schedule
 from jaxbooth.training.rows import filling_batch_size
@@ -248,7 +249,8 @@ def make_class_images(config: Config, base: Base, params: dict[str, Params], cla
         return
     chosen = config.prior
     settings = Settings(chosen.sampler, chosen.steps, chosen.guidance_scale, config.resolution)
-    painter = Painter(base, mesh, settings, chosen.batch_size, quiet=True)
+    # A device's share is the same on any mesh, for the last bit of a product may depend on how many rows it has.
+    painter = Painter(base, mesh, settings, chosen.batch_size * row_shards(mesh), quiet=True)
     prompt = classes.settings["prompt"]
 
     def paint(indices: list[int]) -> np.ndarray:

@@ -1,0 +1,62 @@
+"""One device or eight, in any arrangement: the same training and the same pictures."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxbooth.sampling import Painter, Settings
+from jaxbooth.sharding import make_mesh, row_shards
+from tests.training import run, setup
+
+MESHES = [(8, 1, 1), (2, 4, 1), (2, 2, 2)]
+ROWS, STEPS = (8, 8), 3
+# Where a gradient is rounding alone, so is Adam's quotient of its moments, and a small eps would let it move weights.
+SETTINGS = {"eps": 1e-3, "learning_rate": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def trained_on(micro, micro_params):
+    """Returns a function from a mesh to metrics, weights at the start and weights at the end."""
+
+    def train(mesh, rows=ROWS, **settings):
+        made = setup(micro, micro_params, mesh, rows, **SETTINGS, **settings)
+        start = jax.device_get(made.state.params)
+        state, metrics = run(*made, [STEPS])
+        return metrics, start, jax.device_get(state.params)
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def on_one(trained_on, mesh):
+    return trained_on(mesh)
+
+
+def assert_same_training(found, expected):
+    for name in ("loss", "instance_loss", "prior_loss", "grad_norm"):
+        np.testing.assert_allclose(found[0][name], expected[0][name], rtol=1e-5)
+    moved = max(np.abs(end - expected[1][name]).max() for name, end in expected[2].items())
+    assert moved > 1e-3
+    for name, end in expected[2].items():
+        np.testing.assert_allclose(found[2][name], end, rtol=1e-6, atol=1e-4 * moved, err_msg=name)
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+def test_losses_and_weights_do_not_depend_on_the_mesh(trained_on, on_one, sizes):
+    assert_same_training(trained_on(make_mesh(*sizes)), on_one)
+
+
+def test_rows_that_do_not_fill_the_devices_train_the_same(trained_on, mesh):
+    assert_same_training(trained_on(make_mesh(8), rows=(3, 2)), trained_on(mesh, rows=(3, 2)))
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1)])
+def test_class_pictures_are_the_same_bytes_on_any_mesh(micro, micro_params, mesh, sizes):
+    settings, prompts = Settings("ddpm", 3, 3.0, 64), ["an emoji of a cat"] * 16
+
+    def draw(mesh):  # two pictures on each device, as for class images
+        return Painter(micro, mesh, settings, 2 * row_shards(mesh))(micro_params, prompts, 1, range(16))
+
+    one = draw(mesh)
+    assert len({picture.tobytes() for picture in one}) == 16
+    np.testing.assert_array_equal(draw(make_mesh(*sizes)), one)
