@@ -180,20 +180,19 @@ def state_of(config: Config, base: Base, mesh: Mesh) -> TrainState:
 
 
 def trained_params(run: RunFolder, config: Config, base: Base, mesh: Mesh) -> tuple[dict[str, Params], int]:
-    """Returns component -> trained parameters of the run's newest checkpoint, and its step.
+    """Returns component -> trained parameters of the run's newest sound checkpoint, and its step.
 
     Raises:
-        UserError: there is no checkpoint yet.
+        UserError: there is no checkpoint yet, or none is sound.
     """
     missing = UserError(f"{run.root} has no checkpoint yet; run `jaxbooth train` until the first one.")
     if not run.checkpoints.is_dir():
         raise missing
     checkpoints = Checkpoints(run.checkpoints)
     try:
-        step = checkpoints.latest()
-        if step is None:
+        if checkpoints.latest() is None:
             raise missing
-        return checkpoints.restore_result(state_of(config, base, mesh)), step
+        return checkpoints.restore_result(state_of(config, base, mesh))
     finally:
         checkpoints.close()
 

@@ -104,9 +104,12 @@ class Job:
         """Prepares, trains and finishes."""
         total, done = self.config.train.steps, self.checkpoints.latest() or 0
         if done >= total:
-            say(f"{self.run.root} is complete at step {done} of {total}; raise --train.steps to train on.")
             if self.config.export and not self.run.export.exists():
-                self.export(self.restore())
+                state, found = self.restore()
+                if found < total:
+                    return self.execute()  # the last checkpoint was damaged
+                self.export(state)
+            say(f"{self.run.root} is complete at step {done} of {total}; raise --train.steps to train on.")
             return Result(self.run, done, complete=True)
         shapes = trained_shapes(self.base, self.config)
         whole = whole_components(self.base, shapes)
@@ -117,7 +120,7 @@ class Job:
         reference = self.reference(params["unet"]) if "unet" in whole else {}
         frozen = {name: values for name, values in params.items() if name not in whole}
         params.clear()
-        state = self.start_state(values, done)
+        state, done = self.start_state(values, done)
         state, step = self.train(state, done, feed, frozen, reference)
         if step < total:
             say(f"stopped and saved at step {step} of {total}; run the same command again to continue.")
@@ -145,16 +148,17 @@ class Job:
         copy = jax.jit(lambda params: {name: jnp.copy(x) for name, x in cast_matrices(params, self.base.dtype).items()})
         return {REFERENCE: copy(unet)}
 
-    def start_state(self, values: dict[str, Params], done: int) -> TrainState:
-        """Returns the newest checkpoint's state, or a fresh one made of `values`."""
+    def start_state(self, values: dict[str, Params], done: int) -> tuple[TrainState, int]:
+        """Returns the newest sound checkpoint's state and step, or a fresh state made of `values`."""
         if done:
             values.clear()
+            state, done = self.restore()
             say(f"resumed at step {done} of {self.config.train.steps}")
-            return self.restore()
-        return initial_state(values, self.tx, self.config.train.ema_decay is not None, self.mesh)
+            return state, done
+        return initial_state(values, self.tx, self.config.train.ema_decay is not None, self.mesh), 0
 
-    def restore(self) -> TrainState:
-        """Reads the newest checkpoint."""
+    def restore(self) -> tuple[TrainState, int]:
+        """Reads the newest sound checkpoint."""
         return self.checkpoints.restore(state_of(self.config, self.base, self.mesh))
 
     def train(
