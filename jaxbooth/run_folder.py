@@ -1,5 +1,7 @@
 """A run's folder: what is where, whose it is, and how to open it as a pipeline."""
 
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +15,8 @@ from jaxbooth.config import Config, dump_config, first_conflict, flag, load_conf
 from jaxbooth.console import is_main
 from jaxbooth.data.prior import fingerprint
 from jaxbooth.errors import UserError
-from jaxbooth.files import write_json, write_text
+from jaxbooth.files import is_unfinished, write_json, write_text
+from jaxbooth.lock import LOCK, locked
 from jaxbooth.models.lora import merge_on_devices
 from jaxbooth.params import Params, join
 from jaxbooth.pipeline import Base, Pipeline, load_params
@@ -117,13 +120,29 @@ def fill_resolution(config: Config, base: Base) -> Config:
     return config.model_copy(update={"data": data})
 
 
-def claim(config: Config) -> RunFolder:
-    """Creates the run folder, or makes sure that an existing one belongs to this configuration.
+@contextmanager
+def claim(config: Config) -> Generator[RunFolder]:
+    """Yields the run folder, which is created, or belongs to this configuration; nothing else trains in it meanwhile.
 
     Raises:
-        UserError: the folder holds something else, or a run that was started with other settings.
+        UserError: the folder holds something else, a run that was started with other settings, or one that is going on.
     """
     run = RunFolder(config.run_dir)
+    check_ownership(run, config)
+    with ExitStack() as held:
+        try:
+            if is_main():
+                held.enter_context(locked(run.root))
+                check_ownership(run, config)  # another may have been there first
+                write_text(run.config, dump_config(config))
+                remove_unfinished(run)
+        except OSError as error:
+            raise UserError(f"--run-dir {run.root} cannot be written ({error.strerror}); choose another.") from None
+        yield run
+
+
+def check_ownership(run: RunFolder, config: Config) -> None:
+    """Raises UserError if a folder holds something else, or a run that `config` may not continue."""
     if run.config.exists():
         conflict = first_conflict(load_config(run.config), config)
         if conflict:
@@ -132,13 +151,20 @@ def claim(config: Config) -> RunFolder:
                 f"{run.root} belongs to a run with {flag(key)} {old}, and this one has {new}; "
                 "choose another --run-dir, or set it back to continue that run."
             )
-    elif run.root.exists() and (not run.root.is_dir() or any(run.root.iterdir())):
+    elif run.root.exists() and (not run.root.is_dir() or any(map(is_foreign, run.root.iterdir()))):
         raise UserError(f"{run.root} exists and is not a run folder; choose another --run-dir.")
-    try:
-        write_text(run.config, dump_config(config))
-    except OSError as error:
-        raise UserError(f"--run-dir {run.root} cannot be written ({error.strerror}); choose another.") from None
-    return run
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a file is none of those that a run leaves when it is killed before its configuration is written."""
+    return path.name != LOCK and not is_unfinished(path)
+
+
+def remove_unfinished(run: RunFolder) -> None:
+    """Removes what killed processes have left of single files; only while the run is locked."""
+    for path in run.root.rglob(".*"):
+        if is_unfinished(path):
+            path.unlink()
 
 
 def confirm_base(run: RunFolder, base: Base, record: bool = False) -> None:

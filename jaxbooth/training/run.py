@@ -74,14 +74,14 @@ def train(config: Config) -> Result:
     inputs = read_inputs(config, base)
     explain_prompts(config, inputs)
     shown = contact_sheet(config, inputs)
-    run = claim(config)
-    confirm_base(run, base, record=True)
-    write_contact_sheet(run, shown)
-    checkpoints = Checkpoints(run.checkpoints, config.train.keep_checkpoints)
-    try:
-        return Job(config, run, inputs, mesh, tx, checkpoints).execute()
-    finally:
-        checkpoints.close()
+    with claim(config) as run:
+        confirm_base(run, base, record=True)
+        write_contact_sheet(run, shown)
+        checkpoints = Checkpoints(run.checkpoints, config.train.keep_checkpoints)
+        try:
+            return Job(config, run, inputs, mesh, tx, checkpoints).execute()
+        finally:
+            checkpoints.close()
 
 
 @dataclass
