@@ -1,5 +1,7 @@
 """Checkpoints of the train state, by Orbax: asynchronous, committed by a rename, restorable onto any mesh."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ from jax.experimental.multihost_utils import process_allgather, sync_global_devi
 
 from jaxbooth.config import Config
 from jaxbooth.console import is_main, warn
-from jaxbooth.errors import UserError
+from jaxbooth.disk import free_bytes, in_words, is_full
+from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.params import Params
-from jaxbooth.training.state import TrainState, field_sums, needed_for_result, result_params
+from jaxbooth.training.state import TrainState, field_sums, needed_for_result, result_params, tree_bytes
 
 
 class Damage(Exception):
@@ -48,17 +51,23 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, step: int, config: Config) -> None:
-        """Starts writing; returns before the write ends. A step that is there already is left alone."""
+        """Starts writing; returns before the write ends. A step that is there already is left alone.
+
+        Raises:
+            RunFailure: the disk has no room for it, or had none for the one before.
+        """
         if step == self.latest():
             return
         content = state._asdict()
+        check_free(self._folder, state, step)
         sums = {name: int(value) for name, value in jax.device_get(field_sums(content)).items()}
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(content),
             config=ocp.args.JsonSave(config.model_dump(mode="json")),
             sums=ocp.args.JsonSave(sums),
         )
-        self._manager.save(step, args=items, force=True)
+        with full_disk_explained(self._folder):
+            self._manager.save(step, args=items, force=True)
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, int]:
         """Reads the newest sound step into the shapes and shardings of `abstract`; returns its number too.
@@ -110,12 +119,42 @@ class Checkpoints:
             self._manager.reload()
 
     def wait(self) -> None:
-        """Blocks until every save is on disk."""
-        self._manager.wait_until_finished()
+        """Blocks until every save is on disk.
+
+        Raises:
+            RunFailure: the disk had no room for one.
+        """
+        with full_disk_explained(self._folder):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and releases the folder."""
-        self._manager.close()
+        """Waits, and releases the folder; see `wait`."""
+        with full_disk_explained(self._folder):
+            self._manager.close()
+
+
+def check_free(folder: Path, state: TrainState, step: int) -> None:
+    """Raises RunFailure if a checkpoint is larger than what is free; Orbax does not fail in one sentence."""
+    needed, free = tree_bytes(state), free_bytes(folder)
+    if needed > free:
+        raise RunFailure(
+            f"the disk is full: {folder} has {in_words(free)} free, and the checkpoint of step {step} takes "
+            f"{in_words(needed)}; free some space and run the same command again."
+        )
+
+
+@contextmanager
+def full_disk_explained(folder: Path) -> Generator[None]:
+    """Turns what Orbax and TensorStore make of a full disk into RunFailure."""
+    try:
+        yield
+    except Exception as error:
+        if not is_full(error):
+            raise
+        raise RunFailure(
+            f"the disk is full ({folder}); earlier checkpoints are intact: free some space and run the same command "
+            "again."
+        ) from None
 
 
 def read_step(folder: Path, part: dict[str, Any]) -> dict[str, Any]:

@@ -50,6 +50,7 @@ class Loop:
         with watch_signals() as interrupt, progress("train", total, done=step) as bar:
             while step < total and not interrupt.requested:
                 state, step = self.advance(state, step, self.next_stop(step), bar, lambda: interrupt.requested)
+                self.writer.flush()  # before the checkpoint, so that no resumed run lacks lines
                 if step % self.config.train.checkpoint_every == 0 or step == total:
                     self.checkpoints.save(state, step, self.config)
                 if (step % self.config.validation.every == 0 or step == total) and not interrupt.requested:

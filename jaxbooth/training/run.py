@@ -33,6 +33,7 @@ from jaxbooth.training.prepare import (
     read_inputs,
     write_contact_sheet,
 )
+from jaxbooth.training.room import check_folders
 from jaxbooth.training.state import TrainState, checksums, initial_state, result_params
 from jaxbooth.training.step import REFERENCE, make_dispatch, make_task
 from jaxbooth.training.trainable import initial_values, on_mesh, trained_shapes, whole_components
@@ -74,6 +75,7 @@ def train(config: Config) -> Result:
     inputs = read_inputs(config, base)
     explain_prompts(config, inputs)
     shown = contact_sheet(config, inputs)
+    check_folders(config, base, inputs.classes, state_of(config, base, mesh))
     with claim(config) as run:
         confirm_base(run, base, record=True)
         write_contact_sheet(run, shown)

@@ -78,6 +78,11 @@ def result_params(state: TrainState) -> dict[str, Params]:
     return by_component(state.ema or averaged_params(state.opt_state, state.params))
 
 
+def tree_bytes(tree: object) -> int:
+    """Returns the size of all arrays of a tree, over all devices."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 @jax.jit
 def checksums(masters: Params) -> dict[str, Array]:
     """Returns component -> a uint32 sum over the bits of its float32 parameters: equal only if nothing moved."""
