@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -19,6 +20,7 @@ from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.disk import is_full
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.sections import PredictionType
+from jaxbooth.training.interrupt import handled, leave
 from jaxbooth.weights.pipeline_dir import ExportDtype, ExportFormat
 from jaxbooth.weights.resolve import Source
 
@@ -118,9 +120,10 @@ def train_command(argv: list[str]) -> None:
         # How a configuration's own model is looked for says nothing about another one.
         default = default.model_copy(update={"revision": None, "variant": None, "vae": None, "prediction_type": None})
     config = parse(Config, argv, "jaxbooth train [CONFIG]", default)
-    from jaxbooth.training.run import train
+    with handled(leave, signal.SIGTERM):  # the loop has a handler of its own, which saves first
+        from jaxbooth.training.run import train
 
-    train(config)
+        train(config)
 
 
 def sample_command(argv: list[str]) -> None:

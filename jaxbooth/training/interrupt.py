@@ -1,8 +1,12 @@
-"""SIGTERM and Ctrl-C ask the loop to save and leave; a second one ends the process at once."""
+"""What SIGTERM and Ctrl-C do: in the loop, ask it to save and leave; elsewhere nothing is at stake, and SIGTERM leaves.
+
+A second signal ends the process at once.
+"""
 
 import signal
+import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -22,18 +26,32 @@ class Interrupt:
 
 
 @contextmanager
-def watch_signals() -> Generator[Interrupt]:
-    """Catches SIGNALS while the block runs, and restores the former handlers after it.
+def handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Generator[None]:
+    """Handles signals while the block runs, and restores the former handlers after it.
 
     Outside of the main thread Python allows no handlers, so there nothing is caught.
     """
-    interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
-        yield interrupt
+        yield
         return
-    former = {number: signal.signal(number, interrupt.request) for number in SIGNALS}
+    former = {number: signal.signal(number, handler) for number in numbers}
     try:
-        yield interrupt
+        yield
     finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        for number, before in former.items():
+            signal.signal(number, before)
+
+
+@contextmanager
+def watch_signals() -> Generator[Interrupt]:
+    """Catches SIGNALS while the block runs."""
+    interrupt = Interrupt()
+    with handled(interrupt.request, *SIGNALS):
+        yield interrupt
+
+
+def leave(number: int, _frame: FrameType | None) -> None:
+    """Ends a training command well: what it has made is on disk, and what it was making it makes again."""
+    signal.signal(number, signal.SIG_DFL)
+    print("stopped; run the same command again to continue.", flush=True)
+    sys.exit(0)
