@@ -1,10 +1,10 @@
 """The command line: parse, call one library function, print."""
 
 import contextlib
-import errno
 import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -17,7 +17,9 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, Posit
 from jaxbooth.config import Config, explain, load_config
 from jaxbooth.console import say
 from jaxbooth.diffusion.samplers import SamplerName
+from jaxbooth.disk import is_full
 from jaxbooth.errors import RunFailure, UserError
+from jaxbooth.hosts.signals import handled, leave
 from jaxbooth.sections import PredictionType
 from jaxbooth.weights.pipeline_dir import ExportDtype, ExportFormat
 from jaxbooth.weights.resolve import Source
@@ -118,9 +120,10 @@ def train_command(argv: list[str]) -> None:
         # How a configuration's own model is looked for says nothing about another one.
         default = default.model_copy(update={"revision": None, "variant": None, "vae": None, "prediction_type": None})
     config = parse(Config, argv, "jaxbooth train [CONFIG]", default)
-    from jaxbooth.training.run import train
+    with handled(leave, signal.SIGTERM):  # the run has handlers of its own, which save first
+        from jaxbooth.training.run import train
 
-    train(config)
+        train(config)
 
 
 def sample_command(argv: list[str]) -> None:
@@ -199,10 +202,12 @@ def main(argv: list[str] | None = None) -> None:
     """Runs a command. Exit code 2: the input must change. 1: the work failed."""
     # JAX takes three quarters of a GPU by default, and full fine-tuning needs more of a 24 GB card.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax explains its every option there
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax explains its every option there, and raises its errors
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]
+    if not debug:
+        sys.unraisablehook = lambda _: None  # what Orbax leaves unfinished after a failed write has no reader
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return
@@ -226,8 +231,9 @@ def describe_failure(error: BaseException) -> tuple[str, int]:
         return str(error), 1
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; run the same command again to continue.", 130
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"the disk is full ({error.filename or 'writing'}); free some space and run the same command again.", 1
+    if is_full(error):
+        where = getattr(error, "filename", None) or "writing"
+        return f"the disk is full ({where}); free some space and run the same command again.", 1
     if "RESOURCE_EXHAUSTED" in str(error):
         return (
             "the device is out of memory (its own, not the host's); try --train.remat, a smaller --train.batch-size, "

@@ -1,6 +1,7 @@
 """Which backend JAX really uses, and whether the machine promised a better one."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import jax
@@ -55,6 +56,8 @@ def enable_compilation_cache() -> None:
         return
     try:
         cache_dir().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache_dir()):
+            pass
     except OSError as error:
         warn(f"no compilation cache: {cache_dir()} cannot be written ({error.strerror}); set {CACHE_VARIABLE}.")
         return

@@ -13,21 +13,29 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from jaxbooth.disk import named
 from jaxbooth.errors import UserError
+
+UNFINISHED = ".part"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file through a temporary one in the same folder, which is created when missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with named(path), os.fdopen(handle, "wb") as file:
             file.write(content)
         os.chmod(aside, 0o644)
         os.replace(aside, path)
     except BaseException:
         os.unlink(aside)
         raise
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether this is what a killed process has left of a file that it was writing."""
+    return path.name.startswith(".") and path.suffix == UNFINISHED
 
 
 def write_text(path: Path, content: str) -> None:

@@ -1,5 +1,7 @@
 """A run's folder: what is where, whose it is, and how to open it as a pipeline."""
 
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
@@ -13,8 +15,9 @@ from jaxbooth.config import Config, dump_config, first_conflict, flag, load_conf
 from jaxbooth.console import is_main
 from jaxbooth.data.prior import fingerprint
 from jaxbooth.errors import UserError
-from jaxbooth.files import write_json, write_text
+from jaxbooth.files import is_unfinished, write_json, write_text
 from jaxbooth.hosts.link import Alone
+from jaxbooth.lock import LOCK, locked
 from jaxbooth.models.lora import merge_on_devices
 from jaxbooth.params import Params, join
 from jaxbooth.pipeline import Base, Pipeline, load_params
@@ -118,21 +121,32 @@ def fill_resolution(config: Config, base: Base) -> Config:
     return config.model_copy(update={"data": data})
 
 
-def claim(config: Config, link: Alone) -> RunFolder:
-    """Creates the run folder, or makes sure that an existing one belongs to this configuration; process 0 does so.
+@contextmanager
+def claim(config: Config, link: Alone) -> Generator[RunFolder]:
+    """Yields the run folder, which is created, or belongs to this configuration; nothing else trains in it meanwhile.
+
+    Process 0 creates, locks and cleans it for all.
 
     Raises:
-        UserError: the folder holds something else, or a run that was started with other settings.
+        UserError: the folder holds something else, a run that was started with other settings, or one that is going on.
     """
     run = RunFolder(config.run_dir)
-    if is_main():
-        claim_as_first(run, config)
-    link.exchange("the run folder is claimed")
-    return run
+    check_ownership(run, config)
+    with ExitStack() as held:
+        try:
+            if is_main():
+                held.enter_context(locked(run.root))
+                check_ownership(run, config)  # another may have been there first
+                write_text(run.config, dump_config(config))
+                remove_unfinished(run)
+        except OSError as error:
+            raise UserError(f"--run-dir {run.root} cannot be written ({error.strerror}); choose another.") from None
+        link.exchange("the run folder is claimed")
+        yield run
 
 
-def claim_as_first(run: RunFolder, config: Config) -> None:
-    """Does what `claim` says, for all processes."""
+def check_ownership(run: RunFolder, config: Config) -> None:
+    """Raises UserError if a folder holds something else, or a run that `config` may not continue."""
     if run.config.exists():
         conflict = first_conflict(load_config(run.config), config)
         if conflict:
@@ -141,12 +155,20 @@ def claim_as_first(run: RunFolder, config: Config) -> None:
                 f"{run.root} belongs to a run with {flag(key)} {old}, and this one has {new}; "
                 "choose another --run-dir, or set it back to continue that run."
             )
-    elif run.root.exists() and (not run.root.is_dir() or any(run.root.iterdir())):
+    elif run.root.exists() and (not run.root.is_dir() or any(map(is_foreign, run.root.iterdir()))):
         raise UserError(f"{run.root} exists and is not a run folder; choose another --run-dir.")
-    try:
-        write_text(run.config, dump_config(config))
-    except OSError as error:
-        raise UserError(f"--run-dir {run.root} cannot be written ({error.strerror}); choose another.") from None
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a file is none of those that a run leaves when it is killed before its configuration is written."""
+    return path.name != LOCK and not is_unfinished(path)
+
+
+def remove_unfinished(run: RunFolder) -> None:
+    """Removes what killed processes have left of single files; only while the run is locked."""
+    for path in run.root.rglob(".*"):
+        if is_unfinished(path):
+            path.unlink()
 
 
 def confirm_base(run: RunFolder, base: Base, record: bool = False) -> None:
@@ -188,20 +210,19 @@ def state_of(config: Config, base: Base, mesh: Mesh) -> TrainState:
 
 
 def trained_params(run: RunFolder, config: Config, base: Base, mesh: Mesh) -> tuple[dict[str, Params], int]:
-    """Returns component -> trained parameters of the run's newest checkpoint, and its step.
+    """Returns component -> trained parameters of the run's newest sound checkpoint, and its step.
 
     Raises:
-        UserError: there is no checkpoint yet.
+        UserError: there is no checkpoint yet, or none is sound.
     """
     missing = UserError(f"{run.root} has no checkpoint yet; run `jaxbooth train` until the first one.")
     if not run.checkpoints.is_dir():
         raise missing
     checkpoints = Checkpoints(run.checkpoints)
     try:
-        step = checkpoints.latest()
-        if step is None:
+        if checkpoints.latest() is None:
             raise missing
-        return checkpoints.restore_result(state_of(config, base, mesh)), step
+        return checkpoints.restore_result(state_of(config, base, mesh))
     finally:
         checkpoints.close()
 

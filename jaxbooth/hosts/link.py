@@ -95,8 +95,9 @@ class Link(Alone):
         self._wire.send(kind="stop")
 
     def fail(self, text: str) -> None:
-        self._ending = True
-        self._wire.send(kind="error", text=text)
+        if not self._ending:
+            self._ending = True
+            self._wire.send(kind="error", text=text)
 
     def close(self) -> None:
         self._ending = True
@@ -131,6 +132,11 @@ class Link(Alone):
             complain(f"error: {text}.")
             sys.stdout.flush()
             os._exit(1)
+
+
+def sentence_of(error: BaseException) -> str:
+    """Returns an error's message, without the period at its end."""
+    return (str(error) or type(error).__name__).removesuffix(".")
 
 
 def complain(text: str) -> None:

@@ -49,7 +49,7 @@ def find_place(chosen: DistributedConfig) -> Place | None:
     if any(value is not None for value in given):
         return place_from_flags(chosen)
     coordinator, processes, index, devices = ClusterEnv.auto_detect_unset_distributed_params(
-        None, None, None, None, None, chosen.timeout
+        None, None, None, None, None, int(chosen.timeout)
     )
     if coordinator is None or processes is None or index is None or processes == 1:
         return None

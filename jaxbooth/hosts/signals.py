@@ -3,27 +3,48 @@
 import os
 import signal
 import socket
+import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
 from jaxbooth.hosts.link import Alone
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+Handler = Callable[[int, FrameType | None], None]
 
 
 @contextmanager
-def watch_signals(link: Alone) -> Generator[None]:
-    """Catches SIGNALS while the block runs, and restores the former handlers after it.
+def handled(handler: Handler, *numbers: signal.Signals) -> Generator[None]:
+    """Handles signals while the block runs, and restores the former handlers after it.
 
-    A thread of its own hears of them, because the main one may wait for a device or a compiler for minutes. Ctrl-C
-    outside of the loop of a single process is Python's own affair. Outside of the main thread Python allows no
-    handlers, so there nothing is caught.
+    Outside of the main thread Python allows no handlers, so there nothing is caught.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    former = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, before in former.items():
+            signal.signal(number, before)
+
+
+def leave(number: int, _frame: FrameType | None) -> None:
+    """Ends a training command well, as long as it has not begun."""
+    signal.signal(number, signal.SIG_DFL)
+    print("stopped; run the same command again.", flush=True)
+    sys.exit(0)
+
+
+@contextmanager
+def watch_signals(link: Alone) -> Generator[None]:
+    """Lets SIGTERM and Ctrl-C stop all processes while the block runs.
+
+    A thread of its own hears of them, because the main one may wait for a device or a compiler for minutes. Ctrl-C
+    outside of the loop of a single process is Python's own affair.
+    """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     heard = {signal.SIGTERM: 0, signal.SIGINT: 0}
@@ -42,16 +63,16 @@ def watch_signals(link: Alone) -> Generator[None]:
         if number == signal.SIGINT and idle(link) and not heard[signal.SIGINT]:
             signal.default_int_handler(number, frame)
 
-    former_writer = signal.set_wakeup_fd(writer.fileno())
-    former = {number: signal.signal(number, handle) for number in SIGNALS}
-    threading.Thread(target=listen, daemon=True).start()
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(former_writer)
-        writer.close()  # ends the thread
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    with handled(handle, *heard):
+        former = signal.set_wakeup_fd(writer.fileno()) if is_main_thread else -1
+        threading.Thread(target=listen, daemon=True).start()
+        try:
+            yield
+        finally:
+            if is_main_thread:
+                signal.set_wakeup_fd(former)
+            writer.close()  # ends the thread
 
 
 def idle(link: Alone) -> bool:

@@ -12,7 +12,7 @@ import jax
 
 from jaxbooth.errors import UserError
 from jaxbooth.hosts.coordinator import Coordinator
-from jaxbooth.hosts.link import GRACE, Alone, Link
+from jaxbooth.hosts.link import GRACE, Alone, Link, sentence_of
 from jaxbooth.hosts.place import Place, find_place
 from jaxbooth.hosts.signals import watch_signals
 from jaxbooth.sections import DistributedConfig
@@ -41,7 +41,7 @@ def joined(chosen: DistributedConfig, facts: Mapping[str, Any], again: str) -> G
         with watch_signals(link):
             yield link
     except BaseException as error:
-        link.fail(str(error) or type(error).__name__)
+        link.fail(sentence_of(error))
         if place:
             time.sleep(2 * GRACE)  # the others hear it before this process, and JAX's service with it, is gone
         raise

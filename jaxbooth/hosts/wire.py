@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 Message = dict[str, Any]
@@ -41,8 +42,6 @@ class Wire:
 
     def close(self) -> None:
         """Ends the connection; a thread that reads it sees the end."""
-        try:
+        with suppress(OSError):  # the other side was faster
             self._connection.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the other side was faster
         self._connection.close()

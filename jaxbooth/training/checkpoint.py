@@ -1,14 +1,27 @@
 """Checkpoints of the train state, by Orbax: asynchronous, committed by a rename, restorable onto any mesh."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental.multihost_utils import process_allgather, sync_global_devices
 
 from jaxbooth.config import Config
-from jaxbooth.errors import UserError
+from jaxbooth.console import is_main, warn
+from jaxbooth.disk import free_bytes, in_words, is_full
+from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.params import Params
-from jaxbooth.training.state import TrainState, needed_for_result, result_params
+from jaxbooth.training.state import TrainState, field_sums, needed_for_result, result_params, tree_bytes
+
+
+class Damage(Exception):
+    """A checkpoint is not what was saved."""
 
 
 class Checkpoints:
@@ -25,8 +38,12 @@ class Checkpoints:
             max_to_keep=keep, enable_async_checkpointing=writes, cleanup_tmp_directories=writes, create=writes,
             read_only=not writes,
         )  # fmt: skip
-        self._folder = folder
-        handlers = {"state": ocp.PyTreeCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
+        self._folder, self._writes = folder, writes
+        handlers = {
+            "state": ocp.PyTreeCheckpointHandler(),
+            "config": ocp.JsonCheckpointHandler(),
+            "sums": ocp.JsonCheckpointHandler(),
+        }
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
 
     def latest(self) -> int | None:
@@ -34,50 +51,148 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, step: int, config: Config) -> None:
-        """Starts writing; returns before the write ends. A step that is there already is left alone."""
+        """Starts writing; returns before the write ends. A step that is there already is left alone.
+
+        Raises:
+            RunFailure: the disk has no room for it, or had none for the one before.
+        """
         if step == self.latest():
             return
-        content = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(state._asdict()), config=ocp.args.JsonSave(config.model_dump(mode="json"))
+        content = state._asdict()
+        check_free(self._folder, state, step)
+        sums = {name: int(value) for name, value in jax.device_get(field_sums(content)).items()}
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(content),
+            config=ocp.args.JsonSave(config.model_dump(mode="json")),
+            sums=ocp.args.JsonSave(sums),
         )
-        self._manager.save(step, args=content, force=True)
+        with full_disk_explained(self._folder):
+            self._manager.save(step, args=items, force=True)
 
-    def restore(self, abstract: TrainState) -> TrainState:
-        """Reads the newest step into the shapes and shardings of `abstract`.
+    def restore(self, abstract: TrainState) -> tuple[TrainState, int]:
+        """Reads the newest sound step into the shapes and shardings of `abstract`; returns its number too.
+
+        Damaged newer ones are reported, and moved aside (`damaged-<step>`) so that those steps can be saved again.
 
         Raises:
-            UserError: the checkpoint cannot be read.
+            UserError: no checkpoint is sound.
         """
-        return TrainState(**self._read(abstract._asdict()))
+        read, step = self._read(abstract._asdict())
+        return TrainState(**read), step
 
-    def restore_result(self, abstract: TrainState) -> dict[str, Params]:
-        """Reads from the newest step only what sampling and export need; see `result_params`.
+    def restore_result(self, abstract: TrainState) -> tuple[dict[str, Params], int]:
+        """Reads from the newest sound step only what sampling and export need; see `restore` and `result_params`."""
+        read, step = self._read(needed_for_result(abstract))
+        fields: dict[str, Any] = {"params": {}, "ema": {}} | read
+        return result_params(abstract._replace(**fields)), step
 
-        Raises:
-            UserError: the checkpoint cannot be read.
-        """
-        read: dict[str, Any] = {"params": {}, "ema": {}} | self._read(needed_for_result(abstract))
-        return result_params(abstract._replace(**read))
-
-    def _read(self, part: dict[str, Any]) -> dict[str, Any]:
-        """Reads the named fields of the newest step's state."""
-        step = self.latest()
-        arguments = ocp.args.PyTreeRestore(
-            item=part, restore_args=ocp.checkpoint_utils.construct_restore_args(part), partial_restore=True
+    def _read(self, part: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        """Reads the named fields of the newest state that has them as they were saved, and its step."""
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                read = read_step(self._folder / str(step), part)
+            except Damage as damage:
+                damaged[step] = str(damage)
+                continue
+            if damaged:
+                self._report(damaged, step)
+            return read, step
+        named = ", ".join(f"{step}: {reason}" for step, reason in damaged.items())
+        raise UserError(
+            f"{self._folder} holds no checkpoint that can be read ({named}); "
+            "put a sound copy back, or move that folder away to begin anew."
         )
-        try:
-            return self._manager.restore(step, args=ocp.args.Composite(state=arguments))["state"]
-        except (ValueError, FileNotFoundError, KeyError, OSError) as error:
-            reason = str(error).splitlines()[0][:200]
-            raise UserError(
-                f"{self._folder / str(step)} cannot be read ({reason}); "
-                "move that folder away to continue from the one before."
-            ) from None
+
+    def _report(self, damaged: dict[int, str], step: int) -> None:
+        """Warns about damaged steps, newer than the sound one, and moves them aside where this folder is written."""
+        for number, reason in damaged.items():
+            place = ""
+            if self._writes:
+                aside = free_name(self._folder / f"damaged-{number}")
+                place = f", now {aside.name},"
+                if is_main():
+                    (self._folder / str(number)).rename(aside)
+            warn(f"{self._folder / str(number)}{place} is damaged ({reason}); the checkpoint of step {step} is used.")
+        if self._writes:
+            sync_global_devices("damaged checkpoints are aside")
+            self._manager.reload()
 
     def wait(self) -> None:
-        """Blocks until every save is on disk."""
-        self._manager.wait_until_finished()
+        """Blocks until every save is on disk.
+
+        Raises:
+            RunFailure: the disk had no room for one.
+        """
+        with full_disk_explained(self._folder):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and releases the folder."""
-        self._manager.close()
+        """Waits, and releases the folder; see `wait`."""
+        with full_disk_explained(self._folder):
+            self._manager.close()
+
+
+def check_free(folder: Path, state: TrainState, step: int) -> None:
+    """Raises RunFailure if a checkpoint is larger than what is free; Orbax does not fail in one sentence."""
+    needed, free = tree_bytes(state), free_bytes(folder)
+    if needed > free:
+        raise RunFailure(
+            f"the disk is full: {folder} has {in_words(free)} free, and the checkpoint of step {step} takes "
+            f"{in_words(needed)}; free some space and run the same command again."
+        )
+
+
+@contextmanager
+def full_disk_explained(folder: Path) -> Generator[None]:
+    """Turns what Orbax and TensorStore make of a full disk into RunFailure."""
+    try:
+        yield
+    except Exception as error:
+        if not is_full(error):
+            raise
+        raise RunFailure(
+            f"the disk is full ({folder}); earlier checkpoints are intact: free some space and run the same command "
+            "again."
+        ) from None
+
+
+def read_step(folder: Path, part: dict[str, Any]) -> dict[str, Any]:
+    """Reads the named fields of one step's state, into their shapes and shardings.
+
+    All processes come to the same end. Orbax's manager would wait at a barrier for one that cannot read its shards.
+
+    Raises:
+        Damage: something is missing, cannot be read, or is not what was saved (TensorStore does not check that).
+    """
+    arguments = ocp.args.PyTreeRestore(
+        item=part, restore_args=ocp.checkpoint_utils.construct_restore_args(part), partial_restore=True
+    )
+    read, sums, reason = {}, {}, ""
+    place = epath.Path(folder.absolute())
+    try:
+        read = ocp.PyTreeCheckpointHandler().restore(place / "state", args=arguments)
+        sums = dict(ocp.JsonCheckpointHandler().restore(place / "sums"))
+    except Exception as error:  # readers raise whatever comes up, down to plain Exception
+        if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
+            raise
+        reason = origin_of(error)
+    if not process_allgather(np.array(not reason)).all():
+        raise Damage(reason or "another process cannot read it")
+    for name, value in jax.device_get(field_sums(read)).items():
+        if sums.get(name) != int(value):
+            raise Damage(f"{name} differs from what was saved")
+    return read
+
+
+def origin_of(error: BaseException) -> str:
+    """Returns the first line of what an error came from."""
+    while error.__cause__:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}".splitlines()[0][:160]
+
+
+def free_name(path: Path) -> Path:
+    """Returns the path, with a number behind it where something is there already."""
+    names = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return path if not path.exists() else next(name for name in names if not name.exists())

@@ -54,6 +54,7 @@ class Loop:
                 state, step, stopped = self.advance(state, step, self.next_stop(step), bar)
                 if stopped:
                     break
+                self.writer.flush()  # before the checkpoint, so that no resumed run lacks lines
                 if step % self.config.train.checkpoint_every == 0 or step == total:
                     self.checkpoints.save(state, step, self.config)
                 if (step % self.config.validation.every == 0 or step == total) and not self.gate.closing:

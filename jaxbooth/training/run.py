@@ -14,7 +14,7 @@ from jaxbooth.console import is_main, say
 from jaxbooth.devices import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.errors import RunFailure
 from jaxbooth.exports import export_result, natural_format
-from jaxbooth.hosts.link import Alone
+from jaxbooth.hosts.link import Alone, sentence_of
 from jaxbooth.hosts.shared import check_shared, facts_of
 from jaxbooth.hosts.start import joined
 from jaxbooth.params import Params, cast_matrices, flatten_components, join
@@ -38,6 +38,7 @@ from jaxbooth.training.prepare import (
     read_inputs,
     write_contact_sheet,
 )
+from jaxbooth.training.room import check_folders
 from jaxbooth.training.state import TrainState, checksums, initial_state, result_params
 from jaxbooth.training.step import REFERENCE, make_dispatch, make_task
 from jaxbooth.training.trainable import initial_values, on_mesh, trained_shapes, whole_components
@@ -89,15 +90,21 @@ def train_joined(config: Config, link: Alone) -> Result:
     inputs = read_inputs(config, base)
     explain_prompts(config, inputs)
     shown = contact_sheet(config, inputs)
-    run = claim(config, link)
-    check_shared([run.root, *(classes.folder for classes in inputs.classes)], link)
-    confirm_base(run, base, record=True)
-    write_contact_sheet(run, shown)
-    checkpoints = Checkpoints(run.checkpoints, config.train.keep_checkpoints)
-    try:
-        return Job(config, run, inputs, mesh, tx, checkpoints, link).execute()
-    finally:
+    check_folders(config, base, inputs.classes, state_of(config, base, mesh))
+    with claim(config, link) as run:
+        check_shared([run.root, *(classes.folder for classes in inputs.classes)], link)
+        confirm_base(run, base, record=True)
+        write_contact_sheet(run, shown)
+        checkpoints = Checkpoints(run.checkpoints, config.train.keep_checkpoints)
+        try:
+            result = Job(config, run, inputs, mesh, tx, checkpoints, link).execute()
+        except BaseException as error:
+            link.fail(sentence_of(error))
+            if jax.process_count() == 1:  # several would wait for each other
+                checkpoints.close()
+            raise
         checkpoints.close()
+        return result
 
 
 @dataclass
@@ -121,9 +128,12 @@ class Job:
         """Prepares, trains and finishes."""
         total, done = self.config.train.steps, self.checkpoints.latest() or 0
         if done >= total:
-            say(f"{self.run.root} is complete at step {done} of {total}; raise --train.steps to train on.")
             if self.config.export and not self.run.export.exists():
-                self.export(self.restore())
+                state, found = self.restore()
+                if found < total:
+                    return self.execute()  # the last checkpoint was damaged
+                self.export(state)
+            say(f"{self.run.root} is complete at step {done} of {total}; raise --train.steps to train on.")
             return Result(self.run, done, complete=True)
         shapes = trained_shapes(self.base, self.config)
         whole = whole_components(self.base, shapes)
@@ -134,7 +144,7 @@ class Job:
         reference = self.reference(params["unet"]) if "unet" in whole else {}
         frozen = {name: values for name, values in params.items() if name not in whole}
         params.clear()
-        state = self.start_state(values, done)
+        state, done = self.start_state(values, done)
         state, step = self.train(state, done, feed, frozen, reference)
         if step < total:
             say(f"stopped and saved at step {step} of {total}; run the same command again to continue.")
@@ -163,16 +173,17 @@ class Job:
         copy = jax.jit(lambda params: {name: jnp.copy(x) for name, x in cast_matrices(params, self.base.dtype).items()})
         return {REFERENCE: copy(unet)}
 
-    def start_state(self, values: dict[str, Params], done: int) -> TrainState:
-        """Returns the newest checkpoint's state, or a fresh one made of `values`."""
+    def start_state(self, values: dict[str, Params], done: int) -> tuple[TrainState, int]:
+        """Returns the newest sound checkpoint's state and step, or a fresh state made of `values`."""
         if done:
             values.clear()
+            state, done = self.restore()
             say(f"resumed at step {done} of {self.config.train.steps}")
-            return self.restore()
-        return initial_state(values, self.tx, self.config.train.ema_decay is not None, self.mesh)
+            return state, done
+        return initial_state(values, self.tx, self.config.train.ema_decay is not None, self.mesh), 0
 
-    def restore(self) -> TrainState:
-        """Reads the newest checkpoint."""
+    def restore(self) -> tuple[TrainState, int]:
+        """Reads the newest sound checkpoint."""
         return self.checkpoints.restore(state_of(self.config, self.base, self.mesh))
 
     def train(
@@ -216,13 +227,13 @@ class Job:
 
         Process 0 does so; with several, it gathers what was trained in its host's memory.
         """
-        trained = result_params(state)
+        trained: dict[str, Any] = result_params(state)
         if jax.process_count() > 1:
             trained = {name: {leaf: to_host(value) for leaf, value in each.items()} for name, each in trained.items()}
         if is_main():
             self.write_export(trained)
 
-    def write_export(self, trained: dict[str, Params]) -> None:
+    def write_export(self, trained: dict[str, Any]) -> None:
         """Writes, verifies and then puts in place."""
         aside = self.run.root / ".export"
         shutil.rmtree(aside, ignore_errors=True)

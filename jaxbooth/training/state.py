@@ -12,6 +12,8 @@ from jaxbooth.params import Params, Shapes, by_component, flatten_components
 from jaxbooth.sharding import shardings_like
 from jaxbooth.training.optimizer import averaged_params, needs_averaging
 
+LEAF_FACTOR = 2654435761  # odd, so that multiplying by it loses no bit
+
 
 class TrainState(NamedTuple):
     """Everything that a step changes, and everything that a checkpoint holds.
@@ -76,16 +78,37 @@ def result_params(state: TrainState) -> dict[str, Params]:
     return by_component(state.ema or averaged_params(state.opt_state, state.params))
 
 
+def tree_bytes(tree: object) -> int:
+    """Returns the size of all arrays of a tree, over all devices."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 @jax.jit
 def checksums(masters: Params) -> dict[str, Array]:
     """Returns component -> a uint32 sum over the bits of its float32 parameters: equal only if nothing moved."""
-
-    def bits(value: Array) -> Array:
-        words = jax.lax.bitcast_convert_type(value.astype(jnp.float32), jnp.uint32)
-        return jnp.sum(words, dtype=jnp.uint32)
-
     totals: dict[str, Array] = {}
     for name, value in masters.items():
         component = name.split(".")[0]
-        totals[component] = totals.get(component, jnp.uint32(0)) + bits(value)
+        totals[component] = totals.get(component, jnp.uint32(0)) + bit_sum(value.astype(jnp.float32))
     return totals
+
+
+@jax.jit
+def field_sums(fields: dict[str, Any]) -> dict[str, Array]:
+    """Returns field of a train state -> a uint32 sum over all its bits, the same on every mesh.
+
+    One flipped bit changes it, and so do arrays that changed places.
+    """
+    totals = {}
+    for name, tree in fields.items():
+        total = jnp.uint32(0)
+        for leaf in jax.tree.leaves(tree):
+            total = total * jnp.uint32(LEAF_FACTOR) + bit_sum(leaf)
+        totals[name] = total
+    return totals
+
+
+def bit_sum(value: Array) -> Array:
+    """Returns the uint32 sum over the words of an array, which are as long as its elements."""
+    words = value if value.dtype == bool else jax.lax.bitcast_convert_type(value, f"uint{8 * value.dtype.itemsize}")
+    return jnp.sum(words, dtype=jnp.uint32)

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tensorboardX import SummaryWriter
 
 from jaxbooth.console import is_main
+from jaxbooth.disk import named
 from jaxbooth.files import write_png, write_text
+from jaxbooth.training.board import Board
 
 
 class Writer:
@@ -22,35 +23,39 @@ class Writer:
             return
         keep = [line for line in read_metrics(metrics) if line["step"] <= step]
         write_text(metrics, "".join(json.dumps(line) + "\n" for line in keep))
-        self._file = metrics.open("a")
-        self._board = SummaryWriter(str(tensorboard), purge_step=step + 1)
+        self._path, self._file = metrics, metrics.open("a")
+        self._board = Board(tensorboard, step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Logs the metrics of one step."""
         if not self._active:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        with named(self._path):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            for name, value in values.items():
+                self._board.scalar(name, value, step)
 
     def grid(self, step: int, path: Path, image: Image.Image, facts: Mapping[str, Any]) -> None:
         """Saves a sample grid and logs it."""
         if not self._active:
             return
         write_png(path, image, facts)
-        self._board.add_image("samples", np.asarray(image), step, dataformats="HWC")
+        with named(path):
+            self._board.image("samples", np.asarray(image), step)
 
     def flush(self) -> None:
         """Puts everything on disk."""
         if self._active:
-            self._file.flush()
-            self._board.flush()
+            with named(self._path):
+                self._file.flush()
+                self._board.flush()
 
     def close(self) -> None:
         """Flushes and closes."""
         if self._active:
-            self._file.close()
-            self._board.close()
+            with named(self._path):
+                self._file.close()
+                self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,53 @@
+"""Whether a run's folders can be written and have room for all that it will write, known before it makes anything."""
+
+from jaxbooth.config import Config
+from jaxbooth.data.prior import ClassSet
+from jaxbooth.disk import Need, check_room, check_writable, in_words
+from jaxbooth.exports import natural_format
+from jaxbooth.pipeline import Base
+from jaxbooth.run_folder import RunFolder
+from jaxbooth.training.state import TrainState, tree_bytes
+from jaxbooth.weights.diffusers_dir import weight_files
+
+
+def check_folders(config: Config, base: Base, classes: list[ClassSet], state: TrainState) -> None:
+    """Makes sure that the run's and the class folders can be written, and that their disks have room.
+
+    Args:
+        state: shapes of the train state, which is what a checkpoint holds.
+
+    Raises:
+        UserError: one of them cannot, or has not.
+    """
+    needs = run_needs(config, base, state)
+    for classset in classes:
+        if classset.missing:
+            size = classset.missing * 3 * config.resolution**2  # noise would not compress
+            needs.append(Need(classset.folder, "--data.class-dir", f"{classset.missing} class images", size))
+    for need in needs:
+        check_writable(need.folder, need.key)
+    check_room(needs)
+
+
+def run_needs(config: Config, base: Base, state: TrainState) -> list[Need]:
+    """Returns what a run will write into its own folder from where it stands."""
+    run, needs = RunFolder(config.run_dir), []
+    steps = [int(path.name) for path in run.checkpoints.glob("[0-9]*") if path.name.isdigit()]
+    if max(steps, default=0) < config.train.steps:
+        # One more than are kept: the oldest goes when the newest is whole.
+        size, count = tree_bytes(state), config.train.keep_checkpoints + 1 - len(steps)
+        if count > 0:
+            what = f"{count} checkpoint(s) of {in_words(size)}"
+            needs.append(Need(run.root, "--run-dir", what, count * size))
+        if config.export:
+            size = export_bytes(config, base, state)
+            needs.append(Need(run.root, "--run-dir", f"an export of {in_words(size)}", size))
+    return needs
+
+
+def export_bytes(config: Config, base: Base, state: TrainState) -> int:
+    """Returns about what the export will take: the base model's weight files, or what was trained, in two forms."""
+    if natural_format(config) != "diffusers":
+        return 2 * tree_bytes(state.params)
+    folders = [base.folder / component for component in base.components]
+    return sum((folder / name).stat().st_size for folder in folders for name in weight_files(folder))
