@@ -24,7 +24,7 @@ UNET = {
 SHORT = [
     "demo", "--data.num-class-images", "4", "--prior.steps", "2", "--prior.batch-size", "4", "--train.batch-size", "2",
     "--train.prior-batch-size", "2", "--validation.every", "1000", "--validation.num", "1", "--validation.steps", "2",
-    "--validation.prompts", "a cat", "--train.checkpoint-every", "4",
+    "--validation.sampler", "ddpm", "--validation.prompts", "a cat", "--train.checkpoint-every", "4",
 ]  # fmt: skip
 
 
@@ -62,6 +62,6 @@ def start_all(command: list[object], processes: int, devices: int = 4) -> list[s
     return [start(command, port, processes, index, devices // processes) for index in range(processes)]
 
 
-def outputs(running: list[subprocess.Popen[str]], timeout: float = 300) -> list[str]:
+def outputs(running: list[subprocess.Popen[str]], timeout: float = 900) -> list[str]:
     """Waits for all processes and returns what they printed."""
     return [process.communicate(timeout=timeout)[0] for process in running]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.sharding import Mesh
@@ -17,7 +18,7 @@ from jaxbooth.config import Config
 from jaxbooth.data.latents import Bank, gather_latents, gather_text
 from jaxbooth.diffusion.noising import TimestepSampling, offset_noise, perturb, sample_timesteps
 from jaxbooth.diffusion.objective import Batch, Loss, Losses, reduce_rows, row_losses
-from jaxbooth.params import AnyArray, Params, by_component, cast_matrices, join, precision_of
+from jaxbooth.params import Params, by_component, cast_matrices, join, precision_of
 from jaxbooth.pipeline import Base
 from jaxbooth.sharding import placement, row_shards, rows_over, tracing_for
 from jaxbooth.text import Text
@@ -210,7 +211,7 @@ def train_step(
     return TrainState(state.step + 1, params, opt_state, ema), metrics
 
 
-Dispatch = Callable[[TrainState, dict[str, Params], Bank, AnyArray, AnyArray], tuple[TrainState, Metrics]]
+Dispatch = Callable[[TrainState, dict[str, Params], Bank, np.integer, np.integer], tuple[TrainState, Metrics]]
 
 
 def make_dispatch(task: Task, tx: optax.GradientTransformation, longest: int, state: TrainState) -> Any:
