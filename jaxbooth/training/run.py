@@ -1,6 +1,5 @@
 """`train`: the whole job, from a configuration to a trained, sampled and exported run."""
 
-import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxbooth.claim import claim
 from jaxbooth.config import Config
 from jaxbooth.console import say
 from jaxbooth.devices import enable_compilation_cache, warn_about_cpu_fallback
@@ -16,7 +16,7 @@ from jaxbooth.errors import RunFailure
 from jaxbooth.exports import export_result, natural_format
 from jaxbooth.params import Params, cast_matrices, flatten_components, join
 from jaxbooth.pipeline import Base, load_params
-from jaxbooth.run_folder import RunFolder, claim, confirm_base, fill_resolution, read_base, resolve_paths, state_of
+from jaxbooth.run_folder import RunFolder, confirm_base, fill_resolution, read_base, resolve_paths, state_of
 from jaxbooth.sharding import make_mesh
 from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.checks import check_config
@@ -106,7 +106,7 @@ class Job:
         """Prepares, trains and finishes."""
         total, done = self.config.train.steps, self.checkpoints.latest() or 0
         if done >= total:
-            if self.config.export and not self.run.export.exists():
+            if self.config.export and not self.run.is_exported:
                 state, found = self.restore()
                 if found < total:
                     return self.execute()  # the last checkpoint was damaged
@@ -202,13 +202,8 @@ class Job:
 
     def export(self, state: TrainState) -> None:
         """Writes the result in its natural format; once it is whole, that of a shorter run makes room."""
-        aside = self.run.root / ".export"
-        shutil.rmtree(aside, ignore_errors=True)
-        fresh, kind = aside / self.run.root.name, natural_format(self.config)  # files are named after their folder
-        what = (self.config, self.base, result_params(state), self.mesh, fresh, kind, "base")
-        export_result(*what)
-        found = verify_export(*what, with_torch=False)
-        shutil.rmtree(self.run.export, ignore_errors=True)
-        fresh.replace(self.run.export)
-        aside.rmdir()
+        with self.run.new_export() as fresh:
+            what = (self.config, self.base, result_params(state), self.mesh, fresh, natural_format(self.config), "base")
+            export_result(*what)
+            found = verify_export(*what, with_torch=False)
         say(f"exported: {self.run.export}, {', '.join(found)}")
