@@ -1,7 +1,6 @@
 """What a run's model card says: the facts, out of its configuration and its folder."""
 
 import importlib.metadata
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def card_of(
     """
     grid = newest_grid(run, step)
     if grid:
-        shutil.copyfile(grid, out / PICTURE)
+        (out / PICTURE).write_bytes(grid.read_bytes())
     weights = {"lora": PEFT_FILE, "single-file": f"{out.name}.safetensors"}
     has_prior = config.train.prior_weight > 0
     facts = CardFacts(

@@ -93,7 +93,7 @@ class SampleArguments(Arguments):
 class ExportArguments(Arguments):
     """Write a run's newest checkpoint in a format that PyTorch tools read."""
 
-    run: tyro.conf.Positional[Path]
+    run: tyro.conf.Positional[str]
     """Run folder."""
     out: Path
     """Folder to write; it must not exist yet."""

@@ -67,7 +67,7 @@ def sample(
 
 
 def export(
-    run_dir: Path,
+    run_dir: str | Path,
     out: Path,
     kind: ExportFormat | None = None,
     dtype: ExportDtype = "base",

@@ -1,13 +1,14 @@
 """The configuration of a run: a frozen schema, YAML files that hold what differs from it, and dotted flags on top."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, NonNegativeInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, NonNegativeInt, ValidationError
 
 from jaxbooth.assets import shipped_configs
 from jaxbooth.errors import UserError
+from jaxbooth.remote import place
 from jaxbooth.sections import (
     DataConfig,
     DistributedConfig,
@@ -42,8 +43,8 @@ class Config(Section):
     """Also read .ckpt and .bin files, with PyTorch's weights-only loader."""
     offline: bool = False
     """Never ask the Hub; use what was fetched before."""
-    run_dir: Path = Path("runs/dreambooth")
-    """Folder of this run; running the same command again continues it."""
+    run_dir: Annotated[str, BeforeValidator(str)] = "runs/dreambooth"
+    """Folder of this run, also gs://BUCKET/FOLDER; running the same command again continues it."""
     seed: NonNegativeInt = 0
     """Decides noise, timesteps, order and pictures."""
     export: bool = True
@@ -140,7 +141,7 @@ def load_config(source: str | Path | None) -> Config:
     """
     if source is None:
         return Config()
-    path = Path(source)
+    path = place(source) if "://" in str(source) else Path(source)
     if not path.is_file():
         shipped = shipped_configs() / f"{source}.yaml"
         if not shipped.is_file():

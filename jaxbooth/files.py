@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from jaxbooth.disk import named
 from jaxbooth.errors import UserError
+from jaxbooth.remote import is_local
 
 UNFINISHED = ".part"
 
@@ -22,6 +23,9 @@ UNFINISHED = ".part"
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file through a temporary one in the same folder, which is created when missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not is_local(path):
+        path.write_bytes(content)  # an object appears when all of it is there
+        return
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     try:
         with named(path), os.fdopen(handle, "wb") as file:

@@ -1,26 +1,27 @@
 """A run's folder: what is where, whose it is, and how to open it as a pipeline."""
 
+import shutil
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 from jaxbooth.assets import DEMO_SUBJECT
-from jaxbooth.config import Config, dump_config, first_conflict, flag, load_config
+from jaxbooth.config import Config, flag, load_config
 from jaxbooth.console import is_main
 from jaxbooth.data.prior import fingerprint
 from jaxbooth.errors import UserError
-from jaxbooth.files import is_unfinished, write_json, write_text
-from jaxbooth.hosts.link import Alone
-from jaxbooth.lock import LOCK, locked
+from jaxbooth.files import write_json, write_text
 from jaxbooth.models.lora import merge_on_devices
 from jaxbooth.params import Params, join
 from jaxbooth.pipeline import Base, Pipeline, load_params
+from jaxbooth.remote import check_reachable, is_local, local_twin, place, upload
 from jaxbooth.sections import DataConfig, Subject
 from jaxbooth.sharding import make_mesh
 from jaxbooth.text import NEW_TOKENS
@@ -67,6 +68,38 @@ class RunFolder:
         return self.root / "export"
 
     @property
+    def export_mark(self) -> Path:
+        """Beside the export on an object store, where that does not appear at once: it is whole."""
+        return self.root / "exported"
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether there is a whole export."""
+        return (self.export if is_local(self.root) else self.export_mark).exists()
+
+    @contextmanager
+    def new_export(self) -> Generator[Path]:
+        """Yields the path of a local folder to write, which takes the place of the former export when the block ends.
+
+        Its name is the run's: files are named after their folder.
+        """
+        if is_local(self.root):
+            aside = self.root / ".export"
+            shutil.rmtree(aside, ignore_errors=True)
+            yield aside / self.root.name
+            shutil.rmtree(self.export, ignore_errors=True)
+            (aside / self.root.name).replace(self.export)
+            aside.rmdir()
+            return
+        with local_twin(self.root) as fresh:
+            yield fresh
+            self.export_mark.unlink(missing_ok=True)
+            if self.export.exists():
+                epath.Path(self.export).rmtree()
+            upload(fresh, self.export)
+            write_text(self.export_mark, "")
+
+    @property
     def pictures(self) -> Path:
         """Names of the pictures that the run was started with."""
         return self.root / "pictures.json"
@@ -102,11 +135,11 @@ def resolve_paths(config: Config) -> Config:
         path = Path(name or "").expanduser()
         return str(path.absolute()) if name and name != "demo" and path.exists() else name
 
-    data = with_paths(config.data)
+    run_dir, data = place(config.run_dir), with_paths(config.data)
     data = data.model_copy(update={"subjects": tuple(map(with_paths, data.subjects))})
     return config.model_copy(
         update={
-            "run_dir": config.run_dir.expanduser().absolute(),
+            "run_dir": str(run_dir) if is_local(run_dir) else config.run_dir,
             "data": data,
             "lora": config.lora.model_copy(update={"init": absolute(config.lora.init)}),
             "model": local(config.model),
@@ -119,56 +152,6 @@ def fill_resolution(config: Config, base: Base) -> Config:
     """Takes the base model's own resolution where none is set."""
     data = config.data.model_copy(update={"resolution": config.data.resolution or base.native_resolution})
     return config.model_copy(update={"data": data})
-
-
-@contextmanager
-def claim(config: Config, link: Alone) -> Generator[RunFolder]:
-    """Yields the run folder, which is created, or belongs to this configuration; nothing else trains in it meanwhile.
-
-    Process 0 creates, locks and cleans it for all.
-
-    Raises:
-        UserError: the folder holds something else, a run that was started with other settings, or one that is going on.
-    """
-    run = RunFolder(config.run_dir)
-    check_ownership(run, config)
-    with ExitStack() as held:
-        try:
-            if is_main():
-                held.enter_context(locked(run.root))
-                check_ownership(run, config)  # another may have been there first
-                write_text(run.config, dump_config(config))
-                remove_unfinished(run)
-        except OSError as error:
-            raise UserError(f"--run-dir {run.root} cannot be written ({error.strerror}); choose another.") from None
-        link.exchange("the run folder is claimed")
-        yield run
-
-
-def check_ownership(run: RunFolder, config: Config) -> None:
-    """Raises UserError if a folder holds something else, or a run that `config` may not continue."""
-    if run.config.exists():
-        conflict = first_conflict(load_config(run.config), config)
-        if conflict:
-            key, old, new = conflict
-            raise UserError(
-                f"{run.root} belongs to a run with {flag(key)} {old}, and this one has {new}; "
-                "choose another --run-dir, or set it back to continue that run."
-            )
-    elif run.root.exists() and (not run.root.is_dir() or any(map(is_foreign, run.root.iterdir()))):
-        raise UserError(f"{run.root} exists and is not a run folder; choose another --run-dir.")
-
-
-def is_foreign(path: Path) -> bool:
-    """Whether a file is none of those that a run leaves when it is killed before its configuration is written."""
-    return path.name != LOCK and not is_unfinished(path)
-
-
-def remove_unfinished(run: RunFolder) -> None:
-    """Removes what killed processes have left of single files; only while the run is locked."""
-    for path in run.root.rglob(".*"):
-        if is_unfinished(path):
-            path.unlink()
 
 
 def confirm_base(run: RunFolder, base: Base, record: bool = False) -> None:
@@ -191,13 +174,14 @@ def confirm_base(run: RunFolder, base: Base, record: bool = False) -> None:
         )
 
 
-def open_run(path: Path) -> tuple[RunFolder, Config]:
+def open_run(path: str | Path) -> tuple[RunFolder, Config]:
     """Opens an existing run folder.
 
     Raises:
         UserError: it is none.
     """
-    run = RunFolder(path.expanduser().absolute())
+    run = RunFolder(place(path))
+    check_reachable(run.root)
     if not run.config.exists():
         raise UserError(f"{path} is not a run folder (it has no config.yaml).")
     return run, load_config(run.config)
@@ -279,7 +263,7 @@ def load_pipeline(
         UserError: nothing usable is there, or a run is asked for with settings that are its own affair.
     """
     source = path if isinstance(path, Source) else Source(str(path))
-    if not (Path(source.name).expanduser() / "config.yaml").exists():
+    if not RunFolder(place(source.name)).config.exists():
         base = Base.read(resolve_model(source), dtype or "auto", clip_skip, chunks)
         base, learned = with_learned_words(base)
         mesh = mesh or make_mesh()
@@ -288,5 +272,5 @@ def load_pipeline(
     set_here += [name for name, given in (("clip_skip", clip_skip), ("chunks", chunks > 1)) if given]
     if set_here:
         raise UserError(f"{flag(set_here[0])} is about a plain model; {source.name} is a run, which has its own.")
-    run, config = open_run(Path(source.name))
+    run, config = open_run(source.name)
     return load_result(run, config, read_base(config, dtype), mesh or run_mesh(config))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from jaxbooth.claim import claim
 from jaxbooth.config import Config, dump_config, load_config
 from jaxbooth.errors import UserError
 from jaxbooth.lock import LOCK, locked
-from jaxbooth.run_folder import claim
 
 HOLDER = "import sys, time; from pathlib import Path; from jaxbooth.lock import locked\n"
 HOLDER += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"

@@ -195,7 +195,7 @@ def decode(path: Path, ground: str) -> tuple[Image.Image, Image.Image | None]:
         UserError: the file is not a picture or is damaged.
     """
     try:
-        with Image.open(path) as file:
+        with path.open("rb") as content, Image.open(content) as file:
             image, alpha = ImageOps.exif_transpose(file), None
             if image.mode.startswith("I;16"):  # Pillow would clip sixteen bits to eight, not scale them
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

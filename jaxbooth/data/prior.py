@@ -22,6 +22,7 @@ from jaxbooth.data.images import picture_files
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.files import write_json, write_png
 from jaxbooth.pipeline import Base
+from jaxbooth.remote import place
 from jaxbooth.sections import Subject
 from jaxbooth.weights.diffusers_dir import weight_files
 
@@ -119,7 +120,8 @@ def class_folder(config: Config, subject: Subject) -> Path:
         if folder:
             return folder
     name = re.sub(r"\W+", "-", (subject.class_prompt or "").lower()).strip("-")
-    return config.run_dir / "prior" / name if config.data.subjects else config.run_dir / "prior"
+    prior = place(config.run_dir) / "prior"
+    return prior / name if config.data.subjects else prior
 
 
 def open_class_sets(config: Config, base: Base) -> tuple[list[ClassSet], list[int]]:

@@ -17,6 +17,7 @@ from jaxbooth.console import is_main, warn
 from jaxbooth.disk import free_bytes, in_words, is_full
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.params import Params
+from jaxbooth.remote import is_local, place
 from jaxbooth.training.state import TrainState, field_sums, needed_for_result, result_params, tree_bytes
 
 
@@ -38,13 +39,13 @@ class Checkpoints:
             max_to_keep=keep, enable_async_checkpointing=writes, cleanup_tmp_directories=writes, create=writes,
             read_only=not writes,
         )  # fmt: skip
-        self._folder, self._writes = folder, writes
+        self._folder, self._writes = place(folder), writes
         handlers = {
             "state": ocp.PyTreeCheckpointHandler(),
             "config": ocp.JsonCheckpointHandler(),
             "sums": ocp.JsonCheckpointHandler(),
         }
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
+        self._manager = ocp.CheckpointManager(epath.Path(self._folder), options=options, item_handlers=handlers)
 
     def latest(self) -> int | None:
         """Returns the newest step, or None."""
@@ -59,7 +60,8 @@ class Checkpoints:
         if step == self.latest():
             return
         content = state._asdict()
-        check_free(self._folder, state, step)
+        if is_local(self._folder):
+            check_free(self._folder, state, step)
         sums = {name: int(value) for name, value in jax.device_get(field_sums(content)).items()}
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(content),
@@ -169,10 +171,9 @@ def read_step(folder: Path, part: dict[str, Any]) -> dict[str, Any]:
         item=part, restore_args=ocp.checkpoint_utils.construct_restore_args(part), partial_restore=True
     )
     read, sums, reason = {}, {}, ""
-    place = epath.Path(folder.absolute())
     try:
-        read = ocp.PyTreeCheckpointHandler().restore(place / "state", args=arguments)
-        sums = dict(ocp.JsonCheckpointHandler().restore(place / "sums"))
+        read = ocp.PyTreeCheckpointHandler().restore(epath.Path(folder / "state"), args=arguments)
+        sums = dict(ocp.JsonCheckpointHandler().restore(epath.Path(folder / "sums")))
     except Exception as error:  # readers raise whatever comes up, down to plain Exception
         if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
             raise

@@ -5,6 +5,7 @@ from jaxbooth.data.prior import ClassSet
 from jaxbooth.disk import Need, check_room, check_writable, in_words
 from jaxbooth.exports import natural_format
 from jaxbooth.pipeline import Base
+from jaxbooth.remote import is_local, place
 from jaxbooth.run_folder import RunFolder
 from jaxbooth.training.state import TrainState, tree_bytes
 from jaxbooth.weights.diffusers_dir import weight_files
@@ -12,6 +13,8 @@ from jaxbooth.weights.diffusers_dir import weight_files
 
 def check_folders(config: Config, base: Base, classes: list[ClassSet], state: TrainState) -> None:
     """Makes sure that the run's and the class folders can be written, and that their disks have room.
+
+    An object store has room, and is written to at once.
 
     Args:
         state: shapes of the train state, which is what a checkpoint holds.
@@ -21,7 +24,7 @@ def check_folders(config: Config, base: Base, classes: list[ClassSet], state: Tr
     """
     needs = run_needs(config, base, state)
     for classset in classes:
-        if classset.missing:
+        if classset.missing and is_local(classset.folder):
             size = classset.missing * 3 * config.resolution**2  # noise would not compress
             needs.append(Need(classset.folder, "--data.class-dir", f"{classset.missing} class images", size))
     for need in needs:
@@ -31,7 +34,9 @@ def check_folders(config: Config, base: Base, classes: list[ClassSet], state: Tr
 
 def run_needs(config: Config, base: Base, state: TrainState) -> list[Need]:
     """Returns what a run will write into its own folder from where it stands."""
-    run, needs = RunFolder(config.run_dir), []
+    run, needs = RunFolder(place(config.run_dir)), []
+    if not is_local(run.root):
+        return needs
     steps = [int(path.name) for path in run.checkpoints.glob("[0-9]*") if path.name.isdigit()]
     if max(steps, default=0) < config.train.steps:
         # One more than are kept: the oldest goes when the newest is whole.

@@ -1,6 +1,5 @@
 """`train`: the whole job, from a configuration to a trained, sampled and exported run."""
 
-import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxbooth.claim import claim
 from jaxbooth.config import Config
 from jaxbooth.console import is_main, say
 from jaxbooth.devices import enable_compilation_cache, warn_about_cpu_fallback
@@ -19,7 +19,7 @@ from jaxbooth.hosts.shared import check_shared, facts_of
 from jaxbooth.hosts.start import joined
 from jaxbooth.params import Params, cast_matrices, flatten_components, join
 from jaxbooth.pipeline import Base, load_params
-from jaxbooth.run_folder import RunFolder, claim, confirm_base, fill_resolution, read_base, resolve_paths, state_of
+from jaxbooth.run_folder import RunFolder, confirm_base, fill_resolution, read_base, resolve_paths, state_of
 from jaxbooth.sections import DistributedConfig
 from jaxbooth.sharding import check_heads, make_mesh, row_shards
 from jaxbooth.training.checkpoint import Checkpoints
@@ -128,7 +128,7 @@ class Job:
         """Prepares, trains and finishes."""
         total, done = self.config.train.steps, self.checkpoints.latest() or 0
         if done >= total:
-            if self.config.export and not self.run.export.exists():
+            if self.config.export and not self.run.is_exported:
                 state, found = self.restore()
                 if found < total:
                     return self.execute()  # the last checkpoint was damaged
@@ -234,14 +234,9 @@ class Job:
             self.write_export(trained)
 
     def write_export(self, trained: dict[str, Any]) -> None:
-        """Writes, verifies and then puts in place."""
-        aside = self.run.root / ".export"
-        shutil.rmtree(aside, ignore_errors=True)
-        fresh, kind = aside / self.run.root.name, natural_format(self.config)  # files are named after their folder
-        what = (self.config, self.base, trained, self.mesh, fresh, kind, "base")
-        export_result(*what)
-        found = verify_export(*what, with_torch=False)
-        shutil.rmtree(self.run.export, ignore_errors=True)
-        fresh.replace(self.run.export)
-        aside.rmdir()
+        """Writes and verifies."""
+        with self.run.new_export() as fresh:
+            what = (self.config, self.base, trained, self.mesh, fresh, natural_format(self.config), "base")
+            export_result(*what)
+            found = verify_export(*what, with_torch=False)
         say(f"exported: {self.run.export}, {', '.join(found)}")

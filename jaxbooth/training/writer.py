@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 from jaxbooth.console import is_main
 from jaxbooth.disk import named
 from jaxbooth.files import write_png, write_text
+from jaxbooth.remote import is_local, local_twin, upload
 from jaxbooth.training.board import Board
 
 
@@ -22,6 +24,10 @@ class Writer:
         if not self._active:
             return
         keep = [line for line in read_metrics(metrics) if line["step"] <= step]
+        self._remote, self._twin = metrics.parent, ExitStack()
+        if not is_local(metrics):  # nothing can be appended there
+            folder = self._twin.enter_context(local_twin(metrics.parent))
+            metrics, tensorboard = folder / metrics.name, folder / tensorboard.name
         write_text(metrics, "".join(json.dumps(line) + "\n" for line in keep))
         self._path, self._file = metrics, metrics.open("a")
         self._board = Board(tensorboard, step)
@@ -49,6 +55,7 @@ class Writer:
             with named(self._path):
                 self._file.flush()
                 self._board.flush()
+            self._push()
 
     def close(self) -> None:
         """Flushes and closes."""
@@ -56,6 +63,13 @@ class Writer:
             with named(self._path):
                 self._file.close()
                 self._board.close()
+            with self._twin:
+                self._push()
+
+    def _push(self) -> None:
+        """Copies what was written to where it belongs, if that is another place."""
+        if not is_local(self._remote):
+            upload(self._path.parent, self._remote)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

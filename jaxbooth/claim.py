@@ -1,0 +1,66 @@
+"""Whose a run folder is: it is created, or belongs to the same configuration, and nothing else trains in it."""
+
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from jaxbooth.config import Config, dump_config, first_conflict, flag, load_config
+from jaxbooth.console import is_main
+from jaxbooth.errors import UserError
+from jaxbooth.files import is_unfinished, write_text
+from jaxbooth.hosts.link import Alone
+from jaxbooth.lock import LOCK, locked
+from jaxbooth.remote import check_reachable, is_local, place
+from jaxbooth.run_folder import RunFolder
+
+
+@contextmanager
+def claim(config: Config, link: Alone) -> Generator[RunFolder]:
+    """Yields the run folder, which is created, or belongs to this configuration; nothing else trains in it meanwhile.
+
+    Process 0 creates, locks and cleans it for all. On an object store it cannot be locked.
+
+    Raises:
+        UserError: the folder holds something else, a run that was started with other settings, or one that is going on.
+    """
+    run = RunFolder(place(config.run_dir))
+    check_reachable(run.root)
+    check_ownership(run, config)
+    with ExitStack() as held:
+        try:
+            if is_main() and is_local(run.root):
+                held.enter_context(locked(run.root))
+                check_ownership(run, config)  # another may have been there first
+                remove_unfinished(run)
+            if is_main():
+                write_text(run.config, dump_config(config))
+        except OSError as error:
+            raise UserError(f"--run-dir {run.root} cannot be written ({error.strerror}); choose another.") from None
+        link.exchange("the run folder is claimed")
+        yield run
+
+
+def check_ownership(run: RunFolder, config: Config) -> None:
+    """Raises UserError if a folder holds something else, or a run that `config` may not continue."""
+    if run.config.exists():
+        conflict = first_conflict(load_config(run.config), config)
+        if conflict:
+            key, old, new = conflict
+            raise UserError(
+                f"{run.root} belongs to a run with {flag(key)} {old}, and this one has {new}; "
+                "choose another --run-dir, or set it back to continue that run."
+            )
+    elif run.root.exists() and (not run.root.is_dir() or any(map(is_foreign, run.root.iterdir()))):
+        raise UserError(f"{run.root} exists and is not a run folder; choose another --run-dir.")
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a file is none of those that a run leaves when it is killed before its configuration is written."""
+    return path.name != LOCK and not is_unfinished(path)
+
+
+def remove_unfinished(run: RunFolder) -> None:
+    """Removes what killed processes have left of single files; only while the run is locked."""
+    for path in run.root.rglob(".*"):
+        if is_unfinished(path):
+            path.unlink()
