@@ -167,7 +167,7 @@ def test_flatten_gives_dotted_keys_in_schema_order():
     keys = list(flatten(Config()))
     assert keys[:3] == ["model", "revision", "variant"]
     assert keys.index("export") + 1 == keys.index("data.instance_dir")
-    assert keys[-1] == "validation.guidance_scale"
+    assert keys[-1] == "distributed.timeout"
 
 
 def test_a_run_continued_as_it_was_has_no_conflict():

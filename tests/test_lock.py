@@ -11,6 +11,7 @@ import pytest
 from jaxbooth.claim import claim
 from jaxbooth.config import Config, dump_config, load_config
 from jaxbooth.errors import UserError
+from jaxbooth.hosts.link import Alone
 from jaxbooth.lock import LOCK, locked
 
 HOLDER = "import sys, time; from pathlib import Path; from jaxbooth.lock import locked\n"
@@ -31,7 +32,7 @@ def other(tmp_path):
 
 def test_a_second_training_is_refused_and_told_who_holds_the_folder(tmp_path, other):
     expected = rf"run is being trained by process {other.pid} on {os.uname().nodename}; wait for its end"
-    with pytest.raises(UserError, match=expected), claim(Config(run_dir=tmp_path / "run")):
+    with pytest.raises(UserError, match=expected), claim(Config(run_dir=tmp_path / "run"), Alone(lambda: None)):
         pass
     assert {path.name for path in (tmp_path / "run").iterdir()} == {LOCK}
 
@@ -40,7 +41,7 @@ def test_the_lock_of_a_killed_process_is_not_in_the_way(tmp_path, other):
     other.send_signal(signal.SIGKILL)
     other.wait()
     assert (tmp_path / "run" / LOCK).exists()
-    with claim(Config(run_dir=tmp_path / "run")) as run:
+    with claim(Config(run_dir=tmp_path / "run"), Alone(lambda: None)) as run:
         assert (run.root / LOCK).exists()
     assert {path.name for path in run.root.iterdir()} == {"config.yaml"}
 
@@ -53,7 +54,7 @@ def test_it_is_free_again_after_an_error(tmp_path):
 
 
 def test_an_error_of_the_work_is_not_taken_for_one_of_the_folder(tmp_path):
-    with pytest.raises(OSError, match="of the work"), claim(Config(run_dir=tmp_path / "run")):
+    with pytest.raises(OSError, match="of the work"), claim(Config(run_dir=tmp_path / "run"), Alone(lambda: None)):
         raise OSError(28, "of the work")
 
 
@@ -63,7 +64,7 @@ def test_what_a_killed_process_left_of_its_files_is_removed_and_nothing_else(tmp
     for name in (".config.yaml.x1.part", "samples/.step_000000.png.x2.part"):
         (tmp_path / name).write_text("half")
     (tmp_path / "samples" / "step_000001.png").write_text("whole")
-    with claim(Config(run_dir=tmp_path)) as run:
+    with claim(Config(run_dir=tmp_path), Alone(lambda: None)) as run:
         pass
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {"config.yaml", "samples/step_000001.png"}
@@ -72,12 +73,15 @@ def test_what_a_killed_process_left_of_its_files_is_removed_and_nothing_else(tmp
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not a run folder"), claim(Config(run_dir=tmp_path)):
+    with pytest.raises(UserError, match="is not a run folder"), claim(Config(run_dir=tmp_path), Alone(lambda: None)):
         pass
     assert {path.name for path in tmp_path.iterdir()} == {"notes.txt"}
 
 
 def test_a_folder_that_cannot_be_written_is_refused():
     run_dir = Path("/proc/jaxbooth-run")
-    with pytest.raises(UserError, match=f"--run-dir {run_dir} cannot be written"), claim(Config(run_dir=run_dir)):
+    with (
+        pytest.raises(UserError, match=f"--run-dir {run_dir} cannot be written"),
+        claim(Config(run_dir=run_dir), Alone(lambda: None)),
+    ):
         pass

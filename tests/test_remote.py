@@ -18,6 +18,7 @@ from jaxbooth.data.images import open_picture, scan
 from jaxbooth.data.prior import class_folder
 from jaxbooth.errors import UserError
 from jaxbooth.files import write_bytes, write_json, write_png
+from jaxbooth.hosts.link import Alone
 from jaxbooth.remote import check_reachable, is_local, place
 from jaxbooth.run_folder import RunFolder, open_run, resolve_paths
 from jaxbooth.training.checkpoint import Checkpoints
@@ -68,17 +69,17 @@ def test_an_unknown_kind_of_store_is_refused():
 
 @pytest.mark.skipif(find_spec("gcsfs") is not None, reason="the library is there")
 def test_without_the_library_of_the_store_the_extra_is_named():
-    with pytest.raises(UserError, match=r"gs://bucket/runs/cat needs .* pip install 'jaxbooth\[gs\]'"):
+    with pytest.raises(UserError, match=r"gs://bucket/runs/cat needs .* pip install 'jaxbooth\[gcs\]'"):
         check_reachable(place(RUN))
 
 
 def test_a_run_is_claimed_and_opened_and_anothers_is_refused(store):
     config = Config(run_dir=RUN, seed=1)
-    with claim(config) as run:
+    with claim(config, Alone(lambda: None)) as run:
         assert names(store) == {"config.yaml"}
     assert open_run(RUN) == (run, config)
     with pytest.raises(UserError, match="belongs to a run with --seed 1, and this one has 2"), \
-            claim(Config(run_dir=RUN, seed=2)):  # fmt: skip
+            claim(Config(run_dir=RUN, seed=2), Alone(lambda: None)):  # fmt: skip
         pass
 
 
