@@ -108,7 +108,8 @@ class Link(Alone):
         """Handles messages until process 0 is gone."""
         for message in self._messages:
             self._handle(message)
-        self._end("process 0 is gone: it was killed, or its machine stopped")
+        # At once: JAX's own service, which was in that process too, aborts with a stack of C++ otherwise.
+        self._end("process 0 is gone: it was killed, or its machine stopped", grace=0)
 
     def _handle(self, message: Message) -> None:
         """Does what one message asks for."""
@@ -125,9 +126,9 @@ class Link(Alone):
             case "error":
                 self._end(message["text"])
 
-    def _end(self, text: str) -> None:
+    def _end(self, text: str, grace: float = GRACE) -> None:
         """Ends this process, whatever its main thread waits for, unless it ends by itself."""
-        time.sleep(GRACE)
+        time.sleep(grace)
         if not self._ending:
             complain(f"error: {text}.")
             sys.stdout.flush()
