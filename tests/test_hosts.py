@@ -30,6 +30,7 @@ def join(facts: list[dict], expected: int | None = None, timeout: float = 20, no
         try:
             joined = Link(place, facts[index], timeout, notice, stops[index].set)
             joined.was_stopped = stops[index]
+            joined.await_all()
             return joined
         except UserError as error:
             return error
@@ -100,7 +101,7 @@ def test_two_processes_of_one_number_are_an_error():
     first.send(index=1, name="process 1 (first)", facts={})
     time.sleep(MOMENT)
     with pytest.raises(UserError, match=r"there are two processes 1: process 1 \(first\) and process 1"):
-        Link(place, {}, 1, 10, lambda: None)
+        Link(place, {}, 1, 10, lambda: None).await_all()
     first.close()
 
 
@@ -114,6 +115,19 @@ def test_everyone_stops_at_the_furthest_step_that_anyone_has_begun():
     going_on = together(links, lambda index, link: [link.gate.passes(step) for step in (8, 10)])
     assert going_on == [[True, False]] * 3
     assert all(link.gate.closing for link in links)
+
+
+def test_a_stop_before_everyone_has_come_sends_all_home():
+    port = free_port()
+    Coordinator(("127.0.0.1", port), 3, 20, 10)
+    stops = [threading.Event() for _ in range(2)]
+    for index in range(2):  # the second one joins when the first was asked to stop
+        link = Link(Place(f"127.0.0.1:{port}", 3, index), {}, 20, 10, stops[index].set)
+        threading.Thread(target=link.await_all, daemon=True).start()
+        if index == 0:
+            link.ask_to_stop()
+            assert stops[0].wait(10)
+    assert stops[1].wait(10)
 
 
 def test_outside_of_the_loop_everyone_stops_at_once():

@@ -69,6 +69,9 @@ class Coordinator:
                 return False
             self._wires[index], self._names[index] = wire, hello["name"]
             self._facts[index] = hello["facts"]
+            if self._asked_to_stop:
+                wire.send(kind="last", step=None)
+                return True
             if len(self._wires) == self._processes:
                 self._open()
         return True
@@ -116,10 +119,14 @@ class Coordinator:
             self._tell(kind="values", values=[values[i] for i in range(self._processes)])
 
     def _on_stop(self, index: int, message: Message) -> None:
-        """A process was asked to stop: asks everyone how far it is."""
-        if not self._asked_to_stop:
-            self._asked_to_stop = True
+        """A process was asked to stop: asks everyone how far it is, or sends them home if not all have come."""
+        if self._asked_to_stop:
+            return
+        self._asked_to_stop = True
+        if self._complete.is_set():
             self._tell(kind="freeze")
+        else:
+            self._tell(kind="last", step=None)
 
     def _on_reached(self, index: int, message: Message) -> None:
         """The furthest process decides where all stop; if none is in the loop, they stop at once."""

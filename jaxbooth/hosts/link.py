@@ -30,6 +30,9 @@ class Alone:
     def __init__(self, stopped: Callable[[], None]):
         self.gate, self.stopped = Gate(), stopped
 
+    def await_all(self) -> None:
+        """Waits until everyone has joined."""
+
     def exchange(self, value: Any) -> list[Any]:
         """Returns what all processes gave to the same call, by process; JSON values. Waits for all of them."""
         return [value]
@@ -54,11 +57,11 @@ class Link(Alone):
 
     Args:
         facts: what must be equal everywhere, name -> JSON value.
-        timeout: seconds to wait until everyone has joined.
-        notice: seconds between words on who is missing.
+        timeout: seconds to wait for process 0.
+        notice: seconds between words on its absence.
 
     Raises:
-        UserError: someone did not join in time, or runs something else; one sentence says who.
+        UserError: process 0 cannot be reached.
     """
 
     def __init__(
@@ -75,16 +78,26 @@ class Link(Alone):
         self._wire = Wire(reach(place, timeout, notice))
         self._wire.send(index=place.index, name=place.name, facts=dict(facts))
         self._messages = self._wire.messages()
+
+    def await_all(self) -> None:
+        """Waits until everyone has joined.
+
+        Raises:
+            UserError: someone did not join in time, or runs something else; one sentence says who.
+        """
         for message in self._messages:
-            if message["kind"] == "ready":
-                break
-            if message["kind"] == "error":
-                self._wire.close()
-                raise UserError(f"{message['text']}.")
-            complain(message["text"])
-        else:
-            raise UserError(f"process 0 at {place.coordinator} is gone before all processes had joined.")
-        threading.Thread(target=self._listen, daemon=True).start()
+            match message["kind"]:
+                case "ready":
+                    threading.Thread(target=self._listen, daemon=True).start()
+                    return
+                case "error":
+                    self._wire.close()
+                    raise UserError(f"{message['text']}.")
+                case "waiting":
+                    complain(message["text"])
+                case _:
+                    self._handle(message)
+        raise UserError("process 0 is gone before all processes had joined.")
 
     def exchange(self, value: Any) -> list[Any]:
         self._round += 1

@@ -39,6 +39,8 @@ def joined(chosen: DistributedConfig, facts: Mapping[str, Any], again: str) -> G
     link = meet(place, facts, chosen.timeout, again) if place else Alone(lambda: leave(again))
     try:
         with watch_signals(link):
+            if place:
+                begin(place, link, chosen.timeout)
             yield link
     except BaseException as error:
         link.fail(sentence_of(error))
@@ -52,7 +54,7 @@ def joined(chosen: DistributedConfig, facts: Mapping[str, Any], again: str) -> G
 
 
 def meet(place: Place, facts: Mapping[str, Any], timeout: float, again: str) -> Link:
-    """Waits for all processes and starts JAX's runtime among them."""
+    """Reaches process 0, which listens before it does."""
     if jax.distributed.is_initialized():
         raise UserError("jax.distributed is initialized already; leave that to jaxbooth.")
     if place.index == 0:
@@ -65,13 +67,17 @@ def meet(place: Place, facts: Mapping[str, Any], timeout: float, again: str) -> 
             ) from None
     versions = {f"{package} version": importlib.metadata.version(package) for package in PACKAGES}
     stopped = (lambda: leave(again)) if place.index == 0 else (lambda: leave(None))
-    link = Link(place, versions | dict(facts), timeout, NOTICE, stopped)
+    return Link(place, versions | dict(facts), timeout, NOTICE, stopped)
+
+
+def begin(place: Place, link: Alone, timeout: float) -> None:
+    """Waits for all processes and starts JAX's runtime among them."""
+    link.await_all()
     # The link does what JAX's own service for preemptions would: it knows of steps that are dispatched together.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         place.coordinator, place.processes, place.index, place.local_devices, initialization_timeout=int(timeout)
     )
-    return link
 
 
 def leave(sentence: str | None) -> None:
