@@ -79,7 +79,7 @@ def settings(config: Config, base: Base, step: int) -> dict[str, Any]:
         "optimizer": train.optimizer,
         "learning rate": peak_rate(config) if text.token_phase != "alone" else None,
         "learning rate of the text encoder": peak_rate(config, "text") if train.text_encoder else None,
-        "learning rate of new words": text.token_learning_rate if text.new_tokens else None,
+        "learning rate of new words": peak_rate(config, "tokens") if text.new_tokens else None,
         "resolution": config.resolution,
         "LoRA": f"rank {lora.rank}, alpha {lora.alpha or lora.rank:g}" if lora.rank else None,
         "LoRA targets": lora.targets if lora.rank else None,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import tyro
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from jaxbooth.config import Config, explain, load_config
 from jaxbooth.console import say
@@ -80,6 +80,10 @@ class SampleArguments(Arguments):
     """Also read .ckpt and .bin files, with PyTorch's weights-only loader."""
     offline: bool = False
     """Never ask the Hub; use what was fetched before."""
+    clip_skip: NonNegativeInt = 0
+    """Layers of the text encoder to leave out at its end; a run has its own."""
+    chunks: PositiveInt = 1
+    """Chunks of 75 tokens that a prompt may have; a run has its own."""
     out: Path = Path("samples")
     """Folder for the pictures."""
 
@@ -109,7 +113,11 @@ class ExportArguments(Arguments):
 def train_command(argv: list[str]) -> None:
     """Parses a configuration with its flags and trains."""
     source = argv.pop(0) if argv and not argv[0].startswith("-") else None
-    config = parse(Config, argv, "jaxbooth train [CONFIG]", load_config(source))
+    default = load_config(source)
+    if any(argument.split("=")[0] == "--model" for argument in argv):
+        # How a configuration's own model is looked for says nothing about another one.
+        default = default.model_copy(update={"revision": None, "variant": None, "vae": None, "prediction_type": None})
+    config = parse(Config, argv, "jaxbooth train [CONFIG]", default)
     from jaxbooth.training.run import train
 
     train(config)

@@ -7,9 +7,9 @@ from jaxbooth.devices import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.errors import UserError
 from jaxbooth.exports import export_result, natural_format
-from jaxbooth.files import write_png
+from jaxbooth.files import refuse_existing, write_png
 from jaxbooth.pipeline import Pipeline
-from jaxbooth.run_folder import open_run, read_base, run_mesh, trained_params
+from jaxbooth.run_folder import confirm_base, open_run, read_base, run_mesh, trained_params
 from jaxbooth.sampling import Settings, draw
 from jaxbooth.text import warn_about_lost_text
 from jaxbooth.verify import verify_export
@@ -32,6 +32,8 @@ def sample(
     resolution: int | None = None,
     height: int | None = None,
     width: int | None = None,
+    clip_skip: int = 0,
+    chunks: int = 1,
 ) -> Path:
     """Draws pictures 0 .. num-1 and saves each as `<seed>-<number>.png`; returns the folder.
 
@@ -48,7 +50,7 @@ def sample(
             raise UserError(f"{path} exists already; choose another --out or --seed.")
     enable_compilation_cache()
     warn_about_cpu_fallback()
-    pipeline = Pipeline.load(source)
+    pipeline = Pipeline.load(source, clip_skip=clip_skip, chunks=chunks)
     warn_about_lost_text(pipeline.base.text, [prompt, negative_prompt])
     side = resolution or pipeline.resolution
     settings = Settings(sampler, steps, guidance_scale, side, negative_prompt, height, width)
@@ -89,17 +91,20 @@ def export(
     """
     if push:
         check_target(push)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already; choose another --out or remove it.")
+    refuse_existing(out)
     run, config = open_run(run_dir)
     kind = kind or natural_format(config)
     if verify:
         check_torch(kind)
     base, mesh = read_base(config), run_mesh(config)
+    confirm_base(run, base)
     trained, step = trained_params(run, config, base, mesh)
-    written = export_result(config, base, trained, mesh, out, kind, dtype)
+    written = export_result(config, base, trained, mesh, out, kind, dtype, step)
     done = [f"exported step {step} of {run_dir} to {written}"]
     done += verify_export(config, base, trained, mesh, out, kind, dtype, with_torch=verify)
+    if config.text.clip_skip:
+        skip = config.text.clip_skip
+        done.append(f"set clip_skip={skip} in diffusers, or clip skip {skip + 1} in a web UI: it was trained so")
     if push:
         card = card_of(run, config, base, push, kind, step, license, out)
         done.append(f"pushed to {push_folder(out, push, card, private=not public)}")

@@ -46,7 +46,7 @@ class Config(Section):
     seed: NonNegativeInt = 0
     """Decides noise, timesteps, order and pictures."""
     export: bool = True
-    """Write RUN/export, a diffusers folder, when the run is complete."""
+    """Write RUN/export, in the smallest format that holds the result, when the run is complete."""
     data: DataConfig = DataConfig()
     prior: PriorConfig = PriorConfig()
     train: TrainConfig = TrainConfig()
@@ -100,7 +100,7 @@ class Config(Section):
 
 # What may change when a run is continued: none of it alters a step that is already done.
 FREE_TO_CHANGE = {
-    "run_dir", "export", "train.steps", "train.steps_per_dispatch", "train.checkpoint_every",
+    "run_dir", "export", "offline", "allow_pickle", "train.steps", "train.steps_per_dispatch", "train.checkpoint_every",
     "train.keep_checkpoints", "train.accumulation", "train.remat", "prior.batch_size",
 }  # fmt: skip
 FREE_SECTIONS = ("mesh", "validation")
@@ -166,7 +166,9 @@ def dump_config(config: Config) -> str:
 def first_conflict(old: Config, new: Config) -> tuple[str, Any, Any] | None:
     """Returns the first key, with both values, in which `new` may not continue a run that was started as `old`."""
     before, after = flatten(old), flatten(new)
+    # Where new words have the first share of the steps, the number of steps decides which those are.
+    free = FREE_TO_CHANGE - ({"train.steps"} if new.text.token_phase == "first" else set())
     for key, value in after.items():
-        if key not in FREE_TO_CHANGE and key.split(".")[0] not in FREE_SECTIONS and before[key] != value:
+        if key not in free and key.split(".")[0] not in FREE_SECTIONS and before[key] != value:
             return key, before[key], value
     return None

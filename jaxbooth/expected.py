@@ -1,7 +1,10 @@
-"""What an export should hold, worked out anew one tensor at a time, for `jaxbooth.verify` to compare with.
+"""What an export should hold, worked out one tensor at a time, for `jaxbooth.verify` to compare with.
 
-Names and shapes come from the networks, values from what was trained and from the base model's files; adapters are
-added by numpy in float64. Merging on the devices, layouts, casts and the disk are thereby all behind the comparison.
+Worked out anew are the parameters with adapters (added by numpy in float64, where the writer merges on the devices),
+the shapes in a folder (from the networks) and which tensors belong into which file. Shared with the writer, so that a
+mistake in them would be on both sides, are how a file's tensors are found and named (`Component`), the layouts
+(`names`, `ldm_layout`), `constant` and the names of embedding files: `--verify` opens the export in PyTorch for those.
+The cast and everything that happens on the way to the disk and back is behind the comparison.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,19 +13,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxbooth.exports import SDXL_KEYS, drop_embeddings
+from jaxbooth.exports import drop_embeddings
 from jaxbooth.models.lora import DOWN, MAGNITUDE, UP
 from jaxbooth.params import AnyArray, Params
 from jaxbooth.pipeline import Base
 from jaxbooth.text import NEW_TOKENS
-from jaxbooth.weights.diffusers_dir import match_names, open_tensors, plain_name, weight_files
-from jaxbooth.weights.kohya import published_path
+from jaxbooth.weights.component import Component
+from jaxbooth.weights.diffusers_dir import match_names, plain_name, weight_files
 from jaxbooth.weights.ldm_layout import Entry, layout
 from jaxbooth.weights.names import canonical, export_array, import_axes, parameter_names
 from jaxbooth.weights.pipeline_dir import DTYPES, ExportDtype, ExportFormat
 from jaxbooth.weights.push import embedding_files
 from jaxbooth.weights.single_file_out import constant, expected_names
-from jaxbooth.weights.stream import stored_dtype
+from jaxbooth.weights.word_files import SDXL_KEYS
 
 FLOAT32 = np.dtype(np.float32)
 # What float32 arithmetic may lose, relative to a tensor's largest value: a kernel plus a product over the rank, and
@@ -48,10 +51,11 @@ class Expected(NamedTuple):
 Files = dict[Path, list[Expected]]
 
 
-class Weights:
+class Weights(Component):
     """What one component's parameters should be: trained, the base model's with adapters added, or the base model's.
 
-    Parameters go by their state-dict names, and `stored` names are those in the base model's files.
+    Attributes:
+        names: state-dict name -> parameter name, of all of the network.
 
     Args:
         trained: whole parameters or adapters, without learned embeddings; nothing for an untouched component.
@@ -59,26 +63,9 @@ class Weights:
     """
 
     def __init__(self, base: Base, component: str, trained: Params, dtype: np.dtype | None):
-        self.component, self.trained, self.dtype, self.lora = component, trained, dtype, base.lora
-        self.folder, self.network = base.folder / component, base.network(component)
-        self.files = weight_files(self.folder)
+        super().__init__(base.folder / component, trained, dtype)
+        self.network, self.lora = base.network(component), base.lora
         self.names = parameter_names(self.network.shapes)
-        opened = {file: open_tensors(self.folder / file) for file in self.files}
-        self.places = {stored: (opened[file], file) for file, names in self.files.items() for stored in names}
-        self.stored = {name: stored for stored in self.places if (name := canonical(stored))}
-
-    def stored_dtype(self, stored: str) -> np.dtype:
-        """Returns the dtype of a tensor of the base model's files."""
-        tensors, file = self.places[stored]
-        return stored_dtype(tensors, stored, self.folder / file)
-
-    def stored_value(self, stored: str) -> np.ndarray:
-        """Reads a tensor of the base model's files."""
-        return self.places[stored][0].get_tensor(stored)
-
-    def dtype_of(self, name: str) -> np.dtype:
-        """Returns the dtype that a parameter is written in."""
-        return self.dtype or self.stored_dtype(self.stored[name])
 
     def leaf(self, name: str, leaf: str) -> str:
         """Returns the name of a part of a parameter's adapter."""
@@ -86,27 +73,25 @@ class Weights:
 
     def error_of(self, name: str) -> float:
         """Returns what float32 arithmetic may have changed of a parameter."""
-        if self.leaf(name, MAGNITUDE) in self.trained:
+        if self.leaf(name, MAGNITUDE) in self.params:
             return DORA_ERROR
-        return MERGE_ERROR if self.leaf(name, DOWN) in self.trained else 0.0
+        return MERGE_ERROR if self.leaf(name, DOWN) in self.params else 0.0
 
     def value(self, name: str) -> np.ndarray:
         """Returns a parameter in PyTorch's layout, before it is cast."""
-        own = self.names[name]
-        if own in self.trained:
-            return export_array(own, np.asarray(self.trained[own]))
-        value = self.stored_value(self.stored[name])
-        if self.leaf(name, DOWN) not in self.trained:
+        value = super().value(name)
+        if name in self.replaced or self.leaf(name, DOWN) not in self.params:
             return value
         assert self.lora is not None
-        leaves = {leaf: np.asarray(self.trained[key], np.float64) for leaf in (DOWN, UP, MAGNITUDE)
-                  if (key := self.leaf(name, leaf)) in self.trained}  # fmt: skip
+        own = self.names[name]
+        leaves = {leaf: np.asarray(self.params[key], np.float64) for leaf in (DOWN, UP, MAGNITUDE)
+                  if (key := self.leaf(name, leaf)) in self.params}  # fmt: skip
         kernel = value.transpose(import_axes(own, value.ndim)).astype(np.float64)
         return export_array(own, add_adapter(kernel, leaves, self.lora.scale))
 
-    def written(self, name: str) -> np.ndarray:
+    def read_back(self, name: str) -> np.ndarray:
         """Returns a parameter as readers of the export see it, in jaxbooth's layout and in float32."""
-        value = self.value(name).astype(self.dtype_of(name)).astype(np.float32)
+        value = self.written(name).astype(np.float32)
         return value.transpose(import_axes(self.names[name], value.ndim))
 
 
@@ -123,14 +108,12 @@ def expected_weights(
 ) -> dict[str, Weights]:
     """Returns component -> the weights of the model that readers of an export have, less what they add themselves.
 
-    Under a LoRA and learned embeddings that is the base model. A diffusers folder holds its untouched components as
-    they were, a single file has one dtype for all.
+    Under a LoRA and learned embeddings that is the base model as it is; otherwise all of it is of one dtype.
     """
-    found = {}
-    for component in base.components:
-        own = drop_embeddings(trained.get(component, {})) if kind in ("diffusers", "single-file") else {}
-        found[component] = Weights(base, component, own, DTYPES[dtype] if own or kind == "single-file" else None)
-    return found
+    if kind not in ("diffusers", "single-file"):
+        return {component: Weights(base, component, {}, None) for component in base.components}
+    own = {component: drop_embeddings(trained.get(component, {})) for component in base.components}
+    return {component: Weights(base, component, params, DTYPES[dtype]) for component, params in own.items()}
 
 
 def expected_files(
@@ -148,7 +131,7 @@ def expected_files(
             files[out / f"{out.name}.safetensors"] = single_file(base, weights)
         else:
             for component in weights.values():
-                files |= component_files(component, out / component.component)
+                files |= component_files(component, out / component.folder.name)
     return files | embeddings(base, trained, out)
 
 
@@ -164,13 +147,13 @@ def component_files(weights: Weights, folder: Path) -> Files:
 def component_tensor(weights: Weights, stored: str) -> Expected:
     """Returns what becomes of one tensor of the base model's files: buffers and untouched components stay."""
     name = canonical(stored)
-    if name is None or not weights.trained:
-        shape = tuple(weights.places[stored][0].get_slice(stored).get_shape())
-        return Expected(stored, shape, weights.stored_dtype(stored), lambda: weights.stored_value(stored))
+    if name is None or not (weights.params or weights.dtype):
+        shape, dtype = weights.stored_shape(stored), weights.stored_dtype(stored)
+        return Expected(stored, shape, dtype, lambda: weights.stored_value(stored))
     own = weights.names[name]
     shape = weights.network.shapes[own].shape
     return Expected(
-        published_path(weights.component, name) if weights.component.startswith("text_encoder") else stored,
+        weights.published(name),
         tuple(shape[axis] for axis in np.argsort(import_axes(own, len(shape)))),
         weights.dtype_of(name),
         lambda: weights.value(name),

@@ -50,6 +50,12 @@ def write_png(path: Path, image: Image.Image, facts: Mapping[str, Any]) -> None:
     write_bytes(path, buffer.getvalue())
 
 
+def refuse_existing(out: Path) -> None:
+    """Raises UserError if there is something in the place of a folder that is to be written (--out)."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already; choose another folder (--out) or remove it.")
+
+
 @contextmanager
 def new_folder(out: Path) -> Generator[Path]:
     """Yields a folder aside, which becomes `out` when the block ends well and disappears otherwise.
@@ -57,8 +63,7 @@ def new_folder(out: Path) -> Generator[Path]:
     Raises:
         UserError: `out` exists already and is not an empty folder.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already; choose another folder or remove it.")
+    refuse_existing(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:

@@ -169,15 +169,26 @@ class Pipeline:
     step: int = 0
 
     @classmethod
-    def load(cls, path: str | Path | Source, dtype: str = "auto", mesh: Mesh | None = None) -> "Pipeline":
+    def load(
+        cls,
+        path: str | Path | Source,
+        dtype: str | None = None,
+        mesh: Mesh | None = None,
+        clip_skip: int = 0,
+        chunks: int = 1,
+    ) -> "Pipeline":
         """Loads a model folder, a Hub id, or a run folder (with its newest checkpoint).
+
+        Args:
+            dtype: compute dtype; default: the run's, and "auto" for a plain model.
+            clip_skip, chunks: of a plain model; see `Base.read`.
 
         Raises:
             UserError: nothing usable is there.
         """
         from jaxbooth.run_folder import load_pipeline  # a run folder is more than a pipeline, and builds on it
 
-        return load_pipeline(path, dtype, mesh)
+        return load_pipeline(path, dtype, mesh, clip_skip, chunks)
 
     def sample(
         self,

@@ -1,25 +1,32 @@
 """A run's folder: what is where, whose it is, and how to open it as a pipeline."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxbooth.assets import DEMO_SUBJECT
 from jaxbooth.config import Config, dump_config, first_conflict, flag, load_config
+from jaxbooth.console import is_main
+from jaxbooth.data.prior import fingerprint
 from jaxbooth.errors import UserError
-from jaxbooth.files import write_text
-from jaxbooth.models.lora import merged
+from jaxbooth.files import write_json, write_text
+from jaxbooth.models.lora import merge_on_devices
 from jaxbooth.params import Params, join
 from jaxbooth.pipeline import Base, Pipeline, load_params
 from jaxbooth.sections import DataConfig, Subject
 from jaxbooth.sharding import make_mesh
+from jaxbooth.text import NEW_TOKENS
 from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.state import TrainState, abstract_state
 from jaxbooth.training.trainable import prepare_base, trained_shapes, whole_components
+from jaxbooth.weights.diffusers_dir import read_json
 from jaxbooth.weights.resolve import Source, resolve_model
+from jaxbooth.weights.word_files import read_words
 
 T = TypeVar("T", DataConfig, Subject)
 
@@ -59,6 +66,11 @@ class RunFolder:
     def pictures(self) -> Path:
         """Names of the pictures that the run was started with."""
         return self.root / "pictures.json"
+
+    @property
+    def base_model(self) -> Path:
+        """Which base model the run was started on."""
+        return self.root / "base_model.json"
 
     @property
     def contact_sheet(self) -> Path:
@@ -129,6 +141,26 @@ def claim(config: Config) -> RunFolder:
     return run
 
 
+def confirm_base(run: RunFolder, base: Base, record: bool = False) -> None:
+    """Makes sure that the base model is the one that a run was started on; what was trained means nothing on another.
+
+    Args:
+        record: write it down where that was not done yet.
+
+    Raises:
+        UserError: its weights or its schedule are others.
+    """
+    found = fingerprint(base.folder, base.components)
+    if not run.base_model.exists():
+        if record and is_main():
+            write_json(run.base_model, {"fingerprint": found})
+    elif read_json(run.base_model).get("fingerprint") != found:
+        raise UserError(
+            f"{base.folder} is not the base model that {run.root} was started on (its weights or its schedule are "
+            "others); put that one back, or name its commit with --revision."
+        )
+
+
 def open_run(path: Path) -> tuple[RunFolder, Config]:
     """Opens an existing run folder.
 
@@ -186,24 +218,46 @@ def read_base(config: Config, dtype: str | None = None) -> Base:
 
 
 def load_result(run: RunFolder, config: Config, base: Base, mesh: Mesh) -> Pipeline:
-    """Loads a run's newest checkpoint as a plain model: adapters merged, learned embeddings kept beside the table."""
+    """Loads a run's newest checkpoint: adapters merged in float32, learned embeddings beside the table."""
+    confirm_base(run, base)
     trained, step = trained_params(run, config, base, mesh)
     whole = whole_components(base, trained_shapes(base, config))
-    frozen = load_params(base, mesh, components=tuple(name for name in base.components if name not in whole))
-    return Pipeline(base, merge_adapters(base, join(frozen, trained)), mesh, config.resolution, step)
+    params = join(load_params(base, mesh, components=tuple(set(base.components) - set(whole))), trained)
+    # Rounded to bfloat16, a kernel would swallow most of a small change; there the adapters stay beside it.
+    if base.dtype == jnp.float32:
+        params = merge_on_devices(params, base.lora)
+    return Pipeline(base, params, mesh, config.resolution, step)
 
 
-def merge_adapters(base: Base, params: dict[str, Params]) -> dict[str, Params]:
-    """Adds adapters to the kernels, in their place, so that no second copy of the model is needed."""
-    return {name: merged(values, base.lora) if base.lora else values for name, values in params.items()}
+def with_learned_words(base: Base) -> tuple[Base, dict[str, Params]]:
+    """Adds the words whose embeddings lie in a model folder, where an export put them; returns their rows too."""
+    words = read_words(base.folder)
+    rows: dict[str, list[np.ndarray]] = {}
+    for word, towers in words.items():
+        vectors = len(next(iter(towers.values())))
+        base = base.with_text(base.text.with_words((word,), vectors))
+        for name, table in towers.items():
+            rows.setdefault(name, []).append(table)
+    return base, {name: {NEW_TOKENS: jnp.asarray(np.concatenate(tables))} for name, tables in rows.items()}
 
 
-def load_pipeline(path: str | Path | Source, dtype: str, mesh: Mesh | None) -> Pipeline:
-    """Opens a run folder at its newest checkpoint, or a model folder, file or Hub id as it is."""
+def load_pipeline(
+    path: str | Path | Source, dtype: str | None, mesh: Mesh | None, clip_skip: int = 0, chunks: int = 1
+) -> Pipeline:
+    """Opens a run folder at its newest checkpoint, or a model folder, file or Hub id as it is.
+
+    Raises:
+        UserError: nothing usable is there, or a run is asked for with settings that are its own affair.
+    """
     source = path if isinstance(path, Source) else Source(str(path))
     if not (Path(source.name).expanduser() / "config.yaml").exists():
-        base = Base.read(resolve_model(source), dtype)
+        base = Base.read(resolve_model(source), dtype or "auto", clip_skip, chunks)
+        base, learned = with_learned_words(base)
         mesh = mesh or make_mesh()
-        return Pipeline(base, load_params(base, mesh), mesh, base.native_resolution)
+        return Pipeline(base, join(load_params(base, mesh), learned), mesh, base.native_resolution)
+    set_here = [field.name for field in fields(source)[1:] if getattr(source, field.name)]
+    set_here += [name for name, given in (("clip_skip", clip_skip), ("chunks", chunks > 1)) if given]
+    if set_here:
+        raise UserError(f"{flag(set_here[0])} is about a plain model; {source.name} is a run, which has its own.")
     run, config = open_run(Path(source.name))
     return load_result(run, config, read_base(config, dtype), mesh or run_mesh(config))

@@ -21,8 +21,8 @@ from jaxbooth.diffusion.schedule import convert
 from jaxbooth.errors import UserError
 from jaxbooth.params import Params, cast_matrices, full_precision, precision_of
 from jaxbooth.pipeline import Base
-from jaxbooth.sharding import row_shards, rows_over
-from jaxbooth.text import Text
+from jaxbooth.sharding import row_shards, rows_over, tracing_for
+from jaxbooth.text import Text, TokenIds
 
 if TYPE_CHECKING:
     from jaxbooth.pipeline import Pipeline
@@ -144,13 +144,14 @@ class Painter:
             check_resolution(base, side, "resolution")
         self.base, self.mesh, self.settings, self.quiet = base, mesh, settings, quiet
         self.batch = -(-batch // row_shards(mesh)) * row_shards(mesh)
-        self._encode = jax.jit(lambda params, ids: in_float32(base.text.encode(params, ids)))
+        self._encode = jax.jit(lambda params, ids: encode_prompts(base, params, ids))
         self._draw = jax.jit(self._trace, out_shardings=rows_over(mesh))
 
     def _trace(self, params: dict[str, Params], text: Text, negative: Text, keys: Array, guidance: Array) -> Array:
-        with precision_of(self.base.dtype):
-            latents = draw_latents(self.base, self.settings, params["unet"], text, negative, keys, guidance)
-        return decode_pixels(self.base, params["vae"], latents, row_shards(self.mesh))
+        with tracing_for(self.mesh):
+            with precision_of(self.base.dtype):
+                latents = draw_latents(self.base, self.settings, params["unet"], text, negative, keys, guidance)
+            return decode_pixels(self.base, params["vae"], latents, row_shards(self.mesh))
 
     def __call__(
         self, params: dict[str, Params], prompts: Sequence[str], seed: int, indices: Sequence[int]
@@ -183,8 +184,10 @@ class Painter:
         return np.concatenate(pictures)
 
 
-def in_float32(text: Text) -> Text:
-    """Casts text features to float32."""
+def encode_prompts(base: Base, params: dict[str, Params], ids: TokenIds) -> Text:
+    """Runs the text encoders once, ahead of everything that uses the features; float32. Pure."""
+    with precision_of(base.dtype):
+        text = base.text.encode(params, ids)
     return jax.tree.map(lambda x: x.astype(jnp.float32), text)
 
 

@@ -29,7 +29,7 @@ class Subject(Section):
     class_prompt: str | None = None
     """Prompt of its class; subjects with the same one share their class pictures."""
     class_dir: Path | None = None
-    """Folder of class pictures. Default: RUN/prior/<class prompt>."""
+    """Default: the folder that another subject of the same class prompt names, else RUN/prior/<class prompt>."""
     weight: PositiveFloat = 1.0
     """Factor on this subject's rows and on its class rows."""
 
@@ -90,7 +90,7 @@ class TrainConfig(Section):
     prior_weight: NonNegativeFloat = 1.0
     """Lambda, the weight of the prior term; 0 trains without it."""
     learning_rate: PositiveFloat | None = None
-    """Peak learning rate; default 5e-6, and 1 for prodigy."""
+    """Peak learning rate; default 5e-6 for whole components, 1e-4 for a LoRA, and 1 for prodigy."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """What follows the warmup: stay, or fall to 0 at the last step."""
     warmup_steps: NonNegativeInt = 0
@@ -191,9 +191,9 @@ class TextConfig(Section):
     vectors_per_token: PositiveInt = 1
     """Embeddings learned for each new word."""
     initializer: str | None = None
-    """Word whose embedding the new ones start from; default: the last word of the class prompt."""
-    token_learning_rate: PositiveFloat = 5e-4
-    """Of the new embeddings."""
+    """Word whose embedding the new ones start from; default: the last word of the subject's class prompt."""
+    token_learning_rate: PositiveFloat | None = None
+    """Of the new embeddings; default 5e-4, and 1 for prodigy."""
     token_phase: Literal["together", "first", "alone"] = "together"
     """When new embeddings are learned: with the rest, before the rest (pivotal tuning), or with nothing else."""
     token_share: float = Field(0.5, gt=0, lt=1)

@@ -6,10 +6,12 @@ transformer's projections. All axes are `Auto`: XLA's partitioner derives every 
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax import Array
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxbooth.errors import UserError
 
@@ -63,9 +65,33 @@ def rows_over(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def row_shards(mesh: Mesh) -> int:
+def row_shards(mesh: Mesh | AbstractMesh) -> int:
     """Parts that `rows_over` makes."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def tracing_for(mesh: Mesh) -> AbstractContextManager:
+    """While tracing, tells `each_device` which mesh the program will run on; it is part of what `jax.jit` caches by."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def each_device(function: Callable[..., Array], *arrays: Array) -> Array:
+    """Applies a function to (batch, length, heads, width) arrays, on every device to its own rows and heads.
+
+    For kernels that XLA's partitioner cannot split. The mesh is the one that `tracing_for` has named; without one, the
+    function sees whole arrays. A batch or number of heads that its axes do not divide is worked on as a whole.
+
+    Args:
+        function: acts on rows and heads one by one, and returns an array of the first one's shape.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.auto_axes:
+        return function(*arrays)
+    batch, _, heads, _ = arrays[0].shape
+    rows = BATCH_AXES if batch % row_shards(mesh) == 0 else None
+    spec = PartitionSpec(rows, None, "tensor" if heads % mesh.shape["tensor"] == 0 else None)
+    # The kernels do not say over which axes their results vary, which is what check_vma would compare.
+    return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(*arrays)
 
 
 def placement(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:

@@ -214,25 +214,31 @@ def with_new_tokens(params: Params) -> Params:
     return rest | {TABLE: jnp.concatenate([table, params[NEW_TOKENS].astype(table.dtype)])}
 
 
-def initial_embeddings(side: TextSide, params: Mapping[str, Params], initializer: str) -> dict[str, np.ndarray]:
-    """Returns tower -> (entries, d) float32: the embeddings of the initializer's tokens, in turn, for each new word.
+def initial_embeddings(
+    side: TextSide, params: Mapping[str, Params], initializers: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Returns tower -> (entries, d) float32: for each new word, its initializer's token embeddings in turn.
+
+    Args:
+        initializers: a known word, or several, for each new word.
 
     Raises:
-        UserError: the initializer has no token, or is a new word itself.
+        UserError: an initializer has no token, or is a new word itself.
     """
     found = {}
     for tower in side.towers:
-        ids = side.words(tower, initializer)
-        if not ids:
-            raise UserError(f"--text.initializer {initializer!r} has no token; name a word, such as 'dog'.")
-        if max(ids) >= tower.config.vocab_size:
-            raise UserError(
-                f"--text.initializer {initializer!r} is a new word itself; name a known one, such as 'dog'."
-            )
-        rows = np.asarray(params[tower.name][TABLE][np.asarray(ids)], np.float32)
-        found[tower.name] = np.concatenate(
-            [np.resize(rows, (len(token.entries), rows.shape[1])) for token in side.new_tokens]
-        )
+        rows = []
+        for token, initializer in zip(side.new_tokens, initializers, strict=True):
+            ids = side.words(tower, initializer)
+            if not ids:
+                raise UserError(f"--text.initializer {initializer!r} has no token; name a word, such as 'dog'.")
+            if max(ids) >= tower.config.vocab_size:
+                raise UserError(
+                    f"--text.initializer {initializer!r} is a new word itself; name a known one, such as 'dog'."
+                )
+            known = np.asarray(params[tower.name][TABLE][np.asarray(ids)], np.float32)
+            rows.append(np.resize(known, (len(token.entries), known.shape[1])))
+        found[tower.name] = np.concatenate(rows)
     return found
 
 

@@ -16,17 +16,18 @@ from jax.sharding import Mesh
 from jaxbooth.config import Config
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.expected import expected_weights
-from jaxbooth.exports import PEFT_FILE, SDXL_KEYS, drop_embeddings
+from jaxbooth.exports import PEFT_FILE, drop_embeddings
 from jaxbooth.params import Params, full_precision, join
 from jaxbooth.pipeline import Base
 from jaxbooth.text import NEW_TOKENS
 from jaxbooth.training.trainable import AnyArrays, on_mesh, prepare_base, start_from
-from jaxbooth.weights.diffusers_dir import open_tensors, weight_files
+from jaxbooth.weights.diffusers_dir import index_file, open_tensors, weight_files
 from jaxbooth.weights.lora_file import read_lora
 from jaxbooth.weights.pipeline_dir import ExportDtype, ExportFormat, write_index
 from jaxbooth.weights.prepared import write_component
 from jaxbooth.weights.push import embedding_files
 from jaxbooth.weights.single_file import PLAIN_PARTS
+from jaxbooth.weights.word_files import SDXL_KEYS
 
 # Of the largest output. Both sides compute in float32 with the weights as they were written, so that what remains is
 # the order of float32 sums: about 1e-6 for small models, 1e-5 for SDXL, where a wrong layer makes 1e-1.
@@ -103,7 +104,7 @@ def written_params(
 ) -> dict[str, dict[str, Any]]:
     """Returns component -> parameters, rounded as they were written; adapters of a LoRA stay beside their kernels."""
     weights = expected_weights(exact, trained, kind, dtype)
-    whole = {name: {own: part.written(key) for key, own in part.names.items()}
+    whole = {name: {own: part.read_back(key) for key, own in part.names.items()}
              for name, part in weights.items() if name != "vae"}  # fmt: skip
     words = {name: {NEW_TOKENS: params[NEW_TOKENS]} for name, params in trained.items() if NEW_TOKENS in params}
     if kind != "lora":
@@ -143,6 +144,9 @@ def torch_step(
     """Returns the same two as `own_step`, of a diffusers pipeline."""
     import torch
 
+    for tower in filter(None, (getattr(pipe, name, None) for name in exact.text_encoders)):
+        # diffusers 0.42's `clip_skip` asks for the inner module that transformers 5 took away.
+        object.__setattr__(tower, "text_model", getattr(tower, "text_model", tower))
     with torch.no_grad():
         features, _, *pooled = pipe.encode_prompt(
             prompt=prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False,
@@ -209,8 +213,9 @@ def base_folder(exact: Base, folder: Path, with_weights: bool = True) -> Path:
             (folder / name).symlink_to((exact.folder / name).absolute())
     for component in exact.components:
         source = exact.folder / component
-        indices = [path.name for path in source.glob("*.safetensors.index*.json")]
-        write_component(source, [*weight_files(source), *indices] if with_weights else [], folder / component)
+        index = index_file(source)
+        files = [*weight_files(source), *([index.name] if index else [])]
+        write_component(source, files if with_weights else [], folder / component)
     write_index(exact.folder, folder)
     return folder
 

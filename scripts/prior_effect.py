@@ -49,14 +49,14 @@ def latents(pictures: np.ndarray) -> np.ndarray:
 
 
 def runs(out: Path, steps: int) -> dict[str, Path]:
-    """Trains with and without the prior term; both runs share the class images."""
+    """Trains with and without the prior term."""
     base = load_config("demo")
     found = {}
     for name, weight in (("prior on", 1.0), ("prior off", 0.0)):
         config: Config = base.model_copy(
             update={
                 "run_dir": out / name.replace(" ", "-"),
-                "data": base.data.model_copy(update={"class_dir": out / "class"}),
+                "data": base.data.model_copy(update={"class_dir": out / "class" if weight else None}),
                 "train": base.train.model_copy(update={"prior_weight": weight, "steps": steps}),
             }
         )

@@ -13,6 +13,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir(
 import jax
 import numpy as np
 import pytest
+import torch
 from jax.sharding import Mesh
 
 from jaxbooth.assets import DEMO_MODEL
@@ -21,6 +22,8 @@ from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.params import Params, describe
 from jaxbooth.pipeline import Base, load_params
 from jaxbooth.sharding import make_mesh
+
+torch.set_num_threads(1)  # tiny models on shared cores are up to a hundred times slower with two
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.files import write_json
-from jaxbooth.weights.ldm_layout import Family, components, layout
+from jaxbooth.weights.families import Family
+from jaxbooth.weights.ldm_layout import components, layout
 
-FAMILIES: tuple[Family, ...] = ("sd15", "sd21", "sdxl")
 WEIGHTS = {"unet": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors",
            "text_encoder": "model.safetensors", "text_encoder_2": "model.safetensors"}  # fmt: skip
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -88,6 +88,11 @@ def write_weights(folder: Path, component: str, dtype: str) -> None:
 def weights(folder: Path, component: str) -> dict[str, np.ndarray]:
     """Reads one component's weights."""
     return load_file(folder / component / WEIGHTS[component])
+
+
+def bare(file: Path) -> dict[str, bytes]:
+    """Returns the content of each tensor of a file, under the name without a prefix that only some readers need."""
+    return {name.removeprefix("text_model."): tensor.tobytes() for name, tensor in load_file(file).items()}
 
 
 def scheduler_of(folder: Path) -> dict[str, Any]:

@@ -1,39 +1,140 @@
-"""Attention in pieces equals attention in one."""
+"""Every form of attention computes the same; the platform that a program is compiled for decides which it takes."""
+
+import functools
+import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
-from jaxbooth.models.attention import attention, query_chunked_attention
+from jaxbooth.models.attention import attention, form_of
+from jaxbooth.models.attention_forms import has_cudnn, plain_attention, query_chunked_attention, splash
 
-
-def inputs(rng):
-    return (jnp.asarray(rng.normal(size=(2, 64, 4, 8)), jnp.float32) for _ in range(3))
-
-
-def test_chunked_attention_equals_the_plain_form(rng):
-    q, k, v = inputs(rng)
-    np.testing.assert_allclose(query_chunked_attention(q, k, v, 16), attention(q, k, v), atol=1e-6)
+F32, BF16 = jnp.float32, jnp.bfloat16
 
 
-def test_chunked_gradients_equal_the_plain_form(rng):
-    q, k, v = inputs(rng)
-
-    def loss(function):
-        return jax.grad(lambda *qkv: jnp.sum(jnp.sin(function(*qkv))), argnums=(0, 1, 2))(q, k, v)
-
-    for found, expected in zip(loss(lambda *x: query_chunked_attention(*x, 16)), loss(attention), strict=True):
-        np.testing.assert_allclose(found, expected, atol=2e-6)
+def inputs(rng, length=64, heads=2, width=8, batch=1):
+    return [jnp.asarray(rng.normal(size=(batch, length, heads, width)), F32) for _ in range(3)]
 
 
-def test_a_chunk_that_does_not_divide_is_refused(rng):
-    with pytest.raises(ValueError, match="64 is not a multiple of the chunk 48"):
-        query_chunked_attention(*inputs(rng), 48)
+def value_and_gradients(form, arrays):
+    @jax.jit
+    def run(*arrays):
+        value, pull = jax.vjp(form, *arrays)
+        return value, *pull(jnp.sin(jnp.arange(value.size, dtype=F32)).reshape(value.shape).astype(value.dtype))
+
+    return run(*arrays)
 
 
-def test_long_self_attention_never_builds_the_full_score_matrix():
-    shape = jax.ShapeDtypeStruct((1, 4096, 1, 8), jnp.float32)
-    program = jax.jit(attention).lower(shape, shape, shape).as_text()
-    assert "4096x4096" not in program
-    assert "512x4096" in program
+def assert_equal_to_plain(form, arrays, atol):
+    found, expected = (value_and_gradients(f, arrays) for f in (form, plain_attention))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=atol)
+
+
+@pytest.mark.parametrize("length", [64, 60])
+def test_query_chunks_equal_the_plain_form(rng, length):
+    assert_equal_to_plain(functools.partial(query_chunked_attention, longest=16), inputs(rng, length), atol=2e-6)
+
+
+def test_chunks_are_the_largest_that_divide_the_length(rng):
+    program = jax.jit(functools.partial(query_chunked_attention, longest=16)).lower(*inputs(rng, 60, heads=3)).as_text()
+    assert "1x15x3x8" in program
+
+
+@pytest.mark.parametrize("width", [40, 64, 80, 160])
+def test_the_tpu_kernel_equals_the_plain_form(rng, width):
+    assert_equal_to_plain(functools.partial(splash, interpret=True), inputs(rng, 512, 1, width), atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [520, 1000])
+def test_the_tpu_kernel_ignores_what_fills_its_last_block(rng, length):
+    assert_equal_to_plain(functools.partial(splash, interpret=True), inputs(rng, length, 1, 40, batch=2), atol=1e-5)
+
+
+def test_the_tpu_kernel_is_as_exact_in_bfloat16_as_the_plain_form(rng):
+    exact = inputs(rng, 512, 2, 40)
+    expected = value_and_gradients(plain_attention, exact)
+    rounded = [x.astype(BF16) for x in exact]
+
+    def errors(form):
+        found = value_and_gradients(form, rounded)
+        return [float(jnp.std(a.astype(F32) - b)) for a, b in zip(found, expected, strict=True)]
+
+    kernel, plain = errors(functools.partial(splash, interpret=True)), errors(plain_attention)
+    assert all(ours < 1.2 * theirs for ours, theirs in zip(kernel, plain, strict=True)), (kernel, plain)
+
+
+@pytest.mark.parametrize(
+    ("platform", "length", "source", "width", "dtype", "causal", "form"),
+    [
+        ("tpu", 4096, 4096, 40, BF16, False, "splash"),  # SD 1.5 at 512 px
+        ("tpu", 4032, 4032, 40, BF16, False, "splash"),  # its bucket of 576 x 448
+        ("tpu", 4096, 4096, 64, BF16, False, "splash"),  # SDXL at 1024 px
+        ("tpu", 1024, 1024, 80, BF16, False, "plain"),
+        ("tpu", 4096, 77, 40, BF16, False, "plain"),  # text
+        ("tpu", 77, 77, 64, BF16, True, "plain"),
+        ("tpu", 4096, 4096, 64, BF16, True, "plain"),
+        ("tpu", 4096, 4096, 40, F32, False, "chunked"),
+        ("tpu", 16384, 16384, 512, F32, False, "chunked"),  # the VAE at 1024 px
+        ("cuda", 4096, 4096, 40, BF16, False, "cudnn"),
+        ("cuda", 4096, 4096, 128, BF16, False, "cudnn"),
+        ("cuda", 4096, 4096, 136, BF16, False, "chunked"),
+        ("cuda", 4096, 4096, 36, BF16, False, "chunked"),
+        ("cuda", 4096, 4096, 40, F32, False, "chunked"),
+        ("cuda", 1024, 1024, 80, BF16, False, "plain"),
+        ("rocm", 4096, 4096, 40, BF16, False, "chunked"),
+        ("cpu", 4096, 4096, 40, BF16, False, "chunked"),
+        ("cpu", 1024, 1024, 40, BF16, False, "plain"),
+    ],
+)
+def test_the_rule(platform, length, source, width, dtype, causal, form):
+    assert form_of(platform, length, source, width, dtype, causal) == form
+
+
+def lowered(platform, dtype=BF16, width=40):
+    """The names of the kernels in the program of a checkpointed layer's gradient, and its text."""
+    shape = jax.ShapeDtypeStruct((2, 4096, 2, width), dtype)
+    layer = jax.checkpoint(lambda *qkv: attention(*qkv))  # a function of its own: JAX keeps what it traced of others
+    loss = jax.grad(lambda *qkv: jnp.sum(layer(*qkv).astype(F32)), argnums=(0, 1, 2))
+    text = jax.jit(loss).trace(shape, shape, shape).lower(lowering_platforms=(platform,)).as_text()
+    return set(re.findall(r"custom_call @([\w$]+)", text)), text
+
+
+def test_a_program_for_tpus_takes_the_tpu_kernel_although_no_tpu_is_here():
+    kernels, text = lowered("tpu")
+    assert kernels == {"tpu_custom_call"}
+    assert "4096x4096" not in text
+
+
+def test_a_program_for_cuda_takes_cudnn_where_cudnn_is_installed(monkeypatch):
+    # JAX asks for cuDNN's version while it traces, and reads nothing else of the library before the program runs.
+    version = SimpleNamespace(cudnn_get_version=lambda: 91000)
+    monkeypatch.setattr(fused_attention_stablehlo, "cuda_versions", version)
+    kernels, text = lowered("cuda")
+    assert kernels == {"__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"}
+    assert "4096x4096xf32" not in text
+
+
+@pytest.mark.skipif(has_cudnn(), reason="cuDNN is installed here")
+def test_a_program_for_cuda_takes_query_chunks_where_cudnn_is_missing():
+    kernels, text = lowered("cuda")
+    assert kernels == set()
+    assert "512x1x4096xf32" in text
+
+
+@pytest.mark.parametrize(("platform", "dtype", "width"), [("cpu", BF16, 40), ("tpu", F32, 512)])
+def test_other_long_programs_never_build_all_scores(platform, dtype, width):
+    kernels, text = lowered(platform, dtype, width)
+    assert kernels == set()
+    assert "4096x4096" not in text
+    assert "512x1x4096xf32" in text
+
+
+def test_cross_attention_and_short_sequences_take_the_plain_form():
+    query, text = (jax.ShapeDtypeStruct((1, length, 1, 8), F32) for length in (4096, 77))
+    assert "while" not in jax.jit(attention).lower(query, text, text).as_text()
+    assert "while" not in jax.jit(attention).lower(text, text, text).as_text()

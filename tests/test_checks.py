@@ -60,6 +60,8 @@ IDLE = [
     ({"loss": {"snr_gamma": 1}}, "--loss.snr-gamma only acts with --loss.weighting min_snr"),
     ({"loss": {"prior_weighting": "snr"}, "train": {"prior_weight": 0}}, "--loss.prior-weighting is about prior rows"),
     ({"loss": {"prior_target": "frozen"}, "train": {"prior_batch_size": 0}}, "--loss.prior-target is about prior rows"),
+    ({"data": {"class_dir": "birds"}, "train": {"prior_weight": 0}}, "--data.class-dir is about prior rows"),
+    ({"data": several({}, {"class_dir": "a"}), "train": {"prior_batch_size": 0}}, "entry 2: class_dir is about prior"),
     ({"train": {"prior_batch_size": 3, "prior_weight": 0}}, "--train.prior-batch-size has no effect with"),
     ({"train": {"prior_batch_size": 0, "prior_weight": 0.5}}, "--train.prior-weight has no effect with"),
     ({"train": {"optimizer": "adafactor", "b1": 0.5}}, "--train.b1 does nothing with --train.optimizer adafactor"),
@@ -94,6 +96,8 @@ OFF = {"prior_weight": 0}
 TRAINING = [
     ({"text": ALONE, "train": OFF | {"text_encoder": True}}, "--train.text-encoder trains more than the new words"),
     ({"text": ALONE, "train": OFF, "lora": LORA}, "--lora.rank trains more than the new words"),
+    ({"text": ALONE, "train": OFF | {"weight_decay": 0.1}}, "--train.weight-decay does not act on new words"),
+    ({"text": ALONE | {"dropout": 0.1}, "train": OFF}, "--text.dropout makes rows without the new words"),
     ({"text": ALONE, "train": OFF | {"learning_rate": 1e-4}}, "--train.learning-rate is the UNet's, which is frozen"),
     ({"text": ALONE}, "--text.token-phase alone .* prior rows would teach nothing; set --train.prior-weight 0"),
     ({"text": NEW, "train": OFF, "data": {"class_prompt": None}}, "--text.initializer is missing"),
@@ -103,7 +107,7 @@ TRAINING = [
     ({"text": {"learning_rate": 1e-6}, "train": {"text_encoder": True, "optimizer": "schedule_free_adamw"}}, "one l"),
     ({"train": {"optimizer": "schedule_free_adamw", "ema_decay": 0.9}}, "averages the weights itself"),
     ({"train": {"optimizer": "prodigy", "learning_rate": 1e-4}}, "--train.learning-rate 0.0001 only scales .* to 1"),
-    ({"text": NEW, "train": {"optimizer": "prodigy"}}, "--text.token-learning-rate 0.0005 only scales"),
+    ({"text": NEW | {"token_learning_rate": 5e-4}, "train": {"optimizer": "prodigy"}}, "--text.token-learning-rate"),
     ({"loss": {"min_timestep": 9, "max_timestep": 8}}, "--loss.max-timestep 8 is below --loss.min-timestep 9"),
 ]  # fmt: skip
 
@@ -127,12 +131,11 @@ def test_shipped_configurations_pass(name):
     [
         {"train": OFF, "data": {"class_prompt": None}},
         {"train": {"prior_batch_size": 0}, "data": {"class_prompt": None}},
-        {"train": {"prior_batch_size": 0}, "data": {"class_dir": "cats"}},
         {"train": {"text_encoder": True}, "text": {"learning_rate": 1e-6}, "lora": LORA | {"dora": True}},
         {"loss": {"snr_gamma": 1, "prior_weighting": "min_snr"}},
         {"loss": {"min_timestep": 8, "max_timestep": 8}},
         {"text": NEW | {"token_phase": "first", "token_share": 0.2}, "lora": LORA},
-        {"text": ALONE, "train": OFF},
+        {"text": ALONE, "train": OFF | {"remat": True, "ema_decay": 0.9, "max_grad_norm": 0}},
         {"text": ALONE | {"token_learning_rate": 1}, "train": OFF | {"optimizer": "prodigy"}},
         {"text": NEW | {"initializer": "dog"}, "train": OFF, "data": WORD | {"class_prompt": None}},
         {"train": {"optimizer": "schedule_free_adamw", "warmup_steps": 10}, "lora": LORA},
@@ -142,6 +145,18 @@ def test_shipped_configurations_pass(name):
 )
 def test_what_goes_together_passes(sections):
     check_config(configure(**sections))
+
+
+@pytest.mark.parametrize("off", [OFF, {"prior_batch_size": 0}])
+def test_one_warning_names_what_describes_class_pictures_that_are_not_made(off, capsys):
+    config = load_config("demo")
+    check_config(config)
+    check_config(configure(train=off))
+    assert not capsys.readouterr().out
+    check_config(config.model_copy(update={"train": config.train.model_copy(update=off)}))
+    output = capsys.readouterr().out
+    assert output.count("warning") == 1
+    assert "--data.num-class-images, --prior.guidance-scale, --prior.batch-size" in output
 
 
 @pytest.mark.parametrize(

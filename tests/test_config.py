@@ -20,7 +20,6 @@ from jaxbooth.sections import (
     ValidationConfig,
 )
 
-
 SHIPPED = ["demo", "sd15", "sd15-lora", "sd21", "sdxl-lora"]
 
 

@@ -11,7 +11,8 @@ from jaxbooth.errors import UserError
 from jaxbooth.files import write_json
 from jaxbooth.pipeline import Base
 from jaxbooth.weights.diffusers_dir import read_json
-from tests.small_models import FAMILIES, write_model
+from jaxbooth.weights.families import FAMILIES
+from tests.small_models import write_model
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from jaxbooth.sampling import Painter, Settings, picture_keys
 from jaxbooth.sharding import make_mesh
 from jaxbooth.weights.diffusers_dir import read_json
 from jaxbooth.weights.pipeline_dir import write_folder
-from tests.sdxl import TEXT, Kind, in_torch, text_model, write_pipeline
+from tests.families import TEXT, Kind, in_torch, text_model, write_pipeline
 from tests.small_models import weights
 from tests.torch_parity import TOLERANCE, relative_error
 

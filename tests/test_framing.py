@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from jaxbooth.data.framing import Framing, framed
-from jaxbooth.data.images import Opened, Picture
-from jaxbooth.data.sheet import GAP, LINE, MIN_TILE, sheet
+from jaxbooth.data.images import Opened, Picture, scan
+from jaxbooth.data.sheet import GAP, LINE, MIN_TILE, sheet, shrink
 from tests.pictures import noise, opened
 
 CENTER = Framing(16, 16, 0, False, 0)
@@ -92,14 +92,13 @@ def test_variants_are_crops_times_mirrorings(crops, flip, count):
 
 def test_framing_a_folder_crops_each_picture_by_its_place(tmp_path):
     pixels = noise(100, 8)
-    pictures = []
-    for name in ("a.png", "b.png"):
+    for name in ("a.png", "b.png", "c.png"):
         Image.fromarray(pixels).save(tmp_path / name)
-        pictures.append(Picture(tmp_path / name, "x"))
+    pictures = scan(tmp_path, "x", "folder").pictures
     framing = Framing(8, 8, 4, False, 0)
-    for index, variants in enumerate(framed(pictures, framing)):
-        np.testing.assert_array_equal(variants.pixels, framing.apply(opened(pixels), index).pixels)
-    assert index == 1
+    for chosen in ([0, 1, 2], [2, 1]):
+        for place, variants in zip(chosen, framed([pictures[index] for index in chosen], framing), strict=True):
+            np.testing.assert_array_equal(variants.pixels, framing.apply(opened(pixels), place).pixels)
 
 
 # Rectangles
@@ -186,6 +185,24 @@ def test_each_picture_appears_in_the_sheet_in_reading_order():
     for index, pixels in enumerate(pictures):
         top, left = GAP + index // 3 * (128 + LINE + GAP), GAP + index % 3 * (128 + GAP)
         np.testing.assert_array_equal(shown[top : top + 128, left : left + 128], pixels)
+
+
+def test_pictures_of_several_shapes_do_not_cover_each_other_or_their_labels():
+    pictures = [np.full((*size, 3), 90, np.uint8) for size in ((128, 256), (256, 128), (256, 256), (128, 256))]
+    shown = np.asarray(sheet(pictures, ["a caption that is wider than the narrow picture is"] * 4, columns=2, lines=1))
+    assert shown.shape[:2] == (2 * (256 + LINE + GAP) + GAP, 2 * (256 + GAP) + GAP)
+    for index, pixels in enumerate(pictures):
+        height, width = pixels.shape[:2]
+        top, left = GAP + index // 2 * (256 + LINE + GAP), GAP + index % 2 * (256 + GAP)
+        np.testing.assert_array_equal(shown[top : top + height, left : left + width], pixels)
+        assert shown[top + height : top + height + LINE, left + 150 : left + 256].min() < 100
+
+
+@pytest.mark.parametrize(("size", "expected"), [
+    ((512, 1024), (128, 256)), ((768, 384), (256, 128)), ((256, 100), (256, 100)), ((64, 64), (64, 64)),
+])  # fmt: skip
+def test_shrinking_bounds_the_longer_side_and_never_enlarges(size, expected):
+    assert shrink(np.zeros((*size, 3), np.uint8), 256).shape == (*expected, 3)
 
 
 @pytest.mark.parametrize(("side", "scale"), [(64, 2), (50, 3), (200, 1)])

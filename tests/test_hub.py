@@ -1,24 +1,18 @@
-"""Fetching from and pushing to the Hub, against a loopback server."""
+"""Fetching from the Hub, against a loopback server."""
 
-import os
-import subprocess
-import sys
-from dataclasses import replace
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import yaml
-from safetensors.numpy import save
 
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.weights.hub import download
-from jaxbooth.weights.push import CardFacts, model_card, push_folder
 
 pytest_plugins = ["tests.hub_server"]
 
+INDEX = "model_index.json"
 UNET, FP16 = "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors"
 WEIGHTS = {UNET, "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"}
 CONFIGURATIONS = {
@@ -63,7 +57,7 @@ def test_only_what_is_read_is_fetched_and_each_file_once(served):
 
 def test_what_is_cached_is_not_fetched_again(served, capsys):
     folder = fetch()
-    assert "fetching 12 of 12 files, 0.0" in capsys.readouterr().out
+    assert "fetching 11 of 12 files, 0.0" in capsys.readouterr().out
     served.requests.clear()
     assert fetch() == folder
     assert not served.fetched
@@ -98,7 +92,7 @@ def test_pickles_are_fetched_only_where_there_are_no_safetensors_and_when_asked_
     served.serve("a/old", DEMO_MODEL, **{UNET: None, pickle: b"pickle", "vae/diffusion_pytorch_model.bin": b"pickle"})
     with pytest.raises(UserError, match=rf"model a/old has {pickle} and no safetensors.* pass --allow-pickle"):
         fetch("a/old")
-    assert not served.fetched
+    assert set(served.fetched) == {INDEX}
     fetch("a/old", allow_pickle=True)
     assert {name for name in served.fetched if name.endswith((".safetensors", ".bin"))} == WEIGHTS - {UNET} | {pickle}
 
@@ -145,7 +139,7 @@ def test_a_disk_without_room_is_named_before_anything_is_fetched(served, monkeyp
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
     with pytest.raises(RunFailure, match=r"model a/model needs 0\.\d+ GB in .* make room, or set HF_HOME"):
         fetch()
-    assert not served.fetched
+    assert set(served.fetched) == {INDEX}
 
 
 # Refusals
@@ -190,110 +184,24 @@ def test_a_repository_without_usable_weights_says_what_it_holds(served, files, v
     served.serve("a/odd", DEMO_MODEL, **{FP16: b"half", **files})
     with pytest.raises(UserError, match=message):
         fetch("a/odd", variant=variant)
-    assert not served.fetched
+    assert set(served.fetched) <= {INDEX}
 
 
-# Pushing
-
-FACTS = CardFacts(
-    repo="me/sks-cat", base_model="a/model", kind="diffusers", is_xl=False, instance_prompts=("a photo of sks cat",),
-    class_prompts=("a photo of a cat",), settings={"steps": 800, "text|images": "a|b"}, picture="samples.png",
-    prior={"pictures": 200, "sampler": "ddpm"}, license="mit",
-)  # fmt: skip
-
-
-@pytest.fixture
-def export(tmp_path):
-    """A small folder to push."""
-    folder = tmp_path / "export"
-    (folder / "unet").mkdir(parents=True)
-    (folder / "unet" / "model.safetensors").write_bytes(b"weights" * 1000)
-    (folder / "unet" / "config.json").write_text("{}")
-    (folder / ".cache").mkdir()
-    (folder / ".cache" / "notes.txt").write_text("of no interest to others")
-    return folder
-
-
-def test_a_push_writes_the_files_and_the_card_into_a_private_repository(served, export, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", served.token)
-    card = model_card(FACTS)
-    assert push_folder(export, "me/sks-cat", card) == f"{served.url}/me/sks-cat"
-    assert served.repositories["me/sks-cat"].private
-    assert served.repositories["me/sks-cat"].revisions["main"] == {
-        "README.md": card.encode(), "unet/config.json": b"{}", "unet/model.safetensors": b"weights" * 1000,
-    }  # fmt: skip
-    assert not (export / "README.md").exists()
-    assert sum("/commit/" in path for _, path, _ in served.requests) == 1
-
-
-def test_a_private_push_does_not_go_to_a_public_repository(served, export, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", served.token)
-    push_folder(export, "me/open", model_card(FACTS), private=False)
-    assert not served.repositories["me/open"].private
-    with pytest.raises(UserError, match="me/open exists and is public"):
-        push_folder(export, "me/open", "another card")
-    assert served.repositories["me/open"].revisions["main"]["README.md"] == model_card(FACTS).encode()
-
-
+@pytest.mark.parametrize("offline", [False, True])
 @pytest.mark.parametrize(
-    ("repo", "token", "message"),
-    [("sks-cat", "hf_good", "sks-cat is not a repository on the Hub; expected OWNER/NAME"),
-     ("me/sks/cat", "hf_good", "me/sks/cat is not a repository"),
-     ("me/sks-cat", None, "me/sks-cat needs a token with write access: run `hf auth login` or set HF_TOKEN"),
-     ("me/sks-cat", "hf_expired", "the Hub refused the token"),
-     ("you/sks-cat", "hf_good", "the token .* does not give access")],
-)  # fmt: skip
-def test_a_push_that_is_not_allowed_says_why_and_uploads_nothing(served, export, monkeypatch, repo, token, message):
-    if token:
-        monkeypatch.setenv("HF_TOKEN", token)
-    with pytest.raises(UserError, match=message):
-        push_folder(export, repo, model_card(FACTS))
-    assert not served.large
-    assert set(served.repositories) == {"a/model"}
-
-
-def front_matter(card: str) -> dict:
-    return yaml.safe_load(card.split("---\n")[1])
-
-
-def test_a_card_says_what_the_hub_shows():
-    facts = front_matter(model_card(FACTS))
-    assert facts == {
-        "base_model": "a/model", "library_name": "diffusers", "license": "mit", "pipeline_tag": "text-to-image",
-        "tags": ["text-to-image", "diffusers", "dreambooth", "stable-diffusion"],
-        "instance_prompt": "a photo of sks cat",
-        "widget": [{"text": "a photo of sks cat", "output": {"url": "samples.png"}}],
-    }  # fmt: skip
-
-
-def test_a_card_of_a_lora_on_a_local_model_does_not_show_its_path():
-    card = model_card(replace(FACTS, kind="lora", is_xl=True, base_model="/home/me/sdxl", license=None))
-    assert front_matter(card)["tags"][-3:] == ["stable-diffusion-xl", "lora", "template:sd-lora"]
-    assert front_matter(card)["license"] == "other"
-    assert "base_model" not in front_matter(card)
-    assert "/home/me" not in card
-
-
-def test_a_card_lists_prompts_settings_and_how_the_prior_was_made():
-    card = model_card(FACTS)
-    for line in ("# sks-cat", "![Pictures drawn with this model](samples.png)", "- class: `a photo of a cat`",
-                 "| steps | `800` |", r"| text\|images | `a\|b` |", "| sampler | `ddpm` |"):  # fmt: skip
-        assert line in card.splitlines()
-    assert "Trained without a prior term." in model_card(replace(FACTS, prior={}))
-
-
-def test_the_code_in_a_card_draws_a_picture_with_diffusers(served, tmp_path):
-    """A LoRA of nothing with a new word of two vectors, as a reader of its card loads it."""
-    shapes = {"A": (1, 128, 1, 1), "B": (128, 1, 1, 1)}
-    adapter = {f"unet.mid_block.attentions.0.proj_in.lora_{side}.weight": np.zeros(shape, np.float32)
-               for side, shape in shapes.items()}  # fmt: skip
-    files = {"lora.safetensors": save(adapter), "cat.safetensors": save({"<cat>": np.ones((2, 128), np.float32)})}
-    served.serve("me/lora", tmp_path, **files)
-    facts = replace(FACTS, repo="me/lora", kind="lora", weights="lora.safetensors", instance_prompts=("a <cat>",))
-    card = model_card(replace(facts, embeddings={"<cat>": "cat.safetensors"}))
-    code = card.split("```python\n")[1].split("```")[0].replace("'cuda'", "'cpu'").replace("float16", "float32")
-    code = code.replace("'a <cat>'", "'a <cat>', num_inference_steps=1")
-    check = "assert {'<cat>', '<cat>_1'} <= set(pipe.tokenizer.get_vocab()); assert pipe.get_active_adapters()"
-    settings = {"HF_ENDPOINT": served.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-    subprocess.run([sys.executable, "-c", code + check], env=os.environ | settings, cwd=tmp_path, check=True)
-    assert (tmp_path / "picture.png").exists()
+    ("kind", "name"),
+    [
+        ("StableDiffusion3Pipeline", "Stable Diffusion 3"),
+        ("FluxPipeline", "FLUX"),
+        ("StableDiffusionXLImg2ImgPipeline", "the SDXL refiner"),
+        ("StableDiffusionInpaintPipeline", "an inpainting model"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused_by_name_before_its_weights_are_fetched(served, kind, name, offline):
+    index = json.dumps({"_class_name": kind}).encode()
+    served.serve("a/other", DEMO_MODEL, **{INDEX: index, UNET: None, "transformer/model.safetensors": b"gigabytes"})
+    for again in (False, offline):
+        with pytest.raises(UserError) as error:
+            fetch("a/other", offline=again)
+        assert f"a/other/{INDEX}: {name} ({kind}) is not supported" in str(error.value)
+    assert served.fetched == {INDEX: 1}

@@ -1,5 +1,6 @@
 """From picture files to the latent bank."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,8 +8,9 @@ from PIL import Image
 
 from jaxbooth.data.framing import Framing
 from jaxbooth.data.images import Picture, open_picture
-from jaxbooth.data.latents import distinct_captions, encode_pictures, join, make_encoder
+from jaxbooth.data.latents import Encoder, concatenate, distinct_captions, encode_pictures
 from jaxbooth.errors import RunFailure
+from jaxbooth.sharding import make_mesh
 
 
 @pytest.fixture
@@ -17,13 +19,13 @@ def pictures(tmp_path, rng):
     for index in range(2):
         path = tmp_path / f"{index}.png"
         Image.fromarray(rng.integers(0, 255, (80, 64, 3), dtype=np.uint8)).save(path)
-        found.append(Picture(path, f"caption {index}"))
+        found.append(Picture(path, f"caption {index}", index))
     return found
 
 
 @pytest.fixture
 def encode(base, params, mesh):
-    return make_encoder(base, params["vae"], mesh)
+    return Encoder(base, params["vae"], mesh)
 
 
 def test_every_variant_is_the_encoding_of_its_pixels(pictures, encode, base, params):
@@ -37,10 +39,27 @@ def test_every_variant_is_the_encoding_of_its_pixels(pictures, encode, base, par
     assert images.masks is None
 
 
+def test_pictures_are_the_same_on_one_device_and_spread_over_several(pictures, encode, base, params):
+    framing = Framing(64, 64, crops=2, flip=False, seed=0)
+    three = [*pictures, pictures[0]]
+    spread = Encoder(base, params["vae"], make_mesh(data=2, fsdp=2, tensor=2))
+    assert (encode.batch, spread.batch) == (1, 4)
+    expected, found = (encode_pictures(base, each, three, framing, masked=True) for each in (encode, spread))
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), expected, found)
+
+
+def test_more_pictures_than_devices_keep_their_order(pictures, base, params):
+    framing, many = Framing(64, 64, 0, False, 0), [*pictures, *pictures, pictures[1]]
+    spread = Encoder(base, params["vae"], make_mesh(devices=jax.devices()[:2]))
+    found = encode_pictures(base, spread, many, framing, masked=False)
+    np.testing.assert_array_equal(found.mean, found.mean[[0, 1, 0, 1, 1]])
+    assert not np.allclose(found.mean[0], found.mean[1], atol=0.1)
+
+
 def test_a_non_finite_latent_names_its_picture(pictures, base, params, mesh):
     broken = params["vae"] | {"encoder.conv_in.bias": np.full(32, np.nan, np.float32)}
     with pytest.raises(RunFailure, match=r"0\.png: the VAE encodes this picture to non-finite latents"):
-        encode_pictures(base, make_encoder(base, broken, mesh), pictures, Framing(64, 64, 0, False, 0), masked=False)
+        encode_pictures(base, Encoder(base, broken, mesh), pictures, Framing(64, 64, 0, False, 0), masked=False)
 
 
 def test_a_mask_is_the_share_of_a_latents_pixels_that_counts(pictures, encode, base):
@@ -58,7 +77,7 @@ def test_images_without_masks_beside_images_with_them_count_everywhere(pictures,
         Image.fromarray(np.full((80, 64), 51, np.uint8)).save(picture.path.with_suffix(".mask.png"))
     framing = Framing(64, 64, 0, False, 0)
     groups = [encode_pictures(base, encode, pictures, framing, masked) for masked in (True, False)]
-    images = join(groups)
+    images = concatenate(groups)
     np.testing.assert_allclose(images.masks[:2], 0.2)
     np.testing.assert_array_equal(images.masks[2:], 1.0)
     np.testing.assert_array_equal(images.mean[2:], images.mean[:2])

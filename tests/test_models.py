@@ -122,7 +122,12 @@ def check_clip(reference: transformers.CLIPTextModel, rng: np.random.Generator) 
     config = read_config(CLIPTextConfig, reference.config.to_dict(), "text_encoder/config.json")
     network = describe(lambda rngs: CLIPTextModel(config, Make(rngs)))
     ids = rng.integers(0, config.vocab_size, (3, config.max_position_embeddings)).astype(np.int32)
-    found = jax.jit(lambda p: network.bind(p)(ids))(params_from_torch(reference, network))
+
+    def last_hidden_state(params):
+        model = network.bind(params)
+        return model.final_layer_norm(model(ids)[-1])
+
+    found = jax.jit(last_hidden_state)(params_from_torch(reference, network))
     with torch.no_grad():
         expected = reference(torch.tensor(ids, dtype=torch.long)).last_hidden_state.numpy()
     assert relative_error(found, expected) < TOLERANCE
@@ -178,13 +183,3 @@ def test_an_unknown_block_type_is_named():
     config = read_config(UNetConfig, SD1 | {"down_block_types": ["AttnDownBlock2D"] * 4}, "config.json")
     with pytest.raises(UserError, match="AttnDownBlock2D"):
         describe(lambda rngs: UNet2DConditionModel(config, Make(rngs)))
-
-
-def test_the_published_sd15_shapes_have_their_known_number_of_parameters():
-    unet = describe(lambda rngs: UNet2DConditionModel(UNetConfig(cross_attention_dim=768), Make(rngs)))
-    vae_config = VAEConfig(block_out_channels=(128, 256, 512, 512), layers_per_block=2)
-    vae = describe(lambda rngs: AutoencoderKL(vae_config, Make(rngs)))
-    text_config = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12)
-    text = describe(lambda rngs: CLIPTextModel(text_config, Make(rngs)))
-    counts = [sum(leaf.size for leaf in network.shapes.values()) for network in (unet, vae, text)]
-    assert counts == [859_520_964, 83_653_863, 123_060_480]

@@ -11,7 +11,7 @@ import torch
 from jaxbooth.errors import UserError
 from jaxbooth.pipeline import Base, load_params
 from jaxbooth.text import NEW_TOKENS, TABLE, Text, TextSide, initial_embeddings
-from tests.sdxl import END, KINDS, LEGACY_END, in_torch, write_pipeline
+from tests.families import END, KINDS, LEGACY_END, in_torch, write_pipeline
 from tests.torch_parity import TOLERANCE, relative_error
 
 WORDS, VECTORS = ("<sks>", "<toy>"), 2
@@ -99,7 +99,7 @@ def test_learned_rows_follow_a_table_that_is_longer_than_the_vocabulary(tmp_path
     folder = write_pipeline("sd1", tmp_path, text={"vocab_size": END + 8})
     side = Base.read(folder, "float32").text.with_words(("<sks>",), 1)
     assert side.words(side.towers[0], "a <sks> cat")[1] == END + 8
-    cat = initial_embeddings(side, load_params(Base.read(folder, "float32"), mesh), "cat")
+    cat = initial_embeddings(side, load_params(Base.read(folder, "float32"), mesh), ["cat"])
     found = encode(folder, side, cat, ["a <sks> emoji", "a cat emoji"], mesh).context
     np.testing.assert_allclose(found[0], found[1], atol=1e-6)
 
@@ -107,7 +107,7 @@ def test_learned_rows_follow_a_table_that_is_longer_than_the_vocabulary(tmp_path
 def test_new_words_start_as_the_initializers_tokens_in_turn(folder, side, mesh):
     params = load_params(Base.read(folder, "float32"), mesh)
     new = side.with_words(WORDS, 3)
-    found = initial_embeddings(new, params, "Red apple")
+    found = initial_embeddings(new, params, ["Red apple"] * 2)
     for tower in new.towers:
         red, apple = (params[tower.name][TABLE][side.words(tower, word)[0]] for word in ("red", "apple"))
         np.testing.assert_array_equal(found[tower.name], np.stack([red, apple, red] * 2))
@@ -124,7 +124,7 @@ def test_an_initializer_needs_known_tokens(plain, mesh, initializer, message):
     side, folder = plain
     params = load_params(Base.read(folder, "float32"), mesh)
     with pytest.raises(UserError, match=message):
-        initial_embeddings(side.with_words(WORDS, 1), params, initializer)
+        initial_embeddings(side.with_words(WORDS, 1), params, [initializer] * 2)
 
 
 @pytest.mark.parametrize(

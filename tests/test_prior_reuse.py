@@ -1,11 +1,31 @@
 """Class pictures that are there already: what may be reused, and never anyone else's file touched."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
 from jaxbooth.assets import DEMO_MODEL
+from jaxbooth.config import Config
+from jaxbooth.data.images import scan
+from jaxbooth.data.prior import open_class_sets
 from jaxbooth.errors import UserError
-from tests.class_pictures import Stopped, config, contents, generate, opened, paint, picture, stopping
+from jaxbooth.files import write_json
+from jaxbooth.sections import DataConfig, Subject, TextConfig
+from jaxbooth.weights.diffusers_dir import read_json
+from tests.class_pictures import (
+    Stopped,
+    config,
+    contents,
+    demo_base,
+    generate,
+    manifest,
+    opened,
+    paint,
+    picture,
+    stopping,
+)
 
 # Settings
 
@@ -19,6 +39,8 @@ from tests.class_pictures import Stopped, config, contents, generate, opened, pa
         ({"steps": 21}, "steps"),
         ({"guidance_scale": 4.0}, "guidance_scale"),
         ({"seed": 1}, "seed"),
+        ({"text": TextConfig(clip_skip=1)}, "clip_skip"),
+        ({"text": TextConfig(chunks=2)}, "chunks"),
     ],
 )
 def test_pictures_made_in_another_way_are_not_reused(tmp_path, change, key):
@@ -29,17 +51,34 @@ def test_pictures_made_in_another_way_are_not_reused(tmp_path, change, key):
     assert contents(tmp_path) == before
 
 
-def test_pictures_of_another_model_are_not_reused(tmp_path):
-    generate(tmp_path)
-    other = tmp_path / "model"
-    for source in DEMO_MODEL.rglob("*.safetensors"):
-        target = other / source.relative_to(DEMO_MODEL)
-        target.parent.mkdir(parents=True)
-        content = bytearray(source.read_bytes())
-        content[-1] ^= 1
-        target.write_bytes(content)
+@pytest.mark.parametrize("component", ["unet", "vae", "text_encoder"])
+def test_pictures_of_another_model_are_not_reused(tmp_path, component):
+    generate(tmp_path / "class")
+    other = shutil.copytree(DEMO_MODEL, tmp_path / "model")
+    (weights,) = (other / component).glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\7")
     with pytest.raises(UserError, match="model_fingerprint"):
-        opened(config(tmp_path), other)
+        opened(config(tmp_path / "class"), other)
+
+
+def test_pictures_of_another_prediction_type_are_not_reused(tmp_path):
+    generate(tmp_path / "class")
+    other = shutil.copytree(DEMO_MODEL, tmp_path / "model")
+    assert opened(config(tmp_path / "class"), other).missing == 0
+    scheduler = other / "scheduler" / "scheduler_config.json"
+    write_json(scheduler, read_json(scheduler) | {"prediction_type": "v_prediction"})
+    with pytest.raises(UserError, match="model_fingerprint"):
+        opened(config(tmp_path / "class"), other)
+
+
+def test_a_manifest_from_before_text_settings_were_recorded_means_their_defaults(tmp_path):
+    generate(tmp_path)
+    old = manifest(tmp_path)
+    assert (old["settings"].pop("clip_skip"), old["settings"].pop("chunks")) == (0, 1)
+    write_json(tmp_path / "manifest.json", old)
+    assert opened(config(tmp_path)).missing == 0
+    with pytest.raises(UserError, match="clip_skip = 0, but the run asks for 1"):
+        opened(config(tmp_path, text=TextConfig(clip_skip=1)))
 
 
 def test_the_same_model_under_another_name_is_no_difference(tmp_path):
@@ -84,9 +123,14 @@ def test_enough_own_pictures_mean_nothing_is_painted_or_written(tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_hidden_pictures_do_not_count(tmp_path):
-    Image.fromarray(picture(0)).save(tmp_path / ".thumb.png")
+def test_hidden_pictures_masks_and_folders_do_not_count(tmp_path):
+    for name in (".thumb.png", "cat.mask.png", "other.mask.PNG"):
+        Image.fromarray(picture(0)).save(tmp_path / name)
+    (tmp_path / "album.png").mkdir()
     assert opened(config(tmp_path)).found == 0
+    Image.fromarray(picture(0)).save(tmp_path / "cat.png")
+    assert opened(config(tmp_path)).own == ["cat.png"]
+    assert [found.path.name for found in scan(tmp_path, "a cat", "class").pictures] == ["cat.png"]
 
 
 def test_an_own_picture_in_the_way_is_named_however_often_one_tries(tmp_path):
@@ -102,6 +146,29 @@ def test_a_file_in_place_of_the_folder_is_named(tmp_path):
     (tmp_path / "prior").write_text("a file")
     with pytest.raises(UserError, match="prior"):
         opened(config(tmp_path / "prior"))
+
+
+# Several subjects
+
+
+@pytest.mark.parametrize(("folders", "expected"), [
+    ((None, None, None), ["run/prior/a-cat", "run/prior/a-cat", "run/prior/a-dog"]),
+    (("x", None, None), ["x", "x", "run/prior/a-dog"]),
+    ((None, "x", "y"), ["x", "x", "y"]),
+    (("x", "y", None), ["x", "y", "run/prior/a-dog"]),
+])  # fmt: skip
+def test_subjects_of_one_class_share_its_folder_unless_they_name_their_own(tmp_path, folders, expected):
+    prompts = ("a cat", "a cat", "a dog")
+    subjects = tuple(
+        Subject(instance_dir=Path("in"), instance_prompt=f"sks {index}", class_prompt=prompt, class_dir=folder)
+        for index, (prompt, folder) in enumerate(
+            zip(prompts, [name and tmp_path / name for name in folders], strict=True)
+        )
+    )
+    run = Config(run_dir=tmp_path / "run", data=DataConfig(subjects=subjects, resolution=64))
+    sets, class_of = open_class_sets(run, demo_base())
+    assert [sets[number].folder for number in class_of] == [tmp_path / name for name in expected]
+    assert len(sets) == len(set(expected))
 
 
 # The plan

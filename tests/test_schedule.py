@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
 from jaxbooth.diffusion.schedule import Schedule, convert, read_schedule, target_of
 from jaxbooth.errors import UserError
 
 SPACES = ("epsilon", "x0", "v")
+OTHERS = ("EDMEuler", "EDMDPMSolverMultistep", "FlowMatchEulerDiscrete", "LCM", "TCD", "ScoreSdeVe")
 KINDS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
@@ -23,6 +25,13 @@ def test_alphas_cumprod_equal_diffusers(kind, zero_snr):
     found = read_schedule(raw).alphas_cumprod
     # diffusers multiplies a thousand float32 factors: 1e-7 each, growing as the root of their number
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", [kind.name for kind in KarrasDiffusionSchedulers if kind.name != "EDMEulerScheduler"])
+def test_the_schedulers_that_diffusers_exchanges_for_one_another_describe_the_same_process(kind):
+    raw = {"_class_name": kind, "beta_schedule": "scaled_linear"}
+    plain = read_schedule({"beta_schedule": "scaled_linear"})
+    np.testing.assert_array_equal(read_schedule(raw).alphas_cumprod, plain.alphas_cumprod)
 
 
 def test_zero_terminal_snr_ends_in_pure_noise():
@@ -83,6 +92,10 @@ def test_snr_is_alpha_squared_over_sigma_squared():
 @pytest.mark.parametrize(
     ("raw", "named"),
     [
+        *(
+            ({"_class_name": f"{kind}Scheduler"}, f"{kind}Scheduler belongs to another kind of diffusion model")
+            for kind in OTHERS
+        ),
         ({"beta_schedule": "sigmoid"}, "sigmoid"),
         ({"prediction_type": "flow"}, "flow"),
         ({"clip_sample": True}, "clip_sample"),

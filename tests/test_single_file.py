@@ -10,12 +10,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save, save_file
 
 from jaxbooth.errors import UserError
+from jaxbooth.weights.families import FAMILIES
 from jaxbooth.weights.ldm_layout import components
 from jaxbooth.weights.names import canonical
 from jaxbooth.weights.single_file import expected_names, pack, unpack
 from jaxbooth.weights.stream import Tensor, write_tensors
 
-from .small_models import DTYPES, FAMILIES, files_of, scheduler_of, weights, write_model
+from .small_models import DTYPES, files_of, scheduler_of, weights, write_model
 
 TOWER = "cond_stage_model.model."
 
@@ -127,14 +128,29 @@ def test_an_sdxl_file_that_predicts_v_carries_the_markers(tmp_path):
     assert scheduler_of(tmp_path / "back") == scheduler_of(folder)
 
 
-def test_an_sd_2_file_that_predicts_v_has_its_configuration_beside_it(tmp_path):
-    folder = write_model("sd21", tmp_path / "model", prediction_type="v_prediction")
+@pytest.mark.parametrize(
+    ("family", "heads", "tower"),
+    [("sd15", {"num_heads": 4}, "FrozenCLIPEmbedder"), ("sd21", {"num_head_channels": 16}, "FrozenOpenCLIPEmbedder")],
+)
+def test_a_file_that_predicts_v_has_its_configuration_beside_it(family, heads, tower, tmp_path):
+    folder = write_model(family, tmp_path / "model", prediction_type="v_prediction")
     pack(folder, {}, tmp_path / "one.safetensors")
     params = yaml.safe_load((tmp_path / "one.yaml").read_text())["model"]["params"]
     assert params["parameterization"] == "v"
     unet = params["unet_config"]["params"]
-    assert (unet["context_dim"], unet["num_head_channels"], unet["channel_mult"]) == (24, 16, [1, 2])
-    assert unet["attention_resolutions"] == [1]
+    assert (unet["context_dim"], unet["channel_mult"], unet["attention_resolutions"]) == (24, [1, 2], [1])
+    assert {name: value for name, value in unet.items() if name.startswith("num_head")} == heads
+    assert params["cond_stage_config"]["target"].endswith(f".{tower}")
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd21"])
+def test_prediction_and_zero_snr_of_sd_1_and_2_survive_the_way_through_a_single_file(family, tmp_path):
+    folder = write_model(family, tmp_path / "model", prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    pack(folder, {}, tmp_path / "one.safetensors")
+    plain = write_model(family, tmp_path / "plain")
+    unpack(tmp_path / "one.safetensors", tmp_path / "back", skeleton=plain)
+    assert scheduler_of(tmp_path / "back") == scheduler_of(folder)
+    assert "v_pred" not in expected_names(folder)  # which readers know of SDXL files alone
 
 
 def test_a_prediction_type_that_no_single_file_can_tell_is_refused(tmp_path):
@@ -155,7 +171,7 @@ def test_pack_never_overwrites(existing, tmp_path):
 def test_a_failed_pack_leaves_nothing(tmp_path):
     folder = write_model("sd15", tmp_path / "model")
     before = files_of(tmp_path)
-    with pytest.raises(ValueError, match="reshape"):
+    with pytest.raises(ValueError, match=r"input_blocks\.0\.0\.weight has shape|reshape"):
         pack(folder, {"unet": {"conv_in.kernel": np.zeros((1, 1, 1, 1))}}, tmp_path / "one.safetensors")
     assert files_of(tmp_path) == before
 

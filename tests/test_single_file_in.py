@@ -12,7 +12,7 @@ from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.errors import UserError
 from jaxbooth.files import write_json
 from jaxbooth.weights.diffusers_dir import open_tensors, read_json
-from jaxbooth.weights.pickles import unpickle_component
+from jaxbooth.weights.pickles import unpickle
 from jaxbooth.weights.prediction import TELLTALE, read_prediction
 from jaxbooth.weights.single_file import pack, unpack, unpack_vae
 
@@ -121,8 +121,10 @@ def test_float8_is_refused(model, single, tmp_path):
 
 def test_unpack_never_overwrites(model, single, tmp_path):
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
     with pytest.raises(UserError, match="exists already"):
         unpack(single, tmp_path / "out", skeleton=model)
+    assert files_of(tmp_path / "out") == {"mine.txt": b"keep"}
 
 
 def test_names_of_careless_merges_are_read(model, single, tmp_path):
@@ -215,7 +217,7 @@ def test_a_component_in_a_bin_becomes_safetensors(legacy, tmp_path):
     expected = load_file(DEMO_MODEL / "text_encoder" / "model.safetensors")
     tensors = {name: torch.from_numpy(value) for name, value in expected.items()}
     torch.save(tensors, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
-    unpickle_component(tmp_path / "pytorch_model.bin", tmp_path)
+    unpickle(tmp_path / "pytorch_model.bin", tmp_path / "model.safetensors")
     found = load_file(tmp_path / "model.safetensors")
     assert found.keys() == expected.keys()
     assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)

@@ -11,7 +11,7 @@ import torch
 
 from jaxbooth.pipeline import Base, load_params
 from jaxbooth.text import Text, warn_about_lost_text
-from tests.sdxl import END, KINDS, LEGACY_END, in_torch, write_pipeline
+from tests.families import END, KINDS, LEGACY_END, in_torch, write_pipeline
 from tests.torch_parity import TOLERANCE, relative_error
 
 LONG = "a red apple and " + " ".join(["a cat on a blue background,"] * 8)  # 52 tokens; the towers take 30 and two

@@ -114,8 +114,9 @@ def test_a_tensor_that_is_not_what_was_trained_is_named(export, change, message)
         made.verify()
 
 
-def test_an_untouched_component_must_be_the_base_models(export):
-    made = export("sd", "diffusers", "float32")
+@pytest.mark.parametrize("dtype", ["base", "float32"])
+def test_an_untouched_component_must_be_the_base_models(export, dtype):
+    made = export("sd", "diffusers", dtype)
     edit(made.out / "vae" / "diffusion_pytorch_model.safetensors", lambda t: t["encoder.conv_in.bias"].fill(1))
     with pytest.raises(RunFailure, match=r"vae/\S+: encoder\.conv_in\.bias differs"):
         made.verify()

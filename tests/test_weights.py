@@ -16,7 +16,8 @@ from jaxbooth.files import new_folder
 from jaxbooth.params import Params
 from jaxbooth.pipeline import Base
 from jaxbooth.sharding import make_mesh, partition, placement
-from jaxbooth.weights.diffusers_dir import load_component, save_component
+from jaxbooth.weights.component import Component, save_component
+from jaxbooth.weights.diffusers_dir import load_component
 from jaxbooth.weights.names import canonical, export_array, import_axes
 from jaxbooth.weights.pipeline_dir import write_folder
 
@@ -68,7 +69,7 @@ def test_a_sharded_folder_loads_and_exports_like_a_single_file(base, mesh, param
     assert all((np.asarray(loaded[name]) == params["unet"][name]).all() for name in base.unet.shapes)
     out = tmp_path / "out"
     out.mkdir()
-    save_component(jax.device_get(loaded), unet_folder, out)
+    save_component(Component(unet_folder, jax.device_get(loaded)), out)
     shutil.copy(unet_folder / "config.json", out)
     assert files_of(out) == files_of(unet_folder)
 
@@ -80,6 +81,32 @@ def test_every_parameter_lands_on_its_shards(base, params):
         assert value.sharding.spec == partition(name, value.shape, mesh)
         np.testing.assert_array_equal(value, params["unet"][name])
     assert loaded["mid_block.resnets.0.conv1.kernel"].sharding.shard_shape((3, 3, 128, 128)) == (3, 3, 32, 128)
+
+
+@pytest.mark.parametrize("dtype", ["base", "float32", "bfloat16"])
+def test_a_dtype_is_that_of_all_components_also_of_untouched_ones(dtype, params, tmp_path):
+    export_folder(DEMO_MODEL, {"unet": params["unet"]}, tmp_path / "out", dtype)
+    for path in sorted(DEMO_MODEL.rglob("*.safetensors")):
+        found, expected = load_file(tmp_path / "out" / path.relative_to(DEMO_MODEL)), load_file(path)
+        assert {str(tensor.dtype) for tensor in found.values()} == {"float16" if dtype == "base" else dtype}
+        assert all((found[name] == tensor.astype(found[name].dtype)).all() for name, tensor in expected.items())
+
+
+def test_weights_of_any_variant_are_exported_under_the_name_that_readers_look_for(params, tmp_path):
+    model = Path(shutil.copytree(DEMO_MODEL, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors")))
+    for part in ("unet", "vae"):
+        shutil.copy(DEMO_MODEL / part / UNET_FILE, model / part / UNET_FILE.replace(".", ".fp32.", 1))
+    shutil.copy(DEMO_MODEL / "text_encoder" / "model.safetensors", model / "text_encoder" / "model.ema.safetensors")
+    export_folder(model, {"unet": params["unet"]}, tmp_path / "out")
+    assert files_of(tmp_path / "out") == files_of(DEMO_MODEL)
+
+
+def test_an_index_beside_a_single_file_is_left_out(params, tmp_path):
+    model = Path(shutil.copytree(DEMO_MODEL, tmp_path / "model"))
+    for part in ("unet", "vae"):
+        (model / part / f"{UNET_FILE}.index.json").write_text("{}")
+    export_folder(model, {"unet": params["unet"]}, tmp_path / "out")
+    assert files_of(tmp_path / "out") == files_of(DEMO_MODEL)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -99,9 +126,8 @@ def test_export_never_overwrites(params, tmp_path):
 
 
 def test_a_failed_export_leaves_nothing(params, tmp_path):
-    broken = dict(params["unet"])
-    del broken["conv_in.kernel"]
-    with pytest.raises(KeyError):
+    broken = params["unet"] | {"conv_in.kernel": params["unet"]["conv_in.kernel"].swapaxes(0, 2)}
+    with pytest.raises(ValueError, match=r"conv_in\.weight has shape"):
         export_folder(DEMO_MODEL, {"unet": broken}, tmp_path / "out")
     assert files_of(tmp_path) == {}
 
@@ -160,7 +186,7 @@ def test_buffers_of_old_text_encoders_survive_the_round_trip(base, mesh, tmp_pat
     tensors = load_file(source / "model.safetensors")
     tensors["text_model.embeddings.position_ids"] = np.arange(32)[None]
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
-    save_component(jax.device_get(load(source, base, mesh, "text_encoder")), source, out)
+    save_component(Component(source, jax.device_get(load(source, base, mesh, "text_encoder"))), out)
     assert (out / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
 
 
@@ -171,7 +197,7 @@ def test_a_text_encoder_without_the_prefix_is_exported_with_it(base, mesh, tmp_p
     tensors = load_file(DEMO_MODEL / "text_encoder" / "model.safetensors")
     bare = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
     save_file(bare, source / "model.safetensors", metadata={"format": "pt"})
-    save_component(jax.device_get(load(source, base, mesh, "text_encoder")), source, out)
+    save_component(Component(source, jax.device_get(load(source, base, mesh, "text_encoder"))), out)
     assert set(load_file(out / "model.safetensors")) == set(tensors)
 
 

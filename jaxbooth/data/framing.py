@@ -41,8 +41,8 @@ class Framing(NamedTuple):
     flip: bool
     seed: int
 
-    def apply(self, opened: Opened, index: int) -> Variants:
-        """Returns the variants of picture number `index`: the crops, then their mirror images if `flip`.
+    def apply(self, opened: Opened, place: int) -> Variants:
+        """Returns the variants of picture number `place` of its folder: the crops, then their mirror images if `flip`.
 
         The picture keeps its shape and is resized to just cover (height, width). Without a mask, all of it is learned.
         """
@@ -55,16 +55,16 @@ class Framing(NamedTuple):
         else:
             weights = np.asarray(mask.resize(cover, Image.Resampling.BOX), np.float32) / 255
         spare = np.array(pixels.shape[:2]) - (self.height, self.width)
-        corners = self.corners(spare, index)
+        corners = self.corners(spare, place)
         facts = [self.facts(image, corners)]
         if self.flip:
             facts.append(self.facts(image, np.stack([corners[:, 0], spare[1] - corners[:, 1]], 1)))
         return Variants(self.cut(pixels, corners), np.concatenate(facts), self.cut(weights, corners))
 
-    def corners(self, spare: np.ndarray, index: int) -> np.ndarray:
+    def corners(self, spare: np.ndarray, place: int) -> np.ndarray:
         """Returns the crops' (crops, 2) top and left, given the (2,) rows and columns that a crop leaves over."""
         if self.crops:
-            return np.random.default_rng([self.seed, index]).integers(0, spare + 1, (self.crops, 2))
+            return np.random.default_rng([self.seed, place]).integers(0, spare + 1, (self.crops, 2))
         return spare[None] // 2
 
     def facts(self, image: Image.Image, corners: np.ndarray) -> np.ndarray:
@@ -81,5 +81,5 @@ class Framing(NamedTuple):
 
 def framed(pictures: list[Picture], framing: Framing, masked: bool = False) -> Iterator[Variants]:
     """Yields each picture's variants, in order, with their masks if `masked`."""
-    for index, picture in enumerate(pictures):
-        yield framing.apply(open_picture(picture.path, masked), index)
+    for picture in pictures:
+        yield framing.apply(open_picture(picture.path, masked), picture.place)

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -22,10 +22,11 @@ NOT_JUNK = {CAPTIONS, "manifest.json"}
 
 
 class Picture(NamedTuple):
-    """One picture on disk and the caption it is trained with."""
+    """One picture on disk, the caption it is trained with, and its place among the pictures of its folder."""
 
     path: Path
     caption: str
+    place: int = 0
 
 
 class Opened(NamedTuple):
@@ -51,21 +52,12 @@ def scan(folder: Path, prompt: str, key: str, masked: bool = False) -> Folder:
         masked: masks are asked for, so each has to belong to a picture.
 
     Raises:
-        UserError: no such folder, no pictures, captions or masks for missing pictures, or HEIC without its reader.
+        UserError: no such folder, no pictures, captions or masks for missing pictures; see also `picture_files`.
     """
     if not folder.is_dir():
         raise UserError(f"{key}: {folder} is not a folder.")
-    readable = readable_extensions()
-    entries = sorted(folder.iterdir())
-    files = [path for path in entries if path.is_file() and not hidden(path)]
-    masks = [path for path in files if masked_stem(path) is not None]
-    paths = [path for path in files if path.suffix.lower() in readable and path not in masks]
-    heif = [path for path in files if path.suffix.lower() in HEIF_EXTENSIONS - readable]
-    if heif:
-        raise UserError(
-            f"{folder} holds {len(heif)} HEIC file(s), such as {heif[0].name}; pip install 'jaxbooth[heic]' "
-            "or convert them to JPEG."
-        )
+    entries, paths = list(folder.iterdir()), picture_files(folder)
+    masks = [path for path in visible_files(folder) if masked_stem(path) is not None]
     stems = {path.stem for path in paths}
     lost = [path for path in masks if masked_stem(path) not in stems]
     used = NOT_JUNK | {path.name for path in {*paths, *masks} - {*lost}} | {f"{stem}.txt" for stem in stems}
@@ -75,7 +67,29 @@ def scan(folder: Path, prompt: str, key: str, masked: bool = False) -> Folder:
     if masked and lost:
         raise UserError(f"{lost[0]} masks no picture: {folder} holds no {masked_stem(lost[0])}.*; rename or remove it.")
     listed = read_captions(folder / CAPTIONS)
-    return Folder([Picture(path, caption_of(path, listed, prompt)) for path in paths], skipped)
+    pictures = [Picture(path, caption_of(path, listed, prompt), place) for place, path in enumerate(paths)]
+    return Folder(pictures, skipped)
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """Lists the files of a folder that are pictures, by their names, in name order; a mask is none.
+
+    Raises:
+        UserError: some are HEIC, and its reader is not installed.
+    """
+    readable, files = readable_extensions(), visible_files(folder)
+    heif = [path for path in files if path.suffix.lower() in HEIF_EXTENSIONS - readable]
+    if heif:
+        raise UserError(
+            f"{folder} holds {len(heif)} HEIC file(s), such as {heif[0].name}; pip install 'jaxbooth[heic]' "
+            "or convert them to JPEG."
+        )
+    return [path for path in files if path.suffix.lower() in readable and masked_stem(path) is None]
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """Lists the files of a folder in name order, without hidden ones and the `._name` twins that macOS leaves."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
 def masked_stem(path: Path) -> str | None:
@@ -86,11 +100,6 @@ def masked_stem(path: Path) -> str | None:
 def readable_extensions() -> set[str]:
     """Extensions that can be decoded here, lower case."""
     return EXTENSIONS | (HEIF_EXTENSIONS if heif_is_readable() else set())
-
-
-def hidden(path: Path) -> bool:
-    """Whether a file is hidden, which includes the `._name` twins that macOS leaves."""
-    return path.name.startswith(".")
 
 
 def heif_is_readable() -> bool:
@@ -197,11 +206,3 @@ def decode(path: Path, ground: str) -> tuple[Image.Image, Image.Image | None]:
             return image.convert("RGB"), alpha
     except DECODER_ERRORS as error:
         raise UserError(f"{path} cannot be decoded ({error}); replace it or remove it.") from None
-
-
-def __getattr__(name: str) -> Any:  # for modules that still look here; goes when they import from data.framing
-    if name not in ("Framing", "framed"):
-        raise AttributeError(name)
-    from jaxbooth.data import framing
-
-    return getattr(framing, name)

@@ -5,7 +5,7 @@ and a resumed run sees exactly the rows that an uninterrupted one would have see
 one bank for each shape.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ from jaxbooth.errors import RunFailure
 from jaxbooth.models.vae import Moments
 from jaxbooth.params import AnyArray, Params, full_precision
 from jaxbooth.pipeline import Base
-from jaxbooth.sharding import replicated
+from jaxbooth.sharding import replicated, row_shards, rows_over, tracing_for
 from jaxbooth.text import Text, TokenIds
 
 
@@ -46,8 +46,8 @@ class Bank(NamedTuple):
     Attributes:
         images: the subjects' images, then the classes'.
         caption: (images,) int32 row of `text`.
-        text: `Text` of the distinct captions when the text side is frozen, else their token ids. The last one is the
-            empty prompt.
+        text: `Text` of the distinct captions when the text side is frozen, else their token ids. With dropout, the
+            last one is the empty prompt.
         frozen_text: the frozen model's `Text` of the same captions, where the prior's target needs it.
     """
 
@@ -80,23 +80,38 @@ def index_in_epochs(key: Array, positions: Array, count: int) -> Array:
     return jax.vmap(pick)(positions)
 
 
-def make_encoder(base: Base, params: Params, mesh: Mesh) -> Callable[[np.ndarray], Moments]:
-    """Returns a function from (v, h, w, 3) uint8 variants to their moments on the host, in float32."""
+class Encoder:
+    """The VAE's encoder, in float32. Every part of the mesh that has rows of its own encodes one picture at a time.
 
-    @jax.jit
-    def encode(params: Params, variants: Array) -> Moments:
-        model = base.vae.bind(params)
-        with full_precision():  # one variant at a time bounds the encoder's memory
-            return jax.lax.map(
-                lambda one: jax.tree.map(lambda x: x[0], model.encode(one[None] / 127.5 - 1.0)), variants
-            )
+    Args:
+        params: of the VAE.
 
-    return lambda pixels: jax.device_get(encode(params, jax.device_put(pixels.astype(np.float32), replicated(mesh))))
+    Attributes:
+        batch: pictures that are encoded at once.
+    """
+
+    def __init__(self, base: Base, params: Params, mesh: Mesh):
+        self.params, self.mesh, self.batch = params, mesh, row_shards(mesh)
+
+        def encode(params: Params, pictures: Array) -> Moments:
+            model = base.vae.bind(params)
+            with full_precision(), tracing_for(mesh):  # one variant at a time bounds the encoder's memory
+                moments = jax.lax.map(lambda some: model.encode(some / 127.5 - 1.0), pictures.swapaxes(0, 1))
+            return jax.tree.map(lambda part: part.swapaxes(0, 1), moments)
+
+        self._encode = jax.jit(encode, out_shardings=replicated(mesh))
+
+    def __call__(self, pictures: np.ndarray) -> Moments:
+        """Maps the (p, v, h, w, 3) uint8 variants of up to `batch` pictures to (p, v, ...) moments on the host."""
+        count = len(pictures)
+        filled = np.resize(pictures, (self.batch, *pictures.shape[1:])).astype(np.float32)
+        moments = self._encode(self.params, jax.device_put(filled, rows_over(self.mesh)))
+        return jax.tree.map(lambda part: part[:count], jax.device_get(moments))
 
 
 def encode_pictures(
     base: Base,
-    encode: Callable[[np.ndarray], Moments],
+    encode: Encoder,
     pictures: list[Picture],
     framing: Framing,
     masked: bool,
@@ -105,22 +120,24 @@ def encode_pictures(
     """Encodes all variants of all pictures of one shape.
 
     Args:
-        encode: see `make_encoder`.
         masked: read masks; without, all of a picture counts.
 
     Raises:
         RunFailure: a latent is not finite; the message names the picture.
     """
-    found = []
-    for picture, variants in zip(pictures, framed(pictures, framing, masked), strict=True):
-        moments = encode(variants.pixels)
-        if not all(np.isfinite(part).all() for part in moments):
-            raise RunFailure(f"{picture.path}: the VAE encodes this picture to non-finite latents; remove it.")
-        masks = shrink_masks(variants, base.vae_config.factor) if masked else None
-        found.append(Encoded(moments.mean, moments.logvar, variants.sizes, masks))
+    groups = []
+    for start in range(0, len(pictures), encode.batch):
+        some = pictures[start : start + encode.batch]
+        variants = list(framed(some, framing, masked))
+        moments = encode(np.stack([each.pixels for each in variants]))
+        for picture, *parts in zip(some, *moments, strict=True):
+            if not all(np.isfinite(part).all() for part in parts):
+                raise RunFailure(f"{picture.path}: the VAE encodes this picture to non-finite latents; remove it.")
+        masks = np.stack([shrink_masks(each, base.vae_config.factor) for each in variants]) if masked else None
+        groups.append(Encoded(moments.mean, moments.logvar, np.stack([each.sizes for each in variants]), masks))
         if bar:
-            bar.advance()
-    return stack(found)
+            bar.advance(len(some))
+    return concatenate(groups)
 
 
 def shrink_masks(variants: Variants, factor: int) -> np.ndarray:
@@ -130,12 +147,7 @@ def shrink_masks(variants: Variants, factor: int) -> np.ndarray:
     return blocks.mean(axis=(2, 4), dtype=np.float32)[..., None]
 
 
-def stack(images: Sequence[Encoded]) -> Encoded:
-    """Joins single images along a new leading axis."""
-    return jax.tree.map(lambda *parts: np.stack(parts), *images)
-
-
-def join(groups: Iterable[Encoded]) -> Encoded:
+def concatenate(groups: Iterable[Encoded]) -> Encoded:
     """Joins groups of images along their leading axis; where only some have masks, the others count everywhere."""
     filled = list(groups)
     if any(group.masks is not None for group in filled):

@@ -18,7 +18,7 @@ from PIL import Image
 
 from jaxbooth.config import Config
 from jaxbooth.console import progress
-from jaxbooth.data.images import hidden, readable_extensions
+from jaxbooth.data.images import picture_files
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.files import write_json, write_png
 from jaxbooth.pipeline import Base
@@ -28,13 +28,18 @@ from jaxbooth.weights.diffusers_dir import weight_files
 MANIFEST = "manifest.json"
 MIN_CONTRAST = 3.0  # standard deviation over a picture's 8-bit values; below it the picture is a flat colour
 FINGERPRINT_SPAN = 2**20  # bytes read from each end of a weight file
+SCHEDULER = Path("scheduler", "scheduler_config.json")
+RECORDED_LATER = {"clip_skip": 0, "chunks": 1}  # what manifests without these keys were made with
 
 PaintBatch = Callable[[list[int]], np.ndarray]  # picture numbers -> (n, H, W, 3) uint8
 
 
 def fingerprint(folder: Path, components: tuple[str, ...]) -> str:
-    """Identifies a base model by the sizes and both ends of its weight files: fast, and any training changes it."""
-    digest = hashlib.sha256()
+    """Identifies a base model by its schedule, and by the sizes and both ends of its weight files.
+
+    That is fast, and any training changes it, as does another prediction type.
+    """
+    digest = hashlib.sha256((folder / SCHEDULER).read_bytes())
     for component in components:
         for name in weight_files(folder / component):
             path = folder / component / name
@@ -56,6 +61,8 @@ def wanted_settings(config: Config, base: Base, prompt: str) -> dict[str, Any]:
         "sampler": config.prior.sampler,
         "steps": config.prior.steps,
         "guidance_scale": config.prior.guidance_scale,
+        "clip_skip": config.text.clip_skip,
+        "chunks": config.text.chunks,
         "seed": config.prior.seed,
     }
 
@@ -102,9 +109,15 @@ class ClassSet:
 
 
 def class_folder(config: Config, subject: Subject) -> Path:
-    """Returns where a subject's class pictures live: its own folder, or a place in the run's for each class prompt."""
-    if subject.class_dir:
-        return subject.class_dir
+    """Returns where a subject's class pictures live.
+
+    Without a folder of its own, it is the first that a subject with the same class prompt names, else one for each
+    class prompt in the run's folder.
+    """
+    alike = [other.class_dir for other in config.subjects if other.class_prompt == subject.class_prompt]
+    for folder in (subject.class_dir, *alike):
+        if folder:
+            return folder
     name = re.sub(r"\W+", "-", (subject.class_prompt or "").lower()).strip("-")
     return config.run_dir / "prior" / name if config.data.subjects else config.run_dir / "prior"
 
@@ -129,16 +142,15 @@ def open_class_set(config: Config, base: Base, prompt: str, folder: Path) -> Cla
     """Reads a class folder and its manifest; neither needs to exist yet.
 
     Raises:
-        UserError: the manifest's pictures were made in another way than the configuration asks for.
+        UserError: the manifest's pictures were made in another way than the configuration asks for; see also
+            `picture_files`.
     """
     settings = wanted_settings(config, base, prompt)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--data.class-dir: {folder} is a file; name a folder.")
-    files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    readable = readable_extensions()
-    pictures = {name for name in files if Path(name).suffix.lower() in readable and not hidden(Path(name))}
+    pictures = {path.name for path in picture_files(folder)} if folder.is_dir() else set()
     made: dict[int, str | None] = {}
-    if MANIFEST in files:
+    if (folder / MANIFEST).exists():
         recorded = read_manifest(folder / MANIFEST, settings)
         made = {index: name for index, name in recorded.items() if name is None or name in pictures}
     return ClassSet(folder, sorted(pictures - set(made.values())), made, settings, config.data.num_class_images)
@@ -162,10 +174,11 @@ def read_manifest(path: Path, wanted: dict[str, Any]) -> dict[int, str | None]:
 def check_settings(recorded: dict[str, Any], wanted: dict[str, Any], manifest: Path) -> None:
     """Raises UserError naming the first setting that differs; a moved but equal model is no difference."""
     for key, value in wanted.items():
-        if key != "model" and recorded.get(key) != value:
+        found = recorded.get(key, RECORDED_LATER.get(key))
+        if key != "model" and found != value:
             raise UserError(
-                f"{manifest}: these class pictures were made with {key} = {recorded.get(key)!r}, but the run asks for "
-                f"{value!r}; set --data.class-dir to another folder, or change the setting back."
+                f"{manifest}: these class pictures were made with {key} = {found!r}, but the run asks for {value!r}; "
+                "set --data.class-dir to another folder, or change the setting back."
             )
 
 

@@ -11,19 +11,24 @@ GAP = 6
 LINE = 14
 
 
-def enlarge(pixels: np.ndarray) -> Image.Image:
-    """Returns a picture at a whole multiple of its size, at least MIN_TILE wide, without smoothing."""
+def shrink(pixels: np.ndarray, longest: int) -> np.ndarray:
+    """Returns a picture whose longer side has at most `longest` pixels."""
     image = Image.fromarray(pixels)
-    scale = -(-MIN_TILE // image.width)
-    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    return np.asarray(image)
 
 
-def labelled(pixels: np.ndarray, label: str, lines: int) -> Image.Image:
-    """Returns one tile: the picture above at most `lines` lines of its label."""
-    picture = enlarge(pixels)
-    tile = Image.new("RGB", (picture.width, picture.height + lines * LINE), "white")
+def enlarge(pictures: Sequence[np.ndarray]) -> list[Image.Image]:
+    """Returns pictures at one whole multiple of their sizes, the widest at least MIN_TILE wide, without smoothing."""
+    scale = -(-MIN_TILE // max(pixels.shape[1] for pixels in pictures))
+    return [Image.fromarray(pixels.repeat(scale, axis=0).repeat(scale, axis=1)) for pixels in pictures]
+
+
+def labelled(picture: Image.Image, label: str, width: int, lines: int) -> Image.Image:
+    """Returns one tile: the picture above at most `lines` lines of its label, which may be `width` pixels wide."""
+    tile = Image.new("RGB", (width, picture.height + lines * LINE), "white")
     tile.paste(picture)
-    wrapped = textwrap.wrap(label, max(8, picture.width // 6)) or [""]
+    wrapped = textwrap.wrap(label, max(8, width // 6)) or [""]
     shown = [*wrapped[: lines - 1], " ".join(wrapped[lines - 1 :])] if lines else []
     draw = ImageDraw.Draw(tile)
     for index, text in enumerate(shown):
@@ -32,15 +37,17 @@ def labelled(pixels: np.ndarray, label: str, lines: int) -> Image.Image:
 
 
 def sheet(pictures: Sequence[np.ndarray], labels: Sequence[str], columns: int, lines: int = 2) -> Image.Image:
-    """Lays pictures of one size out in rows of `columns`.
+    """Lays pictures out in rows of `columns`, in cells that have room for the largest.
 
     Args:
-        pictures: each (h, w, 3) uint8.
+        pictures: each (h, w, 3) uint8, of its own size.
         labels: one for each picture.
         lines: lines of text under each picture; 0 for none.
     """
-    tiles = [labelled(pixels, label, lines) for pixels, label in zip(pictures, labels, strict=True)]
-    width, height = tiles[0].width + GAP, tiles[0].height + GAP
+    shown = enlarge(pictures)
+    widest = max(picture.width for picture in shown)
+    tiles = [labelled(picture, label, widest, lines) for picture, label in zip(shown, labels, strict=True)]
+    width, height = widest + GAP, max(tile.height for tile in tiles) + GAP
     rows = -(-len(tiles) // columns)
     out = Image.new("RGB", (columns * width + GAP, rows * height + GAP), "white")
     for index, tile in enumerate(tiles):

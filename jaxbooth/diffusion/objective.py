@@ -50,7 +50,7 @@ class Batch(NamedTuple):
         noise: eps, of the same shape.
         timesteps: (b,) int32.
         weight: (b,) float32: 1/n for an instance row, lambda/m for a prior row, 0 for padding. A subject's own weight
-            multiplies that of its instance rows.
+            multiplies that of its instance rows and of the class rows that go with it.
         is_prior: (b,) bool.
         mask: (b, h, w, 1) float32 in [0, 1], how much each pixel of the latents counts; None counts all alike.
     """

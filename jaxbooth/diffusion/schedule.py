@@ -17,6 +17,15 @@ from jax import Array
 from jaxbooth.errors import UserError
 
 Space = Literal["epsilon", "x0", "v"]
+# Scheduler classes of diffusers that sample the same forward process; LCM's and TCD's are of distilled models.
+SCHEDULERS = {
+    f"{name}Scheduler"
+    for name in (
+        "DDIM", "DDIMInverse", "DDIMParallel", "DDPM", "DDPMParallel", "DEISMultistep", "DPMSolverMultistep",
+        "DPMSolverMultistepInverse", "DPMSolverSDE", "DPMSolverSinglestep", "EulerAncestralDiscrete", "EulerDiscrete",
+        "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "LMSDiscrete", "PNDM", "SASolver", "UniPCMultistep",
+    )
+}  # fmt: skip
 PREDICTION_TYPES: dict[str, Space] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
 
 
@@ -127,12 +136,16 @@ def rescale_to_zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
 
 
 def read_schedule(raw: Mapping[str, Any]) -> Schedule:
-    """Builds the schedule that a `scheduler_config.json` describes, whichever scheduler class wrote it.
+    """Builds the schedule that a `scheduler_config.json` describes, whichever of `SCHEDULERS` wrote it.
 
     Raises:
-        UserError: the file asks for something that latents do not need (clipping, thresholding) or is unknown.
+        UserError: the file is of another kind of model (EDM, flow matching, consistency), asks for something that
+            latents do not need (clipping, thresholding), or is unknown.
     """
     source = "scheduler/scheduler_config.json"
+    writer = raw.get("_class_name", "DDPMScheduler")
+    if writer not in SCHEDULERS:
+        raise UserError(f"{source}: {writer} belongs to another kind of diffusion model, which jaxbooth cannot train.")
     for key in ("clip_sample", "thresholding"):
         if raw.get(key):
             raise UserError(f"{source}: {key} = true is for pixel models and is not supported.")

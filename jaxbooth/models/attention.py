@@ -7,14 +7,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from jaxbooth.models.attention_forms import FORMS, FormName, has_cudnn, has_splash, plain_attention
 from jaxbooth.models.layers import Make, gelu
+from jaxbooth.sharding import each_device
 
-LONG_SEQUENCE = 4096  # from here the full score matrix costs more than a GiB a layer
-QUERY_CHUNK = 512
+LONG_SEQUENCE = 2048  # XLA keeps the scores of 1024 tokens on a TPU's chip; those of 2304 cost 600 MiB a layer
+CUDNN_WIDEST = 128  # 256 from Hopper on, but long sequences have heads of 40 to 80
+KERNELS = {"tpu": has_splash, "cuda": has_cudnn}  # platforms with a kernel, and whether it can be traced here
 
 
 def attention(query: Array, key: Array, value: Array, is_causal: bool = False) -> Array:
-    """softmax(q k^T / sqrt(d)) v with scores and softmax in float32.
+    """softmax(q k^T / sqrt(d)) v with scores and softmax in float32, in the form that suits the compiled platform.
 
     Args:
         query: (batch, length, heads, head_dim).
@@ -24,26 +27,30 @@ def attention(query: Array, key: Array, value: Array, is_causal: bool = False) -
     Returns:
         (batch, length, heads, head_dim) in the dtype of `query`.
     """
-    if query.shape[1] >= LONG_SEQUENCE and key.shape[1] >= LONG_SEQUENCE and not is_causal:
-        chunk = next(size for size in range(QUERY_CHUNK, 0, -1) if query.shape[1] % size == 0)
-        return query_chunked_attention(query, key, value, chunk)
-    return jax.nn.dot_product_attention(query, key, value, is_causal=is_causal)
+    facts = (query.shape[1], key.shape[1], query.shape[3], query.dtype, is_causal)
+    elsewhere = form_of("cpu", *facts)
+    if elsewhere == "plain":
+        return plain_attention(query, key, value, is_causal)
+    kernels = {platform: FORMS[form_of(platform, *facts)] for platform, present in KERNELS.items() if present()}
+    choose = functools.partial(jax.lax.platform_dependent, default=FORMS[elsewhere], **kernels)
+    return each_device(choose, query, key, value)
 
 
-def query_chunked_attention(query: Array, key: Array, value: Array, chunk: int) -> Array:
-    """`attention` over `chunk` query rows at a time; the backward pass recomputes each chunk's scores.
+def form_of(
+    platform: str, length: int, source_length: int, width: int, dtype: jax.typing.DTypeLike, is_causal: bool = False
+) -> FormName:
+    """The rule: which form `attention` takes on a platform (`tpu`, `cuda` or another).
 
-    Memory grows with chunk x source_length and not with length x source_length.
-
-    Raises:
-        ValueError: `chunk` does not divide the query length.
+    Text is short and alone causal, and cross-attention's source is text: both take the plain form. The kernels round
+    their products to bfloat16, so float32 (the VAE, or `--train.dtype float32`) is never theirs.
     """
-    batch, length, heads, width = query.shape
-    if length % chunk:
-        raise ValueError(f"query length {length} is not a multiple of the chunk {chunk}")
-    chunks = jnp.moveaxis(query.reshape(batch, length // chunk, chunk, heads, width), 1, 0)
-    one = jax.checkpoint(functools.partial(jax.nn.dot_product_attention, key=key, value=value))
-    return jnp.moveaxis(jax.lax.map(one, chunks), 0, 1).reshape(query.shape)
+    if is_causal or min(length, source_length) < LONG_SEQUENCE:
+        return "plain"
+    if platform == "tpu" and dtype == jnp.bfloat16:
+        return "splash"
+    if platform == "cuda" and dtype == jnp.bfloat16 and width % 8 == 0 and width <= CUDNN_WIDEST:
+        return "cudnn"
+    return "chunked"
 
 
 class Projections(nnx.Module):

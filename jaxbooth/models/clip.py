@@ -98,7 +98,7 @@ class CLIPTextModel(nnx.Module):
     def __init__(self, config: CLIPTextConfig, make: Make, projection: bool = False):
         if config.hidden_act not in ACTIVATIONS:
             raise UserError(
-                f"text_encoder/config.json: hidden_act {config.hidden_act!r} is not supported; "
+                f"a text encoder's config.json: hidden_act {config.hidden_act!r} is not supported; "
                 f"known are {', '.join(ACTIVATIONS)}."
             )
         self.config = config

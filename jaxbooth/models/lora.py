@@ -1,9 +1,9 @@
 """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) and DoRA (Liu et al. 2024, arXiv 2402.09353).
 
 An adapter of a linear layer or convolution with kernel W is `lora_A` (fan-in to rank) and `lora_B` (rank to fan-out):
-the layer computes (W + scale A B) x without ever forming the sum. Adapters are a second flat dict, named after the
-layer as PEFT names them (`<layer>.lora_A.kernel`), so that the leaf rule exports them too. They join a module where it
-is bound; sampling from a finished run adds them to the kernels once instead.
+the layer computes (W + scale A B) x without forming the sum (DoRA forms it for its norms). Adapters are a second flat
+dict, named after the layer as PEFT names them (`<layer>.lora_A.kernel`), so that the leaf rule exports them too. They
+join a module where it is bound; sampling in float32 from a finished run adds them to the kernels once instead.
 """
 
 import functools
@@ -127,7 +127,8 @@ class Adapted(nnx.Module):
         if self.magnitude is None:
             return base + delta
         bias = 0 if self.layer.bias is None else self.layer.bias[...].astype(base.dtype)
-        return self.ratio().astype(base.dtype) * (base - bias + delta) + bias
+        # The small change is what is rounded to the compute dtype, and not the ratio near 1, which would swallow it.
+        return base + delta + (self.ratio() - 1).astype(base.dtype) * (base - bias + delta)
 
     def low_rank(self, x: Array) -> Array:
         """Applies A, then B, in the dtype of `x`."""
@@ -194,10 +195,17 @@ def merge(params: Params, lora: Lora) -> Params:
     return merged
 
 
-def merged(params: Params, lora: Lora) -> Params:
-    """`merge` on the devices, in the place of the kernels: those of `params` are donated, its adapters are not."""
-    if not adapted_layers(params):
-        return params
+def merge_on_devices(params: dict[str, Params], lora: Lora | None) -> dict[str, Params]:
+    """Merges the adapters of every component, in the place of the kernels; other parameters pass through.
+
+    Args:
+        params: component -> parameters. Those of components with adapters are donated, the adapters are not.
+    """
+    return {name: merge_component(own, lora) if lora and adapted_layers(own) else own for name, own in params.items()}
+
+
+def merge_component(params: Params, lora: Lora) -> Params:
+    """`merge` on the devices; kernels are donated."""
     own = {name: value for name, value in params.items() if ".lora_" not in name}
     adapters = {name: value for name, value in params.items() if ".lora_" in name}
     shardings = {name: value.sharding for name, value in own.items()}

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 
 from jaxbooth.config import Config, flag, flatten
+from jaxbooth.console import warn
 from jaxbooth.diffusion.schedule import Schedule
 from jaxbooth.errors import UserError
 from jaxbooth.sections import Subject
 from jaxbooth.training.optimizer import peak_rate, token_steps
-from jaxbooth.training.trainable import last_class_word
+from jaxbooth.training.trainable import initializer_of
 
 # (key that has no effect, what it needs, in words)
 NEEDS = (
@@ -34,7 +35,14 @@ ONLY_WITH = (
     ("loss.timestep_std", "loss.timesteps", "logit_normal"),
     ("data.random_crops", "data.crop", "random"),
 )
-PRIOR_KEYS = ("loss.prior_weighting", "loss.prior_target")
+PRIOR_KEYS = ("data.class_dir", "loss.prior_weighting", "loss.prior_target")
+# key -> why it does not go with --text.token-phase alone
+IDLE_ALONE = {
+    "train.text_encoder": "trains more than the new words",
+    "lora.rank": "trains more than the new words",
+    "train.weight_decay": "does not act on new words",
+    "text.dropout": "makes rows without the new words, which would teach nothing",
+}
 # optimizer -> keys that it has no use for
 UNUSED_BY = {"adafactor": ("train.b1", "train.b2", "train.eps"), "lion": ("train.eps",)}
 PRODIGY_RATES = 0.1  # and above: it finds the rate itself, and the given one multiplies that
@@ -53,6 +61,7 @@ def check_config(config: Config) -> None:
     for problem in idle_options(config):
         raise UserError(problem)
     check_training(config)
+    warn_about_prior(config)
     for prompt in config.validation.prompts:
         if not prompt.strip():
             raise UserError("--validation.prompts holds an empty prompt; remove it.")
@@ -76,6 +85,9 @@ def idle_options(config: Config) -> Iterator[str]:
     for key in PRIOR_KEYS:
         if is_set(key) and not config.prior_rows:
             yield f"{flag(key)} is about prior rows, and this run has none."
+    for index, subject in enumerate(config.data.subjects):
+        if subject.class_dir and not config.prior_rows:
+            yield f"data.subjects, entry {index + 1}: class_dir is about prior rows, and this run has none."
     for key, other in (
         ("train.prior_weight", "train.prior_batch_size"),
         ("train.prior_batch_size", "train.prior_weight"),
@@ -85,6 +97,18 @@ def idle_options(config: Config) -> Iterator[str]:
     for key in UNUSED_BY.get(config.train.optimizer, ()):
         if is_set(key):
             yield f"{flag(key)} does nothing with --train.optimizer {config.train.optimizer}; leave it out."
+
+
+def warn_about_prior(config: Config) -> None:
+    """Warns where class pictures are described and none are used.
+
+    That is no error, because configurations (shipped ones too) describe them for runs whose prior a flag turns off.
+    """
+    defaults = flatten(Config())
+    changed = [key for key, value in flatten(config).items() if value != defaults[key]]
+    idle = [flag(key) for key in changed if key.startswith("prior.") or key == "data.num_class_images"]
+    if idle and not config.prior_rows:
+        warn(f"this run has no prior rows, so it makes no class pictures; it does not look at {', '.join(idle)}.")
 
 
 def check_subjects(config: Config) -> None:
@@ -156,8 +180,8 @@ def check_training(config: Config) -> None:
 def check_tokens(config: Config) -> None:
     """Refuses what does not go with new words."""
     train, text = config.train, config.text
-    if not text.initializer:
-        last_class_word(config)
+    for word in text.new_tokens:
+        initializer_of(config, word)
     if text.token_phase == "first" and not 0 < token_steps(config) < train.steps:
         raise UserError(
             f"--text.token-share {text.token_share} of {train.steps} steps leaves none for the new words or none for "
@@ -165,9 +189,10 @@ def check_tokens(config: Config) -> None:
         )
     if text.token_phase != "alone":
         return
-    for key, given in (("--train.text-encoder", train.text_encoder), ("--lora.rank", config.lora.rank)):
-        if given:
-            raise UserError(f"{key} trains more than the new words; leave it out, or set --text.token-phase together.")
+    values, defaults = flatten(config), flatten(Config())
+    for key, why in IDLE_ALONE.items():
+        if values[key] != defaults[key]:
+            raise UserError(f"{flag(key)} {why}; leave it out, or set --text.token-phase together.")
     if train.learning_rate is not None:
         raise UserError(
             "--train.learning-rate is the UNet's, which is frozen; leave it out (or None) and set "
@@ -186,7 +211,7 @@ def check_prodigy(config: Config) -> None:
     rates = {
         "--train.learning-rate": peak_rate(config) if trains_unet else 1.0,
         "--text.learning-rate": config.text.learning_rate or 1.0,
-        "--text.token-learning-rate": config.text.token_learning_rate if config.text.new_tokens else 1.0,
+        "--text.token-learning-rate": config.text.token_learning_rate or 1.0,
     }
     for key, rate in rates.items():
         if rate < PRODIGY_RATES:

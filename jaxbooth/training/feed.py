@@ -11,10 +11,10 @@ from jaxbooth.config import Config
 from jaxbooth.console import progress
 from jaxbooth.data.buckets import BucketOrder
 from jaxbooth.data.images import Picture
-from jaxbooth.data.latents import Bank, distinct_captions, encode_pictures, join, make_encoder, on_devices
+from jaxbooth.data.latents import Bank, Encoder, concatenate, distinct_captions, encode_pictures, on_devices
 from jaxbooth.params import Params
 from jaxbooth.pipeline import Base
-from jaxbooth.sampling import in_float32
+from jaxbooth.sampling import encode_prompts
 from jaxbooth.text import Text, TokenIds
 from jaxbooth.training.prepare import Inputs, framing_of
 from jaxbooth.training.rows import Streams, make_streams
@@ -50,7 +50,7 @@ def make_feed(
     class_pictures = [picture for pictures in classes for picture in pictures]
     captions = distinct_captions([*inputs.pictures, *class_pictures], config.text.dropout > 0)
     text, frozen_text = encode_captions(config, inputs.base, params, captions)
-    encode = make_encoder(inputs.base, params["vae"], mesh)
+    encode = Encoder(inputs.base, params["vae"], mesh)
     banks, streams, counts = [], [], []
     with progress("encode", len(inputs.pictures) + len(inputs.shapes) * len(class_pictures)) as bar:
         for shape, subjects in inputs.shapes.items():
@@ -62,7 +62,7 @@ def make_feed(
                 if pictures
             ]
             shown = [captions.index(picture.caption) for pictures, _ in groups for picture in pictures]
-            bank = Bank(join(images), np.array(shown, np.int32), text, frozen_text)
+            bank = Bank(concatenate(images), np.array(shown, np.int32), text, frozen_text)
             banks.append(on_devices(bank, mesh))
             counts.append(sum(map(len, subjects)))
             weights = [subject.weight for subject in config.subjects]
@@ -77,7 +77,7 @@ def encode_captions(
     """Returns the captions as the step takes them, and as the frozen model sees them where the prior needs that."""
     ids = base.text.tokenize(captions)
     encoders = {name: params[name] for name in base.text_encoders}
-    encode = jax.jit(lambda values, ids: in_float32(base.text.encode(values, ids)))
+    encode = jax.jit(lambda values, ids: encode_prompts(base, values, ids))
     if not config.trains_text:
         return encode(encoders, ids), None
     return ids, encode(encoders, ids) if config.loss.prior_target == "frozen" and config.prior_rows else None

@@ -17,7 +17,7 @@ from jaxbooth.text import NEW_TOKENS
 
 DEFAULT_B2 = {"lion": 0.99}
 DEFAULT_RATE = {"prodigy": 1.0}
-FULL_RATE, LORA_RATE = 5e-6, 1e-4
+FULL_RATE, LORA_RATE, TOKEN_RATE = 5e-6, 1e-4, 5e-4
 
 Group = Literal["unet", "text", "tokens"]
 GROUPS: tuple[Group, ...] = ("unet", "text", "tokens")
@@ -32,9 +32,14 @@ def group_of(name: str) -> Group:
 
 def peak_rate(config: Config, group: Group = "unet") -> float:
     """Returns a group's learning rate: as set, or the usual one for the optimizer and for how much is trained."""
-    usual = LORA_RATE if config.lora.rank else FULL_RATE
-    unet = config.train.learning_rate or DEFAULT_RATE.get(config.train.optimizer, usual)
-    return {"unet": unet, "text": config.text.learning_rate or unet, "tokens": config.text.token_learning_rate}[group]
+
+    def usual(rate: float) -> float:
+        return DEFAULT_RATE.get(config.train.optimizer, rate)
+
+    if group == "tokens":
+        return config.text.token_learning_rate or usual(TOKEN_RATE)
+    unet = config.train.learning_rate or usual(LORA_RATE if config.lora.rank else FULL_RATE)
+    return (config.text.learning_rate or unet) if group == "text" else unet
 
 
 def token_steps(config: Config) -> int:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
@@ -9,11 +10,11 @@ from PIL import Image
 
 from jaxbooth.config import Config
 from jaxbooth.console import is_main, say, warn
-from jaxbooth.data.buckets import group
+from jaxbooth.data.buckets import enlargement, group
 from jaxbooth.data.framing import Framing, framed
 from jaxbooth.data.images import Folder, Picture, open_picture, scan
 from jaxbooth.data.prior import ClassSet, generate_missing, open_class_sets
-from jaxbooth.data.sheet import sheet
+from jaxbooth.data.sheet import sheet, shrink
 from jaxbooth.diffusion.samplers import make_grid
 from jaxbooth.errors import UserError
 from jaxbooth.files import write_json, write_png
@@ -26,7 +27,9 @@ from jaxbooth.training.checks import check_schedule
 from jaxbooth.training.trainable import read_start, trained_shapes
 from jaxbooth.weights.diffusers_dir import read_json, weight_files
 
-SHEET_COLUMNS = 5
+SHEET_COLUMNS, SHEET_TILES = 5, 200
+SHEET_SIDE = 256  # pixels of a tile's longer side
+MOST_ENLARGED = 1.5  # in each direction; beyond it, what is learned is blurred
 COMMON_SHARE = 0.6  # of a CLIP vocabulary: merges learned early, which are frequent words
 MANY_TOKENS = 4
 BUCKET_STEP = 64  # pixels
@@ -77,6 +80,7 @@ def read_inputs(config: Config, base: Base) -> Inputs:
         say(f"prior on, weight {config.train.prior_weight}: {classset.plan()}")
     if not classes:
         say("prior off: the model may forget the class")
+    class_pictures(config, [classset for classset in classes if classset.found])  # refuses captions of the user's own
     return Inputs(base, instances, classes, class_of, shapes_of(config, base, instances))
 
 
@@ -104,20 +108,35 @@ def check_masks(config: Config, instances: list[Folder]) -> None:
 
 def shapes_of(config: Config, base: Base, instances: list[Folder]) -> dict[tuple[int, int], list[list[Picture]]]:
     """Groups every subject's pictures by the shape that they are trained in: one square, or aspect-ratio buckets."""
-    side = config.resolution
-    if not config.data.buckets:
-        return {(side, side): [folder.pictures for folder in instances]}
-    multiple = base.resolution_multiple
+    side, multiple = config.resolution, base.resolution_multiple
     # Coarser steps than the model needs keep the number of compiled programs small.
     multiple *= max(1, BUCKET_STEP // multiple) if side >= 4 * BUCKET_STEP else 1
-    sizes = [[open_picture(picture.path).image.size for picture in folder.pictures] for folder in instances]
     shapes: dict[tuple[int, int], list[list[Picture]]] = {}
+    factors: dict[Path, float] = {}
     for subject, folder in enumerate(instances):
-        for shape, members in group(sizes[subject], side, multiple).items():
+        sizes = [open_picture(picture.path).image.size for picture in folder.pictures]
+        square = {(side, side): list(range(len(sizes)))}
+        for shape, members in (group(sizes, side, multiple) if config.data.buckets else square).items():
             pictures = shapes.setdefault(shape, [[] for _ in instances])
             pictures[subject] = [folder.pictures[member] for member in members]
-    say(f"buckets: {', '.join(f'{w} x {h} ({sum(map(len, p))})' for (h, w), p in sorted(shapes.items()))}")
+            factors |= {folder.pictures[member].path: enlargement(sizes[member], shape) for member in members}
+    warn_about_small_pictures(factors)
+    if config.data.buckets:
+        say(f"buckets: {', '.join(f'{w} x {h} ({sum(map(len, p))})' for (h, w), p in sorted(shapes.items()))}")
+    if len(shapes) > 1:
+        say(f"the train step will be compiled {len(shapes)} times, once for each bucket")
     return dict(sorted(shapes.items()))
+
+
+def warn_about_small_pictures(factors: dict[Path, float]) -> None:
+    """Warns once about all pictures that are enlarged a lot, given every picture's factor, and names the worst."""
+    small = [path for path, factor in factors.items() if factor > MOST_ENLARGED]
+    if small:
+        worst = max(small, key=lambda path: factors[path])
+        warn(
+            f"{len(small)} of {len(factors)} picture(s) are too small and will look blurred, {worst.name} most "
+            f"(enlarged {factors[worst]:.1f} times); use larger ones or lower --data.resolution."
+        )
 
 
 def framing_of(config: Config, shape: tuple[int, int]) -> Framing:
@@ -161,14 +180,23 @@ def words(prompt: str) -> list[str]:
 
 
 def contact_sheet(config: Config, inputs: Inputs) -> Image.Image:
-    """Draws exactly what the model will see of the subjects: crops, transparency, orientation, masks, captions."""
-    tiles, captions = [], []
+    """Draws exactly what the model will see of the subjects: crops, transparency, orientation, masks, captions.
+
+    The sheet holds the first SHEET_TILES variants, at most SHEET_SIDE pixels long each; every picture is read all the
+    same, so that none turns out damaged later.
+    """
+    tiles, captions, total = [], [], 0
     for shape, subjects in inputs.shapes.items():
         for pictures in subjects:
             variants = framed(pictures, framing_of(config, shape), config.data.masks)
             for picture, seen in zip(pictures, variants, strict=True):
-                tiles += [shade(pixels, mask) for pixels, mask in zip(seen.pixels, seen.masks, strict=True)]
-                captions += [picture.caption] * len(seen.pixels)
+                kept = SHEET_TILES - len(tiles)
+                shown = zip(seen.pixels[:kept], seen.masks[:kept], strict=True)
+                tiles += [shrink(shade(pixels, mask), SHEET_SIDE) for pixels, mask in shown]
+                captions += [picture.caption] * len(seen.pixels[:kept])
+                total += len(seen.pixels)
+    if total > len(tiles):
+        say(f"the contact sheet shows {len(tiles)} of {total} variants and leaves {total - len(tiles)} out")
     return sheet(tiles, captions, min(SHEET_COLUMNS, len(tiles)))
 
 
@@ -208,6 +236,17 @@ def make_class_images(config: Config, base: Base, params: dict[str, Params], cla
     generate_missing(classes, paint, painter.batch)
 
 
-def class_pictures(classes: list[ClassSet]) -> list[list[Picture]]:
-    """Lists the pictures of every class folder."""
-    return [scan(found.folder, found.settings["prompt"], "--data.class-dir").pictures for found in classes]
+def class_pictures(config: Config, classes: list[ClassSet]) -> list[list[Picture]]:
+    """Lists the pictures of every class folder.
+
+    Raises:
+        UserError: a caption of the user's own holds a new word.
+    """
+    found = [scan(classset.folder, classset.settings["prompt"], "--data.class-dir").pictures for classset in classes]
+    for picture in (picture for pictures in found for picture in pictures):
+        for word in config.text.new_tokens:
+            if word in picture.caption:
+                raise UserError(
+                    f"{picture.path}: the caption of this class picture holds the new word {word}; remove it."
+                )
+    return found

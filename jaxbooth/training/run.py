@@ -16,7 +16,7 @@ from jaxbooth.errors import RunFailure
 from jaxbooth.exports import export_result, natural_format
 from jaxbooth.params import Params, cast_matrices, flatten_components, join
 from jaxbooth.pipeline import Base, load_params
-from jaxbooth.run_folder import RunFolder, claim, fill_resolution, read_base, resolve_paths, state_of
+from jaxbooth.run_folder import RunFolder, claim, confirm_base, fill_resolution, read_base, resolve_paths, state_of
 from jaxbooth.sharding import make_mesh
 from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.checks import check_config
@@ -75,6 +75,7 @@ def train(config: Config) -> Result:
     explain_prompts(config, inputs)
     shown = contact_sheet(config, inputs)
     run = claim(config)
+    confirm_base(run, base, record=True)
     write_contact_sheet(run, shown)
     checkpoints = Checkpoints(run.checkpoints, config.train.keep_checkpoints)
     try:
@@ -132,7 +133,7 @@ class Job:
         """Makes missing class images and encodes everything."""
         for classes in self.inputs.classes:
             make_class_images(self.config, self.base, params, classes, self.mesh)
-        found = class_pictures(self.inputs.classes)
+        found = class_pictures(self.config, self.inputs.classes)
         shown = [picture for pictures in found for picture in pictures]
         note_pictures(self.run, {"instance": self.inputs.pictures, "class": shown})
         return make_feed(self.config, self.inputs, params, found, self.mesh)

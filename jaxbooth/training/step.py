@@ -20,7 +20,7 @@ from jaxbooth.diffusion.noising import TimestepSampling, offset_noise, perturb, 
 from jaxbooth.diffusion.objective import Batch, Loss, Losses, reduce_rows, row_losses
 from jaxbooth.params import Params, by_component, cast_matrices, join, precision_of
 from jaxbooth.pipeline import Base
-from jaxbooth.sharding import row_shards, rows_over
+from jaxbooth.sharding import row_shards, rows_over, tracing_for
 from jaxbooth.text import Text
 from jaxbooth.training.optimizer import reported_rate
 from jaxbooth.training.rows import RowPlan, Streams, pick_rows, plan_rows, row_keys
@@ -151,7 +151,7 @@ def gradients(
         drawn = make_batch(task, bank, step, bank_step, part)
         drawn = jax.lax.with_sharding_constraint(drawn, rows_over(task.mesh))
         gradient = jax.grad(lambda values: micro_loss(task, values, frozen, bank, drawn), has_aux=True)
-        with precision_of(task.base.dtype):
+        with precision_of(task.base.dtype), tracing_for(task.mesh):
             grads, losses = gradient(cast)
         return losses, {name: grad.astype(jnp.float32) for name, grad in grads.items()}
 

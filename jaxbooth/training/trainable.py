@@ -82,9 +82,10 @@ def initial_values(base: Base, config: Config, trained: Trained, params: Mapping
             warn(f"{config.lora.init} has no values for {missing} of {total} trained tensors; those start afresh.")
     embeddings = {}
     if base.text.new_tokens:
-        word = config.text.initializer or last_class_word(config)
-        embeddings = initial_embeddings(base.text, params, word)
-        say(f"new word(s) {', '.join(config.text.new_tokens)} start as '{word}'")
+        starts = [initializer_of(config, token.word) for token in base.text.new_tokens]
+        embeddings = initial_embeddings(base.text, params, starts)
+        for token, word in zip(base.text.new_tokens, starts, strict=True):
+            say(f"new word {token.word} starts as '{word}'")
     values: dict[str, AnyArrays] = {}
     for name, shapes in trained.items():
         own = {leaf: params[name][leaf] for leaf in shapes if leaf in params[name]}
@@ -96,16 +97,19 @@ def initial_values(base: Base, config: Config, trained: Trained, params: Mapping
     return start_from(values, lora_file, base, config) if lora_file else values
 
 
-def last_class_word(config: Config) -> str:
-    """Returns the last word of the class prompt.
+def initializer_of(config: Config, word: str) -> str:
+    """Returns what a new word's embedding starts from: as set, or the class of the subject whose prompt has the word.
 
     Raises:
         UserError: there is no class prompt to take it from.
     """
-    words = (config.subjects[0].class_prompt or "").split()
-    if not words:
+    if config.text.initializer:
+        return config.text.initializer
+    subject = next((one for one in config.subjects if word in one.instance_prompt), config.subjects[0])
+    class_words = (subject.class_prompt or "").split()
+    if not class_words:
         raise UserError("--text.initializer is missing: a word that the new embeddings start from, such as dog.")
-    return words[-1]
+    return class_words[-1]
 
 
 def read_start(base: Base, config: Config, trained: Trained) -> LoraWeights:

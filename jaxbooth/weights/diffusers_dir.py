@@ -1,28 +1,32 @@
-"""One component of a diffusers folder: its safetensors, in and out.
+"""One component of a diffusers folder, in: which of its files hold its weights, and those weights on the devices.
 
 Reading is slice by slice: each process reads the part of each tensor that its devices hold, so no host ever needs
-room for the whole model. Writing follows the layout of the folder that the model came from (names, files, metadata,
-buffers), which makes import followed by export reproduce an untouched model byte for byte.
+room for the whole model.
 """
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from jaxbooth.errors import UserError
-from jaxbooth.params import AnyArray, Network, Params
-from jaxbooth.weights.names import canonical, export_array, import_axes, parameter_names
+from jaxbooth.params import Network, Params
+from jaxbooth.weights.names import canonical, import_axes, parameter_names
 
-DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")  # folders that may hold weights
+STEM = "(?:diffusion_pytorch_model|pytorch_model|model)"
+# `model.fp16-00001-of-00002.safetensors` with `model.safetensors.index.fp16.json`; early files have the variant last.
+WEIGHTS = re.compile(
+    STEM + r"(?:\.(?P<variant>\w+))?(?P<shard>-\d+-of-\d+)?(?:\.(?P<last>\w+))?\.(?P<kind>safetensors|bin)"
+)
+INDEX = re.compile(
+    STEM + r"\.(?P<kind>safetensors|bin)(?:\.(?P<last>\w+))?(?P<shard>\.index)(?:\.(?P<variant>\w+))?\.json"
+)
 PLAIN_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")  # before variants such as fp16 beside them
 Placement = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 Tick = Callable[[], object]  # called after each tensor
@@ -59,6 +63,25 @@ def open_tensors(path: Path) -> Any:
         ) from None
 
 
+def variant_of(name: str) -> str:
+    """Returns the variant (fp16, non_ema) in a weight file's or an index's name, or an empty string."""
+    match = WEIGHTS.fullmatch(name) or INDEX.fullmatch(name)
+    return (match["variant"] or match["last"] or "") if match else ""
+
+
+def plain_name(name: str) -> str:
+    """Returns the name of a weight file or an index without its variant, so that readers find it without being told."""
+    variant = variant_of(name)
+    return name.replace(f".{variant}", "", 1) if variant else name
+
+
+def index_file(folder: Path) -> Path | None:
+    """Returns the index of a component in several files; a plain single file makes an index superfluous."""
+    if any((folder / name).exists() for name in PLAIN_NAMES):
+        return None
+    return next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
+
+
 def weight_files(folder: Path) -> dict[str, list[str]]:
     """Returns safetensors file name -> names of the tensors in it, in file order.
 
@@ -67,9 +90,9 @@ def weight_files(folder: Path) -> dict[str, list[str]]:
             that the index names is missing.
     """
     plain = [name for name in PLAIN_NAMES if (folder / name).exists()]
-    indices = sorted(folder.glob("*.safetensors.index.json"))
-    if not plain and indices:
-        shards = sorted(set(read_json(indices[0])["weight_map"].values()))
+    index = index_file(folder)
+    if index:
+        shards = sorted(set(read_json(index)["weight_map"].values()))
     else:
         shards = plain or sorted(path.name for path in folder.glob("*.safetensors"))
         if len(shards) > 1:
@@ -149,45 +172,3 @@ def load_tensor(
         return np.asarray(source[there]).transpose(axes).astype(dtype)
 
     return jax.make_array_from_callback(shape, place(name, shape), read)
-
-
-def save_component(params: Mapping[str, AnyArray], origin: Path, out: Path, dtype: np.dtype | None = None) -> None:
-    """Writes a component's weights into the existing folder `out`, in the layout of `origin`.
-
-    Args:
-        params: parameter name -> array, on the devices or on the host.
-        origin: the component folder that the model was loaded from.
-        dtype: of the written tensors; None keeps each tensor's own of `origin`.
-    """
-    names = parameter_names(params)
-    size = 0
-    for file, stored in weight_files(origin).items():
-        with open_tensors(origin / file) as tensors:
-            written = dict(export_tensor(tensors, name, names, params, dtype) for name in stored)
-            size += sum(tensor.nbytes for tensor in written.values())
-            save_file(written, out / plain_name(file), metadata=tensors.metadata())
-    for index in origin.glob("*.safetensors.index.json"):
-        content = read_json(index)
-        content["metadata"]["total_size"] = size
-        content["weight_map"] = {name: plain_name(file) for name, file in content["weight_map"].items()}
-        (out / plain_name(index.name)).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
-def plain_name(file: str) -> str:
-    """Returns a weight file's name without its variant, so that readers find it without being told."""
-    return re.sub(r"\.(fp16|bf16|non_ema)(?=[.-])", "", file)
-
-
-def export_tensor(
-    tensors: Any, stored: str, names: dict[str, str], params: Mapping[str, AnyArray], dtype: np.dtype | None
-) -> tuple[str, np.ndarray]:
-    """Returns the name and content under which one tensor of the original file is written again."""
-    today = canonical(stored)
-    if today is None:
-        return stored, tensors.get_tensor(stored)
-    name = names[today]
-    kept = DTYPES[tensors.get_slice(stored).get_dtype()]
-    is_bare_clip = stored.startswith(("embeddings.", "encoder.layers.", "final_layer_norm."))
-    exported = f"text_model.{stored}" if is_bare_clip else stored  # readers before transformers 5 need the prefix
-    with np.errstate(over="ignore"):  # an overflow to infinity is found when the export is verified
-        return exported, export_array(name, np.asarray(params[name])).astype(dtype or kept)

@@ -15,14 +15,18 @@ from typing import Any
 
 from jaxbooth.console import say, warn
 from jaxbooth.errors import RunFailure, UserError
-from jaxbooth.weights.prepared import PARTS, check_variant, choose_weights
+from jaxbooth.family import family_of
+from jaxbooth.weights.diffusers_dir import COMPONENTS, read_json
+from jaxbooth.weights.prepared import check_variant, choose_weights
 
 # What is read as it is; safety checkers and feature extractors are not.
 CONFIGURATIONS = re.compile(
     r"model_index\.json|scheduler/scheduler_config\.json|(unet|vae|text_encoder(_2)?)/config\.json"
     r"|tokenizer(_2)?/[\w.-]+\.(json|txt)"
 )
-Choice = Callable[[list[str]], list[str]]  # the files of a repository -> those to fetch
+INDEX = "model_index.json"
+Read = Callable[[str], Path]  # a small file of a repository -> where it lies, fetched if need be
+Choice = Callable[[list[str], Read], list[str]]  # the files of a repository -> those to fetch
 
 
 def download(
@@ -39,13 +43,20 @@ def download(
         vae_only: `repo` is a VAE, or a model of which the VAE is wanted.
 
     Raises:
-        UserError: no such repository, revision or variant, no access to it, or no usable weights in it.
+        UserError: no such repository, revision or variant, no access to it, no usable weights in it, or a model of
+            another kind, which is refused before its weights are fetched.
         RunFailure: the Hub cannot be reached or the transfer broke off.
     """
     what = f"{'VAE' if vae_only else 'model'} {repo}"
-    if vae_only:
-        return fetch(repo, revision, offline, what, lambda files: vae_files(files, variant, allow_pickle, what))
-    return fetch(repo, revision, offline, what, lambda files: model_files(files, variant, allow_pickle, what))
+
+    def choose(files: list[str], read: Read) -> list[str]:
+        if vae_only:
+            return vae_files(files, variant, allow_pickle, what)
+        if INDEX in files:
+            family_of(read_json(read(INDEX)), Path(repo))
+        return model_files(files, variant, allow_pickle, what)
+
+    return fetch(repo, revision, offline, what, choose)
 
 
 def download_file(repo: str, revision: str | None, file: str, offline: bool) -> Path:
@@ -55,7 +66,7 @@ def download_file(repo: str, revision: str | None, file: str, offline: bool) -> 
         UserError, RunFailure: as `download`.
     """
 
-    def choose(files: list[str]) -> list[str]:
+    def choose(files: list[str], _: Read) -> list[str]:
         if file not in files:
             raise UserError(f"model {repo} has no file {file}; it holds {listing(files)}.")
         return [file]
@@ -69,7 +80,7 @@ def model_files(files: list[str], variant: str | None, allow_pickle: bool, what:
     Raises:
         UserError: a component has no usable weights; the message says what is there.
     """
-    if "model_index.json" not in files:
+    if INDEX not in files:
         single = [name for name in files if name.endswith(".safetensors") and "/" not in name]
         hint = f"; to use one file, add its name (/{single[0]})" if single else ""
         raise UserError(
@@ -77,7 +88,7 @@ def model_files(files: list[str], variant: str | None, allow_pickle: bool, what:
         )
     check_variant(files, variant, what)
     needed = [name for name in files if CONFIGURATIONS.fullmatch(name)]
-    for part in PARTS:
+    for part in COMPONENTS:
         if part != "text_encoder_2" or f"{part}/config.json" in files:
             needed += weights_in(f"{part}/", files, variant, allow_pickle, what)
     return sorted(needed)
@@ -122,7 +133,7 @@ def fetch(repo: str, revision: str | None, offline: bool, what: str, choose: Cho
     Returns:
         The folder of the repository's commit in the cache.
     """
-    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     with hub_errors(what, revision):
@@ -138,7 +149,10 @@ def fetch(repo: str, revision: str | None, offline: bool, what: str, choose: Cho
             folder = cached(repo, revision, what, choose, reason)
             warn(f"{reason}; {what} is taken from the cache.")
             return folder
-        files = choose([file.rfilename for file in info.siblings or ()])
+        files = choose(
+            [file.rfilename for file in info.siblings or ()],
+            lambda name: Path(hf_hub_download(repo, name, revision=revision)),
+        )
         announce(repo, [file for file in info.siblings or () if file.rfilename in files], what)
         return Path(snapshot_download(repo, revision=revision, allow_patterns=files))
 
@@ -161,7 +175,8 @@ def cached(repo: str, revision: str | None, what: str, choose: Choice, reason: s
             f"{what}{at} is neither a local path nor in the cache ({constants.HF_HUB_CACHE}), and {reason}."
         ) from None
     try:
-        choose(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
+        files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        choose(files, lambda name: folder / name)
     except UserError as error:
         raise UserError(f"the cache ({folder}) does not hold all that is needed, and {reason}: {error}") from None
     return folder

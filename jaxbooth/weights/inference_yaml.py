@@ -1,17 +1,19 @@
-"""The configuration that web UIs of CompVis' code want beside an SD 2.x checkpoint that predicts v.
+"""The configuration that web UIs of CompVis' code want beside an SD 1.x or 2.x checkpoint that predicts v.
 
-Reference: `configs/stable-diffusion/v2-inference-v.yaml` of https://github.com/Stability-AI/stablediffusion.
+Reference: `configs/stable-diffusion/v2-inference-v.yaml` of https://github.com/Stability-AI/stablediffusion, and
+`configs/stable-diffusion/v1-inference.yaml` of https://github.com/CompVis/stable-diffusion.
 """
 
 from typing import Any
 
 from jaxbooth.models.config import CLIPTextConfig, UNetConfig
+from jaxbooth.weights.ldm_layout import is_openclip
 
 MODULES = "ldm.modules"
 
 
 def inference_config(unet: UNetConfig, text: CLIPTextConfig) -> dict[str, Any]:
-    """Returns the content of the YAML file of an SD 2.x model that predicts v."""
+    """Returns the content of the YAML file of an SD 1.x or 2.x model that predicts v."""
     return {
         "model": {
             "base_learning_rate": 1.0e-4,
@@ -25,7 +27,7 @@ def inference_config(unet: UNetConfig, text: CLIPTextConfig) -> dict[str, Any]:
                 "timesteps": 1000,
                 "first_stage_key": "jpg",
                 "cond_stage_key": "txt",
-                "image_size": unet.sample_size or 96,
+                "image_size": unet.sample_size or (96 if is_openclip(text) else 64),
                 "channels": unet.in_channels,
                 "cond_stage_trainable": False,
                 "conditioning_key": "crossattn",
@@ -34,18 +36,26 @@ def inference_config(unet: UNetConfig, text: CLIPTextConfig) -> dict[str, Any]:
                 "use_ema": False,
                 "unet_config": unet_section(unet),
                 "first_stage_config": vae_section(),
-                "cond_stage_config": {
-                    "target": f"{MODULES}.encoders.modules.FrozenOpenCLIPEmbedder",
-                    "params": {"freeze": True, "layer": "penultimate", "max_length": text.max_position_embeddings},
-                },
+                "cond_stage_config": tower_section(text),
             },
         }
+    }
+
+
+def tower_section(text: CLIPTextConfig) -> dict[str, Any]:
+    """Returns the text tower's part: OpenAI's CLIP, which needs no settings, or OpenCLIP."""
+    if not is_openclip(text):
+        return {"target": f"{MODULES}.encoders.modules.FrozenCLIPEmbedder"}
+    return {
+        "target": f"{MODULES}.encoders.modules.FrozenOpenCLIPEmbedder",
+        "params": {"freeze": True, "layer": "penultimate", "max_length": text.max_position_embeddings},
     }
 
 
 def unet_section(unet: UNetConfig) -> dict[str, Any]:
     """Returns the UNet's part; LDM gives its attention by downsampling factor."""
     width = unet.block_out_channels[0]
+    heads = {"num_head_channels": width // unet.heads[0], "use_linear_in_transformer": True}
     crossed = [2**level for level, kind in enumerate(unet.down_block_types) if kind.startswith("CrossAttn")]
     return {
         "target": f"{MODULES}.diffusionmodules.openaimodel.UNetModel",
@@ -59,9 +69,8 @@ def unet_section(unet: UNetConfig) -> dict[str, Any]:
             "attention_resolutions": crossed[::-1],
             "num_res_blocks": unet.layers_per_block,
             "channel_mult": [channels // width for channels in unet.block_out_channels],
-            "num_head_channels": width // unet.heads[0],
+            **(heads if unet.use_linear_projection else {"num_heads": unet.heads[0]}),
             "use_spatial_transformer": True,
-            "use_linear_in_transformer": unet.use_linear_projection,
             "transformer_depth": unet.transformer_layers[0],
             "context_dim": unet.cross_attention_dim,
             "legacy": False,
@@ -70,7 +79,7 @@ def unet_section(unet: UNetConfig) -> dict[str, Any]:
 
 
 def vae_section() -> dict[str, Any]:
-    """Returns the VAE's part, the same in every SD 2.x model."""
+    """Returns the VAE's part, the same in every model."""
     return {
         "target": "ldm.models.autoencoder.AutoencoderKL",
         "params": {

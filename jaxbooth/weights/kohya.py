@@ -7,15 +7,15 @@ the base model's modules; a reader inverts what it built.
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
 
 from jaxbooth.errors import UserError
 from jaxbooth.models.config import UNetConfig
 from jaxbooth.params import Network
+from jaxbooth.weights.diffusers_dir import COMPONENTS
+from jaxbooth.weights.families import Family
 from jaxbooth.weights.ldm_names import unet_key
 
-Generation = Literal["sd1", "sd2", "sdxl"]
-LORA_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+LORA_COMPONENTS = tuple(name for name in COMPONENTS if name != "vae")
 CONTEXT_WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}  # what cross-attention reads
 CONTEXT_READER = re.compile(r"attn2[._](processor\.)?to_[kv]$")
 OTHER_FAMILIES = ((r"double_blocks|single_(transformer_)?blocks", "FLUX"), (r"joint_blocks|add_k_proj", "SD 3"))
@@ -39,16 +39,20 @@ UNSUPPORTED = {
     r"\.lora_B\.bias": "LoRA with biases", r"\.on_input$": "IA3", r"\.diff(_b)?$|\.[wb]_norm$": "full differences",
 }  # fmt: skip
 
-ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2-512", "sdxl": "stable-diffusion-xl-v1-base"}
+ARCHITECTURES = {
+    "sd15": "stable-diffusion-v1",
+    "sd21": "stable-diffusion-v2-512",
+    "sdxl": "stable-diffusion-xl-v1-base",
+}
 LARGE_SD2 = "stable-diffusion-v2-768-v"
-BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
+BASE_VERSIONS = {"sd15": "sd_v1", "sd21": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 
 
-def generation(config: UNetConfig) -> Generation:
+def unet_family(config: UNetConfig) -> Family:
     """Tells the families apart by their structure: added conditions (XL), linear projections (2.x)."""
     if config.addition_embed_type == "text_time":
         return "sdxl"
-    return "sd2" if config.use_linear_projection else "sd1"
+    return "sd21" if config.use_linear_projection else "sd15"
 
 
 def published_path(component: str, module: str) -> str:
@@ -58,7 +62,7 @@ def published_path(component: str, module: str) -> str:
 
 def kohya_name(component: str, module: str, config: UNetConfig) -> str:
     """Returns the name that kohya's `networks/lora.py` gives a module: diffusers paths, but SGM's in an SDXL UNet."""
-    is_xl = generation(config) == "sdxl"
+    is_xl = unet_family(config) == "sdxl"
     prefix = {"unet": "lora_unet", "text_encoder": "lora_te1" if is_xl else "lora_te", "text_encoder_2": "lora_te2"}
     path = unet_key(module, config) if component == "unet" and is_xl else published_path(component, module)
     return underscored(prefix[component], path)
@@ -145,14 +149,14 @@ def kohya_metadata(config: UNetConfig, ranks: Iterable[int], alpha: float, is_do
 
     The module that reads DoRA is LyCORIS; kohya's own `networks.lora` knows none.
     """
-    kind, dims = generation(config), set(ranks)
-    is_large_sd2 = kind == "sd2" and (config.sample_size or 64) > 64
+    kind, dims = unet_family(config), set(ranks)
+    is_large_sd2 = kind == "sd21" and (config.sample_size or 64) > 64
     return {
         "ss_network_module": "lycoris.kohya" if is_dora else "networks.lora",
         "ss_network_dim": str(*dims) if len(dims) == 1 else "Dynamic",
         "ss_network_alpha": f"{alpha:g}",
         "ss_base_model_version": BASE_VERSIONS[kind],
-        "ss_v2": str(kind == "sd2"),
+        "ss_v2": str(kind == "sd21"),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"{LARGE_SD2 if is_large_sd2 else ARCHITECTURES[kind]}/lora",
     }

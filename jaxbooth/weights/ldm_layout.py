@@ -8,7 +8,6 @@ prefixes from whether there is a second tower.
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from flax import nnx
@@ -19,13 +18,12 @@ from jaxbooth.models.layers import Make
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.models.vae import AutoencoderKL
 from jaxbooth.params import describe
-from jaxbooth.weights.diffusers_dir import read_json
+from jaxbooth.weights.diffusers_dir import COMPONENTS, read_json
+from jaxbooth.weights.families import Family
 from jaxbooth.weights.ldm_names import UNET_PREFIX, VAE_PREFIX, clip_key, openclip_key, unet_key, vae_key
 from jaxbooth.weights.names import import_axes, torch_name
 
-Family = Literal["sd15", "sd21", "sdxl"]
 Shape = tuple[int, ...]
-COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 CONFIGS = {"unet": UNetConfig, "vae": VAEConfig, "text_encoder": CLIPTextConfig, "text_encoder_2": CLIPTextConfig}
 
 

@@ -9,14 +9,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors.numpy import save
 
 from jaxbooth.errors import UserError
-from jaxbooth.files import write_bytes
 from jaxbooth.models.config import UNetConfig
 from jaxbooth.models.lora import DOWN, MAGNITUDE, UP, adapted_layers
 from jaxbooth.params import Network, without_prefix
@@ -31,6 +30,7 @@ from jaxbooth.weights.kohya import (
     some,
 )
 from jaxbooth.weights.names import export_array, import_axes
+from jaxbooth.weights.stream import Tensor, write_tensors
 
 METADATA_KEY = "lora_adapter_metadata"  # diffusers `loaders/lora_base.py`
 
@@ -213,7 +213,7 @@ def write_peft(path: Path, lora: LoraWeights, metadata: Mapping[str, str], dtype
                 shape = (1, -1, 1, 1) if adapter.down.ndim == 4 else (-1,)
                 tensors[f"{name}.{leaf}"] = adapter.magnitude.reshape(shape)
     head = {"format": "pt", METADATA_KEY: json.dumps(config, indent=2, sort_keys=True)}
-    return write_tensors(path, tensors, dict(metadata) | head, dtype)
+    return write_arrays(path, tensors, dict(metadata) | head, dtype)
 
 
 def peft_config(path: Path, adapters: list[Adapter]) -> dict[str, Any]:
@@ -263,18 +263,20 @@ def write_kohya(
             tensors[f"{name}.dora_scale"] = adapter.magnitude.reshape(-1, *(1 for _ in adapter.down.shape[1:]))
     is_dora = any(adapter.magnitude is not None for adapter in adapters)
     head = kohya_metadata(unet_config, [adapter.rank for adapter in adapters], alpha, is_dora)
-    return write_tensors(path, tensors, {"format": "pt"} | head | dict(metadata), dtype)
+    return write_arrays(path, tensors, {"format": "pt"} | head | dict(metadata), dtype)
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str], dtype: np.dtype | None
-) -> int:
-    """Writes a safetensors file that was not there, whole or not at all; returns the number of tensors."""
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str], dtype: np.dtype | None) -> int:
+    """Writes a safetensors file that was not there; returns the number of tensors.
+
+    Args:
+        dtype: of the written matrices and vectors; None is float32. Single numbers are always float32.
+    """
     if path.exists():
         raise UserError(f"{path} exists already; choose another --out or remove it.")
-    written = {
-        name: np.asarray(value, dtype or np.float32 if value.ndim else np.float32, order="C")
-        for name, value in tensors.items()
-    }
-    write_bytes(path, save(written, metadata))
-    return len(written)
+    tensors = []
+    for name, value in arrays.items():
+        kept = np.dtype(dtype or np.float32 if value.ndim else np.float32)
+        tensors.append(Tensor(name, kept, value.shape, partial(np.asarray, value, kept)))
+    write_tensors(path, tensors, metadata)
+    return len(tensors)

@@ -4,7 +4,6 @@ A pickle can run code when it is opened, so the user has to ask for it, and PyTo
 tensors and plain containers.
 """
 
-import re
 import zipfile
 from collections.abc import Mapping
 from functools import partial
@@ -40,19 +39,18 @@ def open_checkpoint(file: Path, allow_pickle: bool) -> Any:
     return PickledTensors(load_pickle(file))
 
 
-def unpickle_component(bin_file: Path, folder: Path) -> None:
-    """Writes a component's `.bin` as safetensors into the existing `folder`, under the name that readers look for.
+def unpickle(bin_file: Path, out: Path) -> None:
+    """Writes one of a component's `.bin` files as safetensors.
 
     Raises:
         UserError: the file is damaged, or holds more than tensors.
     """
     source = PickledTensors(load_pickle(bin_file))
-    file = re.sub("^pytorch_model", "model", bin_file.stem) + ".safetensors"
     tensors = [
         Tensor(name, stored_dtype(source, name, bin_file), tuple(value.shape), partial(source.get_tensor, name))
         for name, value in source.state.items()
     ]
-    write_tensors(folder / file, tensors, {"format": "pt"})
+    write_tensors(out, tensors, {"format": "pt"})
 
 
 class PickledTensors:

@@ -1,4 +1,4 @@
-"""A whole diffusers folder, out: trained components rewritten, everything else copied as it is."""
+"""A whole diffusers folder, out: components that change are rewritten, everything else is copied as it is."""
 
 import shutil
 from collections.abc import Mapping
@@ -11,7 +11,8 @@ import numpy as np
 from jaxbooth.console import progress
 from jaxbooth.files import write_json
 from jaxbooth.params import Params
-from jaxbooth.weights.diffusers_dir import COMPONENTS, plain_name, read_json, save_component, weight_files
+from jaxbooth.weights.component import Component, save_component
+from jaxbooth.weights.diffusers_dir import COMPONENTS, index_file, plain_name, read_json, weight_files
 
 ExportDtype = Literal["base", "float32", "float16", "bfloat16"]
 ExportFormat = Literal["diffusers", "single-file", "lora", "embeddings"]
@@ -25,16 +26,20 @@ def write_folder(base: Path, params: Mapping[str, Params], out: Path, dtype: Exp
 
     Args:
         base: the folder that the model came from; its configurations and its layout are kept.
-        params: component -> parameters to write; components without are copied.
-        dtype: of the written components; "base" keeps what the base model's files have.
+        params: component -> parameters to write; components without keep the base model's.
+        dtype: of all components; "base" keeps what the base model's files have, and copies untouched ones.
     """
     components = [name for name in COMPONENTS if (base / name).is_dir()]
     with progress("export", len(components)) as bar:
         for component in components:
             bar.note(component)
-            copy_component(base / component, out / component, weights=component not in params)
-            if component in params:
-                save_component(params[component], base / component, out / component, DTYPES[dtype])
+            (out / component).mkdir()
+            shutil.copyfile(base / component / "config.json", out / component / "config.json")
+            if component in params or DTYPES[dtype]:
+                written = Component(base / component, params.get(component, {}), DTYPES[dtype])
+                save_component(written, out / component)
+            else:
+                copy_weights(base / component, out / component)
             bar.advance()
     for name in COPIED:
         if (base / name).is_dir():
@@ -55,10 +60,8 @@ def write_index(base: Path, out: Path) -> None:
     write_json(out / "model_index.json", index)
 
 
-def copy_component(source: Path, target: Path, weights: bool) -> None:
-    """Copies a component's configuration, and its weight files if asked."""
-    target.mkdir()
-    shutil.copyfile(source / "config.json", target / "config.json")
-    if weights:
-        for path in [source / name for name in weight_files(source)] + sorted(source.glob("*.index.json")):
-            shutil.copyfile(path, target / plain_name(path.name))
+def copy_weights(source: Path, target: Path) -> None:
+    """Copies a component's weight files, and their index."""
+    index = index_file(source)
+    for path in [*(source / name for name in weight_files(source)), *([index] if index else [])]:
+        shutil.copyfile(path, target / plain_name(path.name))

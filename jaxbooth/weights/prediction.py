@@ -7,7 +7,7 @@ import numpy as np
 import yaml
 
 from jaxbooth.errors import UserError
-from jaxbooth.weights.ldm_layout import Family
+from jaxbooth.weights.families import Family
 from jaxbooth.weights.ldm_names import UNET_PREFIX
 
 V_MARKER, ZERO_SNR_MARKER = "v_pred", "ztsnr"  # empty tensors; NoobAI-XL began it, ComfyUI and Forge read them

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
@@ -18,32 +18,12 @@ from typing import Any
 from jaxbooth.console import say
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.files import write_json
-from jaxbooth.weights.diffusers_dir import open_tensors, read_json
-from jaxbooth.weights.pickles import PICKLES, unpickle_component
+from jaxbooth.weights.diffusers_dir import COMPONENTS, INDEX, WEIGHTS, open_tensors, plain_name, read_json, variant_of
+from jaxbooth.weights.pickles import PICKLES, unpickle
 from jaxbooth.weights.single_file import unpack, unpack_vae
 
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
-STEM = "(?:diffusion_pytorch_model|pytorch_model|model)"
-# `model.fp16-00001-of-00002.safetensors` with `model.safetensors.index.fp16.json`; early files have the variant last.
-WEIGHTS = re.compile(
-    STEM + r"(?:\.(?P<variant>\w+))?(?P<shard>-\d+-of-\d+)?(?:\.(?P<last>\w+))?\.(?P<kind>safetensors|bin)"
-)
-INDEX = re.compile(
-    STEM + r"\.(?P<kind>safetensors|bin)(?:\.(?P<last>\w+))?(?P<shard>\.index)(?:\.(?P<variant>\w+))?\.json"
-)
+LAYOUT_VERSION = 1  # of prepared folders; a change of what the converters write counts it up
 Make = Callable[[Path], None]  # writes one entry of a prepared folder
-
-
-def variant_of(name: str) -> str:
-    """Returns the variant (fp16, non_ema) in a weight file's or an index's name, or an empty string."""
-    match = WEIGHTS.fullmatch(name) or INDEX.fullmatch(name)
-    return (match["variant"] or match["last"] or "") if match else ""
-
-
-def plain_file(name: str) -> str:
-    """Returns the name that a weight file or an index has without its variant."""
-    variant = variant_of(name)
-    return name.replace(f".{variant}", "", 1) if variant else name
 
 
 def weight_sets(names: Iterable[str], kind: str) -> dict[str, list[str]]:
@@ -89,7 +69,7 @@ def check_variant(files: Iterable[str], variant: str | None, what: str) -> None:
     Raises:
         UserError: the message names the variants that there are.
     """
-    found = {variant_of(name) for part, _, name in (file.partition("/") for file in files) if part in PARTS} - {""}
+    found = {variant_of(name) for part, _, name in (file.partition("/") for file in files) if part in COMPONENTS} - {""}
     if variant and variant not in found:
         there = f"it has {' and '.join(sorted(found))}" if found else "it has none"
         raise UserError(f"{what} has no variant {variant}; {there}.")
@@ -123,7 +103,7 @@ def prepare(
     if not makers:
         return model
     asked = {"variant": variant, "allow_pickle": allow_pickle, "prediction_type": prediction_type}
-    return kept(model, vae, asked, partial(overlay, model, makers))
+    return kept([model, *([vae] if vae else [])], asked, partial(overlay, model, makers))
 
 
 def unpacked(file: Path, prediction_type: str | None, allow_pickle: bool) -> Path:
@@ -146,7 +126,7 @@ def unpacked(file: Path, prediction_type: str | None, allow_pickle: bool) -> Pat
         say(f"{file} ({file.stat().st_size / 1e9:.2f} GB) is converted once, into {cache_folder()}.")
         unpack(file, folder, prediction_type=prediction_type, allow_pickle=allow_pickle)
 
-    return kept(file, None, {"prediction_type": prediction_type}, build)
+    return kept([file, file.with_suffix(".yaml")], {"prediction_type": prediction_type}, build)
 
 
 def changes(
@@ -154,11 +134,11 @@ def changes(
 ) -> dict[str, Make]:
     """Returns entry of the model's folder -> what writes it, for those that cannot stay as they are."""
     makers: dict[str, Make] = {}
-    parts = {part: file_names(model / part) for part in PARTS if not (vae and part == "vae")}
+    parts = {part: file_names(model / part) for part in COMPONENTS if not (vae and part == "vae")}
     check_variant((f"{part}/{name}" for part, names in parts.items() for name in names), variant, f"model {model}")
     for part, names in parts.items():
         files = choose_weights(names, variant, allow_pickle, str(model / part))
-        renamed = [name for name in files if plain_file(name) != name]
+        renamed = [name for name in files if plain_name(name) != name]
         # A single file of any name is read as it is, unless a plain one beside it would go first.
         if any(".bin" in name for name in files) or (renamed and (variant or len(files) > 1)):
             makers[part] = partial(write_component, model / part, files)
@@ -185,18 +165,21 @@ def write_component(source: Path, files: list[str], out: Path) -> None:
     out.mkdir()
     if (source / "config.json").exists():
         (out / "config.json").symlink_to((source / "config.json").absolute())
-    if any(".bin" in name for name in files):
-        if len(files) > 1:
-            raise UserError(f"{source} holds weights in several .bin files; use a model with safetensors.")
-        unpickle_component(source / files[0], out)
-        return
     for name in files:
+        target = out / safetensors_name(name)
         if name.endswith(".json"):
             index = read_json(source / name)
-            shards = {tensor: plain_file(file) for tensor, file in index["weight_map"].items()}
-            write_json(out / plain_file(name), index | {"weight_map": shards})
+            shards = {tensor: safetensors_name(file) for tensor, file in index["weight_map"].items()}
+            write_json(target, index | {"weight_map": shards})
+        elif name.endswith(".bin"):
+            unpickle(source / name, target)
         else:
-            (out / plain_file(name)).symlink_to((source / name).absolute())
+            target.symlink_to((source / name).absolute())
+
+
+def safetensors_name(name: str) -> str:
+    """Returns the plain name of a component's weight file or index, once it is safetensors."""
+    return re.sub("^pytorch_model", "model", plain_name(name)).replace(".bin", ".safetensors")
 
 
 def write_vae(vae: Path, model: Path, variant: str | None, allow_pickle: bool, out: Path) -> None:
@@ -224,15 +207,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("JAXBOOTH_CACHE") or "~/.cache/jaxbooth").expanduser() / "models"
 
 
-def kept(original: Path, vae: Path | None, asked: dict[str, Any], build: Make) -> Path:
+def kept(originals: Sequence[Path], asked: dict[str, Any], build: Make) -> Path:
     """Returns the prepared folder of these originals and wishes, after `build` has written it if it is not there.
+
+    Args:
+        originals: files and folders that `build` reads, the model first; what does not exist is an answer too.
 
     Raises:
         RunFailure: the folder cannot be written.
     """
-    facts = json.dumps([fingerprint(original), vae and fingerprint(vae), asked])
-    repository = next((part for part in original.absolute().parts if part.startswith("models--")), "")
-    name = repository.removeprefix("models--") or original.stem
+    facts = json.dumps([LAYOUT_VERSION, [stats_of(path) for path in originals], asked])
+    repository = next((part for part in originals[0].absolute().parts if part.startswith("models--")), "")
+    name = repository.removeprefix("models--") or originals[0].stem
     folder = cache_folder() / f"{name}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
     if folder.is_dir():
         return folder
@@ -243,16 +229,17 @@ def kept(original: Path, vae: Path | None, asked: dict[str, Any], build: Make) -
         raise RunFailure(f"{folder.parent} cannot be written ({error.strerror}); set JAXBOOTH_CACHE.") from None
     try:
         build(aside / "model")
-        if not folder.is_dir():  # another process may have been faster
-            (aside / "model").rename(folder)
+        (aside / "model").rename(folder)
     except OSError as error:
+        if folder.is_dir():  # another process was faster
+            return folder
         raise RunFailure(f"{folder} could not be written ({error.strerror or error}); set JAXBOOTH_CACHE.") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 
-def fingerprint(original: Path) -> list[Any]:
+def stats_of(original: Path) -> list[Any]:
     """Returns what tells whether a file, or the files of a folder, are still the same."""
     files = [original] if original.is_file() else sorted([*original.glob("*"), *original.glob("*/*")])
     facts = [(str(path.absolute()), path.stat()) for path in files if path.is_file()]

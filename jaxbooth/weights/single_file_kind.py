@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxbooth.errors import UserError
-from jaxbooth.weights.ldm_layout import Family
+from jaxbooth.weights.families import Family
 from jaxbooth.weights.ldm_names import UNET_PREFIX
 
 INPUT = f"{UNET_PREFIX}input_blocks.0.0.weight"

@@ -1,14 +1,16 @@
-"""Writes a safetensors file one tensor at a time, so that no model has to fit in memory.
+"""Writes a safetensors file one tensor at a time, so that no model has to fit in memory twice.
 
 The bytes are those of `safetensors.numpy.save_file` (https://github.com/huggingface/safetensors#format): an eight-byte
 length, the JSON header, and the tensors by descending dtype and then by name.
 """
 
 import json
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -42,14 +44,31 @@ class Tensor:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
-def write_tensors(path: Path, tensors: Iterable[Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file.
+def write_tensors(path: Path, tensors: Iterable[Tensor], metadata: Mapping[str, str] | None) -> None:
+    """Writes a safetensors file, which appears whole or not at all.
+
+    Args:
+        metadata: of the file's head; None is a file without.
 
     Raises:
         ValueError: a tensor's content is not what was announced.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write_to(file, tensors, metadata)
+        os.chmod(aside, 0o644)
+        os.replace(aside, path)
+    except BaseException:
+        os.unlink(aside)
+        raise
+
+
+def write_to(file: BinaryIO, tensors: Iterable[Tensor], metadata: Mapping[str, str] | None) -> None:
+    """Writes the content of a safetensors file."""
     ordered = sorted(tensors, key=lambda tensor: (ORDER.index(tensor.dtype), tensor.name))
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     offset = 0
     for tensor in ordered:
         end = offset + tensor.nbytes
@@ -59,14 +78,15 @@ def write_tensors(path: Path, tensors: Iterable[Tensor], metadata: Mapping[str, 
         offset = end
     encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     encoded += b" " * (-len(encoded) % ALIGNMENT)
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little"))
-        file.write(encoded)
-        for tensor in ordered:
-            content = np.ascontiguousarray(tensor.read()).reshape(tensor.shape)
-            if content.dtype != tensor.dtype:
-                raise ValueError(f"{tensor.name} is {content.dtype} and was announced as {tensor.dtype}")
-            file.write(content.reshape(-1).view(np.uint8).data)
+    file.write(len(encoded).to_bytes(8, "little"))
+    file.write(encoded)
+    for tensor in ordered:
+        content = np.asarray(tensor.read(), order="C")
+        if content.dtype != tensor.dtype:
+            raise ValueError(f"{tensor.name} is {content.dtype} and was announced as {tensor.dtype}")
+        if content.shape != tensor.shape:
+            raise ValueError(f"{tensor.name} has shape {content.shape} and was announced with {tensor.shape}")
+        file.write(content.reshape(-1).view(np.uint8).data)
 
 
 def stored_dtype(source: Any, name: str, file: Path) -> np.dtype:

@@ -86,7 +86,6 @@ def tokenizer(pad_token: str) -> transformers.CLIPTokenizer:
 def in_torch(folder: Path) -> Any:
     """Opens a folder in diffusers, in float32."""
     diffusers.utils.logging.disable_progress_bar()
-    torch.set_num_threads(1)  # such small work spread over busy cores takes up to a hundred times as long
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     for name in ("text_encoder", "text_encoder_2"):

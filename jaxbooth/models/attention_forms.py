@@ -1,0 +1,106 @@
+"""The forms that attention is computed in. All map (batch, length, heads, width) arrays alike; they differ in memory.
+
+`jaxbooth.models.attention` chooses among them. Every form works on what one device holds.
+"""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental.pallas.ops.tpu import splash_attention
+
+FormName = Literal["plain", "chunked", "splash", "cudnn"]
+
+QUERY_CHUNK = 512
+SPLASH_BLOCK = 512  # queries and keys that the TPU kernel holds at once
+TPUS_WITHOUT_SPLASH = ("TPU v2", "TPU v3")  # their compiler refuses bfloat16 products in kernels
+
+
+def plain_attention(query: Array, key: Array, value: Array, is_causal: bool = False) -> Array:
+    """Builds all scores, in float32: length x source_length of them for every head."""
+    return jax.nn.dot_product_attention(query, key, value, is_causal=is_causal)
+
+
+def query_chunked_attention(query: Array, key: Array, value: Array, longest: int = QUERY_CHUNK) -> Array:
+    """Takes query rows a chunk at a time; the backward pass recomputes each chunk's scores.
+
+    Memory grows with chunk x source_length and not with length x source_length.
+
+    Args:
+        longest: chunks have as many rows as divide the length, at most this many.
+    """
+    batch, length, heads, width = query.shape
+    chunk = next(size for size in range(min(longest, length), 0, -1) if length % size == 0)
+    chunks = jnp.moveaxis(query.reshape(batch, length // chunk, chunk, heads, width), 1, 0)
+    one = jax.checkpoint(functools.partial(plain_attention, key=key, value=value))
+    return jnp.moveaxis(jax.lax.map(one, chunks), 0, 1).reshape(query.shape)
+
+
+def splash(query: Array, key: Array, value: Array, interpret: bool = False) -> Array:
+    """JAX's flash attention for TPUs; no scores leave the chip.
+
+    The kernel takes (heads, length, width), has no scale, and wants lengths in whole blocks: queries come scaled, and
+    the rows that fill the last block are given to another segment, which no real query sees.
+
+    Args:
+        interpret: run the kernel as plain JAX, on any platform.
+    """
+    length, source_length = query.shape[1], key.shape[1]
+    query, key, value = (to_blocks(x) for x in (query * query.shape[-1] ** -0.5, key, value))
+    padded, source_padded = query.shape[2], key.shape[2]
+    segments = None
+    if (padded, source_padded) != (length, source_length):
+        filling = jnp.arange(source_padded, dtype=jnp.int32) >= source_length
+        segments = splash_attention.SegmentIds(jnp.zeros(padded, jnp.int32), filling.astype(jnp.int32))
+    everything = splash_attention.FullMask((padded, source_padded))
+    kernel = splash_attention.make_splash_mha_single_device(
+        splash_attention.MultiHeadMask([everything] * query.shape[1]),
+        block_sizes=splash_blocks(),
+        interpret=interpret,
+    )
+    out = jax.vmap(functools.partial(kernel, segment_ids=segments))(query, key, value)
+    return out[:, :, :length].swapaxes(1, 2)
+
+
+def to_blocks(x: Array) -> Array:
+    """Returns (batch, heads, length, width) of (batch, length, heads, width), zeros filling the last block."""
+    return jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, -x.shape[1] % SPLASH_BLOCK), (0, 0)))
+
+
+def splash_blocks() -> splash_attention.BlockSizes:
+    """Every loop of the kernel and of its two backward kernels steps over whole blocks."""
+    size = SPLASH_BLOCK
+    return splash_attention.BlockSizes(
+        block_q=size,
+        block_kv=size,
+        block_q_dkv=size,
+        block_kv_dkv=size,
+        block_q_dq=size,
+        block_kv_dq=size,
+    )
+
+
+def cudnn(query: Array, key: Array, value: Array) -> Array:
+    """NVIDIA's flash attention."""
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+
+
+def has_splash() -> bool:
+    """Tells whether the mesh that the program is traced for can run `splash`; no mesh counts as a yes."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device is None or device.device_kind not in TPUS_WITHOUT_SPLASH
+
+
+def has_cudnn() -> bool:
+    """Tells whether this process can trace `cudnn`: JAX asks the library for its version already then."""
+    probe = jax.ShapeDtypeStruct((1, 128, 1, 64), jnp.bfloat16)
+    try:
+        jax.eval_shape(cudnn, probe, probe, probe)
+    except (RuntimeError, NotImplementedError):  # "cuDNN is not detected", or too old for this GPU
+        return False
+    return True
+
+
+FORMS = {"plain": plain_attention, "chunked": query_chunked_attention, "splash": splash, "cudnn": cudnn}

@@ -1,0 +1,118 @@
+"""One component of a model, out: its tensors one at a time, and a diffusers folder's files made of them.
+
+Writing follows the layout of the folder that the model came from (names, files, metadata, buffers), which makes import
+followed by export reproduce an untouched model byte for byte.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxbooth.errors import UserError
+from jaxbooth.files import write_text
+from jaxbooth.params import AnyArray
+from jaxbooth.weights.diffusers_dir import index_file, open_tensors, plain_name, read_json, weight_files
+from jaxbooth.weights.kohya import published_path
+from jaxbooth.weights.names import canonical, export_array, parameter_names
+from jaxbooth.weights.stream import Tensor, stored_dtype, write_tensors
+
+
+class Component:
+    """A component's tensors by today's state-dict names: what was trained, and else what its folder holds.
+
+    Attributes:
+        folder: of the base model's component, named as the component is.
+        params: parameter name -> array, on the devices or on the host; it replaces the folder's.
+        dtype: of everything that is written; None keeps each tensor's own of `folder`.
+        files: weight file -> names of the tensors in it.
+        stored: state-dict name -> name in the files; buffers are not in it.
+    """
+
+    def __init__(self, folder: Path, params: Mapping[str, AnyArray], dtype: np.dtype | None = None):
+        self.folder, self.params, self.dtype = folder, params, dtype
+        self.replaced = parameter_names(params)
+        self.files = weight_files(folder)
+        self.opened = {file: open_tensors(folder / file) for file in self.files}
+        self.places = {stored: file for file, names in self.files.items() for stored in names}
+        self.stored = {name: stored for stored in self.places if (name := canonical(stored))}
+
+    def stored_name(self, name: str) -> str:
+        """Returns a parameter's name in the files.
+
+        Raises:
+            UserError: the folder lacks it.
+        """
+        if name not in self.stored:
+            raise UserError(f"{self.folder}: the tensor {name} is missing; fetch the model again.")
+        return self.stored[name]
+
+    def stored_value(self, stored: str) -> np.ndarray:
+        """Reads a tensor of the files."""
+        return self.opened[self.places[stored]].get_tensor(stored)
+
+    def stored_dtype(self, stored: str) -> np.dtype:
+        """Returns the dtype of a tensor of the files."""
+        file = self.places[stored]
+        return stored_dtype(self.opened[file], stored, self.folder / file)
+
+    def stored_shape(self, stored: str) -> tuple[int, ...]:
+        """Returns the shape of a tensor of the files."""
+        return tuple(self.opened[self.places[stored]].get_slice(stored).get_shape())
+
+    def dtype_of(self, name: str) -> np.dtype:
+        """Returns the dtype that a parameter is written in."""
+        return self.dtype or self.stored_dtype(self.stored_name(name))
+
+    def value(self, name: str) -> np.ndarray:
+        """Returns a parameter in PyTorch's layout, before it is cast."""
+        if name in self.replaced:
+            own = self.replaced[name]
+            return export_array(own, np.asarray(self.params[own]))
+        return self.stored_value(self.stored_name(name))
+
+    def written(self, name: str) -> np.ndarray:
+        """Returns a parameter as it is written."""
+        with np.errstate(over="ignore"):  # an overflow to infinity is found when the export is verified
+            return self.value(name).astype(self.dtype_of(name))
+
+    def published(self, name: str) -> str:
+        """Returns the name in a written folder: readers before transformers 5 need a text encoder's prefix."""
+        is_text = self.folder.name.startswith("text_encoder")
+        return published_path(self.folder.name, name) if is_text else self.stored_name(name)
+
+    def tensor(self, stored: str) -> Tensor:
+        """Returns what becomes of one tensor of the files in a written folder; buffers stay as they are."""
+        name = canonical(stored)
+        if name is None:
+            read = partial(self.stored_value, stored)
+            return Tensor(stored, self.stored_dtype(stored), self.stored_shape(stored), read)
+        return Tensor(self.published(name), self.dtype_of(name), self.stored_shape(stored), partial(self.written, name))
+
+    def metadata(self, file: str) -> dict[str, Any] | None:
+        """Returns the head of one of the files."""
+        return self.opened[file].metadata()
+
+
+def save_component(component: Component, out: Path) -> None:
+    """Writes a component's weights into the existing folder `out`, in the layout of its own folder.
+
+    Raises:
+        ValueError: a parameter has not the shape of the tensor that it replaces.
+    """
+    size = 0
+    for file, stored in component.files.items():
+        tensors = [component.tensor(name) for name in stored]
+        size += sum(tensor.nbytes for tensor in tensors)
+        write_tensors(out / plain_name(file), tensors, component.metadata(file))
+    index = index_file(component.folder)
+    if index:
+        content = read_json(index)
+        content["metadata"]["total_size"] = size
+        content["weight_map"] = {
+            component.tensor(name).name: plain_name(file) for name, file in content["weight_map"].items()
+        }
+        write_text(out / plain_name(index.name), json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,45 @@
+"""Pictures drawn with an exported LoRA: diffusers' and jaxbooth's own are the same."""
+
+import diffusers
+import jax
+import numpy as np
+import pytest
+import torch
+
+from jaxbooth.assets import DEMO_MODEL
+from jaxbooth.config import Config
+from jaxbooth.exports import PEFT_FILE, export_result
+from jaxbooth.params import join
+from jaxbooth.sampling import Painter, Settings, picture_keys
+from jaxbooth.training.trainable import prepare_base, trained_shapes
+
+PROMPTS = ["an emoji of a cat", "an emoji of a red apple"]
+STEPS, GUIDANCE = 6, 4.0
+
+
+@pytest.mark.parametrize("file", [PEFT_FILE, "cat_kohya.safetensors"], ids=["peft", "kohya"])
+def test_diffusers_draws_the_same_picture_with_the_lora(file, base, params, mesh, tmp_path):
+    lora = {"rank": 4, "alpha": 2, "targets": "attention+ff+conv"}
+    config = Config.model_validate({"lora": lora, "train": {"text_encoder": True}, "data": {"instance_dir": "cats"}})
+    adapted, rng = prepare_base(base, config), np.random.default_rng(0)
+    shapes = trained_shapes(adapted, config)
+    trained = {
+        component: {name: (0.08 * rng.normal(size=leaf.shape)).astype(np.float32) for name, leaf in leaves.items()}
+        for component, leaves in shapes.items()
+    }
+    export_result(config, adapted, trained, mesh, tmp_path / "cat")
+    settings = Settings("ddim", STEPS, GUIDANCE, 64)
+    ours = Painter(adapted, mesh, settings, 2)(join(params, trained), PROMPTS, seed=3, indices=[0, 1])
+    plain = Painter(base, mesh, settings, 2)(params, PROMPTS, seed=3, indices=[0, 1])
+    assert np.abs(ours.astype(int) - plain).mean() > 10  # the LoRA does something
+    keys = [jax.random.fold_in(key, 0) for key in picture_keys(3, [0, 1])]
+    latents = np.stack([jax.random.normal(key, base.latent_shape(64, 64)) for key in keys])
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(DEMO_MODEL, dtype=torch.float32)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.load_lora_weights(tmp_path / "cat", weight_name=file)
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(
+        PROMPTS, latents=torch.tensor(latents).permute(0, 3, 1, 2), num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE, output_type="np",
+    ).images  # fmt: skip
+    assert np.abs(ours / 255.0 - theirs).max() <= 2 / 255

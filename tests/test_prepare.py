@@ -1,0 +1,138 @@
+"""What is said, shown and refused of a run's pictures before any weight is read."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxbooth.config import Config
+from jaxbooth.data.framing import framed
+from jaxbooth.data.sheet import GAP, LINE
+from jaxbooth.errors import UserError
+from jaxbooth.training.prepare import SHEET_SIDE, SHEET_TILES, Inputs, contact_sheet, framing_of, read_inputs
+from jaxbooth.training.trainable import prepare_base
+from tests.pictures import noise, put
+
+MIXED = [(64, 64), (128, 64), (64, 64), (64, 128)]
+
+
+def configure(folder: Path, **sections) -> Config:
+    """A run on the pictures of a folder, without a prior term unless it is asked for."""
+    data = {"instance_dir": folder, "instance_prompt": "a sks cat", "resolution": 64} | sections.pop("data", {})
+    return Config.model_validate({"train": {"prior_weight": 0}} | sections | {"data": data})
+
+
+def put_noise(folder: Path, sizes: list[tuple[int, int]]) -> Path:
+    """A folder of pictures of the given widths and heights."""
+    folder.mkdir(exist_ok=True)
+    for index, size in enumerate(sizes):
+        Image.fromarray(noise(*size)).save(folder / f"{index}.png")
+    return folder
+
+
+def inputs(base, folder: Path, **sections) -> tuple[Config, Inputs]:
+    """A run's configuration and what it finds."""
+    config = configure(folder, **sections)
+    return config, read_inputs(config, prepare_base(base, config))
+
+
+# Shapes
+
+
+def test_several_buckets_are_said_with_the_programs_that_they_need(base, tmp_path, capsys):
+    inputs(base, put_noise(tmp_path, MIXED), data={"buckets": True})
+    output = capsys.readouterr().out
+    assert "buckets: 80 x 48 (1), 64 x 64 (2), 48 x 80 (1)" in output
+    assert "the train step will be compiled 3 times" in output
+
+
+@pytest.mark.parametrize("buckets", [False, True])
+def test_one_shape_is_no_news(base, tmp_path, capsys, buckets):
+    inputs(base, put_noise(tmp_path, [(64, 64)]), data={"buckets": buckets})
+    assert "compiled" not in capsys.readouterr().out
+
+
+def test_a_pictures_random_crops_do_not_depend_on_buckets(base, tmp_path):
+    folder = put_noise(tmp_path, MIXED)
+    crops = {"crop": "random", "random_crops": 3}
+    found = {}
+    for buckets in (False, True):
+        config, read = inputs(base, folder, data=crops | {"buckets": buckets})
+        (pictures,) = read.shapes[64, 64]
+        seen = zip(pictures, framed(pictures, framing_of(config, (64, 64))), strict=True)
+        found[buckets] = {picture.path.name: variants.pixels for picture, variants in seen}
+    assert set(found[True]) == {"0.png", "2.png"}
+    for name, pixels in found[True].items():
+        np.testing.assert_array_equal(pixels, found[False][name])
+
+
+@pytest.mark.parametrize("buckets", [False, True])
+def test_one_warning_names_the_picture_that_is_enlarged_most(base, tmp_path, capsys, buckets):
+    inputs(base, put_noise(tmp_path, [(64, 64), (40, 40), (20, 20), (43, 43)]), data={"buckets": buckets})
+    output = capsys.readouterr().out
+    assert "warning: 2 of 4 picture(s) are too small and will look blurred, 2.png most (enlarged 3.2 times)" in output
+    assert "--data.resolution" in output
+
+
+def test_a_bucket_may_need_less_of_a_picture_than_the_square_does(base, tmp_path, capsys):
+    folder = put_noise(tmp_path, [(64, 36)])  # 80 x 48 of it is 1.33 times its size, 64 x 64 is 1.78 times
+    inputs(base, folder, data={"buckets": True})
+    assert "blurred" not in capsys.readouterr().out
+    inputs(base, folder)
+    assert "enlarged 1.8 times" in capsys.readouterr().out
+
+
+# The contact sheet
+
+
+def test_the_sheets_cells_have_room_for_the_largest_shape(base, tmp_path):
+    image = contact_sheet(*inputs(base, put_noise(tmp_path, MIXED), data={"buckets": True}))
+    cell = 2 * 80 + GAP, 2 * 80 + 2 * LINE + GAP  # enlarged twice
+    assert image.size == (4 * cell[0] + GAP, cell[1] + GAP)
+
+
+def test_large_pictures_are_shown_smaller_in_their_shape(base, tmp_path):
+    image = contact_sheet(*inputs(base, put_noise(tmp_path, [(512, 512)]), data={"resolution": 512}))
+    assert image.size == (SHEET_SIDE + 2 * GAP, SHEET_SIDE + 2 * LINE + 2 * GAP)
+
+
+def test_the_sheet_is_cut_and_says_what_it_leaves_out(base, tmp_path, capsys):
+    crops = {"crop": "random", "random_crops": 90}
+    image = contact_sheet(*inputs(base, put_noise(tmp_path, [(70, 64)] * 3), data=crops))
+    assert image.height == SHEET_TILES // 5 * (128 + 2 * LINE + GAP) + GAP
+    assert "the contact sheet shows 200 of 270 variants and leaves 70 out" in capsys.readouterr().out
+
+
+def test_a_damaged_picture_beyond_the_sheet_is_named_all_the_same(base, tmp_path):
+    folder = put_noise(tmp_path, [(70, 64)] * 3)
+    config, read = inputs(base, folder, data={"crop": "random", "random_crops": 150})
+    (folder / "2.png").write_bytes(b"I am no picture")
+    with pytest.raises(UserError, match=r"2\.png cannot be decoded"):
+        contact_sheet(config, read)
+
+
+# Class pictures of the user's own
+
+
+def test_a_new_word_in_the_caption_of_a_class_picture_is_refused(base, tmp_path):
+    folder = put_noise(tmp_path / "cats", [(64, 64)])
+    (tmp_path / "class").mkdir()
+    put(tmp_path / "class" / "own.png")
+    sections = {
+        "data": {"class_dir": tmp_path / "class", "class_prompt": "a cat", "instance_prompt": "a <sks> cat"},
+        "text": {"new_tokens": ("<sks>",)}, "train": {},
+    }  # fmt: skip
+    inputs(base, folder, **sections)
+    (tmp_path / "class" / "own.txt").write_text("a <sks> cat")
+    with pytest.raises(UserError, match=r"own\.png: the caption of this class picture holds the new word <sks>"):
+        inputs(base, folder, **sections)
+
+
+def test_an_empty_caption_of_a_class_picture_is_refused(base, tmp_path):
+    folder = put_noise(tmp_path / "cats", [(64, 64)])
+    (tmp_path / "class").mkdir()
+    put(tmp_path / "class" / "own.png")
+    (tmp_path / "class" / "own.txt").write_text(" ")
+    with pytest.raises(UserError, match=r"own\.txt: the caption is empty"):
+        inputs(base, folder, data={"class_dir": tmp_path / "class", "class_prompt": "a cat"}, train={})
