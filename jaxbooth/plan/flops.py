@@ -1,7 +1,7 @@
-"""Multiplications and additions of one equation of a jaxpr: matrix products and convolutions, nothing else.
+"""Floating-point operations of one equation of a jaxpr, as XLA counts them (`HloCostAnalysis`).
 
-As XLA counts them (`HloCostAnalysis`): two for each product that is really formed, so that neither the zeros of a
-convolution's padding nor those of a dilated gradient count.
+Two for each product that a matrix product or convolution really forms, so that neither the zeros of a convolution's
+padding nor those of a dilated gradient count; one for each element of other arithmetic. Loops are the caller's affair.
 """
 
 from functools import cache
@@ -9,13 +9,23 @@ from typing import Any
 
 import numpy as np
 
+DOT, CONV, ELEMENTS = "dot_general", "conv_general_dilated", "elements"  # kinds of work
+ARITHMETIC = {
+    "add", "add_any", "sub", "mul", "div", "max", "min", "neg", "square", "integer_pow", "sqrt", "rsqrt", "exp", "log",
+    "logistic", "tanh", "erf", "erfc", "sin", "cos", "select_n", "pow",
+}  # fmt: skip
 
-def equation_flops(equation: Any) -> int:
-    """Returns FLOPs of a `dot_general` or `conv_general_dilated`, and 0 of anything else."""
+
+def equation_flops(equation: Any) -> tuple[str, int]:
+    """Returns the kind of an equation's work and its FLOPs."""
     name = equation.primitive.name
-    if name == "dot_general":
-        return dot_flops(equation)
-    return conv_flops(equation) if name == "conv_general_dilated" else 0
+    if name == DOT:
+        return DOT, dot_flops(equation)
+    if name == CONV:
+        return CONV, conv_flops(equation)
+    if name.startswith("reduce_"):
+        return ELEMENTS, equation.invars[0].aval.size
+    return ELEMENTS, equation.outvars[0].aval.size if name in ARITHMETIC else 0
 
 
 def dot_flops(equation: Any) -> int:

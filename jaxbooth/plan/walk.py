@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.extend.core import Literal
 
-from jaxbooth.plan.flops import equation_flops
+from jaxbooth.plan.flops import CONV, DOT, ELEMENTS, equation_flops
 
 LARGE = 4  # a root counts as large from a quarter of the result on
 INLINED = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters that hold the body of a call
@@ -83,7 +83,7 @@ class Walk:
     """Goes through a jaxpr in its order."""
 
     buffers: list[Buffer] = field(default_factory=list)
-    flops: dict[str, Amount] = field(default_factory=lambda: {"dot_general": Amount(), "conv_general_dilated": Amount()})
+    flops: dict[str, Amount] = field(default_factory=lambda: dict.fromkeys((DOT, CONV, ELEMENTS), Amount()))
     traffic: Amount = Amount()
     now: int = 0
     factor: int = 1  # repetitions of the loop that the walk is in
@@ -94,8 +94,9 @@ class Walk:
 
     def run(self, jaxpr: Any, arguments: Sequence[Value], wanted: Sequence[bool] | None = None) -> list[Value]:
         """Walks a jaxpr without constants and returns the values of its results."""
-        needed = needed_equations(jaxpr, wanted or [True] * len(jaxpr.outvars))
-        uses = Counter(var for equation in needed for var in set_of(equation.invars))
+        wanted = wanted or [True] * len(jaxpr.outvars)
+        needed = needed_equations(jaxpr, wanted)
+        uses = Counter(var for equation, _ in needed for var in set_of(equation.invars))
         uses.update(var for var in jaxpr.outvars if not isinstance(var, Literal))
         known: dict[Any, Value] = dict(zip(jaxpr.invars, arguments, strict=True))
 
@@ -105,24 +106,26 @@ class Walk:
             value = known.get(var, Value())
             return value if uses[var] <= 1 else value._replace(exclusive=None)
 
-        for equation in needed:
+        for equation, asked in needed:
             operands = [read(var) for var in equation.invars]
             if equation.primitive.name in STORED:
                 operands = [self.stored(value, var) for value, var in zip(operands, equation.invars, strict=True)]
                 known.update((v, o) for v, o in zip(equation.invars, operands, strict=True) if not isinstance(v, Literal))
-            known.update(zip(equation.outvars, self.apply(equation, operands), strict=True))
-        return [read(var) for var in jaxpr.outvars]
+            known.update(zip(equation.outvars, self.apply(equation, operands, asked), strict=True))
+        return [read(var) if want else Value() for var, want in zip(jaxpr.outvars, wanted, strict=True)]
 
-    def apply(self, equation: Any, operands: list[Value]) -> list[Value]:
+    def apply(self, equation: Any, operands: list[Value], wanted: Sequence[bool]) -> list[Value]:
         """Returns the results of one equation."""
         name, params = equation.primitive.name, equation.params
         if name == "scan":
             return self.loop(equation, operands)
         if name == "cond":  # the last branch is the one for platforms without a kernel of their own
-            return self.run(params["branches"][-1].jaxpr, operands[1:])
+            return self.run(params["branches"][-1].jaxpr, operands[1:], wanted)
         body = next((params[key] for key in INLINED if key in params), None)
         if body is not None and name not in STORED:
-            return self.run(getattr(body, "jaxpr", body), operands)
+            return self.run(getattr(body, "jaxpr", body), operands, wanted)
+        kind, flops = equation_flops(equation)
+        self.flops[kind] = self.flops[kind].plus(flops * self.factor, any(operand.varies for operand in operands))
         if name in STORED or name.startswith(REDUCTIONS):
             return self.store(equation, operands)
         return [self.fuse(operands, nbytes(out.aval)) for out in equation.outvars]
@@ -130,9 +133,6 @@ class Walk:
     def store(self, equation: Any, operands: list[Value]) -> list[Value]:
         """Stores the results of an equation, after reading its operands."""
         varies = any(operand.varies for operand in operands)
-        name = equation.primitive.name
-        if name in self.flops:
-            self.flops[name] = self.flops[name].plus(equation_flops(equation) * self.factor, varies)
         self.touch(operands)
         return [self.new(nbytes(out.aval), varies) for out in equation.outvars]
 
@@ -204,13 +204,14 @@ def set_of(invars: Sequence[Any]) -> set[Any]:
     return {var for var in invars if not isinstance(var, Literal)}
 
 
-def needed_equations(jaxpr: Any, wanted: Sequence[bool]) -> list[Any]:
-    """Returns the equations that lead to a wanted result."""
+def needed_equations(jaxpr: Any, wanted: Sequence[bool]) -> list[tuple[Any, list[bool]]]:
+    """Returns the equations that lead to a wanted result, each with which of its own results are wanted."""
     alive = {var for var, want in zip(jaxpr.outvars, wanted, strict=True) if want and not isinstance(var, Literal)}
     found = []
     for equation in reversed(jaxpr.eqns):
-        if alive.intersection(equation.outvars) or equation.effects:
-            found.append(equation)
+        asked = [var in alive for var in equation.outvars]
+        if any(asked) or equation.effects:
+            found.append((equation, asked))
             alive |= set_of(equation.invars)
     return found[::-1]
 
