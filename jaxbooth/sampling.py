@@ -137,6 +137,9 @@ class Painter:
     Args:
         batch: pictures drawn at once, rounded up to fill the mesh.
         quiet: show no progress bar, because the caller has one.
+
+    Attributes:
+        program: the jitted (params of unet and vae, text, negative text, keys, guidance) -> pixels.
     """
 
     def __init__(self, base: Base, mesh: Mesh, settings: Settings, batch: int, quiet: bool = False):
@@ -145,7 +148,7 @@ class Painter:
         self.base, self.mesh, self.settings, self.quiet = base, mesh, settings, quiet
         self.batch = -(-batch // row_shards(mesh)) * row_shards(mesh)
         self._encode = jax.jit(lambda params, ids: encode_prompts(base, params, ids))
-        self._draw = jax.jit(self._trace, out_shardings=rows_over(mesh))
+        self.program = jax.jit(self._trace, out_shardings=rows_over(mesh))
 
     def _trace(self, params: dict[str, Params], text: Text, negative: Text, keys: Array, guidance: Array) -> Array:
         with tracing_for(self.mesh):
@@ -177,7 +180,7 @@ class Painter:
                 keys = picture_keys(seed, [indices[row] for row in rows])
                 inputs = (take(text, captions[rows]), take(text, np.zeros_like(rows)), keys)
                 inputs = jax.device_put(inputs, rows_over(self.mesh))
-                drawn = self._draw(used, *inputs, jnp.float32(self.settings.guidance_scale))
+                drawn = self.program(used, *inputs, jnp.float32(self.settings.guidance_scale))
                 pictures.append(jax.device_get(drawn)[: len(prompts) - start])
                 if bar:
                     bar.advance(len(pictures[-1]))
