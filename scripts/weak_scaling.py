@@ -54,7 +54,8 @@ def row_of(facts: dict[str, Any], first: dict[str, Any]) -> str:
     """Returns a table row; changes are against the smallest slice."""
     chip = next(chip for chip in TPUS if chip.name == "v5e")
     train, before = facts["train"], first["train"]
-    assert chip.flops and chip.link
+    assert chip.flops
+    assert chip.link
     flops, moved = train["flops"] + train["hidden_flops"], train["bytes_accessed"]
     changes = (flops / (before["flops"] + before["hidden_flops"]) - 1, moved / before["bytes_accessed"] - 1)
     sizes = {kind: found["bytes"] for kind, found in train["collectives"].items()}

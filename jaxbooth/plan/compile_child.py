@@ -1,7 +1,7 @@
 """The compiler's side of `jaxbooth plan --compile`: what XLA says of a run's two programs.
 
-`python -m jaxbooth.plan.compile_child` reads {"config", "topology", "sampling"} from stdin and prints one line of JSON. It is a
-process of its own because the environment that libtpu needs without a TPU would mislead a real TPU host.
+`python -m jaxbooth.plan.compile_child` reads {"config", "topology", "sampling"} from stdin and prints one line of JSON.
+It is a process of its own because the environment that libtpu needs without a TPU would mislead a real TPU host.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 from jax.errors import JaxRuntimeError
+from jax.experimental import topologies
 
 from jaxbooth.config import Config
 from jaxbooth.devices import enable_compilation_cache
@@ -33,17 +34,9 @@ UNITS = {"K": 2**10, "M": 2**20, "G": GIB}
 
 
 def devices_of(topology: Topology) -> Sequence[jax.Device]:
-    """Returns described TPU devices, or devices of this machine.
-
-    Raises:
-        ImportError: libtpu is missing.
-    """
+    """Returns described TPU devices, for which JAX loads libtpu, or devices of this machine."""
     if topology.platform != "tpu" or topology.is_here:
         return jax.devices(topology.platform)[: topology.devices]
-    import libtpu
-    from jax.experimental import topologies
-
-    assert libtpu.get_library_path()
     options: dict[str, Any] = {"chips_per_host_bounds": topology.host_bounds}
     if topology.chip.name in MEGACORE:
         options["chip_config_name"] = "megacore"

@@ -121,13 +121,8 @@ def times(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "roofline", f"{ms(bound.seconds)} a step, bound by {bound.bound} ({each})"
     rate = f"{run.images_per_second:.3g} images/s, {ms(run.seconds_per_step)} a step"
     yield "expected", f"{rate}, assuming {EFFICIENCY:.0%} of the roofline"
-    yield (
-        "the run",
-        (
-            f"{config.train.steps} steps in {run.hours:.2g} h, {run.chip_hours:.2g} chip-hours; class images, compiling and "
-            "sample pictures come on top"
-        ),
-    )
+    length = f"{config.train.steps} steps in {run.hours:.2g} h, {run.chip_hours:.2g} chip-hours"
+    yield "the run", f"{length}; class images, compiling and sample pictures come on top"
 
 
 def verdict(plan: Plan) -> str:
