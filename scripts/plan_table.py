@@ -1,10 +1,10 @@
 """What SD 1.5 and SDXL need on TPUs: the table of the docs, estimated, with the rows that a compiler has confirmed.
 
-    python scripts/plan_table.py                                      estimates everything; writes plan/table.{md,json}
-    python scripts/plan_table.py --compile sd15-full:v5e:2x2 ...      compiles first, one after another (needs libtpu)
+    python scripts/plan_table.py                                      estimates all rows; writes plan/table.{md,json}
+    python scripts/plan_table.py --compile sd15-full:v5e:2x2 ...      compiles rows, one after another (needs libtpu)
 
-A compiled row leaves scripts/plan/RUN-TOPOLOGY.json, which later calls read again. Compiling a full-size step takes
-many minutes on two cores. Batch sizes are per chip, so that a larger slice takes a larger batch.
+A compiled row leaves scripts/plan/RUN-TOPOLOGY.json, which the table then shows beside the estimate. Compiling a
+full-size step takes many minutes on two cores. Batch sizes are per chip: a larger slice takes a larger batch.
 """
 
 import argparse
@@ -79,7 +79,8 @@ def table_row(name: str, plan: Plan, figures: Figures, how: str, fits: bool, lar
         f"| {name} | {plan.topology.name} | {2 * CASES[name].rows} | {how} | {'yes' if fits else '**no**'} "
         f"| {figures.hbm_bytes / GIB:.2f} of {limit / GIB:.2f} | {'' if largest is None else largest} "
         f"| {figures.flops / 1e12:.2f} | {figures.bytes_accessed / 1e9:.0f} "
-        f"| {bound.seconds * 1e3:.0f} ms, {bound.bound} | {run.images_per_second:.0f} | {run.hours:.2f} ({run.chip_hours:.2f}) |"
+        f"| {bound.seconds * 1e3:.0f} ms, {bound.bound} | {run.images_per_second:.0f} "
+        f"| {run.hours:.2f} ({run.chip_hours:.2f}) |"
     )
 
 
@@ -100,7 +101,7 @@ def compiled_row(name: str, plan: Plan, errors: list[str]) -> str | None:
 
 
 def main() -> None:
-    """Compiles what is asked for, estimates everything, writes and prints the table."""
+    """Compiles what is asked for, or estimates everything, writes and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compile", nargs="*", default=[], metavar="RUN:TOPOLOGY", help=f"runs: {', '.join(CASES)}")
     parser.add_argument("--sampling", action="store_true", help="also compile the step that draws sample pictures")
@@ -108,6 +109,12 @@ def main() -> None:
     for asked in arguments.compile:
         name, _, topology = asked.partition(":")
         compile_row(name, find_topology(topology), arguments.sampling)
+    if not arguments.compile:
+        write_table()
+
+
+def write_table() -> None:
+    """Estimates every row, puts the compiled ones beside them, writes and prints the result."""
     rows, facts, errors = [HEAD], [], []
     for name in CASES:
         for topology in map(find_topology, TOPOLOGIES):

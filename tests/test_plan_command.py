@@ -63,7 +63,7 @@ def test_sd15_fully_trained_fits_four_v5e_chips_with_fsdp(planned):
     assert (facts["topology"], facts["chips"], facts["compiled"], facts["fits"]) == ("v5e:2x2", 4, False, True)
     assert facts["hbm_limit_bytes"] == 15.75 * GIB
     assert facts["hbm_bytes"] == sum(facts["memory"].values())
-    assert facts["memory"]["optimizer"] == pytest.approx(2 * 4 * 859.5e6 / 4, rel=0.001)  # Adam's moments, a quarter
+    assert facts["memory"]["optimizer"] == pytest.approx(2 * 4 * 859.5e6 / 4, rel=0.01)  # Adam's moments, a quarter
     assert facts["largest_batch_per_chip"] >= 4
     assert set(facts["collectives"]) == {"all-gather", "reduce-scatter", "all-reduce"}
     assert facts["advice"] == []
@@ -78,11 +78,22 @@ def test_sdxl_lora_is_planned_from_its_shipped_configuration(planned):
     assert facts["chip_hours"] == pytest.approx(16 * facts["hours"])
 
 
-def test_sd21_that_does_not_fit_names_changes_that_do(planned):
-    facts = planned("sd21", "--topology", "v5e:2x2")
+def test_sd21_is_planned_at_its_own_768_pixels(planned):
+    facts = planned("sd21", "--topology", "v5p:2x2x1", "--train.batch-size", "4")
+    assert facts["fits"] is True
+    assert facts["bound"] in ("compute", "memory")
+    assert facts["memory"]["pictures"] == pytest.approx(205 * 2 * 4 * 96 * 96 * 4, rel=0.1)  # moments of 205 pictures
+
+
+def test_a_run_that_does_not_fit_names_changes_that_do(planned, small):
+    flags = ("--data.resolution", "64", "--train.batch-size", "65536", "--topology", "v5e:1x1")
+    facts = planned("--model", small, *flags)
     assert facts["fits"] is False
     assert facts["hbm_bytes"] > facts["hbm_limit_bytes"]
-    assert any("--mesh.fsdp 4" in sentence or "--lora.rank" in sentence for sentence in facts["advice"])
+    assert 0 < facts["largest_batch_per_chip"] < 65536
+    assert facts["advice"]
+    changed = planned("--model", small, *flags, *facts["advice"][0].split())
+    assert changed["fits"] is True
 
 
 def test_rows_that_only_fill_devices_are_pointed_out(planned, small):
