@@ -6,14 +6,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from jaxbooth.config import Config
 from jaxbooth.data.latents import Bank, Encoded
+from jaxbooth.errors import UserError
 from jaxbooth.params import Params
 from jaxbooth.pipeline import Base
 from jaxbooth.run_folder import fill_resolution, state_of
-from jaxbooth.sharding import placement, replicated
+from jaxbooth.plan.topology import Topology
+from jaxbooth.sharding import AXES, placement, replicated
 from jaxbooth.text import Text, TokenIds
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.rows import Streams, make_streams
@@ -51,15 +54,21 @@ class AbstractStep(NamedTuple):
     bank: Bank
 
 
-def plan_base(config: Config) -> tuple[Config, Base]:
+def plan_base(config: Config, platform: str | None = None) -> tuple[Config, Base]:
     """Reads the structure of a configuration's model, with its adapters and new words, and fills in the resolution.
 
     SD 1.5, 2.1 and XL are known without network or files; a local folder needs no weights.
+
+    Args:
+        platform: tpu, gpu or cpu, which decides what `--train.dtype auto` is; default: this process's own.
 
     Raises:
         UserError: there is no such model.
     """
     text = config.text
+    if platform and config.train.dtype == "auto":
+        dtype = "float32" if platform == "cpu" else "bfloat16"
+        config = config.model_copy(update={"train": config.train.model_copy(update={"dtype": dtype})})
 
     def read(folder: Path) -> Base:
         return prepare_base(Base.read(folder, config.train.dtype, text.clip_skip, text.chunks), config)
@@ -74,7 +83,25 @@ def plan_base(config: Config) -> tuple[Config, Base]:
     return fill_resolution(config, base), base
 
 
-def abstract_step(config: Config, base: Base, mesh: Mesh) -> AbstractStep:
+def described_mesh(config: Config, topology: Topology) -> AbstractMesh:
+    """Returns the mesh of a configuration over devices that need not exist.
+
+    Raises:
+        UserError: the axes do not multiply to the number of devices.
+    """
+    chosen, count = config.mesh, topology.devices
+    data = count // (chosen.fsdp * chosen.tensor) if chosen.data == -1 else chosen.data
+    sizes = (data, chosen.fsdp, chosen.tensor)
+    if np.prod(sizes) != count:
+        divisors = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
+        raise UserError(
+            f"--mesh.data {chosen.data} x --mesh.fsdp {chosen.fsdp} x --mesh.tensor {chosen.tensor} does not make the "
+            f"{count} device(s) of {topology.name}; each must be one of {divisors}."
+        )
+    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def abstract_step(config: Config, base: Base, mesh: Mesh | AbstractMesh) -> AbstractStep:
     """Describes the real train step on a mesh; the devices of the mesh may be described ones too.
 
     Args:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-DOT, CONV, ELEMENTS = "dot_general", "conv_general_dilated", "elements"  # kinds of work
+DOT, CONV, KERNEL, ELEMENTS = "dot_general", "conv_general_dilated", "pallas_call", "elements"
+KINDS = (DOT, CONV, KERNEL, ELEMENTS)  # of work
 ARITHMETIC = {
     "add", "add_any", "sub", "mul", "div", "max", "min", "neg", "square", "integer_pow", "sqrt", "rsqrt", "exp", "log",
     "logistic", "tanh", "erf", "erfc", "sin", "cos", "select_n", "pow",
@@ -23,9 +24,26 @@ def equation_flops(equation: Any) -> tuple[str, int]:
         return DOT, dot_flops(equation)
     if name == CONV:
         return CONV, conv_flops(equation)
+    if name == KERNEL:
+        grid = equation.params["grid_mapping"].grid
+        return KERNEL, int(np.prod(grid, dtype=np.int64)) * products(equation.params["jaxpr"])
     if name.startswith("reduce_"):
         return ELEMENTS, equation.invars[0].aval.size
     return ELEMENTS, equation.outvars[0].aval.size if name in ARITHMETIC else 0
+
+
+def products(jaxpr: Any) -> int:
+    """Returns the FLOPs of the matrix products in the body of a kernel, the costliest branch of each condition."""
+    total = 0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == DOT:
+            total += dot_flops(equation)
+        elif name == "cond":
+            total += max(products(branch.jaxpr) for branch in params["branches"])
+        elif "jaxpr" in params:
+            total += params.get("length", 1) * products(getattr(params["jaxpr"], "jaxpr", params["jaxpr"]))
+    return total
 
 
 def dot_flops(equation: Any) -> int:
