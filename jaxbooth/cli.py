@@ -29,6 +29,7 @@ USAGE = """usage: jaxbooth COMMAND ...
   train [CONFIG] [--flags]   teach a model one subject; the same command again continues the run
   sample RUN|MODEL           draw pictures with a trained run, or with a plain model
   export RUN                 write a trained run for diffusers, A1111, ComfyUI or the Hub
+  plan [CONFIG] [--flags]    say whether a run fits a device, how long it takes and what would help
   doctor                     show versions, devices and caches
 
 jaxbooth COMMAND --help explains each; CONFIG is a YAML file or a shipped one: demo, sd15,
@@ -112,13 +113,19 @@ class ExportArguments(Arguments):
     """Licence that the model card names, such as creativeml-openrail-m."""
 
 
-def train_command(argv: list[str]) -> None:
-    """Parses a configuration with its flags and trains."""
+def starting_config(argv: list[str]) -> Config:
+    """Takes the configuration's name off the arguments and reads it."""
     source = argv.pop(0) if argv and not argv[0].startswith("-") else None
     default = load_config(source)
     if any(argument.split("=")[0] == "--model" for argument in argv):
         # How a configuration's own model is looked for says nothing about another one.
         default = default.model_copy(update={"revision": None, "variant": None, "vae": None, "prediction_type": None})
+    return default
+
+
+def train_command(argv: list[str]) -> None:
+    """Parses a configuration with its flags and trains."""
+    default = starting_config(argv)
     config = parse(Config, argv, "jaxbooth train [CONFIG]", default)
     with handled(leave, signal.SIGTERM):  # the run has handlers of its own, which save first
         from jaxbooth.training.run import train
@@ -157,6 +164,14 @@ def export_command(argv: list[str]) -> None:
         say(sentence)
 
 
+def plan_command(argv: list[str]) -> None:
+    """Parses a configuration with its flags and prints what a run of it needs."""
+    from jaxbooth.plan import command
+
+    default = command.PlanArguments(**dict(starting_config(argv)))
+    command.plan_command(parse(command.PlanArguments, argv, "jaxbooth plan [CONFIG]", default))
+
+
 def doctor_command(argv: list[str]) -> None:
     """Prints what `findings` found."""
     if argv:
@@ -171,6 +186,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train_command,
     "sample": sample_command,
     "export": export_command,
+    "plan": plan_command,
     "doctor": doctor_command,
 }
 

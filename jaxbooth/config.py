@@ -47,6 +47,8 @@ class Config(Section):
     """Folder of this run, also gs://BUCKET/FOLDER; running the same command again continues it."""
     seed: NonNegativeInt = 0
     """Decides noise, timesteps, order and pictures."""
+    force: bool = False
+    """Train even where the estimate says that the devices have too little memory."""
     export: bool = True
     """Write RUN/export, in the smallest format that holds the result, when the run is complete."""
     data: DataConfig = DataConfig()
@@ -103,8 +105,8 @@ class Config(Section):
 
 # What may change when a run is continued: none of it alters a step that is already done.
 FREE_TO_CHANGE = {
-    "run_dir", "export", "offline", "allow_pickle", "train.steps", "train.steps_per_dispatch", "train.checkpoint_every",
-    "train.keep_checkpoints", "train.accumulation", "train.remat", "prior.batch_size",
+    "run_dir", "force", "export", "offline", "allow_pickle", "train.steps", "train.steps_per_dispatch",
+    "train.checkpoint_every", "train.keep_checkpoints", "train.accumulation", "train.remat", "prior.batch_size",
 }  # fmt: skip
 FREE_SECTIONS = ("mesh", "validation")
 

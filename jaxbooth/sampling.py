@@ -143,6 +143,9 @@ class Painter:
     Args:
         batch: pictures drawn at once, rounded up to fill the mesh.
         quiet: show no progress bar, because the caller has one.
+
+    Attributes:
+        program: the jitted (params of unet and vae, text, negative text, keys, guidance) -> pixels.
     """
 
     def __init__(self, base: Base, mesh: Mesh, settings: Settings, batch: int, quiet: bool = False):
@@ -151,7 +154,7 @@ class Painter:
         self.base, self.mesh, self.settings, self.quiet = base, mesh, settings, quiet
         self.batch = -(-batch // row_shards(mesh)) * row_shards(mesh)
         self._encode = jax.jit(lambda params, ids: encode_prompts(base, mesh, params, ids))
-        self._draw = jax.jit(self._trace, out_shardings=replicated(mesh))
+        self.program = jax.jit(self._trace, out_shardings=replicated(mesh))
 
     def _trace(
         self, params: dict[str, Params], text: Text, captions: Array, indices: Array, root: Array, guidance: Array
@@ -187,7 +190,7 @@ class Painter:
             for start in range(0, len(prompts), self.batch):
                 rows = np.minimum(np.arange(start, start + self.batch), len(prompts) - 1)  # the last batch is padded
                 inputs = put((captions[rows], numbers[rows]), rows_over(self.mesh))
-                drawn = self._draw(used, text, *inputs, *fixed)
+                drawn = self.program(used, text, *inputs, *fixed)
                 pictures.append(jax.device_get(drawn)[: len(prompts) - start])
                 if bar:
                     bar.advance(len(pictures[-1]))

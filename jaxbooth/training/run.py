@@ -19,6 +19,7 @@ from jaxbooth.hosts.shared import check_shared, facts_of
 from jaxbooth.hosts.start import joined
 from jaxbooth.params import Params, cast_matrices, flatten_components, join
 from jaxbooth.pipeline import Base, load_params
+from jaxbooth.plan.precheck import check_memory
 from jaxbooth.run_folder import RunFolder, confirm_base, fill_resolution, read_base, resolve_paths, state_of
 from jaxbooth.sections import DistributedConfig
 from jaxbooth.sharding import check_heads, make_mesh, row_shards
@@ -89,6 +90,8 @@ def train_joined(config: Config, link: Alone) -> Result:
     tx = make_optimizer(config)
     inputs = read_inputs(config, base)
     explain_prompts(config, inputs)
+    if not config.force:
+        check_memory(config, base, mesh)
     shown = contact_sheet(config, inputs)
     check_folders(config, base, inputs.classes, state_of(config, base, mesh))
     with claim(config, link) as run:

@@ -1,0 +1,93 @@
+"""Which change of the configuration makes a run fit, the cheapest first."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from jaxbooth.config import Config, flag
+from jaxbooth.errors import UserError
+from jaxbooth.pipeline import Base
+from jaxbooth.plan.estimate import Estimate, estimate
+from jaxbooth.plan.topology import Topology
+from jaxbooth.training.checks import check_rows, check_training, idle_options
+from jaxbooth.training.trainable import lora_settings
+
+RANK = 16  # of a LoRA that is proposed
+MOST = 2  # proposals: the cheapest, and another to choose from
+
+Changes = dict[str, Any]  # dotted key -> value
+
+
+def cheapest_fit(config: Config, base: Base, topology: Topology, estimated: Estimate) -> list[str]:
+    """Returns the flags of up to two changes that make a step fit by its estimate; the cheaper first.
+
+    Accumulation costs little and leaves the result as it is; remat costs a third more time; FSDP costs traffic between
+    the devices; a LoRA or another optimizer changes what is trained. Each alone, then those that keep the result
+    together, then all of them.
+
+    Args:
+        estimated: of `config`. A step that fits already needs no change, and the list is empty.
+    """
+    if estimated.fits():
+        return []
+    found: list[Changes] = []
+    for changes in candidates(config, topology):
+        covered = any(changes.items() >= other.items() for other in found)
+        changed = with_changes(config, changes)
+        if not covered and is_allowed(changed) and estimate(changed, with_lora(base, changed), topology).fits():
+            found.append(changes)
+        if len(found) == MOST:
+            break
+    return [sentence(changes) for changes in found]
+
+
+def candidates(config: Config, topology: Topology) -> Iterator[Changes]:
+    """Yields changes in order of their cost."""
+    train, mesh = config.train, config.mesh
+    parts = most_parts(config)
+    accumulation: Changes = {"train.accumulation": parts} if parts > train.accumulation else {}
+    remat: Changes = {} if train.remat else {"train.remat": True}
+    across = topology.devices // mesh.tensor
+    fsdp: Changes = {"mesh.data": -1, "mesh.fsdp": across} if across > mesh.fsdp else {}
+    lora: Changes = {} if config.lora.rank else {"lora.rank": RANK}
+    factored: Changes = {} if train.optimizer == "adafactor" else {"train.optimizer": "adafactor"}
+    kept = (accumulation, remat, accumulation | remat, fsdp, fsdp | remat, fsdp | accumulation | remat)
+    changed = (lora, factored, lora | remat, factored | remat, lora | accumulation | remat)
+    last = (fsdp | lora | accumulation | remat, fsdp | factored | accumulation | remat)
+    yield from (changes for changes in (*kept, *changed, *last) if changes)
+
+
+def most_parts(config: Config) -> int:
+    """Returns the most micro-batches that a step's instance and prior rows can be cut into."""
+    rows = (config.train.batch_size, config.prior_rows)
+    return max(parts for parts in range(1, rows[0] + 1) if all(count % parts == 0 for count in rows))
+
+
+def with_changes(config: Config, changes: Changes) -> Config:
+    """Returns a configuration with other values for dotted keys."""
+    for key, value in changes.items():
+        name, leaf = key.split(".")
+        section = getattr(config, name).model_copy(update={leaf: value})
+        config = config.model_copy(update={name: section})
+    return config
+
+
+def with_lora(base: Base, config: Config) -> Base:
+    """Gives a base the adapters of a configuration, if it has some and the base has not."""
+    lora = lora_settings(config)
+    return base.with_lora(lora) if lora and base.lora is None else base
+
+
+def is_allowed(config: Config) -> bool:
+    """Whether `train` would take these settings together."""
+    try:
+        check_rows(config)
+        check_training(config)
+    except UserError:
+        return False
+    return not any(idle_options(config))
+
+
+def sentence(changes: Changes) -> str:
+    """Returns the flags of a change, as they are typed."""
+    shown = {key: value for key, value in changes.items() if key != "mesh.data"}
+    return " ".join(flag(key) if value is True else f"{flag(key)} {value}" for key, value in shown.items())

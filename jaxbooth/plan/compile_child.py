@@ -1,0 +1,107 @@
+"""The compiler's side of `jaxbooth plan --compile`: what XLA says of a run's two programs.
+
+`python -m jaxbooth.plan.compile_child` reads {"config", "topology", "sampling"} from stdin and prints one line of JSON.
+It is a process of its own because the environment that libtpu needs without a TPU would mislead a real TPU host.
+"""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.errors import JaxRuntimeError
+from jax.experimental import topologies
+
+from jaxbooth.config import Config
+from jaxbooth.devices import enable_compilation_cache
+from jaxbooth.errors import UserError
+from jaxbooth.plan.abstract import abstract_step, plan_base
+from jaxbooth.plan.chips import GIB
+from jaxbooth.plan.estimate import kernel_platform
+from jaxbooth.plan.hidden import hidden_flops
+from jaxbooth.plan.hlo import collectives
+from jaxbooth.plan.programs import bytes_on_device, held_bytes, sampled_params, trace_sampling, trace_train
+from jaxbooth.plan.topology import Topology, find_topology
+from jaxbooth.sharding import make_mesh
+
+MEGACORE = ("v4",)  # its two cores act as one device
+# "... the total memory required for HLO temporaries (40.00G) exceeds available HBM (15.75G)."
+EXCEEDS = re.compile(r"\((\d+(?:\.\d+)?)([KMG])\) exceeds available HBM")
+UNITS = {"K": 2**10, "M": 2**20, "G": GIB}
+
+
+def devices_of(topology: Topology) -> Sequence[jax.Device]:
+    """Returns described TPU devices, for which JAX loads libtpu, or devices of this machine."""
+    if topology.platform != "tpu" or topology.is_here:
+        return jax.devices(topology.platform)[: topology.devices]
+    options: dict[str, Any] = {"chips_per_host_bounds": topology.host_bounds}
+    if topology.chip.name in MEGACORE:
+        options["chip_config_name"] = "megacore"
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options).devices
+
+
+def compiled_facts(traced: Any, topology: Topology) -> dict[str, Any]:
+    """Compiles a program and returns what XLA says of one device's share.
+
+    A program that the compiler cannot fit has `exceeds`, the bytes that it would need, in place of its facts.
+    """
+    began = time.perf_counter()
+    try:
+        compiled = traced.lower().compile()
+    except JaxRuntimeError as error:
+        found = EXCEEDS.search(str(error))
+        if not found:
+            raise
+        return {"compile_seconds": time.perf_counter() - began, "exceeds": float(found[1]) * UNITS[found[2]]}
+    seconds, memory, cost = time.perf_counter() - began, compiled.memory_analysis(), compiled.cost_analysis() or {}
+    return {
+        "compile_seconds": seconds,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+        "alias_bytes": memory.alias_size_in_bytes,
+        "temp_bytes": memory.temp_size_in_bytes,
+        "code_bytes": memory.generated_code_size_in_bytes,
+        "flops": cost.get("flops"),
+        "hidden_flops": hidden_flops(traced.jaxpr, kernel_platform(topology), topology.devices),
+        "bytes_accessed": cost.get("bytes accessed"),
+        "collectives": collectives(compiled.as_text()),
+    }
+
+
+def compile_programs(config: Config, topology: Topology, sampling: bool) -> dict[str, Any]:
+    """Compiles the train step and, if asked, the drawing of sample pictures.
+
+    Returns:
+        held: see `held_bytes`; train and sampling: see `compiled_facts`, and `params_bytes` of what draws pictures.
+
+    Raises:
+        UserError: the mesh does not fit the devices, or there is no such model.
+    """
+    enable_compilation_cache()
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices_of(topology))
+    config, base = plan_base(config, topology.platform)
+    step = abstract_step(config, base, mesh)
+    facts = {"held": held_bytes(step), "train": compiled_facts(trace_train(config, step), topology)}
+    if sampling:
+        used = sampled_params(step, mesh)
+        drawn = compiled_facts(trace_sampling(config, base, used, mesh), topology)
+        facts["sampling"] = drawn | {"params_bytes": bytes_on_device(used)}
+    return facts
+
+
+def main() -> None:
+    """Does what stdin asks for."""
+    asked = json.load(sys.stdin)
+    config, topology = Config.model_validate(asked["config"]), find_topology(asked["topology"])
+    try:
+        facts = compile_programs(config, topology, asked["sampling"])
+    except UserError as error:
+        facts = {"error": str(error)}
+    print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()

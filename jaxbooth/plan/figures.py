@@ -1,0 +1,25 @@
+"""What one device holds and does in a step, estimated or compiled."""
+
+from typing import NamedTuple
+
+
+class Figures(NamedTuple):
+    """One device's share of one optimizer step.
+
+    Attributes:
+        memory: kind -> bytes at the moment of the peak: parameters, optimizer, frozen, pictures, gradients,
+            activations. A compiler does not part the last two: there, `activations` holds both.
+        flops: floating-point operations, those inside of kernels that XLA cannot see included.
+        bytes_accessed: bytes moved between memory and cores.
+        collectives: kind of collective -> bytes of its results.
+    """
+
+    memory: dict[str, float]
+    flops: float
+    bytes_accessed: float
+    collectives: dict[str, float]
+
+    @property
+    def hbm_bytes(self) -> float:
+        """Memory that a device needs."""
+        return sum(self.memory.values())

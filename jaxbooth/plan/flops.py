@@ -1,0 +1,86 @@
+"""Floating-point operations of one equation of a jaxpr, as XLA counts them (`HloCostAnalysis`).
+
+Two for each product that a matrix product or convolution really forms, so that neither the zeros of a convolution's
+padding nor those of a dilated gradient count; one for each element of other arithmetic. Loops are the caller's affair.
+"""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+DOT, CONV, KERNEL, ELEMENTS = "dot_general", "conv_general_dilated", "pallas_call", "elements"
+KINDS = (DOT, CONV, KERNEL, ELEMENTS)  # of work
+ARITHMETIC = {
+    "add", "add_any", "sub", "mul", "div", "max", "min", "neg", "square", "integer_pow", "sqrt", "rsqrt", "exp", "log",
+    "logistic", "tanh", "erf", "erfc", "sin", "cos", "select_n", "pow",
+}  # fmt: skip
+
+
+def equation_flops(equation: Any) -> tuple[str, int]:
+    """Returns the kind of an equation's work and its FLOPs."""
+    name = equation.primitive.name
+    if name == DOT:
+        return DOT, dot_flops(equation)
+    if name == CONV:
+        return CONV, conv_flops(equation)
+    if name == KERNEL:
+        grid = equation.params["grid_mapping"].grid
+        return KERNEL, int(np.prod(grid, dtype=np.int64)) * products(equation.params["jaxpr"])
+    if name.startswith("reduce_"):
+        return ELEMENTS, equation.invars[0].aval.size
+    return ELEMENTS, equation.outvars[0].aval.size if name in ARITHMETIC else 0
+
+
+def products(jaxpr: Any) -> int:
+    """Returns the FLOPs of the matrix products in the body of a kernel, the costliest branch of each condition."""
+    total = 0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == DOT:
+            total += dot_flops(equation)
+        elif name == "cond":
+            total += max(products(branch.jaxpr) for branch in params["branches"])
+        elif "jaxpr" in params:
+            total += params.get("length", 1) * products(getattr(params["jaxpr"], "jaxpr", params["jaxpr"]))
+    return total
+
+
+def dot_flops(equation: Any) -> int:
+    """2 x elements of the result x length of the contraction."""
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    lhs = equation.invars[0].aval.shape
+    return 2 * equation.outvars[0].aval.size * int(np.prod([lhs[axis] for axis in contracted], dtype=np.int64))
+
+
+def conv_flops(equation: Any) -> int:
+    """2 x batch x outputs x inputs of a group x pairs of positions that meet, dimension by dimension."""
+    params, numbers = equation.params, equation.params["dimension_numbers"]
+    lhs, rhs = (invar.aval.shape for invar in equation.invars)
+    out = equation.outvars[0].aval.shape
+    pairs = 1
+    for axis in range(len(numbers.lhs_spec) - 2):
+        pairs *= meeting_pairs(
+            lhs[numbers.lhs_spec[axis + 2]],
+            rhs[numbers.rhs_spec[axis + 2]],
+            out[numbers.out_spec[axis + 2]],
+            params["window_strides"][axis],
+            params["padding"][axis][0],
+            params["lhs_dilation"][axis],
+            params["rhs_dilation"][axis],
+        )
+    batch, outputs = out[numbers.out_spec[0]], out[numbers.out_spec[1]]
+    return 2 * batch * outputs * rhs[numbers.rhs_spec[1]] * pairs // params["batch_group_count"]
+
+
+@cache
+def meeting_pairs(size: int, window: int, out: int, stride: int, low: int, dilation: int, spread: int) -> int:
+    """Counts pairs (output position, window position) that fall on an element, not on padding or between elements.
+
+    Args:
+        size, window, out: of input, kernel and output along one dimension.
+        low: padding before the first element.
+        dilation: distance of the input's elements; `spread`: of the kernel's.
+    """
+    place = np.arange(out)[:, None] * stride + np.arange(window)[None] * spread - low
+    return int(np.sum((place >= 0) & (place <= (size - 1) * dilation) & (place % dilation == 0)))

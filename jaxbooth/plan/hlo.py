@@ -1,0 +1,113 @@
+"""The collectives of a compiled program, read from its text."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+FUSED = "all-reduce-scatter"  # a TPU's name for a fusion of the two, which moves what a reduce-scatter moves
+
+COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{")
+INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)")
+ARRAY = re.compile(r"[a-z]+(\d+)\w*\[([\d,]*)\]|(pred)\[([\d,]*)\]")
+CALLED = re.compile(r"(?:calls|body|condition|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
+BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+class Collective(NamedTuple):
+    """One instruction.
+
+    Attributes:
+        size: bytes of its results on one device.
+    """
+
+    kind: str
+    size: int
+
+
+class Computation(NamedTuple):
+    """A list of instructions, and the computations that it runs, with how often."""
+
+    collectives: list[Collective]
+    calls: list[tuple[str, int]]
+
+
+def collectives(text: str) -> dict[str, dict[str, int]]:
+    """Returns kind -> how many collectives one device starts in a run of the program, and the bytes of their results.
+
+    A loop counts as often as it is known to turn, and once where that is decided at run time.
+
+    Args:
+        text: `compiled.as_text()`.
+    """
+    entry, computations = read_computations(text)
+    found: dict[str, Counter[str]] = {}
+    for collective, times in run_of(entry, computations, 1):
+        total = found.setdefault(collective.kind, Counter())
+        total.update(count=times, bytes=collective.size * times)
+    return {kind: dict(total) for kind, total in sorted(found.items())}
+
+
+def run_of(name: str, computations: dict[str, Computation], times: int) -> Iterator[tuple[Collective, int]]:
+    """Yields every collective below a computation, with how often it runs."""
+    own = computations.get(name, Computation([], []))
+    yield from ((collective, times) for collective in own.collectives)
+    for called, turns in own.calls:
+        yield from run_of(called, computations, times * turns)
+
+
+def read_computations(text: str) -> tuple[str, dict[str, Computation]]:
+    """Returns the name of the entry computation, and all computations by name."""
+    entry, computations = "", {}
+    current = Computation([], [])
+    for line in text.splitlines():
+        head = COMPUTATION.fullmatch(line)
+        if head:
+            current = computations[head[2]] = Computation([], [])
+            entry = head[2] if head[1] else entry
+            continue
+        match = INSTRUCTION.match(line)
+        if match:
+            note(current, *match.groups())
+    return entry, computations
+
+
+def note(computation: Computation, name: str, result: str, opcode: str, rest: str) -> None:
+    """Adds one instruction to its computation."""
+    kind = opcode.removesuffix("-start")
+    if kind in KINDS:
+        sizes = array_sizes(result)
+        computation.collectives.append(Collective(kind, results_of(kind, sizes, started=kind != opcode)))
+    elif name.startswith(FUSED):
+        computation.collectives.append(Collective("reduce-scatter", sum(array_sizes(result))))
+    elif not opcode.endswith("-done"):
+        turns = int(found[1]) if (found := TRIPS.search(rest)) else 1
+        computation.calls.extend((called, turns) for called in called_by(rest))
+
+
+def called_by(rest: str) -> list[str]:
+    """Returns the computations that an instruction names."""
+    branches = [name.strip().lstrip("%") for group in BRANCHES.findall(rest) for name in group.split(",")]
+    return CALLED.findall(rest) + branches
+
+
+def results_of(kind: str, sizes: Sequence[int], started: bool) -> int:
+    """Returns the bytes of a collective's results; the started form of some also lists its operands first."""
+    if started and kind == "all-gather":
+        return sum(sizes[len(sizes) // 2 :])
+    if started and kind == "collective-permute":
+        return sizes[1]
+    return sum(sizes)
+
+
+def array_sizes(result: str) -> list[int]:
+    """Returns the bytes of each array of an instruction's result, such as `(f32[2,3]{1,0}, bf16[4]{0})`."""
+    found = []
+    for bits, shape, _, flags in ARRAY.findall(result):
+        elements = int(np.prod([int(n) for n in (shape or flags).split(",") if n], dtype=np.int64))
+        found.append(elements * (int(bits) // 8 if bits else 1))
+    return found

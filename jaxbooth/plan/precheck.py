@@ -1,0 +1,59 @@
+"""Before `train` makes a class picture: does the step fit this machine's devices?"""
+
+import re
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from jaxbooth.config import Config
+from jaxbooth.errors import UserError
+from jaxbooth.pipeline import Base
+from jaxbooth.plan.advise import cheapest_fit
+from jaxbooth.plan.chips import GIB, Chip, chip_of
+from jaxbooth.plan.estimate import estimate
+from jaxbooth.plan.topology import Topology, device_memory, sized
+
+MEMINFO = Path("/proc/meminfo")
+
+
+def check_memory(config: Config, base: Base, mesh: Mesh) -> None:
+    """Estimates a run's step on the devices that it will use.
+
+    Args:
+        config: with its resolution.
+        base: with the run's adapters and new words.
+
+    Raises:
+        UserError: it does not fit; the message names the cheapest change that does.
+    """
+    topology = topology_of(mesh)
+    limit = topology.chip.memory
+    if limit is None:
+        return
+    estimated = estimate(config, base, topology)
+    needed = estimated.at().hbm_bytes
+    if needed <= limit:
+        return
+    advice = cheapest_fit(config, base, topology, estimated)
+    others = f" (or {' or '.join(advice[1:])})" if advice[1:] else ""
+    change = f"the cheapest change that fits: {advice[0]}{others}" if advice else "no change of settings makes it fit"
+    raise UserError(
+        f"a step needs {needed / GIB:.1f} GiB, the device has {limit / GIB:.1f}; {change}; --force trains all the same."
+    )
+
+
+def topology_of(mesh: Mesh) -> Topology:
+    """Describes the devices of a mesh, with the memory that this process's own ones have."""
+    first = mesh.local_devices[0]
+    chip = chip_of(first.device_kind) or Chip(first.device_kind, (), None, None, None, None)
+    limit = device_memory(first) or chip.memory
+    if first.platform == "cpu":
+        limit = host_memory(chip, jax.local_device_count("cpu"))
+    return Topology(first.device_kind, chip._replace(memory=limit), mesh.size, (), first.platform, is_here=True)
+
+
+def host_memory(chip: Chip, devices: int) -> float | None:
+    """Returns a CPU device's share of the memory that nothing uses, or of all of it where that is not told."""
+    told = re.search(r"MemAvailable:\s+(\d+) kB", MEMINFO.read_text()) if MEMINFO.exists() else None
+    return int(told[1]) * 1024 / devices if told else sized(chip, devices).memory

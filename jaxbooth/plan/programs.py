@@ -1,0 +1,95 @@
+"""The programs of a run as a compiler takes them: the train step, and the step that draws sample pictures."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxbooth.config import Config
+from jaxbooth.params import Params, join
+from jaxbooth.pipeline import Base
+from jaxbooth.plan.abstract import AbstractStep
+from jaxbooth.plan.estimate import size_on_device
+from jaxbooth.sampling import Painter, Settings
+from jaxbooth.sharding import placement, replicated, rows_over
+from jaxbooth.training.state import result_params
+from jaxbooth.training.step import make_dispatch
+from jaxbooth.training.watch import BATCH
+
+
+def trace_train(config: Config, step: AbstractStep) -> Any:
+    """Traces a dispatch of the train step."""
+    dispatch = make_dispatch(step.task, step.tx, config.train.steps_per_dispatch, step.state)
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    return dispatch.trace(step.state, step.frozen, step.bank, count, count)
+
+
+def trace_sampling(config: Config, base: Base, params: dict[str, Params], mesh: Mesh) -> Any:
+    """Traces the drawing of one batch of a sample grid, from noise to pixels.
+
+    Args:
+        params: see `sampled_params`.
+    """
+    chosen = config.validation
+    settings = Settings(chosen.sampler, chosen.steps, chosen.guidance_scale, config.resolution)
+    painter = Painter(base, mesh, settings, grid_batch(config))
+    rows, everywhere = painter.batch, replicated(mesh)
+    text = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), text_shapes(base, rows)
+    )
+    captions, indices = (
+        jax.ShapeDtypeStruct((rows,), kind, sharding=rows_over(mesh)) for kind in (jnp.int32, jnp.uint32)
+    )
+    key = jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=everywhere)
+    guidance = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
+    return painter.program.trace(params, text, captions, indices, key, guidance)
+
+
+def grid_batch(config: Config) -> int:
+    """Returns how many pictures of a sample grid are drawn at once."""
+    prompts = len(config.validation.prompts) or 2 * max(1, len(config.data.subjects)) + 1
+    pictures = prompts * config.validation.num
+    return -(-pictures // -(-pictures // BATCH))
+
+
+def text_shapes(base: Base, prompts: int) -> Any:
+    """Describes the features of encoded prompts, float32."""
+    encoders = {tower.name: tower.network.shapes for tower in base.text.towers}
+    ids: Any = {
+        tower.name: jax.ShapeDtypeStruct((prompts, base.text.chunks, tower.length), jnp.int32)
+        for tower in base.text.towers
+    }
+    text = jax.eval_shape(base.text.encode, encoders, ids)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), text)
+
+
+def sampled_params(step: AbstractStep, mesh: Mesh) -> dict[str, Params]:
+    """Describes UNet and VAE as pictures are drawn with them: what was trained, beside what was not."""
+    place = placement(mesh)
+    trained: Any = {
+        component: {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place(name, leaf.shape))
+            for name, leaf in params.items()
+        }
+        for component, params in jax.eval_shape(result_params, step.state).items()
+    }
+    params = join(step.frozen, step.resident, trained)
+    return {name: params[name] for name in ("unet", "vae")}
+
+
+def held_bytes(step: AbstractStep) -> dict[str, int]:
+    """Returns kind -> bytes that one device holds all through a run; `resident` ones are no arguments of a step."""
+    state = step.state
+    return {
+        "parameters": bytes_on_device((state.params, state.ema)),
+        "optimizer": bytes_on_device((state.opt_state, state.step)),
+        "frozen": bytes_on_device(step.frozen),
+        "resident": bytes_on_device(step.resident),
+        "pictures": bytes_on_device(step.bank),
+    }
+
+
+def bytes_on_device(tree: Any) -> int:
+    """Returns one device's bytes of described arrays."""
+    return sum(map(size_on_device, jax.tree.leaves(tree)))

@@ -1,0 +1,165 @@
+"""A plan as JSON for programs and as a table for people."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from jaxbooth.config import Config
+from jaxbooth.plan.chips import GIB
+from jaxbooth.plan.compiler import Compiled
+from jaxbooth.plan.figures import Figures
+from jaxbooth.plan.roofline import EFFICIENCY, Roofline, Run
+from jaxbooth.plan.topology import Topology
+
+PREFIXES = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1))
+SMALLEST_SHOWN = 2**17  # bytes of a kind of memory
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a run before it starts.
+
+    Attributes:
+        figures: the compiler's where there are some, else the estimate's.
+        largest: most instance rows for each device that fit; None where the device's memory is unknown.
+        advice: what helps, in sentences.
+    """
+
+    config: Config
+    topology: Topology
+    estimated: Figures
+    figures: Figures
+    compiled: Compiled | None
+    largest: int | None
+    bound: Roofline
+    run: Run
+    advice: list[str]
+
+    @property
+    def needed(self) -> float:
+        """Bytes that a device needs, in training and, where that was compiled, while it draws sample pictures."""
+        return max(self.figures.hbm_bytes, self.compiled.sampling_bytes if self.compiled else 0)
+
+    @property
+    def fits(self) -> bool:
+        """Whether a device has them; one of unknown memory does."""
+        limit = self.topology.chip.memory
+        return limit is None or self.needed <= limit
+
+
+def plan_facts(plan: Plan) -> dict[str, Any]:
+    """Returns what `--json` prints; bytes, FLOPs and collectives are those of one device and one step."""
+    figures, compiled = plan.figures, plan.compiled
+    facts: dict[str, Any] = {
+        "model": plan.config.model,
+        "topology": plan.topology.name,
+        "devices": plan.topology.devices,
+        "chips": plan.topology.chips,
+        "compiled": compiled is not None,
+        "fits": plan.fits,
+        "hbm_bytes": figures.hbm_bytes,
+        "hbm_limit_bytes": plan.topology.chip.memory,
+        "memory": figures.memory,
+        "flops": figures.flops,
+        "bytes_accessed": figures.bytes_accessed,
+        "collectives": figures.collectives,
+        "largest_batch_per_chip": plan.largest,
+        "roofline_seconds": plan.bound._asdict(),
+        "bound": plan.bound.bound,
+        "efficiency": EFFICIENCY,
+        **plan.run._asdict(),
+        "advice": plan.advice,
+    }
+    if compiled:
+        facts["estimated"] = {"hbm_bytes": plan.estimated.hbm_bytes} | plan.estimated._asdict()
+        facts["sampling"] = {"hbm_bytes": compiled.sampling_bytes, "flops": compiled.sampling_flops}
+        facts["compiler"] = compiled.facts
+    return facts
+
+
+def plan_table(plan: Plan) -> Table:
+    """Returns the table."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in lines(plan):
+        table.add_row(name, escape(value))
+    return table
+
+
+def lines(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Yields the rows of the table."""
+    topology, figures, config = plan.topology, plan.figures, plan.config
+    how = "compiled by XLA" if plan.compiled else "estimated from shapes; --compile asks the compiler"
+    yield "plan", f"{config.model} on {topology.name}, {count(topology.chips, 'chip')}: {how}"
+    yield "fits", verdict(plan)
+    parts = sorted(figures.memory.items(), key=lambda item: -item[1])
+    shown = ", ".join(f"{kind} {gib(size)}" for kind, size in parts if size >= SMALLEST_SHOWN)
+    yield "memory", f"{gib(figures.hbm_bytes)} a device: {shown}"
+    if plan.compiled:
+        yield "sampling", f"{gib(plan.compiled.sampling_bytes)} a device while sample pictures are drawn"
+    if plan.largest is not None:
+        yield "largest batch", largest_batch(plan)
+    yield "FLOPs a step", f"{metric(figures.flops, 'FLOP')} a device"
+    yield "bytes moved", f"{metric(figures.bytes_accessed, 'B')} a device and step"
+    if figures.collectives:
+        sizes = ", ".join(f"{kind} {metric(size, 'B')}" for kind, size in figures.collectives.items())
+        yield "collectives", f"{sizes} a device and step"
+    yield from times(plan)
+    for sentence in plan.advice:
+        yield "what helps", sentence
+
+
+def times(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Yields the rows about time."""
+    bound, run, config = plan.bound, plan.run, plan.config
+    if run.seconds_per_step is None or bound.seconds is None:
+        yield "time", f"unknown: jaxbooth has no peak figures of {plan.topology.chip.name}"
+        return
+    each = ", ".join(f"{name} {ms(seconds)}" for name, seconds in bound._asdict().items() if seconds is not None)
+    yield "roofline", f"{ms(bound.seconds)} a step, bound by {bound.bound} ({each})"
+    rate = f"{run.images_per_second:.3g} images/s, {ms(run.seconds_per_step)} a step"
+    yield "expected", f"{rate}, assuming {EFFICIENCY:.0%} of the roofline"
+    length = f"{config.train.steps} steps in {run.hours:.2g} h, {run.chip_hours:.2g} chip-hours"
+    yield "the run", f"{length}; class images, compiling and sample pictures come on top"
+
+
+def verdict(plan: Plan) -> str:
+    """Says whether a run fits, and by how much."""
+    limit = plan.topology.chip.memory
+    if limit is None:
+        return f"unknown: jaxbooth does not know the memory of {plan.topology.chip.name}"
+    difference = limit - plan.needed
+    share = f"{gib(plan.needed)} of {gib(limit)}"
+    return f"yes, {share}: {gib(difference)} to spare" if plan.fits else f"no, {share}: {gib(-difference)} too much"
+
+
+def largest_batch(plan: Plan) -> str:
+    """Says how many rows a device can take."""
+    source = ", by the estimate scaled to the compiled step" if plan.compiled else ""
+    if not plan.largest:
+        return f"not even one instance row a device fits{source}"
+    prior = " with their prior rows" if plan.config.prior_rows else ""
+    return f"{count(plan.largest, 'instance row')} a device{prior}{source}"
+
+
+def count(number: int, noun: str) -> str:
+    """Returns `1 chip` or `4 chips`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def gib(size: float) -> str:
+    """Returns bytes in GiB; small sizes in MiB."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
+
+
+def metric(amount: float, unit: str) -> str:
+    """Returns an amount with a decimal prefix, such as `1.72 GB`."""
+    prefix, scale = next((prefix, scale) for prefix, scale in PREFIXES if amount >= scale or scale == 1)
+    return f"{amount / scale:.3g} {prefix}{unit}"
+
+
+def ms(seconds: float) -> str:
+    """Returns a time in milliseconds."""
+    return f"{seconds * 1e3:.3g} ms"

@@ -1,0 +1,133 @@
+"""What SD 1.5 and SDXL need on TPUs: the table of the docs, estimated, with the rows that a compiler has confirmed.
+
+    python scripts/plan_table.py                                      estimates all rows; writes plan/table.{md,json}
+    python scripts/plan_table.py --compile sd15-full:v5e:2x2 ...      compiles rows, one after another (needs libtpu)
+
+A compiled row leaves scripts/plan/RUN-TOPOLOGY.json, which the table then shows beside the estimate. Compiling a
+full-size step takes many minutes on two cores. Batch sizes are per chip: a larger slice takes a larger batch.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxbooth.config import Config, load_config
+from jaxbooth.files import write_json, write_text
+from jaxbooth.plan.chips import GIB
+from jaxbooth.plan.command import make_plan
+from jaxbooth.plan.compiler import compile_facts, train_figures
+from jaxbooth.plan.figures import Figures
+from jaxbooth.plan.report import Plan, plan_facts
+from jaxbooth.plan.roofline import expected_run, roofline
+from jaxbooth.plan.topology import Topology, find_topology
+
+FOLDER = Path(__file__).parent / "plan"
+TOPOLOGIES = ("v5e:2x2", "v5e:4x4", "v6e:2x2", "v5p:2x2x1", "v4:2x2x1")
+
+
+class Case(NamedTuple):
+    """A run of the table: instance rows a chip, with as many prior rows, and what differs from a shipped run."""
+
+    shipped: str
+    rows: int
+    changes: dict[str, dict[str, Any]]
+
+
+CASES = {
+    "sd15-full": Case("sd15", 2, {"mesh": {"fsdp": 4}}),
+    "sd15-lora": Case("sd15-lora", 2, {}),
+    "sdxl-full": Case("sdxl-lora", 1, {"mesh": {"fsdp": 4}, "lora": {"rank": None}}),
+    "sdxl-lora": Case("sdxl-lora", 1, {}),
+}
+HEAD = (
+    "| run | slice | rows a chip | how | fits | GiB a chip | largest batch a chip | TFLOP a chip | GB moved a chip "
+    "| roofline | expected images/s | hours (chip-hours) for 1000 steps |\n" + "|---" * 12 + "|"
+)
+
+
+def config_of(name: str, topology: Topology) -> Config:
+    """Returns the configuration of a row of the table."""
+    case = CASES[name]
+    raw = load_config(case.shipped).model_dump(mode="json")
+    for section, values in (case.changes | {"train": {"batch_size": case.rows * topology.devices}}).items():
+        raw[section] |= values
+    return Config.model_validate(raw)
+
+
+def path_of(name: str, topology: Topology) -> Path:
+    """Returns where the compiler's facts of a row are kept."""
+    return FOLDER / f"{name}-{topology.name.replace(':', '-')}.json"
+
+
+def compile_row(name: str, topology: Topology, sampling: bool) -> None:
+    """Compiles one row's step and keeps what the compiler says."""
+    config = config_of(name, topology)
+    facts = compile_facts(config, topology, sampling)
+    write_json(path_of(name, topology), {"config": config.model_dump(mode="json"), "facts": facts})
+    print(f"{name} on {topology.name}: compiled in {facts['train']['compile_seconds']:.0f} s", flush=True)
+
+
+def table_row(name: str, plan: Plan, figures: Figures, how: str, fits: bool, largest: int | None) -> str:
+    """Returns one row in Markdown."""
+    bound = roofline(figures, plan.topology.chip, plan.config.mesh.fsdp)
+    run = expected_run(plan.config, plan.topology, bound)
+    limit = plan.topology.chip.memory
+    assert limit
+    assert bound.seconds
+    return (
+        f"| {name} | {plan.topology.name} | {2 * CASES[name].rows} | {how} | {'yes' if fits else '**no**'} "
+        f"| {figures.hbm_bytes / GIB:.2f} of {limit / GIB:.2f} | {'' if largest is None else largest} "
+        f"| {figures.flops / 1e12:.2f} | {figures.bytes_accessed / 1e9:.0f} "
+        f"| {bound.seconds * 1e3:.0f} ms, {bound.bound} | {run.images_per_second:.0f} "
+        f"| {run.hours:.2f} ({run.chip_hours:.2f}) |"
+    )
+
+
+def compiled_row(name: str, plan: Plan, errors: list[str]) -> str | None:
+    """Returns the row that a compiler has confirmed, if there is one, and notes the estimate's error."""
+    path = path_of(name, plan.topology)
+    if not path.exists():
+        return None
+    figures = train_figures(plan.config, json.loads(path.read_text())["facts"], plan.estimated)
+    limit = plan.topology.chip.memory
+    assert limit
+    changes = [
+        f"{getattr(plan.estimated, key) / getattr(figures, key) - 1:+.1%}"
+        for key in ("hbm_bytes", "flops", "bytes_accessed")
+    ]
+    errors.append(f"| {name} | {plan.topology.name} | {' | '.join(changes)} |")
+    return table_row(name, plan, figures, "**compiled**", figures.hbm_bytes <= limit, None)
+
+
+def main() -> None:
+    """Compiles what is asked for, or estimates everything, writes and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compile", nargs="*", default=[], metavar="RUN:TOPOLOGY", help=f"runs: {', '.join(CASES)}")
+    parser.add_argument("--sampling", action="store_true", help="also compile the step that draws sample pictures")
+    arguments = parser.parse_args()
+    for asked in arguments.compile:
+        name, _, topology = asked.partition(":")
+        compile_row(name, find_topology(topology), arguments.sampling)
+    if not arguments.compile:
+        write_table()
+
+
+def write_table() -> None:
+    """Estimates every row, puts the compiled ones beside them, writes and prints the result."""
+    rows, facts, errors = [HEAD], [], []
+    for name in CASES:
+        for topology in map(find_topology, TOPOLOGIES):
+            plan = make_plan(config_of(name, topology), topology)
+            facts.append({"run": name} | plan_facts(plan))
+            rows.append(table_row(name, plan, plan.figures, "estimated", plan.fits, plan.largest))
+            rows += filter(None, [compiled_row(name, plan, errors)])
+    errors = ["| run | slice | memory | FLOPs | bytes moved |\n|---|---|---|---|---|", *errors]
+    text = "\n".join([*rows, "", "The estimate's error against the compiler:", "", *errors, ""])
+    write_json(FOLDER / "table.json", facts)
+    write_text(FOLDER / "table.md", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""`jaxbooth plan` as it is typed: what it prints, offline and without weights, and what it refuses."""
+
+import importlib.util
+import json
+
+import pytest
+
+from jaxbooth.cli import main
+from jaxbooth.config import Config, flag, flatten
+from jaxbooth.plan.chips import GIB
+from tests.small_models import write_model
+
+KEYS = {
+    "fits", "hbm_bytes", "hbm_limit_bytes", "memory", "flops", "bytes_accessed", "collectives",
+    "largest_batch_per_chip", "seconds_per_step", "images_per_second", "bound", "hours", "chip_hours", "advice",
+    "compiled", "topology", "chips",
+}  # fmt: skip
+SMALL = ("--data.resolution", "16", "--train.steps-per-dispatch", "2", "--validation.steps", "2")
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    """No cached model of the Hub, no way to it, and an empty folder."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def planned(capsys):
+    """Runs `jaxbooth plan --json` and returns what it printed, which must be JSON alone."""
+
+    def run(*argv):
+        main(["plan", *map(str, argv), "--json"])
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a plan that must end with one sentence and exit code 2, and returns the sentence."""
+
+    def run(*argv):
+        with pytest.raises(SystemExit) as stop:
+            main(["plan", *map(str, argv)])
+        shown = capsys.readouterr()
+        assert (stop.value.code, shown.out) == (2, "")
+        assert shown.err.count("\n") == 1
+        return shown.err.removeprefix("error: ").strip()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A model folder whose programs compile in seconds."""
+    return write_model("sd15", tmp_path_factory.mktemp("model") / "small")
+
+
+def test_sd15_fully_trained_fits_four_v5e_chips_with_fsdp(planned):
+    facts = planned("sd15", "--topology", "v5e:2x2", "--mesh.fsdp", "4", "--train.batch-size", "8")
+    assert facts.keys() >= KEYS
+    assert (facts["topology"], facts["chips"], facts["compiled"], facts["fits"]) == ("v5e:2x2", 4, False, True)
+    assert facts["hbm_limit_bytes"] == 15.75 * GIB
+    assert facts["hbm_bytes"] == sum(facts["memory"].values())
+    assert facts["memory"]["optimizer"] == pytest.approx(2 * 4 * 859.5e6 / 4, rel=0.01)  # Adam's moments, a quarter
+    assert facts["largest_batch_per_chip"] >= 4
+    assert set(facts["collectives"]) == {"all-gather", "reduce-scatter", "all-reduce"}
+    assert facts["advice"] == []
+
+
+def test_sdxl_lora_is_planned_from_its_shipped_configuration(planned):
+    facts = planned("sdxl-lora", "--topology", "v5e:4x4", "--train.batch-size", "16")
+    assert facts["memory"]["frozen"] > 2 * 2.56e9  # the UNet's bfloat16 weights
+    assert facts["seconds_per_step"] == max(facts["roofline_seconds"].values()) / facts["efficiency"]
+    assert facts["images_per_second"] == pytest.approx(32 / facts["seconds_per_step"])
+    assert facts["hours"] == pytest.approx(1000 * facts["seconds_per_step"] / 3600)
+    assert facts["chip_hours"] == pytest.approx(16 * facts["hours"])
+
+
+def test_sd21_is_planned_at_its_own_768_pixels(planned):
+    facts = planned("sd21", "--topology", "v5p:2x2x1", "--train.batch-size", "4")
+    assert facts["fits"] is True
+    assert facts["bound"] in ("compute", "memory")
+    assert facts["memory"]["pictures"] == pytest.approx(205 * 2 * 4 * 96 * 96 * 4, rel=0.1)  # moments of 205 pictures
+
+
+def test_a_run_that_does_not_fit_names_changes_that_do(planned, small):
+    flags = ("--data.resolution", "64", "--train.batch-size", "65536", "--topology", "v5e:1x1")
+    facts = planned("--model", small, *flags)
+    assert facts["fits"] is False
+    assert facts["hbm_bytes"] > facts["hbm_limit_bytes"]
+    assert 0 < facts["largest_batch_per_chip"] < 65536
+    assert facts["advice"]
+    changed = planned("--model", small, *flags, *facts["advice"][0].split())
+    assert changed["fits"] is True
+
+
+def test_rows_that_only_fill_devices_are_pointed_out(planned, small):
+    facts = planned("--model", small, *SMALL, "--topology", "v5e:4x4")
+    assert facts["advice"] == ["2 rows are padded to 16 to fill the devices: --train.batch-size 8 costs no more"]
+
+
+def test_people_get_a_table(capsys, small):
+    main(["plan", "--model", str(small), *SMALL, "--topology", "v5e:2x2", "--train.batch-size", "2"])
+    shown = capsys.readouterr().out
+    rows = ("plan", "fits", "memory", "largest batch", "FLOPs a step", "bytes moved", "collectives", "roofline",
+            "expected", "the run")  # fmt: skip
+    assert [row for row in rows if f"\n{row} " not in f"\n{shown}"] == []
+    assert "of 15.75 GiB: " in shown
+
+
+def test_help_names_every_key_of_a_run_and_the_plan_s_own(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", "--help"])
+    shown = capsys.readouterr().out
+    wanted = ["--topology", "--compile", "--json", *(flag(key) for key in flatten(Config()) if key != "data.subjects")]
+    assert stop.value.code == 0
+    assert [name for name in wanted if name not in shown] == []
+
+
+# The compiler
+
+
+def test_compiling_for_the_devices_that_are_here(planned, small):
+    facts = planned("--model", small, *SMALL, "--topology", "cpu", "--train.batch-size", "8", "--compile")
+    compiler, held = facts["compiler"]["train"], facts["compiler"]["held"]
+    assert facts["compiled"] is True
+    assert facts["fits"] is True
+    assert facts["collectives"].keys() == {"all-reduce"}
+    assert facts["collectives"]["all-reduce"] == pytest.approx(held["parameters"], rel=0.01)  # of float32 gradients
+    assert compiler["argument_bytes"] == pytest.approx(sum(held.values()) - held["resident"], rel=0.001)
+    assert facts["hbm_bytes"] > facts["memory"]["parameters"] + facts["memory"]["optimizer"]
+    assert facts["flops"] == compiler["flops"]  # nothing is hidden where no sequence is long
+    assert facts["flops"] == pytest.approx(facts["estimated"]["flops"], rel=0.1)
+    assert facts["sampling"]["flops"] > facts["compiler"]["sampling"]["flops"]  # two steps, of which XLA counts one
+
+
+def test_a_second_compilation_of_the_same_programs_comes_from_the_cache(planned, small, monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    seconds = []
+    for _ in range(2):
+        facts = planned("--model", small, *SMALL, "--topology", "cpu:1", "--compile")
+        seconds.append(facts["compiler"]["train"]["compile_seconds"])
+    assert facts["collectives"] == {}
+    assert seconds[1] < seconds[0] / 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_compiling_for_a_tpu_that_is_not_here(planned, small):
+    flags = ("--topology", "v5e:2x2", "--mesh.fsdp", "4", "--train.batch-size", "4", "--compile")
+    facts = planned("--model", small, *SMALL, *flags)
+    assert facts["fits"] is True
+    assert facts["memory"]["program"] > 0
+    assert facts["seconds_per_step"] > 0
+    assert facts["collectives"]["all-gather"] > 0
+
+
+# Bad input
+
+
+def test_an_unknown_topology_lists_the_known_ones(refused):
+    message = refused("demo", "--topology", "v5e:3x5")
+    assert message.startswith("--topology v5e:3x5 does not exist; known are ")
+    assert ":4x4" in message
+
+
+def test_a_mesh_that_does_not_divide_the_devices_says_what_would(refused):
+    message = refused("sd15", "--topology", "v5e:4x4", "--mesh.fsdp", "3")
+    assert "--mesh.fsdp 3" in message
+    assert "1, 2, 4, 8, 16" in message
+
+
+def test_rows_that_do_not_divide_into_micro_batches_are_refused(refused):
+    message = refused("sd15", "--topology", "v5e:2x2", "--train.batch-size", "4", "--train.accumulation", "3")
+    assert message == "--train.batch-size 4 is not a multiple of --train.accumulation 3."
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
+def test_compiling_for_a_tpu_without_libtpu_says_what_to_install(refused, small):
+    message = refused("--model", small, *SMALL, "--topology", "v5e:2x2", "--compile")
+    assert message == '--compile for v5e:2x2 needs libtpu: pip install "jaxbooth[tpu]".'
+
+
+def test_gpus_that_are_not_here_cannot_be_compiled_for(refused, small):
+    message = refused("--model", small, *SMALL, "--topology", "h100:8", "--compile")
+    assert message.startswith("--compile cannot describe h100:8")
+
+
+def test_a_flag_that_does_nothing_is_refused_as_in_training(refused):
+    assert refused("sd15", "--topology", "v5e:2x2", "--lora.alpha", "8") == "--lora.alpha needs --lora.rank."
+
+
+def test_a_model_that_does_not_exist_is_named(refused):
+    assert "no-such-model" in refused("--model", "./no-such-model", "--topology", "v5e:2x2")

@@ -1,0 +1,90 @@
+"""What is read out of compiled and traced programs: collectives, and the FLOPs that XLA does not count."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxbooth.models.attention import attention
+from jaxbooth.plan.hidden import hidden_flops
+from jaxbooth.plan.hlo import collectives
+from jaxbooth.sharding import make_mesh, tracing_for
+
+TPU_TEXT = """
+HloModule jit_run, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[]{:T(128)} parameter(0)
+  %b = f32[]{:T(128)} parameter(1)
+  ROOT %sum = f32[]{:T(128)} add(%a, %b)
+}
+
+%all-reduce-scatter.1 (p: bf16[64,8]) -> bf16[16,8] {
+  %p = bf16[64,8]{1,0:T(8,128)} parameter(0)
+  %whole = bf16[64,8]{1,0:T(8,128)} all-reduce(%p), replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %part = bf16[16,8]{1,0:T(8,128)} dynamic-slice(%whole, %zero), dynamic_slice_sizes={16,8}
+}
+
+%micro_batch (carry: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %gather = (bf16[4,8]{1,0:T(8,128)}, bf16[16,8]{1,0:T(8,128)S(1)}) all-gather-start(%x), dimensions={0}
+  %done = bf16[16,8]{1,0:T(8,128)S(1)} all-gather-done(%gather)
+  %all-reduce-scatter.2 = bf16[16,8]{1,0:T(8,128)} fusion(%y), kind=kCustom, calls=%all-reduce-scatter.1
+}
+
+ENTRY %main (state: f32[8]) -> f32[8] {
+  %loop = (s32[], f32[8]{0}) while(%init), condition=%more, body=%micro_batch, backend_config={"known_trip_count":{"n":"3"}}
+  %both = (f32[8]{0}, pred[5]{0}) all-reduce(%u, %v), replica_groups=[1,4]<=[4], to_apply=%add
+}
+"""  # noqa: E501
+
+
+def test_collectives_of_a_tpu_program_are_counted_as_often_as_their_loop_turns():
+    assert collectives(TPU_TEXT) == {
+        "all-gather": {"count": 3, "bytes": 3 * 16 * 8 * 2},
+        "all-reduce": {"count": 1, "bytes": 8 * 4 + 5},
+        "reduce-scatter": {"count": 3, "bytes": 3 * 16 * 8 * 2},
+    }
+
+
+def test_a_sum_over_eight_devices_is_one_all_reduce_of_its_result():
+    mesh = make_mesh()
+    rows = jax.ShapeDtypeStruct((64, 128), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("data")))
+    text = jax.jit(lambda x: x.sum(0)).lower(rows).compile().as_text()
+    assert collectives(text) == {"all-reduce": {"count": 1, "bytes": 128 * 4}}
+
+
+def test_a_program_of_one_device_has_no_collectives():
+    assert collectives(jax.jit(jnp.sin).lower(jnp.ones(3)).compile().as_text()) == {}
+
+
+def test_all_but_one_turn_of_a_loop_is_hidden():
+    def run(x):
+        return jax.lax.scan(lambda carry, _: (carry @ carry, None), x, None, length=8)[0]
+
+    traced = jax.jit(run).trace(jax.ShapeDtypeStruct((64, 64), jnp.float32))
+    product = 2 * 64**3
+    assert hidden_flops(traced.jaxpr, "cpu", 1) == 7 * product
+    assert hidden_flops(traced.jaxpr, "cpu", 4) == 7 * product / 4
+    assert traced.lower().compile().cost_analysis()["flops"] == pytest.approx(product, rel=1e-3)
+
+
+def attend(query):
+    with tracing_for(make_mesh(devices=jax.devices()[:1])):
+        return jax.value_and_grad(lambda q: attention(q, q, q).astype(jnp.float32).sum())(query)
+
+
+def test_attention_on_a_tpu_is_hidden_in_its_kernels():
+    batch, length, heads, width = 2, 2048, 3, 64
+    traced = jax.jit(attend).trace(jax.ShapeDtypeStruct((batch, length, heads, width), jnp.bfloat16))
+    # Forward 2 products; backward 3 for queries, 4 for keys and values, as the scores are computed in both.
+    assert hidden_flops(traced.jaxpr, "tpu", 1) == 9 * 2 * batch * heads * length**2 * width
+
+
+def test_attention_elsewhere_is_hidden_but_for_the_first_chunk_of_queries():
+    batch, length, heads, width = 2, 2048, 3, 64
+    traced = jax.jit(attend).trace(jax.ShapeDtypeStruct((batch, length, heads, width), jnp.bfloat16))
+    chunked = hidden_flops(traced.jaxpr, "cpu", 1)
+    # Forward 2 products, and 1 again in the backward pass for the scores, which has 4 of its own; 3 of 4 chunks.
+    products = 7 * 2 * batch * heads * length**2 * width * 3 / 4
+    assert products < chunked < 1.1 * products  # the rest is the softmax
+    assert hidden_flops(traced.jaxpr, "cuda", 1) == pytest.approx(chunked * 4 / 3, rel=1e-3)
