@@ -109,13 +109,13 @@ class Checkpoints:
     def _report(self, damaged: dict[int, str], step: int) -> None:
         """Warns about damaged steps, newer than the sound one, and moves them aside where this folder is written."""
         for number, reason in damaged.items():
-            place = ""
+            where = ""
             if self._writes:
                 aside = free_name(self._folder / f"damaged-{number}")
-                place = f", now {aside.name},"
+                where = f", now {aside.name},"
                 if is_main():
                     (self._folder / str(number)).rename(aside)
-            warn(f"{self._folder / str(number)}{place} is damaged ({reason}); the checkpoint of step {step} is used.")
+            warn(f"{self._folder / str(number)}{where} is damaged ({reason}); the checkpoint of step {step} is used.")
         if self._writes:
             sync_global_devices("damaged checkpoints are aside")
             self._manager.reload()

@@ -133,8 +133,9 @@ class Job:
         if done >= total:
             if self.config.export and not self.run.is_exported:
                 state, found = self.restore()
-                if found < total:
-                    return self.execute()  # the last checkpoint was damaged
+                if found < total:  # the last checkpoint was damaged, and is aside now
+                    del state
+                    return self.execute()
                 self.export(state)
             say(f"{self.run.root} is complete at step {done} of {total}; raise --train.steps to train on.")
             return Result(self.run, done, complete=True)
