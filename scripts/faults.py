@@ -40,6 +40,7 @@ COMMAND = (
     "--validation.prompts", "a sks cat", "--validation.num", 1, "--validation.steps", 1,
     "--validation.every", 10 * STEPS, "--no-export",
 )  # fmt: skip
+PER_DISPATCH = (1, 3, 8, 10)  # each is a program to compile, once
 LONGEST = 900  # seconds that a training, or the end of the others after one was killed, may take
 KILLS_OF_A_ROUND = 6
 RESUMED, SAVED = re.compile(r"resumed at step (\d+)"), re.compile(r"stopped and saved at step (\d+)")
@@ -176,7 +177,7 @@ def play_round(
         if steps_on_disk(run) == STEPS:
             break  # it was quicker than a kill
         newest, lines = steps_on_disk(run), read_metrics(run.metrics)
-        training = start(run.root, count, chance.randint(1, 10))
+        training = start(run.root, count, chance.choice(PER_DISPATCH))
         if kind:
             wait_for(training, moments(run, chance, seconds)[kind])
             number = chance.choice((signal.SIGKILL, signal.SIGTERM))
@@ -222,7 +223,7 @@ def main() -> None:
 
     reference = RunFolder(out / "reference")
     began = time.monotonic()
-    training = start(reference.root, arguments.processes, 10)
+    training = start(reference.root, arguments.processes, PER_DISPATCH[-1])
     if set(training.end()) != {0}:
         sys.exit(f"the training without a stop failed:\n{training.said()[-3000:]}")
     seconds = time.monotonic() - began
