@@ -11,7 +11,7 @@ from jaxbooth.params import Params, join
 from jaxbooth.pipeline import Base
 from jaxbooth.plan.abstract import AbstractStep
 from jaxbooth.plan.estimate import size_on_device
-from jaxbooth.sampling import Painter, Settings, encode_prompts, picture_keys
+from jaxbooth.sampling import Painter, Settings, picture_keys
 from jaxbooth.sharding import placement, rows_over
 from jaxbooth.training.state import result_params
 from jaxbooth.training.step import make_dispatch
@@ -51,13 +51,14 @@ def grid_batch(config: Config) -> int:
 
 
 def text_shapes(base: Base, prompts: int) -> Any:
-    """Describes the features of encoded prompts."""
+    """Describes the features of encoded prompts, float32."""
     encoders = {tower.name: tower.network.shapes for tower in base.text.towers}
     ids: Any = {
         tower.name: jax.ShapeDtypeStruct((prompts, base.text.chunks, tower.length), jnp.int32)
         for tower in base.text.towers
     }
-    return jax.eval_shape(lambda params, tokens: encode_prompts(base, params, tokens), encoders, ids)
+    text = jax.eval_shape(base.text.encode, encoders, ids)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), text)
 
 
 def sampled_params(step: AbstractStep, mesh: Mesh) -> dict[str, Params]:
