@@ -7,13 +7,27 @@ import pytest
 
 from jaxbooth.cli import main
 from jaxbooth.config import Config, flag, flatten
+from jaxbooth.files import write_json
 from jaxbooth.plan.chips import GIB
-from tests.small_models import write_model
+from jaxbooth.weights.diffusers_dir import read_json
+from jaxbooth.weights.families import write_skeleton
 
 KEYS = {
     "fits", "hbm_bytes", "hbm_limit_bytes", "memory", "flops", "bytes_accessed", "collectives",
     "largest_batch_per_chip", "seconds_per_step", "images_per_second", "bound", "hours", "chip_hours", "advice",
     "compiled", "topology", "chips",
+}  # fmt: skip
+TINY = {
+    "unet": {
+        "block_out_channels": [16, 32], "layers_per_block": 1, "sample_size": 8, "norm_num_groups": 8,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "attention_head_dim": 2,
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"], "cross_attention_dim": 32,
+    },
+    "vae": {
+        "block_out_channels": [16, 16], "layers_per_block": 1, "norm_num_groups": 8,
+        "down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2,
+    },
+    "text_encoder": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2},
 }  # fmt: skip
 SMALL = ("--data.resolution", "16", "--train.steps-per-dispatch", "2", "--validation.steps", "2")
 
@@ -53,8 +67,13 @@ def refused(capsys):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A model folder whose programs compile in seconds."""
-    return write_model("sd15", tmp_path_factory.mktemp("model") / "small")
+    """A model folder without weights, whose programs compile in seconds."""
+    folder = tmp_path_factory.mktemp("model") / "small"
+    write_skeleton("sd15", folder)
+    for component, changes in TINY.items():
+        path = folder / component / "config.json"
+        write_json(path, read_json(path) | changes)
+    return folder
 
 
 def test_sd15_fully_trained_fits_four_v5e_chips_with_fsdp(planned):
@@ -86,7 +105,7 @@ def test_sd21_is_planned_at_its_own_768_pixels(planned):
 
 
 def test_a_run_that_does_not_fit_names_changes_that_do(planned, small):
-    flags = ("--data.resolution", "64", "--train.batch-size", "65536", "--topology", "v5e:1x1")
+    flags = ("--data.resolution", "128", "--train.batch-size", "65536", "--topology", "v5e:1x1")
     facts = planned("--model", small, *flags)
     assert facts["fits"] is False
     assert facts["hbm_bytes"] > facts["hbm_limit_bytes"]
