@@ -23,7 +23,7 @@ from jaxbooth.params import Params, join
 from jaxbooth.pipeline import Base, Pipeline, load_params
 from jaxbooth.remote import check_reachable, is_local, local_twin, place, upload
 from jaxbooth.sections import DataConfig, Subject
-from jaxbooth.sharding import make_mesh
+from jaxbooth.sharding import AnyMesh, make_mesh
 from jaxbooth.text import NEW_TOKENS
 from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.optimizer import make_optimizer
@@ -187,7 +187,7 @@ def open_run(path: str | Path) -> tuple[RunFolder, Config]:
     return run, load_config(run.config)
 
 
-def state_of(config: Config, base: Base, mesh: Mesh) -> TrainState:
+def state_of(config: Config, base: Base, mesh: AnyMesh) -> TrainState:
     """Returns the shapes and shardings of a run's train state: what its checkpoints are read into."""
     shapes = trained_shapes(base, config)
     return abstract_state(shapes, make_optimizer(config), config.train.ema_decay is not None, mesh)

@@ -19,6 +19,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from jaxbooth.errors import UserError
 
+AnyMesh = Mesh | AbstractMesh  # of devices, or of described ones
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 MIN_SHARDED_SIZE = 2**12  # elements; smaller parameters are cheaper to replicate than to gather
@@ -127,7 +128,7 @@ def divisors(number: int) -> str:
     return f"{', '.join(found[:-1])} or {found[-1]}" if len(found) > 1 else found[0]
 
 
-def tensor_dimension(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> int | None:
+def tensor_dimension(name: str, shape: tuple[int, ...], mesh: AnyMesh) -> int | None:
     """Returns the dimension of a parameter that `tensor` splits while it is used, from its end."""
     for pattern, dimensions, dimension in TENSOR_RULES if mesh.shape["tensor"] > 1 else ():
         if len(shape) == dimensions and shape[dimension] % mesh.shape["tensor"] == 0 and re.fullmatch(pattern, name):
@@ -135,7 +136,7 @@ def tensor_dimension(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMes
     return None
 
 
-def partition(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+def partition(name: str, shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
     """The rule of storage: `tensor` where TENSOR_RULES say, then `fsdp` on the largest free divisible dimension."""
     spec: list[str | None] = [None] * len(shape)
     whole = {len(shape) - 1} if re.fullmatch(HALVED, name) else {0} if re.fullmatch(EMBEDDING, name) else set()
@@ -187,22 +188,22 @@ moved.defvjp(
 )
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: AnyMesh) -> NamedSharding:
     """Every device holds all of it."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def rows_over(mesh: Mesh) -> NamedSharding:
+def rows_over(mesh: AnyMesh) -> NamedSharding:
     """The leading axis is split over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def row_shards(mesh: Mesh | AbstractMesh) -> int:
+def row_shards(mesh: AnyMesh) -> int:
     """Parts that `rows_over` makes."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def tracing_for(mesh: Mesh) -> AbstractContextManager:
+def tracing_for(mesh: AnyMesh) -> AbstractContextManager:
     """While tracing, tells `each_device` which mesh the program will run on; it is part of what `jax.jit` caches by."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
@@ -226,12 +227,12 @@ def each_device(function: Callable[..., Array], *arrays: Array) -> Array:
     return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(*arrays)
 
 
-def placement(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
+def placement(mesh: AnyMesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
     """Returns the rule as a function from a parameter's name and shape to its sharding."""
     return lambda name, shape: NamedSharding(mesh, partition(name, shape, mesh))
 
 
-def shardings_like(tree: object, mesh: Mesh) -> object:
+def shardings_like(tree: object, mesh: AnyMesh) -> object:
     """Returns the sharding of every leaf of an abstract tree of arrays (a train state, an optimizer state).
 
     A leaf stored under a parameter's name, however deep, is placed as that parameter would be; others by shape alone.

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType
 
 from jaxbooth.config import Config
 from jaxbooth.data.latents import Bank, Encoded
@@ -16,7 +16,7 @@ from jaxbooth.params import Params
 from jaxbooth.pipeline import Base
 from jaxbooth.plan.topology import Topology
 from jaxbooth.run_folder import fill_resolution, state_of
-from jaxbooth.sharding import AXES, placement, replicated
+from jaxbooth.sharding import AXES, AnyMesh, placement, replicated
 from jaxbooth.text import Text, TokenIds
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.rows import Streams, make_streams
@@ -101,7 +101,7 @@ def described_mesh(config: Config, topology: Topology) -> AbstractMesh:
     return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def abstract_step(config: Config, base: Base, mesh: Mesh | AbstractMesh) -> AbstractStep:
+def abstract_step(config: Config, base: Base, mesh: AnyMesh) -> AbstractStep:
     """Describes the real train step on a mesh; the devices of the mesh may be described ones too.
 
     Args:
@@ -142,7 +142,7 @@ def streams_of(config: Config) -> Streams:
     return make_streams([PICTURES] * subjects, classes, list(range(subjects)), [1.0] * subjects)
 
 
-def bank_of(config: Config, base: Base, streams: Streams, mesh: Mesh) -> Bank:
+def bank_of(config: Config, base: Base, streams: Streams, mesh: AnyMesh) -> Bank:
     """Describes the bank of `streams`: square pictures, one caption for each subject and each class."""
     everywhere, data = replicated(mesh), config.data
 

@@ -158,8 +158,9 @@ class Walk:
             return Value(roots, varies, only, is_split, computed, bool(free) and free[0].is_sole)
         if not free:
             return Value(roots, varies, None, is_split, computed)
-        taken = max(free, key=lambda operand: (operand.is_sole, operand.exclusive.read))
+        taken = max(free, key=lambda operand: (operand.is_sole, operand.exclusive.read if operand.exclusive else 0))
         replaced = taken.exclusive
+        assert replaced
         self.touch([Value(roots)])
         if taken.is_sole:  # one kernel makes both
             replaced.size = 0

@@ -9,7 +9,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jaxbooth.params import Params, Shapes, by_component, flatten_components
-from jaxbooth.sharding import shardings_like
+from jaxbooth.sharding import AnyMesh, shardings_like
 from jaxbooth.training.optimizer import averaged_params, needs_averaging
 
 LEAF_FACTOR = 2654435761  # odd, so that multiplying by it loses no bit
@@ -38,7 +38,7 @@ def build_state(masters: Params, tx: optax.GradientTransformation, keep_ema: boo
 
 
 def abstract_state(
-    shapes: dict[str, Shapes], tx: optax.GradientTransformation, keep_ema: bool, mesh: Mesh
+    shapes: dict[str, Shapes], tx: optax.GradientTransformation, keep_ema: bool, mesh: AnyMesh
 ) -> TrainState:
     """Returns shapes, dtypes and shardings of the state, without its arrays: what a checkpoint is restored into.
 

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jax.sharding import Mesh
 
 from jaxbooth.config import Config
 from jaxbooth.data.latents import Bank, gather_latents, gather_text
@@ -20,7 +19,7 @@ from jaxbooth.diffusion.noising import TimestepSampling, offset_noise, perturb, 
 from jaxbooth.diffusion.objective import Batch, Loss, Losses, reduce_rows, row_losses
 from jaxbooth.params import Params, by_component, cast_matrices, join, precision_of
 from jaxbooth.pipeline import Base
-from jaxbooth.sharding import placement, row_shards, rows_over, tracing_for
+from jaxbooth.sharding import AnyMesh, placement, row_shards, rows_over, tracing_for
 from jaxbooth.text import Text
 from jaxbooth.training.optimizer import reported_rate
 from jaxbooth.training.rows import RowPlan, Streams, pick_rows, plan_rows, row_keys
@@ -44,7 +43,7 @@ class Task:
     config: Config
     streams: Streams
     plan: RowPlan
-    mesh: Mesh
+    mesh: AnyMesh
 
     @property
     def loss(self) -> Loss:
@@ -176,7 +175,7 @@ def gradients(
     return Losses(losses.total, losses.instance / parts, losses.prior / parts), grads
 
 
-def placed(grads: Params, mesh: Mesh) -> Params:
+def placed(grads: Params, mesh: AnyMesh) -> Params:
     """Returns float32 gradients where their parameters are."""
     place = placement(mesh)
     return {
@@ -237,7 +236,7 @@ def make_dispatch(task: Task, tx: optax.GradientTransformation, longest: int, st
     return jax.jit(run, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def make_task(base: Base, config: Config, streams: Streams, mesh: Mesh) -> Task:
+def make_task(base: Base, config: Config, streams: Streams, mesh: AnyMesh) -> Task:
     """Plans the rows of a run."""
     train = config.train
     plan = plan_rows(train.batch_size, config.prior_rows, train.prior_weight, train.accumulation, row_shards(mesh))
