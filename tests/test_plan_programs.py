@@ -28,7 +28,17 @@ HloModule jit_run, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
 %micro_batch (carry: (s32[], f32[8])) -> (s32[], f32[8]) {
   %gather = (bf16[4,8]{1,0:T(8,128)}, bf16[16,8]{1,0:T(8,128)S(1)}) all-gather-start(%x), dimensions={0}
   %done = bf16[16,8]{1,0:T(8,128)S(1)} all-gather-done(%gather)
-  %all-reduce-scatter.2 = bf16[16,8]{1,0:T(8,128)} fusion(%y), kind=kCustom, calls=%all-reduce-scatter.1
+  %fusion.2 = bf16[16,8]{1,0:T(8,128)} fusion(%y), kind=kCustom, calls=%all-reduce-scatter.1
+  %piece = bf16[2,8]{1,0:T(8,128)} fusion(%x), kind=kCustom, calls=%first_piece
+  %other = bf16[2,8]{1,0:T(8,128)} fusion(%x), kind=kCustom, calls=%second_piece
+}
+
+%first_piece (p.1: bf16[2,8]) -> bf16[8,8] {
+  ROOT %whole.1 = bf16[8,8]{1,0:T(8,128)} all-gather(%p.1), channel_id=7, dimensions={0}
+}
+
+%second_piece (p.2: bf16[2,8]) -> bf16[8,8] {
+  ROOT %whole.2 = bf16[8,8]{1,0:T(8,128)} all-gather(%p.2), channel_id=7, dimensions={0}
 }
 
 ENTRY %main (state: f32[8]) -> f32[8] {
@@ -38,9 +48,9 @@ ENTRY %main (state: f32[8]) -> f32[8] {
 """  # noqa: E501
 
 
-def test_collectives_of_a_tpu_program_are_counted_as_often_as_their_loop_turns():
+def test_collectives_of_a_tpu_program_are_counted_as_often_as_their_loop_turns_and_their_pieces_once():
     assert collectives(TPU_TEXT) == {
-        "all-gather": {"count": 3, "bytes": 3 * 16 * 8 * 2},
+        "all-gather": {"count": 3 + 3, "bytes": 3 * 16 * 8 * 2 + 3 * 8 * 8 * 2},
         "all-reduce": {"count": 1, "bytes": 8 * 4 + 5},
         "reduce-scatter": {"count": 3, "bytes": 3 * 16 * 8 * 2},
     }

@@ -229,7 +229,7 @@ def trace(step: AbstractStep, mesh: AbstractMesh, rows: int) -> tuple[Any, Seque
     if row_shards(mesh) > 1:  # several devices compute the frozen model's output on every row
         plan = plan._replace(is_prior=np.ones_like(plan.is_prior))
     one = AbstractMesh((1,) * len(mesh.axis_names), mesh.axis_names, axis_types=mesh.axis_types)
-    local: Any = type(task)(task.base, task.config, task.streams, plan, one)  # ty: ignore[invalid-argument-type]
+    local: Any = type(task)(task.base, task.config, task.streams, plan, one)
 
     def bare(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)

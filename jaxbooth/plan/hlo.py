@@ -15,6 +15,7 @@ INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*
 ARRAY = re.compile(r"[a-z]+(\d+)\w*\[([\d,]*)\]|(pred)\[([\d,]*)\]")
 CALLED = re.compile(r"(?:calls|body|condition|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+CHANNEL = re.compile(r"channel_id=(\d+)")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -23,10 +24,13 @@ class Collective(NamedTuple):
 
     Attributes:
         size: bytes of its results on one device.
+        channel: of an all-gather, its number. TPU programs spread one over several fusions, which work on it a piece
+            at a time and all show its whole result under the same number.
     """
 
     kind: str
     size: int
+    channel: str | None
 
 
 class Computation(NamedTuple):
@@ -46,7 +50,12 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
     """
     entry, computations = read_computations(text)
     found: dict[str, Counter[str]] = {}
+    seen: set[str] = set()
     for collective, times in run_of(entry, computations, 1):
+        if collective.channel in seen:
+            continue
+        if collective.channel:
+            seen.add(collective.channel)
         total = found.setdefault(collective.kind, Counter())
         total.update(count=times, bytes=collective.size * times)
     return {kind: dict(total) for kind, total in sorted(found.items())}
@@ -78,15 +87,18 @@ def read_computations(text: str) -> tuple[str, dict[str, Computation]]:
 
 def note(computation: Computation, name: str, result: str, opcode: str, rest: str) -> None:
     """Adds one instruction to its computation."""
-    kind = opcode.removesuffix("-start")
+    kind, called = opcode.removesuffix("-start"), called_by(rest)
+    channel = CHANNEL.search(rest) if kind == "all-gather" else None
     if kind in KINDS:
         sizes = array_sizes(result)
-        computation.collectives.append(Collective(kind, results_of(kind, sizes, started=kind != opcode)))
-    elif name.startswith(FUSED):
-        computation.collectives.append(Collective("reduce-scatter", sum(array_sizes(result))))
+        computation.collectives.append(
+            Collective(kind, results_of(kind, sizes, started=kind != opcode), channel and channel[1])
+        )
+    elif any(part.startswith(FUSED) for part in (name, *called)):
+        computation.collectives.append(Collective("reduce-scatter", sum(array_sizes(result)), None))
     elif not opcode.endswith("-done"):
         turns = int(found[1]) if (found := TRIPS.search(rest)) else 1
-        computation.calls.extend((called, turns) for called in called_by(rest))
+        computation.calls.extend((part, turns) for part in called)
 
 
 def called_by(rest: str) -> list[str]:
