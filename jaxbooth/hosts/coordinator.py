@@ -98,9 +98,11 @@ class Coordinator:
             if self._complete.wait(min(self._notice, left)):
                 return
             with self._lock:
+                if self._asked_to_stop:
+                    return
                 self._tell(kind="waiting", text=f"waiting for all processes: {self._attendance()}")
         with self._lock:
-            if not self._complete.is_set():
+            if not (self._complete.is_set() or self._asked_to_stop):
                 close_listener(self._listener)
                 self._fail(f"not all processes started within {self._timeout:g} s: {self._attendance()}")
 
