@@ -10,7 +10,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from jaxbooth.config import Config
-from jaxbooth.console import console, progress
+from jaxbooth.console import console
 from jaxbooth.errors import UserError
 from jaxbooth.pipeline import Base
 from jaxbooth.plan.abstract import plan_base
@@ -69,8 +69,7 @@ def make_plan(config: Config, topology: Topology, compiles: bool = False) -> Pla
     estimated = estimate(config, base, topology)
     guess, compiled = estimated.at(), None
     if compiles:
-        with progress("compile", total=None):
-            compiled = compile_plan(asked, topology, guess)
+        compiled = compile_plan(asked, topology, guess)
         estimated = scaled(estimated, compiled)
     figures = compiled.figures if compiled else guess
     bound = roofline(figures, topology.chip, config.mesh.fsdp)

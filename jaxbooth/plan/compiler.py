@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxbooth.config import Config
+from jaxbooth.console import progress
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.plan.compile_child import compile_programs
 from jaxbooth.plan.figures import Figures
@@ -60,11 +61,20 @@ def compile_facts(config: Config, topology: Topology, sampling: bool = True) -> 
     Raises:
         UserError, RunFailure: see `compile_plan`.
     """
-    if topology.is_here:  # another process could not open an accelerator that this one holds
-        return compile_programs(config, topology, sampling)
+    environment = child_environment(topology)
+    with progress("compile", total=None):
+        if topology.is_here:  # another process could not open an accelerator that this one holds
+            return compile_programs(config, topology, sampling)
+        return compile_elsewhere(config, topology, sampling, environment)
+
+
+def compile_elsewhere(
+    config: Config, topology: Topology, sampling: bool, environment: dict[str, str]
+) -> dict[str, Any]:
+    """Returns what `compile_programs` finds in another process."""
     asked = json.dumps({"config": config.model_dump(mode="json"), "topology": topology.name, "sampling": sampling})
     command = [sys.executable, "-m", "jaxbooth.plan.compile_child"]
-    done = subprocess.run(command, input=asked, env=child_environment(topology), capture_output=True, text=True)
+    done = subprocess.run(command, input=asked, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise RunFailure(f"compiling for {topology.name} failed: {reason}")
@@ -80,6 +90,8 @@ def child_environment(topology: Topology) -> dict[str, str]:
     Raises:
         UserError: it cannot.
     """
+    if topology.is_here:
+        return {}
     paths = os.pathsep.join(filter(None, (str(PACKAGE_ROOT), os.environ.get("PYTHONPATH"))))
     inherited = os.environ | {"PYTHONPATH": paths}
     if topology.platform == "tpu":
