@@ -10,6 +10,7 @@ import pytest
 from jaxbooth.config import Config
 from jaxbooth.console import progress
 from jaxbooth.data.buckets import BLOCK, BucketOrder
+from jaxbooth.hosts.gate import Gate
 from jaxbooth.training.feed import Feed
 from jaxbooth.training.loop import Loop
 from jaxbooth.training.rows import Span, Streams, make_streams, pick_rows, plan_rows
@@ -135,7 +136,7 @@ def loop_of(folder, longest: int, begin: int) -> Loop:
     config = Config.model_validate({"train": {"steps": STEPS, "steps_per_dispatch": longest}})
     feed = Feed(tuple(map(jnp.int32, range(3))), (), ORDER)
     writer = Writer(folder / "metrics.jsonl", folder / "tensorboard", begin)
-    return Loop(config, [dispatch] * 3, feed, {}, None, writer, None)
+    return Loop(config, [dispatch] * 3, feed, {}, None, writer, None, Gate())
 
 
 def places(folder, longest: int, stops: list[int]) -> list[tuple[int, int]]:
@@ -144,7 +145,7 @@ def places(folder, longest: int, stops: list[int]) -> list[tuple[int, int]]:
     for stop in stops:
         loop = loop_of(folder, longest, begin)
         with progress("train", STEPS) as bar:
-            _, begin = loop.advance(jnp.int32(begin), begin, stop, bar, lambda: False)
+            _, begin, _ = loop.advance(jnp.int32(begin), begin, stop, bar)
         loop.writer.close()
     lines = read_metrics(folder / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
