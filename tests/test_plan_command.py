@@ -105,11 +105,11 @@ def test_sd21_is_planned_at_its_own_768_pixels(planned):
 
 
 def test_a_run_that_does_not_fit_names_changes_that_do(planned, small):
-    flags = ("--data.resolution", "128", "--train.batch-size", "65536", "--topology", "v5e:1x1")
+    flags = ("--data.resolution", "128", "--train.batch-size", "8192", "--topology", "v5e:1x1")
     facts = planned("--model", small, *flags)
     assert facts["fits"] is False
     assert facts["hbm_bytes"] > facts["hbm_limit_bytes"]
-    assert 0 < facts["largest_batch_per_chip"] < 65536
+    assert 0 < facts["largest_batch_per_chip"] < 8192
     assert facts["advice"]
     changed = planned("--model", small, *flags, *facts["advice"][0].split())
     assert changed["fits"] is True

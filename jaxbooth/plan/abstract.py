@@ -6,17 +6,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
 from jaxbooth.config import Config
 from jaxbooth.data.latents import Bank, Encoded
-from jaxbooth.errors import UserError
 from jaxbooth.params import Params
 from jaxbooth.pipeline import Base
 from jaxbooth.plan.topology import Topology
 from jaxbooth.run_folder import fill_resolution, state_of
-from jaxbooth.sharding import AXES, AnyMesh, placement, replicated
+from jaxbooth.sharding import AXES, AnyMesh, axis_sizes, placement, replicated
 from jaxbooth.text import Text, TokenIds
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.rows import Streams, make_streams
@@ -87,17 +85,9 @@ def described_mesh(config: Config, topology: Topology) -> AbstractMesh:
     """Returns the mesh of a configuration over devices that need not exist.
 
     Raises:
-        UserError: the axes do not multiply to the number of devices.
+        UserError: the axes do not multiply to the number of devices; the message says which numbers would.
     """
-    chosen, count = config.mesh, topology.devices
-    data = count // (chosen.fsdp * chosen.tensor) if chosen.data == -1 else chosen.data
-    sizes = (data, chosen.fsdp, chosen.tensor)
-    if np.prod(sizes) != count:
-        divisors = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
-        raise UserError(
-            f"--mesh.data {chosen.data} x --mesh.fsdp {chosen.fsdp} x --mesh.tensor {chosen.tensor} does not make the "
-            f"{count} device(s) of {topology.name}; each must be one of {divisors}."
-        )
+    sizes = axis_sizes(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, topology.devices)
     return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

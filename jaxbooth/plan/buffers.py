@@ -20,6 +20,7 @@ class Buffer:
         born, last: moments between which it lives; an argument is born when it is first read.
         owner: the parameter of which this is the gradient, if any.
         is_parameter: whether it is an argument that the partition rule places.
+        is_picture: whether a convolution reads it.
     """
 
     size: int
@@ -29,6 +30,7 @@ class Buffer:
     last: int = 0
     owner: str | None = None
     is_parameter: bool = False
+    is_picture: bool = False
 
 
 class Value(NamedTuple):

@@ -5,12 +5,9 @@ partition rule. The rest comes of a walk through the jaxpr of a device's share o
 factor, so that other batch sizes need no other trace.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh
 
@@ -18,26 +15,22 @@ from jaxbooth.config import Config
 from jaxbooth.models.attention_forms import TPUS_WITHOUT_SPLASH
 from jaxbooth.pipeline import Base
 from jaxbooth.plan.abstract import AbstractStep, abstract_step, described_mesh
-from jaxbooth.plan.buffers import Amount, Buffer, Value, large, nbytes, timeline
+from jaxbooth.plan.buffers import Amount
 from jaxbooth.plan.figures import Figures
 from jaxbooth.plan.flops import KERNEL
+from jaxbooth.plan.local_step import Moments, bytes_on_device, gathered_bytes, is_sharded, moments_of, walk_step
 from jaxbooth.plan.topology import Topology
-from jaxbooth.plan.walk import Walk
 from jaxbooth.sharding import row_shards
-from jaxbooth.training.rows import RowPlan
-from jaxbooth.training.step import gradients
 
 UPDATE_FLOPS = 20  # of an optimizer, for each parameter
+# Of TPUs, read off compiled steps with 2 to 16 rows a device. A step copies the pictures' latents into a layout of its
+# own. With less than FULL_ROWS rows, convolutions cut their pictures along the width to make up for it; they and the
+# norms around them then also store float32 copies with the overlap. The program itself lies in the same memory.
+BANK_COPIES = 2
+FULL_ROWS = 8
+PICTURE_COPIES = 5
+PROGRAM_BYTES = 22_000  # for each equation of the jaxpr
 MOST_ROWS = 2**14  # a device, where the search for the largest batch ends
-
-
-class Moments(NamedTuple):
-    """Bytes alive at each moment of a micro-batch, as arrays: of activations by whether they grow with the rows."""
-
-    varying: np.ndarray
-    fixed: np.ndarray
-    gathered: np.ndarray
-    gradients: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -48,10 +41,11 @@ class Estimate:
         held: kind -> bytes that are there all the time.
         resident: bytes among held's "frozen" that only the sample grids read.
         accumulated: bytes of the float32 sums of gradients, 0 with one micro-batch.
+        workspace: bytes of copies of the pictures.
         rows: of the trace: a device's share of one micro-batch.
         shards: parts that the rows are dealt to.
-        gathers: bytes of parameters that FSDP gathers for one micro-batch.
-        scatters: bytes of the gradients that FSDP leaves on a device, and `reduces` of those that all devices sum.
+        halos: FLOPs that come on top of `flops` with few rows on a TPU.
+        sent: kind of collective -> bytes of parameters and gradients in one micro-batch.
     """
 
     config: Config
@@ -59,15 +53,15 @@ class Estimate:
     held: dict[str, float]
     resident: float
     accumulated: float
+    workspace: float
     rows: int
     shards: int
     moments: Moments
     flops: dict[str, Amount]
+    halos: Amount
     traffic: Amount
     partial_sums: Amount
-    gathers: float
-    scatters: float
-    reduces: float
+    sent: dict[str, float]
 
     def rows_of(self, batch_size: int) -> int:
         """Returns a device's rows of one micro-batch; prior rows keep their proportion to instance rows."""
@@ -77,21 +71,23 @@ class Estimate:
 
     def at(self, batch_size: int | None = None) -> Figures:
         """Returns the figures of a step with `batch_size` instance rows over all devices; default: the run's."""
-        scale = self.rows_of(batch_size or self.config.train.batch_size) / self.rows
-        parts, held = self.config.train.accumulation, self.held
-        varying, fixed, gathered, grads = self.moments
-        alive = varying * scale + fixed + gathered + grads
-        peak = int(alive.argmax())
+        rows = self.rows_of(batch_size or self.config.train.batch_size)
+        scale, parts, held = rows / self.rows, self.config.train.accumulation, self.held
+        is_cut = self.topology.platform == "tpu" and rows < FULL_ROWS
+        varying, fixed, pictures, copies, grads = self.moments
+        activations = (varying + is_cut * PICTURE_COPIES * pictures) * scale + fixed
+        if self.topology.platform == "cpu":  # it leaves the gradients of kernels to the end
+            grads = np.full_like(grads, grads[-2])
+        peak = int((activations + copies + grads).argmax())
         memory = held | {
-            "parameters": held["parameters"] + float(gathered[peak]),
             "gradients": float(grads[peak]) + self.accumulated,
-            "activations": float(varying[peak] * scale + fixed[peak]),
+            "activations": float(activations[peak] + copies[peak]) + self.workspace,
         }
         state = held["parameters"] + held["optimizer"]
-        update = UPDATE_FLOPS * held["parameters"] / 4
+        work = sum(amount.at(scale) for amount in (*self.flops.values(), *([self.halos] if is_cut else [])))
         return Figures(
             memory,
-            parts * sum(amount.at(scale) for amount in self.flops.values()) + update,
+            parts * work + UPDATE_FLOPS * held["parameters"] / 4,
             parts * self.traffic.at(scale) + 2 * state + float(grads[-2]) + self.accumulated,
             self.collectives(scale),
         )
@@ -103,11 +99,7 @@ class Estimate:
 
     def collectives(self, scale: float) -> dict[str, float]:
         """Returns kind -> bytes of results in a step."""
-        found = {
-            "all-gather": self.gathers,
-            "reduce-scatter": self.scatters,
-            "all-reduce": self.reduces + self.partial_sums.at(scale),
-        }
+        found = self.sent | {"all-reduce": self.sent["all-reduce"] + self.partial_sums.at(scale)}
         return {kind: self.config.train.accumulation * size for kind, size in found.items() if size}
 
     def fits(self, batch_size: int | None = None) -> bool:
@@ -146,38 +138,54 @@ def estimate(config: Config, base: Base, topology: Topology) -> Estimate:
     """
     mesh = described_mesh(config, topology)
     step = abstract_step(config, base, mesh)
-    walk = Walk(kernel_platform(topology), mesh.shape["tensor"])
+    platform = kernel_platform(topology)
     rows = step.task.plan.number.shape[1] // row_shards(mesh)
-    gathered = walk_step(walk, step, mesh, rows)
-    params, parts = step.state.params, config.train.accumulation
-    sharded = {name: is_sharded(leaf, "fsdp") for name, leaf in params.items()}
-    item, spread = base.dtype.itemsize, row_shards(mesh) > 1
-    whole = sum(
-        size_on_device(leaf) // 4 for name, leaf in params.items() if not sharded[name] or mesh.shape["data"] > 1
-    )
-    resident = sum(map(size_on_device, jax.tree.leaves(step.resident)))
-    held = {
-        "parameters": sum(map(size_on_device, jax.tree.leaves((params, step.state.ema)))),
-        "optimizer": sum(map(size_on_device, jax.tree.leaves(step.state.opt_state))),
-        "frozen": resident + sum(map(size_on_device, jax.tree.leaves(step.frozen))),
-        "pictures": sum(map(size_on_device, jax.tree.leaves(step.bank))),
+    walk = kept = walk_step(step, mesh, platform, rows)
+    if topology.platform == "cpu" and config.train.remat:  # its compiler keeps what remat would drop
+        plain = config.model_copy(update={"train": config.train.model_copy(update={"remat": False})})
+        kept = walk_step(abstract_step(plain, base, mesh), mesh, platform, rows)
+    resident, params = bytes_on_device(step.resident), step.state.params
+    held: dict[str, float] = {
+        "parameters": bytes_on_device((params, step.state.ema)),
+        "optimizer": bytes_on_device(step.state.opt_state),
+        "frozen": resident + bytes_on_device(step.frozen),
+        "pictures": bytes_on_device(step.bank),
     }
+    is_tpu = topology.platform == "tpu"
     return Estimate(
         config=config,
         topology=topology,
-        held=held,
+        held=held | ({"program": PROGRAM_BYTES * walk.equations} if is_tpu else {}),
         resident=resident,
-        accumulated=sum(map(size_on_device, params.values())) if parts > 1 else 0,
+        accumulated=bytes_on_device(params) if config.train.accumulation > 1 else 0,
+        workspace=BANK_COPIES * held["pictures"] if is_tpu else 0,
         rows=rows,
         shards=row_shards(mesh),
-        moments=moments_of(walk),
+        moments=moments_of(kept),
         flops=walk.flops,
+        halos=walk.halos,
         traffic=walk.traffic,
         partial_sums=walk.reduced,
-        gathers=gathered,
-        scatters=item * sum(size_on_device(leaf) // 4 for name, leaf in params.items() if sharded[name]),
-        reduces=item * whole if spread else 0,
+        sent=sent_bytes(step, mesh),
     )
+
+
+def sent_bytes(step: AbstractStep, mesh: AbstractMesh) -> dict[str, float]:
+    """Returns kind of collective -> bytes of its results in one micro-batch: of parameters and their gradients.
+
+    Gradients travel in the compute dtype. FSDP leaves each device its part of them; what is whole, or what several
+    copies of the model have, is summed.
+    """
+    params, dtype = step.state.params, step.task.base.dtype
+    cut = [leaf for leaf in params.values() if is_sharded(leaf, "fsdp")]
+    whole = [leaf for leaf in params.values() if not is_sharded(leaf, "fsdp") or mesh.shape["data"] > 1]
+    leaves = jax.tree.leaves((params, step.frozen))
+    share = dtype.itemsize / 4
+    return {
+        "all-gather": float(sum(gathered_bytes(leaf, mesh, dtype) for leaf in leaves)),
+        "reduce-scatter": share * bytes_on_device(cut),
+        "all-reduce": share * bytes_on_device(whole) if row_shards(mesh) > 1 else 0.0,
+    }
 
 
 def kernel_platform(topology: Topology) -> str:
@@ -185,92 +193,3 @@ def kernel_platform(topology: Topology) -> str:
     if any(kind in TPUS_WITHOUT_SPLASH for kind in topology.chip.kinds):
         return ""
     return "cuda" if topology.platform == "gpu" else topology.platform
-
-
-def size_on_device(leaf: Any) -> int:
-    """Returns the bytes of one device's part of a described array."""
-    return int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
-
-
-def is_sharded(leaf: Any, axis: str) -> bool:
-    """Whether a mesh axis splits a described array."""
-    return axis in leaf.sharding.spec
-
-
-def walk_step(walk: Walk, step: AbstractStep, mesh: AbstractMesh, rows: int) -> float:
-    """Walks through the losses and gradients of one device's share of a micro-batch.
-
-    Returns:
-        Bytes of the parameters that are gathered for it.
-    """
-    jaxpr, names = trace(step, mesh, rows)
-    trained, frozen = jax.tree.leaves(step.state.params), jax.tree.leaves(step.frozen)
-    dtype = step.task.base.dtype
-    gathers = [gathered_bytes(leaf, mesh, dtype) for leaf in trained] + [
-        gathered_bytes(leaf, mesh, leaf.dtype) for leaf in frozen
-    ]
-    leaves = [*trained, *frozen]
-    arguments = [
-        walk.argument(leaf, size=size, is_split=is_sharded(leaf, "tensor"))
-        for leaf, size in zip(leaves, gathers, strict=True)
-    ]
-    rest = jaxpr.jaxpr.invars[len(arguments) :]
-    arguments += [walk.argument(var.aval, varies=var is rest[-1]) for var in rest]
-    results = walk.run(jaxpr.jaxpr, arguments)
-    own_gradients(results[-len(names) :], names, step, jaxpr.out_avals[-len(names) :])
-    walk.touch(results, moves=False)
-    return sum(gathers)
-
-
-def trace(step: AbstractStep, mesh: AbstractMesh, rows: int) -> tuple[Any, Sequence[str]]:
-    """Returns the jaxpr of `gradients` for one device's rows, whole parameters, and the names of its last results."""
-    task = step.task
-    plan = RowPlan(*(field[:1, :rows] for field in task.plan))
-    if row_shards(mesh) > 1:  # several devices compute the frozen model's output on every row
-        plan = plan._replace(is_prior=np.ones_like(plan.is_prior))
-    one = AbstractMesh((1,) * len(mesh.axis_names), mesh.axis_names, axis_types=mesh.axis_types)
-    local: Any = type(task)(task.base, task.config, task.streams, plan, one)
-
-    def bare(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-
-    count = jax.ShapeDtypeStruct((), jnp.int32)
-    jaxpr = jax.make_jaxpr(lambda params, frozen, bank, n: gradients(local, params, frozen, bank, n, n))(
-        bare(step.state.params), bare(step.frozen), bare(step.bank), count
-    )
-    return jaxpr, sorted(step.state.params)
-
-
-def gathered_bytes(leaf: Any, mesh: AbstractMesh, dtype: Any) -> int:
-    """Returns the bytes that a device holds of a parameter while it is in use, beyond its own part of it."""
-    if not is_sharded(leaf, "fsdp"):
-        return 0
-    itemsize = np.dtype(dtype).itemsize if len(leaf.shape) > 1 else leaf.dtype.itemsize
-    return size_on_device(leaf) // leaf.dtype.itemsize * mesh.shape["fsdp"] * itemsize
-
-
-def own_gradients(results: Sequence[Value], names: Sequence[str], step: AbstractStep, avals: Sequence[Any]) -> None:
-    """Marks the buffers that hold a gradient; under FSDP only a device's part of them stays."""
-    for value, name, aval in zip(results, names, avals, strict=True):
-        leaf = step.state.params[name]
-        for buffer in large(value.roots, nbytes(aval) // 2):
-            if not buffer.is_parameter:
-                buffer.owner = name
-                buffer.size = buffer.size * size_on_device(leaf) // nbytes(leaf)
-
-
-def moments_of(walk: Walk) -> Moments:
-    """Returns what is alive at each moment, by kind."""
-
-    def of(chosen: Any) -> np.ndarray:
-        return timeline([buffer for buffer in walk.buffers if chosen(buffer)], walk.now)
-
-    def is_activation(buffer: Buffer) -> bool:
-        return buffer.owner is None and not buffer.is_parameter
-
-    return Moments(
-        varying=of(lambda buffer: is_activation(buffer) and buffer.varies),
-        fixed=of(lambda buffer: is_activation(buffer) and not buffer.varies),
-        gathered=of(lambda buffer: buffer.is_parameter),
-        gradients=of(lambda buffer: buffer.owner is not None),
-    )

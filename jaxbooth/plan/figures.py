@@ -8,7 +8,8 @@ class Figures(NamedTuple):
 
     Attributes:
         memory: kind -> bytes at the moment of the peak: parameters, optimizer, frozen, pictures, gradients,
-            activations. A compiler does not part the last two: there, `activations` holds both.
+            activations (with the copies of parameters that a step makes) and, on a TPU, the program. A compiler does
+            not part gradients and activations: there, `activations` holds both.
         flops: floating-point operations, those inside of kernels that XLA cannot see included.
         bytes_accessed: bytes moved between memory and cores.
         collectives: kind of collective -> bytes of its results.

@@ -11,6 +11,7 @@ import numpy as np
 
 DOT, CONV, KERNEL, ELEMENTS = "dot_general", "conv_general_dilated", "pallas_call", "elements"
 KINDS = (DOT, CONV, KERNEL, ELEMENTS)  # of work
+PIECES, NARROW = 8, 16  # of pictures that a TPU cuts, and their width up to which the cuts cost FLOPs
 ARITHMETIC = {
     "add", "add_any", "sub", "mul", "div", "max", "min", "neg", "square", "integer_pow", "sqrt", "rsqrt", "exp", "log",
     "logistic", "tanh", "erf", "erfc", "sin", "cos", "select_n", "pow",
@@ -71,6 +72,18 @@ def conv_flops(equation: Any) -> int:
         )
     batch, outputs = out[numbers.out_spec[0]], out[numbers.out_spec[1]]
     return 2 * batch * outputs * rhs[numbers.rhs_spec[1]] * pairs // params["batch_group_count"]
+
+
+def halo_flops(equation: Any, flops: int) -> int:
+    """Returns what a convolution takes more where XLA cuts its pictures into eight pieces along their width.
+
+    It does so on a TPU where there are few rows, and cuts narrow pictures into pieces that overlap by one position.
+    """
+    if equation.primitive.name != CONV:
+        return 0
+    numbers = equation.params["dimension_numbers"]
+    width = equation.invars[0].aval.shape[numbers.lhs_spec[-1]]
+    return flops * PIECES // width if PIECES <= width <= NARROW else 0
 
 
 @cache

@@ -10,7 +10,7 @@ from jaxbooth.config import Config
 from jaxbooth.params import Params, join
 from jaxbooth.pipeline import Base
 from jaxbooth.plan.abstract import AbstractStep
-from jaxbooth.plan.estimate import size_on_device
+from jaxbooth.plan.local_step import bytes_on_device
 from jaxbooth.sampling import Painter, Settings
 from jaxbooth.sharding import placement, replicated, rows_over
 from jaxbooth.training.state import result_params
@@ -88,8 +88,3 @@ def held_bytes(step: AbstractStep) -> dict[str, int]:
         "resident": bytes_on_device(step.resident),
         "pictures": bytes_on_device(step.bank),
     }
-
-
-def bytes_on_device(tree: Any) -> int:
-    """Returns one device's bytes of described arrays."""
-    return sum(map(size_on_device, jax.tree.leaves(tree)))

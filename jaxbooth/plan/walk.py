@@ -8,7 +8,9 @@ XLA never stores most values of a jaxpr. The model of it used here, in four rule
    as long as that is one large array (a norm and an activation between two convolutions, a cast, a softmax).
 3. With two or more large inputs, the result is stored in place of an input that nobody else reads (a convolution plus
    a skip connection), or else when a product or convolution needs it; in the narrower type, if it is cast at once.
-4. A convolution also stores the image that it reads, if that is computed: it is laid out anew, with its padding.
+4. A convolution also stores the picture that it reads, if that is computed: it is laid out anew, with its padding.
+
+A CPU reads less through: products store whatever they read, and what several equations read is computed once.
 
 A stored array lives from its making to its last reader, in the order of the jaxpr. Sizes that depend on the rows of
 the batch are kept apart, so that one trace serves every batch size.
@@ -22,7 +24,7 @@ from typing import Any
 from jax.extend.core import Literal
 
 from jaxbooth.plan.buffers import LARGE, Amount, Buffer, Value, large, nbytes, roots_of
-from jaxbooth.plan.flops import ARITHMETIC, CONV, DOT, KERNEL, KINDS, equation_flops
+from jaxbooth.plan.flops import ARITHMETIC, CONV, DOT, KERNEL, KINDS, equation_flops, halo_flops
 
 INLINED = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters that hold the body of a call
 REDUCTIONS = ("reduce_", "arg", "cum")
@@ -30,6 +32,7 @@ STORED = (
     DOT, CONV, KERNEL, "concatenate", "gather", "scatter", "scatter-add", "sort", "random_bits", "random_split",
     "random_fold_in", "dynamic_update_slice", "while", "custom_call", "ffi_call",
 )  # fmt: skip
+MOVES = ("transpose", "rev", "pad", "convert_element_type")  # that a CPU's products do not read through
 LANES = 128  # of a TPU's registers: the last dimension of what a kernel takes and gives fills whole ones
 
 
@@ -42,6 +45,8 @@ class Walk:
         tensor: parts that split products are cut into.
         now: moment; it moves on with every equation that reads what is stored.
         reduced: bytes of partial products that are summed over the `tensor` axis.
+        halos: FLOPs that convolutions take more where a TPU splits their pictures; see `halo_flops`.
+        equations: of the program, loops unrolled once.
     """
 
     platform: str
@@ -50,6 +55,8 @@ class Walk:
     flops: dict[str, Amount] = field(default_factory=lambda: dict.fromkeys(KINDS, Amount()))
     traffic: Amount = field(default_factory=Amount)
     reduced: Amount = field(default_factory=Amount)
+    halos: Amount = field(default_factory=Amount)
+    equations: int = 0
     now: int = 0
     factor: int = 1  # repetitions of the loop that the walk is in
 
@@ -76,11 +83,9 @@ class Walk:
             if isinstance(var, Literal):
                 return Value()
             value = known.get(var, Value())
-            return (
-                value._replace(exclusive=None)
-                if left[var]
-                else value._replace(is_sole=value.is_sole and uses[var] == 1)
-            )
+            if left[var]:
+                return value._replace(exclusive=None)
+            return value._replace(is_sole=value.is_sole and uses[var] == 1)
 
         for equation, asked in needed:
             left.subtract(set_of(equation.invars))
@@ -91,6 +96,8 @@ class Walk:
             results = self.apply(equation, operands, asked)  # a body may have stored some of `operands` for good
             changed = zip(equation.invars, before, operands, strict=True)
             known.update((var, new) for var, old, new in changed if new.roots != old.roots)
+            if self.platform == "cpu":
+                results = [self.shared(v, var, uses[var]) for v, var in zip(results, equation.outvars, strict=True)]
             known.update(zip(equation.outvars, results, strict=True))
         arguments[:] = [known[var] for var in jaxpr.invars]
         left.clear()
@@ -112,7 +119,7 @@ class Walk:
         is_split = self.count(equation, operands)
         if name in STORED or name.startswith(REDUCTIONS) or is_excerpt(equation):
             return self.store(equation, operands, is_split)
-        return [self.fuse(equation, operands, nbytes(out.aval), is_split) for out in equation.outvars]
+        return [self.fuse(equation, operands, out.aval, is_split) for out in equation.outvars]
 
     def count(self, equation: Any, operands: list[Value]) -> bool:
         """Counts an equation's FLOPs and returns whether its result is split over `tensor`.
@@ -124,6 +131,8 @@ class Walk:
         split, varies = [operand for operand in operands if operand.is_split], any(o.varies for o in operands)
         share = self.factor / self.tensor if split else self.factor
         self.flops[kind] = self.flops[kind].plus(flops * share, varies)
+        self.halos = self.halos.plus(halo_flops(equation, flops) * share, varies)
+        self.equations += 1
         if equation.primitive.name != DOT or len(split) < 2:
             return bool(split)
         sums = any(root.is_parameter for operand in operands for root in operand.roots)
@@ -138,18 +147,18 @@ class Walk:
         return [self.new(self.bytes_of(equation, out.aval, is_split), varies, is_split) for out in equation.outvars]
 
     def bytes_of(self, equation: Any, aval: Any, is_split: bool) -> int:
-        """Returns the bytes of a result: a device's own part, in a kernel's layout."""
-        size = nbytes(aval) // (self.tensor if is_split else 1)
-        if equation.primitive.name == KERNEL and self.platform == "tpu" and aval.shape:
-            size = size // aval.shape[-1] * -(-aval.shape[-1] // LANES) * LANES
-        return size
+        """Returns the bytes of a device's part of an array; a TPU gives kernels' arrays and pictures whole lanes."""
+        size, width = nbytes(aval) // (self.tensor if is_split else 1), aval.shape[-1] if aval.shape else 1
+        fills = equation.primitive.name == KERNEL or (len(aval.shape) == 4 and width > LANES)
+        return size // width * -(-width // LANES) * LANES if fills and width and self.platform == "tpu" else size
 
-    def fuse(self, equation: Any, operands: list[Value], size: int, is_split: bool) -> Value:
+    def fuse(self, equation: Any, operands: list[Value], aval: Any, is_split: bool) -> Value:
         """Returns a value that is computed where it is needed, or stored in place of an operand."""
         roots, varies = roots_of(operands), any(operand.varies for operand in operands)
-        size //= self.tensor if is_split else 1
+        size = self.bytes_of(equation, aval, is_split)
         free = [operand for operand in operands if operand.exclusive in large(roots, size)]
-        computed = equation.primitive.name in ARITHMETIC or any(operand.is_computed for operand in operands)
+        moves = MOVES if self.platform == "cpu" else ()
+        computed = equation.primitive.name in (*ARITHMETIC, *moves) or any(operand.is_computed for operand in operands)
         if len(large(roots, size)) < 2:
             only = free[0].exclusive if free else None
             if only and equation.primitive.name == "convert_element_type" and size < only.size:
@@ -172,11 +181,23 @@ class Walk:
     def stored(self, value: Value, var: Any, equation: Any) -> Value:
         """Stores what an equation reads, if it is computed from several large arrays or laid out for a convolution."""
         size = self.bytes_of(equation, var.aval, value.is_split)
-        is_image = equation.primitive.name == CONV and value.is_computed
-        if len(large(value.roots, size)) < (1 if is_image or equation.primitive.name == KERNEL else 2):
+        is_picture = (
+            equation.primitive.name in ((DOT, CONV) if self.platform == "cpu" else (CONV,)) and value.is_computed
+        )
+        if len(large(value.roots, size)) < (1 if is_picture or equation.primitive.name == KERNEL else 2):
             return value
         self.touch([value])
-        return self.new(size, value.varies, value.is_split)
+        made = self.new(size, value.varies, value.is_split)
+        for buffer in made.roots:
+            buffer.is_picture = is_picture
+        return made
+
+    def shared(self, value: Value, var: Any, uses: int) -> Value:
+        """Stores what is computed once and read several times, as a CPU does."""
+        if not value.is_computed or uses < 2 or not large(value.roots, nbytes(var.aval)):
+            return value
+        self.touch([value])
+        return self.new(nbytes(var.aval), value.varies, value.is_split)
 
     def loop(self, equation: Any, operands: list[Value]) -> list[Value]:
         """Walks the body of a scan once, inside of the time in which everything that it is given lives."""
