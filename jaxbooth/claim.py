@@ -24,7 +24,6 @@ def claim(config: Config, link: Alone) -> Generator[RunFolder]:
         UserError: the folder holds something else, a run that was started with other settings, or one that is going on.
     """
     run = RunFolder(place(config.run_dir))
-    check_reachable(run.root)
     check_ownership(run, config)
     with ExitStack() as held:
         try:
@@ -42,6 +41,7 @@ def claim(config: Config, link: Alone) -> Generator[RunFolder]:
 
 def check_ownership(run: RunFolder, config: Config) -> None:
     """Raises UserError if a folder holds something else, or a run that `config` may not continue."""
+    check_reachable(run.root)
     if run.config.exists():
         conflict = first_conflict(load_config(run.config), config)
         if conflict:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxbooth.claim import claim
+from jaxbooth.claim import check_ownership, claim
 from jaxbooth.config import Config
 from jaxbooth.console import is_main, say
 from jaxbooth.devices import enable_compilation_cache, warn_about_cpu_fallback
@@ -20,6 +20,7 @@ from jaxbooth.hosts.start import joined
 from jaxbooth.params import Params, cast_matrices, flatten_components, join
 from jaxbooth.pipeline import Base, load_params
 from jaxbooth.plan.precheck import check_memory
+from jaxbooth.remote import place
 from jaxbooth.run_folder import RunFolder, confirm_base, fill_resolution, read_base, resolve_paths, state_of
 from jaxbooth.sections import DistributedConfig
 from jaxbooth.sharding import check_heads, make_mesh, row_shards
@@ -93,6 +94,7 @@ def train_joined(config: Config, link: Alone) -> Result:
     if not config.force:
         check_memory(config, base, mesh)
     shown = contact_sheet(config, inputs)
+    check_ownership(RunFolder(place(config.run_dir)), config)
     check_folders(config, base, inputs.classes, state_of(config, base, mesh))
     with claim(config, link) as run:
         check_shared([run.root, *(classes.folder for classes in inputs.classes)], link)

@@ -20,6 +20,7 @@ def test_a_class_folder_without_room_is_named(refused, dog, tmp_path):
         "/dev/shm/prior",
         "--data.num-class-images",
         "100000000",
+        "--force",
     )
     sentence = refused(*train(dog, *flags))
     assert sentence.startswith("--data.class-dir /dev/shm/prior has ")
