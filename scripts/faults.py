@@ -11,6 +11,7 @@ lost (must be nothing) and how many steps were done twice; exits with 1 if somet
 """
 
 import argparse
+import logging
 import os
 import random
 import re
@@ -220,6 +221,7 @@ def main() -> None:
     out = arguments.out or Path(tempfile.mkdtemp(prefix="jaxbooth-faults-"))
     out.mkdir(parents=True, exist_ok=True)
     chance, score = random.Random(arguments.seed), Score()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
     reference = RunFolder(out / "reference")
     began = time.monotonic()
