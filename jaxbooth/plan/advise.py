@@ -6,7 +6,8 @@ from typing import Any
 from jaxbooth.config import Config, flag
 from jaxbooth.errors import UserError
 from jaxbooth.pipeline import Base
-from jaxbooth.plan.estimate import Estimate, estimate
+from jaxbooth.plan.abstract import abstract_step, described_mesh
+from jaxbooth.plan.estimate import Estimate, estimate, held_bytes
 from jaxbooth.plan.topology import Topology
 from jaxbooth.training.checks import check_rows, check_training, idle_options
 from jaxbooth.training.trainable import lora_settings
@@ -33,11 +34,19 @@ def cheapest_fit(config: Config, base: Base, topology: Topology, estimated: Esti
     for changes in candidates(config, topology):
         covered = any(changes.items() >= other.items() for other in found)
         changed = with_changes(config, changes)
-        if not covered and is_allowed(changed) and estimate(changed, with_lora(base, changed), topology).fits():
+        if not covered and is_allowed(changed) and fits(changed, with_lora(base, changed), topology):
             found.append(changes)
         if len(found) == MOST:
             break
     return [sentence(changes) for changes in found]
+
+
+def fits(config: Config, base: Base, topology: Topology) -> bool:
+    """Whether a step fits; traced only where what is always held leaves room."""
+    step = abstract_step(config, base, described_mesh(config, topology))
+    limit = topology.chip.memory
+    has_room = limit is None or sum(held_bytes(step).values()) < limit
+    return has_room and estimate(config, base, topology).fits()
 
 
 def candidates(config: Config, topology: Topology) -> Iterator[Changes]:

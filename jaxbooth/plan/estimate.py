@@ -144,19 +144,13 @@ def estimate(config: Config, base: Base, topology: Topology) -> Estimate:
     if topology.platform == "cpu" and config.train.remat:  # its compiler keeps what remat would drop
         plain = config.model_copy(update={"train": config.train.model_copy(update={"remat": False})})
         kept = walk_step(abstract_step(plain, base, mesh), mesh, platform, rows)
-    resident, params = bytes_on_device(step.resident), step.state.params
-    held: dict[str, float] = {
-        "parameters": bytes_on_device((params, step.state.ema)),
-        "optimizer": bytes_on_device(step.state.opt_state),
-        "frozen": resident + bytes_on_device(step.frozen),
-        "pictures": bytes_on_device(step.bank),
-    }
+    held, params = held_bytes(step), step.state.params
     is_tpu = topology.platform == "tpu"
     return Estimate(
         config=config,
         topology=topology,
         held=held | ({"program": PROGRAM_BYTES * walk.equations} if is_tpu else {}),
-        resident=resident,
+        resident=bytes_on_device(step.resident),
         accumulated=bytes_on_device(params) if config.train.accumulation > 1 else 0,
         workspace=BANK_COPIES * held["pictures"] if is_tpu else 0,
         rows=rows,
@@ -168,6 +162,16 @@ def estimate(config: Config, base: Base, topology: Topology) -> Estimate:
         partial_sums=walk.reduced,
         sent=sent_bytes(step, mesh),
     )
+
+
+def held_bytes(step: AbstractStep) -> dict[str, float]:
+    """Returns kind -> bytes that one device holds all through a run."""
+    return {
+        "parameters": bytes_on_device((step.state.params, step.state.ema)),
+        "optimizer": bytes_on_device(step.state.opt_state),
+        "frozen": bytes_on_device((step.frozen, step.resident)),
+        "pictures": bytes_on_device(step.bank),
+    }
 
 
 def sent_bytes(step: AbstractStep, mesh: AbstractMesh) -> dict[str, float]:

@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import jax
 from jax.sharding import Mesh
 
 from jaxbooth.config import Config
@@ -49,7 +48,7 @@ def topology_of(mesh: Mesh) -> Topology:
     chip = chip_of(first.device_kind) or Chip(first.device_kind, (), None, None, None, None)
     limit = device_memory(first) or chip.memory
     if first.platform == "cpu":
-        limit = host_memory(chip, jax.local_device_count("cpu"))
+        limit = host_memory(chip, len(mesh.local_devices))
     return Topology(first.device_kind, chip._replace(memory=limit), mesh.size, (), first.platform, is_here=True)
 
 

@@ -1,0 +1,143 @@
+"""What a step needs of a device, estimated: against what can be computed by hand, and against XLA."""
+
+import jax
+import pytest
+
+from jaxbooth.config import Config
+from jaxbooth.errors import UserError
+from jaxbooth.plan.abstract import abstract_step, plan_base
+from jaxbooth.plan.estimate import estimate, largest_batch
+from jaxbooth.plan.programs import trace_train
+from jaxbooth.plan.topology import find_topology
+from jaxbooth.sharding import make_mesh
+from tests.small_models import write_model
+
+UNET, TEXT, VAE = 859_520_964, 123_060_480, 83_653_863  # parameters of SD 1.5
+ROWS = 8  # a device, from which on a TPU's convolutions do not cut their pictures
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A folder with a small model of SD 1.5's kind."""
+    return str(write_model("sd15", tmp_path_factory.mktemp("models") / "sd15"))
+
+
+@pytest.fixture
+def estimated(small):
+    """Estimates the small model's step; settings are sections, and keys without one belong to `train`."""
+
+    def run(topology="v5e:1x1", model=small, **settings):
+        sections = {name: settings.pop(name) for name in ("loss", "lora", "mesh", "text", "data") if name in settings}
+        config = Config.model_validate({"model": model, "train": {"batch_size": ROWS} | settings} | sections)
+        where = find_topology(topology)
+        return estimate(*plan_base(config, where.platform), where)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """SD 1.5, all of its UNet trained, on one v5e chip."""
+    where = find_topology("v5e:1x1")
+    return estimate(*plan_base(Config.model_validate({"model": "sd15", "train": {"batch_size": 4}}), "tpu"), where)
+
+
+def test_whole_sd15_holds_float32_masters_two_moments_and_what_pictures_are_drawn_with(whole):
+    memory = whole.at().memory
+    assert memory["parameters"] == 4 * UNET
+    assert memory["optimizer"] == pytest.approx(8 * UNET, abs=64)
+    assert memory["frozen"] == whole.resident == 2 * TEXT + 4 * VAE
+    assert memory["pictures"] == pytest.approx(2 * 4 * (200 + 5) * 64 * 64 * 4, rel=0.02)  # means and log-variances
+
+
+def test_whole_sd15_does_not_fit_one_v5e_chip_without_remat_at_any_useful_batch(whole):
+    assert not whole.fits()
+    assert whole.largest_batch() < 4
+
+
+def test_flops_are_linear_in_the_rows(whole):
+    flops = [whole.at(batch).flops for batch in (4, 8, 12)]  # as many prior rows
+    assert flops[2] - flops[1] == pytest.approx(flops[1] - flops[0], rel=1e-9)
+    # Forward 0.8 TFLOP a picture of 512 px and twice that backward; attention's kernel computes its scores again.
+    assert flops[1] / 16 == pytest.approx(2.6e12, rel=0.1)
+
+
+def test_few_rows_cost_a_tpu_more_for_each(whole):
+    few, full = whole.at(2), whole.at(4)
+    assert few.flops / 4 > 1.02 * full.flops / 8
+    assert few.memory["activations"] / 4 > 1.2 * full.memory["activations"] / 8
+
+
+def test_sd15_over_four_chips_agrees_with_its_compiled_step(estimated):
+    """Compiled for v5e:2x2 by libtpu 0.0.42: two instance and two prior rows a chip."""
+    step = estimated("v5e:2x2", "sd15", batch_size=8, remat=True, mesh={"fsdp": 4})
+    arguments, temporary, program = 2_634_317_312, 2_778_101_248, 434_341_376
+    found = step.at()
+    assert found.hbm_bytes - step.resident == pytest.approx(arguments + temporary + program, rel=0.05)
+    assert found.flops - step.hidden_flops() == pytest.approx(10_736_375_955_456, rel=0.03)
+    assert found.memory["parameters"] == pytest.approx(UNET, rel=0.01)
+    assert found.memory["optimizer"] == pytest.approx(2 * UNET, rel=0.01)
+    assert found.collectives["all-gather"] == pytest.approx(2 * UNET, rel=0.01)
+    assert found.collectives["reduce-scatter"] == pytest.approx(2 * UNET / 4, rel=0.01)
+
+
+def test_a_lora_holds_little_and_fits_where_the_whole_model_does_not(estimated):
+    step = estimated(model="sd15", batch_size=2, lora={"rank": 16})
+    memory = step.at().memory
+    assert memory["parameters"] == 4 * 3_188_736
+    assert memory["frozen"] == 2 * (UNET + TEXT) + 4 * VAE
+    assert step.fits()
+    assert step.largest_batch() >= 2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"train": {"batch_size": 4}},
+        pytest.param({"train": {"batch_size": 4, "remat": True}}, marks=pytest.mark.slow),
+        pytest.param({"train": {"batch_size": 4}, "lora": {"rank": 4}}, marks=pytest.mark.slow),
+    ],
+    ids=["whole", "remat", "lora"],
+)
+def test_a_step_on_a_cpu_agrees_with_its_compiled_form(small, settings):
+    """In a model as small as this one, element-wise FLOPs have a share; XLA fuses, and so repeats, some of them."""
+    config = Config.model_validate({"model": small} | settings)
+    where = find_topology("cpu:1")
+    config, base = plan_base(config, "cpu")
+    step = estimate(config, base, where)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    compiled = trace_train(config, abstract_step(config, base, mesh)).lower().compile()
+    memory, found = compiled.memory_analysis(), step.at()
+    real = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    assert found.hbm_bytes - step.resident == pytest.approx(real, rel=0.15)
+    assert found.flops == pytest.approx(compiled.cost_analysis()["flops"], rel=0.07)
+
+
+def test_largest_batch_is_the_last_that_fits(estimated, small):
+    step = estimated(batch_size=4, prior_batch_size=2)
+    most = step.largest_batch()
+    assert most > 0
+    assert step.fits(most)
+    assert not step.fits(most + 1)
+    where = find_topology("v5e:1x1")
+    config = Config.model_validate({"model": small, "train": {"batch_size": 4, "prior_batch_size": 2}})
+    assert largest_batch(*plan_base(config, "tpu"), where) == most
+
+
+def test_prior_rows_keep_their_proportion(estimated):
+    step = estimated(batch_size=4, prior_batch_size=2)
+    assert [step.rows_of(batch) for batch in (1, 2, 4, 8)] == [2, 3, 6, 12]
+    assert estimated(prior_weight=0).rows == ROWS
+
+
+def test_unknown_memory_holds_everything(estimated):
+    where = estimated("cpu:1").topology
+    unknown = where.__class__(where.name, where.chip._replace(memory=None), 1, (), "cpu")
+    step = estimate(*plan_base(estimated("cpu:1").config, "cpu"), unknown)
+    assert step.fits()
+    assert step.largest_batch() is None
+
+
+def test_a_mesh_that_the_devices_do_not_make_is_refused(estimated):
+    with pytest.raises(UserError, match="3"):
+        estimated("v5e:2x2", mesh={"fsdp": 3})

@@ -1,0 +1,115 @@
+"""What a walk through a jaxpr finds: FLOPs by formula, what is stored, which branch a platform takes."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxbooth.models.attention import attention
+from jaxbooth.models.conv import conv2d
+from jaxbooth.plan.buffers import timeline
+from jaxbooth.plan.flops import CONV, DOT, ELEMENTS, KERNEL, meeting_pairs
+from jaxbooth.plan.walk import Walk
+
+BATCH, LENGTH, HEADS, WIDTH = 2, 4096, 4, 40
+
+
+def walked(function, *shapes, platform="tpu", dtype=jnp.bfloat16):
+    """Walks a function of arrays that all vary with the rows."""
+    arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+    jaxpr = jax.make_jaxpr(function)(*arrays)
+    walk = Walk(platform)
+    results = walk.run(jaxpr.jaxpr, [walk.argument(array, varies=True) for array in arrays])
+    walk.touch(results)
+    return walk
+
+
+def peak(walk):
+    """Most bytes that are alive at a time."""
+    return timeline(walk.buffers, walk.now).max()
+
+
+def test_a_matrix_product_takes_two_flops_for_each_product():
+    walk = walked(lambda x, w: x @ w, (5, 7), (7, 11))
+    assert walk.flops[DOT].varying == 2 * 5 * 7 * 11
+    assert peak(walk) == 2 * 5 * 11
+
+
+def test_a_convolution_counts_no_padding():
+    walk = walked(lambda x, w: conv2d(x, w, 1, 1), (2, 8, 8, 3), (3, 3, 3, 5))
+    inside = 3 * 8 - 2  # of each dimension's 24 pairs of a position and a tap, two fall on padding
+    assert walk.flops[CONV].varying == 2 * 2 * inside**2 * 3 * 5
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cpu"])
+def test_the_gradients_of_a_convolution_take_twice_its_flops(platform):
+    def gradients(x, w):
+        return jax.grad(lambda x, w: conv2d(x, w, 1, 1).sum(), (0, 1))(x, w)
+
+    shapes = (2, 8, 8, 4), (3, 3, 4, 4)
+    forward = walked(lambda x, w: conv2d(x, w, 1, 1), *shapes)
+    assert walked(gradients, *shapes, platform=platform).flops[CONV].varying == 2 * forward.flops[CONV].varying
+
+
+def test_a_strided_convolution_meets_every_other_position():
+    assert meeting_pairs(size=8, window=3, out=4, stride=2, low=1, dilation=1, spread=1) == 4 * 3 - 1
+    # Its input's gradient: the zeros between the elements of what comes back do not count.
+    assert meeting_pairs(size=4, window=3, out=8, stride=1, low=1, dilation=2, spread=1) == 4 * 3 - 1
+
+
+def test_loops_count_every_turn():
+    walk = walked(lambda x, w: jax.lax.fori_loop(0, 6, lambda _, y: y @ w, x), (5, 7), (7, 7))
+    assert walk.flops[DOT].varying == 6 * 2 * 5 * 7 * 7
+
+
+def test_element_wise_operations_store_nothing_between_products():
+    plain = walked(lambda x, w: (x @ w) @ w, (64, 64), (64, 64))
+    fused = walked(lambda x, w: jnp.tanh(jnp.exp(x @ w) * 2) @ w, (64, 64), (64, 64))
+    assert peak(fused) == peak(plain) == 2 * 2 * 64 * 64
+    assert fused.flops[ELEMENTS].varying == 3 * 64 * 64
+
+
+def test_a_cpu_stores_what_its_products_read():
+    def stored(platform):
+        walk = walked(lambda x, w: jnp.tanh(x @ w) @ w, (64, 64), (64, 64), platform=platform)
+        return sum(buffer.size for buffer in walk.buffers)
+
+    assert (stored("tpu"), stored("cpu")) == (2 * 2 * 64 * 64, 3 * 2 * 64 * 64)
+
+
+def test_a_sum_takes_the_place_of_what_nobody_else_reads():
+    walk = walked(lambda x, w: ((x @ w) + x) @ w, (64, 64), (64, 64))
+    assert peak(walk) == 2 * 2 * 64 * 64  # the sum and the last product
+
+
+def test_a_result_that_nobody_asks_for_is_not_computed():
+    assert walked(lambda x, w: (x @ w, x)[1], (5, 7), (7, 11)).flops[DOT].varying == 0
+
+
+def attended(platform):
+    """Walks attention over a long sequence with its gradients."""
+    shape = (BATCH, LENGTH, HEADS, WIDTH)
+
+    def gradients(query, key, value):
+        return jax.grad(lambda *qkv: attention(*qkv).astype(jnp.float32).sum(), (0, 1, 2))(query, key, value)
+
+    return walked(gradients, shape, shape, shape, platform=platform)
+
+
+def test_long_attention_stores_no_scores_on_a_tpu_and_its_kernels_flops_count():
+    walk = attended("tpu")
+    scores = 4 * BATCH * HEADS * LENGTH * LENGTH
+    assert peak(walk) < scores / 4
+    one = 2 * BATCH * HEADS * LENGTH * LENGTH * WIDTH  # of one product of the forward pass
+    # Two products forward; backward four make the gradients of key and value, and three the query's.
+    assert walk.flops[KERNEL].varying == 9 * one
+
+
+def test_long_attention_elsewhere_takes_a_chunk_of_queries_at_a_time():
+    walk = attended("cpu")
+    assert walk.flops[KERNEL].varying == 0
+    one = 2 * BATCH * HEADS * LENGTH * LENGTH * WIDTH
+    assert walk.flops[DOT].varying == 5 * one  # the scores again, and four backward
+
+
+def test_a_gpus_attention_is_estimated_without_scores_where_cudnn_is_missing():
+    assert peak(attended("cuda")) < 4 * BATCH * HEADS * LENGTH * LENGTH / 4
