@@ -36,6 +36,7 @@ class Case(NamedTuple):
 
 CASES = {
     "sd15-full": Case("sd15", 2, {"mesh": {"fsdp": 4}}),
+    "sd15-full-no-remat": Case("sd15", 1, {"mesh": {"fsdp": 4}, "train": {"remat": False}}),
     "sd15-lora": Case("sd15-lora", 2, {}),
     "sdxl-full": Case("sdxl-lora", 1, {"mesh": {"fsdp": 4}, "lora": {"rank": None}}),
     "sdxl-lora": Case("sdxl-lora", 1, {}),
@@ -50,8 +51,9 @@ def config_of(name: str, topology: Topology) -> Config:
     """Returns the configuration of a row of the table."""
     case = CASES[name]
     raw = load_config(case.shipped).model_dump(mode="json")
-    for section, values in (case.changes | {"train": {"batch_size": case.rows * topology.devices}}).items():
+    for section, values in case.changes.items():
         raw[section] |= values
+    raw["train"]["batch_size"] = case.rows * topology.devices
     return Config.model_validate(raw)
 
 
