@@ -87,12 +87,14 @@ class SampleArguments(Arguments):
     """Layers of the text encoder to leave out at its end; a run has its own."""
     chunks: PositiveInt = 1
     """Chunks of 75 tokens that a prompt may have; a run has its own."""
+    step: PositiveInt | None = None
+    """Step of a run's checkpoint; default: the newest."""
     out: Path = Path("samples")
     """Folder for the pictures."""
 
 
 class ExportArguments(Arguments):
-    """Write a run's newest checkpoint in a format that PyTorch tools read."""
+    """Write a run in a format that PyTorch tools read."""
 
     run: tyro.conf.Positional[str]
     """Run folder."""
@@ -105,6 +107,8 @@ class ExportArguments(Arguments):
     """Of the written weights; base: as in the base model's files (float32 for a LoRA)."""
     verify: bool = False
     """Open the result in PyTorch diffusers and compare a denoising step (needs the torch extra)."""
+    step: PositiveInt | None = None
+    """Step of the checkpoint; default: the newest."""
     push: str | None = None
     """OWNER/NAME on the Hugging Face Hub to upload the result to, with a model card."""
     public: bool = False
@@ -160,6 +164,7 @@ def export_command(argv: list[str]) -> None:
         arguments.public,
         arguments.license,
         arguments.verify,
+        arguments.step,
     ):
         say(sentence)
 
