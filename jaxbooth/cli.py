@@ -29,6 +29,7 @@ USAGE = """usage: jaxbooth COMMAND ...
   train [CONFIG] [--flags]   teach a model one subject; the same command again continues the run
   sample RUN|MODEL           draw pictures with a trained run, or with a plain model
   export RUN                 write a trained run for diffusers, A1111, ComfyUI or the Hub
+  evaluate RUN               measure what a run learned and what it forgot
   plan [CONFIG] [--flags]    say whether a run fits a device, how long it takes and what would help
   doctor                     show versions, devices and caches
 
@@ -169,6 +170,13 @@ def export_command(argv: list[str]) -> None:
         say(sentence)
 
 
+def evaluate_command(argv: list[str]) -> None:
+    """Draws, measures and compares."""
+    from jaxbooth.evaluation.command import EvaluateArguments, evaluate
+
+    evaluate(parse(EvaluateArguments, argv, "jaxbooth evaluate"))
+
+
 def plan_command(argv: list[str]) -> None:
     """Parses a configuration with its flags and prints what a run of it needs."""
     from jaxbooth.plan import command
@@ -191,6 +199,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train_command,
     "sample": sample_command,
     "export": export_command,
+    "evaluate": evaluate_command,
     "plan": plan_command,
     "doctor": doctor_command,
 }

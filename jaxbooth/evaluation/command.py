@@ -192,7 +192,7 @@ def facts(evaluation: Evaluation, extractors: Extractors, scored: Sequence[tuple
     models = []
     for model, scores in scored:
         folder = f"pictures/{model.name}"
-        entry = {"name": model.name, "label": model.label, "source": model.path, "step": model.step}
+        entry: dict[str, Any] = {"name": model.name, "label": model.label, "source": model.path, "step": model.step}
         entry |= {"pictures": folder, "metrics": overall(scores)}
         if scores is not base:
             entry["differences"] = differences(scores, base)

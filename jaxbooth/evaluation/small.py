@@ -40,7 +40,7 @@ def small_evaluation(config: Config, mesh: Mesh, painter: Painter) -> Assess:
     def assess(params: dict[str, Params]) -> dict[str, float]:
         prompts = [entries[prompt].prompt for prompt, _ in wanted]
         drawn = painter(params, prompts, config.seed, [number for _, number in wanted])
-        scores = measure(by_entry(drawn, [prompt for prompt, _ in wanted], len(entries)))
+        scores = measure(by_entry(list(drawn), [prompt for prompt, _ in wanted], len(entries)))
         return {f"eval/{name}": estimate(each).mean for name, each in scores.items()}
 
     return assess

@@ -7,20 +7,20 @@ from rich.table import Table
 from jaxbooth.console import console, is_main
 
 
+ARROWS = {"higher": "↑", "lower": "↓"}
+
+
 def print_table(found: dict[str, Any]) -> None:
-    """Prints a row for each model: mean and 95 % interval of each metric, and whether it left the base model's."""
+    """Prints a row for each metric and a column for each model: mean and 95 % interval."""
     if not is_main():
         return
-    definitions = found["definitions"]
-    arrows = {"higher": "↑", "lower": "↓"}
     table = Table(caption="mean [95 % interval]; * differs from the base model's on the same seeds", box=None)
     table.add_column("")
-    for definition in definitions.values():
-        table.add_column(f"{definition['title']} {arrows[definition['better']]}", justify="right")
     for model in found["models"]:
-        changed = model.get("differences", {})
-        cells = [cell(model["metrics"][name], changed.get(name)) for name in definitions]
-        table.add_row(model["label"], *cells)
+        table.add_column(model["label"], justify="right", overflow="fold")
+    for name, definition in found["definitions"].items():
+        both = [(model["metrics"][name], model.get("differences", {}).get(name)) for model in found["models"]]
+        table.add_row(f"{definition['title']} {ARROWS[definition['better']]}", *(cell(*pair) for pair in both))
     console.print(table)
 
 
