@@ -2,11 +2,12 @@
 
 from typing import Any
 
+from rich.measure import Measurement
 from rich.table import Table
 
 from jaxbooth.console import console, is_main
 
-
+WIDEST = 10_000  # characters; a terminal wraps what it has no room for
 ARROWS = {"higher": "↑", "lower": "↓"}
 
 
@@ -17,11 +18,12 @@ def print_table(found: dict[str, Any]) -> None:
     table = Table(caption="mean [95 % interval]; * differs from the base model's on the same seeds", box=None)
     table.add_column("")
     for model in found["models"]:
-        table.add_column(model["label"], justify="right", overflow="fold")
+        table.add_column(model["label"], justify="right", no_wrap=True)
     for name, definition in found["definitions"].items():
         both = [(model["metrics"][name], model.get("differences", {}).get(name)) for model in found["models"]]
         table.add_row(f"{definition['title']} {ARROWS[definition['better']]}", *(cell(*pair) for pair in both))
-    console.print(table)
+    needed = Measurement.get(console, console.options.update(width=WIDEST), table).maximum
+    console.print(table, width=max(needed, console.width), crop=False)
 
 
 def cell(estimate: dict[str, Any], difference: dict[str, Any] | None) -> str:
