@@ -61,7 +61,7 @@ class RunFolder:
     @property
     def base_latents(self) -> Path:
         """Latents of the base model's class pictures, which drift is measured from."""
-        return self.root / "samples" / "base_latents.npy"
+        return self.root / "base_latents.npy"
 
     @property
     def kept(self) -> Path:
