@@ -1,0 +1,1 @@
+"""How good a trained model is: features of pictures and prompts, and what they say."""
