@@ -98,11 +98,12 @@ def read_preprocessing(folder: Path, model_type: str) -> Preprocessing:
     Raises:
         UserError: there is no such file, or it asks for something that jaxbooth does not do.
     """
-    contents = ((folder / name, read_json(folder / name)) for name in FILES if (folder / name).exists())
-    found = [(file, raw if file.name == FILES[0] else raw.get("image_processor")) for file, raw in contents]
-    file, raw = next(((file, raw) for file, raw in found if raw), (None, None))
-    if file is None or raw is None:
-        raise UserError(f"{folder} holds no preprocessor_config.json; fetch the model again.")
+    plain, nested = (folder / name for name in FILES)
+    file = plain if plain.exists() else nested
+    raw = read_json(file) if file.exists() else None
+    raw = raw if raw is None or file == plain else raw.get("image_processor")
+    if raw is None:
+        raise UserError(f"{folder} holds no {FILES[0]}; fetch the model again.")
     named = str(raw.get("image_processor_type") or raw.get("feature_extractor_type") or "")
     match = PROCESSOR.fullmatch(named)
     kind = match["kind"] if match else named or PROCESSOR_OF[model_type]

@@ -231,10 +231,11 @@ def read_clip_config(raw: Mapping[str, Any], source: str) -> CLIPConfig:
     """
 
     def tower(kind: type[T], part: str) -> T:
-        found = [raw.get(key) or {} for key in (part, f"{part}_dict")]  # old files say some values twice
-        if not all(isinstance(values, dict) for values in found):
+        repeated = raw.get(f"{part}_dict")  # in old files; where it is, transformers takes all values from there
+        values = raw.get(part, {}) if repeated is None else repeated
+        if not isinstance(values, dict):
             raise UserError(f"{source}: {part} is not a JSON object; download or export the model again.")
-        return read_config(kind, found[0] | found[1], f"{source}: {part}")
+        return read_config(kind, values, f"{source}: {part}")
 
     return CLIPConfig(
         tower(CLIPTextConfig, "text_config"), tower(CLIPVisionConfig, "vision_config"), raw.get("projection_dim", 512)
