@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
@@ -214,6 +214,22 @@ def state_of(config: Config, base: Base, mesh: AnyMesh) -> TrainState:
     return abstract_state(shapes, make_optimizer(config), config.train.ema_decay is not None, mesh)
 
 
+def opened(run: RunFolder) -> Checkpoints:
+    """Opens a run's checkpoints for reading.
+
+    Raises:
+        UserError: there is none yet.
+    """
+    missing = UserError(f"{run.root} has no checkpoint yet; run `jaxbooth train` until the first one.")
+    if not run.checkpoints.is_dir():
+        raise missing
+    checkpoints = Checkpoints(run.checkpoints)
+    if checkpoints.latest() is None:
+        checkpoints.close()
+        raise missing
+    return checkpoints
+
+
 def trained_params(
     run: RunFolder, config: Config, base: Base, mesh: Mesh, step: int | None = None
 ) -> tuple[dict[str, Params], int]:
@@ -222,16 +238,8 @@ def trained_params(
     Raises:
         UserError: there is no checkpoint yet, none of that step, or none is sound.
     """
-    missing = UserError(f"{run.root} has no checkpoint yet; run `jaxbooth train` until the first one.")
-    if not run.checkpoints.is_dir():
-        raise missing
-    checkpoints = Checkpoints(run.checkpoints)
-    try:
-        if checkpoints.latest() is None:
-            raise missing
+    with closing(opened(run)) as checkpoints:
         return checkpoints.restore_result(state_of(config, base, mesh), step)
-    finally:
-        checkpoints.close()
 
 
 def run_mesh(config: Config) -> Mesh:

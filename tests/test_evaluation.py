@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from jaxbooth.errors import UserError
 from jaxbooth.evaluation.command import EvaluateArguments, evaluate
@@ -100,8 +101,11 @@ def test_a_folder_of_something_else_is_left_alone(run, prompts, tmp_path):
     assert own.read_bytes() == b"mine"
 
 
-def test_without_a_class_prompt_the_class_is_left_out_and_that_is_said(tmp_path, prompts, capsys):
-    succeed(train(tmp_path / "run", "--no-export", "--train.prior-weight", 0, "--data.class-prompt", "None"))
+def test_without_a_class_prompt_the_class_is_left_out_and_that_is_said(run, tmp_path, prompts, capsys):
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
+    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    settings["data"]["class_prompt"], settings["train"]["prior_weight"] = None, 0
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(settings))
     found = measure(tmp_path / "run", prompts)
     assert set(found["models"][1]["metrics"]) == {"clip_i", "clip_t", "div_subject"}
     assert found["skipped"]["pres"] == "the run has no class prompt."
@@ -127,7 +131,8 @@ def test_prompts_without_the_subject_are_warned_of(run, tmp_path, capsys):
 )
 def test_what_cannot_be_measured_is_one_sentence(run, prompts, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
-        measure(run, prompts, out=tmp_path / "out", **changes)
+        evaluate(EvaluateArguments(run=str(run), out=tmp_path / "out", **{"prompts": str(prompts)} | changes))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path, prompts):

@@ -1,6 +1,7 @@
 """The models that an evaluation compares: the base model, the run, and whatever else is named."""
 
 import re
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,9 @@ from jax.sharding import Mesh
 
 from jaxbooth.config import Config
 from jaxbooth.data.prior import fingerprint
-from jaxbooth.errors import UserError
 from jaxbooth.pipeline import Pipeline
 from jaxbooth.remote import place
-from jaxbooth.run_folder import RunFolder, open_run
-from jaxbooth.training.checkpoint import Checkpoints
+from jaxbooth.run_folder import RunFolder, open_run, opened
 from jaxbooth.weights.resolve import Source
 
 AT = re.compile(r"(.+)@(\d+)")  # RUN@STEP
@@ -62,28 +61,23 @@ class Compared:
 
 def read_sums(run: RunFolder, step: int) -> dict[str, int]:
     """Returns the sums that a checkpoint was saved with."""
-    checkpoints = Checkpoints(run.checkpoints)
-    try:
+    with closing(opened(run)) as checkpoints:
         return checkpoints.sums(step)
-    finally:
-        checkpoints.close()
 
 
-def newest_step(run: RunFolder) -> int:
-    """Returns the newest step of a run.
+def existing_step(run: RunFolder, step: int | None) -> int:
+    """Returns a step of which a run has a checkpoint; default: its newest.
 
     Raises:
-        UserError: there is no checkpoint yet.
+        UserError: there is none.
     """
-    checkpoints = Checkpoints(run.checkpoints) if run.checkpoints.is_dir() else None
-    try:
-        step = checkpoints.latest() if checkpoints else None
-    finally:
-        if checkpoints:
-            checkpoints.close()
-    if step is None:
-        raise UserError(f"{run.root} has no checkpoint yet; run `jaxbooth train` until the first one.")
-    return step
+    with closing(opened(run)) as checkpoints:
+        if step is not None:
+            checkpoints.check(step)
+            return step
+        newest = checkpoints.latest()
+    assert newest is not None
+    return newest
 
 
 def base_of(config: Config) -> Compared:
@@ -98,7 +92,7 @@ def run_at(path: str | Path, step: int | None, name: str | None = None) -> Compa
         UserError: it is no run folder, or has no checkpoint.
     """
     run, _ = open_run(path)
-    step = newest_step(run) if step is None else step
+    step = existing_step(run, step)
     return Compared(f"{name or slug(str(path))}-{step:06d}", f"{path}, step {step}", str(path), step)
 
 

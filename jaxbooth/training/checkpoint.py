@@ -59,6 +59,13 @@ class Checkpoints:
         """Returns the newest step, or None."""
         return self._manager.latest_step()
 
+    def check(self, step: int) -> None:
+        """Raises UserError if there is no checkpoint of a step, which a user has asked for."""
+        steps = sorted(self._manager.all_steps())
+        if step not in steps:
+            there = ", ".join(map(str, steps)) or "none"
+            raise UserError(f"{self._folder} has no checkpoint of step {step}; there are {there} (--step).")
+
     def save(self, state: TrainState, step: int, config: Config) -> None:
         """Starts writing; returns before the write ends. A step that is there already is left alone.
 
@@ -106,11 +113,9 @@ class Checkpoints:
     def _read(self, part: dict[str, Any], only: int | None = None) -> tuple[dict[str, Any], int]:
         """Reads the named fields of the newest state that has them as they were saved, and its step."""
         damaged: dict[int, str] = {}
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        if only is not None and only not in steps:
-            there = ", ".join(map(str, reversed(steps)))
-            raise UserError(f"{self._folder} has no checkpoint of step {only}; there are {there} (--step).")
-        for step in steps if only is None else [only]:
+        if only is not None:
+            self.check(only)
+        for step in sorted(self._manager.all_steps(), reverse=True) if only is None else [only]:
             try:
                 read = read_step(self._folder / str(step), part)
             except Damage as damage:
