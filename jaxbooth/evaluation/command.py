@@ -64,6 +64,8 @@ class EvaluateArguments(Section):
     """CLIP folder or Hub id, or none; default openai/clip-vit-base-patch32, and the embedded one for the demo model."""
     dino: str | None = None
     """DINO or DINOv2 folder or Hub id, or none; default facebook/dino-vits16, and none for the demo model."""
+    allow_pickle: bool = False
+    """Also read .bin files of CLIP and DINO, with PyTorch's weights-only loader."""
     seed: NonNegativeInt = 0
     """Decides the noise."""
     sampler: SamplerName | None = None
@@ -171,7 +173,7 @@ def evaluate(arguments: EvaluateArguments) -> Path:
     mesh = run_mesh(config)
     models = [base_of(config), run_at(run.root, arguments.step, "run"), *map(other, arguments.compare)]
     evaluation = prepare(arguments, config, run.root, mesh)
-    extractors = open_extractors(config, arguments.clip, arguments.dino, mesh)
+    extractors = open_extractors(config, arguments.clip, arguments.dino, mesh, arguments.allow_pickle)
     measure = Measure(extractors, evaluation.entries, references(config))
     left_out = skipped(evaluation, extractors)
     for name, reason in left_out.items():

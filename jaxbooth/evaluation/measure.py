@@ -33,12 +33,15 @@ class Extractors:
         return {key: {"name": one.name, "fingerprint": one.fingerprint} if one else None for key, one in both.items()}
 
 
-def open_extractors(config: Config, clip: str | None, dino: str | None, mesh: Mesh) -> Extractors:
+def open_extractors(
+    config: Config, clip: str | None, dino: str | None, mesh: Mesh, allow_pickle: bool = False
+) -> Extractors:
     """Opens CLIP and DINO.
 
     Args:
         clip, dino: folder or Hub id; "none" leaves one out. By default the paper's, and with the embedded base model
             the embedded CLIP, which knows its pictures.
+        allow_pickle: also read `.bin` files; so does a run that was allowed to.
 
     Raises:
         UserError: none is left, or one cannot be opened.
@@ -48,9 +51,9 @@ def open_extractors(config: Config, clip: str | None, dino: str | None, mesh: Me
     dino = dino or (NONE if embedded else DINO)
     if clip == dino == NONE:
         raise UserError("--clip and --dino are both none; leave one of them to measure with.")
+    how = {"offline": config.offline, "allow_pickle": config.allow_pickle or allow_pickle}
     return Extractors(
-        None if clip == NONE else open_clip(clip, mesh, offline=config.offline),
-        None if dino == NONE else open_dino(dino, mesh, offline=config.offline),
+        None if clip == NONE else open_clip(clip, mesh, **how), None if dino == NONE else open_dino(dino, mesh, **how)
     )
 
 
