@@ -29,6 +29,7 @@ USAGE = """usage: jaxbooth COMMAND ...
   train [CONFIG] [--flags]   teach a model one subject; the same command again continues the run
   sample RUN|MODEL           draw pictures with a trained run, or with a plain model
   export RUN                 write a trained run for diffusers, A1111, ComfyUI or the Hub
+  evaluate RUN               measure what a run learned and what it forgot
   plan [CONFIG] [--flags]    say whether a run fits a device, how long it takes and what would help
   doctor                     show versions, devices and caches
 
@@ -87,12 +88,14 @@ class SampleArguments(Arguments):
     """Layers of the text encoder to leave out at its end; a run has its own."""
     chunks: PositiveInt = 1
     """Chunks of 75 tokens that a prompt may have; a run has its own."""
+    step: PositiveInt | None = None
+    """Step of a run's checkpoint; default: the newest."""
     out: Path = Path("samples")
     """Folder for the pictures."""
 
 
 class ExportArguments(Arguments):
-    """Write a run's newest checkpoint in a format that PyTorch tools read."""
+    """Write a run in a format that PyTorch tools read."""
 
     run: tyro.conf.Positional[str]
     """Run folder."""
@@ -105,6 +108,8 @@ class ExportArguments(Arguments):
     """Of the written weights; base: as in the base model's files (float32 for a LoRA)."""
     verify: bool = False
     """Open the result in PyTorch diffusers and compare a denoising step (needs the torch extra)."""
+    step: PositiveInt | None = None
+    """Step of the checkpoint; default: the newest."""
     push: str | None = None
     """OWNER/NAME on the Hugging Face Hub to upload the result to, with a model card."""
     public: bool = False
@@ -160,8 +165,16 @@ def export_command(argv: list[str]) -> None:
         arguments.public,
         arguments.license,
         arguments.verify,
+        arguments.step,
     ):
         say(sentence)
+
+
+def evaluate_command(argv: list[str]) -> None:
+    """Draws, measures and compares."""
+    from jaxbooth.evaluation.command import EvaluateArguments, evaluate
+
+    evaluate(parse(EvaluateArguments, argv, "jaxbooth evaluate"))
 
 
 def plan_command(argv: list[str]) -> None:
@@ -186,6 +199,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train_command,
     "sample": sample_command,
     "export": export_command,
+    "evaluate": evaluate_command,
     "plan": plan_command,
     "doctor": doctor_command,
 }

@@ -34,6 +34,7 @@ def sample(
     width: int | None = None,
     clip_skip: int = 0,
     chunks: int = 1,
+    step: int | None = None,
 ) -> Path:
     """Draws pictures 0 .. num-1 and saves each as `<seed>-<number>.png`; returns the folder.
 
@@ -50,7 +51,7 @@ def sample(
             raise UserError(f"{path} exists already; choose another --out or --seed.")
     enable_compilation_cache()
     warn_about_cpu_fallback()
-    pipeline = Pipeline.load(source, clip_skip=clip_skip, chunks=chunks)
+    pipeline = Pipeline.load(source, clip_skip=clip_skip, chunks=chunks, step=step)
     warn_about_lost_text(pipeline.base.text, [prompt, negative_prompt])
     side = resolution or pipeline.resolution
     settings = Settings(sampler, steps, guidance_scale, side, negative_prompt, height, width)
@@ -75,8 +76,9 @@ def export(
     public: bool = False,
     license: str | None = None,
     verify: bool = False,
+    step: int | None = None,
 ) -> list[str]:
-    """Writes a run's newest checkpoint for other tools; returns what was done, in sentences.
+    """Writes a checkpoint of a run for other tools; returns what was done, in sentences.
 
     Args:
         kind: default: the run's natural format.
@@ -84,6 +86,7 @@ def export(
         public: whether a repository that is created may be seen by everyone.
         license: of the pushed model, a Hub identifier.
         verify: also open the result in PyTorch and compare a denoising step.
+        step: of the checkpoint; default: the newest.
 
     Raises:
         UserError: `out` exists, or the run cannot be written so.
@@ -98,7 +101,7 @@ def export(
         check_torch(kind)
     base, mesh = read_base(config), run_mesh(config)
     confirm_base(run, base)
-    trained, step = trained_params(run, config, base, mesh)
+    trained, step = trained_params(run, config, base, mesh, step)
     written = export_result(config, base, trained, mesh, out, kind, dtype, step)
     done = [f"exported step {step} of {run_dir} to {written}"]
     done += verify_export(config, base, trained, mesh, out, kind, dtype, with_torch=verify)

@@ -12,6 +12,7 @@ from jaxbooth.remote import place
 from jaxbooth.sections import (
     DataConfig,
     DistributedConfig,
+    EvaluationConfig,
     LoraConfig,
     LossConfig,
     MeshConfig,
@@ -59,6 +60,7 @@ class Config(Section):
     text: TextConfig = TextConfig()
     mesh: MeshConfig = MeshConfig()
     validation: ValidationConfig = ValidationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     distributed: DistributedConfig = DistributedConfig()
 
     @property

@@ -181,19 +181,21 @@ class Pipeline:
         mesh: Mesh | None = None,
         clip_skip: int = 0,
         chunks: int = 1,
+        step: int | None = None,
     ) -> "Pipeline":
-        """Loads a model folder, a Hub id, or a run folder (with its newest checkpoint).
+        """Loads a model folder, a Hub id, or a run folder.
 
         Args:
             dtype: compute dtype; default: the run's, and "auto" for a plain model.
             clip_skip, chunks: of a plain model; see `Base.read`.
+            step: of a run's checkpoint; default: its newest.
 
         Raises:
             UserError: nothing usable is there.
         """
         from jaxbooth.run_folder import load_pipeline  # a run folder is more than a pipeline, and builds on it
 
-        return load_pipeline(path, dtype, mesh, clip_skip, chunks)
+        return load_pipeline(path, dtype, mesh, clip_skip, chunks, step)
 
     def sample(
         self,

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
@@ -29,6 +29,7 @@ from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.state import TrainState, abstract_state
 from jaxbooth.training.trainable import prepare_base, trained_shapes, whole_components
+from jaxbooth.training.writer import VALIDATION
 from jaxbooth.weights.diffusers_dir import read_json
 from jaxbooth.weights.resolve import Source, resolve_model
 from jaxbooth.weights.word_files import read_words
@@ -51,6 +52,26 @@ class RunFolder:
     def metrics(self) -> Path:
         """One JSON line a step."""
         return self.root / "metrics.jsonl"
+
+    @property
+    def figures(self) -> Path:
+        """One JSON line a validation."""
+        return self.root / VALIDATION
+
+    @property
+    def base_latents(self) -> Path:
+        """Latents of the base model's class pictures, which drift is measured from."""
+        return self.root / "base_latents.npy"
+
+    @property
+    def kept(self) -> Path:
+        """Which checkpoints stay beside the newest."""
+        return self.root / "kept.json"
+
+    @property
+    def evaluation(self) -> Path:
+        """What `jaxbooth evaluate` makes."""
+        return self.root / "evaluation"
 
     @property
     def tensorboard(self) -> Path:
@@ -193,22 +214,32 @@ def state_of(config: Config, base: Base, mesh: AnyMesh) -> TrainState:
     return abstract_state(shapes, make_optimizer(config), config.train.ema_decay is not None, mesh)
 
 
-def trained_params(run: RunFolder, config: Config, base: Base, mesh: Mesh) -> tuple[dict[str, Params], int]:
-    """Returns component -> trained parameters of the run's newest sound checkpoint, and its step.
+def opened(run: RunFolder) -> Checkpoints:
+    """Opens a run's checkpoints for reading.
 
     Raises:
-        UserError: there is no checkpoint yet, or none is sound.
+        UserError: there is none yet.
     """
     missing = UserError(f"{run.root} has no checkpoint yet; run `jaxbooth train` until the first one.")
     if not run.checkpoints.is_dir():
         raise missing
     checkpoints = Checkpoints(run.checkpoints)
-    try:
-        if checkpoints.latest() is None:
-            raise missing
-        return checkpoints.restore_result(state_of(config, base, mesh))
-    finally:
+    if checkpoints.latest() is None:
         checkpoints.close()
+        raise missing
+    return checkpoints
+
+
+def trained_params(
+    run: RunFolder, config: Config, base: Base, mesh: Mesh, step: int | None = None
+) -> tuple[dict[str, Params], int]:
+    """Returns component -> trained parameters of a step (default: the run's newest sound checkpoint), and the step.
+
+    Raises:
+        UserError: there is no checkpoint yet, none of that step, or none is sound.
+    """
+    with closing(opened(run)) as checkpoints:
+        return checkpoints.restore_result(state_of(config, base, mesh), step)
 
 
 def run_mesh(config: Config) -> Mesh:
@@ -230,10 +261,10 @@ def read_base(config: Config, dtype: str | None = None) -> Base:
     return prepare_base(base, config)
 
 
-def load_result(run: RunFolder, config: Config, base: Base, mesh: Mesh) -> Pipeline:
-    """Loads a run's newest checkpoint: adapters merged in float32, learned embeddings beside the table."""
+def load_result(run: RunFolder, config: Config, base: Base, mesh: Mesh, step: int | None = None) -> Pipeline:
+    """Loads a run at a step (default: its newest): adapters merged in float32, learned embeddings beside the table."""
     confirm_base(run, base)
-    trained, step = trained_params(run, config, base, mesh)
+    trained, step = trained_params(run, config, base, mesh, step)
     whole = whole_components(base, trained_shapes(base, config))
     params = join(load_params(base, mesh, components=tuple(set(base.components) - set(whole))), trained)
     # Rounded to bfloat16, a kernel would swallow most of a small change; there the adapters stay beside it.
@@ -255,15 +286,22 @@ def with_learned_words(base: Base) -> tuple[Base, dict[str, Params]]:
 
 
 def load_pipeline(
-    path: str | Path | Source, dtype: str | None, mesh: Mesh | None, clip_skip: int = 0, chunks: int = 1
+    path: str | Path | Source,
+    dtype: str | None,
+    mesh: Mesh | None,
+    clip_skip: int = 0,
+    chunks: int = 1,
+    step: int | None = None,
 ) -> Pipeline:
-    """Opens a run folder at its newest checkpoint, or a model folder, file or Hub id as it is.
+    """Opens a run folder at a step (default: its newest checkpoint), or a model folder, file or Hub id as it is.
 
     Raises:
         UserError: nothing usable is there, or a run is asked for with settings that are its own affair.
     """
     source = path if isinstance(path, Source) else Source(str(path))
     if not RunFolder(place(source.name)).config.exists():
+        if step is not None:
+            raise UserError(f"--step {step} is about the checkpoints of a run, and {source.name} is not a run folder.")
         base = Base.read(resolve_model(source), dtype or "auto", clip_skip, chunks)
         base, learned = with_learned_words(base)
         mesh = mesh or make_mesh()
@@ -273,4 +311,4 @@ def load_pipeline(
     if set_here:
         raise UserError(f"{flag(set_here[0])} is about a plain model; {source.name} is a run, which has its own.")
     run, config = open_run(source.name)
-    return load_result(run, config, read_base(config, dtype), mesh or run_mesh(config))
+    return load_result(run, config, read_base(config, dtype), mesh or run_mesh(config), step)

@@ -3,7 +3,7 @@
 Validation, class pictures and `jaxbooth sample` all come here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -178,23 +178,36 @@ class Painter:
         Returns:
             (len(prompts), H, W, 3) uint8 on the host.
         """
+        with nullcontext() if self.quiet else progress("sample", len(prompts), transient=True) as bar:
+            pictures = []
+            for drawn in self.batches(params, prompts, seed, indices):
+                pictures.append(drawn)
+                if bar:
+                    bar.advance(len(drawn))
+        return np.concatenate(pictures)
+
+    def batches(
+        self, params: dict[str, Params], prompts: Sequence[str], seed: int, indices: Sequence[int]
+    ) -> Iterator[np.ndarray]:
+        """Yields the pictures of `__call__` as they are drawn, a batch at a time."""
         distinct = list(dict.fromkeys([self.settings.negative_prompt, *prompts]))
+        filled = distinct + distinct[:1] * (room_for(len(distinct)) - len(distinct))
         encoders = {name: params[name] for name in self.base.text_encoders}
-        text = self._encode(encoders, self.base.text.tokenize(distinct))
+        text = self._encode(encoders, self.base.text.tokenize(filled))
         captions = np.array([distinct.index(prompt) for prompt in prompts], np.int32)
         numbers, root = np.array(indices, np.uint32), np.asarray(jax.random.key_data(jax.random.key(seed)))
         fixed = put((root, np.float32(self.settings.guidance_scale)), replicated(self.mesh))
         used = {name: params[name] for name in ("unet", "vae")}
-        pictures = []
-        with nullcontext() if self.quiet else progress("sample", len(prompts), transient=True) as bar:
-            for start in range(0, len(prompts), self.batch):
-                rows = np.minimum(np.arange(start, start + self.batch), len(prompts) - 1)  # the last batch is padded
-                inputs = put((captions[rows], numbers[rows]), rows_over(self.mesh))
-                drawn = self.program(used, text, *inputs, *fixed)
-                pictures.append(jax.device_get(drawn)[: len(prompts) - start])
-                if bar:
-                    bar.advance(len(pictures[-1]))
-        return np.concatenate(pictures)
+        for start in range(0, len(prompts), self.batch):
+            rows = np.minimum(np.arange(start, start + self.batch), len(prompts) - 1)  # the last batch is padded
+            inputs = put((captions[rows], numbers[rows]), rows_over(self.mesh))
+            drawn = self.program(used, text, *inputs, *fixed)
+            yield jax.device_get(drawn)[: len(prompts) - start]
+
+
+def room_for(prompts: int) -> int:
+    """Returns the next power of two from 2 on: how many prompts are encoded, so that few counts are compiled."""
+    return max(2, 1 << (prompts - 1).bit_length())
 
 
 def encode_prompts(base: Base, mesh: Mesh, params: dict[str, Params], ids: TokenIds) -> Text:

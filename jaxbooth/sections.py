@@ -11,6 +11,7 @@ from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.diffusion.schedule import Space
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
+Metric = Literal["dino", "clip_i", "clip_t", "pres", "div"]
 
 
 class Section(BaseModel):
@@ -239,3 +240,26 @@ class ValidationConfig(Section):
     """Network evaluations for one picture."""
     guidance_scale: PositiveFloat = 7.5
     """Classifier-free guidance; 1 turns it off."""
+    drift_limit: PositiveFloat | None = None
+    """Drift of the class (eval/drift in validation.jsonl) to be warned of; the last checkpoint before it is kept."""
+
+
+class EvaluationConfig(Section):
+    """Metrics while training, by CLIP and DINO, on few pictures; `jaxbooth evaluate` does it for a finished run."""
+
+    every: PositiveInt | None = None
+    """Steps between evaluations; not set: none."""
+    num_prompts: PositiveInt = 5
+    """How many of the paper's 25 prompts."""
+    num: PositiveInt = 2
+    """Pictures of each prompt, with the same seeds every time."""
+    class_num: PositiveInt = 8
+    """Pictures of the class prompt."""
+    clip: str | None = None
+    """CLIP folder or Hub id, or none; default openai/clip-vit-base-patch32, and the embedded one for the demo model."""
+    dino: str | None = None
+    """DINO or DINOv2 folder or Hub id, or none; default facebook/dino-vits16, and none for the demo model."""
+    keep_best: Metric | None = None
+    """Metric whose best checkpoint is kept beside the newest ones."""
+    patience: PositiveInt | None = None
+    """Evaluations without a better value of that metric after which training ends."""

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.multihost_utils import broadcast_one_to_all
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from jaxbooth.params import AnyArray
@@ -19,6 +20,14 @@ def put(tree: Any, sharding: Sharding) -> Any:
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return jax.tree.map(place, tree)
+
+
+def agreed(values: dict[str, float]) -> dict[str, float]:
+    """Returns process 0's numbers on every process, so that all decide alike. Every process must call it."""
+    if jax.process_count() == 1:
+        return values
+    sent = broadcast_one_to_all(np.array(list(values.values()), np.float32))
+    return dict(zip(values, map(float, np.asarray(sent)), strict=True))
 
 
 def to_host(value: AnyArray) -> np.ndarray:

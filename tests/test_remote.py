@@ -96,7 +96,12 @@ def test_metrics_and_curves_are_there_after_a_flush_and_lines_of_later_steps_are
     again.scalars(3, {"loss": 9.0})
     again.close()
     assert [line["loss"] for line in read_metrics(run.metrics)] == [0.5, 1.0, 9.0]
-    assert {name.split("/")[0] for name in names(store)} == {"metrics.jsonl", "samples", "tensorboard"}
+    assert {name.split("/")[0] for name in names(store)} == {
+        "metrics.jsonl",
+        "samples",
+        "tensorboard",
+        "validation.jsonl",
+    }
 
 
 def test_class_pictures_are_written_listed_and_read_there(store):

@@ -6,15 +6,17 @@ import numpy as np
 import torch
 
 from jaxbooth.params import Network
-from jaxbooth.weights.names import canonical, import_axes, parameter_names
+from jaxbooth.weights.names import RENAMED_ON_IMPORT, Renames, canonical, import_axes, parameter_names
 
 TOLERANCE = 2e-5  # relative to the output's scale: float32 sums in another order differ by a few units in 1e-6
 
 
-def params_from_torch(module: torch.nn.Module, network: Network) -> dict[str, np.ndarray]:
+def params_from_torch(
+    module: torch.nn.Module, network: Network, renames: Renames = RENAMED_ON_IMPORT
+) -> dict[str, np.ndarray]:
     """Applies the leaf rule to a PyTorch module's state dict; the two sets of names must be equal."""
     names = parameter_names(network.shapes)
-    state = {canonical(name): value.detach().float().numpy() for name, value in module.state_dict().items()}
+    state = {canonical(key, renames): value.detach().float().numpy() for key, value in module.state_dict().items()}
     state.pop(None, None)
     assert set(state) == set(names)
     return {names[key]: value.transpose(import_axes(names[key], value.ndim)) for key, value in state.items()}

@@ -1,9 +1,10 @@
-"""What ships inside the package: a tiny trained pipeline, one subject's pictures, and the shipped configurations."""
+"""What ships inside the package: a tiny trained pipeline and CLIP, one subject's pictures, shipped configurations."""
 
 from pathlib import Path
 
 ASSETS = Path(__file__).parent
 DEMO_MODEL = ASSETS / "tiny-emoji"
+DEMO_CLIP = ASSETS / "tiny-emoji-clip"  # reads the tokens of the pipeline's tokenizer
 DEMO_SUBJECT = ASSETS / "fluent-cat"
 
 

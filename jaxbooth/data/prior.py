@@ -24,11 +24,10 @@ from jaxbooth.files import write_json, write_png
 from jaxbooth.pipeline import Base
 from jaxbooth.remote import place
 from jaxbooth.sections import Subject
-from jaxbooth.weights.diffusers_dir import weight_files
+from jaxbooth.weights.fingerprint import add_weights
 
 MANIFEST = "manifest.json"
 MIN_CONTRAST = 3.0  # standard deviation over a picture's 8-bit values; below it the picture is a flat colour
-FINGERPRINT_SPAN = 2**20  # bytes read from each end of a weight file
 SCHEDULER = Path("scheduler", "scheduler_config.json")
 RECORDED_LATER = {"clip_skip": 0, "chunks": 1}  # what manifests without these keys were made with
 
@@ -38,17 +37,11 @@ PaintBatch = Callable[[list[int]], np.ndarray]  # picture numbers -> (n, H, W, 3
 def fingerprint(folder: Path, components: tuple[str, ...]) -> str:
     """Identifies a base model by its schedule, and by the sizes and both ends of its weight files.
 
-    That is fast, and any training changes it, as does another prediction type.
+    Any training changes it, as does another prediction type.
     """
     digest = hashlib.sha256((folder / SCHEDULER).read_bytes())
     for component in components:
-        for name in weight_files(folder / component):
-            path = folder / component / name
-            digest.update(f"{component}/{name}:{path.stat().st_size}".encode())
-            with path.open("rb") as file:
-                digest.update(file.read(FINGERPRINT_SPAN))
-                file.seek(max(0, path.stat().st_size - FINGERPRINT_SPAN))
-                digest.update(file.read())
+        add_weights(digest, folder / component, f"{component}/")
     return digest.hexdigest()[:16]
 
 

@@ -101,6 +101,70 @@ class CLIPTextConfig:
     eos_token_id: int = 49407
 
 
+@dataclass(frozen=True)
+class CLIPVisionConfig:
+    """transformers `CLIPVisionConfig`."""
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    image_size: int = 224
+    patch_size: int = 32
+    num_channels: int = 3
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    projection_dim: int = 512  # a text tower's way of saying it; that of a CLIPConfig counts
+
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    """transformers `CLIPConfig`: two towers that end in features of one width."""
+
+    text: CLIPTextConfig
+    vision: CLIPVisionConfig
+    projection_dim: int = 512
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """transformers `ViTConfig`, which DINO has."""
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    image_size: int = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-12
+    qkv_bias: bool = True
+
+
+@dataclass(frozen=True)
+class Dinov2Config:
+    """transformers `Dinov2Config`."""
+
+    hidden_size: int = 768
+    mlp_ratio: float = 4
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    image_size: int = 224
+    patch_size: int = 14
+    num_channels: int = 3
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    use_swiglu_ffn: bool = False
+
+    @property
+    def intermediate_size(self) -> int:
+        """Width inside a perceptron; a gated one has two thirds of it, rounded up to a multiple of 8."""
+        inner = int(self.hidden_size * self.mlp_ratio)
+        return (int(inner * 2 / 3) + 7) // 8 * 8 if self.use_swiglu_ffn else inner
+
+
 # Keys that carry no mathematics, or whose listed value is what jaxbooth implements.
 NEUTRAL: dict[type, dict[str, Any]] = {
     UNetConfig: {
@@ -118,12 +182,22 @@ NEUTRAL: dict[type, dict[str, Any]] = {
         "time_embedding_type": "positional",
     },
     VAEConfig: {"act_fn": "silu"},
-    CLIPTextConfig: {"attention_dropout": 0.0, "dropout": 0.0, "model_type": "clip_text_model"},
+    CLIPTextConfig: {"attention_dropout": 0.0, "dropout": 0.0, "model_type": "clip_text_model", "pruned_heads": {}},
+    CLIPVisionConfig: {"attention_dropout": 0.0, "dropout": 0.0, "model_type": "clip_vision_model", "pruned_heads": {}},
+    ViTConfig: {"model_type": "vit", "pruned_heads": {}},
+    Dinov2Config: {"model_type": "dinov2", "pruned_heads": {}},
 }
 INFORMATIVE = {
     "architectures", "bos_token_id", "pad_token_id", "dtype", "torch_dtype", "initializer_factor",
     "initializer_range", "transformers_version", "return_dict", "use_cache", "id2label", "label2id",
-    "chunk_size_feed_forward",
+    "chunk_size_feed_forward", "tie_word_embeddings",
+    # of generating text, which old configurations of every model have
+    "length_penalty", "max_length", "num_beam_groups", "num_beams", "num_return_sequences", "repetition_penalty",
+    "temperature", "top_k", "top_p", "typical_p",
+    # of training a vision transformer, and of heads that jaxbooth leaves out
+    "attention_probs_dropout_prob", "hidden_dropout_prob", "drop_path_rate", "layerscale_value", "use_mask_token",
+    "encoder_stride", "pooler_act", "pooler_output_size", "apply_layernorm", "out_features", "out_indices",
+    "reshape_hidden_states", "stage_names",
 }  # fmt: skip
 
 
@@ -146,4 +220,23 @@ def read_config(kind: type[T], raw: Mapping[str, Any], source: str) -> T:
             raise UserError(f"{source}: {key} = {value!r} is not supported; this model needs code that jaxbooth lacks.")
     return kind(
         **{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items() if key in known}
+    )
+
+
+def read_clip_config(raw: Mapping[str, Any], source: str) -> CLIPConfig:
+    """Reads the `config.json` of a whole CLIP; the width of its features is that of the outermost `projection_dim`.
+
+    Raises:
+        UserError: as `read_config`, or a tower's part is no JSON object.
+    """
+
+    def tower(kind: type[T], part: str) -> T:
+        repeated = raw.get(f"{part}_dict")  # in old files; where it is, transformers takes all values from there
+        values = raw.get(part, {}) if repeated is None else repeated
+        if not isinstance(values, dict):
+            raise UserError(f"{source}: {part} is not a JSON object; download or export the model again.")
+        return read_config(kind, values, f"{source}: {part}")
+
+    return CLIPConfig(
+        tower(CLIPTextConfig, "text_config"), tower(CLIPVisionConfig, "vision_config"), raw.get("projection_dim", 512)
     )

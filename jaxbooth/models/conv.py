@@ -68,7 +68,7 @@ conv2d.defvjp(conv2d_forward, conv2d_backward)
 
 
 class Conv(nnx.Module):
-    """torch `Conv2d` with a square kernel; parameters `kernel` (HWIO) and `bias`.
+    """torch `Conv2d` with a square kernel; parameters `kernel` (HWIO) and, if `use_bias`, `bias`.
 
     Args:
         inputs, outputs: channels.
@@ -86,15 +86,16 @@ class Conv(nnx.Module):
         padding: int,
         dtype: jax.typing.DTypeLike,
         rngs: nnx.Rngs,
+        use_bias: bool = True,
     ):
         self.stride, self.padding, self.dtype = stride, padding, dtype
         init = jax.nn.initializers.lecun_normal()
         self.kernel = nnx.Param(init(rngs.params(), (size, size, inputs, outputs), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32)) if use_bias else None
 
     def __call__(self, x: Array) -> Array:
         """Maps (b, h, w, inputs) to (b, h', w', outputs)."""
-        x, kernel, bias = (array.astype(self.dtype) for array in (x, self.kernel[...], self.bias[...]))
-        if kernel.shape[0] == 1 and self.stride == 1:
-            return x @ kernel[0, 0] + bias
-        return conv2d(x, kernel, self.stride, self.padding) + bias
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        is_pointwise = kernel.shape[0] == 1 and self.stride == 1
+        y = x @ kernel[0, 0] if is_pointwise else conv2d(x, kernel, self.stride, self.padding)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)

@@ -26,6 +26,10 @@ class Make(NamedTuple):
         pad = size // 2 if padding is None else padding
         return Conv(inputs, outputs, size, stride, pad, self.dtype, self.rngs)
 
+    def patches(self, inputs: int, outputs: int, size: int, bias: bool = True) -> Conv:
+        """torch `Conv2d` over patches side by side, of `size` x `size` pixels."""
+        return Conv(inputs, outputs, size, size, 0, self.dtype, self.rngs, bias)
+
     def group_norm(self, channels: int, groups: int, eps: float) -> nnx.GroupNorm:
         """torch `GroupNorm`; statistics in float32, in two passes."""
         return nnx.GroupNorm(channels, groups, epsilon=eps, dtype=self.dtype, use_fast_variance=False, rngs=self.rngs)

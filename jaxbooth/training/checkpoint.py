@@ -1,7 +1,8 @@
 """Checkpoints of the train state, by Orbax: asynchronous, committed by a rename, restorable onto any mesh."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental.multihost_utils import process_allgather, sync_global_devices
+from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, PreservationContext, PreservationPolicy
 
 from jaxbooth.config import Config
 from jaxbooth.console import is_main, warn
@@ -31,14 +33,20 @@ class Checkpoints:
     Args:
         folder: created when missing, unless it is only read.
         keep: newest steps to keep; None opens the folder for reading, without touching what a running training writes.
+
+    Attributes:
+        pinned: older steps to keep as well.
     """
 
     def __init__(self, folder: Path, keep: int | None = None):
-        writes = keep is not None
+        writes, self.pinned = keep is not None, set[int]()
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=writes, cleanup_tmp_directories=writes, create=writes,
+            preservation_policy=Newest(keep or 1, self),
+            enable_async_checkpointing=writes,
+            cleanup_tmp_directories=writes,
+            create=writes,
             read_only=not writes,
-        )  # fmt: skip
+        )
         self._folder, self._writes = place(folder), writes
         handlers = {
             "state": ocp.PyTreeCheckpointHandler(),
@@ -50,6 +58,13 @@ class Checkpoints:
     def latest(self) -> int | None:
         """Returns the newest step, or None."""
         return self._manager.latest_step()
+
+    def check(self, step: int) -> None:
+        """Raises UserError if there is no checkpoint of a step, which a user has asked for."""
+        steps = sorted(self._manager.all_steps())
+        if step not in steps:
+            there = ", ".join(map(str, steps)) or "none"
+            raise UserError(f"{self._folder} has no checkpoint of step {step}; there are {there} (--step).")
 
     def save(self, state: TrainState, step: int, config: Config) -> None:
         """Starts writing; returns before the write ends. A step that is there already is left alone.
@@ -82,16 +97,25 @@ class Checkpoints:
         read, step = self._read(abstract._asdict())
         return TrainState(**read), step
 
-    def restore_result(self, abstract: TrainState) -> tuple[dict[str, Params], int]:
-        """Reads from the newest sound step only what sampling and export need; see `restore` and `result_params`."""
-        read, step = self._read(needed_for_result(abstract))
+    def restore_result(self, abstract: TrainState, step: int | None = None) -> tuple[dict[str, Params], int]:
+        """Reads only what sampling and export need; see `restore` and `result_params`.
+
+        Args:
+            step: default: the newest sound one.
+
+        Raises:
+            UserError: there is no such checkpoint, or it is damaged.
+        """
+        read, step = self._read(needed_for_result(abstract), step)
         fields: dict[str, Any] = {"params": {}, "ema": {}} | read
         return result_params(abstract._replace(**fields)), step
 
-    def _read(self, part: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    def _read(self, part: dict[str, Any], only: int | None = None) -> tuple[dict[str, Any], int]:
         """Reads the named fields of the newest state that has them as they were saved, and its step."""
         damaged: dict[int, str] = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        if only is not None:
+            self.check(only)
+        for step in sorted(self._manager.all_steps(), reverse=True) if only is None else [only]:
             try:
                 read = read_step(self._folder / str(step), part)
             except Damage as damage:
@@ -120,6 +144,10 @@ class Checkpoints:
             sync_global_devices("damaged checkpoints are aside")
             self._manager.reload()
 
+    def sums(self, step: int) -> dict[str, int]:
+        """Returns the sums of a step's fields as they were saved, which tell its weights from others."""
+        return dict(ocp.JsonCheckpointHandler().restore(epath.Path(self._folder / str(step) / "sums")))
+
     def wait(self) -> None:
         """Blocks until every save is on disk.
 
@@ -133,6 +161,21 @@ class Checkpoints:
         """Waits, and releases the folder; see `wait`."""
         with full_disk_explained(self._folder):
             self._manager.close()
+
+
+@dataclass
+class Newest(PreservationPolicy):
+    """Orbax's question which checkpoints stay: the newest, and the pinned ones."""
+
+    count: int
+    checkpoints: Checkpoints
+
+    def should_preserve(
+        self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext
+    ) -> Sequence[bool]:
+        """Answers for each checkpoint, oldest first."""
+        older = len(checkpoints) - self.count
+        return [index >= older or one.step in self.checkpoints.pinned for index, one in enumerate(checkpoints)]
 
 
 def check_free(folder: Path, state: TrainState, step: int) -> None:

@@ -26,6 +26,13 @@ NEEDS = (
     ("text.new_tokens", "text.initializer", "needs --text.new-tokens"),
     ("text.new_tokens", "text.token_learning_rate", "needs --text.new-tokens"),
     ("text.new_tokens", "text.token_phase", "needs --text.new-tokens"),
+    ("evaluation.every", "evaluation.num_prompts", "needs --evaluation.every"),
+    ("evaluation.every", "evaluation.num", "needs --evaluation.every"),
+    ("evaluation.every", "evaluation.class_num", "needs --evaluation.every"),
+    ("evaluation.every", "evaluation.clip", "needs --evaluation.every"),
+    ("evaluation.every", "evaluation.dino", "needs --evaluation.every"),
+    ("evaluation.every", "evaluation.keep_best", "needs --evaluation.every"),
+    ("evaluation.keep_best", "evaluation.patience", "needs --evaluation.keep-best, the metric to watch"),
 )
 # (key, the value of another key that it needs)
 ONLY_WITH = (

@@ -1,7 +1,7 @@
 """The loop: dispatch K steps, log the ones before, and stop where a checkpoint or a sample grid is due."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.feed import Feed
 from jaxbooth.training.state import TrainState
 from jaxbooth.training.step import Dispatch
+from jaxbooth.training.validation import Validation
 from jaxbooth.training.writer import Writer
 
 
@@ -27,7 +28,7 @@ class Loop:
     Attributes:
         dispatches: compiled, one for each bank of the feed; see `make_dispatch`.
         frozen: component -> parameters that the step reads and does not change.
-        validate: draws and saves the sample grid of a state at a step.
+        validation: what is drawn and measured of a state.
         gate: closes when any process was asked to stop.
     """
 
@@ -37,12 +38,12 @@ class Loop:
     frozen: dict[str, Params]
     checkpoints: Checkpoints
     writer: Writer
-    validate: Callable[[TrainState, int], None]
+    validation: Validation
     gate: Gate
     announced: bool = False
 
     def run(self, state: TrainState, step: int) -> tuple[TrainState, int]:
-        """Trains from `step` to the last one, or to where a signal asks to leave; both ends are saved.
+        """Trains from `step` to the last one, or to where a signal or the metrics say to end; every end is saved.
 
         Raises:
             RunFailure: a loss or gradient is not finite. Checkpoints on disk are all from before that.
@@ -57,9 +58,11 @@ class Loop:
                 self.writer.flush()  # before the checkpoint, so that no resumed run lacks lines
                 if step % self.config.train.checkpoint_every == 0 or step == total:
                     self.checkpoints.save(state, step, self.config)
-                if (step % self.config.validation.every == 0 or step == total) and not self.gate.closing:
-                    self.validate(state, step)
+                if self.validation.is_due(step) and not self.gate.closing:
+                    self.validation(state, step)
                 self.writer.flush()
+                if self.validation.has_seen_enough:
+                    break
         self.checkpoints.save(state, step, self.config)  # where a signal stopped it; elsewhere it is saved already
         self.checkpoints.wait()
         self.gate.leave()
@@ -67,7 +70,8 @@ class Loop:
 
     def next_stop(self, step: int) -> int:
         """Returns the next step at which the host has something to do."""
-        every = (self.config.train.checkpoint_every, self.config.validation.every)
+        every = [self.config.train.checkpoint_every, self.config.validation.every]
+        every += [self.config.evaluation.every] if self.config.evaluation.every else []
         return min(self.config.train.steps, *(step - step % n + n for n in every))
 
     def advance(self, state: TrainState, step: int, stop: int, bar: Bar) -> tuple[TrainState, int, bool]:

@@ -17,7 +17,7 @@ from jaxbooth.exports import export_result, natural_format
 from jaxbooth.hosts.link import Alone, sentence_of
 from jaxbooth.hosts.shared import check_shared, facts_of
 from jaxbooth.hosts.start import joined
-from jaxbooth.params import Params, cast_matrices, flatten_components, join
+from jaxbooth.params import Params, cast_matrices, flatten_components
 from jaxbooth.pipeline import Base, load_params
 from jaxbooth.plan.precheck import check_memory
 from jaxbooth.remote import place
@@ -27,6 +27,7 @@ from jaxbooth.sharding import check_heads, make_mesh, row_shards
 from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.checks import check_config
 from jaxbooth.training.feed import Feed, make_feed
+from jaxbooth.training.keeper import Kept, findings, stopped_at
 from jaxbooth.training.loop import Loop, compile_dispatches, describe_length
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.prepare import (
@@ -44,7 +45,7 @@ from jaxbooth.training.room import check_folders
 from jaxbooth.training.state import TrainState, checksums, initial_state, result_params
 from jaxbooth.training.step import REFERENCE, make_dispatch, make_task
 from jaxbooth.training.trainable import initial_values, on_mesh, trained_shapes, whole_components
-from jaxbooth.training.watch import Watch
+from jaxbooth.training.validation import Validation
 from jaxbooth.training.writer import Writer
 from jaxbooth.transfer import to_host
 from jaxbooth.verify import verify_export
@@ -132,14 +133,16 @@ class Job:
     def execute(self) -> Result:
         """Prepares, trains and finishes."""
         total, done = self.config.train.steps, self.checkpoints.latest() or 0
-        if done >= total:
+        early = stopped_at(self.run.kept)
+        if done >= total or (early is not None and done >= early and self.config.evaluation.patience):
             if self.config.export and not self.run.is_exported:
                 state, found = self.restore()
-                if found < total:  # the last checkpoint was damaged, and is aside now
+                if found < done:  # the last checkpoint was damaged, and is aside now
                     del state
                     return self.execute()
                 self.export(state)
-            say(f"{self.run.root} is complete at step {done} of {total}; raise --train.steps to train on.")
+            flags = "--train.steps" if done >= total else "--evaluation.patience"
+            say(f"{self.run.root} is complete at step {done} of {total}; raise {flags} to train on.")
             return Result(self.run, done, complete=True)
         shapes = trained_shapes(self.base, self.config)
         whole = whole_components(self.base, shapes)
@@ -151,8 +154,10 @@ class Job:
         frozen = {name: values for name, values in params.items() if name not in whole}
         params.clear()
         state, done = self.start_state(values, done)
-        state, step = self.train(state, done, feed, frozen, reference)
-        if step < total:
+        state, step, kept = self.train(state, done, feed, frozen, reference)
+        for sentence in findings(kept, self.config):
+            say(sentence)
+        if step < total and kept.stopped is None:
             say(f"stopped and saved at step {step} of {total}; run the same command again to continue.")
             return Result(self.run, step, complete=False)
         self.check_moved(start, state)
@@ -194,28 +199,23 @@ class Job:
 
     def train(
         self, state: TrainState, done: int, feed: Feed, frozen: dict[str, Params], reference: dict[str, Params]
-    ) -> tuple[TrainState, int]:
+    ) -> tuple[TrainState, int, Kept]:
         """Compiles and runs the loop."""
         config = self.config
         say(describe_length(config, len(self.inputs.pictures)))
         writer = Writer(self.run.metrics, self.run.tensorboard, done)
-        watch = Watch.make(config, self.base, self.mesh)
-
-        def validate(state: TrainState, step: int) -> None:
-            image, facts = watch.grid(join(frozen, result_params(state)), step)
-            writer.grid(step, self.run.samples(step), image, facts)
-
         try:
+            validation = Validation.make(config, self.run, self.base, self.mesh, frozen, self.checkpoints, writer, done)
             if not done:
-                validate(state, 0)
+                validation(state, 0)
             tasks = [make_task(self.base, config, streams, self.mesh) for streams in feed.streams]
             explain_padding(config, tasks[0].plan.number.size, row_shards(self.mesh))
             needed = {"unet", *(self.base.text_encoders if config.trains_text else ())}
             fixed = {name: params for name, params in frozen.items() if name in needed} | reference
             dispatches = [make_dispatch(task, self.tx, config.train.steps_per_dispatch, state) for task in tasks]
             compiled = compile_dispatches(dispatches, state, fixed, feed)
-            loop = Loop(config, compiled, feed, fixed, self.checkpoints, writer, validate, self.link.gate)
-            return loop.run(state, done)
+            loop = Loop(config, compiled, feed, fixed, self.checkpoints, writer, validation, self.link.gate)
+            return *loop.run(state, done), validation.keeper.kept
         finally:
             writer.close()
 

@@ -28,10 +28,20 @@ def validation_prompts(config: Config) -> list[str]:
 
 @dataclass
 class Watch:
-    """Draws the validation grid."""
+    """Draws the validation grid.
+
+    Attributes:
+        prompts: of the grid.
+        subjects, classes: instance and class prompts, which are drawn for their figures whether shown or not.
+        drawn: all of these, those of the grid first.
+        num: pictures of each prompt.
+    """
 
     painter: Painter
     prompts: list[str]
+    subjects: list[str]
+    classes: list[str]
+    drawn: list[str]
     num: int
     seed: int
 
@@ -40,19 +50,33 @@ class Watch:
         """Builds the painter that the configuration asks for."""
         chosen = config.validation
         settings = Settings(chosen.sampler, chosen.steps, chosen.guidance_scale, config.resolution)
+        subjects = list(dict.fromkeys(subject.instance_prompt for subject in config.subjects))
+        classes = list(dict.fromkeys(subject.class_prompt for subject in config.subjects if subject.class_prompt))
         prompts = validation_prompts(config)
-        pictures = len(prompts) * chosen.num
+        drawn = list(dict.fromkeys([*prompts, *subjects, *classes]))
+        pictures = len(drawn) * chosen.num
         batches = -(-pictures // BATCH)
         painter = Painter(base, mesh, settings, batch=-(-pictures // batches))
-        return cls(painter, prompts, chosen.num, config.seed)
+        return cls(painter, prompts, subjects, classes, drawn, chosen.num, config.seed)
 
     def draw(self, params: dict[str, Params]) -> np.ndarray:
-        """Returns (prompts * num, H, W, 3) uint8; picture i of every prompt starts from the same noise."""
-        rows = [prompt for prompt in self.prompts for _ in range(self.num)]
-        return self.painter(params, rows, self.seed, list(range(self.num)) * len(self.prompts))
+        """Returns (prompts, num, H, W, 3) uint8; picture i of every prompt starts from the same noise."""
+        rows = [prompt for prompt in self.drawn for _ in range(self.num)]
+        pictures = self.painter(params, rows, self.seed, list(range(self.num)) * len(self.drawn))
+        return pictures.reshape(-1, self.num, *pictures.shape[1:])
 
-    def grid(self, params: dict[str, Params], step: int) -> tuple[Image.Image, dict[str, Any]]:
+    def grid(self, drawn: np.ndarray, step: int) -> tuple[Image.Image, dict[str, Any]]:
         """Returns the labelled grid, one prompt a row, and the facts for its text chunk."""
         labels = [prompt for prompt in self.prompts for _ in range(self.num)]
         facts = {"prompts": json.dumps(self.prompts), "seed": self.seed, "step": step}
-        return sheet(list(self.draw(params)), labels, self.num), facts | self.painter.settings.facts()
+        shown = drawn[: len(self.prompts)].reshape(-1, *drawn.shape[2:])
+        return sheet(list(shown), labels, self.num), facts | self.painter.settings.facts()
+
+    def subject_and_class(self, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the pictures under the instance prompts and under the class prompts, each (n, H, W, 3) uint8."""
+
+        def of(prompts: list[str]) -> np.ndarray:
+            numbers = np.array([self.drawn.index(prompt) for prompt in prompts], np.intp)
+            return drawn[numbers].reshape(-1, *drawn.shape[2:])
+
+        return of(self.subjects), of(self.classes)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from jaxbooth.errors import UserError
 from jaxbooth.params import Network, Params
-from jaxbooth.weights.names import canonical, import_axes, parameter_names
+from jaxbooth.weights.names import RENAMED_ON_IMPORT, Renames, canonical, import_axes, parameter_names
 
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")  # folders that may hold weights
 STEM = "(?:diffusion_pytorch_model|pytorch_model|model)"
@@ -114,14 +114,16 @@ def weight_files(folder: Path) -> dict[str, list[str]]:
     return files
 
 
-def match_names(stored: list[str], network: Network, folder: Path) -> dict[str, str]:
+def match_names(
+    stored: list[str], network: Network, folder: Path, renames: Renames = RENAMED_ON_IMPORT
+) -> dict[str, str]:
     """Returns stored tensor name -> parameter name; buffers are left out.
 
     Raises:
         UserError: the two sets of names differ; the message lists both differences.
     """
     expected = parameter_names(network.shapes)
-    found = {name: today for name in stored if (today := canonical(name))}
+    found = {name: today for name in stored if (today := canonical(name, renames))}
     missing = sorted(set(expected) - set(found.values()))
     surplus = sorted(name for name, today in found.items() if today not in expected)
     if missing or surplus:
@@ -132,18 +134,24 @@ def match_names(stored: list[str], network: Network, folder: Path) -> dict[str, 
 
 
 def load_component(
-    folder: Path, network: Network, place: Placement, dtype: jax.typing.DTypeLike, tick: Tick = lambda: None
+    folder: Path,
+    network: Network,
+    place: Placement,
+    dtype: jax.typing.DTypeLike,
+    tick: Tick = lambda: None,
+    renames: Renames = RENAMED_ON_IMPORT,
 ) -> Params:
     """Loads a component's parameters, each straight onto the devices that `place` gives it.
 
     Args:
         dtype: of matrices in memory, float32 for what is trained; vectors (biases, norm scales) are always float32.
+        renames: names of the files that are others today.
 
     Raises:
         UserError: names or shapes differ from the configuration's, or a file is damaged.
     """
     files = weight_files(folder)
-    names = match_names([name for stored in files.values() for name in stored], network, folder)
+    names = match_names([name for stored in files.values() for name in stored], network, folder, renames)
     params: Params = {}
     for file, stored in files.items():
         with open_tensors(folder / file) as tensors:

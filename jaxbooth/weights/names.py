@@ -9,9 +9,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}  # others are called the same
+Renames = tuple[tuple[str, str], ...]
 
-# The known exceptions, applied to names on import. Buffers (an empty replacement) hold no parameters.
+# The known exceptions, applied to names on import. What has an empty replacement is no parameter, or of no use.
 RENAMED_ON_IMPORT = (
     (r"text_model\.(.*)", r"\1"),
     (r"(.*\.attentions\.0)\.query\.(\w+)", r"\1.to_q.\2"),
@@ -20,17 +21,34 @@ RENAMED_ON_IMPORT = (
     (r"(.*\.attentions\.0)\.proj_attn\.(\w+)", r"\1.to_out.0.\2"),
     (r"embeddings\.position_ids", r""),
 )
+RENAMED_IN_CLIP_MODELS = (
+    (r"(text|vision)_model\.embeddings\.position_ids", r""),
+    (r"logit_scale", r""),
+)
+# DINO and DINOv2: `ViTModel` of transformers 5, then words of ViT, then of files older than transformers 5.
+RENAMED_IN_VISION_TRANSFORMERS = (
+    (r"layers\.(.*)", r"encoder.layer.\1"),
+    (r"(.*)\.layernorm_before\.(\w+)", r"\1.norm1.\2"),
+    (r"(.*)\.layernorm_after\.(\w+)", r"\1.norm2.\2"),
+    (r"(.*)\.intermediate\.dense\.(\w+)", r"\1.mlp.fc1.\2"),
+    (r"(.*\.layer\.\d+)\.output\.dense\.(\w+)", r"\1.mlp.fc2.\2"),
+    (r"(.*)\.attention\.attention\.query\.(\w+)", r"\1.attention.q_proj.\2"),
+    (r"(.*)\.attention\.attention\.key\.(\w+)", r"\1.attention.k_proj.\2"),
+    (r"(.*)\.attention\.attention\.value\.(\w+)", r"\1.attention.v_proj.\2"),
+    (r"(.*)\.attention\.(?:output\.dense|o_proj)\.(\w+)", r"\1.attention.out_proj.\2"),
+    (r"pooler\..*|embeddings\.mask_token", r""),
+)
 
 
 def torch_name(name: str) -> str:
     """Returns the state-dict name of a parameter."""
     head, _, leaf = name.rpartition(".")
-    return f"{head}.{LEAVES[leaf]}"
+    return f"{head}.{LEAVES.get(leaf, leaf)}"
 
 
-def canonical(stored: str) -> str | None:
-    """Returns today's state-dict name of a stored tensor, or None for a buffer that is no parameter."""
-    for pattern, replacement in RENAMED_ON_IMPORT:
+def canonical(stored: str, renames: Renames = RENAMED_ON_IMPORT) -> str | None:
+    """Returns today's state-dict name of a stored tensor, or None for one that is no parameter."""
+    for pattern, replacement in renames:
         match = re.fullmatch(pattern, stored)
         if match:
             stored = match.expand(replacement)

@@ -1,0 +1,1 @@
+"""Measuring what a run has learned, and what it has forgotten."""

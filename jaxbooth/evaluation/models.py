@@ -1,0 +1,114 @@
+"""The models that an evaluation compares: the base model, the run, and whatever else is named."""
+
+import re
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from jaxbooth.config import Config
+from jaxbooth.data.prior import fingerprint
+from jaxbooth.pipeline import Pipeline
+from jaxbooth.remote import place
+from jaxbooth.run_folder import RunFolder, open_run, opened
+from jaxbooth.weights.resolve import Source
+
+AT = re.compile(r"(.+)@(\d+)")  # RUN@STEP
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One model of an evaluation.
+
+    Attributes:
+        name: of the folder of its pictures.
+        label: for people.
+        source: run folder, or a base model as it is looked for.
+        step: of a run's checkpoint.
+    """
+
+    name: str
+    label: str
+    source: str | Source
+    step: int | None
+
+    @property
+    def path(self) -> str:
+        """What a user calls it."""
+        return self.source.name if isinstance(self.source, Source) else self.source
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it has checkpoints."""
+        return self.step is not None
+
+    def load(self, config: Config, mesh: Mesh) -> Pipeline:
+        """Loads its weights; a plain model reads prompts as the run of `config` does."""
+        if self.is_run:
+            return Pipeline.load(self.source, mesh=mesh, step=self.step)
+        return Pipeline.load(self.source, config.train.dtype, mesh, config.text.clip_skip, config.text.chunks)
+
+    def weights(self, pipeline: Pipeline) -> dict[str, Any]:
+        """Tells its weights from others."""
+        base = pipeline.base
+        found: dict[str, Any] = {"fingerprint": fingerprint(base.folder, base.components)}
+        if self.is_run:
+            found["checkpoint"] = read_sums(RunFolder(place(self.path)), pipeline.step)
+        return found
+
+
+def read_sums(run: RunFolder, step: int) -> dict[str, int]:
+    """Returns the sums that a checkpoint was saved with."""
+    with closing(opened(run)) as checkpoints:
+        return checkpoints.sums(step)
+
+
+def existing_step(run: RunFolder, step: int | None) -> int:
+    """Returns a step of which a run has a checkpoint; default: its newest.
+
+    Raises:
+        UserError: there is none.
+    """
+    with closing(opened(run)) as checkpoints:
+        if step is not None:
+            checkpoints.check(step)
+            return step
+        newest = checkpoints.latest()
+    assert newest is not None
+    return newest
+
+
+def base_of(config: Config) -> Compared:
+    """Returns a run's base model."""
+    return Compared("base", f"base model ({config.model})", config.source, None)
+
+
+def run_at(path: str | Path, step: int | None, name: str | None = None) -> Compared:
+    """Returns a run at a step; default: its newest.
+
+    Raises:
+        UserError: it is no run folder, or has no checkpoint.
+    """
+    run, _ = open_run(path)
+    step = existing_step(run, step)
+    return Compared(f"{name or slug(str(path))}-{step:06d}", f"{path}, step {step}", str(path), step)
+
+
+def other(text: str) -> Compared:
+    """Reads an entry of --compare: a run, RUN@STEP, or a model as --model takes it.
+
+    Raises:
+        UserError: see `run_at`.
+    """
+    match = AT.fullmatch(text)
+    path, step = (match[1], int(match[2])) if match and not Path(text).exists() else (text, None)
+    if RunFolder(place(path)).config.exists() or step is not None:
+        return run_at(path, step)
+    return Compared(slug(text), text, Source(text), None)
+
+
+def slug(text: str) -> str:
+    """Returns a file name that resembles `text`."""
+    return re.sub(r"\W+", "-", text).strip("-") or "model"

@@ -1,0 +1,67 @@
+"""The whole CLIP: its image tower, and both towers' features (transformers `CLIPModel`)."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from jaxbooth.models.clip import CLIPEncoder, CLIPTextModel
+from jaxbooth.models.config import CLIPConfig, CLIPVisionConfig
+from jaxbooth.models.encoder import check_activation
+from jaxbooth.models.layers import Make
+
+
+class CLIPVisionEmbeddings(nnx.Module):
+    """Patches after a class token, with learned positions."""
+
+    def __init__(self, config: CLIPVisionConfig, make: Make):
+        entries = (config.image_size // config.patch_size) ** 2 + 1
+        self.class_embedding = nnx.Param(jnp.zeros(config.hidden_size))
+        self.patch_embedding = make.patches(config.num_channels, config.hidden_size, config.patch_size, bias=False)
+        self.position_embedding = make.embed(entries, config.hidden_size)
+
+    def __call__(self, pixels: Array) -> Array:
+        """Maps (b, image_size, image_size, channels) to (b, 1 + patches, hidden_size)."""
+        patches = self.patch_embedding(pixels)
+        patches = patches.reshape(len(patches), -1, patches.shape[-1])
+        token = jnp.broadcast_to(self.class_embedding[...].astype(patches.dtype), (len(patches), 1, patches.shape[-1]))
+        tokens = jnp.concatenate([token, patches], axis=1)
+        return tokens + self.position_embedding(jnp.arange(tokens.shape[1]))
+
+
+class CLIPVisionModel(nnx.Module):
+    """Pixels to the class token's feature.
+
+    Raises:
+        UserError: the configuration's activation is not supported.
+    """
+
+    def __init__(self, config: CLIPVisionConfig, make: Make):
+        check_activation(config.hidden_act, "an image tower")
+        self.embeddings = CLIPVisionEmbeddings(config, make)
+        self.pre_layrnorm = make.layer_norm(config.hidden_size, config.layer_norm_eps)  # transformers' own spelling
+        self.encoder = CLIPEncoder(config, make, is_causal=False)
+        self.post_layernorm = make.layer_norm(config.hidden_size, config.layer_norm_eps)
+
+    def __call__(self, pixels: Array) -> Array:
+        """Maps (b, image_size, image_size, channels) normalised pixels to (b, hidden_size)."""
+        states = self.encoder(self.pre_layrnorm(self.embeddings(pixels)))
+        return self.post_layernorm(states[-1][:, 0])
+
+
+class CLIPModel(nnx.Module):
+    """Pictures and texts to features that can be compared; neither is normalised."""
+
+    def __init__(self, config: CLIPConfig, make: Make):
+        self.text_model = CLIPTextModel(config.text, make)
+        self.vision_model = CLIPVisionModel(config.vision, make)
+        self.text_projection = make.linear(config.text.hidden_size, config.projection_dim, bias=False)
+        self.visual_projection = make.linear(config.vision.hidden_size, config.projection_dim, bias=False)
+
+    def image_features(self, pixels: Array) -> Array:
+        """Maps (b, image_size, image_size, channels) normalised pixels to (b, projection_dim)."""
+        return self.visual_projection(self.vision_model(pixels))
+
+    def text_features(self, input_ids: Array) -> Array:
+        """Maps (b, s) token ids to (b, projection_dim)."""
+        last = self.text_model(input_ids)[-1]
+        return self.text_projection(self.text_model.at_end(last, input_ids))

@@ -1,0 +1,59 @@
+"""What the layers of text and image encoders share: self-attention and the two-layer perceptron."""
+
+from flax import nnx
+from jax import Array
+
+from jaxbooth.errors import UserError
+from jaxbooth.models.attention import attention
+from jaxbooth.models.layers import Make, gelu
+
+
+def quick_gelu(x: Array) -> Array:
+    """OpenAI CLIP's activation, x * sigmoid(1.702 x)."""
+    return x * nnx.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
+
+
+def check_activation(name: str, encoder: str) -> None:
+    """Refuses an activation that is not in ACTIVATIONS.
+
+    Args:
+        encoder: what has it, for the message.
+
+    Raises:
+        UserError: it is another one.
+    """
+    if name not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise UserError(f"{encoder}'s config.json: hidden_act {name!r} is not supported; known are {known}.")
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention; `bias` is that of query, key and value."""
+
+    def __init__(self, width: int, heads: int, make: Make, is_causal: bool = False, bias: bool = True):
+        self.heads, self.is_causal = heads, is_causal
+        self.q_proj = make.linear(width, width, bias)
+        self.k_proj = make.linear(width, width, bias)
+        self.v_proj = make.linear(width, width, bias)
+        self.out_proj = make.linear(width, width)
+
+    def __call__(self, x: Array) -> Array:
+        """Maps (b, s, width) to (b, s, width)."""
+        q, k, v = (y.reshape(*y.shape[:-1], self.heads, -1) for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x)))
+        return self.out_proj(attention(q, k, v, self.is_causal).reshape(x.shape))
+
+
+class MLP(nnx.Module):
+    """Two linear layers around one of ACTIVATIONS."""
+
+    def __init__(self, width: int, inner: int, activation: str, make: Make):
+        self.activation = ACTIVATIONS[activation]
+        self.fc1 = make.linear(width, inner)
+        self.fc2 = make.linear(inner, width)
+
+    def __call__(self, x: Array) -> Array:
+        """Maps (..., width) to (..., width)."""
+        return self.fc2(self.activation(self.fc1(x)))

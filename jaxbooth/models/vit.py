@@ -1,0 +1,113 @@
+"""The vision transformers DINO and DINOv2 (transformers `modeling_vit.py` and `modeling_dinov2.py`).
+
+Names are those of `Dinov2Model`; `jaxbooth.weights.names` says which words of them `ViTModel` and older files have
+otherwise.
+"""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from jaxbooth.models.config import Dinov2Config, ViTConfig
+from jaxbooth.models.encoder import MLP, SelfAttention, check_activation
+from jaxbooth.models.layers import Make
+from jaxbooth.models.positions import positions_for
+
+VisionConfig = ViTConfig | Dinov2Config
+
+
+class PatchEmbeddings(nnx.Module):
+    """Pixels of each patch to one vector."""
+
+    def __init__(self, config: VisionConfig, make: Make):
+        self.projection = make.patches(config.num_channels, config.hidden_size, config.patch_size)
+
+
+class Embeddings(nnx.Module):
+    """Patches after a class token, with learned positions."""
+
+    def __init__(self, config: VisionConfig, make: Make):
+        entries = (config.image_size // config.patch_size) ** 2 + 1
+        self.cls_token = nnx.Param(jnp.zeros((1, 1, config.hidden_size)))
+        self.position_embeddings = nnx.Param(jnp.zeros((1, entries, config.hidden_size)))
+        self.patch_embeddings = PatchEmbeddings(config, make)
+
+    def __call__(self, pixels: Array) -> Array:
+        """Maps (b, h, w, channels) to (b, 1 + patches, hidden_size)."""
+        patches = self.patch_embeddings.projection(pixels)
+        batch, height, width, channels = patches.shape
+        token = jnp.broadcast_to(self.cls_token[...].astype(patches.dtype), (batch, 1, channels))
+        positions = positions_for(self.position_embeddings[...][0], height, width).astype(patches.dtype)
+        return jnp.concatenate([token, patches.reshape(batch, -1, channels)], axis=1) + positions
+
+
+class LayerScale(nnx.Module):
+    """A learned factor for each channel (Touvron et al. 2021, arXiv 2103.17239)."""
+
+    def __init__(self, width: int):
+        self.lambda1 = nnx.Param(jnp.ones(width))
+
+    def __call__(self, x: Array) -> Array:
+        return x * self.lambda1[...].astype(x.dtype)
+
+
+class SwiGLU(nnx.Module):
+    """A perceptron of which one half of the hidden values gates the other, in DINOv2's giant."""
+
+    def __init__(self, width: int, inner: int, make: Make):
+        self.weights_in = make.linear(width, 2 * inner)
+        self.weights_out = make.linear(inner, width)
+
+    def __call__(self, x: Array) -> Array:
+        gates, values = jnp.split(self.weights_in(x), 2, axis=-1)
+        return self.weights_out(nnx.silu(gates) * values)
+
+
+class Layer(nnx.Module):
+    """A pre-norm transformer layer; DINOv2 scales what it adds."""
+
+    def __init__(self, config: VisionConfig, make: Make):
+        width, inner = config.hidden_size, config.intermediate_size
+        is_second = isinstance(config, Dinov2Config)
+        self.norm1 = make.layer_norm(width, config.layer_norm_eps)
+        self.attention = SelfAttention(width, config.num_attention_heads, make, bias=config.qkv_bias)
+        self.layer_scale1 = LayerScale(width) if is_second else None
+        self.norm2 = make.layer_norm(width, config.layer_norm_eps)
+        gated = is_second and config.use_swiglu_ffn
+        self.mlp = SwiGLU(width, inner, make) if gated else MLP(width, inner, config.hidden_act, make)
+        self.layer_scale2 = LayerScale(width) if is_second else None
+
+    def __call__(self, x: Array) -> Array:
+        """Maps (b, s, width) to (b, s, width)."""
+        added = self.attention(self.norm1(x))
+        x += added if self.layer_scale1 is None else self.layer_scale1(added)
+        added = self.mlp(self.norm2(x))
+        return x + (added if self.layer_scale2 is None else self.layer_scale2(added))
+
+
+class Encoder(nnx.Module):
+    """The stack of layers."""
+
+    def __init__(self, config: VisionConfig, make: Make):
+        self.layer = nnx.List([Layer(config, make) for _ in range(config.num_hidden_layers)])
+
+
+class VisionTransformer(nnx.Module):
+    """Pixels to the class token's feature.
+
+    Raises:
+        UserError: the configuration's activation is not supported.
+    """
+
+    def __init__(self, config: VisionConfig, make: Make):
+        check_activation(config.hidden_act, "a vision transformer")
+        self.embeddings = Embeddings(config, make)
+        self.encoder = Encoder(config, make)
+        self.layernorm = make.layer_norm(config.hidden_size, config.layer_norm_eps)
+
+    def __call__(self, pixels: Array) -> Array:
+        """Maps (b, h, w, channels) normalised pixels of any size to (b, hidden_size)."""
+        x = self.embeddings(pixels)
+        for layer in self.encoder.layer:
+            x = layer(x)
+        return self.layernorm(x[:, 0])

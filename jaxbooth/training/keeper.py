@@ -1,0 +1,111 @@
+"""Which checkpoints a run keeps beside its newest: the best one, and the last before the class drifted too far.
+
+`kept.json` in the run folder holds it, so that a resumed run goes on where it was.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from jaxbooth.config import Config
+from jaxbooth.console import is_main
+from jaxbooth.evaluation.metrics import DEFINITIONS
+from jaxbooth.files import write_json
+from jaxbooth.weights.diffusers_dir import read_json
+
+DRIFT = "eval/drift"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What was found so far.
+
+    Attributes:
+        best: step with the best value of the metric that is watched.
+        value: that value.
+        since: evaluations since then.
+        calm: newest checkpoint before the drift passed its limit.
+        passed: step at which it did.
+        stopped: step at which training ended early.
+    """
+
+    best: int | None = None
+    value: float | None = None
+    since: int = 0
+    calm: int | None = None
+    passed: int | None = None
+    stopped: int | None = None
+
+    @property
+    def pinned(self) -> set[int]:
+        """Steps whose checkpoints stay."""
+        return {step for step in (self.best, self.calm) if step is not None}
+
+
+def is_better(metric: str, value: float, best: float | None) -> bool:
+    """Whether a value of a metric beats the best one so far."""
+    return best is None or (value > best if DEFINITIONS[metric].better == "higher" else value < best)
+
+
+def judge(kept: Kept, config: Config, step: int, figures: dict[str, float], newest: int | None) -> Kept:
+    """Returns what is kept after a validation; pure.
+
+    Args:
+        figures: of this validation.
+        newest: newest checkpoint at or before `step`.
+    """
+    limit, watched = config.validation.drift_limit, config.evaluation.keep_best
+    if limit is not None and DRIFT in figures and kept.passed is None:
+        calm = figures[DRIFT] <= limit
+        kept = replace(kept, calm=newest if calm else kept.calm, passed=None if calm else step)
+    name = f"eval/{watched}"
+    if step and name in figures:
+        assert watched
+        if is_better(watched, figures[name], kept.value):
+            kept = replace(kept, best=step, value=figures[name], since=0)
+        else:
+            kept = replace(kept, since=kept.since + 1)
+        patience = config.evaluation.patience
+        if patience is not None and kept.since >= patience:
+            kept = replace(kept, stopped=step)
+    return kept
+
+
+class Keeper:
+    """The state of `judge` over a run, on disk."""
+
+    def __init__(self, path: Path, config: Config, done: int):
+        self._path, self._config = path, config
+        self.kept = Kept(**read_json(path)) if done and path.exists() else Kept()
+        # A run that was told to train on after it had ended early starts to count anew.
+        self.kept = replace(self.kept, stopped=None, since=0) if self.kept.stopped else self.kept
+
+    def see(self, step: int, figures: dict[str, float], newest: int | None) -> None:
+        """Takes a validation's figures in, and writes down what follows."""
+        kept = judge(self.kept, self._config, step, figures, newest)
+        if kept != self.kept and is_main():
+            write_json(self._path, asdict(kept))
+        self.kept = kept
+
+    def is_best(self, step: int) -> bool:
+        """Whether the checkpoint of a step is the best so far."""
+        return self.kept.best == step
+
+
+def stopped_at(path: Path) -> int | None:
+    """Returns the step at which a run ended early, if it did."""
+    return read_json(path).get("stopped") if path.exists() else None
+
+
+def findings(kept: Kept, config: Config) -> list[str]:
+    """Returns what the run's end says about its checkpoints, in sentences."""
+    found, metric, limit = [], config.evaluation.keep_best, config.validation.drift_limit
+    if kept.stopped is not None:
+        found.append(f"ended early at step {kept.stopped}: {kept.since} evaluations without a better {metric}")
+    if kept.best is not None:
+        found.append(f"best {metric}: {kept.value:.4f} at step {kept.best}, which is kept (--step {kept.best})")
+    if kept.passed is not None:
+        before = f"of step {kept.calm}, which is kept (--step {kept.calm})" if kept.calm else "none"
+        found.append(f"the class drifted past {limit} by step {kept.passed}; the last checkpoint before is {before}")
+    elif limit is not None:
+        found.append(f"the class did not drift past {limit}")
+    return found

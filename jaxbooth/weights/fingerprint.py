@@ -1,0 +1,30 @@
+"""What tells one set of weights from another without reading all of them."""
+
+from pathlib import Path
+from typing import Protocol
+
+from jaxbooth.weights.diffusers_dir import weight_files
+
+SPAN = 2**20  # bytes read from each end of a weight file
+
+
+class Digest(Protocol):
+    """What `hashlib` makes."""
+
+    def update(self, data: bytes, /) -> None:
+        """Takes in more bytes."""
+
+
+def add_weights(digest: Digest, folder: Path, label: str = "") -> None:
+    """Takes in names, sizes and both ends of a folder's weight files, which any training changes.
+
+    Args:
+        label: written before the names.
+    """
+    for name in weight_files(folder):
+        path = folder / name
+        digest.update(f"{label}{name}:{path.stat().st_size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(SPAN))
+            file.seek(max(0, path.stat().st_size - SPAN))
+            digest.update(file.read())
