@@ -66,8 +66,8 @@ validation:
     - a photo of dog
 ```
 
-`jaxbooth train dogs.yaml --train.steps 2000` reads it and changes one value. RUN/config.yaml is a file of this kind with
-every key in it.
+`jaxbooth train dogs.yaml --train.steps 2000` reads it and changes one value. RUN/config.yaml is a file of this kind
+with every key in it.
 """
 
 
