@@ -4,8 +4,8 @@ A batch holds n instance rows and m prior rows in any order. Row weights of 1/n 
 
     mean over instance rows of w_t ||target - prediction||^2  +  lambda * the same mean over prior rows,
 
-the two terms of Ruiz et al. 2023 (arXiv 2208.12242, section 3.2). Both targets come from the row's own fresh noise,
-unless the frozen model's prediction is given as the target of prior rows.
+the two terms of Ruiz et al. 2023 (arXiv 2208.12242, section 3.3, equation 2). Both targets come from the row's own
+fresh noise, unless the frozen model's prediction is given as the target of prior rows.
 The batch is never split, so neither sharding nor unequal counts can put the weight on the wrong images.
 """
 

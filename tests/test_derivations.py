@@ -1,0 +1,84 @@
+"""Steps of docs/mathematics.md that no other test takes: identities and closed forms, in numbers."""
+
+import itertools
+from math import comb
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxbooth.data.latents import Encoded, Rows, gather_latents
+from jaxbooth.diffusion.objective import Batch, Loss, row_losses
+from jaxbooth.diffusion.schedule import convert, read_schedule
+from jaxbooth.training.step import follow
+
+SCHEDULE = read_schedule({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
+T = np.array([0, 250, 500, 750, 999])
+SNR = SCHEDULE.alphas_cumprod[T] / (1 - SCHEDULE.alphas_cumprod[T])
+
+
+def class_rows(latents, noise):
+    weight, is_prior = np.full(len(T), 1 / len(T), np.float32), np.ones(len(T), bool)
+    return Batch(jnp.asarray(latents, jnp.float32), jnp.asarray(noise, jnp.float32), T, weight, is_prior)
+
+
+def losses(rows, output, loss, frozen=None):
+    noisy = SCHEDULE.add_noise(rows.latents, rows.noise, T)
+    return np.asarray(row_losses(output, noisy, rows, SCHEDULE, loss, frozen), np.float64)
+
+
+def test_the_error_of_one_prediction_differs_between_spaces_by_the_snr(rng):
+    rows = class_rows(*rng.normal(size=(2, 5, 8, 8, 4)))
+    output = jnp.asarray(rng.normal(size=(5, 8, 8, 4)), jnp.float32)
+    on_epsilon, on_x0, on_v = (losses(rows, output, Loss(space)) for space in ("epsilon", "x0", "v"))
+    np.testing.assert_allclose(on_epsilon, SNR * on_x0, rtol=1e-4)
+    np.testing.assert_allclose(on_v, (SNR + 1) * on_x0, rtol=1e-4)
+
+
+def test_fresh_noise_teaches_the_same_as_its_mean_given_the_noisy_latent(rng):
+    mean, spread, shape = 0.4, 0.8, (5, 256, 256, 4)
+    rows = class_rows(mean + spread * rng.normal(size=shape), rng.normal(size=shape))
+    alpha, sigma = SCHEDULE.alpha(T), SCHEDULE.sigma(T)
+    noisy = SCHEDULE.add_noise(rows.latents, rows.noise, T)
+    variance = alpha**2 * spread**2 + sigma**2
+    ideal = sigma * (noisy - alpha * mean) / variance  # E[noise | noisy] of normal latents
+    one, other, loss = jnp.tanh(noisy), 0.3 * noisy + 0.1, Loss("epsilon")
+    with_noise = losses(rows, one, loss) - losses(rows, other, loss)
+    with_ideal = losses(rows, one, loss, frozen=ideal) - losses(rows, other, loss, frozen=ideal)
+    assert np.abs(with_ideal).min() > 0.02
+    np.testing.assert_allclose(with_noise, with_ideal, atol=5e-3)  # 262,144 draws a row
+    left = np.asarray(alpha**2 * spread**2 / variance).ravel()
+    np.testing.assert_allclose(losses(rows, ideal, loss), left, rtol=2e-2)
+
+
+def test_a_rows_latent_is_a_scaled_draw_from_its_pictures_posterior(rng):
+    mean, logvar = rng.normal(size=(2, 3, 2, 4, 4, 4)).astype(np.float32)
+    images = Encoded(mean, logvar, np.zeros((3, 2, 6), np.float32), None)
+    noise = rng.normal(size=(2, 4, 4, 4))
+    found = gather_latents(images, Rows(np.array([2, 0]), np.array([1, 0]), np.ones(2)), jnp.asarray(noise), 0.18215)
+    for row, (image, variant) in enumerate([(2, 1), (0, 0)]):
+        expected = 0.18215 * (mean[image, variant] + np.sqrt(np.exp(logvar[image, variant])) * noise[row])
+        np.testing.assert_allclose(found[row], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("source", "target"), list(itertools.permutations(("epsilon", "x0", "v"), 2)))
+def test_guidance_is_the_same_in_every_space(source, target, rng):
+    free, conditional, noisy = jnp.asarray(rng.normal(size=(3, 1, 8, 8, 4)), jnp.float32)
+    alpha, sigma, guidance = jnp.float32(0.6), jnp.float32(0.8), 7.5
+
+    def moved(value):
+        return convert(value, source, target, noisy, alpha, sigma)
+
+    guided = moved(free + guidance * (conditional - free))
+    apart = moved(free) + guidance * (moved(conditional) - moved(free))
+    np.testing.assert_allclose(guided, apart, atol=1e-5 * float(jnp.abs(apart).max()))
+
+
+@pytest.mark.parametrize(("decay", "expected"), [(0.9999, 1 / comb(19, 9)), (0.5, 1 / comb(17, 9) * 0.5**2)])
+def test_the_average_forgets_the_base_model_as_the_closed_form_says(decay, expected):
+    average, trained = {"w": jnp.ones(1)}, {"w": jnp.zeros(1)}
+    step = jax.jit(lambda average, step: follow(average, trained, step, decay))
+    for index in range(10):  # with 0.5, the warm-up rules the first eight
+        average = step(average, jnp.int32(index))
+    np.testing.assert_allclose(average["w"], [expected], rtol=1e-4)

@@ -1,0 +1,172 @@
+"""README and docs/ name what exists: functions, tests, files, headings, flags, commands, keys."""
+
+import ast
+import contextlib
+import importlib.util
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from jaxbooth.cli import COMMANDS, main
+from jaxbooth.config import load_config
+from jaxbooth.data.prior import wanted_settings
+from jaxbooth.training.checks import check_config
+from jaxbooth.training.step import METRICS
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *DOCS]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+INDENTED = re.compile(r"(?:^    .*\n?)+", re.M)
+REFERENCE = re.compile(r"\[`([\w/]+\.py)::([\w.]+)`\]\(([^)\s]+)\)")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
+COMMAND = re.compile(r"^jaxbooth +([a-z]+)(.*)$", re.S)
+# Of every command, xpk, SLURM, kubectl and XLA.
+FOREIGN = {"--help", "--dry-run", "--gpus-per-task", "--from-literal", "--xla_gpu_deterministic_ops"}
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+
+
+def prose(page: Path) -> str:
+    """A page without its blocks of code."""
+    text = FENCE.sub("", page.read_text())
+    return INDENTED.sub("", text) if page.name == "README.md" else text  # elsewhere, they continue a list
+
+
+def commands(page: Path) -> list[tuple[str, str]]:
+    """Every `jaxbooth COMMAND ...` of a page, in blocks and in the text, with what follows the command."""
+    text = page.read_text()
+    blocks = [block for _, block in FENCE.findall(text)] + (INDENTED.findall(text) if page.name == "README.md" else [])
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    spans = [span.replace("\n", " ") for span in re.findall(r"`([^`]+)`", prose(page))]
+    return [match.groups() for line in (*lines, *spans) if (match := COMMAND.match(line))]
+
+
+def defined(path: Path) -> set[str]:
+    """Names of a file's functions and classes, and `Class.method`."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)}
+    return found
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub calls a page's headings in links."""
+    titles = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text()), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.fixture(scope="module")
+def flags() -> dict[str, set[str]]:
+    """Command -> the flags that its help names."""
+    found = {}
+    for command in COMMANDS:
+        shown = io.StringIO()
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown), contextlib.suppress(SystemExit):
+            main([command, "--help"])
+        found[command] = set(FLAG.findall(shown.getvalue())) | {"--help", "--debug"}
+    return found
+
+
+# Names
+
+
+@pages
+def test_every_function_and_test_that_is_named_exists(page):
+    text = page.read_text()
+    references = REFERENCE.findall(text)
+    assert len(references) == text.count(".py::")
+    for file, name, target in references:
+        path = (page.parent / target).resolve()
+        assert path.name == Path(file).name
+        assert name in defined(path), f"{file}::{name}"
+
+
+def test_every_equation_has_a_function_and_a_test():
+    text = (ROOT / "docs" / "mathematics.md").read_text()
+    tags = re.findall(r"\\tag\{(\d+)\}", text)
+    assert tags == [str(number) for number in range(1, len(tags) + 1)]
+    for tag in tags:
+        [row] = re.findall(rf"^\| \({tag}\) \|(.*)\|(.*)\|$", text, re.M)
+        assert all("../jaxbooth/" in target for _, _, target in REFERENCE.findall(row[0]))
+        assert REFERENCE.search(row[0]), tag
+        assert all("../tests/" in target for _, _, target in REFERENCE.findall(row[1]))
+        assert REFERENCE.search(row[1]), tag
+
+
+@pages
+def test_every_relative_link_leads_somewhere(page):
+    for target in LINK.findall(prose(page)):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        path = (page.parent / file).resolve() if file else page
+        assert path.exists(), target
+        if anchor:
+            assert anchor in anchors(path), target
+
+
+# Flags and commands
+
+
+@pages
+def test_every_flag_in_the_text_exists(page, flags):
+    known = FOREIGN.union(*flags.values())
+    assert sorted(set(FLAG.findall(prose(page))) - known) == []
+
+
+@pages
+def test_every_command_exists_and_has_the_flags_it_is_given(page, flags):
+    for command, rest in commands(page):
+        assert command in COMMANDS
+        assert sorted(set(FLAG.findall(rest)) - flags[command]) == [], f"jaxbooth {command}{rest}"
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda path: path.name)
+def test_every_configuration_is_one_that_a_run_takes(page, tmp_path):
+    for kind, block in FENCE.findall(page.read_text()):
+        if kind == "yaml":
+            (tmp_path / "run.yaml").write_text(block)
+            check_config(load_config(tmp_path / "run.yaml"))
+
+
+def test_the_configuration_reference_is_current():
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "scripts" / "config_reference.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.OUT.read_text() == script.reference(), "run python scripts/config_reference.py"
+
+
+# Keys of files
+
+
+def table_keys(heading: str) -> list[str]:
+    """The keys in the first column of the table under a heading of docs/files.md."""
+    text = (ROOT / "docs" / "files.md").read_text()
+    part = text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    cells = re.findall(r"^\| (`[^|]*`) \|", part, re.M)
+    return [key for cell in cells for key in re.findall(r"`([^`]+)`", cell)]
+
+
+def test_the_metrics_are_those_that_a_step_logs():
+    assert sorted(table_keys("metrics.jsonl")) == sorted(["step", *METRICS, "images_per_second"])
+
+
+def test_the_manifests_keys_are_those_that_are_written(base):
+    written = wanted_settings(load_config("demo"), base, "a cat")
+    assert table_keys("Class pictures and their manifest") == [*(f"settings.{key}" for key in written), "images"]
+
+
+def test_the_keys_of_a_plan_are_those_that_are_printed(capsys):
+    main(["plan", "demo", "--topology", "cpu:1", "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    described = table_keys("plan --json")
+    assert sorted(set(described) - set(printed)) == ["compiler", "estimated", "sampling"]
+    assert set(printed) <= set(described)
