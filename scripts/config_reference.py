@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from jaxbooth.cli import ExportArguments, SampleArguments
 from jaxbooth.config import FREE_SECTIONS, FREE_TO_CHANGE, Config, flag
+from jaxbooth.evaluation.command import EvaluateArguments
 from jaxbooth.files import write_text
 from jaxbooth.plan.command import PlanArguments
 from jaxbooth.sections import Section, Subject
@@ -171,6 +172,7 @@ def reference() -> str:
     lines += ["## Flags of the other commands", ""]
     lines += command("jaxbooth sample RUN\\|MODEL", SampleArguments)
     lines += command("jaxbooth export RUN", ExportArguments)
+    lines += command("jaxbooth evaluate RUN", EvaluateArguments)
     lines += command("jaxbooth plan [CONFIG]", PlanArguments, skip=Config.model_fields)
     return "\n".join(lines).rstrip() + "\n"
 
