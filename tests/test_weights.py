@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxbooth.assets import DEMO_MODEL
+from jaxbooth.assets import DEMO_CLIP, DEMO_MODEL
 from jaxbooth.errors import UserError
 from jaxbooth.files import new_folder
 from jaxbooth.params import Params
@@ -105,6 +105,14 @@ def test_an_index_beside_a_single_file_is_left_out(params, tmp_path):
     model = Path(shutil.copytree(DEMO_MODEL, tmp_path / "model"))
     for part in ("unet", "vae"):
         (model / part / f"{UNET_FILE}.index.json").write_text("{}")
+    export_folder(model, {"unet": params["unet"]}, tmp_path / "out")
+    assert files_of(tmp_path / "out") == files_of(DEMO_MODEL)
+
+
+def test_a_folder_that_is_no_part_of_the_pipeline_is_neither_read_nor_exported(params, tmp_path):
+    model = Path(shutil.copytree(DEMO_MODEL, tmp_path / "model"))
+    shutil.copytree(DEMO_CLIP, model / "clip")
+    assert Base.read(model, "float32").components == ("unet", "vae", "text_encoder")
     export_folder(model, {"unet": params["unet"]}, tmp_path / "out")
     assert files_of(tmp_path / "out") == files_of(DEMO_MODEL)
 

@@ -114,7 +114,7 @@ class CLIPVisionConfig:
     num_channels: int = 3
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
-    projection_dim: int = 512  # a text tower's way of saying it; that of a CLIPConfig counts
+    projection_dim: int = 512  # of a tower on its own; CLIPConfig has that of both
 
 
 @dataclass(frozen=True)
