@@ -51,9 +51,10 @@ def open_extractors(
     dino = dino or (NONE if embedded else DINO)
     if clip == dino == NONE:
         raise UserError("--clip and --dino are both none; leave one of them to measure with.")
-    how = {"offline": config.offline, "allow_pickle": config.allow_pickle or allow_pickle}
+    pickles, offline = config.allow_pickle or allow_pickle, config.offline
     return Extractors(
-        None if clip == NONE else open_clip(clip, mesh, **how), None if dino == NONE else open_dino(dino, mesh, **how)
+        None if clip == NONE else open_clip(clip, mesh, offline=offline, allow_pickle=pickles),
+        None if dino == NONE else open_dino(dino, mesh, offline=offline, allow_pickle=pickles),
     )
 
 
