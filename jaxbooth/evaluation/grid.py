@@ -17,6 +17,7 @@ from jaxbooth.evaluation.prompts import Entry
 from jaxbooth.files import refuse_existing, write_json, write_png
 from jaxbooth.pipeline import Pipeline
 from jaxbooth.sampling import Painter, Settings
+from jaxbooth.sharding import row_shards
 from jaxbooth.weights.diffusers_dir import read_json
 
 MANIFEST = "grid.json"
@@ -65,7 +66,8 @@ def draw_missing(
     missing = [place for place in wanted if not (folder / picture_name(place)).exists()]
     if not missing:
         return 0
-    painter = Painter(pipeline.base, pipeline.mesh, settings, min(BATCH * pipeline.mesh.size, len(wanted)), quiet=True)
+    batch = min(BATCH * row_shards(pipeline.mesh), len(wanted))
+    painter = Painter(pipeline.base, pipeline.mesh, settings, batch, quiet=True)
     prompts = [entries[prompt].prompt for prompt, _ in missing]
     done = 0
     with progress("draw", len(wanted), done=len(wanted) - len(missing)) as bar:
@@ -82,6 +84,6 @@ def read_grid(folder: Path, entries: Sequence[Entry], wanted: Sequence[Place]) -
     """Returns the pictures of each prompt, (H, W, 3) uint8."""
     pictures: list[list[np.ndarray]] = [[] for _ in entries]
     for place in wanted:
-        with Image.open(folder / picture_name(place)) as image:
-            pictures[place[0]].append(np.asarray(image.convert("RGB")))
+        with (folder / picture_name(place)).open("rb") as file:
+            pictures[place[0]].append(np.asarray(Image.open(file).convert("RGB")))
     return pictures
