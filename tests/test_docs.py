@@ -25,8 +25,8 @@ REFERENCE = re.compile(r"\[`([\w/]+\.py)::([\w.]+)`\]\(([^)\s]+)\)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
 COMMAND = re.compile(r"^jaxbooth +([a-z]+)(.*)$", re.S)
-# Of every command, xpk, SLURM, kubectl and XLA.
-FOREIGN = {"--help", "--dry-run", "--gpus-per-task", "--from-literal", "--xla_gpu_deterministic_ops"}
+# Of every command, scripts/, xpk, SLURM, kubectl and XLA.
+FOREIGN = {"--help", "--kills", "--dry-run", "--gpus-per-task", "--from-literal", "--xla_gpu_deterministic_ops"}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 
