@@ -29,6 +29,7 @@ USAGE = """usage: jaxbooth COMMAND ...
   train [CONFIG] [--flags]   teach a model one subject; the same command again continues the run
   sample RUN|MODEL           draw pictures with a trained run, or with a plain model
   export RUN                 write a trained run for diffusers, A1111, ComfyUI or the Hub
+  report RUN [RUN ...]       write runs as one HTML page: curves, sample pictures, settings, scores
   plan [CONFIG] [--flags]    say whether a run fits a device, how long it takes and what would help
   doctor                     show versions, devices and caches
 
@@ -164,6 +165,14 @@ def export_command(argv: list[str]) -> None:
         say(sentence)
 
 
+def report_command(argv: list[str]) -> None:
+    """Writes the page and says where it is."""
+    from jaxbooth.reporting.command import ReportArguments, make_report
+
+    arguments = parse(ReportArguments, argv, "jaxbooth report")
+    print(f"report: {make_report(arguments.runs, arguments.out)}")  # `say` would start a device, which may be in use
+
+
 def plan_command(argv: list[str]) -> None:
     """Parses a configuration with its flags and prints what a run of it needs."""
     from jaxbooth.plan import command
@@ -186,6 +195,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train_command,
     "sample": sample_command,
     "export": export_command,
+    "report": report_command,
     "plan": plan_command,
     "doctor": doctor_command,
 }
