@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from jaxbooth.cli import main
 from jaxbooth.errors import UserError
 from jaxbooth.reporting import make_report
+from tests.commands import jaxbooth, succeed
 from tests.made_up_runs import evaluated, made_up_run, write_grid
 from tests.stores import install_meanwhile
 
@@ -252,6 +254,16 @@ def test_an_evaluation_of_another_kind_is_refused(tmp_path):
     for content, words in (("[]", "is not a JSON object"), ('{"format": 2}', "is not an evaluation of format 1")):
         path.write_text(content)
         assert refusal(folder).startswith(f"{path} {words}")
+
+
+def test_a_missing_library_is_one_sentence(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    assert refusal(run) == "the charts of a report need a library: pip install 'jaxbooth[report]'."
+
+
+def test_no_device_is_started(run, tmp_path):
+    code = "import os; os.environ['JAX_PLATFORMS'] = 'none'; from jaxbooth.cli import main; main()"
+    assert succeed(jaxbooth("report", run, "--out", tmp_path / "page.html", code=code)).startswith("report: ")
 
 
 def test_the_command_prints_the_path(run, tmp_path, capsys):

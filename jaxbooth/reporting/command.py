@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from pydantic import BaseModel, ConfigDict
@@ -23,7 +24,7 @@ class ReportArguments(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    runs: tyro.conf.Positional[tuple[str, ...]]
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")] = ()
     """Run folders, also unfinished ones and gs://BUCKET/FOLDER; several are compared."""
     out: str | None = None
     """File to write; default: report.html in the run folder, or beside the first of several."""

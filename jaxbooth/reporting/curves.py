@@ -97,12 +97,13 @@ def curve_of(points: Mapping[int, float]) -> Curve:
 
 
 def extremes(curve: Curve, bins: int = RAW_BINS) -> Curve:
-    """Thins a curve to at most `2 * bins` points: the least and the largest of each stretch."""
+    """Thins a curve to the least and the largest value of each of `bins` stretches, and both ends."""
     if len(curve.steps) <= 2 * bins:
         return curve
     edges = np.linspace(0, len(curve.steps), bins + 1).astype(int)
     spans = [(start, curve.values[start:end]) for start, end in zip(edges[:-1], edges[1:], strict=True)]
-    chosen = sorted({start + pick for start, part in spans for pick in (int(part.argmin()), int(part.argmax()))})
+    picks = {start + pick for start, part in spans for pick in (int(part.argmin()), int(part.argmax()))}
+    chosen = sorted(picks | {0, len(curve.steps) - 1})
     return Curve(curve.steps[chosen], curve.values[chosen])
 
 
