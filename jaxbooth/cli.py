@@ -30,6 +30,7 @@ USAGE = """usage: jaxbooth COMMAND ...
   sample RUN|MODEL           draw pictures with a trained run, or with a plain model
   export RUN                 write a trained run for diffusers, A1111, ComfyUI or the Hub
   evaluate RUN               measure what a run learned and what it forgot
+  report RUN [RUN ...]       write runs as one HTML page: curves, sample pictures, settings, scores
   plan [CONFIG] [--flags]    say whether a run fits a device, how long it takes and what would help
   doctor                     show versions, devices and caches
 
@@ -177,6 +178,14 @@ def evaluate_command(argv: list[str]) -> None:
     evaluate(parse(EvaluateArguments, argv, "jaxbooth evaluate"))
 
 
+def report_command(argv: list[str]) -> None:
+    """Writes the page and says where it is."""
+    from jaxbooth.reporting.command import ReportArguments, make_report
+
+    arguments = parse(ReportArguments, argv, "jaxbooth report")
+    print(f"report: {make_report(arguments.runs, arguments.out)}")  # `say` would start a device, which may be in use
+
+
 def plan_command(argv: list[str]) -> None:
     """Parses a configuration with its flags and prints what a run of it needs."""
     from jaxbooth.plan import command
@@ -200,6 +209,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "sample": sample_command,
     "export": export_command,
     "evaluate": evaluate_command,
+    "report": report_command,
     "plan": plan_command,
     "doctor": doctor_command,
 }

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from etils import epath
 
@@ -49,6 +49,18 @@ def check_reachable(path: Path) -> None:
     except Exception as error:  # every store has errors of its own
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise UserError(f"{path} cannot be reached ({reason}); check its name and your credentials.") from None
+
+
+def modified(path: Path) -> float:
+    """Returns when a file was written, in seconds since 1970."""
+    found: Any = path.stat()
+    return float(found.st_mtime if is_local(path) else found.mtime)
+
+
+def size(path: Path) -> int:
+    """Returns a file's bytes."""
+    found: Any = path.stat()
+    return int(found.st_size if is_local(path) else found.length)
 
 
 def upload(folder: Path, target: Path) -> None:

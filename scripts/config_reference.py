@@ -23,6 +23,7 @@ from jaxbooth.config import FREE_SECTIONS, FREE_TO_CHANGE, Config, flag
 from jaxbooth.evaluation.command import EvaluateArguments
 from jaxbooth.files import write_text
 from jaxbooth.plan.command import PlanArguments
+from jaxbooth.reporting.command import ReportArguments
 from jaxbooth.sections import Section, Subject
 
 OUT = Path(__file__).parents[1] / "docs" / "configuration.md"
@@ -173,6 +174,7 @@ def reference() -> str:
     lines += command("jaxbooth sample RUN\\|MODEL", SampleArguments)
     lines += command("jaxbooth export RUN", ExportArguments)
     lines += command("jaxbooth evaluate RUN", EvaluateArguments)
+    lines += command("jaxbooth report RUN [RUN ...]", ReportArguments)
     lines += command("jaxbooth plan [CONFIG]", PlanArguments, skip=Config.model_fields)
     return "\n".join(lines).rstrip() + "\n"
 

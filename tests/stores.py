@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import pytest
 from etils.epath import backend, gpath
 from orbax.checkpoint._src.path import gcs_utils
 
@@ -40,3 +41,11 @@ def install(root: str | Path) -> None:
         "path": str(name).replace("gs://", f"{root}/", 1),
     }
     gcs_utils.is_hierarchical_namespace_enabled = lambda path: False
+
+
+def install_meanwhile(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Does so until the end of a test."""
+    for name in ("get_kvstore_for_gcs", "is_hierarchical_namespace_enabled"):
+        monkeypatch.setattr(gcs_utils, name, getattr(gcs_utils, name))  # so that they are put back
+    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", None)
+    install(root)

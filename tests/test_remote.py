@@ -7,8 +7,6 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from etils.epath import gpath
-from orbax.checkpoint._src.path import gcs_utils
 from PIL import Image
 
 from jaxbooth.claim import claim
@@ -26,7 +24,7 @@ from jaxbooth.training.state import TrainState
 from jaxbooth.training.writer import Writer, read_metrics
 from jaxbooth.weights.diffusers_dir import read_json
 from tests.commands import SHORT, jaxbooth, succeed
-from tests.stores import install
+from tests.stores import install_meanwhile
 from tests.training import configure
 
 RUN = "gs://bucket/runs/cat"
@@ -36,10 +34,7 @@ STORE = "import sys; from tests.stores import install; install(sys.argv.pop(1));
 @pytest.fixture
 def store(tmp_path, monkeypatch) -> Path:
     """The folder behind gs://bucket/runs/cat."""
-    for name in ("get_kvstore_for_gcs", "is_hierarchical_namespace_enabled"):
-        monkeypatch.setattr(gcs_utils, name, getattr(gcs_utils, name))  # so that they are put back
-    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", None)
-    install(tmp_path)
+    install_meanwhile(tmp_path, monkeypatch)
     return tmp_path / "bucket" / "runs" / "cat"
 
 

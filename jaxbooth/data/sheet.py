@@ -18,9 +18,14 @@ def shrink(pixels: np.ndarray, longest: int) -> np.ndarray:
     return np.asarray(image)
 
 
+def magnification(width: int) -> int:
+    """Returns the whole multiple at which pictures are shown, the widest of which is `width` pixels wide."""
+    return -(-MIN_TILE // width)
+
+
 def enlarge(pictures: Sequence[np.ndarray]) -> list[Image.Image]:
     """Returns pictures at one whole multiple of their sizes, the widest at least MIN_TILE wide, without smoothing."""
-    scale = -(-MIN_TILE // max(pixels.shape[1] for pixels in pictures))
+    scale = magnification(max(pixels.shape[1] for pixels in pictures))
     return [Image.fromarray(pixels.repeat(scale, axis=0).repeat(scale, axis=1)) for pixels in pictures]
 
 
@@ -53,3 +58,27 @@ def sheet(pictures: Sequence[np.ndarray], labels: Sequence[str], columns: int, l
     for index, tile in enumerate(tiles):
         out.paste(tile, (GAP + index % columns * width, GAP + index // columns * height))
     return out
+
+
+def cut(grid: Image.Image, rows: int, side: int, lines: int = 2) -> list[list[Image.Image]] | None:
+    """Takes a sheet of square pictures apart again: the inverse of `sheet`, pixel for pixel.
+
+    Args:
+        rows: how many rows the sheet has.
+        side: of the pictures, in pixels.
+        lines: lines of text under each picture.
+
+    Returns:
+        the pictures of each row, or None if the sheet is not laid out so.
+    """
+    scale, pixels = magnification(side), np.asarray(grid.convert("RGB"))
+    width, height = side * scale + GAP, side * scale + lines * LINE + GAP
+    columns = (grid.width - GAP) // width
+    if columns < 1 or grid.size != (columns * width + GAP, rows * height + GAP):
+        return None
+    lefts, tops = (range(GAP, count * size + GAP, size) for count, size in ((columns, width), (rows, height)))
+    extent = side * scale
+    return [
+        [Image.fromarray(pixels[top : top + extent : scale, left : left + extent : scale]) for left in lefts]
+        for top in tops
+    ]

@@ -1,0 +1,140 @@
+"""A real browser for tests: the system's Chromium without a window, driven through its debugging protocol."""
+
+import base64
+import itertools
+import json
+import shutil
+import subprocess
+import time
+import urllib.request
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from websocket import WebSocket, create_connection
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+KEYS = {"Tab": 9, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, " ": 32}
+SECONDS = 20
+
+
+def find_browser() -> str | None:
+    """Returns the command of an installed Chromium, or None."""
+    return next((found for name in NAMES if (found := shutil.which(name))), None)
+
+
+@contextmanager
+def browser(profile: Path) -> Generator["Browser"]:
+    """Starts Chromium with a fresh profile, and ends it."""
+    command = find_browser()
+    assert command
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-port=0"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([command, *flags, f"--user-data-dir={profile}", "about:blank"], **quiet)
+    try:
+        with Browser.connected(profile) as found:
+            yield found
+    finally:
+        process.terminate()
+        process.wait(SECONDS)
+
+
+class Browser:
+    """One tab.
+
+    Attributes:
+        problems: what the console and the network complained about since the page was opened.
+    """
+
+    def __init__(self, socket: WebSocket):
+        self._socket, self._numbers = socket, itertools.count(1)
+        self.problems: list[str] = []
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.send(f"{domain}.enable")
+
+    @classmethod
+    @contextmanager
+    def connected(cls, profile: Path) -> Generator["Browser"]:
+        """Waits for the browser to listen, and connects to its tab."""
+        port, deadline = profile / "DevToolsActivePort", time.monotonic() + SECONDS
+        while not (port.exists() and "\n" in port.read_text()):
+            assert time.monotonic() < deadline, "the browser did not start"
+            time.sleep(0.1)
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(f"http://127.0.0.1:{port.read_text().splitlines()[0]}/json", timeout=SECONDS) as answer:
+            tab = next(tab for tab in json.load(answer) if tab["type"] == "page")
+        socket = create_connection(
+            tab["webSocketDebuggerUrl"], timeout=SECONDS, suppress_origin=True, http_no_proxy=["127.0.0.1"]
+        )
+        try:
+            yield cls(socket)
+        finally:
+            socket.close()
+
+    def send(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Calls the protocol and returns its answer; events that come before it are looked at."""
+        number = next(self._numbers)
+        self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
+        while True:
+            message = json.loads(self._socket.recv())
+            if message.get("id") == number:
+                assert "error" not in message, message["error"]
+                return message["result"]
+            self._note(message)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        """Keeps an event that a page without faults does not cause."""
+        name, facts = event.get("method"), event.get("params", {})
+        if name == "Runtime.exceptionThrown":
+            self.problems.append(str(facts["exceptionDetails"].get("exception", facts).get("description", facts)))
+        elif name == "Runtime.consoleAPICalled" and facts["type"] in ("error", "warning", "assert"):
+            self.problems.append(" ".join(str(each.get("value", each.get("description"))) for each in facts["args"]))
+        elif name == "Log.entryAdded":
+            self.problems.append(facts["entry"]["text"])
+        elif name == "Network.requestWillBeSent" and not facts["request"]["url"].startswith(("file:", "data:")):
+            self.problems.append(f"asked for {facts['request']['url']}")
+
+    def open(self, page: Path, width: int = 1200, height: int = 900, dark: bool = False) -> None:
+        """Opens a file in a window of a size, and waits for it."""
+        self.problems.clear()
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.send("Emulation.setEmulatedMedia", features=[scheme])
+        self.resize(width, height)
+        self.send("Page.navigate", url=page.as_uri())
+        self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+
+    def resize(self, width: int, height: int) -> None:
+        """Changes the window, in CSS pixels."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        self.send("Emulation.setDeviceMetricsOverride", **size)
+
+    def run(self, script: str) -> Any:
+        """Returns the value of an expression in the page, which may be a promise."""
+        answer = self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def wait(self, condition: str) -> None:
+        """Waits until an expression holds."""
+        deadline = time.monotonic() + SECONDS
+        while not self.run(condition):
+            assert time.monotonic() < deadline, f"never: {condition}"
+            time.sleep(0.05)
+
+    def press(self, key: str, count: int = 1) -> None:
+        """Presses a key."""
+        code = {"key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": KEYS[key]}
+        for _ in range(count):
+            down = code | ({"text": " "} if key == " " else {})
+            self.send("Input.dispatchKeyEvent", type="keyDown", **down)
+            self.send("Input.dispatchKeyEvent", type="keyUp", **code)
+
+    def move(self, x: float, y: float) -> None:
+        """Moves the mouse."""
+        self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def picture(self, path: Path, whole: bool = True) -> None:
+        """Saves a screenshot, of the whole page or of what is seen of it."""
+        shot = self.send("Page.captureScreenshot", captureBeyondViewport=whole)
+        path.write_bytes(base64.b64decode(shot["data"]))

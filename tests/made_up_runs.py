@@ -1,0 +1,112 @@
+"""Run folders as a training leaves them, made up in a moment: for tests of what reads them."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxbooth.config import Config, dump_config
+from jaxbooth.data.sheet import sheet
+from jaxbooth.files import write_json, write_png, write_text
+
+PROMPTS = ("a photo of a sks cat", "a photo of a cat")
+
+
+def photo(seed: int, side: int) -> np.ndarray:
+    """Returns (side, side, 3) uint8 that is about as hard to compress as a photo: shapes, shading and grain."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    large = np.asarray(small.resize((side, side), Image.Resampling.BICUBIC), np.float32)
+    return np.clip(large + rng.normal(0, 6, large.shape), 0, 255).astype(np.uint8)
+
+
+def made_up_run(
+    folder: Path,
+    steps: int = 40,
+    logged: int | None = None,
+    prompts: tuple[str, ...] = PROMPTS,
+    samples: tuple[int, ...] = (0, 20, 40),
+    side: int = 64,
+    **sections: dict[str, Any],
+) -> Path:
+    """Writes a run folder and returns it.
+
+    Args:
+        logged: last step in its metrics; default: `steps`.
+        prompts: of its sample grids, with two pictures each.
+        samples: steps of the grids.
+        side: of all pictures, in pixels.
+        sections: of the configuration, beside what every run has.
+    """
+    data = {"instance_dir": "/photos", "instance_prompt": prompts[0], "class_prompt": "a photo of a cat"}
+    defaults = {"data": data | {"resolution": side}, "train": {"steps": steps}, "validation": {"num": 2}}
+    merged = {name: defaults.get(name, {}) | sections.get(name, {}) for name in defaults | sections}
+    config = Config.model_validate({"run_dir": str(folder)} | merged)
+    write_text(folder / "config.yaml", dump_config(config))
+    write_metrics(folder, logged or steps, has_prior=config.prior_rows > 0)
+    for step in samples:
+        write_grid(folder, step, prompts, side)
+    write_png(folder / "contact_sheet.png", sheet([photo(9, side)], [prompts[0]], 1), {})
+    if config.prior_rows:
+        for index in range(3):
+            write_png(folder / "prior" / f"class-{index:05d}.png", Image.fromarray(photo(100 + index, side)), {})
+    write_text(folder / "checkpoints" / str(steps) / "state", "x" * 1000)
+    return folder
+
+
+def write_metrics(folder: Path, steps: int, has_prior: bool = True) -> None:
+    """Writes metrics of every step, and figures of two validations."""
+    rows = []
+    for step in range(1, steps + 1):
+        instance, prior = 0.2 / math.sqrt(step), 0.1 * has_prior
+        losses = {"loss": instance + prior, "instance_loss": instance, "prior_loss": prior}
+        rows.append({"step": step, **losses, "grad_norm": 0.5, "learning_rate": 5e-6, "images_per_second": 4.0})
+    write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    figures = [{"step": step, "eval/drift": 0.01 * step, "eval/subject_distance": 0.1} for step in (0, steps)]
+    write_text(folder / "validation.jsonl", "".join(json.dumps(row) + "\n" for row in figures))
+
+
+def write_grid(folder: Path, step: int, prompts: tuple[str, ...], side: int) -> None:
+    """Writes the sample grid of a step: two pictures of each prompt."""
+    pictures = [photo(1000 * step + index, side) for index in range(2 * len(prompts))]
+    labels = [prompt for prompt in prompts for _ in range(2)]
+    facts = {"prompts": json.dumps(prompts), "seed": 0, "step": step, "sampler": "dpmpp_2m", "negative_prompt": ""}
+    write_png(folder / "samples" / f"step_{step:06d}.png", sheet(pictures, labels, 2), facts)
+
+
+def evaluated(folder: Path, models: tuple[str, ...] = ("base", "cat-000040"), side: int = 64) -> Path:
+    """Writes an evaluation of two metrics on two prompts into a run folder, and returns that."""
+    titles = {"clip_i": ("CLIP-I", "subject fidelity", "higher"), "pres": ("PRES", "class kept apart", "lower")}
+    definitions = {
+        name: {"title": title, "what": what, "better": better, "group": "subject", "features": "clip", "text": "How."}
+        for name, (title, what, better) in titles.items()
+    }
+    prompts = [("a sks cat in the snow", "subject"), ("a photo of a cat", "class")]
+    found = []
+    for number, name in enumerate(models):
+        score = {"mean": 0.7 + number / 10, "low": 0.68 + number / 10, "high": 0.73 + number / 10, "count": 4}
+        pictures = [f"pictures/{name}/{index:03d}-000.png" for index in range(len(prompts))]
+        for index, path in enumerate(pictures):
+            write_png(folder / "evaluation" / path, Image.fromarray(photo(number * 10 + index, side)), {})
+        rows = [
+            {"prompt": prompt, "group": group, "pictures": [path], "metrics": {"clip_i": score}}
+            for (prompt, group), path in zip(prompts, pictures, strict=True)
+        ]
+        facts = {"name": name, "label": "base model" if name == "base" else name, "source": name, "step": number * 40}
+        difference = {"mean": 0.1, "low": 0.05, "high": 0.15, "count": 4}
+        own = {"differences": dict.fromkeys(titles, difference)} if number else {}
+        metrics = dict.fromkeys(titles, score)
+        found.append({**facts, "pictures": f"pictures/{name}", "metrics": metrics, "prompts": rows, **own})
+    content = {
+        "format": 1,
+        "settings": {"prompts": "live", "num": 1, "seed": 0, "sampler": "dpmpp_2m"},
+        "extractors": {"clip": {"name": "tiny-emoji", "fingerprint": "0"}, "dino": None},
+        "definitions": definitions,
+        "skipped": {"dino": "no DINO model was named; use --dino FOLDER or a Hub id."},
+        "models": found,
+    }
+    write_json(folder / "evaluation" / "evaluation.json", content)
+    return folder
