@@ -110,7 +110,7 @@ FREE_TO_CHANGE = {
     "run_dir", "force", "export", "offline", "allow_pickle", "train.steps", "train.steps_per_dispatch",
     "train.checkpoint_every", "train.keep_checkpoints", "train.accumulation", "train.remat", "prior.batch_size",
 }  # fmt: skip
-FREE_SECTIONS = ("mesh", "validation")
+FREE_SECTIONS = ("mesh", "validation", "evaluation")
 
 
 def flatten(section: BaseModel, prefix: str = "") -> dict[str, Any]:

@@ -147,7 +147,7 @@ def section(title: str, kind: type[BaseModel], prefix: str, text: str) -> list[s
 
 def command(title: str, kind: type[BaseModel], skip: Iterable[str] = ()) -> list[str]:
     """Returns the flags of a command."""
-    positional = next((key for key in kind.model_fields if key in ("source", "run")), "")
+    positional = next((key for key in kind.model_fields if key in ("source", "run", "runs")), "")
 
     def name(key: str) -> str:
         given = kind.model_fields[key].metadata

@@ -47,11 +47,21 @@ def test_patience_counts_evaluations_and_not_validations():
     assert after(config(patience=2), *seen, (30, {"clip_i": 0.9}, 30)).stopped == 30
 
 
+def test_another_metric_and_another_limit_are_judged_anew():
+    kept = after(config(), (10, {"clip_i": 0.9, "drift": 0.6}, 10))
+    assert (kept.best, kept.passed) == (10, 10)
+    other = Config.model_validate(
+        {"validation": {"drift_limit": 0.7}, "evaluation": {"every": 10, "keep_best": "clip_t"}}
+    )
+    kept = judge(kept, other, 20, {"eval/clip_t": 0.2, "eval/drift": 0.65}, 20)
+    assert (kept.best, kept.value, kept.calm, kept.passed) == (20, 0.2, 20, None)
+
+
 def test_what_was_found_is_found_again_by_a_run_that_goes_on(tmp_path):
     path, settings = tmp_path / "kept.json", config(patience=1)
     keeper = Keeper(path, settings, 0)
     keeper.see(10, {"eval/clip_i": 0.9, "eval/drift": 0.1}, 10)
-    assert Keeper(path, settings, 10).kept == Kept(best=10, value=0.9, calm=10)
+    assert Keeper(path, settings, 10).kept == Kept(best=10, value=0.9, calm=10, metric="clip_i", limit=0.5)
     keeper.see(20, {"eval/clip_i": 0.8, "eval/drift": 0.1}, 20)
     assert stopped_at(path) == 20
     assert Keeper(path, settings, 20).kept.stopped is None  # told to train on

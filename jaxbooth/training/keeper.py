@@ -26,6 +26,7 @@ class Kept:
         calm: newest checkpoint before the drift passed its limit.
         passed: step at which it did.
         stopped: step at which training ended early.
+        metric, limit: what this was judged by; where a continued run has others, it is judged anew.
     """
 
     best: int | None = None
@@ -34,6 +35,8 @@ class Kept:
     calm: int | None = None
     passed: int | None = None
     stopped: int | None = None
+    metric: str | None = None
+    limit: float | None = None
 
     @property
     def pinned(self) -> set[int]:
@@ -54,6 +57,10 @@ def judge(kept: Kept, config: Config, step: int, figures: dict[str, float], newe
         newest: newest checkpoint at or before `step`.
     """
     limit, watched = config.validation.drift_limit, config.evaluation.keep_best
+    if kept.metric != watched:
+        kept = replace(kept, metric=watched, best=None, value=None, since=0)
+    if kept.limit != limit:
+        kept = replace(kept, limit=limit, calm=None, passed=None)
     if limit is not None and DRIFT in figures and kept.passed is None:
         calm = figures[DRIFT] <= limit
         kept = replace(kept, calm=newest if calm else kept.calm, passed=None if calm else step)
