@@ -107,7 +107,7 @@ def evaluation_of(run: Run, number: int, runs: int) -> Evaluation | None:
             models=models,
             metrics=[metric_of(name, each, found["models"], models) for name, each in found["definitions"].items()],
             prompts=prompts_of(found, models, path.parent, runs),
-            settings={key.replace("_", " "): str(value) for key, value in found["settings"].items()},
+            settings={key.replace("_", " "): str(value) for key, value in found["settings"].items() if value != ""},
             skipped=[f"{name}: {reason}" for name, reason in found.get("skipped", {}).items()],
         )
     except (KeyError, TypeError, AttributeError, IndexError) as error:

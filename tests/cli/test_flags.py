@@ -51,14 +51,19 @@ def test_an_error_leaves_the_process_with_code_2_and_one_sentence(tmp_path):
     done = subprocess.run([sys.executable, "-m", "jaxbooth", "trian"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == "error: unknown command 'trian'; use one of train, sample, export, evaluate, report, plan, doctor.\n"
+    assert (
+        done.stderr
+        == "error: unknown command 'trian'; use one of train, sample, export, evaluate, report, plan, doctor.\n"
+    )
 
 
 # Commands and flags
 
 
 def test_an_unknown_command_lists_the_known_ones(refused):
-    assert refused("trian") == "unknown command 'trian'; use one of train, sample, export, evaluate, report, plan, doctor."
+    assert (
+        refused("trian") == "unknown command 'trian'; use one of train, sample, export, evaluate, report, plan, doctor."
+    )
 
 
 @pytest.mark.parametrize(("typo", "meant"), [("--train.learning-rte", "--train.learning-rate"), ("--sede", "--seed")])
