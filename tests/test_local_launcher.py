@@ -140,6 +140,15 @@ def test_what_does_not_heed_sigterm_after_a_failure_is_killed(program):
     assert time.monotonic() - start < 20
 
 
+@pytest.fixture
+def hears_interrupts():
+    """What is started from here hears SIGINT, also where the tests themselves run in the background and do not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hears_interrupts")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_reach_every_process_once(program, number):
     with subprocess.Popen(

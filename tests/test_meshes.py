@@ -8,7 +8,7 @@ from jaxbooth.sampling import Painter, Settings
 from jaxbooth.sharding import make_mesh, row_shards
 from tests.training import run, setup
 
-MESHES = [(8, 1, 1), (2, 4, 1), (2, 2, 2)]
+MESHES = [pytest.param((8, 1, 1), marks=pytest.mark.slow), pytest.param((2, 4, 1), marks=pytest.mark.slow), (2, 2, 2)]
 ROWS, STEPS = (8, 8), 3
 # Where a gradient is rounding alone, so is Adam's quotient of its moments, and a small eps would let it move weights.
 SETTINGS = {"eps": 1e-3, "learning_rate": 1e-2}

@@ -69,7 +69,7 @@ def test_several_processes_train_what_one_does(model, single, tmp_path, processe
         assert not re.search("instance:|loss|exported", output)
 
 
-def wait_for(path, running, seconds=200):
+def wait_for(path, running, seconds=500):
     """Waits until a file has content."""
     end = time.monotonic() + seconds
     while not (path.exists() and path.stat().st_size):

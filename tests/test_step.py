@@ -131,7 +131,9 @@ def assert_close(found, expected):
         np.testing.assert_allclose(found[1][name], value, atol=2e-6 * scale, err_msg=name)
 
 
-@pytest.mark.parametrize("prior_weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(
+    "prior_weight", [0.3, pytest.param(0.0, marks=pytest.mark.slow), pytest.param(1.0, marks=pytest.mark.slow)]
+)
 def test_the_layout_over_devices_does_not_matter(prior_weight, micro, micro_params):
     rows = (4, 4) if prior_weight else (4, 0)
     settings = {"prior_weight": prior_weight}
