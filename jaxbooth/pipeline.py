@@ -193,7 +193,7 @@ class Pipeline:
         Raises:
             UserError: nothing usable is there.
         """
-        from jaxbooth.run_folder import load_pipeline  # a run folder is more than a pipeline, and builds on it
+        from jaxbooth.opening import load_pipeline  # a run folder is more than a pipeline, and builds on it
 
         return load_pipeline(path, dtype, mesh, clip_skip, chunks, step)
 

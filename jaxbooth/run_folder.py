@@ -1,38 +1,33 @@
-"""A run's folder: what is where, whose it is, and how to open it as a pipeline."""
+"""A run's folder: what is where, whose it is, and what its checkpoints are read into."""
 
 import shutil
 from collections.abc import Generator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import jax.numpy as jnp
-import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
 from jaxbooth.assets import DEMO_SUBJECT
-from jaxbooth.config import Config, flag, load_config
+from jaxbooth.config import Config, load_config
 from jaxbooth.console import is_main
 from jaxbooth.data.prior import fingerprint
 from jaxbooth.errors import UserError
 from jaxbooth.files import write_json, write_text
-from jaxbooth.models.lora import merge_on_devices
-from jaxbooth.params import Params, join
-from jaxbooth.pipeline import Base, Pipeline, load_params
+from jaxbooth.params import Params
+from jaxbooth.pipeline import Base
 from jaxbooth.remote import check_reachable, is_local, local_twin, place, upload
 from jaxbooth.sections import DataConfig, Subject
 from jaxbooth.sharding import AnyMesh, make_mesh
-from jaxbooth.text import NEW_TOKENS
 from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.state import TrainState, abstract_state
-from jaxbooth.training.trainable import prepare_base, trained_shapes, whole_components
+from jaxbooth.training.trainable import prepare_base, trained_shapes
 from jaxbooth.training.writer import VALIDATION
 from jaxbooth.weights.diffusers_dir import read_json
-from jaxbooth.weights.resolve import Source, resolve_model
-from jaxbooth.weights.word_files import read_words
+from jaxbooth.weights.resolve import resolve_model
 
 T = TypeVar("T", DataConfig, Subject)
 
@@ -259,56 +254,3 @@ def read_base(config: Config, dtype: str | None = None) -> Base:
     text = config.text
     base = Base.read(resolve_model(config.source), dtype or config.train.dtype, text.clip_skip, text.chunks)
     return prepare_base(base, config)
-
-
-def load_result(run: RunFolder, config: Config, base: Base, mesh: Mesh, step: int | None = None) -> Pipeline:
-    """Loads a run at a step (default: its newest): adapters merged in float32, learned embeddings beside the table."""
-    confirm_base(run, base)
-    trained, step = trained_params(run, config, base, mesh, step)
-    whole = whole_components(base, trained_shapes(base, config))
-    params = join(load_params(base, mesh, components=tuple(set(base.components) - set(whole))), trained)
-    # Rounded to bfloat16, a kernel would swallow most of a small change; there the adapters stay beside it.
-    if base.dtype == jnp.float32:
-        params = merge_on_devices(params, base.lora)
-    return Pipeline(base, params, mesh, config.resolution, step)
-
-
-def with_learned_words(base: Base) -> tuple[Base, dict[str, Params]]:
-    """Adds the words whose embeddings lie in a model folder, where an export put them; returns their rows too."""
-    words = read_words(base.folder)
-    rows: dict[str, list[np.ndarray]] = {}
-    for word, towers in words.items():
-        vectors = len(next(iter(towers.values())))
-        base = base.with_text(base.text.with_words((word,), vectors))
-        for name, table in towers.items():
-            rows.setdefault(name, []).append(table)
-    return base, {name: {NEW_TOKENS: jnp.asarray(np.concatenate(tables))} for name, tables in rows.items()}
-
-
-def load_pipeline(
-    path: str | Path | Source,
-    dtype: str | None,
-    mesh: Mesh | None,
-    clip_skip: int = 0,
-    chunks: int = 1,
-    step: int | None = None,
-) -> Pipeline:
-    """Opens a run folder at a step (default: its newest checkpoint), or a model folder, file or Hub id as it is.
-
-    Raises:
-        UserError: nothing usable is there, or a run is asked for with settings that are its own affair.
-    """
-    source = path if isinstance(path, Source) else Source(str(path))
-    if not RunFolder(place(source.name)).config.exists():
-        if step is not None:
-            raise UserError(f"--step {step} is about the checkpoints of a run, and {source.name} is not a run folder.")
-        base = Base.read(resolve_model(source), dtype or "auto", clip_skip, chunks)
-        base, learned = with_learned_words(base)
-        mesh = mesh or make_mesh()
-        return Pipeline(base, join(load_params(base, mesh), learned), mesh, base.native_resolution)
-    set_here = [field.name for field in fields(source)[1:] if getattr(source, field.name)]
-    set_here += [name for name, given in (("clip_skip", clip_skip), ("chunks", chunks > 1)) if given]
-    if set_here:
-        raise UserError(f"{flag(set_here[0])} is about a plain model; {source.name} is a run, which has its own.")
-    run, config = open_run(source.name)
-    return load_result(run, config, read_base(config, dtype), mesh or run_mesh(config), step)
