@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from jaxbooth.config import Config
 from jaxbooth.evaluation.bootstrap import estimate
 from jaxbooth.evaluation.grid import places
-from jaxbooth.evaluation.measure import Measure, open_extractors, references
+from jaxbooth.evaluation.measure import Measure, open_extractors
 from jaxbooth.evaluation.prompts import TEMPLATES, Entry, class_entries, name_subject, subject_entries, template_kind
 from jaxbooth.params import Params
 from jaxbooth.sampling import Painter
@@ -27,14 +27,17 @@ def few_entries(config: Config) -> list[Entry]:
     return entries + class_entries(config.subjects)
 
 
-def small_evaluation(config: Config, mesh: Mesh, painter: Painter) -> Assess:
+def small_evaluation(config: Config, mesh: Mesh, painter: Painter, shown: Sequence[Sequence[np.ndarray]]) -> Assess:
     """Opens the extractors, and returns what draws and measures.
+
+    Args:
+        shown: each subject's training pictures, (H, W, 3) uint8.
 
     Raises:
         UserError: see `open_extractors`.
     """
     chosen, entries = config.evaluation, few_entries(config)
-    measure = Measure(open_extractors(config, chosen.clip, chosen.dino, mesh), entries, references(config))
+    measure = Measure(open_extractors(config, chosen.clip, chosen.dino, mesh), entries, shown)
     wanted = places(entries, chosen.num, chosen.class_num)
 
     def assess(params: dict[str, Params]) -> dict[str, float]:

@@ -54,9 +54,10 @@ class Validation:
             done: steps that an earlier process did.
         """
         watch = Watch.make(config, base, mesh)
-        shown = np.stack([pixels for pictures in references(config) for pixels in pictures])
-        gauge = Gauge(shown, Encoder(base, frozen["vae"], mesh), base.vae_config.scaling_factor, run.base_latents)
-        assess = small_evaluation(config, mesh, watch.painter) if config.evaluation.every else None
+        shown = references(config)
+        together = np.stack([pixels for pictures in shown for pixels in pictures])
+        gauge = Gauge(together, Encoder(base, frozen["vae"], mesh), base.vae_config.scaling_factor, run.base_latents)
+        assess = small_evaluation(config, mesh, watch.painter, shown) if config.evaluation.every else None
         keeper = Keeper(run.kept, config, done)
         checkpoints.pinned = keeper.kept.pinned
         return cls(config, run, watch, gauge, assess, frozen, checkpoints, writer, keeper)
