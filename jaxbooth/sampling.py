@@ -16,10 +16,11 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from jaxbooth.console import progress
+from jaxbooth.data.latents import seed_data
 from jaxbooth.diffusion.samplers import SAMPLERS, Denoiser, Grid, SamplerName, make_grid
 from jaxbooth.diffusion.schedule import convert
 from jaxbooth.errors import UserError
-from jaxbooth.params import Params, cast_matrices, full_precision, precision_of
+from jaxbooth.params import Params, cast_matrices, pixel_precision, precision_of
 from jaxbooth.pipeline import Base
 from jaxbooth.sharding import replicated, row_shards, rows_over, tracing_for
 from jaxbooth.text import Text, TokenIds
@@ -131,7 +132,7 @@ def decode_pixels(base: Base, vae: Params, latents: Array, shards: int) -> Array
     """
     model = base.vae.bind(vae)
     parts = (latents / base.vae_config.scaling_factor).reshape(shards, -1, *latents.shape[1:]).swapaxes(0, 1)
-    with full_precision():
+    with pixel_precision():
         pixels = jax.lax.map(model.decode, parts).swapaxes(0, 1)
     pixels = pixels.reshape(-1, *pixels.shape[2:])
     return jnp.round(jnp.clip(pixels * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)
@@ -195,7 +196,7 @@ class Painter:
         encoders = {name: params[name] for name in self.base.text_encoders}
         text = self._encode(encoders, self.base.text.tokenize(filled))
         captions = np.array([distinct.index(prompt) for prompt in prompts], np.int32)
-        numbers, root = np.array(indices, np.uint32), np.asarray(jax.random.key_data(jax.random.key(seed)))
+        numbers, root = np.array(indices, np.uint32), seed_data(seed)
         fixed = put((root, np.float32(self.settings.guidance_scale)), replicated(self.mesh))
         used = {name: params[name] for name in ("unet", "vae")}
         for start in range(0, len(prompts), self.batch):

@@ -9,6 +9,7 @@ from tyro.conf import Suppress
 from jaxbooth.diffusion.objective import LossKind, Weighting
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.diffusion.schedule import Space
+from jaxbooth.models.remat import Remat
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 Metric = Literal["dino", "clip_i", "clip_t", "pres", "div"]
@@ -110,8 +111,9 @@ class TrainConfig(Section):
     """Largest global gradient norm; 0 turns clipping off."""
     accumulation: PositiveInt = 1
     """Micro-batches that a step's rows are cut into to save memory. It does not change the result."""
-    remat: bool = False
-    """Gradient checkpointing: recompute the blocks in the backward pass. Slower, much less memory."""
+    remat: Literal["auto"] | Remat = "auto"
+    """What the backward pass computes again to save memory (gradient checkpointing): none, dots (all but products),
+    attention (transformers) or blocks (everything; a third more work). auto: the first of these that fits."""
     text_encoder: bool = False
     """Also train the text encoder, or both of SDXL's."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
@@ -124,6 +126,11 @@ class TrainConfig(Section):
     """Steps between checkpoints; the last step is always kept."""
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints to keep."""
+
+    @property
+    def remat_policy(self) -> Remat:
+        """The policy that a step is traced with; `auto` keeps everything until someone has looked what fits."""
+        return "none" if self.remat == "auto" else self.remat
 
 
 class LossConfig(Section):

@@ -39,7 +39,7 @@ A setting comes from a flag, else from the YAML file (or shipped configuration) 
 from its default here. A flag is the dotted key with dashes: `train.batch_size` in a file is `--train.batch-size`. A key
 that does not exist, a value out of range and a setting that could not act are errors.
 
-- **Yes or no**: `--train.remat` turns on, `--train.no-remat` turns off. In a file: `true`, `false`.
+- **Yes or no**: `--train.text-encoder` turns on, `--train.no-text-encoder` turns off. In a file: `true`, `false`.
 - **None**: `--train.learning-rate None` takes a file's value back. In a file: `null`.
 - **Several values**: `--validation.prompts "a sks dog" "a dog"`. In a file: a list.
 - A star `*` marks what may change when a run is continued; anything else that differs is refused. `train.steps` may
@@ -60,7 +60,7 @@ data:
       instance_prompt: a photo of ohwx dog
       class_prompt: a photo of dog
       weight: 1.5
-train: {steps: 1600, batch_size: 2, learning_rate: 2.0e-6, remat: true}
+train: {steps: 1600, batch_size: 2, learning_rate: 2.0e-6, remat: blocks}
 validation:
   prompts:
     - a photo of sks dog

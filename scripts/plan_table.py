@@ -35,11 +35,11 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "sd15-full": Case("sd15", 2, {"mesh": {"fsdp": 4}}),
-    "sd15-full-no-remat": Case("sd15", 1, {"mesh": {"fsdp": 4}, "train": {"remat": False}}),
+    "sd15-full": Case("sd15", 2, {"mesh": {"fsdp": 4}, "train": {"remat": "blocks"}}),
+    "sd15-full-no-remat": Case("sd15", 1, {"mesh": {"fsdp": 4}, "train": {"remat": "none"}}),
     "sd15-lora": Case("sd15-lora", 2, {}),
-    "sdxl-full": Case("sdxl-lora", 1, {"mesh": {"fsdp": 4}, "lora": {"rank": None}}),
-    "sdxl-lora": Case("sdxl-lora", 1, {}),
+    "sdxl-full": Case("sdxl-lora", 1, {"mesh": {"fsdp": 4}, "lora": {"rank": None}, "train": {"remat": "blocks"}}),
+    "sdxl-lora": Case("sdxl-lora", 1, {"train": {"remat": "blocks"}}),
 }
 HEAD = (
     "| run | slice | rows a chip | how | fits | GiB a chip | largest batch a chip | TFLOP a chip | GB moved a chip "

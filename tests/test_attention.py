@@ -85,7 +85,10 @@ def test_the_tpu_kernel_is_as_exact_in_bfloat16_as_the_plain_form(rng):
         ("cuda", 4096, 4096, 136, BF16, False, "chunked"),
         ("cuda", 4096, 4096, 36, BF16, False, "chunked"),
         ("cuda", 4096, 4096, 40, F32, False, "chunked"),
-        ("cuda", 1024, 1024, 80, BF16, False, "plain"),
+        ("cuda", 1024, 1024, 80, BF16, False, "cudnn"),
+        ("cuda", 1024, 77, 80, BF16, False, "cudnn"),  # text
+        ("cuda", 256, 77, 80, BF16, False, "plain"),
+        ("cuda", 64, 64, 80, BF16, False, "plain"),
         ("rocm", 4096, 4096, 40, BF16, False, "chunked"),
         ("cpu", 4096, 4096, 40, BF16, False, "chunked"),
         ("cpu", 1024, 1024, 40, BF16, False, "plain"),
@@ -95,12 +98,12 @@ def test_the_rule(platform, length, source, width, dtype, causal, form):
     assert form_of(platform, length, source, width, dtype, causal) == form
 
 
-def lowered(platform, dtype=BF16, width=40):
+def lowered(platform, dtype=BF16, width=40, source=4096):
     """The names of the kernels in the program of a checkpointed layer's gradient, and its text."""
-    shape = jax.ShapeDtypeStruct((2, 4096, 2, width), dtype)
+    shape, of_source = (jax.ShapeDtypeStruct((2, length, 2, width), dtype) for length in (4096, source))
     layer = jax.checkpoint(lambda *qkv: attention(*qkv))  # a function of its own: JAX keeps what it traced of others
     loss = jax.grad(lambda *qkv: jnp.sum(layer(*qkv).astype(F32)), argnums=(0, 1, 2))
-    text = jax.jit(loss).trace(shape, shape, shape).lower(lowering_platforms=(platform,)).as_text()
+    text = jax.jit(loss).trace(shape, of_source, of_source).lower(lowering_platforms=(platform,)).as_text()
     return set(re.findall(r"custom_call @([\w$]+)", text)), text
 
 
@@ -110,13 +113,14 @@ def test_a_program_for_tpus_takes_the_tpu_kernel_although_no_tpu_is_here():
     assert "4096x4096" not in text
 
 
-def test_a_program_for_cuda_takes_cudnn_where_cudnn_is_installed(monkeypatch):
+@pytest.mark.parametrize("source", [4096, 77])
+def test_a_program_for_cuda_takes_cudnn_where_cudnn_is_installed(monkeypatch, source):
     # JAX asks for cuDNN's version while it traces, and reads nothing else of the library before the program runs.
     version = SimpleNamespace(cudnn_get_version=lambda: 91000)
     monkeypatch.setattr(fused_attention_stablehlo, "cuda_versions", version)
-    kernels, text = lowered("cuda")
+    kernels, text = lowered("cuda", source=source)
     assert kernels == {"__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"}
-    assert "4096x4096xf32" not in text
+    assert f"4096x{source}xf32" not in text
 
 
 @pytest.mark.skipif(has_cudnn(), reason="cuDNN is installed here")

@@ -135,7 +135,7 @@ def test_shipped_configurations_pass(name):
         {"loss": {"snr_gamma": 1, "prior_weighting": "min_snr"}},
         {"loss": {"min_timestep": 8, "max_timestep": 8}},
         {"text": NEW | {"token_phase": "first", "token_share": 0.2}, "lora": LORA},
-        {"text": ALONE, "train": OFF | {"remat": True, "ema_decay": 0.9, "max_grad_norm": 0}},
+        {"text": ALONE, "train": OFF | {"remat": "blocks", "ema_decay": 0.9, "max_grad_norm": 0}},
         {"text": ALONE | {"token_learning_rate": 1}, "train": OFF | {"optimizer": "prodigy"}},
         {"text": NEW | {"initializer": "dog"}, "train": OFF, "data": WORD | {"class_prompt": None}},
         {"train": {"optimizer": "schedule_free_adamw", "warmup_steps": 10}, "lora": LORA},

@@ -179,7 +179,7 @@ def test_a_run_continued_as_it_was_has_no_conflict():
     [
         Config(run_dir=Path("elsewhere"), export=False),
         Config(train=TrainConfig(steps=9, steps_per_dispatch=1, checkpoint_every=3, keep_checkpoints=9)),
-        Config(train=TrainConfig(accumulation=2, remat=True)),
+        Config(train=TrainConfig(accumulation=2, remat="blocks")),
         Config(prior=PriorConfig(batch_size=1)),
         Config(mesh=MeshConfig(data=1, fsdp=2, tensor=2)),
         Config(validation=ValidationConfig(prompts=("x",), every=1, num=1, sampler="ddim", steps=2, guidance_scale=1)),

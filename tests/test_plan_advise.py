@@ -99,7 +99,7 @@ def test_rows_are_cut_into_parts_that_divide_both_kinds():
 
 
 def test_changes_are_said_as_flags():
-    assert sentence({"mesh.data": -1, "mesh.fsdp": 4, "train.remat": True}) == "--mesh.fsdp 4 --train.remat"
+    assert sentence({"mesh.data": -1, "mesh.fsdp": 4, "train.remat": "blocks"}) == "--mesh.fsdp 4 --train.remat blocks"
 
 
 def with_available(monkeypatch, tmp_path, size):

@@ -70,7 +70,7 @@ def test_few_rows_cost_a_tpu_more_for_each(whole):
 
 def test_sd15_over_four_chips_agrees_with_its_compiled_step(estimated):
     """Compiled for v5e:2x2 by libtpu 0.0.42: two instance and two prior rows a chip."""
-    step = estimated("v5e:2x2", "sd15", batch_size=8, remat=True, mesh={"fsdp": 4})
+    step = estimated("v5e:2x2", "sd15", batch_size=8, remat="blocks", mesh={"fsdp": 4})
     arguments, temporary, program = 2_634_317_312, 2_778_101_248, 434_341_376
     found = step.at()
     assert found.hbm_bytes - step.resident == pytest.approx(arguments + temporary + program, rel=0.05)
@@ -94,7 +94,7 @@ def test_a_lora_holds_little_and_fits_where_the_whole_model_does_not(estimated):
     "settings",
     [
         {"train": {"batch_size": 4}},
-        pytest.param({"train": {"batch_size": 4, "remat": True}}, marks=pytest.mark.slow),
+        pytest.param({"train": {"batch_size": 4, "remat": "blocks"}}, marks=pytest.mark.slow),
         pytest.param({"train": {"batch_size": 4}, "lora": {"rank": 4}}, marks=pytest.mark.slow),
     ],
     ids=["whole", "remat", "lora"],

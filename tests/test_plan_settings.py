@@ -35,7 +35,7 @@ def held(step, kind):
 
 
 def test_remat_needs_less_memory_and_more_flops(estimated):
-    plain, remat = estimated().at(), estimated(remat=True).at()
+    plain, remat = estimated().at(), estimated(remat="blocks").at()
     assert remat.memory["activations"] < 0.8 * plain.memory["activations"]
     assert 1.2 * plain.flops < remat.flops < 1.4 * plain.flops
 
@@ -121,7 +121,7 @@ def test_tensor_splits_the_transformers_products_and_sums_what_is_partial(estima
 
 
 def test_a_cpu_keeps_what_remat_would_drop(estimated):
-    plain, remat = estimated("cpu:1").at(), estimated("cpu:1", remat=True).at()
+    plain, remat = estimated("cpu:1").at(), estimated("cpu:1", remat="blocks").at()
     assert remat.memory == plain.memory
     assert remat.flops > 1.2 * plain.flops
 

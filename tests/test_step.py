@@ -157,7 +157,7 @@ def test_accumulation_does_not_matter(micro, micro_params, mesh):
 
 def test_remat_does_not_matter(micro, micro_params, mesh):
     plain = losses_and_gradients(micro, micro_params, mesh, (2, 2))
-    assert_close(losses_and_gradients(micro, micro_params, mesh, (2, 2), remat=True), plain)
+    assert_close(losses_and_gradients(micro, micro_params, mesh, (2, 2), remat="blocks"), plain)
 
 
 def test_the_length_of_a_dispatch_does_not_matter(micro, micro_params, mesh):

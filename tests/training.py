@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxbooth.config import Config
-from jaxbooth.data.latents import Bank, Encoded
+from jaxbooth.data.latents import Bank, Encoded, seed_data
 from jaxbooth.params import Params
 from jaxbooth.pipeline import Base
 from jaxbooth.sharding import placement, replicated
@@ -19,6 +19,7 @@ from jaxbooth.training.step import Task, make_dispatch, make_task
 from jaxbooth.training.trainable import initial_values, on_mesh, prepare_base, trained_shapes, whole_components
 
 INSTANCES, PRIORS = 3, 5
+SEED = 7
 CAPTIONS = ["an emoji of a sks cat", "a sks cat, crying", "an emoji of a cat", ""]
 
 
@@ -31,7 +32,9 @@ class Setup(NamedTuple):
     bank: Bank
 
 
-def make_bank(base: Base, mesh: Mesh, trains_text: bool = False, variants: int = 2, masked: bool = False) -> Bank:
+def make_bank(
+    base: Base, mesh: Mesh, trains_text: bool = False, variants: int = 2, masked: bool = False, seed: int = SEED
+) -> Bank:
     """Random moments and captions; image i's latents are near i, and its caption's text holds its number."""
     rng = np.random.default_rng(1)
     images = INSTANCES + PRIORS
@@ -41,7 +44,8 @@ def make_bank(base: Base, mesh: Mesh, trains_text: bool = False, variants: int =
     encoded = Encoded(mean, np.full_like(mean, -4.0), sizes, masks)
     caption = np.array([0, 0, 1, 2, 2, 2, 2, 2], np.int32)
     text = random_text(base, rng)
-    bank = Bank(encoded, caption, base.text.tokenize(CAPTIONS) if trains_text else text, text if trains_text else None)
+    shown = base.text.tokenize(CAPTIONS) if trains_text else text
+    bank = Bank(encoded, caption, shown, seed_data(seed), text if trains_text else None)
     return jax.device_put(bank, replicated(mesh))
 
 
@@ -55,10 +59,10 @@ def random_text(base: Base, rng: np.random.Generator) -> Text:
 
 def configure(rows: tuple[int, int], **settings) -> Config:
     """Returns a configuration; keys without a section belong to `train`."""
-    sections = {name: settings.pop(name) for name in ("loss", "lora", "text", "data") if name in settings}
+    sections = {name: settings.pop(name) for name in ("loss", "lora", "text", "data", "seed") if name in settings}
     train = {"batch_size": rows[0], "prior_batch_size": rows[1], "learning_rate": 1e-4, "steps": 100} | settings
     data = {"instance_dir": "cats", "instance_prompt": "a <sks> cat", "class_prompt": "a cat"}
-    return Config.model_validate({"seed": 7, "train": train, "data": data | sections.pop("data", {})} | sections)
+    return Config.model_validate({"seed": SEED, "train": train, "data": data | sections.pop("data", {})} | sections)
 
 
 def setup(base: Base, params: dict, mesh: Mesh, rows: tuple[int, int], **settings) -> Setup:
@@ -77,7 +81,7 @@ def setup(base: Base, params: dict, mesh: Mesh, rows: tuple[int, int], **setting
         frozen = {name: values for name, values in frozen.items() if name == "unet"}
     state = initial_state(values, make_optimizer(config), config.train.ema_decay is not None, mesh)
     streams = make_streams([INSTANCES], [PRIORS], [0], [1.0])
-    bank = make_bank(base, mesh, config.trains_text, masked=config.data.masks)
+    bank = make_bank(base, mesh, config.trains_text, masked=config.data.masks, seed=config.seed)
     return Setup(make_task(base, config, streams, mesh), state, frozen, bank)
 
 

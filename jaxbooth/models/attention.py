@@ -7,13 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxbooth.models.attention_forms import FORMS, FormName, has_cudnn, has_splash, plain_attention
+from jaxbooth.models.attention_forms import FORMS, KERNELS, FormName, cudnn_widest, plain_attention
 from jaxbooth.models.layers import Make, gelu
 from jaxbooth.sharding import each_device
 
 LONG_SEQUENCE = 2048  # XLA keeps the scores of 1024 tokens on a TPU's chip; those of 2304 cost 600 MiB a layer
-CUDNN_WIDEST = 128  # 256 from Hopper on, but long sequences have heads of 40 to 80
-KERNELS = {"tpu": has_splash, "cuda": has_cudnn}  # platforms with a kernel, and whether it can be traced here
+CUDNN_SCORES = 2**16  # of a head, from which on cuDNN is faster on an H200, see docs/speed.md; cross-attention's too
 
 
 def attention(query: Array, key: Array, value: Array, is_causal: bool = False) -> Array:
@@ -28,11 +27,14 @@ def attention(query: Array, key: Array, value: Array, is_causal: bool = False) -
         (batch, length, heads, head_dim) in the dtype of `query`.
     """
     facts = (query.shape[1], key.shape[1], query.shape[3], query.dtype, is_causal)
+    forms = {platform: form_of(platform, *facts) for platform in ("tpu", "cuda")}
     elsewhere = form_of("cpu", *facts)
-    if elsewhere == "plain":
+    kernels = {platform: FORMS[form] for platform, form in forms.items() if form in KERNELS and KERNELS[form]()}
+    if elsewhere == "plain" and not kernels:
         return plain_attention(query, key, value, is_causal)
-    kernels = {platform: FORMS[form_of(platform, *facts)] for platform, present in KERNELS.items() if present()}
-    choose = functools.partial(jax.lax.platform_dependent, default=FORMS[elsewhere], **kernels)
+    # All branches together decide what is kept for the backward pass, so that the default's scores must not be.
+    default = jax.checkpoint(FORMS[elsewhere])
+    choose = functools.partial(jax.lax.platform_dependent, default=default, **kernels)
     return each_device(choose, query, key, value)
 
 
@@ -41,16 +43,18 @@ def form_of(
 ) -> FormName:
     """The rule: which form `attention` takes on a platform (`tpu`, `cuda` or another).
 
-    Text is short and alone causal, and cross-attention's source is text: both take the plain form. The kernels round
-    their products to bfloat16, so float32 (the VAE, or `--train.dtype float32`) is never theirs.
+    Text is short and alone causal, and takes the plain form; so does cross-attention, whose source is text, except
+    with cuDNN. The kernels round their products to bfloat16, so float32 (the VAE, or `--train.dtype float32`) is never
+    theirs.
     """
-    if is_causal or min(length, source_length) < LONG_SEQUENCE:
+    if is_causal:
         return "plain"
-    if platform == "tpu" and dtype == jnp.bfloat16:
-        return "splash"
-    if platform == "cuda" and dtype == jnp.bfloat16 and width % 8 == 0 and width <= CUDNN_WIDEST:
+    is_worth_it = dtype == jnp.bfloat16 and length * source_length >= CUDNN_SCORES
+    if platform == "cuda" and is_worth_it and width % 8 == 0 and width <= cudnn_widest():
         return "cudnn"
-    return "chunked"
+    if min(length, source_length) < LONG_SEQUENCE:
+        return "plain"
+    return "splash" if platform == "tpu" and dtype == jnp.bfloat16 else "chunked"
 
 
 class Projections(nnx.Module):

@@ -15,6 +15,7 @@ FormName = Literal["plain", "chunked", "splash", "cudnn"]
 
 QUERY_CHUNK = 512
 SPLASH_BLOCK = 512  # queries and keys that the TPU kernel holds at once
+CUDNN_MULTIPLE = 8
 TPUS_WITHOUT_SPLASH = ("TPU v2", "TPU v3")  # their compiler refuses bfloat16 products in kernels
 
 
@@ -83,8 +84,15 @@ def splash_blocks() -> splash_attention.BlockSizes:
 
 
 def cudnn(query: Array, key: Array, value: Array) -> Array:
-    """NVIDIA's flash attention."""
-    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+    """NVIDIA's flash attention. It wants sources in eights: 77 tokens of text become 80, of which 77 are seen."""
+    attend = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+    (batch, length), source_length = query.shape[:2], key.shape[1]
+    missing = -source_length % CUDNN_MULTIPLE
+    if not missing:
+        return attend(query, key, value)
+    key, value = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) for x in (key, value))
+    queries, sources = (jnp.full(batch, count, jnp.int32) for count in (length, source_length))
+    return attend(query, key, value, query_seq_lengths=queries, key_value_seq_lengths=sources)
 
 
 def has_splash() -> bool:
@@ -95,7 +103,17 @@ def has_splash() -> bool:
 
 def has_cudnn() -> bool:
     """Tells whether this process can trace `cudnn`: JAX asks the library for its version already then."""
-    probe = jax.ShapeDtypeStruct((1, 128, 1, 64), jnp.bfloat16)
+    return traces_cudnn(64)
+
+
+def cudnn_widest() -> int:
+    """Returns the widest heads that `cudnn` takes on this process's GPUs: 256 from Hopper on, 128 before."""
+    return 256 if traces_cudnn(256) else 128
+
+
+def traces_cudnn(width: int) -> bool:
+    """Tells whether JAX lets `cudnn` have heads of a width."""
+    probe = jax.ShapeDtypeStruct((1, 128, 1, width), jnp.bfloat16)
     try:
         jax.eval_shape(cudnn, probe, probe, probe)
     except (RuntimeError, NotImplementedError):  # "cuDNN is not detected", or too old for this GPU
@@ -104,3 +122,4 @@ def has_cudnn() -> bool:
 
 
 FORMS = {"plain": plain_attention, "chunked": query_chunked_attention, "splash": splash, "cudnn": cudnn}
+KERNELS = {"splash": has_splash, "cudnn": has_cudnn}  # forms of one platform, and whether they can be traced here

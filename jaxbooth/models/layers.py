@@ -9,6 +9,7 @@ from flax import nnx
 from jax import Array
 
 from jaxbooth.models.conv import Conv
+from jaxbooth.models.norms import GroupNorm
 
 
 class Make(NamedTuple):
@@ -30,9 +31,9 @@ class Make(NamedTuple):
         """torch `Conv2d` over patches side by side, of `size` x `size` pixels."""
         return Conv(inputs, outputs, size, size, 0, self.dtype, self.rngs, bias)
 
-    def group_norm(self, channels: int, groups: int, eps: float) -> nnx.GroupNorm:
-        """torch `GroupNorm`; statistics in float32, in two passes."""
-        return nnx.GroupNorm(channels, groups, epsilon=eps, dtype=self.dtype, use_fast_variance=False, rngs=self.rngs)
+    def group_norm(self, channels: int, groups: int, eps: float, silu: bool = False) -> GroupNorm:
+        """torch `GroupNorm`, with `SiLU` after it if asked."""
+        return GroupNorm(channels, groups, eps, silu, self.dtype)
 
     def layer_norm(self, channels: int, eps: float = 1e-5) -> nnx.LayerNorm:
         """torch `LayerNorm`; statistics in float32, in two passes."""
@@ -75,20 +76,20 @@ class ResnetBlock2D(nnx.Module):
     """
 
     def __init__(self, inputs: int, outputs: int, time_embed_dim: int | None, groups: int, eps: float, make: Make):
-        self.norm1 = make.group_norm(inputs, groups, eps)
+        self.norm1 = make.group_norm(inputs, groups, eps, silu=True)
         self.conv1 = make.conv(inputs, outputs)
         self.time_emb_proj = make.linear(time_embed_dim, outputs) if time_embed_dim else None
-        self.norm2 = make.group_norm(outputs, groups, eps)
+        self.norm2 = make.group_norm(outputs, groups, eps, silu=True)
         self.conv2 = make.conv(outputs, outputs)
         self.conv_shortcut = make.conv(inputs, outputs, size=1) if inputs != outputs else None
 
     def __call__(self, x: Array, time_embedding: Array | None = None) -> Array:
         """Maps (b, h, w, inputs) and (b, time_embed_dim) to (b, h, w, outputs)."""
-        hidden = self.conv1(nnx.silu(self.norm1(x)))
+        hidden = self.conv1(self.norm1(x))
         if self.time_emb_proj is not None:
             assert time_embedding is not None
             hidden += self.time_emb_proj(nnx.silu(time_embedding))[:, None, None, :]
-        hidden = self.conv2(nnx.silu(self.norm2(hidden)))
+        hidden = self.conv2(self.norm2(hidden))
         return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 

@@ -6,7 +6,6 @@ or linear projections, and XL's text_time conditioning. Attribute names are the 
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -22,6 +21,7 @@ from jaxbooth.models.layers import (
     Upsample2D,
     sinusoidal_embedding,
 )
+from jaxbooth.models.remat import Remat, recomputed
 
 
 class AddedConditions(NamedTuple):
@@ -31,10 +31,9 @@ class AddedConditions(NamedTuple):
     time_ids: Array
 
 
-def call(block: nnx.Module, remat: bool, *args: Array) -> Array:
-    """Calls `block`; with `remat` its activations are recomputed in the backward pass instead of kept."""
-    function = type(block).__call__
-    return (jax.checkpoint(function) if remat else function)(block, *args)
+def call(block: nnx.Module, remat: Remat, *args: Array) -> Array:
+    """Calls a block; what `remat` does not keep of it is computed again in the backward pass."""
+    return recomputed(type(block).__call__, remat, isinstance(block, Transformer2DModel))(block, *args)
 
 
 class Level(NamedTuple):
@@ -61,7 +60,7 @@ class Block(nnx.Module):
         if attends:
             self.attentions = nnx.List([transformer(level, config, make) for _ in widths])
 
-    def layer(self, index: int, x: Array, time_embedding: Array, context: Array, remat: bool) -> Array:
+    def layer(self, index: int, x: Array, time_embedding: Array, context: Array, remat: Remat) -> Array:
         """Runs resnet `index` and its attention."""
         x = call(self.resnets[index], remat, x, time_embedding)
         return call(self.attentions[index], remat, x, context) if self.attends else x
@@ -87,7 +86,7 @@ class DownBlock(Block):
         super().__init__(widths, level, attends, config, make)
         self.downsamplers = None if last else nnx.List([Downsample2D(level.channels, make)])
 
-    def __call__(self, x: Array, time_embedding: Array, context: Array, remat: bool) -> tuple[Array, list[Array]]:
+    def __call__(self, x: Array, time_embedding: Array, context: Array, remat: Remat) -> tuple[Array, list[Array]]:
         """Returns the output and every intermediate that the way up concatenates."""
         skips = []
         for index in range(len(self.resnets)):
@@ -106,7 +105,7 @@ class UpBlock(Block):
         super().__init__(widths, level, attends, config, make)
         self.upsamplers = None if last else nnx.List([Upsample2D(level.channels, make)])
 
-    def __call__(self, x: Array, skips: list[Array], time_embedding: Array, context: Array, remat: bool) -> Array:
+    def __call__(self, x: Array, skips: list[Array], time_embedding: Array, context: Array, remat: Remat) -> Array:
         """Consumes `skips` from its end."""
         for index in range(len(self.resnets)):
             x = jnp.concatenate([x, skips.pop()], axis=-1)
@@ -125,7 +124,7 @@ class MidBlock(nnx.Module):
         self.resnets = nnx.List(resnets)
         self.attentions = nnx.List([transformer(level, config, make)])
 
-    def __call__(self, x: Array, time_embedding: Array, context: Array, remat: bool) -> Array:
+    def __call__(self, x: Array, time_embedding: Array, context: Array, remat: Remat) -> Array:
         x = call(self.resnets[0], remat, x, time_embedding)
         x = call(self.attentions[0], remat, x, context)
         return call(self.resnets[1], remat, x, time_embedding)
@@ -154,7 +153,7 @@ class UNet2DConditionModel(nnx.Module):
         self.down_blocks = nnx.List(down_blocks(config, levels, make))
         self.mid_block = MidBlock(levels[-1], config, make)
         self.up_blocks = nnx.List(up_blocks(config, levels, make))
-        self.conv_norm_out = make.group_norm(channels[0], config.norm_num_groups, config.norm_eps)
+        self.conv_norm_out = make.group_norm(channels[0], config.norm_num_groups, config.norm_eps, silu=True)
         self.conv_out = make.conv(channels[0], config.out_channels)
 
     def __call__(
@@ -163,7 +162,7 @@ class UNet2DConditionModel(nnx.Module):
         timesteps: Array,
         encoder_hidden_states: Array,
         added: AddedConditions | None = None,
-        remat: bool = False,
+        remat: Remat = "none",
     ) -> Array:
         """Runs the network.
 
@@ -172,7 +171,7 @@ class UNet2DConditionModel(nnx.Module):
             timesteps: (b,), integer or float.
             encoder_hidden_states: text (b, s, cross_attention_dim).
             added: SDXL's extra conditions, when the configuration asks for them.
-            remat: recompute each block in the backward pass (gradient checkpointing).
+            remat: what the backward pass computes again (gradient checkpointing), see `jaxbooth.models.remat`.
 
         Returns:
             (b, h, w, out_channels) in float32.
@@ -186,7 +185,7 @@ class UNet2DConditionModel(nnx.Module):
         x = self.mid_block(x, embedding, encoder_hidden_states, remat)
         for block in self.up_blocks:
             x = block(x, skips, embedding, encoder_hidden_states, remat)
-        return self.conv_out(nnx.silu(self.conv_norm_out(x))).astype(jnp.float32)
+        return self.conv_out(self.conv_norm_out(x)).astype(jnp.float32)
 
     def embed_conditions(self, timesteps: Array, added: AddedConditions | None) -> Array:
         """Returns the (b, time_embed_dim) embedding of the timesteps and, for SDXL, of the added conditions."""

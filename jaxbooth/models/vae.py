@@ -94,14 +94,14 @@ class Encoder(nnx.Module):
         self.conv_in = make.conv(config.in_channels, widths[0])
         self.down_blocks = stages(widths, config.layers_per_block, "downsamplers", groups, make)
         self.mid_block = MidBlock(widths[-1], config, make)
-        self.conv_norm_out = make.group_norm(widths[-1], groups, EPS)
+        self.conv_norm_out = make.group_norm(widths[-1], groups, EPS, silu=True)
         self.conv_out = make.conv(widths[-1], 2 * config.latent_channels)
 
     def __call__(self, x: Array) -> Array:
         x = self.conv_in(x)
         for stage in self.down_blocks:
             x = stage(x)
-        return self.conv_out(nnx.silu(self.conv_norm_out(self.mid_block(x))))
+        return self.conv_out(self.conv_norm_out(self.mid_block(x)))
 
 
 class Decoder(nnx.Module):
@@ -112,14 +112,14 @@ class Decoder(nnx.Module):
         self.conv_in = make.conv(config.latent_channels, widths[0])
         self.mid_block = MidBlock(widths[0], config, make)
         self.up_blocks = stages(widths, config.layers_per_block + 1, "upsamplers", groups, make)
-        self.conv_norm_out = make.group_norm(widths[-1], groups, EPS)
+        self.conv_norm_out = make.group_norm(widths[-1], groups, EPS, silu=True)
         self.conv_out = make.conv(widths[-1], config.out_channels)
 
     def __call__(self, x: Array) -> Array:
         x = self.mid_block(self.conv_in(x))
         for stage in self.up_blocks:
             x = stage(x)
-        return self.conv_out(nnx.silu(self.conv_norm_out(x)))
+        return self.conv_out(self.conv_norm_out(x))
 
 
 class AutoencoderKL(nnx.Module):

@@ -153,5 +153,6 @@ def bank_of(config: Config, base: Base, streams: Streams, mesh: AnyMesh) -> Bank
         Encoded(leaf(*latents), leaf(*latents), leaf(*latents[:2], 6), masks),
         leaf(pictures, dtype=jnp.int32),
         ids if config.trains_text else text,
+        leaf(2, dtype=jnp.uint32),
         text if keeps_text else None,
     )

@@ -54,7 +54,7 @@ def candidates(config: Config, topology: Topology) -> Iterator[Changes]:
     train, mesh = config.train, config.mesh
     parts = most_parts(config)
     accumulation: Changes = {"train.accumulation": parts} if parts > train.accumulation else {}
-    remat: Changes = {} if train.remat else {"train.remat": True}
+    remat: Changes = {} if train.remat == "blocks" else {"train.remat": "blocks"}
     across = topology.devices // mesh.tensor
     fsdp: Changes = {"mesh.data": -1, "mesh.fsdp": across} if across > mesh.fsdp else {}
     lora: Changes = {} if config.lora.rank else {"lora.rank": RANK}

@@ -16,9 +16,10 @@ from jaxbooth.pipeline import Base
 from jaxbooth.plan.abstract import plan_base
 from jaxbooth.plan.advise import cheapest_fit
 from jaxbooth.plan.compiler import Compiled, compile_plan
-from jaxbooth.plan.estimate import Estimate, estimate
+from jaxbooth.plan.estimate import Estimate
 from jaxbooth.plan.report import Plan, plan_facts, plan_table
 from jaxbooth.plan.roofline import expected_run, roofline
+from jaxbooth.plan.settle import settle
 from jaxbooth.plan.topology import Topology, find_topology
 from jaxbooth.sampling import check_resolution
 from jaxbooth.training.checks import check_rows, idle_options
@@ -66,10 +67,11 @@ def make_plan(config: Config, topology: Topology, compiles: bool = False) -> Pla
         raise UserError(problem)
     asked, (config, base) = config, plan_base(config, topology.platform)
     check_resolution(base, config.resolution, "--data.resolution")
-    estimated = estimate(config, base, topology)
+    config, estimated = settle(config, base, topology)
     guess, compiled = estimated.at(), None
     if compiles:
-        compiled = compile_plan(asked, topology, guess)
+        settled = asked.train.model_copy(update={"remat": config.train.remat})
+        compiled = compile_plan(asked.model_copy(update={"train": settled}), topology, guess)
         estimated = scaled(estimated, compiled)
     figures = compiled.figures if compiled else guess
     bound = roofline(figures, topology.chip, config.mesh.fsdp)

@@ -141,8 +141,8 @@ def estimate(config: Config, base: Base, topology: Topology) -> Estimate:
     platform = kernel_platform(topology)
     rows = step.task.plan.number.shape[1] // row_shards(mesh)
     walk = kept = walk_step(step, mesh, platform, rows)
-    if topology.platform == "cpu" and config.train.remat:  # its compiler keeps what remat would drop
-        plain = config.model_copy(update={"train": config.train.model_copy(update={"remat": False})})
+    if topology.platform == "cpu" and config.train.remat_policy != "none":  # its compiler keeps what remat would drop
+        plain = config.model_copy(update={"train": config.train.model_copy(update={"remat": "none"})})
         kept = walk_step(abstract_step(plain, base, mesh), mesh, platform, rows)
     held, params = held_bytes(step), step.state.params
     is_tpu = topology.platform == "tpu"

@@ -54,7 +54,7 @@ def walk_step(step: AbstractStep, mesh: AbstractMesh, platform: str, rows: int) 
         platform: as `Walk` wants it.
     """
     walk, (jaxpr, names) = Walk(platform, mesh.shape["tensor"]), trace(step, mesh, rows)
-    dtype, remat = step.task.base.dtype, step.task.config.train.remat
+    dtype, remat = step.task.base.dtype, step.task.config.train.remat_policy != "none"
     params = named_leaves(step.state.params) + named_leaves(step.frozen)
     arguments = [
         walk.argument(leaf, size=copy_bytes(leaf, mesh, dtype, remat), is_split=is_tensor_split(name, leaf, mesh))

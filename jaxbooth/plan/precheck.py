@@ -3,41 +3,59 @@
 import re
 from pathlib import Path
 
+import numpy as np
+from jax.experimental.multihost_utils import broadcast_one_to_all
 from jax.sharding import Mesh
 
 from jaxbooth.config import Config
+from jaxbooth.console import say
 from jaxbooth.errors import UserError
+from jaxbooth.models.remat import REMATS
 from jaxbooth.pipeline import Base
 from jaxbooth.plan.advise import cheapest_fit
 from jaxbooth.plan.chips import GIB, Chip, chip_of
-from jaxbooth.plan.estimate import estimate
+from jaxbooth.plan.estimate import Estimate
+from jaxbooth.plan.settle import settle
 from jaxbooth.plan.topology import Topology, device_memory, sized
 
 MEMINFO = Path("/proc/meminfo")
 
 
-def check_memory(config: Config, base: Base, mesh: Mesh) -> None:
-    """Estimates a run's step on the devices that it will use.
+def check_memory(config: Config, base: Base, mesh: Mesh) -> Config:
+    """Estimates a run's step on the devices that it will use, and settles what the backward pass computes again.
 
     Args:
         config: with its resolution.
         base: with the run's adapters and new words.
 
+    Returns:
+        The run with a named `--train.remat`, the same on all processes.
+
     Raises:
-        UserError: it does not fit; the message names the cheapest change that does.
+        UserError: it does not fit, and `--force` was not given; the message names the cheapest change that does.
     """
     topology = topology_of(mesh)
     limit = topology.chip.memory
     if limit is None:
-        return
-    estimated = estimate(config, base, topology)
+        return config
+    settled, estimated = settle(config, base, topology)
     needed = estimated.at().hbm_bytes
-    if needed <= limit:
-        return
+    if needed > limit and not config.force:
+        raise too_large(settled, base, estimated)
+    policy = REMATS[int(broadcast_one_to_all(np.int32(REMATS.index(settled.train.remat_policy))))]
+    if policy != config.train.remat_policy:
+        say(f"--train.remat {policy}: a step needs {needed / GIB:.1f} GiB with it, the device has {limit / GIB:.1f}")
+    return config.model_copy(update={"train": config.train.model_copy(update={"remat": policy})})
+
+
+def too_large(config: Config, base: Base, estimated: Estimate) -> UserError:
+    """Returns the error of a step that does not fit."""
+    topology, needed = estimated.topology, estimated.at().hbm_bytes
+    limit = topology.chip.memory or 0
     advice = cheapest_fit(config, base, topology, estimated)
     others = f" (or {' or '.join(advice[1:])})" if advice[1:] else ""
     change = f"the cheapest change that fits: {advice[0]}{others}" if advice else "no change of settings makes it fit"
-    raise UserError(
+    return UserError(
         f"a step needs {needed / GIB:.1f} GiB, the device has {limit / GIB:.1f}; {change}; --force trains all the same."
     )
 

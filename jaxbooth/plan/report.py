@@ -59,6 +59,7 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
         "devices": plan.topology.devices,
         "chips": plan.topology.chips,
         "compiled": compiled is not None,
+        "remat": plan.config.train.remat,
         "fits": plan.fits,
         "hbm_bytes": figures.hbm_bytes,
         "hbm_limit_bytes": plan.topology.chip.memory,
@@ -94,6 +95,7 @@ def lines(plan: Plan) -> Iterator[tuple[str, str]]:
     how = "compiled by XLA" if plan.compiled else "estimated from shapes; --compile asks the compiler"
     yield "plan", f"{config.model} on {topology.name}, {count(topology.chips, 'chip')}: {how}"
     yield "fits", verdict(plan)
+    yield "remat", config.train.remat_policy
     parts = sorted(figures.memory.items(), key=lambda item: -item[1])
     shown = ", ".join(f"{kind} {gib(size)}" for kind, size in parts if size >= SMALLEST_SHOWN)
     yield "memory", f"{gib(figures.hbm_bytes)} a device: {shown}"

@@ -92,8 +92,7 @@ def train_joined(config: Config, link: Alone) -> Result:
     tx = make_optimizer(config)
     inputs = read_inputs(config, base)
     explain_prompts(config, inputs)
-    if not config.force:
-        check_memory(config, base, mesh)
+    settled = check_memory(config, base, mesh)
     shown = contact_sheet(config, inputs)
     check_ownership(RunFolder(place(config.run_dir)), config)
     check_folders(config, base, inputs.classes, state_of(config, base, mesh))
@@ -103,7 +102,7 @@ def train_joined(config: Config, link: Alone) -> Result:
         write_contact_sheet(run, shown)
         checkpoints = Checkpoints(run.checkpoints, config.train.keep_checkpoints)
         try:
-            result = Job(config, run, inputs, mesh, tx, checkpoints, link).execute()
+            result = Job(settled, run, inputs, mesh, tx, checkpoints, link).execute()
         except BaseException as error:
             link.fail(sentence_of(error))
             if jax.process_count() == 1:  # several would wait for each other

@@ -82,7 +82,7 @@ def make_batch(task: Task, bank: Bank, step: Array, bank_step: Array, part: RowP
         step: of the run; it seeds the noise.
         bank_step: earlier steps that took rows from this bank; it seeds the choice of images.
     """
-    config, images, root = task.config, bank.images, jax.random.key(task.config.seed)
+    config, images, root = task.config, bank.images, jax.random.wrap_key_data(jnp.asarray(bank.seed))
     counts = (config.train.batch_size, config.prior_rows)
     rows = pick_rows(task.streams, jax.random.fold_in(root, 0), bank_step, part, counts, variants=images.mean.shape[1])
     keys = row_keys(jax.random.fold_in(root, 1), step, part.number)
@@ -117,7 +117,7 @@ def micro_loss(task: Task, cast: Params, frozen: dict[str, Params], bank: Bank, 
     context, added = base.conditions(text, drawn.sizes)
     noisy = base.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
     seen = base.schedule.add_noise(batch.latents, drawn.seen, batch.timesteps)
-    output = base.unet.bind(params["unet"])(seen, batch.timesteps, context, added, remat=config.train.remat)
+    output = base.unet.bind(params["unet"])(seen, batch.timesteps, context, added, config.train.remat_policy)
     target = None
     if config.loss.prior_target == "frozen" and config.prior_rows:
         target = frozen_prediction(task, frozen, bank, drawn, seen)

@@ -1,0 +1,52 @@
+"""jaxbooth's sampler on random weights: prompts to pixels, with guidance."""
+
+import argparse
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxbooth_common import machine, peak_bytes, random_like
+from worker import Subject, serve, timed
+
+from jaxbooth.config import Config
+from jaxbooth.devices import enable_compilation_cache
+from jaxbooth.pipeline import Base
+from jaxbooth.plan.abstract import plan_base
+from jaxbooth.sampling import Painter, Settings
+from jaxbooth.sharding import make_mesh, placement
+
+
+def described(base: Base, name: str, mesh: Mesh) -> Any:
+    """Describes a component's parameters as `jaxbooth sample` loads them."""
+    dtype = jnp.float32 if name == "vae" else base.dtype
+    return {
+        leaf: jax.ShapeDtypeStruct(shape.shape, dtype, sharding=placement(mesh)(leaf, shape.shape))
+        for leaf, shape in base.network(name).shapes.items()
+    }
+
+
+def build(arguments: argparse.Namespace) -> Subject:
+    """Makes a painter and its weights."""
+    enable_compilation_cache()
+    config, base = plan_base(Config.model_validate({"model": arguments.model}))
+    mesh = make_mesh()
+    params = random_like({name: described(base, name, mesh) for name in base.components})
+    settings = Settings(arguments.sampler, arguments.steps, 7.5, config.resolution)
+    painter = Painter(base, mesh, settings, arguments.rows, quiet=True)
+    prompts = ["a photo of a dog"] * arguments.rows
+
+    def run(count: int) -> float:
+        return timed(lambda: [painter(params, prompts, seed, range(arguments.rows)) for seed in range(count)])
+
+    return Subject(run, machine() | {"rows": painter.batch}, peak_bytes)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--sampler", default="dpmsolver++")
+    given = parser.parse_args()
+    serve(lambda: build(given))

@@ -1,0 +1,224 @@
+"""jaxbooth beside diffusers in PyTorch and in Flax, in one run: speed, memory and start-up, as a table and as JSON.
+
+    python scripts/benchmark.py train --model sd15 --rows 4 --subjects jaxbooth torch torch-compile torch-vae
+    python scripts/benchmark.py train --model demo --rows 4 --subjects jaxbooth flax torch
+    python scripts/benchmark.py sample --model sd15 --rows 4 --steps 20 --subjects jaxbooth torch
+
+Every subject is a process of its own, on random weights of the model's architecture. When all are ready they take
+turns, so that whatever disturbs the machine disturbs all of them, and medians over the turns are reported. `flax` needs
+diffusers 0.39, which is the last one with Flax: an environment for it is made once and kept.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from pathlib import Path
+from typing import Any
+
+from jaxbooth.assets import ASSETS
+from jaxbooth.files import write_json
+from jaxbooth.plan.chips import chip_of
+from jaxbooth.weights.families import FAMILIES, write_skeleton
+
+HERE = Path(__file__).parent / "bench"
+PEER_FOLDER = Path("~/.cache/jaxbooth/bench-flax").expanduser()
+PEER_PACKAGES = ("diffusers==0.39.*", "transformers==4.57.6", "flax==0.12.8", "torch==2.13.0")
+PROGRAMS: dict[str, dict[str, list[str]]] = {
+    "train": {
+        "jaxbooth": ["jaxbooth_train.py"],
+        "torch": ["torch_train.py", "--fused"],
+        "torch-compile": ["torch_train.py", "--fused", "--compile"],
+        "torch-vae": ["torch_train.py", "--vae"],
+        "torch-vae-compile": ["torch_train.py", "--vae", "--compile"],
+        "flax": ["flax_train.py"],
+    },
+    "sample": {
+        "jaxbooth": ["jaxbooth_sample.py"],
+        "torch": ["torch_sample.py"],
+        "torch-compile": ["torch_sample.py", "--compile"],
+    },
+}
+PASSED = ("rows", "lora_rank", "remat", "steps", "sampler", "dispatch")  # flags that a program may know
+
+
+class Peer:
+    """A subject in its own process.
+
+    Attributes:
+        facts: what it said when it was ready, and `cold_seconds` from its start to the end of its first step.
+    """
+
+    def __init__(self, name: str, command: list[str], environment: dict[str, str]):
+        self.name, self.began = name, time.perf_counter()
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=HERE.parents[1]
+        )
+        self.command, self.facts = command, {}
+        self.seconds: list[float] = []
+
+    def answer(self) -> dict[str, Any]:
+        """Reads one line of the process."""
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"{self.name} ended with {self.process.wait()}; what it said is above: {' '.join(self.command)}")
+        return json.loads(line)
+
+    def wait(self) -> None:
+        """Waits until the first step is done."""
+        self.facts = self.answer()
+        self.facts["cold_seconds"] = time.perf_counter() - self.began
+        print(f"{self.name}: ready after {self.facts['cold_seconds']:.1f} s", file=sys.stderr)
+
+    def run(self, count: int) -> float:
+        """Lets it do `count` steps, and returns the seconds of one."""
+        self.tell(f"run {count}")
+        return self.answer()["seconds"] / count
+
+    def tell(self, line: str) -> None:
+        """Sends a line."""
+        assert self.process.stdin
+        print(line, file=self.process.stdin, flush=True)
+
+    def end(self) -> None:
+        """Takes the last figures and ends the process."""
+        self.tell("end")
+        self.facts |= self.answer()
+        self.process.wait()
+
+
+def environment_of(name: str) -> dict[str, str]:
+    """Returns the variables of a subject: several may share one GPU, so that none may take its memory in advance."""
+    added = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TOKENIZERS_PARALLELISM": "false"}
+    return os.environ | added
+
+
+def peer_python(given: str | None) -> str:
+    """Returns the interpreter that has diffusers 0.39; makes its environment when there is none."""
+    if given:
+        return given
+    python = PEER_FOLDER / "bin" / "python"
+    if not python.exists():
+        print(f"making {PEER_FOLDER} for diffusers 0.39", file=sys.stderr)
+        partial = PEER_FOLDER.with_name(PEER_FOLDER.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        venv.create(partial, with_pip=True)
+        extra = "jax[cuda12]==0.10.2" if Path("/dev/nvidiactl").exists() else "jax==0.10.2"
+        subprocess.run([partial / "bin" / "python", "-m", "pip", "install", "-q", *PEER_PACKAGES, extra], check=True)
+        partial.rename(PEER_FOLDER)
+    return str(python)
+
+
+def command_of(arguments: argparse.Namespace, name: str, folder: Path) -> list[str]:
+    """Returns the command of a subject, with the flags that its program knows."""
+    program, *flags = PROGRAMS[arguments.task][name]
+    source = (HERE / program).read_text()
+    python = peer_python(arguments.flax_python) if name == "flax" else sys.executable
+    command = [python, str(HERE / program), *flags]
+    command += ["--model", arguments.model] if name == "jaxbooth" else ["--folder", str(folder)]
+    for flag in PASSED:
+        value, spelled = getattr(arguments, flag), f"--{flag.replace('_', '-')}"
+        if value not in (None, False) and f'"{spelled}"' in source:
+            command += [spelled] if value is True else [spelled, str(value)]
+    return command
+
+
+def measure(arguments: argparse.Namespace, folder: Path) -> list[Peer]:
+    """Starts all subjects, lets them take turns, and ends them."""
+    peers = []
+    for name in arguments.subjects:
+        peers.append(Peer(name, command_of(arguments, name, folder), environment_of(name)))
+        if not arguments.together:
+            peers[-1].wait()
+    if arguments.together:
+        for peer in peers:
+            peer.wait()
+    counts = {peer.name: max(1, round(arguments.seconds / peer.run(2))) for peer in peers}
+    for _ in range(arguments.rounds):
+        for peer in peers:
+            peer.seconds.append(peer.run(counts[peer.name]))
+    for peer in peers:
+        peer.end()
+    return peers
+
+
+def row_of(peer: Peer, flops_per_row: float | None) -> dict[str, Any]:
+    """Returns a subject's figures."""
+    rows = peer.facts["rows"]
+    rates = sorted(rows / seconds for seconds in peer.seconds)
+    chip = chip_of(peer.facts["device"])
+    rate = statistics.median(rates)
+    mfu = rate * flops_per_row / chip.flops if flops_per_row and chip and chip.flops else None
+    return {
+        "subject": peer.name, "images_per_second": rate, "slowest": rates[0], "fastest": rates[-1], "mfu": mfu,
+        **peer.facts, "command": [Path(part).name if "/" in part else part for part in peer.command],
+    }  # fmt: skip
+
+
+def shown(value: float | None, form: str, scale: float = 1.0) -> str:
+    """Formats a figure that may be missing."""
+    return "" if value is None else format(value * scale, form)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Returns the figures as Markdown; ratios are to the first subject."""
+    lines = ["| | images/s | slowest to fastest | ratio | MFU | peak GiB | outside | compile s | cold start s |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
+    first = rows[0]["images_per_second"]
+    for row in rows:
+        cells = [
+            row["subject"],
+            f"{row['images_per_second']:.2f}",
+            f"{row['slowest']:.2f} to {row['fastest']:.2f}",
+            f"{first / row['images_per_second']:.2f}",
+            shown(row["mfu"], ".1%"),
+            shown(row["peak_bytes"], ".2f", 2**-30),
+            shown(row["outside"], ".1%"),
+            shown(row.get("compile_seconds"), ".1f"),
+            f"{row['cold_seconds']:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures, prints the table and writes the JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=PROGRAMS)
+    parser.add_argument("--subjects", nargs="+", default=["jaxbooth", "torch"])
+    parser.add_argument("--model", default="demo", help=f"{', '.join(FAMILIES)}, demo, or a diffusers folder")
+    parser.add_argument("--rows", type=int, default=4, help="instance rows, beside as many prior rows; or pictures")
+    parser.add_argument("--lora-rank", type=int, default=None)
+    parser.add_argument("--remat", default=None)
+    parser.add_argument("--dispatch", type=int, default=None, help="steps a dispatch (jaxbooth)")
+    parser.add_argument("--steps", type=int, default=None, help="network evaluations of a picture")
+    parser.add_argument("--sampler", default=None, choices=["dpmsolver++", "ddpm"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of one turn")
+    parser.add_argument("--together", action="store_true", help="start all at once; compile times then mean less")
+    parser.add_argument("--flax-python", help="an interpreter that has diffusers 0.39")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = ASSETS / "tiny-emoji" if arguments.model == "demo" else Path(arguments.model)
+        if arguments.model in FAMILIES:
+            folder = Path(scratch)
+            write_skeleton(arguments.model, folder)
+        peers = measure(arguments, folder)
+    flops = next((peer.facts["flops_per_row"] for peer in peers if "flops_per_row" in peer.facts), None)
+    rows = [row_of(peer, flops) for peer in peers]
+    print(f"{peers[0].facts['device']}, {arguments.model}, {peers[0].facts['rows']} rows")
+    print(table(rows))
+    if arguments.json:
+        write_json(arguments.json, {"arguments": " ".join(sys.argv[1:]), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
