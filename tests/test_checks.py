@@ -66,6 +66,7 @@ IDLE = [
     ({"train": {"prior_batch_size": 0, "prior_weight": 0.5}}, "--train.prior-weight has no effect with"),
     ({"train": {"optimizer": "adafactor", "b1": 0.5}}, "--train.b1 does nothing with --train.optimizer adafactor"),
     ({"train": {"optimizer": "adafactor", "b2": 0.5}}, "--train.b2 does nothing with --train.optimizer adafactor"),
+    ({"train": {"optimizer": "prodigy", "mu_dtype": "bfloat16"}}, "--train.mu-dtype does nothing with"),
     ({"train": {"optimizer": "lion", "eps": 1e-6}}, "--train.eps does nothing with --train.optimizer lion"),
 ]  # fmt: skip
 

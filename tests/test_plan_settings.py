@@ -55,6 +55,7 @@ def test_an_average_is_one_more_copy_of_what_is_trained(estimated):
 def test_optimizers_differ_in_what_they_hold(estimated):
     parameters = held(estimated(), "parameters")
     assert held(estimated(), "optimizer") == pytest.approx(2 * parameters, abs=64)
+    assert held(estimated(mu_dtype="bfloat16"), "optimizer") == pytest.approx(1.5 * parameters, abs=64)
     assert held(estimated(optimizer="lion"), "optimizer") == pytest.approx(parameters, abs=64)
     assert held(estimated(optimizer="adafactor"), "optimizer") < 1.1 * parameters
 

@@ -51,7 +51,12 @@ IDLE_ALONE = {
     "text.dropout": "makes rows without the new words, which would teach nothing",
 }
 # optimizer -> keys that it has no use for
-UNUSED_BY = {"adafactor": ("train.b1", "train.b2", "train.eps"), "lion": ("train.eps",)}
+UNUSED_BY = {
+    "adafactor": ("train.b1", "train.b2", "train.eps", "train.mu_dtype"),
+    "lion": ("train.eps",),
+    "prodigy": ("train.mu_dtype",),
+    "schedule_free_adamw": ("train.mu_dtype",),
+}
 PRODIGY_RATES = 0.1  # and above: it finds the rate itself, and the given one multiplies that
 MADE_BY_SUBJECTS = ("instance_dir", "instance_prompt", "class_dir", "class_prompt")
 CLASS_FLAG = "--data.class-prompt"

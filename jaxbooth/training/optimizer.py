@@ -127,15 +127,15 @@ def update_rule(config: Config, group: Group) -> optax.GradientTransformation:
     # Embeddings have no resting point at zero, so decay would only shrink them.
     decay = 0.0 if group == "tokens" else train.weight_decay
     rate, peak = learning_rate_schedule(config, group), peak_rate(config, group)
-    b1, eps = train.b1, train.eps
+    b1, eps, mu_dtype = train.b1, train.eps, train.mu_dtype
     b2 = DEFAULT_B2.get(train.optimizer, 0.999) if train.b2 is None else train.b2
     return {
-        "adamw": lambda: optax.adamw(rate, b1, b2, eps, weight_decay=decay),
+        "adamw": lambda: optax.adamw(rate, b1, b2, eps, weight_decay=decay, mu_dtype=mu_dtype),
         # With a given learning rate, updates are not scaled by the parameters' size.
         "adafactor": lambda: optax.adafactor(
             rate, multiply_by_parameter_scale=False, weight_decay_rate=None if decay == 0 else decay * peak
         ),
-        "lion": lambda: optax.lion(rate, b1, b2, weight_decay=decay),
+        "lion": lambda: optax.lion(rate, b1, b2, mu_dtype, decay),
         "prodigy": lambda: prodigy(rate, (b1, b2), eps=eps, weight_decay=decay),
         "schedule_free_adamw": lambda: schedule_free_adamw(peak, train.warmup_steps or None, b1, b2, eps, decay),
     }[train.optimizer]()
