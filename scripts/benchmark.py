@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--remat", default=None)
     parser.add_argument("--dispatch", type=int, default=None, help="steps a dispatch (jaxbooth)")
     parser.add_argument("--steps", type=int, default=None, help="network evaluations of a picture")
-    parser.add_argument("--sampler", default=None, choices=["dpmsolver++", "ddpm"])
+    parser.add_argument("--sampler", default=None, choices=["dpmpp_2m", "ddpm"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of one turn")
     parser.add_argument("--together", action="store_true", help="start all at once; compile times then mean less")

@@ -47,6 +47,6 @@ if __name__ == "__main__":
     parser.add_argument("--model", default="demo")
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--sampler", default="dpmsolver++")
+    parser.add_argument("--sampler", default="dpmpp_2m")
     given = parser.parse_args()
     serve(lambda: build(given))

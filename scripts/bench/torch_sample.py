@@ -39,7 +39,7 @@ def build(arguments: argparse.Namespace) -> Subject:
     pipeline.set_progress_bar_config(disable=True)
     pipeline.unet.to(memory_format=torch.channels_last)
     pipeline.vae.to(memory_format=torch.channels_last)
-    if arguments.sampler == "dpmsolver++":
+    if arguments.sampler == "dpmpp_2m":
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     if arguments.compile:
         pipeline.unet = torch.compile(pipeline.unet)
@@ -61,7 +61,7 @@ if __name__ == "__main__":
     parser.add_argument("--folder", required=True, help="a diffusers folder; no weights needed")
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--sampler", default="dpmsolver++")
+    parser.add_argument("--sampler", default="dpmpp_2m")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true")
     given = parser.parse_args()

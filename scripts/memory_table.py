@@ -1,0 +1,49 @@
+"""What a device needs for one instance and one class row: models, full or LoRA, by checkpointing policy and optimizer.
+
+    python scripts/memory_table.py
+
+Estimated from shapes for a TPU v6e, without a compiler; prints the two tables of docs/speed.md.
+"""
+
+from typing import Any
+
+from jaxbooth.config import Config
+from jaxbooth.models.remat import REMATS
+from jaxbooth.plan.abstract import plan_base
+from jaxbooth.plan.chips import GIB
+from jaxbooth.plan.estimate import estimate
+from jaxbooth.plan.figures import Figures
+from jaxbooth.plan.topology import find_topology
+from jaxbooth.weights.families import FAMILIES
+
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adamw": {}, "adamw, `--train.mu-dtype bfloat16`": {"mu_dtype": "bfloat16"},
+    "lion": {"optimizer": "lion"}, "lion, `--train.mu-dtype bfloat16`": {"optimizer": "lion", "mu_dtype": "bfloat16"},
+    "adafactor": {"optimizer": "adafactor"},
+}  # fmt: skip
+CASES = {"whole UNet": None, "LoRA of rank 16": 16}
+
+
+def figures_of(model: str, rank: int | None, **train: Any) -> Figures:
+    """Estimates a step of 1 + 1 rows."""
+    config = Config.model_validate({"model": model, "lora": {"rank": rank}, "train": {"batch_size": 1} | train})
+    config, base = plan_base(config, "tpu")
+    return estimate(config, base, find_topology("v6e:1x1")).at()
+
+
+def main() -> None:
+    """Prints both tables."""
+    print(f"| | {' | '.join(f'`{policy}`' for policy in REMATS)} |\n|---{'|---' * len(REMATS)}|")
+    for model in FAMILIES:
+        for name, rank in CASES.items():
+            found = [figures_of(model, rank, remat=policy) for policy in REMATS]
+            cells = (f"{one.hbm_bytes / GIB:.2f} GiB, {one.flops / 1e12:.1f} TFLOP" for one in found)
+            print(f"| {model}, {name} | {' | '.join(cells)} |", flush=True)
+    print("\n| SD 1.5, whole UNet | optimizer state | whole step |\n|---|---|---|")
+    for name, train in OPTIMIZERS.items():
+        found = figures_of("sd15", None, remat="none", **train)
+        print(f"| {name} | {found.memory['optimizer'] / GIB:.2f} GiB | {found.hbm_bytes / GIB:.2f} GiB |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
