@@ -7,6 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from tests.xla import QUICK
+
 SHORT = [
     "demo", "--data.num-class-images", "3", "--prior.steps", "2", "--prior.batch-size", "4",
     "--train.batch-size", "2", "--train.steps-per-dispatch", "2", "--train.checkpoint-every", "3",
@@ -15,17 +17,17 @@ SHORT = [
 ]  # fmt: skip
 
 
-def environment() -> dict[str, str]:
+def environment(flags: str = QUICK) -> dict[str, str]:
     """The test run's environment with a single device, and no way to colour or wrap the output."""
-    return os.environ | {"XLA_FLAGS": "", "NO_COLOR": "1", "COLUMNS": "200"}
+    return os.environ | {"XLA_FLAGS": flags, "NO_COLOR": "1", "COLUMNS": "200"}
 
 
 def jaxbooth(
-    *arguments: object, code: str = "from jaxbooth.cli import main; main()"
+    *arguments: object, code: str = "from jaxbooth.cli import main; main()", flags: str = QUICK
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end."""
+    """Runs a command to its end; `flags` are XLA's."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, env=environment(flags), capture_output=True, text=True, timeout=600)
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
@@ -34,9 +36,9 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def train(run_dir: Path, *extra: object, steps: int = 6) -> subprocess.CompletedProcess[str]:
-    """Runs a short training on the embedded model and subject."""
-    return jaxbooth("train", *SHORT, "--run-dir", run_dir, "--train.steps", steps, *extra)
+def train(run_dir: Path, *extra: object, steps: int = 6, flags: str = QUICK) -> subprocess.CompletedProcess[str]:
+    """Runs a short training on the embedded model and subject; `flags` are XLA's."""
+    return jaxbooth("train", *SHORT, "--run-dir", run_dir, "--train.steps", steps, *extra, flags=flags)
 
 
 def succeed(done: subprocess.CompletedProcess[str]) -> str:

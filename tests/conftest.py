@@ -1,14 +1,18 @@
-"""Eight virtual CPU devices, set before JAX starts; compiled programs are kept between runs."""
+"""Eight virtual CPU devices and quick compilation, set before JAX starts; compiled programs are kept between runs."""
 
 import dataclasses
+import gc
 import os
 import tempfile
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+from tests.xla import QUICK
+
+os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "jaxbooth-test-cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax
 import numpy as np
@@ -23,6 +27,7 @@ from jaxbooth.params import Params, describe
 from jaxbooth.pipeline import Base, load_params
 from jaxbooth.sharding import make_mesh
 
+gc.set_threshold(200_000, 20, 100)  # tracing makes many objects that stay; looking through them takes a quarter of it
 torch.set_num_threads(1)  # tiny models on shared cores are up to a hundred times slower with two
 
 

@@ -50,7 +50,7 @@ def test_rows_that_do_not_fill_the_devices_train_the_same(trained_on, mesh):
     assert_same_training(trained_on(make_mesh(8), rows=(3, 2)), trained_on(mesh, rows=(3, 2)))
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1)])
+@pytest.mark.parametrize("sizes", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 4, 1)])
 def test_class_pictures_are_the_same_bytes_on_any_mesh(micro, micro_params, mesh, sizes):
     settings, prompts = Settings("ddpm", 3, 3.0, 64), ["an emoji of a cat"] * 16
 

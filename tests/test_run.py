@@ -1,5 +1,6 @@
 """Whole runs through the command line: what they leave behind, resuming, interruption, failure."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,10 @@ from jaxbooth.config import load_config
 from jaxbooth.pipeline import Base
 from jaxbooth.run_folder import RunFolder, trained_params
 from jaxbooth.training.writer import read_metrics
-from tests.commands import jaxbooth, read_facts, succeed, train
+from tests import commands
+from tests.commands import jaxbooth, read_facts, succeed
+
+train = functools.partial(commands.train, flags="")  # compiled as for users: bits depend on it
 
 
 @pytest.fixture(scope="module")
