@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import gc
 import logging
 import os
 import signal
@@ -242,6 +243,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs a command. Exit code 2: the input must change. 1: the work failed."""
     # JAX takes three quarters of a GPU by default, and full fine-tuning needs more of a 24 GB card.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+    gc.set_threshold(200_000, 20, 100)  # tracing makes objects by the million, and went through them again and again
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax explains its every option there, and raises its errors
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
