@@ -1,8 +1,8 @@
 """The command line: parse, call one library function, print."""
 
 import contextlib
-import io
 import gc
+import io
 import logging
 import os
 import signal
