@@ -81,7 +81,7 @@ def test_a_second_training_is_refused_while_the_first_goes_on_and_sigterm_before
     first.send_signal(signal.SIGTERM)
     output, _ = first.communicate(timeout=120)
     assert first.returncode == 0, output
-    assert output.rstrip().endswith("stopped; run the same command again to continue.")
+    assert output.rstrip().endswith(f"stopped; run the same command again to continue {run_dir}.")
     made = {path.name: path.read_bytes() for path in pictures.glob("class-*.png")}
     succeed(jaxbooth(*arguments, tmp_path / "other", "--data.num-class-images", len(made) + 2))
     found = {path.name: path.read_bytes() for path in pictures.glob("class-*.png")}

@@ -158,7 +158,9 @@ def test_a_run_in_a_bucket_is_resumed_sampled_and_exported_and_equals_a_local_on
         contents = [
             {name: (run / folder / name).read_bytes() for name in names(run / folder)} for run in (local, there)
         ]
-        assert contents[0] == contents[1], folder
+        ends = {"step_000003.png"} if folder == "samples" else set()  # of the command that was asked for three steps
+        assert contents[1].keys() - contents[0].keys() == ends
+        assert contents[0].items() <= contents[1].items(), folder
     assert "complete at step 6 of 6" in command("train", *flags, 6, "--run-dir", RUN)
     command("export", RUN, "--out", tmp_path / "out")
     assert names(tmp_path / "out") == names(local / "export")
