@@ -115,7 +115,7 @@ class TrainConfig(Section):
     """Micro-batches that a step's rows are cut into to save memory. It does not change the result."""
     remat: Literal["auto"] | Remat = "auto"
     """What the backward pass computes again to save memory (gradient checkpointing): none, dots (all but products),
-    attention (transformers) or blocks (everything; a third more work). auto: the first of these that fits."""
+    attention (transformers) or blocks (everything; a third more work). auto: none, attention or blocks, as it fits."""
     text_encoder: bool = False
     """Also train the text encoder, or both of SDXL's."""
     ema_decay: float | None = Field(None, gt=0, lt=1)

@@ -89,6 +89,7 @@ def test_bfloat16_stays_near_float32(sdxl, mesh):
     assert 0 < np.abs(exact - rounded).mean() < 2
 
 
+@pytest.mark.slow
 def test_the_number_of_devices_does_not_matter_to_sdxl(sdxl, mesh):
     many = make_mesh(data=2, fsdp=2, devices=jax.devices()[:4])
     assert np.abs(in_jaxbooth(sdxl, mesh) - in_jaxbooth(sdxl, many)).max() <= 1

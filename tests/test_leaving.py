@@ -5,6 +5,7 @@ import signal
 import time
 
 import numpy as np
+import pytest
 
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.training.writer import read_metrics
@@ -65,6 +66,7 @@ def test_doctor_runs_a_convolution_where_jax_runs():
     assert "free disk" in output
 
 
+@pytest.mark.slow
 def test_weights_that_did_not_move_are_an_error(tmp_path):
     done = train(tmp_path / "run", "--train.learning-rate", "1e-60", steps=1)
     assert done.returncode == 1

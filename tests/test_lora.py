@@ -93,7 +93,7 @@ def test_only_the_adapters_are_trained_and_kept(micro, micro_params, mesh):
     assert size < 0.7 * sum(value.nbytes for value in micro_params["unet"].values())
 
 
-@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("dora", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["lora", "dora"])
 def test_every_adapter_moves(dora, micro, micro_params, mesh):
     lora = {"rank": 2, "dora": dora, "targets": "attention+ff+conv"}
     made = setup(micro, micro_params, mesh, (2, 2), lora=lora, text_encoder=True, learning_rate=1e-2)

@@ -155,6 +155,7 @@ def test_compiling_for_the_devices_that_are_here(planned, small):
     assert facts["sampling"]["flops"] > facts["compiler"]["sampling"]["flops"]  # two steps, of which XLA counts one
 
 
+@pytest.mark.slow
 def test_a_second_compilation_of_the_same_programs_comes_from_the_cache(planned, small, monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     seconds = []

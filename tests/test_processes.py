@@ -78,6 +78,7 @@ def wait_for(path, running, seconds=500):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_sigterm_on_one_process_stops_all_at_the_same_step_and_the_run_goes_on_with_one(model, single, tmp_path):
     run_dir = tmp_path / "run"
     long = ["--train.checkpoint-every", 100000, "--train.steps-per-dispatch", 3]

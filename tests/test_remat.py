@@ -11,7 +11,7 @@ from jaxbooth.config import Config
 from jaxbooth.models.remat import REMATS
 from jaxbooth.plan.abstract import plan_base
 from jaxbooth.plan.estimate import estimate
-from jaxbooth.plan.settle import settle
+from jaxbooth.plan.settle import AUTO, settle
 from jaxbooth.plan.topology import find_topology
 from jaxbooth.training.step import gradients
 from tests.training import setup
@@ -84,12 +84,10 @@ def whole():
 
 
 def test_auto_takes_the_first_policy_that_fits(whole):
-    needs = {policy: estimate(*whole(policy, 1e12)).at().hbm_bytes for policy in REMATS}
-    for need in needs.values():
-        first = next(one for one in REMATS if needs[one] <= need)
-        assert settle(*whole("auto", need))[0].train.remat == first
-    assert settle(*whole("auto", min(needs.values()) - 1))[0].train.remat == "blocks"
-    assert needs["blocks"] < needs["none"]
+    needs = {policy: estimate(*whole(policy, 1e12)).at().hbm_bytes for policy in AUTO}
+    assert needs["blocks"] < needs["attention"] < needs["none"]
+    assert settle(*whole("auto", needs["attention"]))[0].train.remat == "attention"
+    assert settle(*whole("auto", needs["blocks"] - 1))[0].train.remat == "blocks"
 
 
 def test_a_named_policy_stays(whole):

@@ -90,6 +90,7 @@ def test_a_complete_run_says_so_and_what_to_raise(straight):
     assert "complete at step 6 of 6; raise --train.steps" in output
 
 
+@pytest.mark.slow
 def test_a_half_written_checkpoint_is_ignored(straight, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(straight[0], run_dir)

@@ -183,7 +183,10 @@ def test_the_text_encoder_trains_only_when_asked(micro, micro_params, mesh):
     assert not any(key.startswith("text_encoder.") for key in setup(micro, micro_params, mesh, (2, 2)).state.params)
 
 
-@pytest.mark.parametrize("optimizer", ["adafactor", "lion", "prodigy", "schedule_free_adamw"])
+@pytest.mark.parametrize(
+    "optimizer",
+    ["adafactor", "schedule_free_adamw", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lion", "prodigy"))],
+)
 def test_every_optimizer_lowers_the_loss_of_a_fixed_step(optimizer, micro, micro_params, mesh):
     rate = {"prodigy": 1.0, "lion": 2e-5}.get(optimizer, 1e-4)
     task, state, frozen, bank = setup(
