@@ -45,7 +45,13 @@ PROGRAMS: dict[str, dict[str, list[str]]] = {
         "torch-compile": ["torch_sample.py", "--compile"],
     },
 }
-PASSED = ("rows", "lora_rank", "remat", "steps", "sampler", "dispatch")  # flags that a program may know
+FLAGS = {  # of this script, that each program takes as well
+    "jaxbooth_train.py": ("rows", "lora_rank", "remat", "dispatch"),
+    "torch_train.py": ("rows", "lora_rank", "remat"),
+    "flax_train.py": ("rows",),
+    "jaxbooth_sample.py": ("rows", "steps", "sampler"),
+    "torch_sample.py": ("rows", "steps", "sampler"),
+}
 
 
 class Peer:
@@ -94,8 +100,8 @@ class Peer:
         self.process.wait()
 
 
-def environment_of(name: str) -> dict[str, str]:
-    """Returns the variables of a subject: several may share one GPU, so that none may take its memory in advance."""
+def environment() -> dict[str, str]:
+    """Returns the variables of a subject: several may share one GPU, and none may take its memory in advance."""
     added = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TOKENIZERS_PARALLELISM": "false"}
     return os.environ | added
 
@@ -117,16 +123,14 @@ def peer_python(given: str | None) -> str:
 
 
 def command_of(arguments: argparse.Namespace, name: str, folder: Path) -> list[str]:
-    """Returns the command of a subject, with the flags that its program knows."""
+    """Returns the command of a subject, with the flags that its program takes."""
     program, *flags = PROGRAMS[arguments.task][name]
-    source = (HERE / program).read_text()
     python = peer_python(arguments.flax_python) if name == "flax" else sys.executable
     command = [python, str(HERE / program), *flags]
     command += ["--model", arguments.model] if name == "jaxbooth" else ["--folder", str(folder)]
-    for flag in PASSED:
-        value, spelled = getattr(arguments, flag), f"--{flag.replace('_', '-')}"
-        if value not in (None, False) and f'"{spelled}"' in source:
-            command += [spelled] if value is True else [spelled, str(value)]
+    given = {flag: getattr(arguments, flag) for flag in FLAGS[program]}
+    for flag, value in given.items():
+        command += [] if value is None else [f"--{flag.replace('_', '-')}", str(value)]
     return command
 
 
@@ -134,7 +138,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[Peer]:
     """Starts all subjects, lets them take turns, and ends them."""
     peers = []
     for name in arguments.subjects:
-        peers.append(Peer(name, command_of(arguments, name, folder), environment_of(name)))
+        peers.append(Peer(name, command_of(arguments, name, folder), environment()))
         if not arguments.together:
             peers[-1].wait()
     if arguments.together:

@@ -32,8 +32,8 @@ def attention(query: Array, key: Array, value: Array, is_causal: bool = False) -
     kernels = {platform: FORMS[form] for platform, form in forms.items() if form in KERNELS and KERNELS[form]()}
     if elsewhere == "plain" and not kernels:
         return plain_attention(query, key, value, is_causal)
-    # All branches together decide what is kept for the backward pass, so that the default's scores must not be.
-    default = jax.checkpoint(FORMS[elsewhere])
+    # All branches together decide what is kept for the backward pass, so that the plain form's scores must not be.
+    default = jax.checkpoint(plain_attention) if elsewhere == "plain" else FORMS[elsewhere]
     choose = functools.partial(jax.lax.platform_dependent, default=default, **kernels)
     return each_device(choose, query, key, value)
 

@@ -21,7 +21,9 @@ class Step:
     """A model, its optimizer, and a batch."""
 
     def __init__(self, arguments: argparse.Namespace):
-        config = json.loads((Path(arguments.folder) / "unet" / "config.json").read_text())
+        config, text_config = (
+            json.loads((Path(arguments.folder) / name / "config.json").read_text()) for name in ("unet", "text_encoder")
+        )
         kind = jax.default_backend()
         self.dtype = jnp.float32 if kind == "cpu" else jnp.bfloat16
         unet = FlaxUNet2DConditionModel.from_config(config, dtype=self.dtype)
@@ -30,10 +32,10 @@ class Step:
         )
         self.half, self.rows = arguments.rows, 2 * arguments.rows
         side, random = config["sample_size"], np.random.default_rng(0)
-        shape = (self.rows, config["in_channels"], side, side)
+        shape, tokens = (self.rows, config["in_channels"], side, side), text_config["max_position_embeddings"]
         batch = (
             random.standard_normal(shape, np.float32),
-            random.standard_normal((self.rows, arguments.tokens, config["cross_attention_dim"]), np.float32),
+            random.standard_normal((self.rows, tokens, config["cross_attention_dim"]), np.float32),
         )
         self.batch = jax.device_put(batch)
         self.params = jax.jit(unet.init_weights)(jax.random.key(0))
@@ -88,6 +90,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", required=True, help="a diffusers folder; no weights needed")
     parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=77)
     given = parser.parse_args()
     serve(lambda: build(given))

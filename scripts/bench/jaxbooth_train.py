@@ -43,7 +43,7 @@ def useful_flops(config: Config, base: Base) -> float:
     _, plain = plan_base(config.model_copy(update={"lora": config.lora.model_copy(update={"rank": None})}), "cpu")
     side = base.latent_shape(config.resolution, config.resolution)
     text = plain.text.width
-    shapes: Any = [(1, *side), (1,), (1, 77, text)]
+    shapes: Any = [(1, *side), (1,), (1, plain.text.towers[-1].length, text)]
     added = None
     if base.text.is_xl:
         added = AddedConditions(jnp.zeros((1, base.text.towers[-1].config.projection_dim)), jnp.zeros((1, 6)))

@@ -19,11 +19,16 @@ def resolution_of(folder: str) -> int:
     return read_config(folder, "unet")["sample_size"] * factor
 
 
+def tokens_of(folder: str) -> int:
+    """Returns the length of a prompt."""
+    return read_config(folder, "text_encoder")["max_position_embeddings"]
+
+
 def conditions(
-    unet: Any, rows: int, side: int, device: str, dtype: torch.dtype
+    unet: Any, rows: int, tokens: int, side: int, device: str, dtype: torch.dtype
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None]:
     """Returns random text features, and what SDXL takes beside them."""
-    text = torch.randn(rows, 77, unet.config.cross_attention_dim, device=device, dtype=dtype)
+    text = torch.randn(rows, tokens, unet.config.cross_attention_dim, device=device, dtype=dtype)
     if unet.config.addition_embed_type != "text_time":
         return text, None
     sizes = torch.tensor([[side, side, 0, 0, side, side]] * rows, device=device, dtype=dtype)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from torch_model import conditions, read_config, resolution_of
+from torch_model import conditions, read_config, resolution_of, tokens_of
 from transformers import CLIPTextConfig, CLIPTextModel
 from worker import Subject, serve, timed
 
@@ -23,13 +23,13 @@ class Step:
         torch.manual_seed(0)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         folder, self.device = arguments.folder, arguments.device
-        self.rows, self.half, self.with_vae = 2 * arguments.rows, arguments.rows, arguments.vae
+        self.rows, self.with_vae = 2 * arguments.rows, arguments.vae
         unet = UNet2DConditionModel.from_config(read_config(folder, "unet"))
         self.unet = unet.to(self.device, memory_format=torch.channels_last)
         self.trained = list(self.unet.parameters())
         if arguments.lora_rank:
             self.adapt(arguments.lora_rank)
-        if arguments.remat:
+        if arguments.remat != "none":
             self.unet.enable_gradient_checkpointing()
         self.unet.train()
         self.optimizer = torch.optim.AdamW(self.trained, lr=5e-6, weight_decay=1e-2, fused=arguments.fused or None)
@@ -37,7 +37,7 @@ class Step:
         self.dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
         side = resolution_of(folder)
         self.latents = torch.randn(self.rows, 4, side // 8, side // 8, device=self.device)
-        self.text, self.added = conditions(self.unet, self.rows, side, self.device, self.dtype)
+        self.text, self.added = conditions(self.unet, self.rows, tokens_of(folder), side, self.device, self.dtype)
         if self.with_vae:
             self.prepare_encoders(folder, side)
         self.model = torch.compile(self.unet) if arguments.compile else self.unet
@@ -119,7 +119,7 @@ if __name__ == "__main__":
     parser.add_argument("--vae", action="store_true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--fused", action="store_true", help="AdamW as one kernel")
-    parser.add_argument("--remat", action="store_true")
+    parser.add_argument("--remat", default="none", help="any policy but none means gradient checkpointing")
     parser.add_argument("--lora-rank", type=int, default=None)
     given = parser.parse_args()
     serve(lambda: build(given))
