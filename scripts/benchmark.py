@@ -10,6 +10,7 @@ diffusers 0.39, which is the last one with Flax: an environment for it is made o
 """
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +48,11 @@ PROGRAMS: dict[str, dict[str, list[str]]] = {
     },
 }
 FLAGS = {  # of this script, that each program takes as well
-    "jaxbooth_train.py": ("rows", "lora_rank", "remat", "dispatch"),
-    "torch_train.py": ("rows", "lora_rank", "remat"),
-    "flax_train.py": ("rows",),
-    "jaxbooth_sample.py": ("rows", "steps", "sampler"),
-    "torch_sample.py": ("rows", "steps", "sampler"),
+    "jaxbooth_train.py": ("lora_rank", "remat", "dispatch"),
+    "torch_train.py": ("lora_rank", "remat"),
+    "flax_train.py": (),
+    "jaxbooth_sample.py": ("steps", "sampler"),
+    "torch_sample.py": ("steps", "sampler"),
 }
 
 
@@ -58,6 +60,7 @@ class Peer:
     """A subject in its own process.
 
     Attributes:
+        name: what the table calls it.
         facts: what it said when it was ready, and `cold_seconds` from its start to the end of its first step.
     """
 
@@ -122,25 +125,34 @@ def peer_python(given: str | None) -> str:
     return str(python)
 
 
-def command_of(arguments: argparse.Namespace, name: str, folder: Path) -> list[str]:
+def command_of(arguments: argparse.Namespace, name: str, rows: int, folder: Path) -> list[str]:
     """Returns the command of a subject, with the flags that its program takes."""
     program, *flags = PROGRAMS[arguments.task][name]
     python = peer_python(arguments.flax_python) if name == "flax" else sys.executable
     command = [python, str(HERE / program), *flags]
     command += ["--model", arguments.model] if name == "jaxbooth" else ["--folder", str(folder)]
-    given = {flag: getattr(arguments, flag) for flag in FLAGS[program]}
+    given = {"rows": rows} | {flag: getattr(arguments, flag) for flag in FLAGS[program]}
     for flag, value in given.items():
         command += [] if value is None else [f"--{flag.replace('_', '-')}", str(value)]
     return command
 
 
+def start(arguments: argparse.Namespace, folder: Path) -> Iterator[Peer]:
+    """Starts every subject with every number of rows, and jaxbooth once more with each set of compiler flags."""
+    for rows, name in itertools.product(arguments.rows, arguments.subjects):
+        for flags in ["", *arguments.xla_flags] if name == "jaxbooth" else [""]:
+            title = " ".join(filter(None, (name, str(rows) if len(arguments.rows) > 1 else "", flags)))
+            added = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}"} if flags else {}
+            yield Peer(title, command_of(arguments, name, rows, folder), environment() | added)
+
+
 def measure(arguments: argparse.Namespace, folder: Path) -> list[Peer]:
     """Starts all subjects, lets them take turns, and ends them."""
     peers = []
-    for name in arguments.subjects:
-        peers.append(Peer(name, command_of(arguments, name, folder), environment()))
+    for peer in start(arguments, folder):
+        peers.append(peer)
         if not arguments.together:
-            peers[-1].wait()
+            peer.wait()
     if arguments.together:
         for peer in peers:
             peer.wait()
@@ -198,12 +210,15 @@ def main() -> None:
     parser.add_argument("task", choices=PROGRAMS)
     parser.add_argument("--subjects", nargs="+", default=["jaxbooth", "torch"])
     parser.add_argument("--model", default="demo", help=f"{', '.join(FAMILIES)}, demo, or a diffusers folder")
-    parser.add_argument("--rows", type=int, default=4, help="instance rows, beside as many prior rows; or pictures")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[4], help="instance rows, beside as many prior rows; or pictures"
+    )
     parser.add_argument("--lora-rank", type=int, default=None)
     parser.add_argument("--remat", default=None)
     parser.add_argument("--dispatch", type=int, default=None, help="steps a dispatch (jaxbooth)")
     parser.add_argument("--steps", type=int, default=None, help="network evaluations of a picture")
     parser.add_argument("--sampler", default=None, choices=["dpmpp_2m", "ddpm"])
+    parser.add_argument("--xla-flags", action="append", default=[], help="jaxbooth once more, with these XLA_FLAGS")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of one turn")
     parser.add_argument("--together", action="store_true", help="start all at once; compile times then mean less")

@@ -124,9 +124,13 @@ def build(arguments: argparse.Namespace) -> Subject:
         "compile_seconds": step.compile_seconds,
         "flops_per_row": step.flops_per_row,
     }
-    if arguments.profile:
-        profile(step, arguments.profile)
-    return Subject(step.run, facts, peak_bytes, step.outside)
+
+    def last() -> float | None:
+        if arguments.profile:
+            profile(step, arguments.profile)
+        return step.outside()
+
+    return Subject(step.run, facts, peak_bytes, last)
 
 
 def profile(step: Step, folder: Path) -> None:
