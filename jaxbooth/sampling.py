@@ -6,7 +6,7 @@ Validation, class pictures and `jaxbooth sample` all come here.
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from PIL import Image
 
 from jaxbooth.console import progress
 from jaxbooth.data.latents import seed_data
-from jaxbooth.diffusion.samplers import SAMPLERS, Denoiser, Grid, SamplerName, make_grid
+from jaxbooth.diffusion.samplers import SAMPLERS, Denoiser, Grid, Point, SamplerName, make_grid
 from jaxbooth.diffusion.schedule import convert
 from jaxbooth.errors import UserError
 from jaxbooth.params import Params, cast_matrices, pixel_precision, precision_of
@@ -55,6 +55,20 @@ class Settings:
             "guidance_scale": self.guidance_scale,
             "negative_prompt": self.negative_prompt,
         }
+
+
+class Dials(NamedTuple):
+    """What a compiled program draws with, and takes as data: any seed, guidance (but 1) and number of steps.
+
+    Attributes:
+        root: (2,) uint32, the data of the seed's key.
+        guidance_scale: scalar float32.
+        grid: of the sampler.
+    """
+
+    root: Array
+    guidance_scale: Array
+    grid: Grid
 
 
 def check_resolution(base: Base, resolution: int, flag: str) -> None:
@@ -97,7 +111,7 @@ def guided_denoiser(
     whole_picture = jnp.array([*size, 0, 0, *size], jnp.float32)
     context, added = base.conditions(shown, jnp.broadcast_to(whole_picture, (len(shown.context), 6)))
 
-    def denoise(z: Array, point: Grid) -> Array:
+    def denoise(z: Array, point: Point) -> Array:
         if guidance is None:
             output = model(z, jnp.full(rows, point.timestep), context, added)
         else:
@@ -110,7 +124,7 @@ def guided_denoiser(
 
 
 def draw_latents(
-    base: Base, settings: Settings, unet: Params, text: Text, negative: Text, keys: Array, guidance: Array
+    base: Base, settings: Settings, unet: Params, text: Text, negative: Text, keys: Array, dials: Dials
 ) -> Array:
     """Runs the sampler from each row's own noise; (b, h, w, c) scaled latents. Pure, for use under `jax.jit`."""
     shape = base.latent_shape(*settings.size)
@@ -118,10 +132,9 @@ def draw_latents(
     def noise(index: Array) -> Array:
         return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index + 1), shape))(keys)
 
-    scale = None if settings.guidance_scale == 1 else guidance
+    scale = None if settings.guidance_scale == 1 else dials.guidance_scale
     denoise = guided_denoiser(base, unet, text, negative, settings.size, scale)
-    grid = make_grid(base.schedule, settings.sampler, settings.steps)
-    return SAMPLERS[settings.sampler].run(denoise, noise(jnp.array(-1)), grid, noise, base.schedule)
+    return SAMPLERS[settings.sampler].run(denoise, noise(jnp.array(-1)), dials.grid, noise, base.schedule)
 
 
 def decode_pixels(base: Base, vae: Params, latents: Array, shards: int) -> Array:
@@ -139,14 +152,14 @@ def decode_pixels(base: Base, vae: Params, latents: Array, shards: int) -> Array
 
 
 class Painter:
-    """Draws pictures with fixed settings; compiled once, whatever the prompts, seeds and weights.
+    """Draws pictures with fixed settings; compiled once, whatever the prompts, seeds, steps and weights.
 
     Args:
         batch: pictures drawn at once, rounded up to fill the mesh.
         quiet: show no progress bar, because the caller has one.
 
     Attributes:
-        program: the jitted (params of unet and vae, text, negative text, keys, guidance) -> pixels.
+        program: the jitted (params of unet and vae, text, captions, indices, dials) -> pixels.
     """
 
     def __init__(self, base: Base, mesh: Mesh, settings: Settings, batch: int, quiet: bool = False):
@@ -157,14 +170,18 @@ class Painter:
         self._encode = jax.jit(lambda params, ids: encode_prompts(base, mesh, params, ids))
         self.program = jax.jit(self._trace, out_shardings=replicated(mesh))
 
-    def _trace(
-        self, params: dict[str, Params], text: Text, captions: Array, indices: Array, root: Array, guidance: Array
-    ) -> Array:
+    def dials(self, seed: int) -> Dials:
+        """Returns what the settings and a seed give the program, on the host."""
+        chosen = self.settings
+        host: Any = (seed_data(seed), np.array(chosen.guidance_scale, np.float32))
+        return Dials(*host, make_grid(self.base.schedule, chosen.sampler, chosen.steps))
+
+    def _trace(self, params: dict[str, Params], text: Text, captions: Array, indices: Array, dials: Dials) -> Array:
         shown, negative = take(text, captions), take(text, jnp.zeros_like(captions))
-        keys = picture_keys(jax.random.wrap_key_data(root), indices)
+        keys = picture_keys(jax.random.wrap_key_data(dials.root), indices)
         with tracing_for(self.mesh):
             with precision_of(self.base.dtype):
-                latents = draw_latents(self.base, self.settings, params["unet"], shown, negative, keys, guidance)
+                latents = draw_latents(self.base, self.settings, params["unet"], shown, negative, keys, dials)
             return decode_pixels(self.base, params["vae"], latents, row_shards(self.mesh))
 
     def __call__(
@@ -196,13 +213,12 @@ class Painter:
         encoders = {name: params[name] for name in self.base.text_encoders}
         text = self._encode(encoders, self.base.text.tokenize(filled))
         captions = np.array([distinct.index(prompt) for prompt in prompts], np.int32)
-        numbers, root = np.array(indices, np.uint32), seed_data(seed)
-        fixed = put((root, np.float32(self.settings.guidance_scale)), replicated(self.mesh))
+        numbers, dials = np.array(indices, np.uint32), put(self.dials(seed), replicated(self.mesh))
         used = {name: params[name] for name in ("unet", "vae")}
         for start in range(0, len(prompts), self.batch):
             rows = np.minimum(np.arange(start, start + self.batch), len(prompts) - 1)  # the last batch is padded
             inputs = put((captions[rows], numbers[rows]), rows_over(self.mesh))
-            drawn = self.program(used, text, *inputs, *fixed)
+            drawn = self.program(used, text, *inputs, dials)
             yield jax.device_get(drawn)[: len(prompts) - start]
 
 

@@ -78,6 +78,15 @@ def test_all_but_one_turn_of_a_loop_is_hidden():
     assert traced.lower().compile().cost_analysis()["flops"] == pytest.approx(product, rel=1e-3)
 
 
+def test_a_loop_whose_length_is_data_has_the_turns_that_it_is_said_to_take():
+    def run(x, length):
+        return jax.lax.fori_loop(0, length, lambda _, carry: carry @ carry, x)
+
+    traced = jax.jit(run).trace(jax.ShapeDtypeStruct((64, 64), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32))
+    assert hidden_flops(traced.jaxpr, "cpu", 1) == 0
+    assert hidden_flops(traced.jaxpr, "cpu", 1, turns=20) == pytest.approx(19 * 2 * 64**3, rel=1e-3)
+
+
 def attend(query):
     with tracing_for(make_mesh(devices=jax.devices()[:1])):
         return jax.value_and_grad(lambda q: attention(q, q, q).astype(jnp.float32).sum())(query)

@@ -1,4 +1,4 @@
-"""What must not cost another compilation: seeds, prompts, guidance, the length of a run."""
+"""What must not cost another compilation: seeds, prompts, guidance, the number of sampling steps, a run's length."""
 
 from pathlib import Path
 
@@ -33,18 +33,18 @@ def test_another_weight_of_the_prior_is_another_train_step(program):
     assert program(prior_weight=0.5) != program()
 
 
-def test_another_guidance_is_the_same_sampler(base, params, mesh):
+def test_another_guidance_and_another_number_of_steps_are_the_same_sampler(base, params, mesh):
     used = {name: params[name] for name in ("unet", "vae")}
     ids = base.text.tokenize(["", "an emoji of a cat"])
     shapes = jax.eval_shape(base.text.encode, {"text_encoder": params["text_encoder"]}, ids)
-    rows, key = jax.ShapeDtypeStruct((2,), np.int32), jax.ShapeDtypeStruct((2,), np.uint32)
+    rows, indices = np.zeros(2, np.int32), np.zeros(2, np.uint32)
 
-    def text(guidance):
-        painter = Painter(base, mesh, Settings("dpmpp_2m", 2, guidance, 64), 2)
-        return painter.program.lower(used, shapes, rows, key, key, jax.ShapeDtypeStruct((), np.float32)).as_text()
+    def text(steps, guidance):
+        painter = Painter(base, mesh, Settings("dpmpp_2m", steps, guidance, 64), 2)
+        return painter.program.lower(used, shapes, rows, indices, painter.dials(0)).as_text()
 
-    assert text(7.5) == text(4.0)
-    assert text(7.5) != text(1.0)  # no guidance, half of the work
+    assert text(20, 7.5) == text(50, 4.0)
+    assert text(20, 7.5) != text(20, 1.0)  # no guidance, half of the work
 
 
 def compiled(cache: Path) -> set[str]:
@@ -60,8 +60,8 @@ def test_the_second_run_of_each_command_compiles_nothing(tmp_path, monkeypatch):
 
     def use(run, seed, prompt, guidance):
         succeed(jaxbooth("train", *SHORT, "--run-dir", run, "--train.steps", 2 + 2 * seed, "--seed", seed))
-        drawn = ("--out", tmp_path / f"pictures{seed}", "--guidance-scale", guidance, "--seed", seed, "--steps", 2)
-        succeed(jaxbooth("sample", run, "--prompt", prompt, *drawn))
+        drawn = ("--guidance-scale", guidance, "--seed", seed, "--steps", 1 + seed)
+        succeed(jaxbooth("sample", run, "--out", tmp_path / f"pictures{seed}", "--prompt", prompt, *drawn))
 
     use(runs[0], 1, "an emoji of a sks cat", 3)
     before = compiled(tmp_path / "cache")

@@ -1,4 +1,4 @@
-"""Samplers: one pure function each, all of one signature, all a `lax.scan` over the points of a grid.
+"""Samplers: one pure function each, all of one signature, all a loop over the points of a grid.
 
 A sampler sees the network only as a denoiser that maps z_t to its estimate of x, so prediction types and guidance
 never reach it. Latents are the variance-preserving z = alpha x + sigma eps throughout; Karras et al.'s variable is
@@ -6,7 +6,7 @@ z / alpha, whose noise level is sigma / alpha. Reference: the diffusers schedule
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,8 @@ from jaxbooth.diffusion.schedule import Schedule
 from jaxbooth.errors import UserError
 
 
-class Grid(NamedTuple):
-    """The points a sampler visits, each field (steps,) float32: where a step starts and where it ends."""
+class Point(NamedTuple):
+    """Where a step starts and where it ends, float32, and its int32 number."""
 
     timestep: Array
     alpha: Array
@@ -28,13 +28,35 @@ class Grid(NamedTuple):
     index: Array
 
 
-Denoiser = Callable[[Array, Grid], Array]  # (z_t, grid point) -> x
+class Grid(NamedTuple):
+    """Where a sampler goes. All of it is data, so that one compiled program serves every number of steps.
+
+    Attributes:
+        points: a `Point` of arrays, which have room for as many steps as there can be.
+        steps: scalar int32, how many of them are visited.
+    """
+
+    points: Point
+    steps: Array
+
+
+Denoiser = Callable[[Array, Point], Array]  # (z_t, where the step starts) -> x
 Noise = Callable[[Array], Array]  # step index -> standard normal noise of the latents' shape
 Sampler = Callable[[Denoiser, Array, Grid, Noise, Schedule], Array]
+Carry = TypeVar("Carry")
 SamplerName = Literal["ddpm", "ddim", "dpmpp_2m", "euler", "euler_ancestral"]
 
 
-def epsilon_of(z: Array, x0: Array, point: Grid) -> Array:
+def follow(step: Callable[[Carry, Point], Carry], start: Carry, grid: Grid) -> Carry:
+    """Takes the steps of a grid, one after another."""
+
+    def body(index: Array, carry: Carry) -> Carry:
+        return step(carry, jax.tree.map(lambda field: jnp.asarray(field)[index], grid.points))
+
+    return jax.lax.fori_loop(0, grid.steps, body, start)
+
+
+def epsilon_of(z: Array, x0: Array, point: Point) -> Array:
     """The noise that z holds if x0 is what it hides."""
     return (z - point.alpha * x0) / point.sigma
 
@@ -42,7 +64,7 @@ def epsilon_of(z: Array, x0: Array, point: Grid) -> Array:
 def ddpm(denoise: Denoiser, latents: Array, grid: Grid, noise: Noise, schedule: Schedule) -> Array:
     """Ancestral sampling with the posterior q(z_s | z_t, x) (Ho et al. 2020, equations 6 and 7); `DDPMScheduler`."""
 
-    def step(z: Array, point: Grid) -> tuple[Array, None]:
+    def step(z: Array, point: Point) -> Array:
         x0 = denoise(z, point)
         alpha_step = point.alpha / point.next_alpha  # sqrt(1 - beta) of the step
         # 1 - alpha_step^2, without the cancellation near alpha = 1
@@ -51,19 +73,19 @@ def ddpm(denoise: Denoiser, latents: Array, grid: Grid, noise: Noise, schedule: 
         mean = point.next_alpha * beta / jnp.square(point.sigma) * x0 + alpha_step * share * z
         variance = beta if schedule.fixed_large else beta * share
         draws = point.next_sigma > 0
-        return mean + jnp.where(draws, jnp.sqrt(variance), 0) * noise(point.index), None
+        return mean + jnp.where(draws, jnp.sqrt(variance), 0) * noise(point.index)
 
-    return jax.lax.scan(step, latents, grid)[0]
+    return follow(step, latents, grid)
 
 
 def ddim(denoise: Denoiser, latents: Array, grid: Grid, noise: Noise, schedule: Schedule) -> Array:
     """The deterministic map (Song et al. 2021, equation 12 with eta = 0); `DDIMScheduler`."""
 
-    def step(z: Array, point: Grid) -> tuple[Array, None]:
+    def step(z: Array, point: Point) -> Array:
         x0 = denoise(z, point)
-        return point.next_alpha * x0 + point.next_sigma * epsilon_of(z, x0, point), None
+        return point.next_alpha * x0 + point.next_sigma * epsilon_of(z, x0, point)
 
-    return jax.lax.scan(step, latents, grid)[0]
+    return follow(step, latents, grid)
 
 
 def dpmpp_2m(denoise: Denoiser, latents: Array, grid: Grid, noise: Noise, schedule: Schedule) -> Array:
@@ -75,7 +97,7 @@ def dpmpp_2m(denoise: Denoiser, latents: Array, grid: Grid, noise: Noise, schedu
     def log_snr(alpha: Array, sigma: Array) -> Array:
         return jnp.log(alpha) - jnp.log(sigma)
 
-    def step(carry: tuple[Array, Array, Array], point: Grid) -> tuple[tuple[Array, Array, Array], None]:
+    def step(carry: tuple[Array, Array, Array], point: Point) -> tuple[Array, Array, Array]:
         z, previous_x0, previous_half_log_snr = carry
         x0 = denoise(z, point)
         here = log_snr(point.alpha, point.sigma)
@@ -84,35 +106,35 @@ def dpmpp_2m(denoise: Denoiser, latents: Array, grid: Grid, noise: Noise, schedu
         is_second_order = (point.index > 0) & (point.next_sigma > 0)
         slope = x0 + jnp.where(is_second_order, correction, 0)
         z = point.next_sigma / point.sigma * z - point.next_alpha * jnp.expm1(-h) * slope
-        return (z, x0, here), None
+        return z, x0, here
 
     start = (latents, jnp.zeros_like(latents), jnp.zeros((), latents.dtype))
-    return jax.lax.scan(step, start, grid)[0][0]
+    return follow(step, start, grid)[0]
 
 
 def euler(denoise: Denoiser, latents: Array, grid: Grid, noise: Noise, schedule: Schedule) -> Array:
     """Euler steps on the ODE in z / alpha (Karras et al. 2022, Algorithm 1); `EulerDiscreteScheduler`."""
 
-    def step(z: Array, point: Grid) -> tuple[Array, None]:
+    def step(z: Array, point: Point) -> Array:
         x0 = denoise(z, point)
         change = point.next_sigma / point.next_alpha - point.sigma / point.alpha
-        return point.next_alpha * (z / point.alpha + change * epsilon_of(z, x0, point)), None
+        return point.next_alpha * (z / point.alpha + change * epsilon_of(z, x0, point))
 
-    return jax.lax.scan(step, latents, grid)[0]
+    return follow(step, latents, grid)
 
 
 def euler_ancestral(denoise: Denoiser, latents: Array, grid: Grid, noise: Noise, schedule: Schedule) -> Array:
     """An Euler step down to sigma_down, then fresh noise of sigma_up; `EulerAncestralDiscreteScheduler`."""
 
-    def step(z: Array, point: Grid) -> tuple[Array, None]:
+    def step(z: Array, point: Point) -> Array:
         x0 = denoise(z, point)
         start, end = point.sigma / point.alpha, point.next_sigma / point.next_alpha
         sigma_up = end * jnp.sqrt(start**2 - end**2) / start
         sigma_down = jnp.sqrt(end**2 - sigma_up**2)
         moved = z / point.alpha + (sigma_down - start) * epsilon_of(z, x0, point)
-        return point.next_alpha * (moved + sigma_up * noise(point.index)), None
+        return point.next_alpha * (moved + sigma_up * noise(point.index))
 
-    return jax.lax.scan(step, latents, grid)[0]
+    return follow(step, latents, grid)
 
 
 class Rule(NamedTuple):
@@ -159,7 +181,10 @@ def spaced_timesteps(total: int, steps: int, spacing: str, offset: int, rule: Ru
 
 
 def make_grid(schedule: Schedule, name: SamplerName, steps: int, flag: str = "--steps") -> Grid:
-    """Returns the grid that sampler `name` follows in `steps` network evaluations; `flag` is named in the error.
+    """Returns the grid that sampler `name` follows in `steps` network evaluations, on the host.
+
+    Args:
+        flag: named in the error.
 
     Raises:
         UserError: fewer than one step, or more steps than the schedule has.
@@ -178,4 +203,6 @@ def make_grid(schedule: Schedule, name: SamplerName, steps: int, flag: str = "--
     fields = (
         timesteps, alpha, sigma, np.append(alpha[1:], np.sqrt(last)), np.append(sigma[1:], np.sqrt(1 - last)),
     )  # fmt: skip
-    return Grid(*(jnp.asarray(field, jnp.float32) for field in fields), jnp.arange(steps))
+    filled: Any = (*(np.resize(field, total).astype(np.float32) for field in fields), np.arange(total, dtype=np.int32))
+    count: Any = np.array(steps, np.int32)
+    return Grid(Point(*filled), count)

@@ -43,8 +43,8 @@ def devices_of(topology: Topology) -> Sequence[jax.Device]:
     return topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options).devices
 
 
-def compiled_facts(traced: Any, topology: Topology) -> dict[str, Any]:
-    """Compiles a program and returns what XLA says of one device's share.
+def compiled_facts(traced: Any, topology: Topology, turns: int = 1) -> dict[str, Any]:
+    """Compiles a program, whose loop is to take `turns`, and returns what XLA says of one device's share.
 
     A program that the compiler cannot fit has `exceeds`, the bytes that it would need, in place of its facts.
     """
@@ -65,7 +65,7 @@ def compiled_facts(traced: Any, topology: Topology) -> dict[str, Any]:
         "temp_bytes": memory.temp_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
         "flops": cost.get("flops"),
-        "hidden_flops": hidden_flops(traced.jaxpr, kernel_platform(topology), topology.devices),
+        "hidden_flops": hidden_flops(traced.jaxpr, kernel_platform(topology), topology.devices, turns),
         "bytes_accessed": cost.get("bytes accessed"),
         "collectives": collectives(compiled.as_text()),
     }
@@ -87,7 +87,7 @@ def compile_programs(config: Config, topology: Topology, sampling: bool) -> dict
     facts = {"held": held_bytes(step), "train": compiled_facts(trace_train(config, step), topology)}
     if sampling:
         used = sampled_params(step, mesh)
-        drawn = compiled_facts(trace_sampling(config, base, used, mesh), topology)
+        drawn = compiled_facts(trace_sampling(config, base, used, mesh), topology, config.validation.steps)
         facts["sampling"] = drawn | {"params_bytes": bytes_on_device(used)}
     return facts
 

@@ -16,30 +16,32 @@ class Place:
 
     Attributes:
         platform: by which branches are chosen: tpu, cuda, cpu, or empty for TPUs without kernels.
+        unknown: turns of a loop whose length is data.
         turns: of the loops around.
         share: of the work that one device does: all of it inside of `shard_map`.
         seen: whether XLA sees the equations at all.
     """
 
     platform: str
+    unknown: int
     turns: int = 1
     share: float = 1.0
     seen: bool = True
 
 
-def hidden_flops(jaxpr: Any, platform: str, devices: int) -> float:
+def hidden_flops(jaxpr: Any, platform: str, devices: int, turns: int = 1) -> float:
     """Returns one device's FLOPs of a traced program that `cost_analysis` does not count.
 
     A kernel is counted by its grid and its body, so that what it computes again is included; cuDNN's, which has no
-    body here, as the form of attention that stands in for it. Loops of unknown length are counted as one turn, as XLA
-    does.
+    body here, as the form of attention that stands in for it.
 
     Args:
         jaxpr: closed; `jitted.trace(...).jaxpr`.
         platform: see `Place`.
         devices: that share the work evenly.
+        turns: of a loop whose length is data.
     """
-    return count(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars), Place(platform, share=1 / devices))
+    return count(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars), Place(platform, turns, share=1 / devices))
 
 
 def count(jaxpr: Any, wanted: Sequence[bool], place: Place) -> float:
@@ -71,6 +73,8 @@ def inner(place: Place, equation: Any) -> Place:
     """Returns the place of an equation's body."""
     if equation.primitive.name == "scan":
         return replace(place, turns=place.turns * equation.params["length"])
+    if equation.primitive.name == "while":
+        return replace(place, turns=place.turns * place.unknown)
     if equation.primitive.name == "shard_map":
         return replace(place, share=1.0)
     return place

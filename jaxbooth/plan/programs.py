@@ -35,15 +35,16 @@ def trace_sampling(config: Config, base: Base, params: dict[str, Params], mesh: 
     settings = Settings(chosen.sampler, chosen.steps, chosen.guidance_scale, config.resolution)
     painter = Painter(base, mesh, settings, grid_batch(config))
     rows, everywhere = painter.batch, replicated(mesh)
-    text = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), text_shapes(base, rows)
-    )
+
+    def describe(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), tree)
+
+    text = describe(text_shapes(base, rows))
     captions, indices = (
         jax.ShapeDtypeStruct((rows,), kind, sharding=rows_over(mesh)) for kind in (jnp.int32, jnp.uint32)
     )
-    key = jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=everywhere)
-    guidance = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
-    return painter.program.trace(params, text, captions, indices, key, guidance)
+    dials = describe(painter.dials(0))
+    return painter.program.trace(params, text, captions, indices, dials)
 
 
 def grid_batch(config: Config) -> int:
