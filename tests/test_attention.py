@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
-from jaxbooth.models.attention import attention, form_of
+from jaxbooth.models.attention import attention, form_of, gated
 from jaxbooth.models.attention_forms import has_cudnn, plain_attention, query_chunked_attention, splash
 
 F32, BF16 = jnp.float32, jnp.bfloat16
@@ -142,3 +142,9 @@ def test_cross_attention_and_short_sequences_take_the_plain_form():
     query, text = (jax.ShapeDtypeStruct((1, length, 1, 8), F32) for length in (4096, 77))
     assert "while" not in jax.jit(attention).lower(query, text, text).as_text()
     assert "while" not in jax.jit(attention).lower(text, text, text).as_text()
+
+
+def test_a_bfloat16_gate_keeps_its_two_inputs_alone():
+    x = jnp.ones((4, 32), jnp.bfloat16)
+    kept = jax.tree.leaves(jax.vjp(gated, x, 2 * x)[1])
+    assert [leaf.size for leaf in kept] == [x.size, x.size]

@@ -68,20 +68,36 @@ def normalised(x: Array, mean: Array, rstd: Array) -> Array:
 
 
 def group_norm_backward(groups: int, eps: float, silu: bool, saved: Saved, grad: Array) -> tuple[Array, Array, Array]:
-    """Returns the gradients with respect to input, scale and bias."""
+    """Returns the gradients with respect to input, scale and bias.
+
+    Sums and result come from the same values. Of bfloat16 arrays these are made twice, behind a barrier: a GPU's
+    compiler would write them out in float32, twice the size of the input, to make them once.
+    """
     x, scale, bias, mean, rstd = saved
     pixels = tuple(range(1, x.ndim - 1))
-    z = normalised(x, mean, rstd)
-    grad_y = grad.astype(jnp.float32)
-    if silu:
-        gate = jax.nn.sigmoid(z * scale + bias)
-        grad_y *= gate * (1 + (z * scale + bias) * (1 - gate))
+    z, grad_y = z_and_grad(x, grad, scale, bias, mean, rstd, silu)
     sums = (jnp.mean(grad_y, axis=pixels, keepdims=True), jnp.mean(grad_y * z, axis=pixels, keepdims=True))
-    plain, along = (over_groups(total * scale, groups) for total in sums)
+    means = tuple(over_groups(total * scale, groups) for total in sums)
+    if x.dtype == jnp.bfloat16:
+        x, grad, means = jax.lax.optimization_barrier((x, grad, means))
+        z, grad_y = z_and_grad(x, grad, scale, bias, mean, rstd, silu)
+    plain, along = means
     grad_x = rstd * (grad_y * scale - plain - z * along)
     count = x.size // (x.shape[0] * x.shape[-1])
     grad_bias, grad_scale = (count * total.reshape(x.shape[0], -1).sum(axis=0) for total in sums)
     return grad_x.astype(x.dtype), grad_scale.astype(scale.dtype), grad_bias.astype(bias.dtype)
+
+
+def z_and_grad(
+    x: Array, grad: Array, scale: Array, bias: Array, mean: Array, rstd: Array, silu: bool
+) -> tuple[Array, Array]:
+    """Returns z, the normalised input, and the gradient with respect to z * scale + bias, in float32."""
+    z, grad_y = normalised(x, mean, rstd), grad.astype(jnp.float32)
+    if not silu:
+        return z, grad_y
+    y = z * scale + bias
+    gate = jax.nn.sigmoid(y)
+    return z, grad_y * gate * (1 + y * (1 - gate))
 
 
 group_norm.defvjp(group_norm_forward, group_norm_backward)
