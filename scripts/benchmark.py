@@ -45,6 +45,7 @@ PROGRAMS: dict[str, dict[str, list[str]]] = {
         "jaxbooth": ["jaxbooth_sample.py"],
         "torch": ["torch_sample.py"],
         "torch-compile": ["torch_sample.py", "--compile"],
+        "flax": ["flax_sample.py"],
     },
 }
 FLAGS = {  # of this script, that each program takes as well
@@ -53,6 +54,7 @@ FLAGS = {  # of this script, that each program takes as well
     "flax_train.py": (),
     "jaxbooth_sample.py": ("steps", "sampler"),
     "torch_sample.py": ("steps", "sampler"),
+    "flax_sample.py": ("steps", "sampler"),
 }
 
 
