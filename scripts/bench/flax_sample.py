@@ -17,6 +17,7 @@ from diffusers import (
     FlaxStableDiffusionPipeline,
     FlaxUNet2DConditionModel,
 )
+from jax_common import machine, peak_bytes
 from transformers import CLIPTextConfig, CLIPTokenizer, FlaxCLIPTextModel
 from worker import Subject, serve, timed
 
@@ -56,14 +57,8 @@ def build(arguments: argparse.Namespace) -> Subject:
         for seed in range(count):
             jax.device_get(program(ids, params, jax.random.PRNGKey(seed), arguments.steps, side, side, 7.5))
 
-    facts: dict[str, Any] = {"device": jax.devices()[0].device_kind, "rows": arguments.rows}
-    facts["versions"] = {"jax": jax.__version__, "diffusers": diffusers.__version__}
+    facts = machine(diffusers=diffusers.__version__) | {"rows": arguments.rows}
     return Subject(lambda count: timed(lambda: draw(count)), facts, peak_bytes)
-
-
-def peak_bytes() -> int | None:
-    """Returns the most memory used on the first device."""
-    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 if __name__ == "__main__":

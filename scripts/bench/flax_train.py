@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from diffusers import FlaxDDPMScheduler, FlaxUNet2DConditionModel
+from jax_common import machine, peak_bytes
 from worker import Subject, serve, timed
 
 
@@ -81,9 +82,7 @@ class Step:
 def build(arguments: argparse.Namespace) -> Subject:
     """Prepares the step."""
     step = Step(arguments)
-    facts: dict[str, Any] = {"device": jax.devices()[0].device_kind, "rows": step.rows}
-    facts["versions"] = {"jax": jax.__version__, "diffusers": diffusers.__version__}
-    return Subject(step.run, facts, lambda: (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"))
+    return Subject(step.run, machine(diffusers=diffusers.__version__) | {"rows": step.rows}, peak_bytes)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxbooth_common import machine, peak_bytes, random_like
+from jax_common import machine, peak_bytes, random_like
 from worker import Subject, serve, timed
 
 from jaxbooth.config import Config

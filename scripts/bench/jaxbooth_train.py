@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxbooth_common import machine, peak_bytes, random_like
+from jax_common import machine, peak_bytes, random_like
 from worker import Subject, serve, timed
 
 from jaxbooth.config import Config

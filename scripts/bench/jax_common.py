@@ -1,4 +1,4 @@
-"""What both of jaxbooth's subjects share: a model of random weights, and facts about the machine."""
+"""What the subjects in JAX share: random weights, and facts about the machine. Needs nothing of jaxbooth."""
 
 from typing import Any
 
@@ -32,12 +32,9 @@ def random_like(tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(fill, tree)
 
 
-def machine() -> dict[str, Any]:
-    """Returns the device's name and the versions."""
-    return {
-        "device": jax.devices()[0].device_kind,
-        "versions": {"jax": jax.__version__, "numpy": np.__version__},
-    }
+def machine(**versions: str) -> dict[str, Any]:
+    """Returns the device's name and the versions, of JAX and of what else is named."""
+    return {"device": jax.devices()[0].device_kind, "versions": {"jax": jax.__version__} | versions}
 
 
 def peak_bytes() -> int | None:
