@@ -235,7 +235,8 @@ def main() -> None:
         peers = measure(arguments, folder)
     flops = next((peer.facts["flops_per_row"] for peer in peers if "flops_per_row" in peer.facts), None)
     rows = [row_of(peer, flops) for peer in peers]
-    print(f"{peers[0].facts['device']}, {arguments.model}, {peers[0].facts['rows']} rows")
+    counts = ", ".join(str(count) for count in dict.fromkeys(peer.facts["rows"] for peer in peers))
+    print(f"{peers[0].facts['device']}, {arguments.model}, rows: {counts}")
     print(table(rows))
     if arguments.json:
         write_json(arguments.json, {"arguments": " ".join(sys.argv[1:]), "rows": rows})

@@ -48,7 +48,7 @@ SamplerName = Literal["ddpm", "ddim", "dpmpp_2m", "euler", "euler_ancestral"]
 
 
 def follow(step: Callable[[Carry, Point], Carry], start: Carry, grid: Grid) -> Carry:
-    """Takes the steps of a grid, one after another."""
+    """Takes the steps of a grid, whose arrays may be the host's, one after another."""
 
     def body(index: Array, carry: Carry) -> Carry:
         return step(carry, jax.tree.map(lambda field: jnp.asarray(field)[index], grid.points))

@@ -126,6 +126,7 @@ def build(arguments: argparse.Namespace) -> Subject:
     }
 
     def last() -> float | None:
+        # Not before: while other subjects compile, their kernels are tuned on the GPU that is profiled.
         if arguments.profile:
             profile(step, arguments.profile)
         return step.outside()
