@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxbooth.sharding import gathered
+from jaxbooth.sharding import gathered, way_of
 
 T = TypeVar("T")
 Params = dict[str, jax.Array]
@@ -22,11 +22,19 @@ Shapes = dict[str, jax.ShapeDtypeStruct]
 
 
 class Placed(nnx.Param):
-    """A parameter that knows its name, and is gathered where a layer reads it."""
+    """A parameter that knows where it is stored, and is gathered where a layer reads it.
+
+    It does not know its name: blocks that differ in nothing else are the same to `jax.jit`, which traces them once.
+    """
 
     def get_value(self, **index: Any) -> Any:
         """Returns the array as `jaxbooth.sharding.gathered` does."""
-        return gathered(self.get_metadata("name"), super().get_value(**index))
+        return gathered(super().get_value(**index), self.get_metadata("way"))
+
+
+def placed(name: str, value: jax.Array) -> Placed:
+    """Returns a parameter for the mesh that `jaxbooth.sharding.tracing_for` has named."""
+    return Placed(value, way=way_of(name, value.shape))
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class Network:
 
     def bind(self, params: Mapping[str, jax.Array]) -> Any:
         """Returns a callable module that holds `params` (every name of `shapes`, any float dtype)."""
-        flat = [(path, Placed(params[name], name=name)) for name, path in self.paths.items()]
+        flat = [(path, placed(name, params[name])) for name, path in self.paths.items()]
         return nnx.merge(self.graphdef, nnx.from_flat_state(flat))
 
 

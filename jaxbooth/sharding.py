@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -151,22 +152,35 @@ def partition(name: str, shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec
     return PartitionSpec(*spec)
 
 
-def gathered(name: str, value: Array) -> Array:
+class Way(NamedTuple):
+    """Where a parameter is stored, and where a layer uses it."""
+
+    stored: PartitionSpec
+    used: PartitionSpec
+
+
+def way_of(name: str, shape: tuple[int, ...]) -> Way | None:
+    """Returns a parameter's way over the mesh that `tracing_for` has named: None without one, or on one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.auto_axes or mesh.size == 1:
+        return None
+    used: list[str | None] = [None] * len(shape)
+    wide = tensor_dimension(name, shape, mesh)
+    if wide is not None:
+        used[wide] = "tensor"
+    return Way(partition(name, shape, mesh), PartitionSpec(*used))
+
+
+def gathered(value: Array, way: Way | None) -> Array:
     """Returns a parameter as a layer uses it: in one piece, but for what `tensor` splits. Its gradient is cut as it is.
 
     Left to itself, the partitioner may rather cut activations up to match the pieces of a kernel. Where this is called
-    inside of a rematerialised block, the pieces are gathered again for the backward pass. The mesh is the one that
-    `tracing_for` has named; without one, the parameter is returned as it is.
+    inside of a rematerialised block, the pieces are gathered again for the backward pass.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.auto_axes or mesh.size == 1:
+    if way is None:
         return value
-    spec: list[str | None] = [None] * value.ndim
-    wide = tensor_dimension(name, value.shape, mesh)
-    if wide is not None:
-        spec[wide] = "tensor"
-    stored, used = partition(name, value.shape, mesh), PartitionSpec(*spec)
-    return moved(value, NamedSharding(mesh, stored), NamedSharding(mesh, used))
+    mesh = jax.sharding.get_abstract_mesh()
+    return moved(value, NamedSharding(mesh, way.stored), NamedSharding(mesh, way.used))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -151,6 +151,7 @@ class BasicTransformerBlock(nnx.Module):
         self.norm3 = make.layer_norm(width)
         self.ff = FeedForward(width, make)
 
+    @jax.jit  # many are alike: traced once
     def __call__(self, x: Array, context: Array) -> Array:
         x += self.attn1(self.norm1(x))
         x += self.attn2(self.norm2(x), context)

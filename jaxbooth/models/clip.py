@@ -3,6 +3,7 @@
 A text tower on its own has no `text_model.` prefix in its names.
 """
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -25,6 +26,7 @@ class CLIPEncoderLayer(nnx.Module):
         self.mlp = MLP(width, config.intermediate_size, config.hidden_act, make)
         self.layer_norm2 = make.layer_norm(width, config.layer_norm_eps)
 
+    @jax.jit  # all are alike: traced once
     def __call__(self, x: Array) -> Array:
         x += self.self_attn(self.layer_norm1(x))
         return x + self.mlp(self.layer_norm2(x))

@@ -20,7 +20,7 @@ from jax import Array
 
 from jaxbooth.errors import UserError
 from jaxbooth.models.conv import Conv, conv2d
-from jaxbooth.params import AnyArray, Network, Params, Placed, Shapes
+from jaxbooth.params import AnyArray, Network, Params, Placed, Shapes, placed
 from jaxbooth.transfer import to_host
 
 DOWN, UP, MAGNITUDE = "lora_A.kernel", "lora_B.kernel", "lora_magnitude_vector.scale"
@@ -161,7 +161,7 @@ class AdaptedNetwork(Network):
             *way, last = self.paths[f"{layer}.kernel"][:-1]
             parent = functools.reduce(step_into, way, module)
             names = {leaf: f"{layer}.{leaf}" for leaf in (DOWN, UP, MAGNITUDE) if f"{layer}.{leaf}" in params}
-            leaves = {leaf: Placed(params[name], name=name) for leaf, name in names.items()}
+            leaves = {leaf: placed(name, params[name]) for leaf, name in names.items()}
             adapted = Adapted(step_into(parent, last), leaves, self.lora)
             if isinstance(last, int):
                 parent[last] = adapted

@@ -4,8 +4,10 @@ SD 1.x, 2.x and XL are configurations of this one module: per-level head counts 
 or linear projections, and XL's text_time conditioning. Attribute names are the state-dict names.
 """
 
+import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -31,8 +33,12 @@ class AddedConditions(NamedTuple):
     time_ids: Array
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def call(block: nnx.Module, remat: Remat, *args: Array) -> Array:
-    """Calls a block; what `remat` does not keep of it is computed again in the backward pass."""
+    """Calls a block; what `remat` does not keep of it is computed again in the backward pass.
+
+    Blocks that are alike are traced, differentiated and lowered once.
+    """
     return recomputed(type(block).__call__, remat, isinstance(block, Transformer2DModel))(block, *args)
 
 

@@ -4,6 +4,7 @@ Names are those of `Dinov2Model`; `jaxbooth.weights.names` says which words of t
 otherwise.
 """
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -77,6 +78,7 @@ class Layer(nnx.Module):
         self.mlp = SwiGLU(width, inner, make) if gated else MLP(width, inner, config.hidden_act, make)
         self.layer_scale2 = LayerScale(width) if is_second else None
 
+    @jax.jit  # all are alike: traced once
     def __call__(self, x: Array) -> Array:
         """Maps (b, s, width) to (b, s, width)."""
         added = self.attention(self.norm1(x))
