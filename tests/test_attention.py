@@ -11,7 +11,7 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
 from jaxbooth.models.attention import attention, form_of, gated
-from jaxbooth.models.attention_forms import has_cudnn, plain_attention, query_chunked_attention, splash
+from jaxbooth.models.attention_forms import has_cudnn, plain_attention, query_chunked_attention, splash, splash_blocks
 
 F32, BF16 = jnp.float32, jnp.bfloat16
 
@@ -66,6 +66,12 @@ def test_the_tpu_kernel_is_as_exact_in_bfloat16_as_the_plain_form(rng):
 
     kernel, plain = errors(functools.partial(splash, interpret=True)), errors(plain_attention)
     assert all(ours < 1.2 * theirs for ours, theirs in zip(kernel, plain, strict=True)), (kernel, plain)
+
+
+def test_one_backward_kernel_computes_all_gradients_where_its_blocks_have_room_on_every_tpu():
+    assert splash_blocks(4096, 128).use_fused_bwd_kernel
+    assert not splash_blocks(4608, 128).use_fused_bwd_kernel
+    assert not splash_blocks(4096, 160).use_fused_bwd_kernel  # tested for equality above, as are narrower heads
 
 
 @pytest.mark.parametrize(

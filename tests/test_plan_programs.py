@@ -31,14 +31,19 @@ HloModule jit_run, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
   %fusion.2 = bf16[16,8]{1,0:T(8,128)} fusion(%y), kind=kCustom, calls=%all-reduce-scatter.1
   %piece = bf16[2,8]{1,0:T(8,128)} fusion(%x), kind=kCustom, calls=%first_piece
   %other = bf16[2,8]{1,0:T(8,128)} fusion(%x), kind=kCustom, calls=%second_piece
+  %next_block = bf16[2,8]{1,0:T(8,128)} fusion(%z), kind=kCustom, calls=%piece_of_another
 }
 
 %first_piece (p.1: bf16[2,8]) -> bf16[8,8] {
-  ROOT %whole.1 = bf16[8,8]{1,0:T(8,128)} all-gather(%p.1), channel_id=7, dimensions={0}
+  ROOT %whole.1 = bf16[8,8]{1,0:T(8,128)} all-gather(%p.1), channel_id=7, dimensions={0}, frontend_attributes={chain_id="1"}
 }
 
 %second_piece (p.2: bf16[2,8]) -> bf16[8,8] {
-  ROOT %whole.2 = bf16[8,8]{1,0:T(8,128)} all-gather(%p.2), channel_id=7, dimensions={0}
+  ROOT %whole.2 = bf16[8,8]{1,0:T(8,128)} all-gather(%p.2), channel_id=7, dimensions={0}, frontend_attributes={chain_id="1"}
+}
+
+%piece_of_another (p.3: bf16[2,8]) -> bf16[8,8] {
+  ROOT %whole.3 = bf16[8,8]{1,0:T(8,128)} all-gather(%p.3), channel_id=7, dimensions={0}, frontend_attributes={chain_id="2"}
 }
 
 ENTRY %main (state: f32[8]) -> f32[8] {
@@ -50,7 +55,7 @@ ENTRY %main (state: f32[8]) -> f32[8] {
 
 def test_collectives_of_a_tpu_program_are_counted_as_often_as_their_loop_turns_and_their_pieces_once():
     assert collectives(TPU_TEXT) == {
-        "all-gather": {"count": 3 + 3, "bytes": 3 * 16 * 8 * 2 + 3 * 8 * 8 * 2},
+        "all-gather": {"count": 3 * (1 + 2), "bytes": 3 * 16 * 8 * 2 + 3 * 2 * 8 * 8 * 2},
         "all-reduce": {"count": 1, "bytes": 8 * 4 + 5},
         "reduce-scatter": {"count": 3, "bytes": 3 * 16 * 8 * 2},
     }
@@ -92,11 +97,17 @@ def attend(query):
         return jax.value_and_grad(lambda q: attention(q, q, q).astype(jnp.float32).sum())(query)
 
 
-def test_attention_on_a_tpu_is_hidden_in_its_kernels():
-    batch, length, heads, width = 2, 2048, 3, 64
+@pytest.mark.parametrize(
+    ("length", "products"),
+    [
+        (2048, 2 + 5),  # forward; backward one product for each of the scores, their gradient and three results
+        (8192, 2 + 3 + 4),  # backward for queries, and for keys and values: the scores and their gradient in both
+    ],
+)
+def test_attention_on_a_tpu_is_hidden_in_its_kernels(length, products):
+    batch, heads, width = 2, 3, 64
     traced = jax.jit(attend).trace(jax.ShapeDtypeStruct((batch, length, heads, width), jnp.bfloat16))
-    # Forward 2 products; backward 3 for queries, 4 for keys and values, as the scores are computed in both.
-    assert hidden_flops(traced.jaxpr, "tpu", 1) == 9 * 2 * batch * heads * length**2 * width
+    assert hidden_flops(traced.jaxpr, "tpu", 1) == products * 2 * batch * heads * length**2 * width
 
 
 def test_attention_elsewhere_is_hidden_but_for_the_first_chunk_of_queries():

@@ -4,6 +4,7 @@
 """
 
 import functools
+import math
 from typing import Literal
 
 import jax
@@ -15,6 +16,7 @@ FormName = Literal["plain", "chunked", "splash", "cudnn"]
 
 QUERY_CHUNK = 512
 SPLASH_BLOCK = 512  # queries and keys that the TPU kernel holds at once
+FUSED_LENGTH, FUSED_WIDTH = 4096, 128  # of keys and heads up to which one backward kernel has room on every TPU
 CUDNN_MULTIPLE = 8
 TPUS_WITHOUT_SPLASH = ("TPU v2", "TPU v3")  # their compiler refuses bfloat16 products in kernels
 
@@ -58,7 +60,7 @@ def splash(query: Array, key: Array, value: Array, interpret: bool = False) -> A
     everything = splash_attention.FullMask((padded, source_padded))
     kernel = splash_attention.make_splash_mha_single_device(
         splash_attention.MultiHeadMask([everything] * query.shape[1]),
-        block_sizes=splash_blocks(),
+        block_sizes=splash_blocks(source_padded, query.shape[-1]),
         interpret=interpret,
     )
     out = jax.vmap(functools.partial(kernel, segment_ids=segments))(query, key, value)
@@ -70,17 +72,23 @@ def to_blocks(x: Array) -> Array:
     return jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, -x.shape[1] % SPLASH_BLOCK), (0, 0)))
 
 
-def splash_blocks() -> splash_attention.BlockSizes:
-    """Every loop of the kernel and of its two backward kernels steps over whole blocks."""
-    size = SPLASH_BLOCK
-    return splash_attention.BlockSizes(
-        block_q=size,
-        block_kv=size,
-        block_q_dkv=size,
-        block_kv_dkv=size,
-        block_q_dq=size,
-        block_kv_dq=size,
-    )
+def splash_blocks(source_length: int, width: int) -> splash_attention.BlockSizes:
+    """Returns what the kernels hold at once.
+
+    One backward kernel computes the scores once for all three gradients. It writes the queries' gradient once for every
+    block of keys, to be added up after it, and so is given two large ones. Where those have no room on the chip, there
+    is a kernel for the queries' gradient and another for the others, and each computes the scores.
+
+    Args:
+        source_length: in whole blocks.
+        width: of a head.
+    """
+    size, half = SPLASH_BLOCK, source_length // 2
+    sizes = functools.partial(splash_attention.BlockSizes, block_q=size, block_kv=size, block_q_dkv=size)
+    if source_length <= FUSED_LENGTH and width <= FUSED_WIDTH:
+        part = math.gcd(half, size)
+        return sizes(block_kv_dkv=half, block_kv_dkv_compute=part, use_fused_bwd_kernel=True)
+    return sizes(block_kv_dkv=size, block_q_dq=size, block_kv_dq=size)
 
 
 def cudnn(query: Array, key: Array, value: Array) -> Array:

@@ -15,7 +15,7 @@ INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*
 ARRAY = re.compile(r"[a-z]+(\d+)\w*\[([\d,]*)\]|(pred)\[([\d,]*)\]")
 CALLED = re.compile(r"(?:calls|body|condition|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-CHANNEL = re.compile(r"channel_id=(\d+)")
+CHAIN = re.compile(r'chain_id="(\d+)"')
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -24,13 +24,13 @@ class Collective(NamedTuple):
 
     Attributes:
         size: bytes of its results on one device.
-        channel: of an all-gather, its number. TPU programs spread one over several fusions, which work on it a piece
-            at a time and all show its whole result under the same number.
+        chain: number of an all-gather that a TPU program spreads over several fusions, which work on it a piece at a
+            time and all show its whole result. (They also share a channel, but so do those of blocks that are alike.)
     """
 
     kind: str
     size: int
-    channel: str | None
+    chain: str | None
 
 
 class Computation(NamedTuple):
@@ -52,10 +52,10 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
     found: dict[str, Counter[str]] = {}
     seen: set[str] = set()
     for collective, times in run_of(entry, computations, 1):
-        if collective.channel in seen:
+        if collective.chain in seen:
             continue
-        if collective.channel:
-            seen.add(collective.channel)
+        if collective.chain:
+            seen.add(collective.chain)
         total = found.setdefault(collective.kind, Counter())
         total.update(count=times, bytes=collective.size * times)
     return {kind: dict(total) for kind, total in sorted(found.items())}
@@ -88,11 +88,11 @@ def read_computations(text: str) -> tuple[str, dict[str, Computation]]:
 def note(computation: Computation, name: str, result: str, opcode: str, rest: str) -> None:
     """Adds one instruction to its computation."""
     kind, called = opcode.removesuffix("-start"), called_by(rest)
-    channel = CHANNEL.search(rest) if kind == "all-gather" else None
+    chain = CHAIN.search(rest) if kind == "all-gather" else None
     if kind in KINDS:
         sizes = array_sizes(result)
         computation.collectives.append(
-            Collective(kind, results_of(kind, sizes, started=kind != opcode), channel and channel[1])
+            Collective(kind, results_of(kind, sizes, started=kind != opcode), chain and chain[1])
         )
     elif any(part.startswith(FUSED) for part in (name, *called)):
         computation.collectives.append(Collective("reduce-scatter", sum(array_sizes(result)), None))
