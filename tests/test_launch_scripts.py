@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -76,7 +77,9 @@ def programs(tmp_path: Path) -> Programs:
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_are_written_well(script):
     assert subprocess.run(["bash", "-n", script], capture_output=True).returncode == 0
-    shellcheck = shutil.which("shellcheck")
+    # Of the test extra; the environment's programs are not on the path of `.venv/bin/pytest`.
+    places = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+    shellcheck = shutil.which("shellcheck", path=places)
     if shellcheck is None:
         pytest.skip("shellcheck is not installed")
     found = subprocess.run([shellcheck, "-x", script], capture_output=True, text=True)
