@@ -33,9 +33,14 @@ EXCEEDS = re.compile(r"\((\d+(?:\.\d+)?)([KMG])\) exceeds available HBM")
 UNITS = {"K": 2**10, "M": 2**20, "G": GIB}
 
 
+def is_described(topology: Topology) -> bool:
+    """Tells whether the devices are TPUs that are not here."""
+    return topology.platform == "tpu" and not topology.is_here
+
+
 def devices_of(topology: Topology) -> Sequence[jax.Device]:
     """Returns described TPU devices, for which JAX loads libtpu, or devices of this machine."""
-    if topology.platform != "tpu" or topology.is_here:
+    if not is_described(topology):
         return jax.devices(topology.platform)[: topology.devices]
     options: dict[str, Any] = {"chips_per_host_bounds": topology.host_bounds}
     if topology.chip.name in MEGACORE:
@@ -80,7 +85,8 @@ def compile_programs(config: Config, topology: Topology, sampling: bool) -> dict
     Raises:
         UserError: the mesh does not fit the devices, or there is no such model.
     """
-    enable_compilation_cache()
+    if not is_described(topology):  # programs for devices that are not here cannot be loaded again
+        enable_compilation_cache()
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices_of(topology))
     config, base = plan_base(config, topology.platform)
     step = abstract_step(config, base, mesh)
