@@ -9,8 +9,8 @@ from jaxbooth.models.clip import CLIPTextModel
 from jaxbooth.models.config import CLIPTextConfig, UNetConfig, VAEConfig, read_config
 from jaxbooth.models.layers import Make
 from jaxbooth.params import describe
+from jaxbooth.storage.text import read_json
 from jaxbooth.text import TextSide, Tower, read_tokenizer
-from jaxbooth.weights.diffusers_dir import read_json
 
 
 class Family(NamedTuple):

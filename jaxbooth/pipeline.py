@@ -24,8 +24,9 @@ from jaxbooth.models.unet import AddedConditions, UNet2DConditionModel
 from jaxbooth.models.vae import AutoencoderKL
 from jaxbooth.params import Network, Params, describe
 from jaxbooth.sharding import placement
+from jaxbooth.storage.text import read_json
 from jaxbooth.text import Text, TextSide
-from jaxbooth.weights.diffusers_dir import load_component, read_json
+from jaxbooth.weights.diffusers_dir import load_component
 from jaxbooth.weights.resolve import Source
 
 

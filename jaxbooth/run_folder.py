@@ -21,12 +21,12 @@ from jaxbooth.pipeline import Base
 from jaxbooth.remote import check_reachable, is_local, local_twin, place, upload
 from jaxbooth.sections import DataConfig, Subject
 from jaxbooth.sharding import AnyMesh, make_mesh
+from jaxbooth.storage.text import read_json
 from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.state import TrainState, abstract_state
 from jaxbooth.training.trainable import prepare_base, trained_shapes
 from jaxbooth.training.writer import VALIDATION
-from jaxbooth.weights.diffusers_dir import read_json
 from jaxbooth.weights.resolve import resolve_model
 
 T = TypeVar("T", DataConfig, Subject)

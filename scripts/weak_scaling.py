@@ -18,7 +18,7 @@ from jaxbooth.files import write_json
 from jaxbooth.plan.chips import TPUS
 from jaxbooth.plan.compiler import compile_facts
 from jaxbooth.plan.topology import find_topology
-from jaxbooth.weights.diffusers_dir import read_json
+from jaxbooth.storage.text import read_json
 from jaxbooth.weights.families import write_skeleton
 
 FOLDER = Path(__file__).parent / "plan"

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.files import write_json
 from jaxbooth.pipeline import Base
-from jaxbooth.weights.diffusers_dir import read_json
+from jaxbooth.storage.text import read_json
 from jaxbooth.weights.names import export_array, parameter_names
 from tests.commands import environment
 

@@ -13,7 +13,7 @@ from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.evaluation.extractors import open_clip, open_dino
 from jaxbooth.evaluation.folders import CLIP, DINO, Source, find
 from jaxbooth.files import write_json
-from jaxbooth.weights.diffusers_dir import read_json
+from jaxbooth.storage.text import read_json
 from tests.extractor_folders import save_clip, save_dino, save_dinov2
 
 pytest_plugins = ["tests.hub_server"]

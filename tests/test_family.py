@@ -10,7 +10,7 @@ import pytest
 from jaxbooth.errors import UserError
 from jaxbooth.files import write_json
 from jaxbooth.pipeline import Base
-from jaxbooth.weights.diffusers_dir import read_json
+from jaxbooth.storage.text import read_json
 from jaxbooth.weights.families import FAMILIES
 from tests.small_models import write_model
 

@@ -17,7 +17,7 @@ from jaxbooth.files import write_json
 from jaxbooth.pipeline import Base, Pipeline, load_params
 from jaxbooth.sampling import Painter, Settings, picture_keys
 from jaxbooth.sharding import make_mesh
-from jaxbooth.weights.diffusers_dir import read_json
+from jaxbooth.storage.text import read_json
 from jaxbooth.weights.pipeline_dir import write_folder
 from tests.families import TEXT, Kind, in_torch, text_model, write_pipeline
 from tests.small_models import weights

@@ -9,7 +9,7 @@ from jaxbooth.cli import main
 from jaxbooth.config import Config, flag, flatten
 from jaxbooth.files import write_json
 from jaxbooth.plan.chips import GIB
-from jaxbooth.weights.diffusers_dir import read_json
+from jaxbooth.storage.text import read_json
 from jaxbooth.weights.families import write_skeleton
 
 KEYS = {

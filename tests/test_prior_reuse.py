@@ -13,7 +13,7 @@ from jaxbooth.data.prior import open_class_sets
 from jaxbooth.errors import UserError
 from jaxbooth.files import write_json
 from jaxbooth.sections import DataConfig, Subject, TextConfig
-from jaxbooth.weights.diffusers_dir import read_json
+from jaxbooth.storage.text import read_json
 from tests.class_pictures import (
     Stopped,
     config,

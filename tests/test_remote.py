@@ -19,10 +19,10 @@ from jaxbooth.files import write_bytes, write_json, write_png
 from jaxbooth.hosts.link import Alone
 from jaxbooth.remote import check_reachable, is_local, place
 from jaxbooth.run_folder import RunFolder, open_run, resolve_paths
+from jaxbooth.storage.text import read_json
 from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.state import TrainState
 from jaxbooth.training.writer import Writer, read_metrics
-from jaxbooth.weights.diffusers_dir import read_json
 from tests.commands import SHORT, jaxbooth, succeed
 from tests.stores import install_meanwhile
 from tests.training import configure

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.errors import UserError
 from jaxbooth.files import write_json
-from jaxbooth.weights.diffusers_dir import open_tensors, read_json
+from jaxbooth.storage.text import read_json
+from jaxbooth.weights.diffusers_dir import open_tensors
 from jaxbooth.weights.pickles import unpickle
 from jaxbooth.weights.prediction import TELLTALE, read_prediction
 from jaxbooth.weights.single_file import pack, unpack, unpack_vae

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from jaxbooth.assets import DEMO_CLIP, DEMO_MODEL
 from jaxbooth.errors import UserError
 from jaxbooth.evaluation.preprocess import FILES
-from jaxbooth.weights.diffusers_dir import read_json
+from jaxbooth.storage.text import read_json
 from jaxbooth.weights.fingerprint import add_weights
 from jaxbooth.weights.hub import Read, fetch, listing, weights_in
 from jaxbooth.weights.prepared import choose_weights, file_names, kept, write_component

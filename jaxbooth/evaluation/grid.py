@@ -18,7 +18,7 @@ from jaxbooth.files import refuse_existing, write_json, write_png
 from jaxbooth.pipeline import Pipeline
 from jaxbooth.sampling import Painter, Settings
 from jaxbooth.sharding import row_shards
-from jaxbooth.weights.diffusers_dir import read_json
+from jaxbooth.storage.text import read_json
 
 MANIFEST = "grid.json"
 BATCH = 8  # pictures that each device draws at once, at most

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from jaxbooth.errors import UserError
-from jaxbooth.weights.diffusers_dir import read_json
+from jaxbooth.storage.text import read_json
 
 FILES = ("preprocessor_config.json", "processor_config.json")  # the second since transformers 5, around the first
 PROCESSOR = re.compile(r"(?P<kind>\w+?)(FeatureExtractor|ImageProcessor(Fast|Pil)?)")

@@ -10,8 +10,8 @@ from jaxbooth.config import Config
 from jaxbooth.console import is_main
 from jaxbooth.evaluation.metrics import DEFINITIONS
 from jaxbooth.files import write_json
+from jaxbooth.storage.text import read_json
 from jaxbooth.training.figures import DRIFT
-from jaxbooth.weights.diffusers_dir import read_json
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,12 @@ from jaxbooth.pipeline import Base
 from jaxbooth.run_folder import RunFolder
 from jaxbooth.sampling import Painter, Settings, check_resolution
 from jaxbooth.sharding import row_shards
+from jaxbooth.storage.text import read_json
 from jaxbooth.text import TextSide, warn_about_lost_text
 from jaxbooth.training.checks import check_schedule
 from jaxbooth.training.rows import filling_batch_size
 from jaxbooth.training.trainable import read_start, trained_shapes
-from jaxbooth.weights.diffusers_dir import read_json, weight_files
+from jaxbooth.weights.diffusers_dir import weight_files
 
 SHEET_COLUMNS, SHEET_TILES = 5, 200
 SHEET_SIDE = 256  # pixels of a tile's longer side

@@ -15,7 +15,8 @@ import numpy as np
 from jaxbooth.errors import UserError
 from jaxbooth.files import write_text
 from jaxbooth.params import AnyArray
-from jaxbooth.weights.diffusers_dir import index_file, open_tensors, plain_name, read_json, weight_files
+from jaxbooth.storage.text import read_json
+from jaxbooth.weights.diffusers_dir import index_file, open_tensors, plain_name, weight_files
 from jaxbooth.weights.kohya import published_path
 from jaxbooth.weights.names import canonical, export_array, parameter_names
 from jaxbooth.weights.stream import Tensor, stored_dtype, write_tensors

@@ -4,7 +4,6 @@ Reading is slice by slice: each process reads the part of each tensor that its d
 room for the whole model.
 """
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from jaxbooth.errors import UserError
 from jaxbooth.params import Network, Params
+from jaxbooth.storage.text import read_json
 from jaxbooth.weights.names import RENAMED_ON_IMPORT, Renames, canonical, import_axes, parameter_names
 
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")  # folders that may hold weights
@@ -30,23 +30,6 @@ INDEX = re.compile(
 PLAIN_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")  # before variants such as fp16 beside them
 Placement = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 Tick = Callable[[], object]  # called after each tensor
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-        UserError: the file is missing or is not JSON.
-    """
-    try:
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise UserError(f"{path} does not hold a JSON object; download or export the model again.")
-        return content
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; expected a Stable Diffusion model in diffusers layout.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); download or export the model again.") from None
 
 
 def open_tensors(path: Path) -> Any:

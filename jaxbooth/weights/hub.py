@@ -16,7 +16,8 @@ from typing import Any
 from jaxbooth.console import say, warn
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.family import family_of
-from jaxbooth.weights.diffusers_dir import COMPONENTS, read_json
+from jaxbooth.storage.text import read_json
+from jaxbooth.weights.diffusers_dir import COMPONENTS
 from jaxbooth.weights.prepared import check_variant, choose_weights
 
 # What is read as it is; safety checkers and feature extractors are not.

@@ -18,7 +18,8 @@ from jaxbooth.models.layers import Make
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.models.vae import AutoencoderKL
 from jaxbooth.params import describe
-from jaxbooth.weights.diffusers_dir import COMPONENTS, read_json
+from jaxbooth.storage.text import read_json
+from jaxbooth.weights.diffusers_dir import COMPONENTS
 from jaxbooth.weights.families import Family
 from jaxbooth.weights.ldm_names import UNET_PREFIX, VAE_PREFIX, clip_key, openclip_key, unet_key, vae_key
 from jaxbooth.weights.names import import_axes, torch_name

@@ -11,8 +11,9 @@ import numpy as np
 from jaxbooth.console import progress
 from jaxbooth.files import write_json
 from jaxbooth.params import Params
+from jaxbooth.storage.text import read_json
 from jaxbooth.weights.component import Component, save_component
-from jaxbooth.weights.diffusers_dir import COMPONENTS, index_file, plain_name, read_json, weight_files
+from jaxbooth.weights.diffusers_dir import COMPONENTS, index_file, plain_name, weight_files
 
 ExportDtype = Literal["base", "float32", "float16", "bfloat16"]
 ExportFormat = Literal["diffusers", "single-file", "lora", "embeddings"]

@@ -18,7 +18,8 @@ from typing import Any
 from jaxbooth.console import say
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.files import write_json
-from jaxbooth.weights.diffusers_dir import COMPONENTS, INDEX, WEIGHTS, open_tensors, plain_name, read_json, variant_of
+from jaxbooth.storage.text import read_json
+from jaxbooth.weights.diffusers_dir import COMPONENTS, INDEX, WEIGHTS, open_tensors, plain_name, variant_of
 from jaxbooth.weights.pickles import PICKLES, unpickle
 from jaxbooth.weights.single_file import unpack, unpack_vae
 

@@ -14,7 +14,7 @@ from typing import Any
 from jaxbooth.errors import UserError
 from jaxbooth.files import new_folder, write_json
 from jaxbooth.models.config import VAEConfig, read_config
-from jaxbooth.weights.diffusers_dir import read_json
+from jaxbooth.storage.text import read_json
 from jaxbooth.weights.families import Family, family_folder, write_skeleton
 from jaxbooth.weights.ldm_layout import Entry, components, layout, vae_layout
 from jaxbooth.weights.ldm_names import UNET_PREFIX, VAE_ATTENTION, VAE_PREFIX, vae_key

@@ -10,8 +10,8 @@ from jaxbooth.errors import UserError
 from jaxbooth.files import write_text
 from jaxbooth.models.config import CLIPTextConfig, UNetConfig
 from jaxbooth.params import AnyArray
+from jaxbooth.storage.text import read_json
 from jaxbooth.weights.component import Component
-from jaxbooth.weights.diffusers_dir import read_json
 from jaxbooth.weights.inference_yaml import inference_config
 from jaxbooth.weights.ldm_layout import Entry, Shape, component_config, components, family, layout
 from jaxbooth.weights.prediction import V_MARKER, ZERO_SNR_MARKER

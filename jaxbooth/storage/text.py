@@ -1,0 +1,75 @@
+"""Text and JSON files: one way to read them all, whatever wrote them and whatever the locale is.
+
+UTF-8 with or without a byte order mark; lines end with LF, CRLF or CR, and with nothing else: U+2028 and its like may
+stand inside a line (`str.splitlines` would cut there).
+"""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from jaxbooth.errors import UserError
+
+MAX_TEXT_BYTES = 64 * 2**20  # the largest honest file, an index of thousands of tensors, has a hundredth of it
+MAX_REASON = 200  # characters of another library's message
+
+
+def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """Reads a text file; line ends become LF.
+
+    Raises:
+        UserError: it is missing, no regular file, larger than `max_bytes`, unreadable, or not UTF-8.
+    """
+    try:
+        if isinstance(path, Path) and not stat.S_ISREG(os.stat(path).st_mode):  # reading a FIFO would wait for ever
+            raise UserError(f"{path} is not a file; put a text file in its place.")
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            raise UserError(f"{path} is larger than {max_bytes:,} bytes, which no file of its kind is; check it.")
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8.") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{path} cannot be read ({reason}).") from None
+
+
+def read_lines(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> list[str]:
+    """Reads a text file's lines, without their ends; a file that ends with a line end has no empty line after it.
+
+    Raises:
+        UserError: as `read_text`.
+    """
+    text = read_text(path, max_bytes)
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        UserError: as `read_text`, or the content is not JSON or no object.
+    """
+    return parse_json_object(read_text(path), str(path))
+
+
+def parse_json_object(text: str, source: str) -> dict[str, Any]:
+    """Reads a JSON object from text that comes from `source`, which messages name.
+
+    Raises:
+        UserError: it is not JSON, is nested too deeply, holds a number of thousands of digits, or is no object.
+    """
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise UserError(f"{source} is nested too deeply to be read; fetch or export it again.") from None
+    except ValueError as error:  # JSONDecodeError, and Python's limit of an integer's digits
+        raise UserError(f"{source} is not valid JSON ({str(error)[:MAX_REASON]}); fetch or export it again.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{source} does not hold a JSON object; fetch or export it again.")
+    return content
