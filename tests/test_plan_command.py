@@ -177,12 +177,24 @@ def test_compiling_for_a_tpu_that_is_not_here(planned, small):
     assert facts["collectives"]["all-gather"] > 0
 
 
+def test_a_step_is_timed_on_the_machine_itself_which_has_no_published_peak(planned, small):
+    facts = planned("--model", small, *SMALL, "--mesh.data", "8", "--train.batch-size", "8")
+    assert facts["measured"] is True
+    assert 0 < facts["seconds_per_step"] < 60
+    assert facts["images_per_second"] == pytest.approx(16 / facts["seconds_per_step"])
+
+
+def test_a_large_step_is_not_timed_unasked_and_the_table_says_so(capsys):
+    main(["plan", "sd15", "--mesh.data", "1", "--mesh.fsdp", "8", "--train.batch-size", "8"])
+    assert "not measured: " in capsys.readouterr().out
+
+
 # Bad input
 
 
 def test_an_unknown_topology_lists_the_known_ones(refused):
     message = refused("demo", "--topology", "v5e:3x5")
-    assert message.startswith("--topology v5e:3x5 does not exist; known are ")
+    assert message.startswith("--topology v5e:3x5: v5e comes as :1x1, :2x2")
     assert ":4x4" in message
 
 

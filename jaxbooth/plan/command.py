@@ -17,6 +17,7 @@ from jaxbooth.plan.abstract import plan_base
 from jaxbooth.plan.advise import cheapest_fit
 from jaxbooth.plan.compiler import Compiled, compile_plan
 from jaxbooth.plan.estimate import Estimate
+from jaxbooth.plan.measure import measure_step, reason_not_to_measure
 from jaxbooth.plan.report import Plan, plan_facts, plan_table
 from jaxbooth.plan.roofline import expected_run, roofline
 from jaxbooth.plan.settle import settle
@@ -29,7 +30,9 @@ class PlanArguments(Config):
     """Say what a run would need: memory, time, chip-hours. Takes every flag of `jaxbooth train`; no weights needed."""
 
     topology: str = "local"
-    """Devices to plan for: a TPU slice such as v5e:4x4, GPUs such as a100-80gb:8, cpu:N, or local."""
+    """Devices to plan for: local; cpu:N; a TPU slice such as v5e:2x4 or v5litepod-8 (v2, v3, v4, v5e, v5p, v6e, tpu7x);
+    or GPUs such as a100-80gb:8 (t4, v100, v100-32gb, l4, l40s, a10, a10g, a40, a6000, a100-40gb, a100-80gb, h100,
+    h100-pcie, h200, b200, and GeForce cards from rtx3060 to rtx5090)."""
     compile: bool = False
     """Also compile the train step and the sampling step for them with XLA; TPUs need not be present. Takes minutes."""
     as_json: Annotated[bool, arg(name="json")] = False
@@ -75,6 +78,8 @@ def make_plan(config: Config, topology: Topology, compiles: bool = False) -> Pla
         estimated = scaled(estimated, compiled)
     figures = compiled.figures if compiled else guess
     bound = roofline(figures, topology.chip, config.mesh.fsdp)
+    unmeasured = reason_not_to_measure(estimated, topology, compiles) if bound.seconds is None else None
+    measured = measure_step(config, base, topology) if bound.seconds is None and not unmeasured else None
     return Plan(
         config=config,
         topology=topology,
@@ -83,7 +88,9 @@ def make_plan(config: Config, topology: Topology, compiles: bool = False) -> Pla
         compiled=compiled,
         largest=estimated.largest_batch(),
         bound=bound,
-        run=expected_run(config, topology, bound),
+        measured=measured,
+        unmeasured=unmeasured,
+        run=expected_run(config, topology, bound, measured),
         advice=list(advice(config, base, estimated)),
     )
 

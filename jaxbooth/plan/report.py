@@ -24,6 +24,8 @@ class Plan:
 
     Attributes:
         figures: the compiler's where there are some, else the estimate's.
+        measured: seconds of a step that was timed, on devices without peak figures; else None.
+        unmeasured: why none was, a sentence, where nothing else tells the time.
         largest: most instance rows for each device that fit; None where the device's memory is unknown.
         advice: what helps, in sentences.
     """
@@ -35,6 +37,8 @@ class Plan:
     compiled: Compiled | None
     largest: int | None
     bound: Roofline
+    measured: float | None
+    unmeasured: str | None
     run: Run
     advice: list[str]
 
@@ -71,6 +75,7 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
         "roofline_seconds": plan.bound._asdict(),
         "bound": plan.bound.bound,
         "efficiency": EFFICIENCY,
+        "measured": plan.measured is not None,
         **plan.run._asdict(),
         "advice": plan.advice,
     }
@@ -115,16 +120,36 @@ def lines(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def times(plan: Plan) -> Iterator[tuple[str, str]]:
     """Yields the rows about time."""
-    bound, run, config = plan.bound, plan.run, plan.config
-    if run.seconds_per_step is None or bound.seconds is None:
-        yield "time", f"unknown: jaxbooth has no peak figures of {plan.topology.chip.name}"
-        return
+    run = plan.run
+    if plan.unmeasured:
+        yield "time", plan.unmeasured
+    elif plan.measured is not None:
+        yield "measured", f"{rate_in_words(run)}: one step at a time on this machine"
+        yield "the run", length_in_words(plan)
+    else:
+        yield from roofline_times(plan)
+
+
+def roofline_times(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Yields the rows about time on devices whose peaks are known."""
+    bound = plan.bound
+    assert bound.seconds is not None
     each = ", ".join(f"{name} {ms(seconds)}" for name, seconds in bound._asdict().items() if seconds is not None)
     yield "roofline", f"{ms(bound.seconds)} a step, bound by {bound.bound} ({each})"
-    rate = f"{run.images_per_second:.3g} images/s, {ms(run.seconds_per_step)} a step"
-    yield "expected", f"{rate}, assuming {EFFICIENCY:.0%} of the roofline"
-    length = f"{config.train.steps} steps in {run.hours:.2g} h, {run.chip_hours:.2g} chip-hours"
-    yield "the run", f"{length}; class images, compiling and sample pictures come on top"
+    yield "expected", f"{rate_in_words(plan.run)}, assuming {EFFICIENCY:.0%} of the roofline"
+    yield "the run", length_in_words(plan)
+
+
+def rate_in_words(run: Run) -> str:
+    """Writes a run's speed; it is known."""
+    assert run.seconds_per_step is not None
+    return f"{run.images_per_second:.3g} images/s, {ms(run.seconds_per_step)} a step"
+
+
+def length_in_words(plan: Plan) -> str:
+    """Writes how long a run takes; its speed is known."""
+    length = f"{plan.config.train.steps} steps in {plan.run.hours:.2g} h, {plan.run.chip_hours:.2g} chip-hours"
+    return f"{length}; class images, compiling and sample images come on top"
 
 
 def verdict(plan: Plan) -> str:

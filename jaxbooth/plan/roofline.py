@@ -37,7 +37,7 @@ class Roofline(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What to expect of a run, at EFFICIENCY; None where nothing is known of the device.
+    """What to expect of a run, at EFFICIENCY or as measured; None where nothing is known of the device.
 
     Attributes:
         images_per_second: rows, instance and prior ones, over all devices.
@@ -69,11 +69,11 @@ def roofline(figures: Figures, chip: Chip, fsdp: int) -> Roofline:
     )
 
 
-def expected_run(config: Config, topology: Topology, bound: Roofline) -> Run:
-    """Returns the time of a run that reaches EFFICIENCY of its roofline."""
-    if bound.seconds is None:
+def expected_run(config: Config, topology: Topology, bound: Roofline, measured: float | None = None) -> Run:
+    """Returns the time of a run that reaches EFFICIENCY of its roofline, or whose steps take the `measured` seconds."""
+    step = bound.seconds / EFFICIENCY if bound.seconds is not None else measured
+    if step is None:
         return Run(None, None, None, None)
-    step = bound.seconds / EFFICIENCY
     hours = config.train.steps * step / 3600
     rows = config.train.batch_size + config.prior_rows
     return Run(step, rows / step, hours, hours * topology.chips)

@@ -1,7 +1,9 @@
 """Names of hardware, such as `v5e:4x4`, `a100-80gb:8` or `local`, and the devices behind them."""
 
 import os
+import re
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any
 
 import jax
@@ -17,6 +19,10 @@ CUBE = (
 CUBIC = ("v4", "v5p", "tpu7x")
 SINGLE_HOST = ("1x1", "2x2", "2x4")  # of v5e and v6e; larger slices have four chips a host
 MAX_GPUS = 4096
+GOOGLE_NAME = re.compile(
+    r"(v2|v3|v4|v5p|v5e|v5litepod|v6e|tpu7x)-(\d{1,5})"
+)  # an accelerator type, such as v5litepod-8
+GOOGLE_CHIPS = {"v5litepod": "v5e"}
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Topology:
     """A set of equal devices.
 
     Attributes:
-        name: as it was asked for.
+        name: the name of the devices that `find_topology` takes, lower case.
         devices: JAX devices, which are half chips on some TPUs.
         shape: chips along each axis of a TPU slice; empty for everything else.
         platform: tpu, gpu or cpu.
@@ -51,36 +57,92 @@ class Topology:
         return (2, 2, 1)
 
 
-def known_names() -> str:
-    """Lists what `find_topology` takes."""
-    flat = ", ".join(chip.name for chip in TPUS if chip.name not in CUBIC)
-    gpus = ", ".join(chip.name for chip in GPUS)
-    return (
-        f"{flat} with :{' :'.join(FLAT)}; {', '.join(CUBIC)} with :{' :'.join(CUBE)}; {gpus} with :N devices; "
-        "cpu, cpu:N, gpu or local"
-    )
-
-
 def find_topology(name: str) -> Topology:
-    """Returns the devices of a name.
+    """Returns the devices of a name, in any case: `v5e:2x4`, its Google name `v5litepod-8`, `a100-80gb:8`, `RTX 4090`.
 
     Raises:
-        UserError: there is no such topology; the message lists those that exist.
+        UserError: there is no such topology; the message names near ones.
     """
     kind, _, size = name.strip().lower().partition(":")
-    unknown = UserError(f"--topology {name} does not exist; known are {known_names()}.")
-    if kind in ("local", "gpu") or name == "cpu":
+    if kind in ("local", "gpu") or (kind == "cpu" and not size):
         if size:
-            raise unknown
+            raise UserError(f"--topology {name}: {kind} is what this machine has, without a number; leave :{size} out.")
         return local_topology(name, kind)
-    for chip in TPUS:
-        if chip.name == kind and size in (CUBE if kind in CUBIC else FLAT):
-            shape = tuple(map(int, size.split("x")))
-            return Topology(name, chip, int(np.prod(shape)) * chip.cores, shape, "tpu")
-    for chip in (*GPUS, CPU):
-        if chip.name == kind and size.isdecimal() and 0 < int(size) <= MAX_GPUS:
-            return Topology(name, sized(chip, int(size)), int(size), (), "cpu" if chip is CPU else "gpu")
-    raise unknown
+    google = GOOGLE_NAME.fullmatch(kind)
+    if google and not size:
+        return google_topology(name, GOOGLE_CHIPS.get(google[1], google[1]), int(google[2]))
+    devices = DEVICES.get(device_key(kind))
+    if devices is None:
+        raise UserError(f"--topology {name} is not known; {near_names(kind)}")
+    if devices in TPUS:
+        return tpu_topology(name, devices, size)
+    number = size or "1"
+    if not number.isdecimal() or len(number) > len(str(MAX_GPUS)) or not 0 < int(number) <= MAX_GPUS:
+        raise UserError(f"--topology {name}: a number from 1 to {MAX_GPUS} follows {devices.name}:, such as :8.")
+    platform = "cpu" if devices is CPU else "gpu"
+    return Topology(f"{devices.name}:{int(number)}", sized(devices, int(number)), int(number), (), platform)
+
+
+def device_key(kind: str) -> str:
+    """Returns what is left of a device's name without its maker, brand, spaces and dashes: `rtx4090`, `a10080gb`."""
+    words = [word for word in re.split(r"[\s_-]+", kind) if word not in ("nvidia", "geforce", "tesla", "google", "tpu")]
+    return "".join(words)
+
+
+DEVICES = {device_key(chip.name): chip for chip in (*TPUS, *GPUS, CPU)}
+# The other names that cards are sold or rented under.
+DEVICES |= {
+    other: DEVICES[name]
+    for name, others in {
+        "v100": ("v10016gb",),
+        "h100": ("h10080gb", "h100sxm", "h100sxm5"),
+        "a10040gb": ("a100sxm440gb", "a100pcie40gb"),
+        "a10080gb": ("a100sxm480gb", "a100pcie80gb"),
+        "h200": ("h200sxm", "h200141gb"),
+        "a6000": ("rtxa6000",),
+        "tpu7x": ("v7x",),
+    }.items()
+    for other in others
+} | {device_key(chip.name).removeprefix("rtx"): chip for chip in GPUS if chip.name.startswith("rtx")}
+
+
+def tpu_topology(name: str, chip: Chip, size: str) -> Topology:
+    """Describes a TPU slice by its shape.
+
+    Raises:
+        UserError: there is no slice of that shape.
+    """
+    sizes = slices_of(chip.name)
+    if size not in sizes:
+        raise UserError(f"--topology {name}: {chip.name} comes as {', '.join(f':{known}' for known in sizes)}.")
+    shape = tuple(map(int, size.split("x")))
+    return Topology(f"{chip.name}:{size}", chip, int(np.prod(shape)) * chip.cores, shape, "tpu")
+
+
+def google_topology(name: str, kind: str, number: int) -> Topology:
+    """Describes a slice by Google's accelerator type, whose number counts chips of v5e, v6e and tpu7x, and else cores.
+
+    Raises:
+        UserError: there is no slice of that number.
+    """
+    chips_each = 1 if kind in ("v5e", "v6e", "tpu7x") else 2
+    sizes = {chips_each * int(np.prod([int(side) for side in size.split("x")])): size for size in slices_of(kind)}
+    if number not in sizes:
+        raise UserError(f"--topology {name}: {kind} comes as {', '.join(f'{kind}-{known}' for known in sizes)}.")
+    return tpu_topology(name, DEVICES[device_key(kind)], sizes[number])
+
+
+def slices_of(kind: str) -> tuple[str, ...]:
+    """Returns the shapes of a TPU's slices."""
+    return CUBE if kind in CUBIC else FLAT
+
+
+def near_names(kind: str) -> str:
+    """Says which names are close to one that is not known, and where all are listed."""
+    near = [chip.name for chip in DEVICES.values() if kind and chip.name.startswith(kind)]
+    near += [DEVICES[key].name for key in get_close_matches(device_key(kind), DEVICES, n=8, cutoff=0.5)]
+    meant = " or ".join(list(dict.fromkeys(near))[:3])
+    return (f"did you mean {meant}? " if meant else "") + "`jaxbooth plan --help` lists all names."
 
 
 def local_topology(name: str, kind: str) -> Topology:

@@ -1,0 +1,66 @@
+"""Where no peak figures tell how long a step takes, it is timed: on this machine's own devices, with zeros for weights.
+
+A CPU of unknown speed is the usual case. What a step computes does not depend on the weights, so zeros take as long.
+"""
+
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxbooth.config import Config
+from jaxbooth.console import progress
+from jaxbooth.devices import enable_compilation_cache
+from jaxbooth.pipeline import Base
+from jaxbooth.plan.abstract import abstract_step
+from jaxbooth.plan.estimate import Estimate
+from jaxbooth.plan.programs import trace_train
+from jaxbooth.plan.report import metric
+from jaxbooth.plan.topology import Topology
+from jaxbooth.sharding import make_mesh
+
+MOST_FLOPS = 5e11  # of a step that is compiled and timed unasked: half a minute on two CPU cores
+STEPS = 3  # timed, after one that is not
+
+
+def reason_not_to_measure(estimated: Estimate, topology: Topology, compiles: bool) -> str | None:
+    """Says why a step on unknown devices is not timed; None where it will be."""
+    flops = estimated.at().flops
+    if not topology.is_here:
+        return (
+            f"unknown: jaxbooth has no peak figures of {topology.name}; --topology local times a step, on its machine"
+        )
+    if not estimated.fits():
+        return "not measured: the step does not fit into the memory"
+    if flops > MOST_FLOPS and not compiles:
+        work = metric(flops, "FLOP")
+        return f"not measured: a step of {work} may take minutes to compile here; --compile does it and times a step"
+    return None
+
+
+def measure_step(config: Config, base: Base, topology: Topology) -> float:
+    """Compiles the train step for this machine and returns the median seconds of STEPS steps.
+
+    Args:
+        config: with its resolution and checkpointing policy.
+    """
+    enable_compilation_cache()
+    config = config.model_copy(update={"train": config.train.model_copy(update={"steps_per_dispatch": 1})})
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, jax.devices(topology.platform))
+    step = abstract_step(config, base, mesh)
+    with progress("measure", total=None):
+        program = trace_train(config, step).lower().compile()
+        state, frozen, bank = zeros((step.state, step.frozen, step.bank))
+        one, none, seconds = jnp.int32(1), jnp.int32(0), []
+        for _ in range(1 + STEPS):
+            began = time.perf_counter()
+            state, _ = jax.block_until_ready(program(state, frozen, bank, one, none))
+            seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[1:])
+
+
+def zeros(tree: Any) -> Any:
+    """Returns arrays of zeros in the place of described ones."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding), tree)
