@@ -134,7 +134,8 @@ def draw_latents(
 
     scale = None if settings.guidance_scale == 1 else dials.guidance_scale
     denoise = guided_denoiser(base, unet, text, negative, settings.size, scale)
-    return SAMPLERS[settings.sampler].run(denoise, noise(jnp.array(-1)), dials.grid, noise, base.schedule)
+    first = dials.grid.init_noise_sigma * noise(jnp.array(-1))
+    return SAMPLERS[settings.sampler].run(denoise, first, dials.grid, noise, base.schedule)
 
 
 def decode_pixels(base: Base, vae: Params, latents: Array, shards: int) -> Array:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from jaxbooth.diffusion.samplers import SAMPLERS, make_grid, spaced_timesteps
+from jaxbooth.diffusion.samplers import SAMPLERS, make_grid
 from jaxbooth.diffusion.schedule import convert, read_schedule
 from jaxbooth.errors import UserError
 
@@ -31,9 +31,7 @@ def network(z, timestep):
 def reference_path(name: str, raw: dict, latents: np.ndarray, noise: np.ndarray) -> list[np.ndarray]:
     scheduler = CLASSES[name].from_config(raw)
     scheduler.set_timesteps(STEPS)
-    z = torch.tensor(latents, dtype=torch.float64)
-    if name in KARRAS:
-        z = z * (scheduler.sigmas[0].double() ** 2 + 1).sqrt()
+    z = torch.tensor(latents, dtype=torch.float64) * float(scheduler.init_noise_sigma)
     path = []
     for index, timestep in enumerate(scheduler.timesteps):
         output = network(scheduler.scale_model_input(z, timestep), timestep)
@@ -66,8 +64,8 @@ def our_path(name: str, raw: dict, latents: np.ndarray, noise: np.ndarray) -> li
         return convert(output, schedule.prediction_type, "x0", z, point.alpha, point.sigma)
 
     def run(count):
-        part = grid._replace(steps=count)
-        return SAMPLERS[name].run(denoise, jnp.asarray(latents, jnp.float32), part, lambda i: drawn[i], schedule)
+        part, first = grid._replace(steps=count), grid.init_noise_sigma * jnp.asarray(latents, jnp.float32)
+        return SAMPLERS[name].run(denoise, first, part, lambda i: drawn[i], schedule)
 
     return [np.asarray(run(count)) for count in range(1, STEPS + 1)]
 
@@ -94,12 +92,65 @@ def test_the_default_spacing_is_that_of_diffusers(name, rng):
 
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
-@pytest.mark.parametrize("steps", [1, 7, 30])
-def test_timesteps_equal_diffusers(name, spacing, steps):
-    scheduler = CLASSES[name].from_config(RAW | {"timestep_spacing": spacing, "steps_offset": 1})
+@pytest.mark.parametrize("total", [1000, 250])
+def test_the_grid_of_every_number_of_steps_is_that_of_diffusers(name, spacing, total):
+    raw = RAW | {"timestep_spacing": spacing, "steps_offset": 1, "num_train_timesteps": total}
+    scheduler, schedule = CLASSES[name].from_config(raw), read_schedule(raw)
+    too_long = 0
+    for steps in range(1, total):
+        scheduler.set_timesteps(steps)
+        expected = scheduler.timesteps.numpy()
+        if spacing == "trailing" and len(expected) > steps:  # a timestep before the first one
+            assert expected[-1] == -1
+            expected, too_long = expected[:-1], too_long + 1
+        expected = np.minimum(expected, total - 1)  # an offset can lead beyond the last one
+        points = make_grid(schedule, name, steps).points
+        np.testing.assert_allclose(points.timestep[:steps], expected, rtol=1e-6, err_msg=f"{steps} steps")
+        level = points.sigma[:steps] / points.alpha[:steps]
+        np.testing.assert_allclose(level, levels_of(scheduler, expected), rtol=1e-4, err_msg=f"{steps} steps")
+        assert points.next_sigma[steps - 1] == 0
+    assert (too_long > 0) == (spacing == "trailing")
+
+
+def levels_of(scheduler, timesteps: np.ndarray) -> np.ndarray:
+    """sigma / alpha where diffusers evaluates the network."""
+    if hasattr(scheduler, "sigmas"):
+        return scheduler.sigmas[: len(timesteps)].double().numpy()
+    bar = scheduler.alphas_cumprod[timesteps].double().numpy()
+    return np.sqrt((1 - bar) / bar)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing", None])
+@pytest.mark.parametrize("steps", [3, 20, 61])
+def test_the_first_noise_has_the_scale_of_diffusers(name, spacing, steps):
+    raw = RAW | {"steps_offset": 1} | ({"timestep_spacing": spacing} if spacing else {})
+    scheduler, grid = CLASSES[name].from_config(raw), make_grid(read_schedule(raw), name, steps)
     scheduler.set_timesteps(steps)
-    found = spaced_timesteps(1000, steps, spacing, 1, SAMPLERS[name])
-    np.testing.assert_allclose(found, scheduler.timesteps.numpy(), rtol=1e-6)
+    to_z = float(grid.points.alpha[0]) if name in KARRAS else 1
+    assert float(grid.init_noise_sigma) == pytest.approx(to_z * float(scheduler.init_noise_sigma), rel=1e-6)
+
+
+@pytest.mark.parametrize(("spacing", "steps"), [("trailing", 7), ("trailing", 30), ("linspace", 20)])
+def test_a_ddim_step_ends_where_the_next_one_starts(spacing, steps):
+    schedule = read_schedule(RAW | {"timestep_spacing": spacing})
+    points = make_grid(schedule, "ddim", steps).points
+    np.testing.assert_array_equal(points.next_alpha[: steps - 1], points.alpha[1:steps])
+    ends_of_diffusers = np.maximum(points.timestep[:steps] - 1000 // steps, 0)
+    assert (ends_of_diffusers[: steps - 1] != points.timestep[1:steps]).any()
+
+
+def test_a_step_of_no_length_does_no_harm(rng):
+    schedule = read_schedule(RAW | {"timestep_spacing": "leading", "steps_offset": 1})
+    grid, answer = make_grid(schedule, "dpmpp_2m", 999), jnp.asarray(rng.normal(size=SHAPE), jnp.float32)
+    assert grid.points.timestep[0] == grid.points.timestep[1] == 999
+    start = jnp.asarray(rng.normal(size=SHAPE), jnp.float32)
+
+    def denoise(z, point):
+        return answer + 1e-3 * (z + point.index)  # another answer at the same point
+
+    found = SAMPLERS["dpmpp_2m"].run(denoise, start, grid, lambda i: start, schedule)
+    assert np.isfinite(found).all()
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim"])

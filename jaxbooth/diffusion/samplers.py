@@ -34,10 +34,13 @@ class Grid(NamedTuple):
     Attributes:
         points: a `Point` of arrays, which have room for as many steps as there can be.
         steps: scalar int32, how many of them are visited.
+        init_noise_sigma: scalar float32, standard deviation of the first z; alpha times diffusers' of that name, which
+            is that of z / alpha.
     """
 
     points: Point
     steps: Array
+    init_noise_sigma: Array
 
 
 Denoiser = Callable[[Array, Point], Array]  # (z_t, where the step starts) -> x
@@ -79,7 +82,12 @@ def ddpm(denoise: Denoiser, latents: Array, grid: Grid, noise: Noise, schedule: 
 
 
 def ddim(denoise: Denoiser, latents: Array, grid: Grid, noise: Noise, schedule: Schedule) -> Array:
-    """The deterministic map (Song et al. 2021, equation 12 with eta = 0); `DDIMScheduler`."""
+    """The deterministic map (Song et al. 2021, equation 12 with eta = 0); `DDIMScheduler`.
+
+    A step ends where the next one starts. diffusers ends it at t - T // n instead, which is the same timestep under
+    `leading`. Under `linspace`, and under `trailing` with a number of steps n that does not divide T, it is another
+    one, and diffusers goes on from there as if it were the next grid point.
+    """
 
     def step(z: Array, point: Point) -> Array:
         x0 = denoise(z, point)
@@ -91,7 +99,7 @@ def ddim(denoise: Denoiser, latents: Array, grid: Grid, noise: Noise, schedule: 
 def dpmpp_2m(denoise: Denoiser, latents: Array, grid: Grid, noise: Noise, schedule: Schedule) -> Array:
     """DPM-Solver++(2M), midpoint form (Lu et al. 2022, arXiv 2211.01095, Algorithm 2); `DPMSolverMultistepScheduler`.
 
-    The first step and the one that lands on sigma = 0 are of first order.
+    The first step and the one that lands on sigma = 0 are of first order, and so is one after a step of no length.
     """
 
     def log_snr(alpha: Array, sigma: Array) -> Array:
@@ -103,7 +111,7 @@ def dpmpp_2m(denoise: Denoiser, latents: Array, grid: Grid, noise: Noise, schedu
         here = log_snr(point.alpha, point.sigma)
         h = log_snr(point.next_alpha, point.next_sigma) - here
         correction = 0.5 * h / (here - previous_half_log_snr) * (x0 - previous_x0)
-        is_second_order = (point.index > 0) & (point.next_sigma > 0)
+        is_second_order = (point.index > 0) & (point.next_sigma > 0) & (here > previous_half_log_snr)
         slope = x0 + jnp.where(is_second_order, correction, 0)
         z = point.next_sigma / point.sigma * z - point.next_alpha * jnp.expm1(-h) * slope
         return z, x0, here
@@ -146,6 +154,8 @@ class Rule(NamedTuple):
         spare: picks steps + 1 points and drops the last, which is where the final step would have started.
         fractional: `linspace` timesteps are not rounded.
         log_snr: needs alpha > 0, so that a zero terminal SNR is raised to 2^-24.
+        noise_alone: where the first timestep is the last of training (`linspace`, `trailing`), the first z is
+            sigma eps, without the variance that x would add.
     """
 
     run: Sampler
@@ -153,19 +163,24 @@ class Rule(NamedTuple):
     spare: bool = False
     fractional: bool = False
     log_snr: bool = False
+    noise_alone: bool = False
 
 
 SAMPLERS: dict[str, Rule] = {
     "ddpm": Rule(ddpm, "leading"),
     "ddim": Rule(ddim, "leading"),
     "dpmpp_2m": Rule(dpmpp_2m, "linspace", spare=True, log_snr=True),
-    "euler": Rule(euler, "linspace", fractional=True, log_snr=True),
-    "euler_ancestral": Rule(euler_ancestral, "linspace", fractional=True, log_snr=True),
+    "euler": Rule(euler, "linspace", fractional=True, log_snr=True, noise_alone=True),
+    "euler_ancestral": Rule(euler_ancestral, "linspace", fractional=True, log_snr=True, noise_alone=True),
 }
 
 
 def spaced_timesteps(total: int, steps: int, spacing: str, offset: int, rule: Rule) -> np.ndarray:
-    """Picks (steps,) decreasing timesteps out of 0 .. total-1 (Lin et al. 2023, table 2)."""
+    """Picks (steps,) decreasing timesteps out of 0 .. total-1 (Lin et al. 2023, table 2), as diffusers does.
+
+    Under `trailing`, rounding makes diffusers' range one longer for some numbers of steps (61, 103, 121, ...): a last
+    timestep -1, which no network was trained on, and which is left out here.
+    """
     points = steps + 1 if rule.spare else steps
     if spacing == "linspace":
         line = np.linspace(0, total - 1, points)[::-1][:steps]
@@ -173,7 +188,7 @@ def spaced_timesteps(total: int, steps: int, spacing: str, offset: int, rule: Ru
     if spacing == "leading":
         return np.minimum(np.arange(points)[::-1][:steps] * (total // points) + offset, total - 1).astype(np.float64)
     if spacing == "trailing":
-        return np.round(np.arange(total, 0, -total / steps)) - 1
+        return np.round(np.arange(total, 0, -total / steps)[:steps]) - 1
     raise UserError(
         f"scheduler/scheduler_config.json: timestep_spacing {spacing!r} is not supported; "
         "known are leading, linspace and trailing."
@@ -204,5 +219,6 @@ def make_grid(schedule: Schedule, name: SamplerName, steps: int, flag: str = "--
         timesteps, alpha, sigma, np.append(alpha[1:], np.sqrt(last)), np.append(sigma[1:], np.sqrt(1 - last)),
     )  # fmt: skip
     filled: Any = (*(np.resize(field, total).astype(np.float32) for field in fields), np.arange(total, dtype=np.int32))
-    count: Any = np.array(steps, np.int32)
-    return Grid(Point(*filled), count)
+    starts_as_noise = rule.noise_alone and spacing != "leading"
+    scalars: Any = np.array(steps, np.int32), np.array(sigma[0] if starts_as_noise else 1, np.float32)
+    return Grid(Point(*filled), *scalars)
