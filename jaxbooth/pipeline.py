@@ -69,7 +69,8 @@ class Base:
         vae_config = read_component_config(VAEConfig, folder / "vae")
         compute = compute_dtype(dtype)
         towers = tuple(read_tower(folder, name, compute) for name in family.towers)
-        text = TextSide(towers, family.is_xl, clip_skip, chunks, bool(index.get("force_zeros_for_empty_prompt")))
+        zero_empty = family.is_xl and bool(index.get("force_zeros_for_empty_prompt", True))  # diffusers' own default
+        text = TextSide(towers, family.is_xl, clip_skip, chunks, zero_empty)
         check_parts(folder, family, unet_config, vae_config, text)
         return cls(
             folder=folder,

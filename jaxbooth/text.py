@@ -77,7 +77,8 @@ class TextSide:
         is_xl: read the penultimate hidden states and the last tower's pooled feature.
         clip_skip: layers left out at the end.
         chunks: parts of 75 tokens in a prompt.
-        zero_empty: an empty prompt is all zeros (SDXL's `force_zeros_for_empty_prompt`).
+        zero_empty: an empty prompt is all zeros (SDXL's `force_zeros_for_empty_prompt`): a negative prompt that is not
+            given (diffusers' None) and a dropped caption, which are both "" here.
         new_tokens: words added to every tower's vocabulary.
     """
 

@@ -55,8 +55,9 @@ def in_diffusers() -> Callable[..., np.ndarray]:
     latents = torch.tensor(noise).permute(0, 3, 1, 2)
 
     def run(folder: Path, negative: str | None = None, **options: Any) -> np.ndarray:
+        negatives = None if negative is None else [negative] * 2
         pictures = in_torch(folder)(
-            PROMPTS, negative_prompt=negative and [negative] * 2, height=SIZE[0], width=SIZE[1], latents=latents,
+            PROMPTS, negative_prompt=negatives, height=SIZE[0], width=SIZE[1], latents=latents,
             num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type="np", **options,
         ).images  # fmt: skip
         return 255 * pictures
@@ -70,6 +71,19 @@ def test_diffusers_draws_the_same_pictures(folder, mesh, in_diffusers, negative)
     assert ours.shape == theirs.shape == (2, *SIZE, 3)
     assert np.abs(ours - theirs).max() <= 1  # ours are rounded to 8 bits
     assert ours.std() > 30
+
+
+@pytest.mark.parametrize("zeros", [True, False, None])
+def test_sdxl_without_a_negative_prompt_draws_as_its_pipeline_says(sdxl, mesh, in_diffusers, tmp_path, zeros):
+    folder = shutil.copytree(sdxl, tmp_path / "model")
+    index = read_json(folder / "model_index.json")
+    del index["force_zeros_for_empty_prompt"]
+    write_json(folder / "model_index.json", index | ({} if zeros is None else {"force_zeros_for_empty_prompt": zeros}))
+    assert np.abs(in_jaxbooth(folder, mesh) - in_diffusers(folder)).max() <= 1
+
+
+def test_the_comparison_would_see_an_empty_negative_prompt_that_is_encoded(sdxl, in_diffusers):
+    assert np.abs(in_diffusers(sdxl) - in_diffusers(sdxl, "")).max() > 10
 
 
 def test_the_comparison_would_see_another_negative_prompt(folder, in_diffusers):

@@ -1,6 +1,7 @@
 """The text side against diffusers and transformers: prompts in, what the UNet sees out."""
 
 import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from jaxbooth.files import write_json
 from jaxbooth.pipeline import Base, load_params
+from jaxbooth.storage.text import read_json
 from jaxbooth.text import Text, warn_about_lost_text
 from tests.families import END, KINDS, LEGACY_END, in_torch, write_pipeline
 from tests.torch_parity import TOLERANCE, relative_error
@@ -94,6 +97,21 @@ def test_sdxls_default_negative_prompt_is_what_the_pipeline_says(folder_of, enco
     np.testing.assert_allclose(found.pooled[0], pooled[0].numpy(), atol=TOLERANCE)
     assert np.any(found.context[0]) != zeros
     assert np.abs(found.context[1]).max() > 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_pipeline_does_not_say_of_an_empty_prompt_is_diffusers_default(folder_of, encode, tmp_path, kind):
+    folder = shutil.copytree(folder_of(kind), tmp_path / "model")
+    index = read_json(folder / "model_index.json")
+    index.pop("force_zeros_for_empty_prompt", None)
+    write_json(folder / "model_index.json", index)
+    with torch.no_grad():
+        expected = in_torch(folder).encode_prompt(
+            ["a cat"], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True
+        )
+    found = encode(folder, ["", "a cat"])
+    np.testing.assert_allclose(found.context[0], expected[1][0].numpy(), atol=TOLERANCE)
+    assert np.any(found.context[0]) == (kind != "sdxl")
 
 
 def test_each_tower_of_sdxl_pads_with_its_own_token(folder_of):
