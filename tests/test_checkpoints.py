@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import Mesh
 
 from jaxbooth.config import Config
-from jaxbooth.errors import UserError
+from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.sharding import make_mesh, placement
 from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.state import TrainState, abstract_state, field_sums, initial_state
@@ -193,3 +193,66 @@ def test_sums_see_a_flipped_bit_and_arrays_that_changed_places():
     sums = [int(field_sums(case)["params"]) for case in (fields, flipped, swapped)]
     assert len(set(sums)) == 3
     assert {int(field_sums(case)["step"]) for case in (fields, flipped, swapped)} == {1}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a[b]", "[", "]", "*", "?", "two words ", "#%41", "\"q'uote`$x", "emoji 😀 é", "new\nline", "x" * 200, "~", "-x:"],
+)
+def test_whatever_is_in_the_name_of_a_folder_its_checkpoints_are_read_back(name, tmp_path, mesh):
+    folder = tmp_path / name / "checkpoints"
+    writing = Checkpoints(folder, 1)
+    for step in (3, 6):
+        writing.save(state_at(step, mesh), step, Config())
+    writing.close()
+    reading = Checkpoints(folder)
+    found, step = reading.restore(expected(mesh))
+    reading.close()
+    assert step == 6
+    equal(found, 6, mesh)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_folder_is_no_pattern_that_its_neighbours_match(tmp_path, mesh):
+    writing = {name: Checkpoints(tmp_path / name / "checkpoints", 1) for name in ("ab", "*")}
+    for number, checkpoints in enumerate(writing.values(), start=1):
+        checkpoints.save(state_at(number, mesh)._replace(step=jnp.int32(6)), 6, Config())
+    for number, (name, checkpoints) in enumerate(writing.items(), start=1):
+        checkpoints.close()
+        reading = Checkpoints(tmp_path / name / "checkpoints")
+        equal(reading.restore(expected(mesh))[0]._replace(step=jnp.int32(number)), number, mesh)
+        reading.close()
+
+
+def test_a_checkpoint_lies_behind_a_symlink_and_parents_where_the_path_leads(tmp_path, mesh):
+    (tmp_path / "disk" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "deep")
+    writing = Checkpoints(tmp_path / "link" / ".." / "run", 1)
+    writing.save(state_at(3, mesh), 3, Config())
+    writing.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]
+    reading = Checkpoints(tmp_path / "disk" / "run")
+    equal(reading.restore(expected(mesh))[0], 3, mesh)
+    reading.close()
+
+
+@pytest.mark.parametrize("name", ["back\\slash", "logs:", "\udcff"])
+def test_a_folder_that_the_library_would_misread_is_refused_before_anything_is_made(name, tmp_path):
+    with pytest.raises(UserError, match=r"^checkpoints cannot be kept in .*; choose another --run-dir\.$") as refused:
+        Checkpoints(tmp_path / name / "checkpoints", 1)
+    assert str(refused.value).isascii()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("store", ["gs", "s3", "az", "hf"])
+def test_a_local_folder_named_like_an_object_store_is_refused(store):
+    with pytest.raises(UserError, match="the name of an object store as its first folder"):
+        Checkpoints(Path(f"/{store}/run/checkpoints"))
+
+
+def test_a_first_checkpoint_that_cannot_be_read_back_ends_the_run_at_once(tmp_path, mesh, monkeypatch):
+    forgetful = Checkpoints(tmp_path / "checkpoints", 2)
+    monkeypatch.setattr(forgetful._manager, "save", lambda *_, **__: True)  # a file system that keeps nothing
+    with pytest.raises(RunFailure, match=r"3 was written and cannot be read back \(.*\); choose a --run-dir"):
+        forgetful.save(state_at(3, mesh), 3, Config())
+    forgetful.close()

@@ -1,6 +1,12 @@
-"""Names of files that come from a file: each stays inside its folder, or is refused with a sentence that shows it."""
+"""Paths that come from outside: names that files give to files stay inside their folder, and no path is a pattern."""
 
-from pathlib import PurePosixPath, PureWindowsPath
+import glob
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from etils import epath
+from etils.epath.gpath import PosixGPath
 
 from jaxbooth.errors import UserError
 
@@ -43,13 +49,59 @@ def is_inside(name: str) -> bool:
         return False
     if "\0" in name or "\\" in name or PureWindowsPath(name).drive:
         return False
-    try:
-        return all(len(part.encode()) <= MAX_NAME_BYTES for part in path.parts)
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell
-        return False
+    return is_utf8(name) and all(len(part.encode()) <= MAX_NAME_BYTES for part in path.parts)
 
 
 def shown(name: object) -> str:
     """Returns a name as messages show it: one line, printable in any terminal, and not too long."""
     text = ascii(name)
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 4] + " ..."
+
+
+class LiteralPath(PosixGPath):
+    """A local path as Orbax takes it, with whatever characters in it: `glob` reads its argument alone as a pattern.
+
+    etils joins the two, so that a folder `a[b]` would not be found and a folder `*` would find its neighbours too.
+    """
+
+    def glob(self, pattern: str) -> Iterator["LiteralPath"]:
+        """Yields the files below the path that match `pattern`."""
+        for name in glob.iglob(pattern, root_dir=self):
+            yield self / name
+
+
+def as_orbax_path(path: Path) -> epath.Path:
+    """Returns a checkpoint folder's path as Orbax takes it: without symlinks and `..`, which TensorStore would cut out.
+
+    Raises:
+        UserError: it is a local path in which Orbax or TensorStore would not find again what they wrote.
+    """
+    if not isinstance(path, Path):
+        return epath.Path(path)
+    real = os.path.realpath(path)
+    reason = obstacle(real)
+    if reason:
+        raise UserError(f"checkpoints cannot be kept in {shown(real)}, which has {reason}; choose another --run-dir.")
+    return LiteralPath(real)
+
+
+def obstacle(path: str) -> str:
+    """Returns what Orbax or TensorStore would misread in an absolute path, or an empty string."""
+    if not is_utf8(path):
+        return "bytes that are not UTF-8"
+    if "\\" in path:
+        return "a backslash: TensorStore would write to other folders"
+    if "gs:/" in f"{path}/":
+        return "'gs:' at the end of a folder's name: Orbax would look for an object store"
+    if str(epath.Path(path)) != path:
+        return "the name of an object store as its first folder: etils would look for that"
+    return ""
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be encoded: half a surrogate pair, which JSON can spell and file names can hold, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

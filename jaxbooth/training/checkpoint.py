@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from jax.experimental.multihost_utils import process_allgather, sync_global_devices
 from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, PreservationContext, PreservationPolicy
 
@@ -20,6 +19,7 @@ from jaxbooth.disk import free_bytes, in_words, is_full
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.params import Params
 from jaxbooth.remote import is_local, place
+from jaxbooth.storage.paths import as_orbax_path
 from jaxbooth.training.state import TrainState, field_sums, needed_for_result, result_params, tree_bytes
 
 
@@ -48,12 +48,13 @@ class Checkpoints:
             read_only=not writes,
         )
         self._folder, self._writes = place(folder), writes
+        self._is_proven = False  # whether a checkpoint of this process was read back from where it lies
         handlers = {
             "state": ocp.PyTreeCheckpointHandler(),
             "config": ocp.JsonCheckpointHandler(),
             "sums": ocp.JsonCheckpointHandler(),
         }
-        self._manager = ocp.CheckpointManager(epath.Path(self._folder), options=options, item_handlers=handlers)
+        self._manager = ocp.CheckpointManager(as_orbax_path(self._folder), options=options, item_handlers=handlers)
 
     def latest(self) -> int | None:
         """Returns the newest step, or None."""
@@ -69,8 +70,10 @@ class Checkpoints:
     def save(self, state: TrainState, step: int, config: Config) -> None:
         """Starts writing; returns before the write ends. A step that is there already is left alone.
 
+        The first one is waited for, and something of it is read back, so that no run relies on what cannot be read.
+
         Raises:
-            RunFailure: the disk has no room for it, or had none for the one before.
+            RunFailure: the disk has no room for it, or had none for the one before; or the first cannot be read back.
         """
         if step == self.latest():
             return
@@ -85,6 +88,10 @@ class Checkpoints:
         )
         with full_disk_explained(self._folder):
             self._manager.save(step, args=items, force=True)
+        if not self._is_proven:
+            self.wait()
+            prove_readable(self._folder / str(step), state)
+            self._is_proven = True
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, int]:
         """Reads the newest sound step into the shapes and shardings of `abstract`; returns its number too.
@@ -146,7 +153,7 @@ class Checkpoints:
 
     def sums(self, step: int) -> dict[str, int]:
         """Returns the sums of a step's fields as they were saved, which tell its weights from others."""
-        return dict(ocp.JsonCheckpointHandler().restore(epath.Path(self._folder / str(step) / "sums")))
+        return dict(ocp.JsonCheckpointHandler().restore(as_orbax_path(self._folder / str(step) / "sums")))
 
     def wait(self) -> None:
         """Blocks until every save is on disk.
@@ -215,8 +222,8 @@ def read_step(folder: Path, part: dict[str, Any]) -> dict[str, Any]:
     )
     read, sums, reason = {}, {}, ""
     try:
-        read = ocp.PyTreeCheckpointHandler().restore(epath.Path(folder / "state"), args=arguments)
-        sums = dict(ocp.JsonCheckpointHandler().restore(epath.Path(folder / "sums")))
+        read = ocp.PyTreeCheckpointHandler().restore(as_orbax_path(folder / "state"), args=arguments)
+        sums = dict(ocp.JsonCheckpointHandler().restore(as_orbax_path(folder / "sums")))
     except Exception as error:  # readers raise whatever comes up, down to plain Exception
         if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
             raise
@@ -227,6 +234,21 @@ def read_step(folder: Path, part: dict[str, Any]) -> dict[str, Any]:
         if sums.get(name) != int(value):
             raise Damage(f"{name} differs from what was saved")
     return read
+
+
+def prove_readable(folder: Path, state: TrainState) -> None:
+    """Reads the number of steps, a single integer, back from a checkpoint of `state`, which all processes have written.
+
+    Raises:
+        RunFailure: it is not there.
+    """
+    step = jax.ShapeDtypeStruct(state.step.shape, state.step.dtype, sharding=state.step.sharding)
+    try:
+        read_step(folder, {"step": step})
+    except Damage as damage:
+        raise RunFailure(
+            f"{folder} was written and cannot be read back ({damage}); choose a --run-dir on another file system."
+        ) from None
 
 
 def origin_of(error: BaseException) -> str:
