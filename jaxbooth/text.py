@@ -21,6 +21,8 @@ from jaxbooth.console import warn
 from jaxbooth.errors import UserError
 from jaxbooth.models.config import CLIPTextConfig
 from jaxbooth.params import AnyArray, Network, Params
+from jaxbooth.storage.paths import plain_file_name
+from jaxbooth.storage.text import read_json
 from jaxbooth.transfer import to_host
 
 NEW_TOKENS = "new_tokens.embedding"  # parameter name of learned embeddings (tokens, d), in a tower's parameters
@@ -255,6 +257,14 @@ def warn_about_lost_text(side: TextSide, captions: Iterable[str]) -> None:
         warn(f"{len(lost)} of {len(distinct)} prompt(s) exceed {room} tokens; lost text: '{lost[0]}'")
 
 
+def check_tokenizer_files(folder: Path) -> None:
+    """Raises UserError if a tokenizer's configuration names files outside of its folder, which would be read."""
+    path = folder / "tokenizer_config.json"
+    names = read_json(path).get("fast_tokenizer_files", []) if path.exists() else []
+    for name in names if isinstance(names, list) else [names]:
+        plain_file_name(name, str(path))
+
+
 def read_tokenizer(folder: Path, max_length: int) -> Any:
     """Opens a CLIP tokenizer from its files alone.
 
@@ -266,6 +276,7 @@ def read_tokenizer(folder: Path, max_length: int) -> Any:
 
     if not (folder / "vocab.json").exists() and not (folder / "tokenizer.json").exists():
         raise UserError(f"{folder} holds no tokenizer (vocab.json and merges.txt); fetch the model again.")
+    check_tokenizer_files(folder)
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # the tokenizers library raises nothing more specific

@@ -8,6 +8,7 @@ from jaxbooth.errors import UserError
 from jaxbooth.reporting.charts import interval_chart, run_colour
 from jaxbooth.reporting.gather import EVALUATION, Run
 from jaxbooth.reporting.images import Shown, embed, fitting_size, read_picture
+from jaxbooth.storage.paths import relative_file_name
 
 FORMAT = 1
 BUDGET = 3_000_000  # bytes of WebP for all evaluation pictures of a page
@@ -161,7 +162,11 @@ def prompts_of(found: dict[str, Any], models: Sequence[Model], folder: Path, run
     rows = list(zip(*columns, strict=False))
     titles = {name: definition["title"] for name, definition in found["definitions"].items()}
     each = max(1, MOST_PICTURES // max(1, runs * len(rows) * len(columns)))
-    paths = [[[folder / name for name in cell["pictures"][:each]] for cell in row] for row in rows]
+    source = str(folder / EVALUATION.name)
+    paths = [
+        [[folder / relative_file_name(name, source) for name in cell["pictures"][:each]] for cell in row]
+        for row in rows
+    ]
     flat = [path for row in paths for cell in row for path in cell]
     probes = [picture for path in flat[:: max(1, len(flat) // 6)] if (picture := read_picture(path))]
     size = fitting_size(probes, len(flat), BUDGET // runs, largest=LARGEST)

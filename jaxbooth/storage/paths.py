@@ -52,6 +52,11 @@ def is_inside(name: str) -> bool:
     return is_utf8(name) and all(len(part.encode()) <= MAX_NAME_BYTES for part in path.parts)
 
 
+def short_name(name: str, max_bytes: int = MAX_NAME_BYTES // 3) -> str:
+    """Returns the beginning of a name, so short that a file system takes more before and behind it."""
+    return name.encode(errors="surrogateescape")[:max_bytes].decode(errors="ignore")
+
+
 def shown(name: object) -> str:
     """Returns a name as messages show it: one line, printable in any terminal, and not too long."""
     text = ascii(name)

@@ -112,8 +112,8 @@ def save_component(component: Component, out: Path) -> None:
     index = index_file(component.folder)
     if index:
         content = read_json(index)
-        content["metadata"]["total_size"] = size
+        content["metadata"] = (content.get("metadata") or {}) | {"total_size": size}
         content["weight_map"] = {
-            component.tensor(name).name: plain_name(file) for name, file in content["weight_map"].items()
+            component.tensor(name).name: plain_name(file) for file, names in component.files.items() for name in names
         }
         write_text(out / plain_name(index.name), json.dumps(content, indent=2, sort_keys=True) + "\n")

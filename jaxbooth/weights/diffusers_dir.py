@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from jaxbooth.errors import UserError
 from jaxbooth.params import Network, Params
+from jaxbooth.storage.paths import plain_file_name
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.names import RENAMED_ON_IMPORT, Renames, canonical, import_axes, parameter_names
 
@@ -69,13 +70,13 @@ def weight_files(folder: Path) -> dict[str, list[str]]:
     """Returns safetensors file name -> names of the tensors in it, in file order.
 
     Raises:
-        UserError: there are no safetensors (a `.bin` is named with how to convert it), more than one set, or a shard
-            that the index names is missing.
+        UserError: there are no safetensors (a `.bin` is named with how to convert it), more than one set, or the index
+            names a shard that is missing or would lie outside of the folder.
     """
     plain = [name for name in PLAIN_NAMES if (folder / name).exists()]
     index = index_file(folder)
     if index:
-        shards = sorted(set(read_json(index)["weight_map"].values()))
+        shards = sorted({plain_file_name(name, str(index)) for name in read_json(index)["weight_map"].values()})
     else:
         shards = plain or sorted(path.name for path in folder.glob("*.safetensors"))
         if len(shards) > 1:

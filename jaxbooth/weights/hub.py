@@ -6,6 +6,7 @@ huggingface_hub fetches, keeps the cache, and finds the token (HF_TOKEN, or what
 """
 
 import errno
+import glob
 import re
 import shutil
 from collections.abc import Callable, Generator
@@ -16,6 +17,7 @@ from typing import Any
 from jaxbooth.console import say, warn
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.family import family_of
+from jaxbooth.storage.paths import relative_file_name
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.diffusers_dir import COMPONENTS
 from jaxbooth.weights.prepared import check_variant, choose_weights
@@ -150,12 +152,13 @@ def fetch(repo: str, revision: str | None, offline: bool, what: str, choose: Cho
             folder = cached(repo, revision, what, choose, reason)
             warn(f"{reason}; {what} is taken from the cache.")
             return folder
-        files = choose(
+        chosen = choose(
             [file.rfilename for file in info.siblings or ()],
             lambda name: Path(hf_hub_download(repo, name, revision=revision)),
         )
+        files = [relative_file_name(name, what) for name in chosen]
         announce(repo, [file for file in info.siblings or () if file.rfilename in files], what)
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=files))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=[glob.escape(name) for name in files]))
 
 
 def cached(repo: str, revision: str | None, what: str, choose: Choice, reason: str) -> Path:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxbooth.console import progress
 from jaxbooth.files import write_json
 from jaxbooth.params import Params
+from jaxbooth.storage.paths import plain_file_name
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.component import Component, save_component
 from jaxbooth.weights.diffusers_dir import COMPONENTS, index_file, plain_name, weight_files
@@ -44,14 +45,15 @@ def write_folder(base: Path, params: Mapping[str, Params], out: Path, dtype: Exp
             bar.advance()
     for name in COPIED:
         if (base / name).is_dir():
-            shutil.copytree(base / name, out / name, copy_function=shutil.copyfile)
+            copy_files(base / name, out / name)
     write_index(base, out)
 
 
 def write_index(base: Path, out: Path) -> None:
     """Copies `model_index.json`; parts that it names and the base folder lacks (a safety checker) become null."""
     index = read_json(base / "model_index.json")
-    absent = [key for key, value in index.items() if isinstance(value, list) and value[0] and not (out / key).is_dir()]
+    parts = [key for key, value in index.items() if isinstance(value, list) and any(value[:1])]
+    absent = [key for key in parts if not (out / plain_file_name(key, str(base / "model_index.json"))).is_dir()]
     if not absent:
         shutil.copyfile(base / "model_index.json", out / "model_index.json")
         return
@@ -59,6 +61,14 @@ def write_index(base: Path, out: Path) -> None:
     if "safety_checker" in absent:
         index["requires_safety_checker"] = False
     write_json(out / "model_index.json", index)
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copies the files of a folder into a new one; subfolders and what is no regular file no reader looks for."""
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        if path.is_file():
+            shutil.copyfile(path, target / path.name)
 
 
 def copy_weights(source: Path, target: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from jaxbooth.console import say
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.files import write_json
+from jaxbooth.storage.paths import plain_file_name, short_name
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.diffusers_dir import COMPONENTS, INDEX, WEIGHTS, open_tensors, plain_name, variant_of
 from jaxbooth.weights.pickles import PICKLES, unpickle
@@ -170,7 +171,10 @@ def write_component(source: Path, files: list[str], out: Path) -> None:
         target = out / safetensors_name(name)
         if name.endswith(".json"):
             index = read_json(source / name)
-            shards = {tensor: safetensors_name(file) for tensor, file in index["weight_map"].items()}
+            shards = {
+                tensor: safetensors_name(plain_file_name(file, str(source / name)))
+                for tensor, file in index["weight_map"].items()
+            }
             write_json(target, index | {"weight_map": shards})
         elif name.endswith(".bin"):
             unpickle(source / name, target)
@@ -219,7 +223,7 @@ def kept(originals: Sequence[Path], asked: dict[str, Any], build: Make) -> Path:
     """
     facts = json.dumps([LAYOUT_VERSION, [stats_of(path) for path in originals], asked])
     repository = next((part for part in originals[0].absolute().parts if part.startswith("models--")), "")
-    name = repository.removeprefix("models--") or originals[0].stem
+    name = short_name(repository.removeprefix("models--") or originals[0].stem)
     folder = cache_folder() / f"{name}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
     if folder.is_dir():
         return folder
