@@ -15,7 +15,7 @@ from typing import TypeVar
 import tyro
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
-from jaxbooth.config import Config, explain, load_config
+from jaxbooth.config import Config, explain, for_another, load_config
 from jaxbooth.console import say
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.disk import is_full
@@ -123,11 +123,8 @@ class ExportArguments(Arguments):
 def starting_config(argv: list[str]) -> Config:
     """Takes the configuration's name off the arguments and reads it."""
     source = argv.pop(0) if argv and not argv[0].startswith("-") else None
-    default = load_config(source)
-    if any(argument.split("=")[0] == "--model" for argument in argv):
-        # How a configuration's own model is looked for says nothing about another one.
-        default = default.model_copy(update={"revision": None, "variant": None, "vae": None, "prediction_type": None})
-    return default
+    given = {argument.split("=")[0].removeprefix("--").replace("-", "_") for argument in argv}
+    return for_another(load_config(source), given)
 
 
 def train_command(argv: list[str]) -> None:

@@ -1,5 +1,6 @@
 """The configuration of a run: a frozen schema, YAML files that hold what differs from it, and dotted flags on top."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from jaxbooth.errors import UserError
 from jaxbooth.remote import place
 from jaxbooth.sections import (
     DataConfig,
+    DefaultRates,
     DistributedConfig,
     EvaluationConfig,
     LoraConfig,
@@ -55,6 +57,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     prior: PriorConfig = PriorConfig()
     train: TrainConfig = TrainConfig()
+    default_rates: DefaultRates = DefaultRates()
     loss: LossConfig = LossConfig()
     lora: LoraConfig = LoraConfig()
     text: TextConfig = TextConfig()
@@ -111,6 +114,7 @@ FREE_TO_CHANGE = {
     "train.checkpoint_every", "train.keep_checkpoints", "train.accumulation", "train.remat", "prior.batch_size",
 }  # fmt: skip
 FREE_SECTIONS = ("mesh", "validation", "evaluation")
+EMBEDDED_SUBJECT = Path("demo")  # as `data.instance_dir`
 
 
 def flatten(section: BaseModel, prefix: str = "") -> dict[str, Any]:
@@ -163,6 +167,23 @@ def load_config(source: str | Path | None) -> Config:
         raise UserError(f"{path} is not a text file; expected YAML.") from None
     except ValidationError as error:
         raise explain(error, str(path)) from None
+
+
+def for_another(config: Config, given: Collection[str]) -> Config:
+    """Returns a configuration without what it says of its own model or embedded subject, where another one is given.
+
+    How a configuration's model is looked for says nothing about another model, nor do prompts of the embedded subject
+    about a user's own.
+
+    Args:
+        given: dotted keys that are set on top of the configuration.
+    """
+    if "model" in given:
+        config = config.model_copy(update=dict.fromkeys(("revision", "variant", "vae", "prediction_type")))
+    if "data.instance_dir" in given and config.data.instance_dir == EMBEDDED_SUBJECT:
+        data = config.data.model_copy(update=dict.fromkeys(("instance_prompt", "class_prompt", "class_dir")))
+        config = config.model_copy(update={"data": data})
+    return config
 
 
 def dump_config(config: Config) -> str:

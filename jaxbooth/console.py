@@ -26,6 +26,11 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns a number with its noun: "1 image", "2 images"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def say(text: str) -> None:
     """Prints one sentence."""
     if is_main():

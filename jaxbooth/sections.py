@@ -92,7 +92,7 @@ class TrainConfig(Section):
     prior_weight: NonNegativeFloat = 1.0
     """Lambda, the weight of the prior term; 0 trains without it."""
     learning_rate: PositiveFloat | None = None
-    """Peak learning rate; default 5e-6 for whole components, 1e-4 for a LoRA, and 1 for prodigy."""
+    """Peak learning rate; default: 1 for prodigy, else that of default_rates for whole components or for a LoRA."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """What follows the warmup: stay, or fall to 0 at the last step."""
     warmup_steps: NonNegativeInt = 0
@@ -133,6 +133,18 @@ class TrainConfig(Section):
     def remat_policy(self) -> Remat:
         """The policy that a step is traced with; `auto` keeps everything until someone has looked what fits."""
         return "none" if self.remat == "auto" else self.remat
+
+
+class DefaultRates(Section):
+    """Learning rates that suit the base model, by what is trained. A configuration for a model sets them here, so that
+    they change with what is trained; a rate that is set in the sections train and text goes first."""
+
+    full: PositiveFloat = 5e-6
+    """Of whole components: the UNet, and the text encoder where it is trained too."""
+    lora: PositiveFloat = 1e-4
+    """Of adapters."""
+    tokens: PositiveFloat = 5e-4
+    """Of new words' embeddings."""
 
 
 class LossConfig(Section):
@@ -203,7 +215,7 @@ class TextConfig(Section):
     initializer: str | None = None
     """Word whose embedding the new ones start from; default: the last word of the subject's class prompt."""
     token_learning_rate: PositiveFloat | None = None
-    """Of the new embeddings; default 5e-4, and 1 for prodigy."""
+    """Of the new embeddings; default: 1 for prodigy, else that of default_rates."""
     token_phase: Literal["together", "first", "alone"] = "together"
     """When new embeddings are learned: with the rest, before the rest (pivotal tuning), or with nothing else."""
     token_share: float = Field(0.5, gt=0, lt=1)

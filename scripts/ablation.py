@@ -30,8 +30,8 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "prior 1": {},
     "prior 2": {"train": {"prior_weight": 2.0}},
     "prior 1, text encoder": {"train": {"text_encoder": True}, "text": {"learning_rate": 2e-5}},
-    "LoRA, no prior": {"train": {"prior_weight": 0.0, "learning_rate": 2e-3}, "lora": {"rank": 16}},
-    "LoRA, prior 1": {"train": {"learning_rate": 2e-3}, "lora": {"rank": 16}},
+    "LoRA, no prior": {"train": {"prior_weight": 0.0}, "lora": {"rank": 16}},
+    "LoRA, prior 1": {"lora": {"rank": 16}},
 }
 BASE = "base model"
 METRICS = ("clip_i", "clip_t", "pres", "div")

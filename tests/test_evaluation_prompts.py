@@ -44,6 +44,8 @@ def test_the_templates_are_the_published_ones():
         ("a picture of the ohwx rubber duck", "a rubber duck", ("ohwx rubber duck", "rubber duck")),
         ("a photo of sks dog", None, ("sks dog", "dog")),
         ("sks", None, ("sks", "sks")),
+        ("a photo of my sks dog.", "a photo of my dog.", ("sks dog", "dog")),
+        ("a photo of sks dog, high quality", "a photo of dog, high quality", ("sks dog", "dog")),
     ],
 )
 def test_subject_and_class_are_read_off_the_prompts(instance: str, kind: str | None, expected: tuple[str, str]):

@@ -25,8 +25,7 @@ QUICK = [
     "--no-export", "--data.num-class-images", 8, "--prior.sampler", "dpmpp_2m", "--prior.steps", 20,
     "--train.checkpoint-every", 1000, "--validation.every", 1000, "--validation.num", 2,
 ]  # fmt: skip
-RATE = ["--train.learning-rate", 2e-3]
-NEW = ["--text.new-tokens", "<cat>", "--text.token-learning-rate", 2e-2, "--data.instance-prompt", WORD]
+NEW = ["--text.new-tokens", "<cat>", "--data.instance-prompt", WORD]
 NO_PRIOR = ["--train.prior-weight", 0]
 LORA, DORA = ["--lora.rank", 8], ["--lora.rank", 8, "--lora.dora"]
 
@@ -80,7 +79,7 @@ def untrained(folder) -> Callable[[str], Path]:
     (160, [*LORA, *NEW, "--text.token-phase", "first"], WORD, KIND),
 ], ids=["lora", "dora-and-text-encoder", "pivotal"])  # fmt: skip
 def test_adapters_learn_the_subject(steps, flags, prompt, before, folder, untrained, mesh, tmp_path):
-    shared = ["--data.class-dir", folder / "class", "--train.steps", steps, *RATE]
+    shared = ["--data.class-dir", folder / "class", "--train.steps", steps]
     trained = train(tmp_path / "run", "demo", *shared, *flags)
     drawn = draw(trained, prompt, tmp_path / "drawn")
     errors = [denoising_error(*model, DEMO_SUBJECT, mesh) for model in ((trained, prompt), (DEMO_MODEL, before))]
@@ -90,7 +89,7 @@ def test_adapters_learn_the_subject(steps, flags, prompt, before, folder, untrai
 
 @pytest.mark.slow
 def test_a_word_alone_comes_nearer_to_the_subject_and_leaves_the_model_as_it_is(folder, untrained, mesh, tmp_path):
-    alone = [*NEW, "--text.token-phase", "alone", "--train.learning-rate", None, *NO_PRIOR, "--train.steps", 150]
+    alone = [*NEW, "--text.token-phase", "alone", *NO_PRIOR, "--train.steps", 150]
     trained = train(tmp_path / "run", "demo", *alone)
     drawn = draw(trained, WORD, tmp_path / "drawn")
     errors = [denoising_error(*model, DEMO_SUBJECT, mesh) for model in ((trained, WORD), (DEMO_MODEL, KIND))]
@@ -111,7 +110,7 @@ def test_two_subjects_in_one_run_are_told_apart(folder, untrained, tmp_path):
     data = {"resolution": 64, "subjects": [{"instance_prompt": prompt} | rest for prompt, rest in subjects.items()]}
     config = tmp_path / "two.yaml"
     config.write_text(yaml.safe_dump(base | {"data": data}))
-    trained = train(tmp_path / "run", config, *LORA, *RATE, "--train.steps", 250)
+    trained = train(tmp_path / "run", config, *LORA, "--train.steps", 250)
     for prompt, own, other in zip(subjects, (DEMO_SUBJECT, creature), (creature, DEMO_SUBJECT), strict=True):
         drawn = draw(trained, prompt, tmp_path / prompt.split()[-1])
         print(distance(drawn, own), distance(untrained(prompt), own), distance(drawn, other))
@@ -122,7 +121,7 @@ def test_two_subjects_in_one_run_are_told_apart(folder, untrained, tmp_path):
 @pytest.mark.slow
 def test_a_model_shaped_like_sdxl_learns_the_subject(mesh, tmp_path):
     model = graft_sdxl(tmp_path / "model")
-    trained = train(tmp_path / "run", "demo", "--model", model, *LORA, *RATE, "--train.steps", 100)
+    trained = train(tmp_path / "run", "demo", "--model", model, *LORA, "--train.steps", 100)
     pictures = [draw(source, SKS, tmp_path / name) for name, source in (("trained", trained), ("untrained", model))]
     after, before = (distance(drawn, DEMO_SUBJECT) for drawn in pictures)
     errors = [denoising_error(source, SKS, DEMO_SUBJECT, mesh) for source in (trained, model)]

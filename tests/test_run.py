@@ -43,8 +43,8 @@ def test_a_run_says_what_it_will_do_and_did(straight):
     assert (
         "prior on, weight 1.0: 3 class images (0 found, 3 to generate from demo, prompt 'an emoji of a cat')" in output
     )
-    assert "identifier 'sks': 2 token(s), sk s</w>" in output
-    assert "6 steps x (2 + 2) rows = 12 instance views, 2 an image" in output
+    assert "identifier 'sks': 2 tokens, sk + s" in output
+    assert "6 steps x (2 + 2) rows = 12 instance views, 2.4 views of each image; learning rate 0.0002" in output
     assert "exported:" in output
 
 

@@ -3,6 +3,7 @@
 The templates are those of the paper's dataset (github.com/google/dreambooth, `prompts_and_classes.txt`, CC BY 4.0).
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -59,7 +60,7 @@ LIVE_NOUNS = frozenset(
      "kitten", "lion", "man", "monkey", "panda", "parrot", "person", "pig", "puppy", "rabbit", "sheep", "squirrel",
      "tiger", "wolf", "woman")
 )  # fmt: skip
-ARTICLES = ("a", "an", "the")
+ARTICLES = ("a", "an", "the", "my", "our")
 
 
 class Named(NamedTuple):
@@ -91,10 +92,11 @@ class Entry(NamedTuple):
 
 
 def noun_phrase(prompt: str) -> str:
-    """Returns what a prompt is a picture of: what follows its last "of", without an article."""
+    """Returns what a prompt is a picture of: what follows its last "of" up to a comma, without an article."""
     words = prompt.split()
     if "of" in words:
         words = words[len(words) - words[::-1].index("of") :]
+    words = re.split(r"[,;:]", " ".join(words))[0].rstrip(" .!?").split()
     return " ".join(words[1:] if words and words[0].lower() in ARTICLES else words)
 
 

@@ -15,6 +15,7 @@ from jaxbooth.hosts.gate import Gate
 from jaxbooth.params import Params
 from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.feed import Feed
+from jaxbooth.training.optimizer import peak_rate
 from jaxbooth.training.state import TrainState
 from jaxbooth.training.step import Dispatch
 from jaxbooth.training.validation import Validation
@@ -144,10 +145,12 @@ def compile_dispatches(
 
 
 def describe_length(config: Config, images: int) -> str:
-    """The start line: what the run's length means in pictures."""
+    """The start line: what the run's length means in pictures, and the learning rate."""
     train = config.train
     views = train.steps * train.batch_size
+    alone = bool(config.text.new_tokens) and config.text.token_phase == "alone"
+    rate = peak_rate(config, "tokens" if alone else "unet")
     return (
         f"{train.steps} steps x ({train.batch_size} + {config.prior_rows}) rows = "
-        f"{views} instance views, {views / images:.0f} an image"
+        f"{views} instance views, {views / images:.3g} views of each image; learning rate {rate:g}"
     )

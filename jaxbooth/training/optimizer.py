@@ -17,7 +17,6 @@ from jaxbooth.text import NEW_TOKENS
 
 DEFAULT_B2 = {"lion": 0.99}
 DEFAULT_RATE = {"prodigy": 1.0}
-FULL_RATE, LORA_RATE, TOKEN_RATE = 5e-6, 1e-4, 5e-4
 
 Group = Literal["unet", "text", "tokens"]
 GROUPS: tuple[Group, ...] = ("unet", "text", "tokens")
@@ -30,15 +29,18 @@ def group_of(name: str) -> Group:
     return "unet" if name.startswith("unet.") else "text"
 
 
+def default_rate(config: Config, group: Group = "unet") -> float:
+    """Returns the learning rate of a group where none is set: by the optimizer, and by what is trained."""
+    rates = config.default_rates
+    trained = rates.tokens if group == "tokens" else rates.lora if config.lora.rank else rates.full
+    return DEFAULT_RATE.get(config.train.optimizer, trained)
+
+
 def peak_rate(config: Config, group: Group = "unet") -> float:
-    """Returns a group's learning rate: as set, or the usual one for the optimizer and for how much is trained."""
-
-    def usual(rate: float) -> float:
-        return DEFAULT_RATE.get(config.train.optimizer, rate)
-
+    """Returns a group's learning rate: as set, or the default; the text encoders' is the UNet's unless it is set."""
     if group == "tokens":
-        return config.text.token_learning_rate or usual(TOKEN_RATE)
-    unet = config.train.learning_rate or usual(LORA_RATE if config.lora.rank else FULL_RATE)
+        return config.text.token_learning_rate or default_rate(config, "tokens")
+    unet = config.train.learning_rate or default_rate(config)
     return (config.text.learning_rate or unet) if group == "text" else unet
 
 

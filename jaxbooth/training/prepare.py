@@ -1,6 +1,6 @@
 """From a configuration to everything that the loop needs: pictures, weights, class images, latents."""
 
-import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,8 +8,9 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
+from jaxbooth.base.identifier import MANY_MORE, find_identifier, prompt_words, suggest_identifiers, token_texts
 from jaxbooth.config import Config
-from jaxbooth.console import is_main, say, warn
+from jaxbooth.console import counted, is_main, say, warn
 from jaxbooth.data.buckets import enlargement, group
 from jaxbooth.data.framing import Framing, framed
 from jaxbooth.data.images import Folder, Picture, open_picture, scan
@@ -17,11 +18,13 @@ from jaxbooth.data.prior import ClassSet, generate_missing, open_class_sets
 from jaxbooth.data.sheet import sheet, shrink
 from jaxbooth.diffusion.samplers import make_grid
 from jaxbooth.errors import UserError
+from jaxbooth.evaluation.prompts import noun_phrase
 from jaxbooth.files import write_json, write_png
 from jaxbooth.params import Params
 from jaxbooth.pipeline import Base
 from jaxbooth.run_folder import RunFolder
 from jaxbooth.sampling import Painter, Settings, check_resolution
+from jaxbooth.sections import Subject
 from jaxbooth.sharding import row_shards
 from jaxbooth.storage.text import read_json
 from jaxbooth.text import TextSide, warn_about_lost_text
@@ -33,8 +36,6 @@ from jaxbooth.weights.diffusers_dir import weight_files
 SHEET_COLUMNS, SHEET_TILES = 5, 200
 SHEET_SIDE = 256  # pixels of a tile's longer side
 MOST_ENLARGED = 1.5  # in each direction; beyond it, what is learned is blurred
-COMMON_SHARE = 0.6  # of a CLIP vocabulary: merges learned early, which are frequent words
-MANY_TOKENS = 4
 BUCKET_STEP = 64  # pixels
 
 
@@ -171,35 +172,38 @@ def explain_padding(config: Config, width: int, shards: int) -> None:
 def explain_prompts(config: Config, inputs: Inputs) -> None:
     """Shows how each identifier is spelled in tokens, and what of any caption does not fit."""
     side = inputs.base.text
+    used = {word for subject in config.subjects for word in prompt_words(subject.instance_prompt)}
     for subject in config.subjects:
-        explain_identifier(side, subject.instance_prompt, subject.class_prompt or "", bool(config.prior_rows))
+        explain_identifier(side, subject, used, has_prior=bool(config.prior_rows))
     captions = [picture.caption for picture in inputs.pictures]
     class_prompts = [subject.class_prompt or "" for subject in config.subjects]
     warn_about_lost_text(side, [*captions, *class_prompts, *config.validation.prompts])
 
 
-def explain_identifier(side: TextSide, instance_prompt: str, class_prompt: str, has_prior: bool) -> None:
-    """Shows how the rarest word that only the instance prompt has is spelled in tokens."""
-    tower = side.towers[0]
-    learned = [word for token in side.new_tokens for word in words(token.word)]
-    new_words = [word for word in words(instance_prompt) if word not in [*words(class_prompt), *learned]]
-    spelled = {word: tower.tokenizer(word, add_special_tokens=False)["input_ids"] for word in new_words}
-    if spelled:
-        word, ids = max(spelled.items(), key=lambda item: (len(item[1]), max(item[1])))
-        say(f"identifier '{word}': {len(ids)} token(s), {' '.join(tower.tokenizer.convert_ids_to_tokens(ids))}")
-        if len(ids) >= MANY_TOKENS:
-            warn(f"'{word}' takes {len(ids)} tokens; a rarer and shorter identifier, such as sks, binds better.")
-        if len(ids) == 1 and ids[0] < COMMON_SHARE * tower.vocabulary:
-            warn(f"'{word}' is a word that the model knows; its meaning will mix with the subject.")
-    elif has_prior and not side.new_tokens:
+def explain_identifier(side: TextSide, subject: Subject, used: Collection[str], has_prior: bool) -> None:
+    """Shows how the rarest word that only the instance prompt has is spelled, and warns of one that will not bind well.
+
+    Without a class prompt it is the first word of what the prompt shows.
+    """
+    suggested = suggest_identifiers(side, used)
+    *others, last = [identifier.word for identifier in suggested]
+    better = f"{', '.join(others)} or {last}"
+    if subject.class_prompt:
+        found = find_identifier(side, prompt_words(subject.instance_prompt), prompt_words(subject.class_prompt))
+    else:
+        found = find_identifier(side, prompt_words(noun_phrase(subject.instance_prompt))[:1], ())
+    if found is None:
+        if has_prior and not side.new_tokens:
+            warn(f"the instance prompt has no word that the class prompt lacks; give the subject a name, say {better}.")
+        return
+    say(f"identifier '{found.word}': {counted(len(found.ids), 'token')}, {token_texts(side, found)}")
+    if len(found.ids) >= len(suggested[0].ids) + MANY_MORE:
         warn(
-            "the instance prompt has no word that the class prompt lacks; give the subject an identifier, such as sks."
+            f"'{found.word}' is {len(found.ids)} tokens for this model, and each means something to it; a rare "
+            f"identifier of {len(suggested[0].ids)}, such as {better}, binds better."
         )
-
-
-def words(prompt: str) -> list[str]:
-    """Splits a prompt into lower-case words."""
-    return re.findall(r"[\w<>-]+", prompt.lower())
+    if found.is_common:
+        warn(f"'{found.word}' is a word that the model knows, and its meaning will mix with the subject; try {better}.")
 
 
 def contact_sheet(config: Config, inputs: Inputs) -> Image.Image:

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from jaxbooth.config import Config
 from jaxbooth.console import say, warn
 from jaxbooth.errors import UserError
+from jaxbooth.evaluation.prompts import noun_phrase
 from jaxbooth.models.lora import DOWN, MAGNITUDE, UP, Lora, adapter_shapes, initial_adapters, lora_of, target_layers
 from jaxbooth.params import AnyArray, Params, Shapes
 from jaxbooth.pipeline import Base
@@ -106,7 +107,7 @@ def initializer_of(config: Config, word: str) -> str:
     if config.text.initializer:
         return config.text.initializer
     subject = next((one for one in config.subjects if word in one.instance_prompt), config.subjects[0])
-    class_words = (subject.class_prompt or "").split()
+    class_words = noun_phrase(subject.class_prompt or "").split()
     if not class_words:
         raise UserError("--text.initializer is missing: a word that the new embeddings start from, such as dog.")
     return class_words[-1]

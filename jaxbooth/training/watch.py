@@ -1,6 +1,7 @@
 """Validation: the same prompts with the same seeds, drawn again and again while the model changes."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,10 @@ from jaxbooth.data.sheet import sheet
 from jaxbooth.params import Params
 from jaxbooth.pipeline import Base
 from jaxbooth.sampling import Painter, Settings
+from jaxbooth.sections import Subject
 
 BATCH = 8  # pictures drawn at once, at most
-UNRELATED = "a photo of a red apple"
+UNRELATED = ("a red apple", "a blue car")
 
 
 def validation_prompts(config: Config) -> list[str]:
@@ -23,7 +25,16 @@ def validation_prompts(config: Config) -> list[str]:
     if config.validation.prompts:
         return list(config.validation.prompts)
     prompts = [prompt for subject in config.subjects for prompt in (subject.instance_prompt, subject.class_prompt)]
-    return list(dict.fromkeys(prompt for prompt in (*prompts, UNRELATED) if prompt))
+    return list(dict.fromkeys(prompt for prompt in (*prompts, unrelated_prompt(config.subjects)) if prompt))
+
+
+def unrelated_prompt(subjects: Sequence[Subject]) -> str:
+    """Returns the first subject's prompt with another thing in its place: "an emoji of a red apple" for an emoji."""
+    prompts = [prompt for subject in subjects for prompt in (subject.class_prompt, subject.instance_prompt) if prompt]
+    known = " ".join(prompts).lower()
+    thing = next((thing for thing in UNRELATED if thing.split()[-1] not in known), UNRELATED[0])
+    medium, of, _ = prompts[0].partition(" of ")
+    return f"{medium}{of}{thing}" if of else thing
 
 
 @dataclass
