@@ -2,15 +2,18 @@
 
 import contextlib
 import gc
+import importlib.metadata
 import io
 import logging
 import os
+import platform
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
@@ -22,6 +25,7 @@ from jaxbooth.disk import is_full
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.hosts.signals import handled, leave
 from jaxbooth.sections import PredictionType
+from jaxbooth.suggestions import MAX_SHOWN, PIPELINES, TRAINERS, check_flags
 from jaxbooth.weights.pipeline_dir import ExportDtype, ExportFormat
 from jaxbooth.weights.resolve import Source
 
@@ -34,10 +38,19 @@ USAGE = """usage: jaxbooth COMMAND ...
   report RUN [RUN ...]       write runs as one HTML page: curves, sample pictures, settings, scores
   plan [CONFIG] [--flags]    say whether a run fits a device, how long it takes and what would help
   doctor                     show versions, devices and caches
+  completion bash|zsh        print a script that completes commands and flags in a shell
+  help [COMMAND]             show this, or the flags of a command
 
 jaxbooth COMMAND --help explains each; CONFIG is a YAML file or a shipped one: demo, sd15,
 sd15-lora, sd21, sdxl-lora.
---debug anywhere shows tracebacks."""
+--debug anywhere shows tracebacks; --version shows versions."""
+SHELLS = ("bash", "zsh")
+COMPLETION_USAGE = """usage: jaxbooth completion bash|zsh
+
+Print a script that completes commands and flags. For bash, put this into ~/.bashrc:
+  eval "$(jaxbooth completion bash)"
+For zsh, write it into a folder of $fpath under the name _jaxbooth:
+  jaxbooth completion zsh > ~/.zfunc/_jaxbooth"""
 
 
 T = TypeVar("T", bound=BaseModel)
@@ -194,12 +207,49 @@ def plan_command(argv: list[str]) -> None:
 
 def doctor_command(argv: list[str]) -> None:
     """Prints what `findings` found."""
+    if argv in (["-h"], ["--help"]):
+        print("usage: jaxbooth doctor\n\nShow versions, the devices that JAX really uses, free disk, and caches.")
+        return
     if argv:
         raise UserError(f"jaxbooth doctor takes no arguments, found {argv[0]}.")
     from jaxbooth.doctor import findings
 
     for name, value in findings():
         say(f"{name:<18} {value}")
+
+
+def completion_command(argv: list[str]) -> None:
+    """Prints a completion script for a shell."""
+    if argv in (["-h"], ["--help"]):
+        print(COMPLETION_USAGE)
+        return
+    if len(argv) != 1 or argv[0] not in SHELLS:
+        raise UserError(f"jaxbooth completion takes a shell, {' or '.join(SHELLS)}; found {' '.join(argv) or 'none'}.")
+    from jaxbooth.evaluation.command import EvaluateArguments
+    from jaxbooth.plan.command import PlanArguments
+    from jaxbooth.reporting.command import ReportArguments
+
+    kinds: dict[str, Callable[..., Any]] = {
+        "train": Config,
+        "sample": SampleArguments,
+        "export": ExportArguments,
+        "evaluate": EvaluateArguments,
+        "report": ReportArguments,
+        "plan": PlanArguments,
+        "doctor": Arguments,
+    }
+    with contextlib.suppress(SystemExit):  # tyro leaves after printing
+        tyro.extras.subcommand_cli_from_dict(kinds, prog="jaxbooth", args=["--tyro-print-completion", argv[0]])
+
+
+def help_command(argv: list[str]) -> None:
+    """Prints the help of a command, or of all."""
+    if not argv:
+        print(USAGE)
+    elif argv[0] in COMMANDS:
+        COMMANDS[argv[0]](["--help"])
+    else:
+        raise unknown_command(argv[0])
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -210,11 +260,28 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "report": report_command,
     "plan": plan_command,
     "doctor": doctor_command,
+    "completion": completion_command,
+    "help": help_command,
 }
+
+
+def unknown_command(typed: str) -> UserError:
+    """Returns the error about a command that does not exist."""
+    known = [name for name in COMMANDS if name != "help"]
+    near = get_close_matches(typed, known, n=1)
+    meant = f"; did you mean {near[0]}? All" if near else "; the"
+    return UserError(f"unknown command {typed[:MAX_SHOWN]!r}{meant} commands are {', '.join(known)}.")
+
+
+def versions() -> str:
+    """Returns the versions of jaxbooth and of what decides its numbers."""
+    parts = [f"{package} {importlib.metadata.version(package)}" for package in ("jaxbooth", "jax", "flax")]
+    return f"{parts[0]} ({', '.join(parts[1:])}, python {platform.python_version()})"
 
 
 def parse(kind: type[T], argv: list[str], prog: str, default: T | None = None) -> T:
     """Parses flags into a model; a value out of range becomes one sentence instead of a validator's report."""
+    check_flags(kind, argv, f"jaxbooth {prog.split()[1]}", TRAINERS if issubclass(kind, Config) else PIPELINES)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -250,9 +317,12 @@ def main(argv: list[str] | None = None) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return
+    if argv[0] in ("-V", "--version"):
+        print(versions())
+        return
     try:
         if argv[0] not in COMMANDS:
-            raise UserError(f"unknown command {argv[0]!r}; use one of {', '.join(COMMANDS)}.")
+            raise unknown_command(argv[0])
         COMMANDS[argv[0]](argv[1:])
     except (UserError, RunFailure, OSError, RuntimeError, KeyboardInterrupt) as error:
         if debug:

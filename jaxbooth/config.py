@@ -26,6 +26,7 @@ from jaxbooth.sections import (
     TrainConfig,
     ValidationConfig,
 )
+from jaxbooth.suggestions import TRAINERS, meant
 from jaxbooth.weights.resolve import Source
 
 
@@ -137,7 +138,8 @@ def explain(error: ValidationError, source: str) -> UserError:
     sections = {type(value).__name__: [key] for key, value in Config() if isinstance(value, Section)}
     key = ".".join(str(part) for part in [*sections.get(error.title, []), *first["loc"]])
     if first["type"] == "extra_forbidden":
-        return UserError(f"{source}: unknown key {key!r}; `jaxbooth train --help` lists the keys.")
+        hint = meant(key, flatten(Config()), TRAINERS)
+        return UserError(f"{source}: unknown key {key!r}; {hint or '`jaxbooth train --help` lists the keys.'}")
     return UserError(f"{source}: {key} = {first['input']!r} is not valid: {first['msg'].lower()}.")
 
 

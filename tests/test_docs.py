@@ -7,6 +7,7 @@ import io
 import json
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -137,11 +138,22 @@ def test_every_configuration_is_one_that_a_run_takes(page, tmp_path):
             check_config(load_config(tmp_path / "run.yaml"))
 
 
+def script_module(name: str) -> ModuleType:
+    """Imports a program of scripts/."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_the_configuration_reference_is_current():
-    spec = importlib.util.spec_from_file_location("reference", ROOT / "scripts" / "config_reference.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = script_module("config_reference")
     assert script.OUT.read_text() == script.reference(), "run python scripts/config_reference.py"
+
+
+def test_the_tables_of_other_trainers_flags_are_current():
+    script = script_module("peer_tables")
+    assert script.PAGE.read_text() == script.page(), "run python scripts/peer_tables.py"
 
 
 # Keys of files

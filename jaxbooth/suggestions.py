@@ -1,0 +1,97 @@
+"""What was meant by a flag or a key that jaxbooth does not have: another trainer's name for it, or one that is near.
+
+The other trainers' names are data, `assets/peer_flags.yaml`, which docs/from-diffusers.md shows too.
+"""
+
+import re
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
+from functools import cache
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from jaxbooth.assets import ASSETS
+from jaxbooth.errors import UserError
+from jaxbooth.storage.text import read_text
+
+PEER_FLAGS = ASSETS / "peer_flags.yaml"
+TRAINERS, PIPELINES = ("diffusers", "kohya"), ("pipelines",)
+MARKDOWN_LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
+NONE = re.compile(r"^none(?:[:;,] |$)")
+MAX_SHOWN = 60  # characters of what was typed
+
+
+@cache
+def peer_flags() -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Returns peer -> section -> rows of `names`, shorter spellings `also`, and what does the same `here`."""
+    return yaml.safe_load(read_text(PEER_FLAGS))
+
+
+@cache
+def equivalents(peers: tuple[str, ...]) -> dict[str, str]:
+    """Returns a peer's name for something -> what does the same here, as plain text; the first peer counts."""
+    found: dict[str, str] = {}
+    for peer in peers:
+        for row in [row for section in peer_flags()[peer].values() for row in section]:
+            for name in (*row["names"], *row.get("also", ())):
+                found.setdefault(name, MARKDOWN_LINK.sub(r"\1", row["here"]).replace("`", ""))
+    return found
+
+
+def key_form(name: str) -> str:
+    """Returns a flag or key as it stands in a configuration file: `train.batch_size`."""
+    return name.lstrip("-").split("=")[0].replace("-", "_").lower()
+
+
+def meant(name: str, known: Collection[str], peers: tuple[str, ...]) -> str:
+    """Says what an unknown key may mean, as the rest of a sentence; empty where nothing is near.
+
+    Args:
+        known: all keys, with dots and underscores.
+        peers: whose names count.
+    """
+    key = key_form(name)
+    leaf = key.rpartition(".")[2]
+    same_leaf = [other for other in known if other.rpartition(".")[2] == leaf]
+    here = equivalents(peers).get(leaf)
+    if here and not (len(same_leaf) == 1 and "." in key):
+        reason = NONE.sub("", here)
+        return f"here it is {here}." if reason == here else f"jaxbooth has none{reason and f': {reason}'}."
+    near = same_leaf or get_close_matches(key, known, n=3, cutoff=0.7)
+    return f"perhaps you meant {' or '.join(near)}." if near else ""
+
+
+def as_flags(sentence: str, known: Collection[str]) -> str:
+    """Writes the keys in a sentence as flags."""
+    return re.sub(
+        r"(?<![\w.-])[a-z][\w.]*\w",
+        lambda match: "--" + match[0].replace("_", "-") if match[0] in known else match[0],
+        sentence,
+    )
+
+
+def flag_keys(kind: type[BaseModel], prefix: str = "") -> set[str]:
+    """Returns the keys of a command's flags, with the negations of those that are on or off."""
+    keys: set[str] = set()
+    for name, field in kind.model_fields.items():
+        named = next((other.name for other in field.metadata if getattr(other, "name", None)), name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys |= flag_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            keys |= {prefix + named} | ({f"{prefix}no_{named}"} if field.annotation is bool else set())
+    return keys
+
+
+def check_flags(kind: type[BaseModel], argv: Sequence[str], command: str, peers: tuple[str, ...]) -> None:
+    """Raises UserError for the first flag that a command does not have, with what may have been meant."""
+    known = flag_keys(kind)
+    for typed in argv:
+        if not re.match(r"--[A-Za-z]", typed) or typed.startswith(("--tyro-", "--help")) or key_form(typed) in known:
+            continue
+        positive = sorted(key for key in known if not key.rpartition(".")[2].startswith("no_"))
+        hint = meant(typed, positive, peers)
+        said = as_flags(hint, positive) if hint.startswith("perhaps") else hint
+        flag = typed.split("=")[0][:MAX_SHOWN]
+        raise UserError(f"unknown flag {flag}; {said or f'`{command} --help` lists all flags.'}")
