@@ -119,8 +119,9 @@ class ExportArguments(Arguments):
     format: ExportFormat | None = None
     """diffusers: a whole folder; single-file: for A1111 and ComfyUI; lora: adapters for both; embeddings: new words.
     Default: the smallest that holds what was trained."""
-    dtype: ExportDtype = "base"
-    """Of the written weights; base: as in the base model's files (float32 for a LoRA)."""
+    dtype: ExportDtype | None = None
+    """Of the written weights; base: as in the base model's files (float32 for a LoRA). Default: float32 for a
+    diffusers folder, which then opens without naming a dtype, and base for everything else."""
     verify: bool = False
     """Open the result in PyTorch diffusers and compare a denoising step (needs the torch extra)."""
     step: PositiveInt | None = None

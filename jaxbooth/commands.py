@@ -14,7 +14,7 @@ from jaxbooth.sampling import Settings, draw
 from jaxbooth.text import warn_about_lost_text
 from jaxbooth.verify import verify_export
 from jaxbooth.verify_torch import check_torch
-from jaxbooth.weights.pipeline_dir import ExportDtype, ExportFormat
+from jaxbooth.weights.pipeline_dir import ExportDtype, ExportFormat, default_dtype
 from jaxbooth.weights.push import check_target, push_folder
 from jaxbooth.weights.resolve import Source
 
@@ -71,7 +71,7 @@ def export(
     run_dir: str | Path,
     out: Path,
     kind: ExportFormat | None = None,
-    dtype: ExportDtype = "base",
+    dtype: ExportDtype | None = None,
     push: str | None = None,
     public: bool = False,
     license: str | None = None,
@@ -82,6 +82,7 @@ def export(
 
     Args:
         kind: default: the run's natural format.
+        dtype: of the weights; default: see `default_dtype`.
         push: Hub repository ("owner/name") to upload `out` to.
         public: whether a repository that is created may be seen by everyone.
         license: of the pushed model, a Hub identifier.
@@ -97,6 +98,7 @@ def export(
     refuse_existing(out)
     run, config = open_run(run_dir)
     kind = kind or natural_format(config)
+    dtype = dtype or default_dtype(kind)
     if verify:
         check_torch(kind)
     base, mesh = read_base(config), run_mesh(config)

@@ -147,7 +147,7 @@ def component_files(weights: Weights, folder: Path) -> Files:
 def component_tensor(weights: Weights, stored: str) -> Expected:
     """Returns what becomes of one tensor of the base model's files: buffers and untouched components stay."""
     name = canonical(stored)
-    if name is None or not (weights.params or weights.dtype):
+    if name is None or weights.is_copied:
         shape, dtype = weights.stored_shape(stored), weights.stored_dtype(stored)
         return Expected(stored, shape, dtype, lambda: weights.stored_value(stored))
     own = weights.names[name]

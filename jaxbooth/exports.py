@@ -16,7 +16,7 @@ from jaxbooth.pipeline import Base, load_params
 from jaxbooth.text import NEW_TOKENS
 from jaxbooth.training.optimizer import peak_rate
 from jaxbooth.weights.lora_file import LoraWeights, write_kohya, write_peft
-from jaxbooth.weights.pipeline_dir import DTYPES, ExportDtype, ExportFormat, write_folder
+from jaxbooth.weights.pipeline_dir import DTYPES, ExportDtype, ExportFormat, default_dtype, write_folder
 from jaxbooth.weights.single_file_out import pack
 from jaxbooth.weights.word_files import write_words
 
@@ -37,7 +37,7 @@ def export_result(
     mesh: Mesh,
     out: Path,
     kind: ExportFormat | None = None,
-    dtype: ExportDtype = "base",
+    dtype: ExportDtype | None = None,
     step: int | None = None,
 ) -> Path:
     """Writes what a run trained into the new folder `out`, and returns the file or folder to open.
@@ -45,13 +45,15 @@ def export_result(
     Args:
         trained: component -> trained parameters; see `result_params`.
         kind: default: the run's natural format. Learned embeddings lie beside every other format.
-        dtype: of the weights; "base" keeps what the base model's files have (float32 for a LoRA).
+        dtype: of the weights; "base" keeps what the base model's files have (float32 for a LoRA). Default: see
+            `default_dtype`.
         step: of the training, for the files' metadata; default: its last.
 
     Raises:
         UserError: `out` exists already, or the run trained nothing that the format can hold.
     """
     kind, notes = kind or natural_format(config), facts(config, trained, step or config.train.steps)
+    dtype = dtype or default_dtype(kind)
     if out.suffix == ".safetensors":
         raise UserError(f"--out {out} names a file; name a folder, the file in it is named after it.")
     if kind == "lora" and not config.lora.rank:

@@ -8,7 +8,6 @@ from jaxbooth.pipeline import Base
 from jaxbooth.remote import is_local, place
 from jaxbooth.run_folder import RunFolder
 from jaxbooth.training.state import TrainState, tree_bytes
-from jaxbooth.weights.diffusers_dir import weight_files
 
 
 def check_folders(config: Config, base: Base, classes: list[ClassSet], state: TrainState) -> None:
@@ -52,8 +51,7 @@ def run_needs(config: Config, base: Base, state: TrainState) -> list[Need]:
 
 
 def export_bytes(config: Config, base: Base, state: TrainState) -> int:
-    """Returns about what the export will take: the base model's weight files, or what was trained, in two forms."""
+    """Returns about what the export will take: the whole model in float32, or what was trained, in two forms."""
     if natural_format(config) != "diffusers":
         return 2 * tree_bytes(state.params)
-    folders = [base.folder / component for component in base.components]
-    return sum((folder / name).stat().st_size for folder in folders for name in weight_files(folder))
+    return sum(4 * leaf.size for component in base.components for leaf in base.network(component).shapes.values())

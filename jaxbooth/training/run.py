@@ -49,6 +49,7 @@ from jaxbooth.training.validation import Validation
 from jaxbooth.training.writer import Writer
 from jaxbooth.transfer import to_host
 from jaxbooth.verify import verify_export
+from jaxbooth.weights.pipeline_dir import default_dtype
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,8 @@ class Job:
     def write_export(self, trained: dict[str, Any]) -> None:
         """Writes and verifies."""
         with self.run.new_export() as fresh:
-            what = (self.config, self.base, trained, self.mesh, fresh, natural_format(self.config), "base")
+            kind = natural_format(self.config)
+            what = (self.config, self.base, trained, self.mesh, fresh, kind, default_dtype(kind))
             export_result(*what)
             found = verify_export(*what, with_torch=False)
         say(f"exported: {self.run.export}, {', '.join(found)}")

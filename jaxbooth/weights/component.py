@@ -6,7 +6,7 @@ followed by export reproduce an untouched model byte for byte.
 
 import json
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,13 @@ class Component:
         self.opened = {file: open_tensors(folder / file) for file in self.files}
         self.places = {stored: file for file, names in self.files.items() for stored in names}
         self.stored = {name: stored for stored in self.places if (name := canonical(stored))}
+
+    @cached_property
+    def is_copied(self) -> bool:
+        """Whether nothing about it changes, so that its files are copied."""
+        return not self.params and all(
+            self.dtype_of(name) == self.stored_dtype(own) for name, own in self.stored.items()
+        )
 
     def stored_name(self, name: str) -> str:
         """Returns a parameter's name in the files.

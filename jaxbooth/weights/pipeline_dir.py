@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -23,30 +23,64 @@ DTYPES = {"base": None, "float32": np.dtype("float32"), "float16": np.dtype("flo
 COPIED = ("tokenizer", "tokenizer_2", "scheduler", "feature_extractor", "safety_checker")
 
 
-def write_folder(base: Path, params: Mapping[str, Params], out: Path, dtype: ExportDtype = "base") -> None:
+def default_dtype(kind: ExportFormat) -> ExportDtype:
+    """Returns the dtype that a format has unless another one is asked for.
+
+    A folder is float32: opened without a dtype, transformers 5 keeps that of the files and diffusers takes float32, so
+    that a folder in less than float32 could not draw.
+    """
+    return "float32" if kind == "diffusers" else "base"
+
+
+def write_folder(
+    base: Path,
+    params: Mapping[str, Params],
+    out: Path,
+    dtype: ExportDtype = "base",
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
     """Fills the empty folder `out` with what `diffusers.DiffusionPipeline.from_pretrained` opens.
 
     Args:
         base: the folder that the model came from; its configurations and its layout are kept.
         params: component -> parameters to write; components without keep the base model's.
-        dtype: of all components; "base" keeps what the base model's files have, and copies untouched ones.
+        dtype: of all components; "base" keeps what the base model's files have. Untouched ones that have it already
+            are copied.
+        changes: component -> keys of its `config.json` that get another value.
     """
     components = [name for name in COMPONENTS if (base / name).is_dir()]
     with progress("export", len(components)) as bar:
         for component in components:
             bar.note(component)
             (out / component).mkdir()
-            shutil.copyfile(base / component / "config.json", out / component / "config.json")
-            if component in params or DTYPES[dtype]:
-                written = Component(base / component, params.get(component, {}), DTYPES[dtype])
-                save_component(written, out / component)
-            else:
+            write_config(base / component, out / component, dtype, (changes or {}).get(component, {}))
+            written = Component(base / component, params.get(component, {}), DTYPES[dtype])
+            if written.is_copied:
                 copy_weights(base / component, out / component)
+            else:
+                save_component(written, out / component)
             bar.advance()
     for name in COPIED:
         if (base / name).is_dir():
             copy_files(base / name, out / name)
+    if (out / "safety_checker" / "config.json").exists():  # its weights stay, and are loaded in the dtype that it says
+        write_config(base / "safety_checker", out / "safety_checker", dtype)
     write_index(base, out)
+
+
+def write_config(source: Path, target: Path, dtype: ExportDtype, changes: Mapping[str, Any] | None = None) -> None:
+    """Writes a component's `config.json`: a copy, unless a key changes.
+
+    transformers loads a model in the dtype that its configuration names, whatever its files have; it is named anew.
+    """
+    raw = read_json(source / "config.json")
+    changed = raw | dict(changes or {})
+    if DTYPES[dtype] and "model_type" in raw:  # of transformers
+        changed |= {key: dtype for key in ("dtype", "torch_dtype") if key in raw} or {"torch_dtype": dtype}
+    if changed == raw:
+        shutil.copyfile(source / "config.json", target / "config.json")
+    else:
+        write_json(target / "config.json", changed)
 
 
 def write_index(base: Path, out: Path) -> None:
