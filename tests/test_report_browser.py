@@ -123,6 +123,26 @@ def test_nothing_is_wider_than_the_screen(tab, page, width, dark):
     assert tab.problems == []
 
 
+TOPS = "[...document.querySelectorAll('.prompts .strip')].map(each => each.getBoundingClientRect().top)"
+
+
+def test_the_last_samples_come_first_and_prompts_stand_side_by_side_where_there_is_room(opened):
+    assert opened.run("document.querySelector('main h2').id") == "samples"
+    opened.resize(1400, 900)
+    wide = opened.run(TOPS)
+    assert wide[0] == wide[2]  # the first run's images of both prompts; the second run's are below them
+    assert wide[1] == wide[3] > wide[0]
+    opened.resize(360, 800)
+    narrow = opened.run(TOPS)
+    assert narrow == sorted(narrow)
+    assert len(set(narrow)) == 4
+
+
+def test_on_a_phone_the_samples_begin_on_the_first_screen(tab, page):
+    tab.open(page, width=360)
+    assert tab.run("document.getElementById('samples').getBoundingClientRect().top") < 800
+
+
 def test_charts_follow_the_window(opened):
     wide = opened.run("document.querySelector('.canvas svg').clientWidth")
     opened.resize(360, 800)
