@@ -3,13 +3,17 @@
 from pathlib import Path
 
 from jaxbooth.card import card_of
+from jaxbooth.config import load_config
 from jaxbooth.devices import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.diffusion.samplers import SamplerName
+from jaxbooth.disk import check_writable
 from jaxbooth.errors import UserError
 from jaxbooth.exports import export_result, natural_format
 from jaxbooth.files import refuse_existing, write_png
 from jaxbooth.pipeline import Pipeline
-from jaxbooth.run_folder import confirm_base, open_run, read_base, run_mesh, trained_params
+from jaxbooth.remote import place
+from jaxbooth.run_folder import RunFolder, confirm_base, open_run, read_base, run_mesh, trained_params
+from jaxbooth.runs.overlap import check_output, check_output_of_model
 from jaxbooth.sampling import Settings, draw
 from jaxbooth.text import warn_about_lost_text
 from jaxbooth.verify import verify_export
@@ -43,8 +47,8 @@ def sample(
     """
     if not prompt.strip():
         raise UserError("--prompt is empty; say what to draw.")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; name a folder.")
+    name = source if isinstance(source, str) else source.name
+    check_sample_folder(out, name)
     paths = [out / f"{seed}-{index:03d}.png" for index in range(num)]
     for path in paths:
         if path.exists():
@@ -59,12 +63,24 @@ def sample(
     facts = {
         "prompt": prompt,
         "seed": seed,
-        "model": source if isinstance(source, str) else source.name,
+        "model": name,
         "step": pipeline.step,
     } | settings.facts()
     for index, (path, image) in enumerate(zip(paths, images, strict=True)):
         write_png(path, image, facts | {"index": index})
     return out
+
+
+def check_sample_folder(out: Path, source: str) -> None:
+    """Raises UserError if images of a run or a model cannot be saved in a folder, or would mix with its parts."""
+    check_writable(out, "--out")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a folder.")
+    run = RunFolder(place(source))
+    if run.config.exists():
+        check_output(out, run.root, load_config(run.config))
+    else:
+        check_output_of_model(out, source)
 
 
 def export(
@@ -97,6 +113,7 @@ def export(
         check_target(push)
     refuse_existing(out)
     run, config = open_run(run_dir)
+    check_output(out, run.root, config, allowed="export")
     kind = kind or natural_format(config)
     dtype = dtype or default_dtype(kind)
     if verify:

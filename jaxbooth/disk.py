@@ -11,6 +11,8 @@ from pathlib import Path
 
 from jaxbooth.errors import UserError
 
+NAME_MARGIN = len("_kohya.safetensors")  # the longest that is put behind the name of a folder to name a file in it
+PATH_MARGIN = 300  # of the longest path in a run, that of a checkpoint's parts
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -53,10 +55,22 @@ def existing(path: Path) -> Path:
 def check_writable(folder: Path, key: str) -> None:
     """Raises UserError naming `key` if no file can be made in a folder, or the folder itself cannot."""
     try:
-        with tempfile.TemporaryFile(dir=existing(folder)):
+        parent = existing(folder)
+        check_length(folder, parent)
+        broken = next((path for path in (folder, *folder.parents) if path.is_symlink() and not path.exists()), None)
+        if broken:
+            raise UserError(f"{key} {folder}: the symlink {broken} leads nowhere; remove it or choose another.")
+        with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
         raise UserError(f"{key} {folder} cannot be written ({error.strerror}); choose another.") from None
+
+
+def check_length(folder: Path, parent: Path) -> None:
+    """Raises OSError if a path is too long for the file system of its `parent`, with what will be put behind it."""
+    room = os.pathconf(parent, "PC_NAME_MAX") - NAME_MARGIN, os.pathconf(parent, "PC_PATH_MAX") - PATH_MARGIN
+    if len(os.fsencode(folder.name)) > room[0] or len(os.fsencode(folder.absolute())) > room[1]:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(folder))
 
 
 def check_room(needs: Sequence[Need]) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from jaxbooth.disk import named
+from jaxbooth.disk import check_writable, named
 from jaxbooth.errors import UserError
 from jaxbooth.remote import is_local
+from jaxbooth.storage.paths import short_name
 
 UNFINISHED = ".part"
 
@@ -26,7 +27,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     if not is_local(path):
         path.write_bytes(content)  # an object appears when all of it is there
         return
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{short_name(path.name)}.", suffix=UNFINISHED)
     try:
         with named(path), os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -63,9 +64,13 @@ def write_png(path: Path, image: Image.Image, facts: Mapping[str, Any]) -> None:
 
 
 def refuse_existing(out: Path) -> None:
-    """Raises UserError if there is something in the place of a folder that is to be written (--out)."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already; choose another folder (--out) or remove it.")
+    """Raises UserError if a folder (--out) cannot be written, or there is something in its place."""
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} exists already; choose another folder (--out) or remove it.")
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be used ({error.strerror}); choose another.") from None
+    check_writable(out, "--out")
 
 
 @contextmanager
@@ -73,15 +78,35 @@ def new_folder(out: Path) -> Generator[Path]:
     """Yields a folder aside, which becomes `out` when the block ends well and disappears otherwise.
 
     Raises:
-        UserError: `out` exists already and is not an empty folder.
+        UserError: `out` exists already and is not an empty folder, or cannot be written.
     """
     refuse_existing(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    out = Path(os.path.realpath(out))
+    parent = out if os.path.ismount(out) else out.parent  # nothing takes the place of a mounted folder
+    parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=parent, prefix=f".{short_name(out.name)}."))
     try:
         yield aside
         aside.chmod(0o755)
-        aside.replace(out)
+        if parent == out:
+            move_entries(aside, out)
+        else:
+            aside.replace(out)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a folder with all that it holds, if it is there; of a symlink, only the link."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def move_entries(source: Path, target: Path) -> None:
+    """Moves what a folder holds into another one on the same disk, and removes it."""
+    for entry in sorted(source.iterdir()):
+        entry.replace(target / entry.name)
+    source.rmdir()

@@ -1,6 +1,5 @@
 """A run's folder: what is where, whose it is, and what its checkpoints are read into."""
 
-import shutil
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from jaxbooth.config import Config, load_config
 from jaxbooth.console import is_main
 from jaxbooth.data.prior import fingerprint
 from jaxbooth.errors import UserError
-from jaxbooth.files import write_json, write_text
+from jaxbooth.files import remove_tree, write_json, write_text
 from jaxbooth.params import Params
 from jaxbooth.pipeline import Base
 from jaxbooth.remote import check_reachable, is_local, local_twin, place, upload
@@ -101,9 +100,9 @@ class RunFolder:
         """
         if is_local(self.root):
             aside = self.root / ".export"
-            shutil.rmtree(aside, ignore_errors=True)
+            remove_tree(aside)
             yield aside / self.root.name
-            shutil.rmtree(self.export, ignore_errors=True)
+            remove_tree(self.export)
             (aside / self.root.name).replace(self.export)
             aside.rmdir()
             return

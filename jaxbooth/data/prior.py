@@ -24,6 +24,7 @@ from jaxbooth.files import write_json, write_png
 from jaxbooth.pipeline import Base
 from jaxbooth.remote import place
 from jaxbooth.sections import Subject
+from jaxbooth.storage.paths import short_name
 from jaxbooth.weights.fingerprint import add_weights
 
 MANIFEST = "manifest.json"
@@ -112,7 +113,7 @@ def class_folder(config: Config, subject: Subject) -> Path:
     for folder in (subject.class_dir, *alike):
         if folder:
             return folder
-    name = re.sub(r"\W+", "-", (subject.class_prompt or "").lower()).strip("-")
+    name = short_name(re.sub(r"\W+", "-", (subject.class_prompt or "").lower()).strip("-"))
     prior = place(config.run_dir) / "prior"
     return prior / name if config.data.subjects else prior
 

@@ -15,6 +15,7 @@ from jaxbooth.config import Config
 from jaxbooth.console import say, warn
 from jaxbooth.devices import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.diffusion.samplers import SamplerName
+from jaxbooth.disk import check_writable
 from jaxbooth.errors import UserError
 from jaxbooth.evaluation.grid import Place, draw_missing, open_grid, places, read_grid
 from jaxbooth.evaluation.measure import Extractors, Measure, open_extractors, references
@@ -33,8 +34,9 @@ from jaxbooth.evaluation.prompts import (
 from jaxbooth.evaluation.results import FORMAT, by_prompt, differences, overall
 from jaxbooth.evaluation.table import print_table
 from jaxbooth.files import write_json
-from jaxbooth.remote import place
+from jaxbooth.remote import is_local, place
 from jaxbooth.run_folder import RunFolder, open_run, run_mesh
+from jaxbooth.runs.overlap import check_output
 from jaxbooth.sampling import Settings
 from jaxbooth.sections import Section
 
@@ -142,6 +144,9 @@ def prepare(arguments: EvaluateArguments, config: Config, root: Path, mesh: Mesh
         config.resolution,
     )
     out = place(arguments.out) if arguments.out else RunFolder(root).evaluation
+    if is_local(out):
+        check_writable(out, "--out")
+        check_output(out, root, config, allowed="evaluation")
     return Evaluation(arguments, config, entries_of(arguments, config), settings, mesh, out)
 
 

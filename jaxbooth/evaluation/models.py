@@ -13,6 +13,7 @@ from jaxbooth.data.prior import fingerprint
 from jaxbooth.pipeline import Pipeline
 from jaxbooth.remote import place
 from jaxbooth.run_folder import RunFolder, open_run, opened
+from jaxbooth.storage.paths import short_name
 from jaxbooth.weights.resolve import Source
 
 AT = re.compile(r"(.+)@(\d+)")  # RUN@STEP
@@ -111,4 +112,4 @@ def other(text: str) -> Compared:
 
 def slug(text: str) -> str:
     """Returns a file name that resembles `text`."""
-    return re.sub(r"\W+", "-", text).strip("-") or "model"
+    return short_name(re.sub(r"\W+", "-", text).strip("-")) or "model"

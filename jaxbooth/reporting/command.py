@@ -8,12 +8,14 @@ from typing import Annotated
 import tyro
 from pydantic import BaseModel, ConfigDict
 
+from jaxbooth.disk import check_writable
 from jaxbooth.errors import UserError
 from jaxbooth.files import write_text
-from jaxbooth.remote import place
+from jaxbooth.remote import is_local, place
 from jaxbooth.reporting.charts import COLOURS, library
 from jaxbooth.reporting.gather import gather
 from jaxbooth.reporting.render import GENERATOR, render
+from jaxbooth.runs.overlap import check_output
 
 FILE = "report.html"
 HEAD = 2000  # bytes of a file in which a report says that it is one
@@ -48,6 +50,8 @@ def make_report(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[s
     target = place(out) if out is not None else default_file(runs)
     refuse_foreign(target)
     found = gather([os.fspath(run) for run in runs])
+    for run in found:
+        check_output(target, run.folder.root, run.config)
     write_text(target, render(found))
     return target
 
@@ -60,10 +64,12 @@ def default_file(runs: Sequence[str | os.PathLike[str]]) -> Path:
 
 def refuse_foreign(path: Path) -> None:
     """Raises UserError if there is something at `path` that is not a report."""
+    if is_local(path):
+        check_writable(path.parent, "the folder of --out")
     if not path.exists():
         return
-    if path.is_dir():
-        raise UserError(f"--out {path} is a folder; name a file.")
+    if not path.is_file():
+        raise UserError(f"--out {path} is {'a folder' if path.is_dir() else 'no regular file'}; name a file.")
     with path.open("rb") as file:
         head = file.read(HEAD)
     if GENERATOR.encode() not in head:

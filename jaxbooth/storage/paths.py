@@ -52,6 +52,11 @@ def is_inside(name: str) -> bool:
     return is_utf8(name) and all(len(part.encode()) <= MAX_NAME_BYTES for part in path.parts)
 
 
+def is_within(path: Path, folder: Path) -> bool:
+    """Whether a path is a folder or lies in it once symlinks and `..` are followed; neither needs to exist."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
 def short_name(name: str, max_bytes: int = MAX_NAME_BYTES // 3) -> str:
     """Returns the beginning of a name, so short that a file system takes more before and behind it."""
     return name.encode(errors="surrogateescape")[:max_bytes].decode(errors="ignore")

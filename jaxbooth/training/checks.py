@@ -155,9 +155,6 @@ def check_class(config: Config, subject: Subject, key: str) -> None:
             f"{key} is missing: prior preservation is on (--train.prior-weight {weight}). "
             "Name the class, such as 'a photo of dog', or set --train.prior-weight 0."
         )
-    for other in config.subjects:
-        if subject.class_dir and subject.class_dir.resolve() == other.instance_dir.resolve():
-            raise UserError(f"--data.instance-dir and --data.class-dir are both {subject.class_dir}; they must differ.")
     for word in config.text.new_tokens:
         if word in prompt:
             raise UserError(f"{key} holds the new word {word}, which the frozen model does not know; leave it out.")

@@ -1,5 +1,6 @@
 """`train`: the whole job, from a configuration to a trained, sampled and exported run."""
 
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from jaxbooth.pipeline import Base, load_params
 from jaxbooth.plan.precheck import check_memory
 from jaxbooth.remote import place
 from jaxbooth.run_folder import RunFolder, confirm_base, fill_resolution, read_base, resolve_paths, state_of
+from jaxbooth.runs.overlap import check_run_folders
 from jaxbooth.sections import DistributedConfig
 from jaxbooth.sharding import check_heads, make_mesh, row_shards
 from jaxbooth.training.checkpoint import Checkpoints
@@ -75,6 +77,7 @@ def train(config: Config) -> Result:
         RunFailure: the work failed; everything written so far is intact.
     """
     check_config(config)
+    check_run_folders(resolve_paths(config))
     chosen = config.distributed
     config = config.model_copy(update={"distributed": DistributedConfig()})  # it differs between the processes
     stopped = f"stopped; run the same command again to continue {config.run_dir}."
@@ -164,7 +167,8 @@ class Job:
         if self.config.export:
             self.export(state)
         say(f"done: {self.run.samples(step)}")
-        say(f'draw more: jaxbooth sample {self.run.root} --prompt "{self.config.subjects[0].instance_prompt}"')
+        prompt = shlex.quote(self.config.subjects[0].instance_prompt)
+        say(f"draw more: jaxbooth sample {shlex.quote(str(self.run.root))} --prompt {prompt}")
         return Result(self.run, step, complete=True)
 
     def make_feed(self, params: dict[str, Params]) -> Feed:

@@ -229,7 +229,7 @@ def kept(originals: Sequence[Path], asked: dict[str, Any], build: Make) -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        aside = Path(mkdtemp(dir=folder.parent, prefix=f".{name}."))
     except OSError as error:
         raise RunFailure(f"{folder.parent} cannot be written ({error.strerror}); set JAXBOOTH_CACHE.") from None
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxbooth.errors import UserError
+from jaxbooth.storage.paths import short_name
 from jaxbooth.weights.hub import hub_errors, reason_of
 from jaxbooth.weights.pipeline_dir import ExportFormat
 
@@ -238,6 +239,6 @@ def embedding_files(words: Sequence[str]) -> dict[str, str]:
     """Returns learned word -> name of its file: readers take one word from a file."""
     if len(words) == 1:
         return {words[0]: EMBEDDINGS_FILE}
-    stems = ["".join(filter(str.isalnum, word)) for word in words]
+    stems = [short_name("".join(filter(str.isalnum, word))) for word in words]
     distinct = [stem if stem and stems.count(stem) == 1 else f"{stem}{index}" for index, stem in enumerate(stems)]
     return {word: f"learned_embeds_{stem}.safetensors" for word, stem in zip(words, distinct, strict=True)}

@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxbooth.errors import UserError
+from jaxbooth.storage.paths import short_name
 
 DTYPES = {
     code: np.dtype(kind)
@@ -54,7 +55,7 @@ def write_tensors(path: Path, tensors: Iterable[Tensor], metadata: Mapping[str, 
         ValueError: a tensor's content is not what was announced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{short_name(path.name)}.")
     try:
         with os.fdopen(handle, "wb") as file:
             write_to(file, tensors, metadata)

@@ -123,7 +123,7 @@ def test_a_file_in_place_of_the_run_folder_is_left_alone(refused, dog, tmp_path)
 
 def test_the_instance_folder_is_no_run_folder(refused, dog):
     before = contents(dog)
-    assert "is not a run folder" in refused(*train(dog, "--run-dir", dog))
+    assert f"--run-dir {dog} is also --data.instance-dir {dog}" in refused(*train(dog, "--run-dir", dog))
     assert contents(dog) == before
 
 
