@@ -1,0 +1,120 @@
+"""Folders that overlap, refused before anything is written: outputs would become inputs, or take their place."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxbooth.config import Config
+from jaxbooth.errors import UserError
+from jaxbooth.remote import is_local, place
+from jaxbooth.sections import Subject
+from jaxbooth.storage.paths import is_within
+
+# What a run writes in its own folder, and replaces or deletes there.
+RUN_ENTRIES = ("checkpoints", "samples", "tensorboard", "evaluation", "prior", "export", ".export")
+
+
+class Named(NamedTuple):
+    """A folder or a file, and the flag that named it."""
+
+    flag: str
+    path: Path
+
+
+def check_run_folders(config: Config) -> None:
+    """Refuses a run whose inputs and outputs overlap.
+
+    Raises:
+        UserError: the message names both flags.
+    """
+    run = Named("--run-dir", place(config.run_dir))
+    photos, classes, models = list(instance_folders(config)), list(class_folders(config)), list(model_paths(config))
+    for given in (*photos, *models):
+        refuse_overlap(run, given)
+    for made in classes:
+        refuse_inside(run, made)
+        for entry in RUN_ENTRIES:
+            if entry != "prior":
+                refuse_inside(made, Named("a folder of --run-dir,", run.path / entry))
+        for given in (*photos, *models):
+            refuse_overlap(made, given)
+
+
+def check_output(out: Path, root: Path, config: Config, allowed: str = "") -> None:
+    """Refuses a folder for what is made of a run (--out) where it would become one of the run's inputs or parts.
+
+    Args:
+        root: the run's folder.
+        config: the run's.
+        allowed: entry of the run's folder that is meant for it.
+
+    Raises:
+        UserError: the message says what is there.
+    """
+    target = Named("--out", out)
+    for given in (*instance_folders(config), *class_folders(config), *model_paths(config)):
+        refuse_inside(target, given)
+    for entry in RUN_ENTRIES:
+        if entry != allowed:
+            refuse_inside(target, Named("a folder of the run,", root / entry))
+
+
+def check_output_of_model(out: Path, model: str) -> None:
+    """Refuses a folder for images (--out) in the folder of the model that draws them.
+
+    Raises:
+        UserError: it lies there.
+    """
+    if Path(model).expanduser().is_dir():
+        refuse_inside(Named("--out", out), Named("the model", Path(model).expanduser()))
+
+
+def subjects_of(config: Config) -> tuple[Subject, ...]:
+    """Returns the subjects, of which a run that was not started yet may have none."""
+    return config.subjects if config.data.subjects or config.data.instance_dir else ()
+
+
+def instance_folders(config: Config) -> Iterator[Named]:
+    """Yields the folders with the subjects' photos."""
+    for index, subject in enumerate(subjects_of(config), start=1):
+        entry = f"data.subjects, entry {index}: instance_dir" if config.data.subjects else "--data.instance-dir"
+        yield Named(entry, subject.instance_dir)
+
+
+def class_folders(config: Config) -> Iterator[Named]:
+    """Yields the class folders that were named; the run's own, which is the default, is none."""
+    for index, subject in enumerate(subjects_of(config), start=1):
+        if subject.class_dir and config.prior_rows:
+            entry = f"data.subjects, entry {index}: class_dir" if config.data.subjects else "--data.class-dir"
+            yield Named(entry, subject.class_dir)
+
+
+def model_paths(config: Config) -> Iterator[Named]:
+    """Yields the folders and files of models that are read; what is on the Hub or embedded has none."""
+    names = {
+        "--model": config.model,
+        "--vae": config.vae,
+        "--lora.init": config.lora.init,
+        "--evaluation.clip": config.evaluation.clip,
+        "--evaluation.dino": config.evaluation.dino,
+    }
+    for flag, name in names.items():
+        path = Path(name or "").expanduser()
+        if name and name != "demo" and path.exists():
+            yield Named(flag, path)
+
+
+def refuse_overlap(output: Named, given: Named) -> None:
+    """Raises UserError if one of two folders is the other or lies in it."""
+    refuse_inside(output, given)
+    refuse_inside(given, output)
+
+
+def refuse_inside(inner: Named, outer: Named) -> None:
+    """Raises UserError if a folder is another one or lies in it; those on an object store are left to the user."""
+    if is_local(inner.path) and is_local(outer.path) and is_within(inner.path, outer.path):
+        lies = "is also" if is_within(outer.path, inner.path) else "lies in"
+        raise UserError(
+            f"{inner.flag} {inner.path} {lies} {outer.flag} {outer.path}, where outputs and inputs would mix; "
+            f"choose another folder for {inner.flag}."
+        )
