@@ -16,12 +16,12 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from jaxbooth.console import progress
-from jaxbooth.data.latents import seed_data
 from jaxbooth.diffusion.samplers import SAMPLERS, Denoiser, Grid, Point, SamplerName, make_grid
 from jaxbooth.diffusion.schedule import convert
 from jaxbooth.errors import UserError
 from jaxbooth.params import Params, cast_matrices, pixel_precision, precision_of
 from jaxbooth.pipeline import Base
+from jaxbooth.prng import key_data, root_key
 from jaxbooth.sharding import replicated, row_shards, rows_over, tracing_for
 from jaxbooth.text import Text, TokenIds
 from jaxbooth.transfer import put
@@ -174,12 +174,12 @@ class Painter:
     def dials(self, seed: int) -> Dials:
         """Returns what the settings and a seed give the program, on the host."""
         chosen = self.settings
-        host: Any = (seed_data(seed), np.array(chosen.guidance_scale, np.float32))
+        host: Any = (key_data(seed), np.array(chosen.guidance_scale, np.float32))
         return Dials(*host, make_grid(self.base.schedule, chosen.sampler, chosen.steps))
 
     def _trace(self, params: dict[str, Params], text: Text, captions: Array, indices: Array, dials: Dials) -> Array:
         shown, negative = take(text, captions), take(text, jnp.zeros_like(captions))
-        keys = picture_keys(jax.random.wrap_key_data(dials.root), indices)
+        keys = picture_keys(root_key(dials.root), indices)
         with tracing_for(self.mesh):
             with precision_of(self.base.dtype):
                 latents = draw_latents(self.base, self.settings, params["unet"], shown, negative, keys, dials)

@@ -7,9 +7,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxbooth.config import Config
-from jaxbooth.data.latents import Bank, Encoded, seed_data
+from jaxbooth.data.latents import Bank, Encoded
 from jaxbooth.params import Params
 from jaxbooth.pipeline import Base
+from jaxbooth.prng import key_data
 from jaxbooth.sharding import placement, replicated
 from jaxbooth.text import Text
 from jaxbooth.training.optimizer import make_optimizer
@@ -45,7 +46,7 @@ def make_bank(
     caption = np.array([0, 0, 1, 2, 2, 2, 2, 2], np.int32)
     text = random_text(base, rng)
     shown = base.text.tokenize(CAPTIONS) if trains_text else text
-    bank = Bank(encoded, caption, shown, seed_data(seed), text if trains_text else None)
+    bank = Bank(encoded, caption, shown, key_data(seed), text if trains_text else None)
     return jax.device_put(bank, replicated(mesh))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxbooth.errors import UserError
+from jaxbooth.prng import host_generator
 
 BLOCK = 10  # consecutive steps that share a bucket; a constant, so that steps per dispatch never change the training
 
@@ -83,9 +84,7 @@ class BucketOrder:
 
     def epoch(self, number: int) -> np.ndarray:
         """Returns the (blocks,) buckets of an epoch."""
-        return np.random.default_rng([self.seed, number]).permutation(
-            np.repeat(np.arange(len(self.shares)), self.shares)
-        )
+        return host_generator(self.seed, number).permutation(np.repeat(np.arange(len(self.shares)), self.shares))
 
     def bucket(self, step: int) -> int:
         """The bucket that a step takes."""

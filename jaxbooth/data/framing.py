@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from jaxbooth.data.images import Opened, Picture, open_picture
+from jaxbooth.prng import host_generator
 
 
 class Variants(NamedTuple):
@@ -64,7 +65,7 @@ class Framing(NamedTuple):
     def corners(self, spare: np.ndarray, place: int) -> np.ndarray:
         """Returns the crops' (crops, 2) top and left, given the (2,) rows and columns that a crop leaves over."""
         if self.crops:
-            return np.random.default_rng([self.seed, place]).integers(0, spare + 1, (self.crops, 2))
+            return host_generator(self.seed, place).integers(0, spare + 1, (self.crops, 2))
         return spare[None] // 2
 
     def facts(self, image: Image.Image, corners: np.ndarray) -> np.ndarray:

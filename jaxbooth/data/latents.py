@@ -49,7 +49,7 @@ class Bank(NamedTuple):
         caption: (images,) int32 row of `text`.
         text: `Text` of the distinct captions when the text side is frozen, else their token ids. With dropout, the
             last one is the empty prompt.
-        seed: (2,) uint32, see `seed_data`; rows, noise and timesteps are drawn from it. An array, so that a run with
+        seed: (2,) uint32, see `key_data`; rows, noise and timesteps are drawn from it. An array, so that a run with
             another seed takes the same compiled program.
         frozen_text: the frozen model's `Text` of the same captions, where the prior's target needs it.
     """
@@ -59,11 +59,6 @@ class Bank(NamedTuple):
     text: Text | TokenIds
     seed: AnyArray
     frozen_text: Text | None = None
-
-
-def seed_data(seed: int) -> np.ndarray:
-    """Returns the key of a run's seed as plain numbers."""
-    return np.asarray(jax.random.key_data(jax.random.key(seed)))
 
 
 class Rows(NamedTuple):

@@ -21,6 +21,7 @@ from jax import Array
 from jaxbooth.errors import UserError
 from jaxbooth.models.conv import Conv, conv2d
 from jaxbooth.params import AnyArray, Network, Params, Placed, Shapes, placed
+from jaxbooth.prng import host_generator
 from jaxbooth.transfer import to_host
 
 DOWN, UP, MAGNITUDE = "lora_A.kernel", "lora_B.kernel", "lora_magnitude_vector.scale"
@@ -94,7 +95,7 @@ def initial_adapters(params: Mapping[str, AnyArray], shapes: Shapes, seed: int) 
     for index, (name, leaf) in enumerate(sorted(shapes.items())):
         if name.endswith(DOWN):
             bound = 1 / np.sqrt(np.prod(leaf.shape[:-1]))
-            found[name] = np.random.default_rng([seed, index]).uniform(-bound, bound, leaf.shape).astype(np.float32)
+            found[name] = host_generator(seed, index).uniform(-bound, bound, leaf.shape).astype(np.float32)
         elif name.endswith(UP):
             found[name] = np.zeros(leaf.shape, np.float32)
         else:

@@ -11,9 +11,10 @@ from jaxbooth.config import Config
 from jaxbooth.console import progress
 from jaxbooth.data.buckets import BucketOrder
 from jaxbooth.data.images import Picture
-from jaxbooth.data.latents import Bank, Encoder, concatenate, distinct_captions, encode_pictures, on_devices, seed_data
+from jaxbooth.data.latents import Bank, Encoder, concatenate, distinct_captions, encode_pictures, on_devices
 from jaxbooth.params import Params
 from jaxbooth.pipeline import Base
+from jaxbooth.prng import key_data
 from jaxbooth.sampling import encode_prompts
 from jaxbooth.text import Text, TokenIds
 from jaxbooth.training.prepare import Inputs, framing_of
@@ -62,7 +63,7 @@ def make_feed(
                 if pictures
             ]
             shown = [captions.index(picture.caption) for pictures, _ in groups for picture in pictures]
-            bank = Bank(concatenate(images), np.array(shown, np.int32), text, seed_data(config.seed), frozen_text)
+            bank = Bank(concatenate(images), np.array(shown, np.int32), text, key_data(config.seed), frozen_text)
             banks.append(on_devices(bank, mesh))
             counts.append(sum(map(len, subjects)))
             weights = [subject.weight for subject in config.subjects]

@@ -19,6 +19,7 @@ from jaxbooth.diffusion.noising import TimestepSampling, offset_noise, perturb, 
 from jaxbooth.diffusion.objective import Batch, Loss, Losses, reduce_rows, row_losses
 from jaxbooth.params import Params, by_component, cast_matrices, join, precision_of
 from jaxbooth.pipeline import Base
+from jaxbooth.prng import root_key
 from jaxbooth.sharding import AnyMesh, placement, row_shards, rows_over, tracing_for
 from jaxbooth.text import Text
 from jaxbooth.training.optimizer import reported_rate
@@ -82,7 +83,7 @@ def make_batch(task: Task, bank: Bank, step: Array, bank_step: Array, part: RowP
         step: of the run; it seeds the noise.
         bank_step: earlier steps that took rows from this bank; it seeds the choice of images.
     """
-    config, images, root = task.config, bank.images, jax.random.wrap_key_data(jnp.asarray(bank.seed))
+    config, images, root = task.config, bank.images, root_key(bank.seed)
     counts = (config.train.batch_size, config.prior_rows)
     rows = pick_rows(task.streams, jax.random.fold_in(root, 0), bank_step, part, counts, variants=images.mean.shape[1])
     keys = row_keys(jax.random.fold_in(root, 1), step, part.number)

@@ -1,0 +1,75 @@
+"""The range of every number and the length of every text that jaxbooth takes, as types: one table for flags,
+configuration files and the library.
+
+An upper bound stands far above what a run can use, and below what would fill the memory, take years, or leave the range
+of what computes with it. Floats are finite.
+"""
+
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le, Len, Lt
+from pydantic import AllowInfNan
+
+MAX_SEED = 2**63 - 1
+MAX_ROWS_TRAINED = 2**31 - 1  # steps x rows of a step: their positions are int32
+MAX_SUBJECTS = 256  # each is a part of the train step
+MAX_PROMPTS = 1000  # of an evaluation
+MAX_SAMPLED_IMAGES = 1000  # of one validation or evaluation while training; they lie in memory together
+
+Seed = Annotated[int, Ge(0), Le(MAX_SEED)]
+
+# Length of a run
+TrainSteps = Annotated[int, Gt(0), Le(10**8)]
+WarmupSteps = Annotated[int, Ge(0), Le(10**8)]
+Step = Annotated[int, Gt(0), Le(10**8)]  # of a checkpoint
+Interval = Annotated[int, Gt(0), Le(10**9)]  # steps between two saves or samples; "never" is a usual wish
+DispatchSteps = Annotated[int, Gt(0), Le(10_000)]  # their metrics are kept on the device
+CheckpointCount = Annotated[int, Gt(0), Le(10**9)]  # all of them, whose room on the disk is looked for
+Patience = Annotated[int, Gt(0), Le(10**6)]
+
+# Rows and images
+BatchSize = Annotated[int, Gt(0), Le(65_536)]
+PriorBatchSize = Annotated[int, Ge(0), Le(65_536)]
+DeviceBatchSize = Annotated[int, Gt(0), Le(1024)]
+ClassImageCount = Annotated[int, Gt(0), Le(100_000)]
+ImageCount = Annotated[int, Gt(0), Le(10_000)]  # of one prompt, all in memory
+PairedImageCount = Annotated[int, Gt(0), Le(1000)]  # of one prompt, each compared with each
+Pixels = Annotated[int, Gt(0), Le(8192)]  # a side
+CropCount = Annotated[int, Gt(0), Le(256)]
+SamplerSteps = Annotated[int, Gt(0), Le(1000)]  # a schedule has 1000 timesteps
+Timestep = Annotated[int, Ge(0), Le(10**6)]
+GuidanceScale = Annotated[float, Gt(0), Le(100), AllowInfNan(False)]  # beyond about 30, images are flat colours
+
+# Text
+Prompt = Annotated[str, Len(0, 10_000)]
+ClipSkip = Annotated[int, Ge(0), Le(100)]
+ChunkCount = Annotated[int, Gt(0), Le(64)]
+VectorCount = Annotated[int, Gt(0), Le(75)]  # a chunk has room for no more
+Word = Annotated[str, Len(0, 200)]
+NewWords = Annotated[tuple[Word, ...], Len(0, 256)]
+Prompts = Annotated[tuple[Prompt, ...], Len(0, 100)]
+PromptCount = Annotated[int, Gt(0), Le(MAX_PROMPTS)]
+Regex = Annotated[str, Len(0, 1000)]
+
+# Optimization
+Rate = Annotated[float, Gt(0), Le(1000), AllowInfNan(False)]
+Weight = Annotated[float, Ge(0), Le(10**6), AllowInfNan(False)]
+PositiveWeight = Annotated[float, Ge(1e-6), Le(10**6), AllowInfNan(False)]
+Decay = Annotated[float, Ge(0), Le(0.999999), AllowInfNan(False)]  # nearer to 1, it is 1 in float32
+EmaDecay = Annotated[float, Gt(0), Le(0.999999), AllowInfNan(False)]
+Share = Annotated[float, Gt(0), Lt(1), AllowInfNan(False)]
+Dropout = Annotated[float, Ge(0), Le(0.999), AllowInfNan(False)]
+Epsilon = Annotated[float, Ge(1e-30), Le(1), AllowInfNan(False)]  # smaller, it is 0 in float32, and 0 / 0 follows
+GradNorm = Annotated[float, Ge(0), Le(10**9), AllowInfNan(False)]
+LogitMean = Annotated[float, Ge(-100), Le(100), AllowInfNan(False)]
+LogitStd = Annotated[float, Gt(0), Le(100), AllowInfNan(False)]
+NoiseStrength = Annotated[float, Ge(0), Le(10), AllowInfNan(False)]
+Alpha = Annotated[float, Ge(1e-6), Le(10**6), AllowInfNan(False)]
+Rank = Annotated[int, Gt(0), Le(16_384)]  # and no more than the adapted layers have, which the base model says
+
+# Devices and processes
+MeshAxis = Annotated[int, Gt(0), Le(2**20)]
+MeshRest = Annotated[int, Ge(-1), Le(2**20)]
+ProcessCount = Annotated[int, Gt(0), Le(2**20)]
+ProcessId = Annotated[int, Ge(0), Lt(2**20)]
+Seconds = Annotated[float, Gt(0), Le(10**6), AllowInfNan(False)]
