@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jaxbooth.config import Config, explain, for_another, load_config
 from jaxbooth.console import say
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.disk import is_full
-from jaxbooth.errors import RunFailure, UserError
+from jaxbooth.errors import RunFailure, UserError, as_sentence
 from jaxbooth.hosts.signals import handled, leave
+from jaxbooth.limits import ChunkCount, ClipSkip, GuidanceScale, ImageCount, Pixels, Prompt, SamplerSteps, Seed, Step
 from jaxbooth.sections import PredictionType
 from jaxbooth.suggestions import MAX_SHOWN, PIPELINES, TRAINERS, check_flags
 from jaxbooth.weights.pipeline_dir import ExportDtype, ExportFormat
@@ -59,7 +60,7 @@ T = TypeVar("T", bound=BaseModel)
 class Arguments(BaseModel):
     """Frozen command arguments."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
 class SampleArguments(Arguments):
@@ -67,25 +68,25 @@ class SampleArguments(Arguments):
 
     source: tyro.conf.Positional[str]
     """Run folder, model folder, Hub id or "demo"."""
-    prompt: str
+    prompt: Prompt
     """What to draw."""
-    negative_prompt: str = ""
+    negative_prompt: Prompt = ""
     """What to stay away from."""
-    num: PositiveInt = 4
+    num: ImageCount = 4
     """Pictures to draw."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides the noise."""
-    steps: PositiveInt = 25
+    steps: SamplerSteps = 25
     """Network evaluations for one picture."""
-    guidance_scale: PositiveFloat = 7.5
+    guidance_scale: GuidanceScale = 7.5
     """Classifier-free guidance; 1 turns it off."""
     sampler: SamplerName = "dpmpp_2m"
     """How to get from noise to a picture."""
-    resolution: PositiveInt | None = None
+    resolution: Pixels | None = None
     """Side in pixels; default: what the model was trained at."""
-    height: PositiveInt | None = None
+    height: Pixels | None = None
     """Height in pixels, where the picture is not square."""
-    width: PositiveInt | None = None
+    width: Pixels | None = None
     """Width in pixels, where the picture is not square."""
     revision: str | None = None
     """Branch, tag or commit of a Hub model."""
@@ -99,11 +100,11 @@ class SampleArguments(Arguments):
     """Also read .ckpt and .bin files, with PyTorch's weights-only loader."""
     offline: bool = False
     """Never ask the Hub; use what was fetched before."""
-    clip_skip: NonNegativeInt = 0
+    clip_skip: ClipSkip = 0
     """Layers of the text encoder to leave out at its end; a run has its own."""
-    chunks: PositiveInt = 1
+    chunks: ChunkCount = 1
     """Chunks of 75 tokens that a prompt may have; a run has its own."""
-    step: PositiveInt | None = None
+    step: Step | None = None
     """Step of a run's checkpoint; default: the newest."""
     out: Path = Path("samples")
     """Folder for the pictures."""
@@ -124,7 +125,7 @@ class ExportArguments(Arguments):
     diffusers folder, which then opens without naming a dtype, and base for everything else."""
     verify: bool = False
     """Open the result in PyTorch diffusers and compare a denoising step (needs the torch extra)."""
-    step: PositiveInt | None = None
+    step: Step | None = None
     """Step of the checkpoint; default: the newest."""
     push: str | None = None
     """OWNER/NAME on the Hugging Face Hub to upload the result to, with a model card."""
@@ -292,7 +293,7 @@ def parse(kind: type[T], argv: list[str], prog: str, default: T | None = None) -
     except SystemExit as stop:
         invalid = validation_behind(stop)
         if invalid:
-            raise explain(invalid, prog) from None
+            raise explain(invalid, None) from None
         sys.stderr.write(printed.getvalue())
         raise
 
@@ -310,6 +311,9 @@ def main(argv: list[str] | None = None) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
     gc.set_threshold(200_000, 20, 100)  # tracing makes objects by the million, and went through them again and again
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax explains its every option there, and raises its errors
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a prompt may hold what the terminal's encoding lacks
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]
@@ -329,7 +333,7 @@ def main(argv: list[str] | None = None) -> None:
         if debug:
             raise
         message, code = describe_failure(error)
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {as_sentence(message)}", file=sys.stderr)
         sys.exit(code)
 
 

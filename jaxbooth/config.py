@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, NonNegativeInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from jaxbooth.assets import shipped_configs
-from jaxbooth.errors import UserError
+from jaxbooth.errors import UserError, brief
+from jaxbooth.limits import Seed
 from jaxbooth.remote import place
 from jaxbooth.sections import (
     DataConfig,
@@ -26,6 +27,7 @@ from jaxbooth.sections import (
     TrainConfig,
     ValidationConfig,
 )
+from jaxbooth.storage.yaml import read_yaml
 from jaxbooth.suggestions import TRAINERS, meant
 from jaxbooth.weights.resolve import Source
 
@@ -49,7 +51,7 @@ class Config(Section):
     """Never ask the Hub; use what was fetched before."""
     run_dir: Annotated[str, BeforeValidator(str)] = "runs/dreambooth"
     """Folder of this run, also gs://BUCKET/FOLDER; running the same command again continues it."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Decides noise, timesteps, order and pictures."""
     force: bool = False
     """Train even where the estimate says that the devices have too little memory."""
@@ -132,15 +134,22 @@ def flag(key: str) -> str:
     return "--" + key.replace("_", "-")
 
 
-def explain(error: ValidationError, source: str) -> UserError:
-    """Turns pydantic's report, on a whole configuration or on one section of it, into one sentence."""
-    first = error.errors()[0]
+def explain(error: ValidationError, source: str | None) -> UserError:
+    """Turns pydantic's report, on a whole configuration or on one section of it, into one sentence.
+
+    Args:
+        source: the file that holds the values, or None where they are flags.
+    """
+    first = error.errors(include_url=False, include_context=False)[0]
     sections = {type(value).__name__: [key] for key, value in Config() if isinstance(value, Section)}
     key = ".".join(str(part) for part in [*sections.get(error.title, []), *first["loc"]])
     if first["type"] == "extra_forbidden":
         hint = meant(key, flatten(Config()), TRAINERS)
-        return UserError(f"{source}: unknown key {key!r}; {hint or '`jaxbooth train --help` lists the keys.'}")
-    return UserError(f"{source}: {key} = {first['input']!r} is not valid: {first['msg'].lower()}.")
+        return UserError(f"{source}: unknown key {brief(key)}; {hint or '`jaxbooth train --help` lists the keys.'}")
+    value, problem = brief(first["input"]), first["msg"].lower()
+    if source is None:
+        return UserError(f"{flag(key)} {value} is not valid: {problem}.")
+    return UserError(f"{source}: {key} = {value} is not valid: {problem}.")
 
 
 def load_config(source: str | Path | None) -> Config:
@@ -153,20 +162,14 @@ def load_config(source: str | Path | None) -> Config:
         return Config()
     path = place(source) if "://" in str(source) else Path(source)
     if not path.is_file():
-        shipped = shipped_configs() / f"{source}.yaml"
-        if not shipped.is_file():
-            names = ", ".join(sorted(p.stem for p in shipped_configs().glob("*.yaml")))
-            raise UserError(f"{source} is neither a file nor one of the shipped configurations ({names}).")
-        path = shipped
+        shipped = {p.stem: p for p in shipped_configs().glob("*.yaml")}
+        if str(source) not in shipped and not path.exists():
+            raise UserError(
+                f"{source} is neither a file nor one of the shipped configurations ({', '.join(sorted(shipped))})."
+            )
+        path = shipped.get(str(source), path)
     try:
-        raw = yaml.safe_load(path.read_text()) or {}
-        if not isinstance(raw, dict):
-            raise UserError(f"{path}: expected keys and values, found {type(raw).__name__}.")
-        return Config.model_validate(raw)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file; expected YAML.") from None
+        return Config.model_validate(read_yaml(path))
     except ValidationError as error:
         raise explain(error, str(path)) from None
 

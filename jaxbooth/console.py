@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from jaxbooth.errors import printable
+
 T = TypeVar("T")
 console = Console(highlight=False, soft_wrap=True)
 
@@ -34,13 +36,13 @@ def counted(number: int, noun: str) -> str:
 def say(text: str) -> None:
     """Prints one sentence."""
     if is_main():
-        console.print(escape(text))
+        console.print(escape(printable(text)))
 
 
 def warn(text: str) -> None:
     """Prints one sentence that should not be missed."""
     if is_main():
-        console.print(f"[bold yellow]warning:[/] {escape(text)}")
+        console.print(f"[bold yellow]warning:[/] {escape(printable(text))}")
 
 
 class Bar:

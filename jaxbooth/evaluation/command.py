@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from tyro.conf import Positional
 
 from jaxbooth.config import Config
@@ -34,6 +33,7 @@ from jaxbooth.evaluation.prompts import (
 from jaxbooth.evaluation.results import FORMAT, by_prompt, differences, overall
 from jaxbooth.evaluation.table import print_table
 from jaxbooth.files import write_json
+from jaxbooth.limits import GuidanceScale, PairedImageCount, SamplerSteps, Seed, Step
 from jaxbooth.remote import is_local, place
 from jaxbooth.run_folder import RunFolder, open_run, run_mesh
 from jaxbooth.runs.overlap import check_output
@@ -48,15 +48,15 @@ class EvaluateArguments(Section):
 
     run: Positional[str]
     """Run folder."""
-    step: PositiveInt | None = None
+    step: Step | None = None
     """Step of the checkpoint; default: the newest."""
     compare: tuple[str, ...] = ()
     """Other runs, RUN@STEP, or models to put beside it."""
     prompts: str = "auto"
     """live or object (the paper's 25 each; auto: by class), or a text file, one prompt a line, {} for the subject."""
-    num: PositiveInt = 4
+    num: PairedImageCount = 4
     """Pictures of each prompt; the paper has 4."""
-    class_num: PositiveInt = 32
+    class_num: PairedImageCount = 32
     """Pictures of the class prompt."""
     subject: str | None = None
     """What fills {}, such as "sks dog"; default: read off the instance prompt."""
@@ -68,13 +68,13 @@ class EvaluateArguments(Section):
     """DINO or DINOv2 folder or Hub id, or none; default facebook/dino-vits16, and none for the demo model."""
     allow_pickle: bool = False
     """Also read .bin files of CLIP and DINO, with PyTorch's weights-only loader."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Decides the noise."""
     sampler: SamplerName | None = None
     """Default: the run's validation sampler."""
-    steps: PositiveInt | None = None
+    steps: SamplerSteps | None = None
     """Network evaluations for one picture; default: as in the run's validation."""
-    guidance_scale: PositiveFloat | None = None
+    guidance_scale: GuidanceScale | None = None
     """Default: the run's validation guidance."""
     out: Path | None = None
     """Folder for evaluation.json and the pictures; default: RUN/evaluation."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from jaxbooth.errors import UserError
+from jaxbooth.limits import MAX_PROMPTS
 from jaxbooth.sections import Subject
 
 GAP = "{}"  # where the subject goes
@@ -128,6 +129,8 @@ def read_templates(path: Path) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--prompts {path} cannot be read ({error}); name a text file, live or object.") from None
     templates = tuple(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
+    if len(templates) > MAX_PROMPTS:
+        raise UserError(f"--prompts {path} holds {len(templates)} prompts, and {MAX_PROMPTS} is the most; split it.")
     if not templates:
         raise UserError(f"--prompts {path} holds no prompt; write one a line, with {GAP} where the subject goes.")
     return templates

@@ -24,6 +24,7 @@ from jaxbooth.plan.settle import settle
 from jaxbooth.plan.topology import Topology, find_topology
 from jaxbooth.sampling import check_resolution
 from jaxbooth.training.checks import check_rows, idle_options
+from jaxbooth.training.trainable import check_rank
 
 
 class PlanArguments(Config):
@@ -70,6 +71,7 @@ def make_plan(config: Config, topology: Topology, compiles: bool = False) -> Pla
         raise UserError(problem)
     asked, (config, base) = config, plan_base(config, topology.platform)
     check_resolution(base, config.resolution, "--data.resolution")
+    check_rank(base, config)
     config, estimated = settle(config, base, topology)
     guess, compiled = estimated.at(), None
     if compiles:

@@ -6,6 +6,7 @@ from jaxbooth.config import Config, flag, flatten
 from jaxbooth.console import warn
 from jaxbooth.diffusion.schedule import Schedule
 from jaxbooth.errors import UserError
+from jaxbooth.limits import MAX_ROWS_TRAINED, MAX_SAMPLED_IMAGES
 from jaxbooth.sections import Subject
 from jaxbooth.training.optimizer import peak_rate, token_steps
 from jaxbooth.training.trainable import initializer_of
@@ -70,6 +71,7 @@ def check_config(config: Config) -> None:
     """
     check_subjects(config)
     check_rows(config)
+    check_samples(config)
     for problem in idle_options(config):
         raise UserError(problem)
     check_training(config)
@@ -77,6 +79,23 @@ def check_config(config: Config) -> None:
     for prompt in config.validation.prompts:
         if not prompt.strip():
             raise UserError("--validation.prompts holds an empty prompt; remove it.")
+
+
+def check_samples(config: Config) -> None:
+    """Refuses more images of one validation or evaluation than fit into memory side by side."""
+    validation, evaluation, subjects = config.validation, config.evaluation, len(config.subjects)
+    images = (len(validation.prompts) or 2 * subjects + 1) * validation.num
+    if images > MAX_SAMPLED_IMAGES:
+        raise UserError(
+            f"--validation.num {validation.num} makes {images} images at a time, and {MAX_SAMPLED_IMAGES} is the most; "
+            "lower it, or name fewer --validation.prompts."
+        )
+    images = subjects * (evaluation.num_prompts * evaluation.num + evaluation.class_num)
+    if evaluation.every and images > MAX_SAMPLED_IMAGES:
+        raise UserError(
+            f"an evaluation of {images} images at a time is too large, and {MAX_SAMPLED_IMAGES} is the most; lower "
+            "--evaluation.num-prompts, --evaluation.num or --evaluation.class-num."
+        )
 
 
 def idle_options(config: Config) -> Iterator[str]:
@@ -161,8 +180,14 @@ def check_class(config: Config, subject: Subject, key: str) -> None:
 
 
 def check_rows(config: Config) -> None:
-    """Refuses rows that do not divide into micro-batches."""
+    """Refuses rows that do not divide into micro-batches, and more of them than can be counted."""
     train = config.train
+    total = train.steps * (train.batch_size + config.prior_rows)
+    if total > MAX_ROWS_TRAINED:
+        raise UserError(
+            f"--train.steps {train.steps} of {train.batch_size} + {config.prior_rows} rows are {total:,} rows, and a "
+            f"run has {MAX_ROWS_TRAINED:,} at most; lower --train.steps or --train.batch-size."
+        )
     for key, rows in (("batch-size", train.batch_size), ("prior-batch-size", config.prior_rows)):
         if rows % train.accumulation:
             raise UserError(f"--train.{key} {rows} is not a multiple of --train.accumulation {train.accumulation}.")

@@ -30,7 +30,7 @@ from jaxbooth.storage.text import read_json
 from jaxbooth.text import TextSide, warn_about_lost_text
 from jaxbooth.training.checks import check_schedule
 from jaxbooth.training.rows import filling_batch_size
-from jaxbooth.training.trainable import read_start, trained_shapes
+from jaxbooth.training.trainable import check_rank, read_start, trained_shapes
 from jaxbooth.weights.diffusers_dir import weight_files
 
 SHEET_COLUMNS, SHEET_TILES = 5, 200
@@ -71,6 +71,7 @@ def read_inputs(config: Config, base: Base) -> Inputs:
     for component in base.components:
         weight_files(base.folder / component)
     trained = trained_shapes(base, config)
+    check_rank(base, config)
     if config.lora.init:
         read_start(base, config, trained)
     instances = [scan_subject(config, index) for index in range(len(config.subjects))]

@@ -1,5 +1,6 @@
 """Which parameters a run trains: whole components, adapters, learned embeddings."""
 
+import math
 from collections.abc import Mapping
 
 import jax
@@ -62,6 +63,29 @@ def trained_shapes(base: Base, config: Config) -> Trained:
         leaf = jax.ShapeDtypeStruct((entries, tower.config.hidden_size), np.float32)
         found[tower.name] = found.get(tower.name, {}) | {NEW_TOKENS: leaf}
     return found
+
+
+def check_rank(base: Base, config: Config) -> None:
+    """Refuses a rank that no adapted layer of the base model has: a product of such adapters has a smaller one.
+
+    Raises:
+        UserError: the message names the largest rank.
+    """
+    lora = lora_settings(config)
+    if not lora or config.text.token_phase == "alone":
+        return
+    components = ["unet", *(base.text_encoders if config.train.text_encoder else ())]
+    networks = {name: base.network(name) for name in components}
+    kernels = [
+        networks[name].shapes[f"{layer}.kernel"].shape
+        for name in components
+        for layer in target_layers(networks[name], name, config.lora.targets)
+    ]
+    largest = max((min(math.prod(shape[:-1]), shape[-1]) for shape in kernels), default=0)
+    if lora.rank > largest > 0:
+        raise UserError(
+            f"--lora.rank {lora.rank} is more than any adapted layer of this model has; set {largest} at most."
+        )
 
 
 def whole_components(base: Base, trained: Trained) -> tuple[str, ...]:

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 
 from jaxbooth.errors import UserError
+from jaxbooth.storage.yaml import read_yaml
 from jaxbooth.weights.families import Family
 from jaxbooth.weights.ldm_names import UNET_PREFIX
 
@@ -43,7 +43,7 @@ def read_prediction(tensors: Any, file: Path, asked: str | None, family: Family 
         asked
         or ("v_prediction" if V_MARKER in names else None)
         or word((tensors.metadata() or {}).get("modelspec.prediction_type"), f"{file}: modelspec.prediction_type")
-        or read_yaml(file.with_suffix(".yaml"))
+        or read_inference_config(file.with_suffix(".yaml"))
     )
     if said is None and family == "sd21":
         spread = float(np.std(tensors.get_tensor(TELLTALE).astype(np.float32))) if TELLTALE in names else 0.0
@@ -65,7 +65,7 @@ def word(found: Any, source: str) -> str | None:
     return WORDS[found]
 
 
-def read_yaml(path: Path) -> str | None:
+def read_inference_config(path: Path) -> str | None:
     """Returns the prediction type in an LDM inference configuration, whose default is epsilon; None without a file.
 
     Raises:
@@ -74,7 +74,7 @@ def read_yaml(path: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        params = yaml.safe_load(path.read_text())["model"]["params"]
+        params = read_yaml(path)["model"]["params"]
         return word(params.get("parameterization", "eps"), f"{path}: parameterization")
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
+    except (TypeError, KeyError, AttributeError):
         raise UserError(f"{path} is no inference configuration of a checkpoint; correct it or move it away.") from None

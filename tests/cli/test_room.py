@@ -19,12 +19,14 @@ def test_a_class_folder_without_room_is_named(refused, dog, tmp_path):
         "--data.class-dir",
         "/dev/shm/prior",
         "--data.num-class-images",
-        "100000000",
+        "100000",
+        "--data.resolution",
+        "2048",
         "--force",
     )
     sentence = refused(*train(dog, *flags))
     assert sentence.startswith("--data.class-dir /dev/shm/prior has ")
-    assert "needs about 1228.80 GB there (100000000 class images)" in sentence
+    assert "needs about 1258.29 GB there (100000 class images)" in sentence
 
 
 def test_a_class_folder_that_cannot_be_written_is_refused_before_a_folder_is_made(refused, dog, tmp_path):

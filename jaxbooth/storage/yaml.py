@@ -1,0 +1,123 @@
+"""YAML files of a user: plain values only, bounded in size, and every key once."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jaxbooth.errors import UserError, brief
+from jaxbooth.storage.text import MAX_REASON, read_text
+
+MAX_YAML_BYTES = 2**18
+MAX_VALUES = 10_000  # of a document in which every alias is written out
+MAX_DEPTH = 20  # of values within values
+TIMESTAMP = "tag:yaml.org,2002:timestamp"
+
+
+class Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, to which a date is text."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != TIMESTAMP]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Reads a YAML file that holds keys and values; an empty one holds none.
+
+    Raises:
+        UserError: it cannot be read as text, is no YAML, is nested too deeply, has a key twice, holds more than
+            MAX_VALUES values once its aliases are written out, or is no mapping.
+    """
+    loader = None
+    try:
+        loader = Loader(read_text(path, MAX_YAML_BYTES))
+        node = loader.get_single_node()
+        check_size(node, path)
+        check_keys(node, path)
+        content = {} if node is None else loader.construct_document(node)
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply; a configuration has sections of keys and values.") from None
+    except yaml.MarkedYAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {problem_of(error)}.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0][:MAX_REASON]}.") from None
+    except (ValueError, LookupError, TypeError, AttributeError):  # PyYAML's own, on a value that its tag does not fit
+        raise UserError(
+            f"{path} holds a number of thousands of digits, or a value that does not fit its tag."
+        ) from None
+    finally:
+        if loader:
+            loader.dispose()
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected keys and values, found {type(content).__name__}.")
+    return content
+
+
+def problem_of(error: yaml.MarkedYAMLError) -> str:
+    """Returns what is wrong and where, in one line."""
+    line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+    return f"{(error.problem or error.context or 'it cannot be parsed')[:MAX_REASON]}{line}"
+
+
+def children(node: yaml.Node) -> list[yaml.Node]:
+    """Returns the nodes directly within a node."""
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def check_size(node: yaml.Node | None, path: Path) -> None:
+    """Refuses aliases that hold themselves, or that multiply: they are cheap to read and costly to use.
+
+    Raises:
+        UserError: there are more than MAX_VALUES values, or they lie deeper than MAX_DEPTH.
+    """
+    sizes: dict[int, int] = {}
+
+    def size(part: yaml.Node, depth: int) -> int:
+        if depth > MAX_DEPTH:
+            raise UserError(f"{path} is nested too deeply; a configuration has sections of keys and values.")
+        if id(part) not in sizes:
+            sizes[id(part)] = 1 + sum(size(child, depth + 1) for child in children(part))
+        return sizes[id(part)]
+
+    if node is not None and size(node, 0) > MAX_VALUES:
+        raise UserError(f"{path} holds more than {MAX_VALUES:,} values (aliases written out); remove some.")
+
+
+def check_keys(node: yaml.Node | None, path: Path) -> None:
+    """Refuses a key that stands twice in one mapping, of which YAML readers take one or the other.
+
+    Raises:
+        UserError: the message names the key and both lines.
+    """
+    for mapping in mappings(node):
+        lines: dict[str, int] = {}
+        for key, _ in mapping.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in lines:
+                raise UserError(
+                    f"{path}: the key {brief(key.value)} stands in line {lines[key.value]} and again in line {line}; "
+                    "remove one."
+                )
+            lines[key.value] = line
+
+
+def mappings(node: yaml.Node | None) -> Iterator[yaml.MappingNode]:
+    """Yields the mappings within a node, each once."""
+    waiting, seen = [node] if node is not None else [], set()
+    while waiting:
+        part = waiting.pop()
+        if id(part) not in seen:
+            seen.add(id(part))
+            waiting += children(part)
+            if isinstance(part, yaml.MappingNode):
+                yield part

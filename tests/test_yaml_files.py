@@ -1,0 +1,129 @@
+"""Configuration files that would be costly, ambiguous or odd to read end in one short sentence that names the file."""
+
+import pytest
+
+from jaxbooth.config import Config, load_config
+from jaxbooth.errors import UserError
+
+TENFOLD = "[" + ", ".join(["{0}"] * 10) + "]"
+NAMES = "abcdefghij"
+BOMB = "a: &a [x]\n" + "".join(
+    f"{name}: &{name} {TENFOLD.format('*' + before)}\n" for before, name in zip(NAMES, NAMES[1:], strict=False)
+)
+MERGES = "a: &a {x: 1}\n" + "".join(
+    f"{name}: &{name} {{<<: {TENFOLD.format('*' + before)}}}\n" for before, name in zip(NAMES, NAMES[1:], strict=False)
+)
+
+
+@pytest.fixture
+def reason(tmp_path):
+    """Returns why a file's content is refused."""
+
+    def read(content: str | bytes) -> str:
+        path = tmp_path / "run.yaml"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        with pytest.raises(UserError) as refusal:
+            load_config(path)
+        message = str(refusal.value)
+        assert len(message) < 500
+        assert message.startswith(str(path))
+        return message.removeprefix(str(path))
+
+    return read
+
+
+@pytest.mark.parametrize("content", [BOMB, MERGES, BOMB + "validation: {prompts: *j}", "x: [" + "a, " * 20_000 + "a]"])
+def test_aliases_that_multiply_are_refused_before_they_do(reason, content):
+    assert "holds more than 10,000 values (aliases written out)" in reason(content)
+
+
+@pytest.mark.parametrize(
+    "content", ["a: &a [*a]", "train: &t {steps: *t}", "[" * 5000, "a: " * 3 + "{a: " * 400, "train: " + "[" * 30]
+)
+def test_what_holds_itself_or_is_nested_deeply_is_refused(reason, content):
+    assert "nested too deeply" in reason(content) or "not valid YAML" in reason(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["seed: " + "9" * 5000, "train: {learning_rate: " + "1" * 9999 + "}", "seed: !!int ''", "seed: !!bool maybe"],
+)
+def test_a_number_of_thousands_of_digits_and_a_false_tag_are_refused(reason, content):
+    assert "holds a number of thousands of digits, or a value that does not fit its tag." in reason(content)
+
+
+def test_a_hexadecimal_number_of_thousands_of_digits_is_refused_without_writing_it(reason):
+    assert ": seed = a number of 40000 bits is not valid" in reason("seed: 0x" + "f" * 10_000)
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [("seed: 1\nmodel: demo\nseed: 2\n", "line 1 and again in line 3"), ("train: {steps: 1, steps: 2}", "line 1")],
+)
+def test_a_key_that_stands_twice_is_named_with_its_lines(reason, content, lines):
+    assert f"stands in {lines}" in reason(content)
+
+
+@pytest.mark.parametrize(
+    "content", ["seed: !!python/object/apply:os.system ['true']", "model: !!python/name:os.system"]
+)
+def test_a_tag_that_would_run_code_is_not_valid(reason, content):
+    assert "is not valid YAML: could not determine a constructor" in reason(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ("train: {steps: true}", "train.steps = True"),
+        ("seed: false", "seed = False"),
+        ("train: {learning_rate: .inf}", "train.learning_rate = inf"),
+        ("train: {learning_rate: 1.0e+400}", "train.learning_rate = inf"),
+        ("lora: {rank: [4]}", "lora.rank = [4]"),
+        ("model: {a: 1}", "model = {'a': 1}"),
+        ("train: null", "train = None"),
+        ("text: {new_tokens: sks}", "text.new_tokens = 'sks'"),
+        ('data: {instance_prompt: "a \\uDCFF"}', "data.instance_prompt = 'a \\udcff'"),
+        ("5: 1", "5 = 5"),
+    ],
+)
+def test_a_value_of_another_type_is_named_with_its_key(reason, content, key):
+    assert f": {key} is not valid" in reason(content)
+
+
+def test_a_value_of_a_megabyte_is_shortened_in_the_message(reason):
+    assert "lora.targets = 'xxxxxxxx" in reason("lora: {targets: " + "x" * 200_000 + "}")
+    assert "larger than 262,144 bytes" in reason("# " + "x" * 2**20)
+
+
+@pytest.mark.parametrize("content", [b"seed: \xff", "seed: 1".encode("utf-16"), b"\x80"])
+def test_a_file_that_is_not_utf_8_is_refused(reason, content):
+    assert "is not UTF-8 text" in reason(content)
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_bytes(b"\xef\xbb\xbfseed: 3\r\n")
+    assert load_config(path).seed == 3
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path):
+    (tmp_path / "config.yaml").mkdir()
+    with pytest.raises(UserError, match=r"config\.yaml is not a file"):
+        load_config(tmp_path / "config.yaml")
+
+
+def test_a_folder_named_like_a_shipped_configuration_does_not_hide_it(tmp_path, monkeypatch):
+    (tmp_path / "sd15").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_config("sd15").model == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+def test_a_few_anchors_and_a_date_as_a_prompt_are_read(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "data: {instance_prompt: 2024-01-01, class_prompt: &cat a cat}\nvalidation: {prompts: [*cat, a dog]}\n"
+    )
+    config = load_config(path)
+    assert config.data.instance_prompt == "2024-01-01"
+    assert config.validation.prompts == ("a cat", "a dog")
+    assert config.train == Config().train
