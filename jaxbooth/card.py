@@ -7,11 +7,12 @@ from typing import Any
 from jaxbooth.config import Config
 from jaxbooth.data.prior import open_class_sets
 from jaxbooth.errors import UserError
+from jaxbooth.export.reader_notes import end_token_line, reader_notes
 from jaxbooth.exports import PEFT_FILE
 from jaxbooth.pipeline import Base
 from jaxbooth.run_folder import RunFolder
 from jaxbooth.training.optimizer import peak_rate
-from jaxbooth.weights.pipeline_dir import ExportFormat
+from jaxbooth.weights.pipeline_dir import ExportDtype, ExportFormat
 from jaxbooth.weights.push import CardFacts, embedding_files, model_card
 
 PICTURE = "samples.png"
@@ -23,6 +24,7 @@ def card_of(
     base: Base,
     repo: str,
     kind: ExportFormat,
+    dtype: ExportDtype,
     step: int,
     license: str | None,
     out: Path,
@@ -53,6 +55,8 @@ def card_of(
         picture=PICTURE if grid else None,
         weights=weights.get(kind),
         embeddings=embedding_files(config.text.new_tokens),
+        notes=tuple(reader_notes(config, base, kind, dtype)),
+        end_token_line=end_token_line(base) if base.text.end_token_to_set is not None else None,
     )
     return model_card(facts)
 

@@ -8,6 +8,7 @@ from jaxbooth.devices import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.disk import check_writable
 from jaxbooth.errors import UserError
+from jaxbooth.export.reader_notes import reader_notes
 from jaxbooth.exports import export_result, natural_format
 from jaxbooth.files import refuse_existing, write_png
 from jaxbooth.pipeline import Pipeline
@@ -124,10 +125,8 @@ def export(
     written = export_result(config, base, trained, mesh, out, kind, dtype, step)
     done = [f"exported step {step} of {run_dir} to {written}"]
     done += verify_export(config, base, trained, mesh, out, kind, dtype, with_torch=verify)
-    if config.text.clip_skip:
-        skip = config.text.clip_skip
-        done.append(f"set clip_skip={skip} in diffusers, or clip skip {skip + 1} in a web UI: it was trained so")
+    done += reader_notes(config, base, kind, dtype)
     if push:
-        card = card_of(run, config, base, push, kind, step, license, out)
+        card = card_of(run, config, base, push, kind, dtype, step, license, out)
         done.append(f"pushed to {push_folder(out, push, card, private=not public)}")
     return done

@@ -62,7 +62,7 @@ def export_result(
         raise UserError("--format embeddings needs a run with --text.new-tokens; this one learned no new word.")
     with new_folder(out) as folder:
         if kind == "diffusers":
-            write_folder(base.folder, full_params(base, trained, mesh), folder, dtype)
+            write_folder(base.folder, full_params(base, trained, mesh), folder, dtype, config_changes(base))
         if kind == "single-file":
             full = full_params(base, trained, mesh)
             pack(base.folder, full, folder / f"{out.name}.safetensors", DTYPES[dtype], notes)
@@ -71,6 +71,12 @@ def export_result(
         if config.text.new_tokens:
             write_embeddings(base, trained, folder)
     return out / f"{out.name}.safetensors" if kind == "single-file" else out
+
+
+def config_changes(base: Base) -> dict[str, dict[str, int]]:
+    """Returns component -> the keys of its `config.json` that readers of an export need to have another value."""
+    end = base.text.end_token_to_set
+    return {} if end is None else {base.text.towers[-1].name: {"eos_token_id": end}}
 
 
 def full_params(base: Base, trained: dict[str, Params], mesh: Mesh) -> dict[str, Params]:

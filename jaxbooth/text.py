@@ -19,6 +19,7 @@ from jax import Array
 
 from jaxbooth.console import warn
 from jaxbooth.errors import UserError
+from jaxbooth.models.clip import LEGACY_EOS
 from jaxbooth.models.config import CLIPTextConfig
 from jaxbooth.params import AnyArray, Network, Params
 from jaxbooth.storage.paths import plain_file_name
@@ -95,6 +96,16 @@ class TextSide:
     def width(self) -> int:
         """Width of the context."""
         return sum(tower.config.hidden_size for tower in self.towers)
+
+    @property
+    def end_token_to_set(self) -> int | None:
+        """The end token's id, where transformers would read the pooled text at a new token, else None.
+
+        Configurations that name 2 make it read at the highest id, which is the end token's until tokens are added.
+        """
+        tower = self.towers[-1]
+        misread = self.is_xl and self.new_tokens and tower.config.eos_token_id == LEGACY_EOS
+        return tower.tokenizer.eos_token_id if misread else None
 
     def spellings(self, tower: Tower) -> dict[int, list[int]]:
         """Returns the tokenizer's id of each new word -> the ids of all its entries."""

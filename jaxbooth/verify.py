@@ -18,6 +18,7 @@ from jaxbooth.exports import PEFT_FILE, drop_embeddings
 from jaxbooth.models.lora import UP
 from jaxbooth.params import Params
 from jaxbooth.pipeline import Base
+from jaxbooth.storage.text import read_json
 from jaxbooth.weights.diffusers_dir import open_tensors
 from jaxbooth.weights.lora_file import LoraWeights, read_lora
 from jaxbooth.weights.pipeline_dir import DTYPES, ExportDtype, ExportFormat
@@ -86,12 +87,30 @@ def verify_export(
             check_files(files, out, findings)
     except (UserError, SafetensorError, OSError) as error:
         raise RunFailure(f"{out} is not what was trained: {error}") from None
-    done = [findings.sentence(out)]
+    done = [findings.sentence(out), *check_end_token(base, out, kind)]
     if with_torch:
         from jaxbooth.verify_torch import compare_with_torch  # PyTorch is an extra
 
         done.append(compare_with_torch(config, base, trained, mesh, out, kind, dtype))
     return done
+
+
+def check_end_token(base: Base, out: Path, kind: ExportFormat) -> list[str]:
+    """Makes sure that a folder names the end token where new tokens would be taken for it.
+
+    Raises:
+        RunFailure: it does not.
+    """
+    end, name = base.text.end_token_to_set, base.text_encoders[-1]
+    if kind != "diffusers" or end is None:
+        return []
+    named = read_json(out / name / "config.json").get("eos_token_id")
+    if named != end:
+        raise RunFailure(
+            f"{out / name / 'config.json'}: eos_token_id is {named} and should be {end}, or PyTorch reads the pooled "
+            "text at a new word. Remove this export and export again."
+        )
+    return [f"its {name} names the end token {end}"]
 
 
 def check_files(files: Files, out: Path, findings: Findings) -> None:

@@ -180,6 +180,8 @@ def torch_pipeline(exact: Base, out: Path, kind: ExportFormat) -> Generator[Any]
         if kind == "lora":
             pipe.load_lora_weights(out, weight_name=PEFT_FILE)
         load_words(pipe, exact, out)
+        if kind != "diffusers" and exact.text.end_token_to_set is not None:  # as the export's notes say
+            getattr(pipe, exact.text_encoders[-1]).text_model.eos_token_id = exact.text.end_token_to_set
         yield pipe
 
 

@@ -1,5 +1,6 @@
 """Small models of both kinds, and runs on them with made-up results, exported."""
 
+import shutil
 from pathlib import Path
 
 import diffusers
@@ -9,8 +10,11 @@ import transformers
 
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.exports import export_result
+from jaxbooth.files import write_json
+from jaxbooth.models.clip import LEGACY_EOS
 from jaxbooth.models.lora import MAGNITUDE
 from jaxbooth.pipeline import Base, load_params
+from jaxbooth.storage.text import read_json
 from jaxbooth.training.trainable import on_mesh, prepare_base, trained_shapes
 from jaxbooth.verify import verify_export
 from jaxbooth.verify_torch import compare_with_torch
@@ -37,7 +41,10 @@ def tower(kind: type, **config) -> torch.nn.Module:
 
 
 def write_models(root: Path) -> dict[str, Path]:
-    """Writes random models with two small levels, as diffusers saves them: SD 1.x in float16 and SDXL in float32."""
+    """Writes random models with two small levels, as diffusers saves them: SD 1.x in float16 and SDXL in float32.
+
+    The text encoders of `sdxl-legacy` name 2 as their end token, as those of the published SDXL do.
+    """
     torch.manual_seed(0)
     vae = diffusers.AutoencoderKL(block_out_channels=(16,), norm_num_groups=8, sample_size=16)
     read, clip = transformers.CLIPTokenizer.from_pretrained, transformers.CLIPTextModel
@@ -55,7 +62,11 @@ def write_models(root: Path) -> dict[str, Path]:
     xl = diffusers.StableDiffusionXLPipeline(vae, first, second, words, read(DEMO_MODEL / "tokenizer"), unet, scheduler)
     xl.save_pretrained(root / "sdxl")
     sd.to(torch.float16).save_pretrained(root / "sd")
-    return {name: root / name for name in ("sd", "sdxl")}
+    shutil.copytree(root / "sdxl", root / "sdxl-legacy")
+    for name in ("text_encoder", "text_encoder_2"):
+        config = root / "sdxl-legacy" / name / "config.json"
+        write_json(config, read_json(config) | {"eos_token_id": LEGACY_EOS})
+    return {name: root / name for name in ("sd", "sdxl", "sdxl-legacy")}
 
 
 class Export:

@@ -15,6 +15,7 @@ from jaxbooth.files import write_json
 from jaxbooth.pipeline import Base
 from jaxbooth.run_folder import RunFolder
 from jaxbooth.training.trainable import prepare_base
+from jaxbooth.weights.pipeline_dir import default_dtype
 from jaxbooth.weights.push import embedding_files
 
 from .made_up_exports import ALONE, FULL, LORA, WORDS, Export, write_models
@@ -41,7 +42,7 @@ def card(run, base, tmp_path):
 
     def write(kind: str = "diffusers", step: int = 80, license: str | None = None, **settings) -> str:
         config = configured(run, **settings)
-        return card_of(run, config, base, "me/sks-cat", kind, step, license, out)
+        return card_of(run, config, base, "me/sks-cat", kind, default_dtype(kind), step, license, out)
 
     return write
 
@@ -147,18 +148,21 @@ def test_words_that_are_spelled_alike_have_files_of_their_own():
 
 @pytest.mark.parametrize(
     ("family", "kind", "settings"),
-    [("sd", "embeddings", ALONE), ("sdxl", "single-file", FULL | WORDS)],
+    [("sd", "embeddings", ALONE), ("sdxl-legacy", "single-file", FULL | WORDS)],
 )
 def test_the_code_of_a_card_draws_a_picture_with_the_new_words(family, kind, settings, hub, mesh, run, tmp_path):
     folders = write_models(tmp_path / "models")
     made = Export(Base.read(folders[family], "float32"), mesh, tmp_path / "out", kind, "base", settings)
     config = configured(run, model="owner/base", **settings)
-    text = card_of(run, config, prepare_base(Base.read(folders[family]), config), "me/cat", kind, 80, None, made.out)
+    base = prepare_base(Base.read(folders[family]), config)
+    text = card_of(run, config, base, "me/cat", kind, "base", 80, None, made.out)
     hub.serve("owner/base", folders[family])
     hub.serve("me/cat", made.out)
     code = text.split("```python\n")[1].split("```")[0].replace("'cuda'", "'cpu'").replace("float16", "float32")
     code = code.replace("pipe('a <sks> cat')", "pipe('a <sks> cat', num_inference_steps=2, height=16, width=16)")
     check = f"assert {set(config.text.new_tokens)} <= set(pipe.tokenizer.get_vocab())\n"
+    if family == "sdxl-legacy":
+        check += "assert pipe.text_encoder_2.text_model.eos_token_id == pipe.tokenizer_2.eos_token_id\n"
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     subprocess.run([sys.executable, "-c", code + check], env=environment, cwd=tmp_path, check=True)
     assert Image.open(tmp_path / "picture.png").size == (16, 16)

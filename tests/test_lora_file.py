@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from jaxbooth.errors import UserError
+from jaxbooth.export.reader_notes import kohya_is_read
 from jaxbooth.models.config import UNetConfig, read_config
 from jaxbooth.params import Network
 from jaxbooth.weights.kohya import LORA_COMPONENTS, kohya_name
@@ -146,6 +147,56 @@ def test_diffusers_merges_what_was_trained(layout, family, tmp_path):
 def test_diffusers_merges_dora_from_the_peft_file(family, tmp_path):
     lora = random_lora(family, dora=True)
     check_in_diffusers(family, write("peft", tmp_path / "lora.safetensors", lora), lora)
+
+
+def part_of(lora: LoraWeights, pattern: str) -> LoraWeights:
+    """The adapters of the modules that a pattern names."""
+    alphas = {key: alpha for key, alpha in lora.alphas.items() if re.fullmatch(pattern, key)}
+    adapters = {name: value for name, value in lora.adapters.items() if name.rpartition(".lora_")[0] in alphas}
+    return LoraWeights(adapters, alphas)
+
+
+TEXT_MODULES = [
+    r"fc1", r"fc2", r"fc[12]", r"text_projection", r"fc1|text_projection", r"q_proj|fc1", r"k_proj", r"out_proj",
+    r"out_proj|fc[12]",
+]  # fmt: skip
+SOME_MODULES = [
+    r"unet\.conv_in", r"unet\.(time|add)_embedding.*", r"unet\..*time_emb_proj", r".*to_q|text_encoder_2.*fc1",
+    *(rf"text_encoder.*\.({names})" for names in TEXT_MODULES),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("pattern", SOME_MODULES)
+def test_diffusers_recognises_adapters_on_any_modules_alone(pattern, dora, tmp_path):
+    lora = part_of(random_lora("sdxl", dora=dora), pattern)
+    path = write("peft", tmp_path / "lora.safetensors", lora)
+    check_in_diffusers("sdxl", path, lora)
+    back = read_lora(path, *structure("sdxl"))
+    assert back.adapters.keys() == lora.adapters.keys()
+
+
+@pytest.mark.parametrize("names", TEXT_MODULES)
+def test_what_diffusers_makes_of_a_kohya_file_is_foreseen(names, tmp_path):
+    lora = part_of(random_lora("sdxl"), rf"text_encoder_2\..*?({names})")
+    path = write("kohya", tmp_path / "lora.safetensors", lora, "sdxl")
+    if kohya_is_read([key.partition(".")[2] for key in lora.alphas]):
+        check_in_diffusers("sdxl", path, lora)
+    else:
+        with pytest.raises((ValueError, RuntimeError, AssertionError)):
+            check_in_diffusers("sdxl", path, lora)
+
+
+def test_diffusers_makes_another_model_of_a_dora_in_a_kohya_file(tmp_path):
+    lora, weights = random_lora("sd1", dora=True), torch_weights(torch_pipeline("sd1"))
+    pipeline = torch_pipeline("sd1")
+    pipeline.load_lora_weights(write("kohya", tmp_path / "lora.safetensors", lora))
+    pipeline.fuse_lora(components=list(trainable(pipeline)))
+    bare = merged(weights, lora._replace(adapters={n: v for n, v in lora.adapters.items() if "magnitude" not in n}))
+    for key, value in merged(weights, lora).items():
+        found = torch_weights(pipeline)[key]
+        np.testing.assert_allclose(found, bare[key], atol=1e-4 * np.abs(found).max())
+        assert np.abs(found - value).max() > 0.1
 
 
 def test_a_reader_that_ignores_the_head_merges_the_same(tmp_path):

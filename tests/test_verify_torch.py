@@ -6,7 +6,10 @@ import sys
 import pytest
 
 from jaxbooth.errors import RunFailure, UserError
+from jaxbooth.export.reader_notes import reader_notes
+from jaxbooth.files import write_json
 from jaxbooth.pipeline import Base
+from jaxbooth.storage.text import read_json
 from jaxbooth.verify_torch import check_torch
 
 from .made_up_exports import ALONE, DORA, FULL, LORA, WORDS, Export, write_models
@@ -40,6 +43,36 @@ def test_pytorch_computes_the_same(export, family, kind, dtype, settings):
         r"PyTorch diffusers agrees: a denoising step differs by (\S+) of its scale, a prompt by (\S+)", sentence
     )
     assert all(float(figure) < 1e-5 for figure in figures.groups())
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [("diffusers", FULL | WORDS), ("single-file", LORA | WORDS), ("lora", LORA | WORDS), ("embeddings", ALONE)],
+)
+def test_new_words_meet_an_end_token_that_old_configurations_name_wrongly(export, kind, settings):
+    made = export("sdxl-legacy", kind, "float32", **settings)
+    assert "PyTorch diffusers agrees" in made.verify(with_torch=True)[-1]
+    notes = reader_notes(made.config, made.base, kind, "float32")
+    assert any("pipe.text_encoder_2.text_model.eos_token_id = 2245" in note for note in notes) == (kind != "diffusers")
+
+
+def test_a_folder_that_still_names_the_wrong_end_token_is_found_without_pytorch(export):
+    made = export("sdxl-legacy", "diffusers", "float32", **FULL, **WORDS)
+    config = made.out / "text_encoder_2" / "config.json"
+    assert made.verify()[1] == "its text_encoder_2 names the end token 2245"
+    write_json(config, read_json(config) | {"eos_token_id": 2})
+    with pytest.raises(RunFailure, match=r"text_encoder_2.config.json: eos_token_id is 2 and should be 2245"):
+        made.verify()
+    with pytest.raises(RunFailure, match="PyTorch diffusers disagrees"):
+        made.compare()
+
+
+def test_without_new_words_the_configuration_stays_as_it_was(export, folders):
+    made = export("sdxl-legacy", "diffusers", "float32", **LORA)
+    for name in ("text_encoder", "text_encoder_2"):
+        before, after = (folder / name / "config.json" for folder in (folders["sdxl-legacy"], made.out))
+        assert after.read_bytes() == before.read_bytes()
+    assert len(made.verify()) == 1
 
 
 def test_a_model_that_pytorch_computes_otherwise_is_a_failure(export):

@@ -14,6 +14,7 @@ from jaxbooth.config import Config
 from jaxbooth.console import is_main, say
 from jaxbooth.devices import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.errors import RunFailure
+from jaxbooth.export.reader_notes import reader_notes
 from jaxbooth.exports import export_result, natural_format
 from jaxbooth.hosts.link import Alone, sentence_of
 from jaxbooth.hosts.shared import check_shared, facts_of
@@ -251,3 +252,5 @@ class Job:
             export_result(*what)
             found = verify_export(*what, with_torch=False)
         say(f"exported: {self.run.export}, {', '.join(found)}")
+        for note in reader_notes(self.config, self.base, kind, default_dtype(kind)):
+            say(note)

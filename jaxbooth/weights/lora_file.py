@@ -32,6 +32,7 @@ from jaxbooth.weights.kohya import (
 from jaxbooth.weights.names import export_array, import_axes
 from jaxbooth.weights.stream import Tensor, write_tensors
 
+ATTENTION_OF_TEXT = re.compile(r"\.(q|k|v|out)_proj$")
 METADATA_KEY = "lora_adapter_metadata"  # diffusers `loaders/lora_base.py`
 
 
@@ -203,10 +204,11 @@ def write_peft(path: Path, lora: LoraWeights, metadata: Mapping[str, str], dtype
     for component in dict.fromkeys(adapter.component for adapter in adapters):
         own = [adapter for adapter in adapters if adapter.component == component]
         config |= {f"{component}.{key}": value for key, value in peft_config(path, own).items()}
+        down, up = spelling_for_diffusers(component, [adapter.module for adapter in own])
         for adapter in own:
             name = f"{component}.{published_path(component, adapter.module)}"
-            tensors[f"{name}.lora_A.weight"] = adapter.down
-            tensors[f"{name}.lora_B.weight"] = adapter.up
+            tensors[f"{name}.{down}"] = adapter.down
+            tensors[f"{name}.{up}"] = adapter.up
             if adapter.magnitude is not None:
                 # PEFT leaves out `.weight` when it saves, and transformers 5 does not find the tensor without
                 leaf = "lora_magnitude_vector" + (".weight" if component != "unet" else "")
@@ -214,6 +216,17 @@ def write_peft(path: Path, lora: LoraWeights, metadata: Mapping[str, str], dtype
                 tensors[f"{name}.{leaf}"] = adapter.magnitude.reshape(shape)
     head = {"format": "pt", METADATA_KEY: json.dumps(config, indent=2, sort_keys=True)}
     return write_arrays(path, tensors, dict(metadata) | head, dtype)
+
+
+def spelling_for_diffusers(component: str, modules: list[str]) -> tuple[str, str]:
+    """Returns the ends of the names of A and B.
+
+    diffusers (0.42) tells how a text encoder's adapters are spelled by those of its attention. Where there are none, it
+    knows only its own older words, which all its versions read.
+    """
+    if component == "unet" or any(ATTENTION_OF_TEXT.search(module) for module in modules):
+        return "lora_A.weight", "lora_B.weight"
+    return "lora_linear_layer.down.weight", "lora_linear_layer.up.weight"
 
 
 def peft_config(path: Path, adapters: list[Adapter]) -> dict[str, Any]:
@@ -240,8 +253,8 @@ def write_kohya(
     """Writes the file that ComfyUI, the web UIs and kohya's tools read; returns the number of tensors.
 
     All modules get the most common alpha, and where a module's own is another, the difference goes into B: diffusers
-    0.42 reads this layout too, but loses track of whose alpha is whose when they differ. It also ignores the
-    magnitudes of a DoRA here; `write_peft` is the file for it.
+    0.42 reads this layout too, but loses track of whose alpha is whose when they differ. Of a DoRA it leaves the
+    magnitudes out, and adds the bare A B instead, which is another model; `write_peft` is the file for it.
 
     Args:
         unet_config: of the base model; it decides the spelling.

@@ -37,6 +37,8 @@ class CardFacts:
         picture: file name of the sample grid in the pushed folder.
         weights: the weight file of a single file or of a LoRA for diffusers.
         embeddings: learned word -> its file, which holds word -> vectors, and for SDXL `clip_l` and `clip_g`.
+        notes: what readers must be told or not be given, in sentences.
+        end_token_line: Python that a pipeline needs before it draws with learned words; a folder needs none.
     """
 
     repo: str
@@ -51,6 +53,8 @@ class CardFacts:
     picture: str | None = None
     weights: str | None = None
     embeddings: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    end_token_line: str | None = None
 
     @property
     def base_id(self) -> str | None:
@@ -133,6 +137,7 @@ def model_card(facts: CardFacts) -> str:
         f"![Pictures drawn with this model]({facts.picture})" if facts.picture else "",
         "## Prompts\n\n" + prompts(facts),
         f"## Use\n\n```python\n{snippet(facts)}\n```",
+        "\n".join(f"- {note[0].upper()}{note[1:]}." for note in facts.notes),
         "## Training\n\n" + table(facts.settings) if facts.settings else "",
         "## Class prior\n\n" + prior(facts),
     ]
@@ -216,6 +221,7 @@ def snippet(facts: CardFacts) -> str:
     if facts.kind == "lora":
         lines += [f"pipe.load_lora_weights({facts.repo!r}, weight_name={facts.weights!r})"]
     lines += words(facts)
+    lines += [facts.end_token_line] if facts.end_token_line and facts.kind != "diffusers" else []
     return "\n".join([*lines, f"image = pipe({prompt!r}).images[0]", "image.save('picture.png')"])
 
 
