@@ -1,5 +1,6 @@
-"""DreamBooth for JAX: `train(config)`, `Pipeline.load(path).sample(prompt)`."""
+"""DreamBooth for JAX: `train("demo")`, `Pipeline.load(path).sample(prompt)`; docs/library.md shows more."""
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from jaxbooth.config import Config, load_config
@@ -7,9 +8,10 @@ from jaxbooth.errors import RunFailure, UserError
 
 if TYPE_CHECKING:
     from jaxbooth.pipeline import Pipeline
-    from jaxbooth.training.run import train
+    from jaxbooth.training.run import Result, train
 
-__all__ = ["Config", "Pipeline", "RunFailure", "UserError", "load_config", "train"]
+__version__ = version("jaxbooth")
+__all__ = ["Config", "Pipeline", "Result", "RunFailure", "UserError", "__version__", "load_config", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,8 +20,13 @@ def __getattr__(name: str) -> Any:
         from jaxbooth.pipeline import Pipeline
 
         return Pipeline
-    if name == "train":
-        from jaxbooth.training.run import train
+    if name in ("Result", "train"):
+        from jaxbooth.training import run
 
-        return train
-    raise AttributeError(name)
+        return getattr(run, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    """Lists what is public, the half that is not imported yet included."""
+    return sorted({*globals(), *__all__})

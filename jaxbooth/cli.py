@@ -4,7 +4,6 @@ import contextlib
 import gc
 import importlib.metadata
 import io
-import logging
 import os
 import platform
 import signal
@@ -310,7 +309,6 @@ def main(argv: list[str] | None = None) -> None:
     # JAX takes three quarters of a GPU by default, and full fine-tuning needs more of a 24 GB card.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
     gc.set_threshold(200_000, 20, 100)  # tracing makes objects by the million, and went through them again and again
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax explains its every option there, and raises its errors
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a prompt may hold what the terminal's encoding lacks

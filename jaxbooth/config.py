@@ -1,6 +1,6 @@
 """The configuration of a run: a frozen schema, YAML files that hold what differs from it, and dotted flags on top."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -152,12 +152,54 @@ def explain(error: ValidationError, source: str | None) -> UserError:
     return UserError(f"{source}: {key} = {value} is not valid: {problem}.")
 
 
-def load_config(source: str | Path | None) -> Config:
+def load_config(source: str | Path | None, overrides: Mapping[str, Any] | None = None) -> Config:
     """Reads a configuration: a YAML file, the name of a shipped one (`demo`, `sd15`), or None for the defaults.
+
+    Args:
+        overrides: values in place of the file's, as flags have them; see `with_overrides`.
 
     Raises:
         UserError: no such file, not YAML, an unknown key or a value out of range.
     """
+    config = read_config_file(source)
+    return with_overrides(config, overrides) if overrides else config
+
+
+def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """Returns a configuration with other values: `{"train.steps": 10}` or `{"train": {"steps": 10}}`.
+
+    What the configuration says of its own model or embedded subject is dropped as for flags; see `for_another`.
+
+    Raises:
+        UserError: an unknown key or a value out of range.
+    """
+    given = dotted(overrides)
+    values = for_another(config, given).model_dump()
+    for key, value in given.items():
+        *sections, leaf = key.split(".")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise UserError(f"unknown key {key!r}: {section} is a value and has no keys.")
+        target[leaf] = value
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, "the configuration") from None
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns dotted key -> value of mappings inside of each other; dashes may stand for underscores, as in flags."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = prefix + str(key).replace("-", "_")
+        flat |= dotted(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def read_config_file(source: str | Path | None) -> Config:
+    """Reads what `load_config` is given."""
     if source is None:
         return Config()
     path = place(source) if "://" in str(source) else Path(source)

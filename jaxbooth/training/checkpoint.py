@@ -1,5 +1,6 @@
 """Checkpoints of the train state, by Orbax: asynchronous, committed by a rename, restorable onto any mesh."""
 
+import logging
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from jaxbooth.params import Params
 from jaxbooth.remote import is_local, place
 from jaxbooth.storage.paths import as_orbax_path
 from jaxbooth.training.state import TrainState, field_sums, needed_for_result, result_params, tree_bytes
+
+# Orbax explains its every option in absl's log, and raises its errors besides.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in Path(record.pathname).parts)
 
 
 class Damage(Exception):

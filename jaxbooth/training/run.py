@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxbooth.claim import check_ownership, claim
-from jaxbooth.config import Config
+from jaxbooth.config import Config, load_config, with_overrides
 from jaxbooth.console import is_main, say
 from jaxbooth.devices import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.errors import RunFailure
@@ -70,13 +71,19 @@ class Result:
     complete: bool
 
 
-def train(config: Config) -> Result:
+def train(config: Config | str | Path | None = None, **overrides: Any) -> Result:
     """Trains, or continues a run that was interrupted. See the README for what the run folder holds.
+
+    Args:
+        config: a configuration, or what `load_config` reads: a YAML file, the name of a shipped one, None for defaults.
+        overrides: other values, `train("demo", run_dir="runs/mine", train={"steps": 100})` or
+            `train("demo", **{"train.steps": 100})`.
 
     Raises:
         UserError: the input cannot be used as it is.
         RunFailure: the work failed; everything written so far is intact.
     """
+    config = with_overrides(config if isinstance(config, Config) else load_config(config), overrides)
     check_config(config)
     check_run_folders(resolve_paths(config))
     chosen = config.distributed
