@@ -236,3 +236,36 @@ def test_masks_that_no_picture_has_are_refused(tmp_path):
     check_masks(configure(data={"masks": True}), [Folder(found, 0)])
     with pytest.raises(UserError, match=r"--data\.masks: no picture has a mask"):
         check_masks(configure(data={"masks": True}), [Folder(found[:1], 0)])
+
+
+# Rates that are far off
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"train": {"learning_rate": 5e-4}}, "--train.learning-rate 0.0005 is 100 times 5e-06, the default"),
+        ({"train": {"learning_rate": 0.5}, "lora": LORA}, "--train.learning-rate 0.5 is 5,000 times 0.0001"),
+        (
+            {"train": {"text_encoder": True}, "text": {"learning_rate": 1e-2}},
+            "--text.learning-rate 0.01 is 2,000 times 5e-06",
+        ),
+    ],
+)
+def test_a_rate_of_a_hundred_times_the_default_is_warned_of(sections, said, capsys):
+    check_config(configure(**sections))
+    assert f"warning: {said}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"train": {"learning_rate": 4e-4}},
+        {"train": {"learning_rate": 5e-3}, "lora": LORA},
+        {"train": {"learning_rate": 1.0, "optimizer": "prodigy", "weight_decay": 0.01}},
+    ],
+)
+def test_lower_rates_pass_in_silence(sections, capsys):
+    check_config(configure(**sections))
+    assert "warning" not in capsys.readouterr().out

@@ -8,7 +8,7 @@ from jaxbooth.diffusion.schedule import Schedule
 from jaxbooth.errors import UserError
 from jaxbooth.limits import MAX_ROWS_TRAINED, MAX_SAMPLED_IMAGES
 from jaxbooth.sections import Subject
-from jaxbooth.training.optimizer import peak_rate, token_steps
+from jaxbooth.training.optimizer import Group, default_rate, peak_rate, token_steps
 from jaxbooth.training.trainable import initializer_of
 
 # (key that has no effect, what it needs, in words)
@@ -43,6 +43,12 @@ ONLY_WITH = (
     ("loss.timestep_std", "loss.timesteps", "logit_normal"),
     ("data.random_crops", "data.crop", "random"),
 )
+RATE_KEYS: dict[Group, str] = {
+    "unet": "train.learning_rate",
+    "text": "text.learning_rate",
+    "tokens": "text.token_learning_rate",
+}
+HIGH_RATE = 100  # times the default
 PRIOR_KEYS = ("data.class_dir", "loss.prior_weighting", "loss.prior_target")
 # key -> why it does not go with --text.token-phase alone
 IDLE_ALONE = {
@@ -76,6 +82,7 @@ def check_config(config: Config) -> None:
         raise UserError(problem)
     check_training(config)
     warn_about_prior(config)
+    warn_about_rates(config)
     for prompt in config.validation.prompts:
         if not prompt.strip():
             raise UserError("--validation.prompts holds an empty prompt; remove it.")
@@ -140,6 +147,18 @@ def warn_about_prior(config: Config) -> None:
     idle = [flag(key) for key in changed if key.startswith("prior.") or key == "data.num_class_images"]
     if idle and not config.prior_rows:
         warn(f"this run has no prior rows, so it makes no class pictures; it does not look at {', '.join(idle)}.")
+
+
+def warn_about_rates(config: Config) -> None:
+    """Warns of a learning rate far above the default of what is trained; a zero too few is a usual slip."""
+    values = flatten(config)
+    for group, key in RATE_KEYS.items():
+        given, usual = values[key], default_rate(config, group)
+        if given is not None and given >= HIGH_RATE * usual:
+            warn(
+                f"{flag(key)} {given:g} is {given / usual:,.0f} times {usual:g}, the default of what is trained here; "
+                "such a rate can destroy a model within a few steps."
+            )
 
 
 def check_subjects(config: Config) -> None:
