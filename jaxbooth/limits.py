@@ -14,6 +14,7 @@ MAX_SEED = 2**63 - 1
 MAX_ROWS_TRAINED = 2**31 - 1  # steps x rows of a step: their positions are int32
 MAX_SUBJECTS = 256  # each is a part of the train step
 MAX_PROMPTS = 1000  # of an evaluation
+MAX_PROMPT = 10_000  # characters, of captions too; 64 chunks have 4800 tokens
 MAX_SAMPLED_IMAGES = 1000  # of one validation or evaluation while training; they lie in memory together
 
 Seed = Annotated[int, Ge(0), Le(MAX_SEED)]
@@ -41,7 +42,7 @@ Timestep = Annotated[int, Ge(0), Le(10**6)]
 GuidanceScale = Annotated[float, Gt(0), Le(100), AllowInfNan(False)]  # beyond about 30, images are flat colours
 
 # Text
-Prompt = Annotated[str, Len(0, 10_000)]
+Prompt = Annotated[str, Len(0, MAX_PROMPT)]
 ClipSkip = Annotated[int, Ge(0), Le(100)]
 ChunkCount = Annotated[int, Gt(0), Le(64)]
 VectorCount = Annotated[int, Gt(0), Le(75)]  # a chunk has room for no more

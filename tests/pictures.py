@@ -8,6 +8,8 @@ from PIL import Image
 
 from jaxbooth.data.images import Opened
 
+CASES = Path(__file__).parent / "cases"  # folders of images as people had them
+
 
 def put(path: Path, colour: str = "red", size: tuple[int, int] = (8, 8)) -> Path:
     Image.new("RGB", size, colour).save(path)

@@ -1,5 +1,7 @@
 """The variants that are made of a picture with their sizes and masks, and the sheets that show them."""
 
+import resource
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -131,6 +133,31 @@ def test_a_wide_picture_covers_a_wide_rectangle_by_the_side_that_needs_it():
 def test_every_shape_fills_the_rectangle(size):
     found = Framing(16, 40, 2, True, 0).apply(Opened(Image.new("RGB", size), None), 0)
     assert (found.pixels.shape, found.sizes.shape, found.masks.shape) == ((4, 16, 40, 3), (4, 6), (4, 16, 40))
+
+
+# Strips
+
+
+def test_a_strip_of_60000_pixels_is_cut_before_it_is_enlarged():
+    image = Opened(Image.new("RGB", (60000, 1), (10, 200, 30)), Image.new("L", (60000, 1), 255))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = Framing(512, 512, 2, True, 0).apply(image, 0)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes, where all of it has 6e6
+    np.testing.assert_array_equal(found.pixels, np.broadcast_to(np.uint8([10, 200, 30]), (4, 512, 512, 3)))
+    assert found.masks.min() == 1
+
+
+@pytest.mark.parametrize("size", [(600, 5), (5, 600), (64, 48), (31, 200)])
+@pytest.mark.parametrize("crops", [0, 4])
+def test_cutting_before_resizing_shows_what_resizing_before_cutting_does(monkeypatch, size, crops):
+    pixels = noise(*size) // 4 + 96  # far from black and white, where the order of the two passes shows
+    image = opened(pixels, pixels[:, :, 0])
+    whole = Framing(24, 32, crops, True, 1).apply(image, 0)
+    monkeypatch.setattr("jaxbooth.data.framing.MAX_COVER", 0)
+    cut = Framing(24, 32, crops, True, 1).apply(image, 0)
+    np.testing.assert_allclose(cut.pixels.astype(int), whole.pixels, atol=2)
+    assert np.abs(cut.masks - whole.masks).mean() < 0.01  # a pixel on the edge between two may count to either
+    np.testing.assert_array_equal(cut.sizes, whole.sizes)
 
 
 # Sizes, in the order of SDXL's time_ids: original height, width; crop top, left; target height, width

@@ -12,7 +12,7 @@ from jaxbooth.data.sheet import GAP, LINE
 from jaxbooth.errors import UserError
 from jaxbooth.training.prepare import SHEET_SIDE, SHEET_TILES, Inputs, contact_sheet, framing_of, read_inputs
 from jaxbooth.training.trainable import prepare_base
-from tests.pictures import noise, put
+from tests.pictures import caption_list, noise, put
 
 MIXED = [(64, 64), (128, 64), (64, 64), (64, 128)]
 
@@ -110,6 +110,47 @@ def test_a_damaged_picture_beyond_the_sheet_is_named_all_the_same(base, tmp_path
     (folder / "2.png").write_bytes(b"I am no picture")
     with pytest.raises(UserError, match=r"2\.png cannot be decoded"):
         contact_sheet(config, read)
+
+
+# What is not used
+
+
+def test_a_warning_names_up_to_five_files_that_are_not_used_and_counts_the_rest(base, tmp_path, capsys):
+    folder = put_noise(tmp_path, [(64, 64)])
+    (folder / ".hidden").touch()
+    for index in range(7):
+        (folder / f"{index}.mp4").touch()
+    inputs(base, folder)
+    output = " ".join(capsys.readouterr().out.split())
+    assert "1 picture(s) in" in output
+    assert "8 other file(s) skipped" in output
+    names = ", ".join(f"{index}.mp4 (.mp4 is not read)" for index in range(5))
+    assert f"warning: {folder}: not used: {names} and 2 more." in output
+
+
+def test_hidden_files_are_counted_without_a_warning(base, tmp_path, capsys):
+    folder = put_noise(tmp_path, [(64, 64)])
+    (folder / ".DS_Store").touch()
+    inputs(base, folder)
+    output = capsys.readouterr().out
+    assert "1 other file(s) skipped" in output
+    assert "not used" not in output
+
+
+def test_captions_that_a_list_overrules_are_named(base, tmp_path, capsys):
+    folder = put_noise(tmp_path, [(64, 64)])
+    (folder / "0.txt").write_text("one")
+    caption_list(folder, {"file_name": "0.png", "text": "two"})
+    inputs(base, folder)
+    assert "metadata has the captions of these pictures, so not used: 0.txt." in capsys.readouterr().out
+
+
+def test_what_is_not_used_of_a_class_folder_is_named_too(base, tmp_path, capsys):
+    folder, classes = put_noise(tmp_path / "cats", [(64, 64)]), put_noise(tmp_path / "class", [(64, 64)])
+    (classes / "deep").mkdir()
+    put(classes / "deep" / "b.png")
+    inputs(base, folder, data={"class_dir": classes, "class_prompt": "a cat"}, train={})
+    assert f"warning: {classes}: not used: deep (subfolder with 1 picture(s))." in capsys.readouterr().out
 
 
 # Class pictures of the user's own

@@ -1,5 +1,6 @@
 """The variants of a picture that the model sees: covered, cropped and mirrored, with SDXL's facts about each."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -8,6 +9,8 @@ from PIL import Image
 
 from jaxbooth.data.images import Opened, Picture, open_picture
 from jaxbooth.prng import host_generator
+
+MAX_COVER = 2**26  # pixels of a whole resized picture, 256 MiB in Pillow
 
 
 class Variants(NamedTuple):
@@ -47,20 +50,20 @@ class Framing(NamedTuple):
 
         The picture keeps its shape and is resized to just cover (height, width). Without a mask, all of it is learned.
         """
-        image, mask = opened
-        scale = max(self.height / image.height, self.width / image.width)
-        cover = max(self.width, round(image.width * scale)), max(self.height, round(image.height * scale))
-        pixels = np.asarray(image.resize(cover, Image.Resampling.LANCZOS))
-        if mask is None:
-            weights = np.ones(pixels.shape[:2], np.float32)
-        else:
-            weights = np.asarray(mask.resize(cover, Image.Resampling.BOX), np.float32) / 255
-        spare = np.array(pixels.shape[:2]) - (self.height, self.width)
+        image, mask, (width, height) = opened.image, opened.mask, opened.size
+        scale = max(self.height / height, self.width / width)
+        cover = max(self.width, round(width * scale)), max(self.height, round(height * scale))
+        spare = np.array(cover[::-1]) - (self.height, self.width)
         corners = self.corners(spare, place)
-        facts = [self.facts(image, corners)]
+        pixels = self.cut(image, cover, corners, Image.Resampling.LANCZOS)
+        if mask is None:
+            weights = np.ones(pixels.shape[:3], np.float32)
+        else:
+            weights = self.cut(mask, cover, corners, Image.Resampling.BOX).astype(np.float32) / 255
+        facts = [self.facts(opened, corners)]
         if self.flip:
-            facts.append(self.facts(image, np.stack([corners[:, 0], spare[1] - corners[:, 1]], 1)))
-        return Variants(self.cut(pixels, corners), np.concatenate(facts), self.cut(weights, corners))
+            facts.append(self.facts(opened, np.stack([corners[:, 0], spare[1] - corners[:, 1]], 1)))
+        return Variants(pixels, np.concatenate(facts), weights)
 
     def corners(self, spare: np.ndarray, place: int) -> np.ndarray:
         """Returns the crops' (crops, 2) top and left, given the (2,) rows and columns that a crop leaves over."""
@@ -68,16 +71,35 @@ class Framing(NamedTuple):
             return host_generator(self.seed, place).integers(0, spare + 1, (self.crops, 2))
         return spare[None] // 2
 
-    def facts(self, image: Image.Image, corners: np.ndarray) -> np.ndarray:
+    def facts(self, opened: Opened, corners: np.ndarray) -> np.ndarray:
         """Returns (crops, 6) rows of `Variants.sizes`."""
-        return np.array(
-            [(image.height, image.width, *corner, self.height, self.width) for corner in corners], np.float32
-        )
+        width, height = opened.size
+        return np.array([(height, width, *corner, self.height, self.width) for corner in corners], np.float32)
 
-    def cut(self, plane: np.ndarray, corners: np.ndarray) -> np.ndarray:
-        """Cuts (variants, height, width, ...) out of a (rows, columns, ...) picture or mask."""
-        crops = np.stack([plane[top : top + self.height, left : left + self.width] for top, left in corners])
-        return np.concatenate([crops, crops[:, :, ::-1]]) if self.flip else crops
+    def cut(
+        self, plane: Image.Image, cover: tuple[int, int], corners: np.ndarray, resample: Image.Resampling
+    ) -> np.ndarray:
+        """Cuts (variants, height, width, ...) out of a picture or mask that is resized to (width, height) `cover`.
+
+        A long strip, which would be gigabytes when resized, is cut before.
+        """
+        if math.prod(cover) <= MAX_COVER:
+            whole = np.asarray(plane.resize(cover, resample))
+            crops = [whole[top : top + self.height, left : left + self.width] for top, left in corners]
+        else:
+            crops = [np.asarray(self.crop(plane, cover, corner, resample)) for corner in corners]
+        stacked = np.stack(crops)
+        return np.concatenate([stacked, stacked[:, :, ::-1]]) if self.flip else stacked
+
+    def crop(
+        self, plane: Image.Image, cover: tuple[int, int], corner: np.ndarray, resample: Image.Resampling
+    ) -> Image.Image:
+        """Resizes the part of a picture or mask that a crop at `corner` (top, left) of its `cover` shows."""
+        top, left = corner.tolist()
+        across, down = plane.width / cover[0], plane.height / cover[1]  # pixels of the picture in one of the cover
+        right = min(plane.width, (left + self.width) * across)
+        bottom = min(plane.height, (top + self.height) * down)
+        return plane.resize((self.width, self.height), resample, (left * across, top * down, right, bottom))
 
 
 def framed(pictures: list[Picture], framing: Framing, masked: bool = False) -> Iterator[Variants]:

@@ -1,24 +1,28 @@
-"""A folder of pictures, their captions and masks: what it holds, and how one picture is decoded."""
+"""A folder of pictures, their captions and masks: what it holds, and what is left out of it."""
 
-import json
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from jaxbooth.data.captions import CAPTION_SUFFIXES, Captions, read_captions
+from jaxbooth.data.decoding import decode, heif_is_readable
+from jaxbooth.data.file_names import NameIndex, by_stem, clipped, folded, listed
 from jaxbooth.errors import UserError
+from jaxbooth.remote import is_local
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp"}
-HEIF_EXTENSIONS = {".heic", ".heif"}
-CAPTIONS = "metadata.jsonl"
-CAPTION_KEYS = ("text", "prompt", "caption")
-DECODER_ERRORS = (  # what Pillow raises on files that are damaged, too large or no pictures
-    UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, RuntimeError,
-)  # fmt: skip
+EXTENSIONS = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff",
+}  # fmt: skip
+HEIF_EXTENSIONS = {".heic", ".heif", ".hif"}
 MASK = ".mask.png"  # `<stem>.mask.png` beside a picture: white is learned, black is ignored
-NOT_JUNK = {CAPTIONS, "manifest.json"}
+MANIFEST = "manifest.json"
+SYSTEM_FILES = {"thumbs.db", "desktop.ini", "icon\r"}
+MOST_FOLDERS = 100  # subfolders that are looked into for a message
 
 
 class Picture(NamedTuple):
@@ -30,54 +34,108 @@ class Picture(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """A decoded picture, upright: RGB, and a grey ("L") mask of the same size or None."""
+    """A decoded picture, upright.
+
+    Attributes:
+        image: RGB.
+        mask: grey ("L"), of the same size as `image`, or None.
+        file_size: width and height in the file where `image` is a reduced one, else None.
+    """
 
     image: Image.Image
     mask: Image.Image | None
+    file_size: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the file, upright."""
+        return self.file_size or self.image.size
+
+
+class LeftOut(NamedTuple):
+    """A file or folder that is not used.
+
+    Attributes:
+        reason: why, in a few words; empty for what nobody expects to be used, such as hidden files.
+    """
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class Folder:
-    """What a scan found. `skipped` counts hidden files, and files and folders that belong to no picture."""
+    """What a scan found.
+
+    Attributes:
+        left_out: files and folders that belong to no picture.
+        overruled: caption files beside pictures whose caption `metadata.*` has.
+    """
 
     pictures: list[Picture]
-    skipped: int
+    left_out: list[LeftOut] = field(default_factory=list)
+    overruled: list[str] = field(default_factory=list)
+
+    @property
+    def skipped(self) -> int:
+        """How many files and folders belong to no picture."""
+        return len(self.left_out)
 
 
 def scan(folder: Path, prompt: str, key: str, masked: bool = False) -> Folder:
-    """Lists a folder's pictures in name order; captions come from metadata.jsonl, else <stem>.txt, else `prompt`.
+    """Lists a folder's pictures in name order; captions are what `read_captions` finds, else `prompt`.
 
     Args:
         key: the configuration key that named the folder, for messages.
         masked: masks are asked for, so each has to belong to a picture.
 
     Raises:
-        UserError: no such folder, no pictures, captions or masks for missing pictures; see also `picture_files`.
+        UserError: no such folder, no pictures, or masks for missing pictures; see also `picture_files` and
+            `read_captions`.
     """
-    if not folder.is_dir():
-        raise UserError(f"{key}: {folder} is not a folder.")
-    entries, paths = list(folder.iterdir()), picture_files(folder)
-    masks = [path for path in visible_files(folder) if masked_stem(path) is not None]
-    stems = {path.stem for path in paths}
-    lost = [path for path in masks if masked_stem(path) not in stems]
-    used = NOT_JUNK | {path.name for path in {*paths, *masks} - {*lost}} | {f"{stem}.txt" for stem in stems}
-    skipped = sum(path.name not in used for path in entries)
+    entries = entries_of(folder, key)
+    paths = pictures_among(entries, folder)
     if not paths:
-        raise UserError(f"{key}: {folder} holds no picture ({skipped} other file(s)); known are jpg, png, webp, avif.")
+        raise UserError(no_picture(folder, key, [left_out(path) for path in entries]))
+    masks = mask_files(entries, by_stem(paths))
+    lost = [path for path in visible_files(entries) if masked_stem(path) is not None and path not in masks]
     if masked and lost:
         raise UserError(f"{lost[0]} masks no picture: {folder} holds no {masked_stem(lost[0])}.*; rename or remove it.")
-    listed = read_captions(folder / CAPTIONS)
-    pictures = [Picture(path, caption_of(path, listed, prompt), place) for place, path in enumerate(paths)]
-    return Folder(pictures, skipped)
+    captions = read_captions(entries, paths)
+    used = {*paths, *masks, *captions.used}
+    return Folder(
+        [Picture(path, caption_of(path, captions, prompt), place) for place, path in enumerate(paths)],
+        [left_out(path) for path in entries if path not in used and path.name != MANIFEST],
+        [path.name for path in captions.overruled],
+    )
+
+
+def entries_of(folder: Path, key: str) -> list[Path]:
+    """Lists what lies in a folder, in name order.
+
+    Raises:
+        UserError: it is no folder, or cannot be listed.
+    """
+    try:
+        if not folder.is_dir():
+            raise UserError(f"{key}: {folder} is not a folder.")
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{key}: {folder} cannot be listed ({error.strerror or error}).") from None
 
 
 def picture_files(folder: Path) -> list[Path]:
     """Lists the files of a folder that are pictures, by their names, in name order; a mask is none.
 
     Raises:
-        UserError: some are HEIC, and its reader is not installed.
+        UserError: some are HEIC, and its reader is not installed; or the folder cannot be listed.
     """
-    readable, files = readable_extensions(), visible_files(folder)
+    return pictures_among(entries_of(folder, "pictures"), folder)
+
+
+def pictures_among(entries: Iterable[Path], folder: Path) -> list[Path]:
+    """Returns those entries of a folder that are pictures, see `picture_files`."""
+    readable, files = readable_extensions(), visible_files(entries)
     heif = [path for path in files if path.suffix.lower() in HEIF_EXTENSIONS - readable]
     if heif:
         raise UserError(
@@ -87,9 +145,9 @@ def picture_files(folder: Path) -> list[Path]:
     return [path for path in files if path.suffix.lower() in readable and masked_stem(path) is None]
 
 
-def visible_files(folder: Path) -> list[Path]:
-    """Lists the files of a folder in name order, without hidden ones and the `._name` twins that macOS leaves."""
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+def visible_files(entries: Iterable[Path]) -> list[Path]:
+    """Returns those entries that are files, without hidden ones and the `._name` twins that macOS leaves."""
+    return [path for path in entries if not path.name.startswith(".") and path.is_file()]
 
 
 def masked_stem(path: Path) -> str | None:
@@ -97,112 +155,100 @@ def masked_stem(path: Path) -> str | None:
     return path.name[: -len(MASK)] if path.name.lower().endswith(MASK) else None
 
 
+def mask_files(entries: Iterable[Path], pictures: NameIndex) -> dict[Path, list[Path]]:
+    """Returns mask -> the pictures that it belongs to, given their index by stem."""
+    stems = {path: masked_stem(path) for path in visible_files(entries)}
+    owners = {path: pictures.find(stem) for path, stem in stems.items() if stem is not None}
+    return {path: found for path, found in owners.items() if found}
+
+
 def readable_extensions() -> set[str]:
     """Extensions that can be decoded here, lower case."""
     return EXTENSIONS | (HEIF_EXTENSIONS if heif_is_readable() else set())
 
 
-def heif_is_readable() -> bool:
-    """Registers the HEIC reader when pillow-heif is installed."""
-    try:
-        from pillow_heif import register_heif_opener  # ty: ignore[import-not-found] (an optional extra)
-    except ImportError:
-        return False
-    register_heif_opener()
-    return True
+def left_out(path: Path) -> LeftOut:
+    """Says why an entry of a folder is not used."""
+    name, ending = path.name, path.suffix.lower()
+    if name.startswith(".") or folded(name) in SYSTEM_FILES:
+        return LeftOut(name, "")
+    if path.is_dir():
+        below = count_below(path)
+        return LeftOut(name, f"subfolder with {below} picture(s)" if below else "subfolder")
+    if not path.is_file():
+        return LeftOut(name, "neither a file nor a folder" if path.exists() else "link to nothing")
+    if masked_stem(path) is not None or ending in CAPTION_SUFFIXES:
+        return LeftOut(name, "no picture of this name")
+    return LeftOut(name, f"{clipped(ending)} is not read" if ending else "no ending")
 
 
-def read_captions(path: Path) -> dict[str, str]:
-    """Reads `{"file_name": ..., "text": ...}` lines, the Hugging Face ImageFolder convention.
-
-    Raises:
-        UserError: a line is not such an object, or names a picture that is not there.
-    """
-    captions: dict[str, str] = {}
-    for number, line in enumerate(read_caption_file(path).splitlines() if path.exists() else [], start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            name = entry["file_name"]
-            caption = next(entry[key] for key in CAPTION_KEYS if key in entry)
-            if not isinstance(name, str) or not isinstance(caption, str):
-                raise TypeError
-        except (json.JSONDecodeError, TypeError, KeyError, StopIteration):
-            raise UserError(f'{path}, line {number}: expected {{"file_name": ..., "text": ...}}.') from None
-        if not (path.parent / name).is_file():
-            raise UserError(f"{path}, line {number}: {name} does not exist in {path.parent}.")
-        captions[name] = caption
-    return captions
+def count_below(folder: Path) -> int:
+    """Counts the pictures in a subfolder and those below it, as far as MOST_FOLDERS go; links are not followed."""
+    if not is_local(folder) or folder.is_symlink():
+        return 0
+    known = EXTENSIONS | HEIF_EXTENSIONS
+    return sum(
+        Path(name).suffix.lower() in known and not name.startswith(".")
+        for _, _, names in islice(os.walk(folder), MOST_FOLDERS)
+        for name in names
+    )
 
 
-def read_caption_file(path: Path) -> str:
-    """Reads UTF-8 text, with or without a byte order mark.
-
-    Raises:
-        UserError: it is in another encoding.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8.") from None
+def left_out_names(found: Iterable[LeftOut]) -> str:
+    """Names what was left out for a reason, each with it; what holds pictures comes first."""
+    told = sorted((each for each in found if each.reason), key=lambda each: "picture(s)" not in each.reason)
+    return listed(f"{clipped(each.name)} ({each.reason})" for each in told)
 
 
-def caption_of(path: Path, listed: dict[str, str], prompt: str) -> str:
+def no_picture(folder: Path, key: str, found: Sequence[LeftOut]) -> str:
+    """Says of a folder without pictures what it holds instead."""
+    names = left_out_names(found)
+    holds = f"{key}: {folder} holds no picture ({len(found)} other file(s){': ' if names else ''}{names})"
+    if any("picture(s)" in each.reason for each in found):
+        return f"{holds}; subfolders are not read, so name the one whose pictures show the subject."
+    return f"{holds}; known are jpg, png, webp, avif, bmp, gif, tif."
+
+
+def caption_of(path: Path, captions: Captions, prompt: str) -> str:
     """Returns a picture's caption.
 
     Raises:
         UserError: it is empty.
     """
-    sidecar = path.with_suffix(".txt")
-    if path.name in listed:
-        source, caption = path.parent / CAPTIONS, listed[path.name]
-    elif sidecar.exists():
-        source, caption = sidecar, read_caption_file(sidecar).strip()
-    else:
-        source, caption = path, prompt
-    if not caption.strip():
-        raise UserError(f"{source}: the caption is empty; write one for {path.name} or remove it.")
-    return caption
+    if path in captions.of:
+        return captions.of[path].text
+    if not prompt.strip():
+        raise UserError(f"{path}: the caption is empty; write one for {path.name} or remove it.")
+    return prompt
 
 
 def open_picture(path: Path, masked: bool = False) -> Opened:
-    """Decodes a picture upright (EXIF) and in RGB, with transparency on white, and its mask if `masked`.
+    """Decodes a picture upright (EXIF) and in RGB (sRGB), with transparency on white, and its mask if `masked`.
 
     The mask is `<stem>.mask.png` beside the picture, else the picture's alpha channel, else None.
 
     Raises:
         UserError: a file is not a picture or is damaged, or the mask is all black or of another size.
     """
-    image, mask = decode(path, "white")
+    image, mask, size = decode(path, "white")
     if not masked:
-        return Opened(image, None)
-    source = next((file for file in sorted(path.parent.iterdir()) if masked_stem(file) == path.stem), path)
+        return Opened(image, None, size)
+    source, mask_size = mask_beside(path) or path, size
     if source != path:
-        mask = decode(source, "black")[0].convert("L")  # what a mask leaves transparent is ignored
-    if mask is not None and mask.size != image.size:
-        sizes = ["{}x{}".format(*part.size) for part in (mask, image)]
+        found, _, mask_size = decode(source, "black")  # what a mask leaves transparent is ignored
+        mask = found.convert("L")
+    if mask is not None and mask_size != size:
+        sizes = ["{}x{}".format(*part) for part in (mask_size, size)]
         raise UserError(f"{source} is {sizes[0]} pixels, but {path.name} is {sizes[1]} upright; give both one size.")
     if mask is not None and not mask.getbbox():
         raise UserError(f"{source}: its mask is all black, so nothing of {path.name} would be learned; repaint it.")
-    return Opened(image, mask)
+    return Opened(image, mask, size)
 
 
-def decode(path: Path, ground: str) -> tuple[Image.Image, Image.Image | None]:
-    """Returns a file's upright RGB picture, transparency on a ground colour, and its alpha channel if it has one.
-
-    Raises:
-        UserError: the file is not a picture or is damaged.
-    """
-    try:
-        with path.open("rb") as content, Image.open(content) as file:
-            image, alpha = ImageOps.exif_transpose(file), None
-            if image.mode.startswith("I;16"):  # Pillow would clip sixteen bits to eight, not scale them
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                alpha = image.getchannel("A")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
-            return image.convert("RGB"), alpha
-    except DECODER_ERRORS as error:
-        raise UserError(f"{path} cannot be decoded ({error}); replace it or remove it.") from None
+def mask_beside(path: Path) -> Path | None:
+    """Returns the file that masks a picture."""
+    entries = sorted(path.parent.iterdir())
+    near = [entry for entry in entries if folded(masked_stem(entry) or "") == folded(path.stem)]
+    pictures = [entry for entry in entries if folded(entry.stem) == folded(path.stem) and masked_stem(entry) is None]
+    owners = mask_files(near, by_stem(entry for entry in pictures if entry.suffix.lower() in readable_extensions()))
+    return next((mask for mask, owned in owners.items() if path in owned), None)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from jaxbooth.data.images import decode
+from jaxbooth.data.decoding import decode
 from jaxbooth.errors import UserError
 
 PIXEL_ART = 128  # pixels; pictures up to this size keep every pixel, and are scaled up without smoothing
@@ -42,7 +42,7 @@ class Size(NamedTuple):
 def read_picture(path: Path) -> Image.Image | None:
     """Reads a picture in RGB, or returns None where there is none or it is damaged."""
     try:
-        return decode(path, "white")[0]
+        return decode(path, "white").image
     except UserError:
         return None
 

@@ -12,8 +12,9 @@ from jaxbooth.base.identifier import MANY_MORE, find_identifier, prompt_words, s
 from jaxbooth.config import Config
 from jaxbooth.console import counted, is_main, say, warn
 from jaxbooth.data.buckets import enlargement, group
+from jaxbooth.data.file_names import listed
 from jaxbooth.data.framing import Framing, framed
-from jaxbooth.data.images import Folder, Picture, open_picture, scan
+from jaxbooth.data.images import Folder, Picture, left_out_names, open_picture, scan
 from jaxbooth.data.prior import ClassSet, generate_missing, open_class_sets
 from jaxbooth.data.sheet import sheet, shrink
 from jaxbooth.diffusion.samplers import make_grid
@@ -78,6 +79,7 @@ def read_inputs(config: Config, base: Base) -> Inputs:
     for index, folder in enumerate(instances):
         skipped = f", {folder.skipped} other file(s) skipped" if folder.skipped else ""
         say(f"instance: {len(folder.pictures)} picture(s) in {config.subjects[index].instance_dir}{skipped}")
+        explain_left_out(folder, config.subjects[index].instance_dir)
     check_new_words(config, instances)
     check_masks(config, instances)
     classes, class_of = open_class_sets(config, base) if config.prior_rows else ([], [0] * len(instances))
@@ -85,7 +87,9 @@ def read_inputs(config: Config, base: Base) -> Inputs:
         say(f"prior on, weight {config.train.prior_weight}: {classset.plan()}")
     if not classes:
         say("prior off: the model may forget the class")
-    class_pictures(config, [classset for classset in classes if classset.found])  # refuses captions of the user's own
+    started = [classset for classset in classes if classset.found]
+    for classset, folder in zip(started, class_folders(config, started), strict=True):
+        explain_left_out(folder, classset.folder)
     return Inputs(base, instances, classes, class_of, shapes_of(config, base, instances))
 
 
@@ -94,6 +98,15 @@ def scan_subject(config: Config, index: int) -> Folder:
     subject, several = config.subjects[index], bool(config.data.subjects)
     key = f"data.subjects, entry {index + 1}: instance_dir" if several else "--data.instance-dir"
     return scan(subject.instance_dir, subject.instance_prompt, key, config.data.masks)
+
+
+def explain_left_out(folder: Folder, path: Path) -> None:
+    """Warns of files in a folder of pictures that somebody may expect to be used, with the reason for each."""
+    names = left_out_names(folder.left_out)
+    if names:
+        warn(f"{path}: not used: {names}.")
+    if folder.overruled:
+        warn(f"{path}: metadata has the captions of these pictures, so not used: {listed(folder.overruled)}.")
 
 
 def check_new_words(config: Config, instances: list[Folder]) -> None:
@@ -119,7 +132,7 @@ def shapes_of(config: Config, base: Base, instances: list[Folder]) -> dict[tuple
     shapes: dict[tuple[int, int], list[list[Picture]]] = {}
     factors: dict[Path, float] = {}
     for subject, folder in enumerate(instances):
-        sizes = [open_picture(picture.path).image.size for picture in folder.pictures]
+        sizes = [open_picture(picture.path).size for picture in folder.pictures]
         square = {(side, side): list(range(len(sizes)))}
         for shape, members in (group(sizes, side, multiple) if config.data.buckets else square).items():
             pictures = shapes.setdefault(shape, [[] for _ in instances])
@@ -266,13 +279,18 @@ def make_class_images(config: Config, base: Base, params: dict[str, Params], cla
 
 
 def class_pictures(config: Config, classes: list[ClassSet]) -> list[list[Picture]]:
-    """Lists the pictures of every class folder.
+    """Lists the pictures of every class folder, see `class_folders`."""
+    return [folder.pictures for folder in class_folders(config, classes)]
+
+
+def class_folders(config: Config, classes: list[ClassSet]) -> list[Folder]:
+    """Scans every class folder.
 
     Raises:
         UserError: a caption of the user's own holds a new word.
     """
-    found = [scan(classset.folder, classset.settings["prompt"], "--data.class-dir").pictures for classset in classes]
-    for picture in (picture for pictures in found for picture in pictures):
+    found = [scan(classset.folder, classset.settings["prompt"], "--data.class-dir") for classset in classes]
+    for picture in (picture for folder in found for picture in folder.pictures):
         for word in config.text.new_tokens:
             if word in picture.caption:
                 raise UserError(

@@ -1,0 +1,322 @@
+"""Which files are images, what is said of the others, and what can keep an image from opening: never its metadata."""
+
+import contextlib
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from jaxbooth.data import decoding
+from jaxbooth.data.containers import without_metadata
+from jaxbooth.data.framing import Framing
+from jaxbooth.data.images import left_out_names, open_picture, scan
+from jaxbooth.errors import UserError
+from tests.pictures import CASES, noise, put, smooth
+
+KEY = "--data.instance-dir"
+LYING = 6  # EXIF orientation: stored lying, shown standing
+EXIF_BODY = b"Exif\0\0"
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UserError) as raised:
+        open_picture(path)
+    assert len(str(raised.value)) <= 500
+    return str(raised.value)
+
+
+def exif(orientation: int = LYING) -> Image.Exif:
+    content = Image.Exif()
+    content[0x0112] = orientation
+    content[0x010F] = "a camera"
+    return content
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def with_chunks(path: Path, *chunks: bytes) -> None:
+    """Puts chunks behind a PNG's header."""
+    content = path.read_bytes()
+    path.write_bytes(content[:33] + b"".join(chunks) + content[33:])
+
+
+def with_segment(path: Path, marker: int, data: bytes) -> None:
+    """Puts a segment behind a JPEG's first two bytes."""
+    content = path.read_bytes()
+    path.write_bytes(content[:2] + struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data + content[2:])
+
+
+# Which files
+
+
+def test_every_ending_of_a_known_format_is_used():
+    folder = scan(CASES / "other-extensions", "x", KEY)
+    assert [picture.path.name for picture in folder.pictures] == ["b.jfif", "c.tif", "d.gif", "e.jpe", "g.apng"]
+    for picture in folder.pictures:
+        assert open_picture(picture.path).size == (96, 96)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.apng", "a.webp", "a.tiff", "a.avif"])
+def test_of_several_images_in_a_file_the_first_is_used(tmp_path, name):
+    colors = [Image.new("RGB", (16, 16), color) for color in ("red", "blue")]
+    colors[0].save(tmp_path / name, save_all=True, append_images=colors[1:])
+    np.testing.assert_allclose(open_picture(tmp_path / name).image.getpixel((8, 8)), (255, 0, 0), atol=4)
+
+
+def test_what_is_not_used_is_told_with_the_reason(tmp_path):
+    put(tmp_path / "a.png")
+    for name in ("b.psd", "clip.MP4", "README", "notes.txt", "c.mask.png", ".DS_Store", "Thumbs.db"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe.png")
+    folder = scan(tmp_path, "x", KEY)
+    assert dict(folder.left_out) == {
+        "b.psd": ".psd is not read",
+        "clip.MP4": ".mp4 is not read",
+        "README": "no ending",
+        "notes.txt": "no picture of this name",
+        "c.mask.png": "no picture of this name",
+        "gone.png": "link to nothing",
+        "pipe.png": "neither a file nor a folder",
+        ".DS_Store": "",
+        "Thumbs.db": "",
+    }
+
+
+def test_images_in_subfolders_are_not_read_and_told_first(tmp_path):
+    put(tmp_path / "a.png")
+    for name in ("1.psd", "2.psd", "3.psd", "4.psd", "5.psd"):
+        (tmp_path / name).touch()
+    (tmp_path / "sub" / "deep").mkdir(parents=True)
+    put(tmp_path / "sub" / "deep" / "b.png")
+    put(tmp_path / "sub" / "c.JPG")
+    (tmp_path / "sub" / "loop").symlink_to(tmp_path)
+    folder = scan(tmp_path, "x", KEY)
+    assert [picture.path.name for picture in folder.pictures] == ["a.png"]
+    told = left_out_names(folder.left_out)
+    assert told.startswith("sub (subfolder with 2 picture(s)), 1.psd (.psd is not read), ")
+    assert told.endswith(" and 1 more")
+
+
+def test_a_folder_of_folders_says_to_name_one(tmp_path):
+    (tmp_path / "10_sks dog").mkdir()
+    put(tmp_path / "10_sks dog" / "a.png")
+    with pytest.raises(UserError, match=r"holds no picture .*10_sks dog \(subfolder with 1 picture.*name the one"):
+        scan(tmp_path, "x", KEY)
+
+
+def test_a_link_to_an_image_elsewhere_is_that_image(tmp_path):
+    (tmp_path / "photos").mkdir()
+    put(tmp_path / "elsewhere.png", "blue")
+    (tmp_path / "photos" / "a.png").symlink_to(tmp_path / "elsewhere.png")
+    (picture,) = scan(tmp_path / "photos", "x", KEY).pictures
+    assert open_picture(picture.path).image.getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_long_and_strange_names_make_no_long_sentence(tmp_path):
+    for index in range(9):
+        (tmp_path / (f"{index}\n" + "ö" * 100 + ".psd")).touch()
+    with pytest.raises(UserError, match=r"9 other file\(s\): .* and 4 more") as raised:
+        scan(tmp_path, "x", KEY)
+    assert len(str(raised.value).replace(str(tmp_path), "")) <= 500
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n", b"%PDF-1.4\n", b"8BPS\0\1" + bytes(40),
+    b"P6 1 1 255\nabc", b"",
+])  # fmt: skip
+def test_other_formats_are_not_opened_whatever_their_name_says(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    assert "a.png cannot be decoded (it is no image of a known format)" in refusal(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_refused_at_once(tmp_path, make):
+    make(tmp_path / "a.png")
+    assert "a.png is not a file" in refusal(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_samples_of_32_bits_are_refused(tmp_path, mode):
+    Image.new(mode, (4, 4)).save(tmp_path / "a.tif")
+    assert "its samples have 32 bits" in refusal(tmp_path / "a.tif")
+
+
+def test_a_sixteen_bit_tiff_that_counts_from_white_is_no_negative(tmp_path):
+    Image.fromarray(np.array([[0, 100 * 257, 255 * 257]], np.uint16)).save(tmp_path / "a.tif", tiffinfo={262: 0})
+    content = (tmp_path / "a.tif").read_bytes()
+    assert content[:2] == b"II"
+    content = content.replace(struct.pack("<HHII", 262, 3, 1, 1), struct.pack("<HHII", 262, 3, 1, 0))
+    (tmp_path / "a.tif").write_bytes(content)
+    np.testing.assert_array_equal(open_picture(tmp_path / "a.tif").image, [[[255] * 3, [155] * 3, [0] * 3]])
+
+
+# Metadata
+
+
+def test_a_long_text_in_a_png_does_not_keep_it_from_opening():
+    assert open_picture(CASES / "png-text" / "b.png").size == (96, 96)
+
+
+def test_exif_without_its_head_leaves_a_png_as_stored():
+    path = CASES / "exif-without-head" / "p-not-tiff.png"
+    assert open_picture(path).size == Image.open(path).size
+
+
+def texts(size: int) -> list[bytes]:
+    data = zlib.compress(bytes(size))
+    return [chunk(b"zTXt", b"a\0\0" + data), chunk(b"iTXt", b"a\0\1\0\0\0" + data), chunk(b"iCCP", b"a\0\0" + data)]
+
+
+@pytest.mark.parametrize("damage", [
+    *texts(3 * 2**20), chunk(b"iCCP", b"a\0\7xx"), chunk(b"iCCP", b""), chunk(b"iCCP", b"a\0\0nonsense"),
+    chunk(b"zTXt", b"a\0\7xx"), chunk(b"eXIf", b"no tiff"), chunk(b"tEXt", b"a\0b")[:-1] + b"?",
+    chunk(b"eXIf", b"II*\0\xff\xff\xff\xff"), chunk(b"gAMA", b""), chunk(b"tIME", b"")[:-1] + b"?",
+])  # fmt: skip
+@pytest.mark.parametrize("place", ["before the pixels", "after them"])
+def test_damaged_metadata_leaves_the_pixels_of_a_png(tmp_path, damage, place):
+    pixels = noise(12, 9)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    if place == "after them":
+        content = (tmp_path / "a.png").read_bytes()
+        (tmp_path / "a.png").write_bytes(content[:-12] + damage + content[-12:])
+    else:
+        with_chunks(tmp_path / "a.png", damage)
+    np.testing.assert_array_equal(open_picture(tmp_path / "a.png").image, pixels)
+
+
+def test_a_png_that_opens_without_its_text_stays_upright(tmp_path):
+    text = PngInfo()
+    text.add_text("a", "x" * (3 * 2**20), zip=True)
+    pixels = noise(12, 9)
+    Image.fromarray(pixels).save(tmp_path / "a.png", pnginfo=text, exif=exif())
+    np.testing.assert_array_equal(open_picture(tmp_path / "a.png").image, np.rot90(pixels, -1))
+
+
+@pytest.mark.parametrize(("marker", "data"), [
+    (0xE1, EXIF_BODY + b"no tiff"), (0xE1, EXIF_BODY + b"II*\0\xff\xff\xff\xff"), (0xE1, EXIF_BODY), (0xE0, b"JFIF"),
+    (0xED, b"Photoshop 3.0\0" + b"8BIM" + b"\xff"), (0xEE, b"Adobe"), (0xE2, b"ICC_PROFILE\0"),
+    (0xE2, b"ICC_PROFILE\0\1\2half"), (0xE2, b"MPF\0"), (0xE2, b"MPF\0II*\0\xff\xff\xff\xff"),
+    (0xE1, b"http://ns.adobe.com/xap/1.0/\0<tiff:Orientation>9"), (0xFE, b""),
+])  # fmt: skip
+def test_damaged_metadata_leaves_the_pixels_of_a_jpeg(tmp_path, marker, data):
+    Image.fromarray(smooth(24, 16)).save(tmp_path / "plain.jpg")
+    (tmp_path / "damaged.jpg").write_bytes((tmp_path / "plain.jpg").read_bytes())
+    with_segment(tmp_path / "damaged.jpg", marker, data)
+    stored = open_picture(tmp_path / "plain.jpg").image
+    np.testing.assert_array_equal(open_picture(tmp_path / "damaged.jpg").image, stored)
+
+
+def test_a_jpeg_that_opens_without_a_damaged_part_stays_upright(tmp_path):
+    Image.fromarray(smooth(24, 16)).save(tmp_path / "a.jpg", exif=exif())
+    with_segment(tmp_path / "a.jpg", 0xED, b"Photoshop 3.0\0" + b"8BIM" + b"\xff")
+    assert open_picture(tmp_path / "a.jpg").size == (16, 24)
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.avif", "a.png", "a.jpg"])
+@pytest.mark.parametrize("head", [b"XXXX", b"II\0\0", b"MM\0*\xff\xff\xff\xff"])
+def test_damaged_exif_leaves_the_pixels_of_every_format(tmp_path, name, head):
+    Image.fromarray(smooth(24, 16)).save(tmp_path / name, exif=exif(1).tobytes())
+    stored = open_picture(tmp_path / name).image
+    content = (tmp_path / name).read_bytes()
+    place = content.rindex(b"MM\0*", 0, content.index(b"a camera"))
+    (tmp_path / name).write_bytes(content[:place] + head + content[place + len(head) :])
+    np.testing.assert_array_equal(open_picture(tmp_path / name).image, stored)
+
+
+def test_damaged_tags_leave_the_pixels_of_a_tiff(tmp_path):
+    pixels = noise(12, 9)
+    Image.fromarray(pixels).save(tmp_path / "a.tif", tiffinfo={282: 72.0, 283: 72.0, 296: 2, 700: b"x" * 40})
+    content = (tmp_path / "a.tif").read_bytes()
+    for tag, kind in ((282, 5), (700, 1)):
+        changed = content.replace(struct.pack("<HH", tag, kind), struct.pack("<HH", tag, 2))
+        assert changed != content
+        (tmp_path / "a.tif").write_bytes(changed)
+        np.testing.assert_array_equal(open_picture(tmp_path / "a.tif").image, pixels)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.avif", "a.webp"])
+def test_any_damage_ends_in_pixels_or_in_one_sentence(tmp_path, name):
+    Image.fromarray(smooth(24, 16)).save(tmp_path / name, exif=exif().tobytes())
+    content, random = (tmp_path / name).read_bytes(), np.random.default_rng(3)
+    for _ in range(60):
+        damaged = bytearray(content)
+        for place in random.integers(0, min(len(content), 400), random.integers(1, 6)):
+            damaged[place] = random.integers(256)
+        (tmp_path / name).write_bytes(damaged)
+        with contextlib.suppress(UserError):
+            assert open_picture(tmp_path / name).image.mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"II*\0\xff\xff\xff\xff", b"    ftyp", b""]
+)
+def test_what_is_cut_short_has_nothing_to_be_left_without(content):
+    left = without_metadata(content)
+    assert left is None or len(left) <= len(content)
+
+
+# Size
+
+
+@pytest.fixture
+def small_limits(monkeypatch):
+    """Limits a hundred-thousandth of the real ones."""
+    monkeypatch.setattr(decoding, "WHOLE_PIXELS", 1300)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 2600)
+    monkeypatch.setattr(decoding, "STRIP", 8)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp", "a.gif"])
+def test_a_very_large_image_is_halved_and_keeps_its_size(tmp_path, small_limits, name):
+    Image.fromarray(smooth(50, 39)).save(tmp_path / name, **({"lossless": True} if name == "a.webp" else {}))
+    found = open_picture(tmp_path / name)
+    assert (found.image.size, found.size) == ((25, 20), (50, 39))
+    expected = np.asarray(Image.open(tmp_path / name).convert("RGB").reduce(2), int)
+    np.testing.assert_allclose(found.image, expected, atol=9)
+
+
+def test_a_very_large_image_is_halved_upright_with_its_transparency_and_profile(tmp_path, small_limits):
+    image = Image.fromarray(smooth(50, 38))
+    image.putalpha(Image.fromarray(smooth(50, 38)[:, :, 0]))
+    image.save(tmp_path / "a.png", exif=exif())
+    found = open_picture(tmp_path / "a.png", masked=True)
+    assert (found.image.size, found.mask.size, found.size) == ((19, 25), (19, 25), (38, 50))
+    flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB").reduce(2)
+    np.testing.assert_array_equal(found.image, flat.transpose(Image.Transpose.ROTATE_270))
+
+
+def test_the_mask_of_a_very_large_image_has_its_size(tmp_path, small_limits):
+    put(tmp_path / "a.jpg", size=(50, 38))
+    Image.new("L", (50, 38), 255).save(tmp_path / "a.mask.png")
+    assert open_picture(tmp_path / "a.jpg", masked=True).mask.size == (25, 19)
+    Image.new("L", (25, 19), 255).save(tmp_path / "a.mask.png")
+    with pytest.raises(UserError, match=r"a\.mask\.png is 25x19 pixels, but a\.jpg is 50x38 upright"):
+        open_picture(tmp_path / "a.jpg", masked=True)
+
+
+def test_the_sizes_that_sdxl_is_told_are_those_of_the_file(tmp_path, small_limits):
+    put(tmp_path / "a.jpg", size=(50, 38))
+    found = Framing(16, 16, 0, False, 0).apply(open_picture(tmp_path / "a.jpg"), 0)
+    np.testing.assert_array_equal(found.sizes, [[38, 50, 0, 2, 16, 16]])
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp", "a.gif", "a.bmp"])
+def test_what_is_larger_than_the_limit_is_refused_with_it(tmp_path, small_limits, name):
+    put(tmp_path / name, size=(60, 50))
+    assert f"{name} has more than 2,600 pixels; make it smaller" in refusal(tmp_path / name)
+
+
+def test_the_limits_leave_room_for_200_megapixels_and_pillows_own_stays_as_it_was(tmp_path):
+    assert decoding.MAX_PIXELS > 200_000_000
+    before = Image.MAX_IMAGE_PIXELS
+    open_picture(put(tmp_path / "a.png"))
+    assert before == Image.MAX_IMAGE_PIXELS
