@@ -27,6 +27,7 @@ from jaxbooth.storage.text import read_json
 from jaxbooth.transfer import to_host
 
 NEW_TOKENS = "new_tokens.embedding"  # parameter name of learned embeddings (tokens, d), in a tower's parameters
+MAX_SHOWN = 200  # characters of a prompt in a message
 TABLE = "embeddings.token_embedding.embedding"
 
 TokenIds = dict[str, AnyArray]  # tower -> (prompts, chunks, length) int32
@@ -265,7 +266,12 @@ def warn_about_lost_text(side: TextSide, captions: Iterable[str]) -> None:
     lost = [text for caption in distinct if (text := side.lost_text(caption))]
     if lost:
         room = side.chunks * (side.towers[0].length - 2) + 2
-        warn(f"{len(lost)} of {len(distinct)} prompt(s) exceed {room} tokens; lost text: '{lost[0]}'")
+        warn(f"{len(lost)} of {len(distinct)} prompt(s) exceed {room} tokens; lost text: '{clip(lost[0])}'")
+
+
+def clip(text: str) -> str:
+    """Returns a text as messages show it: not too long."""
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 4] + " ..."
 
 
 def check_tokenizer_files(folder: Path) -> None:

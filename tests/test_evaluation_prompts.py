@@ -19,6 +19,7 @@ from jaxbooth.evaluation.prompts import (
     without_subject,
 )
 from jaxbooth.sections import Subject
+from tests.pictures import CASES
 
 PUBLISHED = Path(__file__).parents[1] / "../shared/dreambooth/prompts_and_classes.txt"
 
@@ -86,6 +87,20 @@ def test_a_file_holds_one_prompt_a_line(tmp_path: Path):
     path = tmp_path / "prompts.txt"
     path.write_text("# mine\na {} at sea\n\n a {} at sea\nas a statue: {}\n")
     assert read_templates(path) == ("a {} at sea", "as a statue: {}")
+
+
+def test_a_byte_order_mark_and_line_ends_are_no_part_of_prompts():
+    assert read_templates(CASES / "prompts-bom" / "prompts.txt") == ("a {} in snow",)
+
+
+@pytest.mark.parametrize(
+    "content", [b"a {}\xe9", b"a {} " + b"x" * 20_000, b"x\n" * 2**20], ids=["latin", "long", "large"]
+)
+def test_prompts_that_cannot_be_read_whole_are_refused(tmp_path: Path, content: bytes):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"--prompts .*prompts\.txt"):
+        read_templates(path)
 
 
 @pytest.mark.parametrize("content", [None, "# nothing\n\n"])

@@ -92,7 +92,16 @@ def test_what_does_not_make_the_pictures_may_differ(tmp_path, change):
     assert opened(config(tmp_path, **change)).missing == 0
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"name": "my site", "images": []}'])
+def test_a_manifest_may_have_a_byte_order_mark(tmp_path):
+    generate(tmp_path)
+    (tmp_path / "manifest.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "manifest.json").read_bytes())
+    assert opened(config(tmp_path)).missing == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "{}", '{"name": "my site", "images": []}', '{"settings": {}, "images": {"0": ["a"]}}', "[" * 99_999],
+)
 def test_a_manifest_that_is_not_ours_is_named(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(UserError, match=r"manifest\.json"):

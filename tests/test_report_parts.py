@@ -59,6 +59,19 @@ def test_lines_that_are_no_metrics_are_left_out(tmp_path):
     assert (curves["loss"].steps.tolist(), curves["loss"].values.tolist()) == ([2], [0.5])
 
 
+def test_numbers_that_no_curve_can_hold_are_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    huge = "9" * 400
+    lines = [
+        f'{{"step": 1, "loss": {huge}, "note": "a\u2028b", "rate": 2}}',
+        f'{{"step": {huge}, "loss": 1}}',
+        "[" * 99_999,
+    ]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    curves = read_curves(path)
+    assert {name: each.values.tolist() for name, each in curves.items()} == {"rate": [2.0]}
+
+
 def test_a_step_that_was_done_again_counts_once(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 2, "loss": 1}\n{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n')

@@ -166,11 +166,24 @@ def test_the_kinds_of_sd_2_are_told_apart_by_the_spread_of_a_bias(spread, expect
     assert prediction_of(tmp_path / "one.safetensors", {TELLTALE: bias}, family="sd21") == (expected, False)
 
 
-@pytest.mark.parametrize("text", ["model: [", "model: 3", "model: {params: {parameterization: x0}}"])
+def test_a_yaml_may_have_a_byte_order_mark_and_other_line_ends(tmp_path):
+    (tmp_path / "one.yaml").write_bytes(b"\xef\xbb\xbfmodel:\r\n  params:\r\n    parameterization: v\r\n")
+    assert prediction_of(tmp_path / "one.safetensors") == ("v_prediction", False)
+
+
+BOMB = "".join(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]\n" for level in range(1, 9))
+BOMB = "a0: &a0 [x]\n" + BOMB + "model: {params: {parameterization: *a8}}"
+
+
+@pytest.mark.parametrize("text", [
+    "model: [", "model: 3", "model: {params: {parameterization: x0}}", "model: {params: {parameterization: [v]}}",
+    BOMB, "[" * 20_000, "model: " + "9" * 5_000, "model: {params: {parameterization: caf\xe9}}",
+])  # fmt: skip
 def test_a_useless_yaml_beside_the_file_is_named(text, tmp_path):
-    (tmp_path / "one.yaml").write_text(text)
-    with pytest.raises(UserError, match=r"one\.yaml"):
+    (tmp_path / "one.yaml").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=r"one\.yaml") as raised:
         prediction_of(tmp_path / "one.safetensors")
+    assert len(str(raised.value)) <= 500
 
 
 def test_the_prediction_type_is_written_into_the_schedulers_configuration(model, single, tmp_path):

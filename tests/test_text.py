@@ -176,6 +176,14 @@ def test_the_end_that_does_not_fit_is_named_as_it_was_written(folder_of, capsys,
     assert f"1 of 2 prompt(s) exceed {kept + 2} tokens; lost text: '{lost}'" in printed
 
 
+def test_a_long_text_that_does_not_fit_is_shown_in_part(folder_of, capsys):
+    side = Base.read(folder_of("sd1"), "float32").text
+    warn_about_lost_text(side, ["a cat " * 500])
+    printed = capsys.readouterr().out
+    assert " ..." in printed
+    assert len(printed) < 400
+
+
 def test_a_table_with_more_rows_than_the_tokenizer_has_words_is_read(tmp_path, encode):
     folder = write_pipeline("sd1", tmp_path, text={"vocab_size": END + 8})
     check(encode(folder, PROMPTS), *in_diffusers(folder, PROMPTS))

@@ -6,7 +6,6 @@ them. Pictures that a user put there are used and never touched.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,16 +17,16 @@ from PIL import Image
 
 from jaxbooth.config import Config
 from jaxbooth.console import is_main, progress
-from jaxbooth.data.images import picture_files
-from jaxbooth.errors import RunFailure, UserError
+from jaxbooth.data.images import MANIFEST, picture_files
+from jaxbooth.errors import RunFailure, UserError, brief
 from jaxbooth.files import write_json, write_png
 from jaxbooth.pipeline import Base
 from jaxbooth.remote import place
 from jaxbooth.sections import Subject
 from jaxbooth.storage.paths import short_name
+from jaxbooth.storage.text import read_json
 from jaxbooth.weights.fingerprint import add_weights
 
-MANIFEST = "manifest.json"
 MIN_CONTRAST = 3.0  # standard deviation over a picture's 8-bit values; below it the picture is a flat colour
 SCHEDULER = Path("scheduler", "scheduler_config.json")
 RECORDED_LATER = {"clip_skip": 0, "chunks": 1}  # what manifests without these keys were made with
@@ -159,9 +158,11 @@ def read_manifest(path: Path, wanted: dict[str, Any]) -> dict[int, str | None]:
         UserError: the file is something else, or other settings made its pictures.
     """
     try:
-        manifest = json.loads(path.read_text())
+        manifest = read_json(path)
         settings, images = dict(manifest["settings"]), {int(key): name for key, name in manifest["images"].items()}
-    except (ValueError, TypeError, KeyError, AttributeError):
+        if not all(name is None or isinstance(name, str) for name in images.values()):
+            raise TypeError
+    except (UserError, ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f"{path} is not a manifest of class pictures; move it or set --data.class-dir.") from None
     check_settings(settings, wanted, path)
     return images
@@ -173,8 +174,8 @@ def check_settings(recorded: dict[str, Any], wanted: dict[str, Any], manifest: P
         found = recorded.get(key, RECORDED_LATER.get(key))
         if key != "model" and found != value:
             raise UserError(
-                f"{manifest}: these class pictures were made with {key} = {found!r}, but the run asks for {value!r}; "
-                "set --data.class-dir to another folder, or change the setting back."
+                f"{manifest}: these class pictures were made with {key} = {brief(found)}, but the run asks for "
+                f"{value!r}; set --data.class-dir to another folder, or change the setting back."
             )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from jaxbooth.console import progress
+from jaxbooth.data.decoding import decode
 from jaxbooth.errors import UserError
 from jaxbooth.evaluation.prompts import Entry
 from jaxbooth.files import refuse_existing, write_json, write_png
@@ -81,9 +82,12 @@ def draw_missing(
 
 
 def read_grid(folder: Path, entries: Sequence[Entry], wanted: Sequence[Place]) -> list[list[np.ndarray]]:
-    """Returns the pictures of each prompt, (H, W, 3) uint8."""
+    """Returns the pictures of each prompt, (H, W, 3) uint8.
+
+    Raises:
+        UserError: one is damaged; the message names it.
+    """
     pictures: list[list[np.ndarray]] = [[] for _ in entries]
     for place in wanted:
-        with (folder / picture_name(place)).open("rb") as file:
-            pictures[place[0]].append(np.asarray(Image.open(file).convert("RGB")))
+        pictures[place[0]].append(np.asarray(decode(folder / picture_name(place), "white").image))
     return pictures

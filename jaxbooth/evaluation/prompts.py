@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from jaxbooth.errors import UserError
-from jaxbooth.limits import MAX_PROMPTS
+from jaxbooth.limits import MAX_PROMPT, MAX_PROMPTS
 from jaxbooth.sections import Subject
+from jaxbooth.storage.text import read_lines
 
+MAX_PROMPTS_BYTES = 2**20
 GAP = "{}"  # where the subject goes
 PLACES = (
     "a {} in the jungle",
@@ -125,14 +127,16 @@ def read_templates(path: Path) -> tuple[str, ...]:
         UserError: it cannot be read, or is empty.
     """
     try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompts {path} cannot be read ({error}); name a text file, live or object.") from None
+        lines = [line.strip() for line in read_lines(path, MAX_PROMPTS_BYTES)]
+    except UserError as error:
+        raise UserError(f"--prompts {error} Name a text file, live or object.") from None
     templates = tuple(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
     if len(templates) > MAX_PROMPTS:
         raise UserError(f"--prompts {path} holds {len(templates)} prompts, and {MAX_PROMPTS} is the most; split it.")
     if not templates:
         raise UserError(f"--prompts {path} holds no prompt; write one a line, with {GAP} where the subject goes.")
+    if any(len(template) > MAX_PROMPT for template in templates):
+        raise UserError(f"--prompts {path} holds a line of more than {MAX_PROMPT:,} characters; shorten it.")
     return templates
 
 

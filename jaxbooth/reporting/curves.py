@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,12 +73,13 @@ def read_curves(path: Path) -> dict[str, Curve]:
     """Reads a file of JSON lines into metric -> curve; lines that are cut short, and values that are no number, are
     left out."""
     points: dict[str, dict[int, float]] = {}
-    for line in path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []:
+    for line in path.read_bytes().decode(errors="replace").split("\n") if path.exists() else []:
         entry = parsed(line)
         step = entry.pop("step", None)
-        for name, value in entry.items():
-            if isinstance(step, int) and isinstance(value, int | float) and math.isfinite(value):
-                points.setdefault(name, {})[step] = float(value)
+        if isinstance(step, int) and 0 <= step < 2**63:
+            for name, value in entry.items():
+                if isinstance(value, int | float) and abs(value) <= sys.float_info.max:
+                    points.setdefault(name, {})[step] = float(value)
     return {name: curve_of(found) for name, found in points.items()}
 
 
@@ -85,7 +87,7 @@ def parsed(line: str) -> dict[str, Any]:
     """Returns the object on a line, or nothing."""
     try:
         found = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -1,6 +1,5 @@
 """What a run folder holds, read into plain data. Whatever a run has not made yet is empty."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from jaxbooth.remote import modified, place, size
 from jaxbooth.reporting.curves import Curve, read_curves
 from jaxbooth.reporting.grids import Grid, read_grid
 from jaxbooth.run_folder import RunFolder, open_run
+from jaxbooth.storage.text import read_json
 
 EVALUATION = Path("evaluation", "evaluation.json")
 
@@ -143,12 +143,9 @@ def read_object(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text())
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is not a JSON object; remove it, or make it again.")
-    return found
+        return read_json(path)
+    except UserError:
+        raise UserError(f"{path} is not a JSON object; remove it, or make it again.") from None
 
 
 def checkpoint_sizes(folder: Path) -> dict[int, int]:

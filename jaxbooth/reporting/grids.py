@@ -44,10 +44,10 @@ class Tiles(NamedTuple):
 def read_grid(path: Path) -> Grid | None:
     """Reads a grid's text chunks, or returns None where the file is damaged."""
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
+        with Image.open(io.BytesIO(path.read_bytes()), formats=["PNG"]) as image:
             image.load()
             facts = {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
-    except (OSError, ValueError, SyntaxError):  # what Pillow raises on damaged files
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow raises on damaged files
         return None
     step = facts.pop("step", path.stem.removeprefix("step_"))
     return Grid(int(step), path, prompts_of(facts.pop("prompts", "")), facts) if step.isdigit() else None
@@ -57,7 +57,7 @@ def prompts_of(text: str) -> tuple[str, ...]:
     """Returns the prompts that a text chunk lists."""
     try:
         found = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return ()
     return tuple(map(str, found)) if isinstance(found, list) else ()
 

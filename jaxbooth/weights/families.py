@@ -49,7 +49,7 @@ def vocabulary(merges: str) -> dict[str, int]:
         merges: the content of `merges.txt`, its header included.
     """
     symbols = byte_symbols()
-    merged = (line.replace(" ", "") for line in merges.splitlines()[1:])
+    merged = (line.replace(" ", "") for line in merges.removesuffix("\n").split("\n")[1:])
     tokens = chain(symbols, (f"{symbol}</w>" for symbol in symbols), merged, (START, END))
     return {token: index for index, token in enumerate(tokens)}
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxbooth.errors import UserError
+from jaxbooth.errors import UserError, brief
 from jaxbooth.storage.yaml import read_yaml
 from jaxbooth.weights.families import Family
 from jaxbooth.weights.ldm_names import UNET_PREFIX
@@ -60,8 +60,8 @@ def word(found: Any, source: str) -> str | None:
     """
     if found is None:
         return None
-    if found not in WORDS:
-        raise UserError(f"{source} is {found!r}; expected one of {', '.join(WORDS)}, or pass --prediction-type.")
+    if not isinstance(found, str) or found not in WORDS:
+        raise UserError(f"{source} is {brief(found)}; expected one of {', '.join(WORDS)}, or pass --prediction-type.")
     return WORDS[found]
 
 
