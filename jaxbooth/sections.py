@@ -98,7 +98,7 @@ class DataConfig(Section):
     """The subject's pictures and the class."""
 
     instance_dir: Path | None = None
-    """Folder with 3 to 6 pictures of the subject (jpg, png, webp, avif, gif, tiff; heic by an extra). "demo": embedded."""
+    """Folder of 3 to 6 pictures of the subject (jpg, png, webp, avif, tiff; heic by an extra). "demo": embedded."""
     instance_prompt: Prompt | None = None
     """Prompt with a rare identifier, such as "a photo of sks dog", for pictures without a caption of their own."""
     class_dir: Path | None = None
