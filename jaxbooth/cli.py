@@ -18,7 +18,7 @@ import tyro
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jaxbooth.config import Config, explain, for_another, load_config
-from jaxbooth.console import say
+from jaxbooth.console import counted, say
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.disk import is_full
 from jaxbooth.errors import RunFailure, UserError, as_sentence
@@ -63,7 +63,8 @@ class Arguments(BaseModel):
 
 
 class SampleArguments(Arguments):
-    """Draw pictures. Picture i depends on (seed, i) alone, so a run and its base model can be compared."""
+    """Draw pictures and a contact sheet of them. Picture i depends on (seed, i) alone, so a run and its base model can
+    be compared; where the folder has pictures of the seed, numbers go on from theirs."""
 
     source: tyro.conf.Positional[str]
     """Run folder, model folder, Hub id or "demo"."""
@@ -72,15 +73,17 @@ class SampleArguments(Arguments):
     negative_prompt: Prompt = ""
     """What to stay away from."""
     num: ImageCount = 4
-    """Pictures to draw."""
+    """Pictures to draw, beside those that the folder has."""
     seed: Seed = 0
     """Decides the noise."""
-    steps: SamplerSteps = 25
-    """Network evaluations for one picture."""
-    guidance_scale: GuidanceScale = 7.5
-    """Classifier-free guidance; 1 turns it off."""
-    sampler: SamplerName = "dpmpp_2m"
-    """How to get from noise to a picture."""
+    steps: SamplerSteps | None = None
+    """Network evaluations for one picture; default: as in a run's sample grids, else 25 (4 for turbo models)."""
+    guidance_scale: GuidanceScale | None = None
+    """Classifier-free guidance; 1 turns it off. Default: as in a run's sample grids, else what suits the model: 7.5, 5
+    for SDXL, 1 for turbo models."""
+    sampler: SamplerName | None = None
+    """How to get from noise to a picture; default: as in a run's sample grids, else dpmpp_2m (euler_ancestral for turbo
+    models)."""
     resolution: Pixels | None = None
     """Side in pixels; default: what the model was trained at."""
     height: Pixels | None = None
@@ -158,7 +161,10 @@ def sample_command(argv: list[str]) -> None:
 
     given = arguments.model_dump()
     origin = Source(given.pop("source"), *(given.pop(field.name) for field in fields(Source)[1:]))
-    say(f"drew {arguments.num} picture(s) into {sample(origin, **given)}")
+    drawn = sample(origin, **given)
+    names = " to ".join(dict.fromkeys(path.name for path in (drawn.images[0], drawn.images[-1])))
+    say(f"drew {counted(len(drawn.images), 'image')} into {arguments.out} ({names}; {drawn.how})")
+    say(f"contact sheet: {drawn.sheet}")
 
 
 def export_command(argv: list[str]) -> None:

@@ -1,9 +1,15 @@
 """The short commands as library functions."""
 
+import re
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from jaxbooth.card import card_of
 from jaxbooth.config import load_config
+from jaxbooth.console import counted
+from jaxbooth.data.sheet import sheet, shrink
 from jaxbooth.devices import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.disk import check_writable
@@ -23,6 +29,24 @@ from jaxbooth.weights.pipeline_dir import ExportDtype, ExportFormat, default_dty
 from jaxbooth.weights.push import check_target, push_folder
 from jaxbooth.weights.resolve import Source
 
+SHEETS = "contact_sheets"  # below the pictures' folder, so that it holds nothing else
+SHEET_COLUMNS, SHEET_TILES = 4, 200
+SHEET_SIDE = 256  # pixels of a tile's longer side
+
+
+class Sampled(NamedTuple):
+    """What `sample` wrote.
+
+    Attributes:
+        images: one file for each number.
+        sheet: all of them, labelled with their names.
+        how: the settings in words.
+    """
+
+    images: list[Path]
+    sheet: Path
+    how: str
+
 
 def sample(
     source: str | Source,
@@ -31,45 +55,62 @@ def sample(
     negative_prompt: str = "",
     num: int = 4,
     seed: int = 0,
-    steps: int = 25,
-    guidance_scale: float = 7.5,
-    sampler: SamplerName = "dpmpp_2m",
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    sampler: SamplerName | None = None,
     resolution: int | None = None,
     height: int | None = None,
     width: int | None = None,
     clip_skip: int = 0,
     chunks: int = 1,
     step: int | None = None,
-) -> Path:
-    """Draws pictures 0 .. num-1 and saves each as `<seed>-<number>.png`; returns the folder.
+) -> Sampled:
+    """Draws the next `num` pictures of a seed and saves each as `<seed>-<number>.png`, and a contact sheet of them.
+
+    Numbers go on from the highest that the folder has of the seed. Picture i depends on (seed, i) alone, so those of
+    two calls are those of a longer one.
+
+    Args:
+        steps, guidance_scale, sampler: default: those of the run's sample grids, or what suits the model.
 
     Raises:
-        UserError: a picture of that name is there already.
+        UserError: nothing usable is there, or `out` is a file.
     """
     if not prompt.strip():
         raise UserError("--prompt is empty; say what to draw.")
     name = source if isinstance(source, str) else source.name
     check_sample_folder(out, name)
-    paths = [out / f"{seed}-{index:03d}.png" for index in range(num)]
-    for path in paths:
-        if path.exists():
-            raise UserError(f"{path} exists already; choose another --out or --seed.")
     enable_compilation_cache()
     warn_about_cpu_fallback()
     pipeline = Pipeline.load(source, clip_skip=clip_skip, chunks=chunks, step=step)
     warn_about_lost_text(pipeline.base.text, [prompt, negative_prompt])
-    side = resolution or pipeline.resolution
-    settings = Settings(sampler, steps, guidance_scale, side, negative_prompt, height, width)
-    images = draw(pipeline, settings, prompt, num, seed)
+    how = pipeline.defaults.with_asked(sampler, steps, guidance_scale)
+    settings = Settings(*how, resolution or pipeline.resolution, negative_prompt, height, width)
     facts = {
         "prompt": prompt,
         "seed": seed,
         "model": name,
         "step": pipeline.step,
     } | settings.facts()
-    for index, (path, image) in enumerate(zip(paths, images, strict=True)):
-        write_png(path, image, facts | {"index": index})
-    return out
+    first = next_number(out, seed)
+    numbers = range(first, first + num)
+    images, tiles = [], []
+    for number, image in zip(numbers, draw(pipeline, settings, prompt, numbers, seed), strict=True):
+        images.append(out / f"{seed}-{number:03d}.png")
+        write_png(images[-1], image, facts | {"index": number})
+        tiles += [shrink(np.asarray(image), SHEET_SIDE)] if len(tiles) < SHEET_TILES else []
+    path = out / SHEETS / f"{images[0].stem}-to-{numbers[-1]:03d}.png"
+    labels = [path.stem for path in images[: len(tiles)]]
+    write_png(path, sheet(tiles, labels, min(SHEET_COLUMNS, len(tiles)), lines=1), facts)
+    guidance = f"guidance {how.guidance_scale:g}" if how.guidance_scale != 1 else "no guidance"
+    return Sampled(images, path, f"{how.sampler}, {counted(how.steps, 'step')}, {guidance}")
+
+
+def next_number(out: Path, seed: int) -> int:
+    """Returns the number after the highest of a seed's pictures in a folder, which need not exist; 0 at first."""
+    pattern = re.compile(rf"{seed}-([0-9]{{3,9}})\.png")
+    names = [path.name for path in out.iterdir()] if out.is_dir() else []
+    return max((int(match[1]) + 1 for name in names if (match := pattern.fullmatch(name))), default=0)
 
 
 def check_sample_folder(out: Path, source: str) -> None:

@@ -7,18 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxbooth.config import Config, flag
+from jaxbooth.config import Config, flag, load_config
 from jaxbooth.errors import UserError
 from jaxbooth.models.lora import merge_on_devices
 from jaxbooth.params import Params, join
-from jaxbooth.pipeline import Base, Pipeline, load_params
+from jaxbooth.pipeline import Base, Pipeline, SamplingDefaults, load_params
 from jaxbooth.remote import place
-from jaxbooth.run_folder import RunFolder, confirm_base, open_run, read_base, run_mesh, trained_params
+from jaxbooth.run_folder import RunFolder, confirm_base, open_run, read_base, refuse_missing, run_mesh, trained_params
 from jaxbooth.sharding import make_mesh
+from jaxbooth.storage.text import read_json
 from jaxbooth.text import NEW_TOKENS
 from jaxbooth.training.trainable import trained_shapes, whole_components
 from jaxbooth.weights.resolve import Source, resolve_model
 from jaxbooth.weights.word_files import read_words
+
+XL_GUIDANCE = 5.0
+TURBO_STEPS = 4
 
 
 def load_result(run: RunFolder, config: Config, base: Base, mesh: Mesh, step: int | None = None) -> Pipeline:
@@ -30,7 +34,32 @@ def load_result(run: RunFolder, config: Config, base: Base, mesh: Mesh, step: in
     # Rounded to bfloat16, a kernel would swallow most of a small change; there the adapters stay beside it.
     if base.dtype == jnp.float32:
         params = merge_on_devices(params, base.lora)
-    return Pipeline(base, params, mesh, config.resolution, step)
+    return Pipeline(base, params, mesh, config.resolution, step, grid_settings(config))
+
+
+def grid_settings(config: Config) -> SamplingDefaults:
+    """Returns how a run's sample grids are made."""
+    chosen = config.validation
+    return SamplingDefaults(chosen.sampler, chosen.steps, chosen.guidance_scale)
+
+
+def model_defaults(name: str, base: Base) -> SamplingDefaults:
+    """Returns how a plain model is sampled: the embedded one as its runs are, others with their pipelines' guidance."""
+    if name == "demo":
+        return grid_settings(load_config("demo"))
+    if is_turbo(base):
+        return SamplingDefaults("euler_ancestral", TURBO_STEPS, 1.0)
+    return SamplingDefaults(guidance_scale=XL_GUIDANCE) if base.text.is_xl else SamplingDefaults()
+
+
+def is_turbo(base: Base) -> bool:
+    """Whether a model was distilled to a few steps without guidance, as SD Turbo and SDXL Turbo were.
+
+    Those predict epsilon, and come with an Euler scheduler at trailing timesteps.
+    """
+    schedule, written = base.schedule, read_json(base.folder / "scheduler" / "scheduler_config.json")
+    is_euler = written.get("_class_name") in ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
+    return is_euler and schedule.timestep_spacing == "trailing" and schedule.prediction_type == "epsilon"
 
 
 def with_learned_words(base: Base) -> tuple[Base, dict[str, Params]]:
@@ -59,13 +88,15 @@ def load_pipeline(
         UserError: nothing usable is there, or a run is asked for with settings that are its own affair.
     """
     source = path if isinstance(path, Source) else Source(str(path))
+    refuse_missing(source.name)
     if not RunFolder(place(source.name)).config.exists():
         if step is not None:
             raise UserError(f"--step {step} is about the checkpoints of a run, and {source.name} is not a run folder.")
         base = Base.read(resolve_model(source), dtype or "auto", clip_skip, chunks)
         base, learned = with_learned_words(base)
         mesh = mesh or make_mesh()
-        return Pipeline(base, join(load_params(base, mesh), learned), mesh, base.native_resolution)
+        defaults = model_defaults(source.name, base)
+        return Pipeline(base, join(load_params(base, mesh), learned), mesh, base.native_resolution, 0, defaults)
     set_here = [field.name for field in fields(source)[1:] if getattr(source, field.name)]
     set_here += [name for name, given in (("clip_skip", clip_skip), ("chunks", chunks > 1)) if given]
     if set_here:

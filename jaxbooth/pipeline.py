@@ -6,7 +6,7 @@ XL) differ in their configurations and in what `Base.conditions` hands to the UN
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -159,6 +159,24 @@ def load_params(
     return params
 
 
+class SamplingDefaults(NamedTuple):
+    """How a model is sampled where nothing else is asked for; guidance 1 means none."""
+
+    sampler: SamplerName = "dpmpp_2m"
+    steps: int = 25
+    guidance_scale: float = 7.5
+
+    def with_asked(
+        self, sampler: SamplerName | None, steps: int | None, guidance_scale: float | None
+    ) -> "SamplingDefaults":
+        """Returns what is asked for, and the defaults in place of None."""
+        guidance = self.guidance_scale if guidance_scale is None else guidance_scale
+        return SamplingDefaults(sampler or self.sampler, steps or self.steps, guidance)
+
+
+USUAL = SamplingDefaults()
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """A model with its weights on the devices of a mesh.
@@ -167,6 +185,7 @@ class Pipeline:
         params: component -> parameters.
         resolution: side in pixels that it was trained at.
         step: of its training; 0 is a base model.
+        defaults: a run's are those of its sample grids.
     """
 
     base: Base
@@ -174,6 +193,7 @@ class Pipeline:
     mesh: Mesh
     resolution: int
     step: int = 0
+    defaults: SamplingDefaults = USUAL
 
     @classmethod
     def load(
@@ -205,13 +225,18 @@ class Pipeline:
         num: int = 1,
         seed: int = 0,
         negative_prompt: str = "",
-        sampler: SamplerName = "dpmpp_2m",
-        steps: int = 25,
-        guidance_scale: float = 7.5,
+        sampler: SamplerName | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
         resolution: int | None = None,
     ) -> list[Any]:
-        """Draws `num` pictures of a prompt and returns them as PIL images; picture i depends on (seed, i) alone."""
+        """Draws `num` pictures of a prompt and returns them as PIL images; picture i depends on (seed, i) alone.
+
+        Args:
+            sampler, steps, guidance_scale: default: the pipeline's `defaults`.
+        """
         from jaxbooth.sampling import Settings, draw  # sampling builds on Base
 
-        settings = Settings(sampler, steps, guidance_scale, resolution or self.resolution, negative_prompt)
-        return draw(self, settings, prompt, num, seed)
+        how = self.defaults.with_asked(sampler, steps, guidance_scale)
+        settings = Settings(*how, resolution or self.resolution, negative_prompt)
+        return list(draw(self, settings, prompt, range(num), seed))

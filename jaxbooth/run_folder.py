@@ -1,5 +1,6 @@
 """A run's folder: what is where, whose it is, and what its checkpoints are read into."""
 
+import re
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -20,15 +21,19 @@ from jaxbooth.pipeline import Base
 from jaxbooth.remote import check_reachable, is_local, local_twin, place, upload
 from jaxbooth.sections import DataConfig, Subject
 from jaxbooth.sharding import AnyMesh, make_mesh
+from jaxbooth.storage.similar import folders_with, similar_folders
 from jaxbooth.storage.text import read_json
 from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.state import TrainState, abstract_state
 from jaxbooth.training.trainable import prepare_base, trained_shapes
 from jaxbooth.training.writer import VALIDATION
-from jaxbooth.weights.resolve import resolve_model
+from jaxbooth.weights.resolve import CHECKPOINTS, resolve_model
 
 T = TypeVar("T", DataConfig, Subject)
+CONFIG = "config.yaml"
+RUNS = Path("runs")  # where shipped configurations have their run folders
+DEMO = "demo"
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class RunFolder:
     @property
     def config(self) -> Path:
         """The resolved configuration."""
-        return self.root / "config.yaml"
+        return self.root / CONFIG
 
     @property
     def metrics(self) -> Path:
@@ -197,9 +202,38 @@ def open_run(path: str | Path) -> tuple[RunFolder, Config]:
     """
     run = RunFolder(place(path))
     check_reachable(run.root)
+    if not run.root.exists():
+        raise no_such_run(str(path))
     if not run.config.exists():
-        raise UserError(f"{path} is not a run folder (it has no config.yaml).")
+        raise UserError(f"{path} is not a run folder (it has no {CONFIG}).")
     return run, load_config(run.config)
+
+
+def no_such_run(name: str, what: str = "run") -> UserError:
+    """Returns the error for a path at which nothing is, with the names of runs that may have been meant."""
+    path = Path(name)
+    near = similar_folders(path, CONFIG, RUNS) if "://" not in name else []
+    if near:
+        return UserError(f"no such {what}: {name} (did you mean {' or '.join(map(str, near))}?).")
+    if "://" not in name and not path.parent.expanduser().is_dir():
+        return UserError(f"no such {what}: {name} (there is no folder {path.parent} here).")
+    return UserError(f"no such {what}: {name}.")
+
+
+def refuse_missing(name: str) -> None:
+    """Refuses the name of a run or a model at which nothing is and that is no Hub id, before the Hub is asked.
+
+    Names below `runs/`, and names beside a run, are paths.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    path = place(name)
+    if name == DEMO or path.exists() or Path(name).suffix.lower() in CHECKPOINTS:
+        return
+    is_hub_id = re.fullmatch(r"[^/.~][^/]*/[^/]+", name) is not None
+    if not is_hub_id or Path(name).parent == RUNS or folders_with(Path(name).parent, CONFIG):
+        raise no_such_run(name, "run or model")
 
 
 def state_of(config: Config, base: Base, mesh: AnyMesh) -> TrainState:

@@ -29,6 +29,8 @@ from jaxbooth.transfer import put
 if TYPE_CHECKING:
     from jaxbooth.pipeline import Pipeline
 
+BATCH = 8  # pictures that a command draws at once, at most
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -240,7 +242,12 @@ def take(text: Text, rows: Array) -> Text:
     return jax.tree.map(lambda x: x[rows], text)
 
 
-def draw(pipeline: "Pipeline", settings: Settings, prompt: str, num: int, seed: int) -> list[Image.Image]:
-    """Draws pictures 0 .. num-1 of one prompt."""
-    painter = Painter(pipeline.base, pipeline.mesh, settings, min(num, 8))
-    return [Image.fromarray(pixels) for pixels in painter(pipeline.params, [prompt] * num, seed, range(num))]
+def draw(
+    pipeline: "Pipeline", settings: Settings, prompt: str, numbers: Sequence[int], seed: int
+) -> Iterator[Image.Image]:
+    """Yields the pictures of one prompt that have these numbers, a batch at a time, under a progress bar."""
+    painter = Painter(pipeline.base, pipeline.mesh, settings, min(len(numbers), BATCH))
+    with progress("sample", len(numbers), transient=True) as bar:
+        for batch in painter.batches(pipeline.params, [prompt] * len(numbers), seed, numbers):
+            yield from map(Image.fromarray, batch)
+            bar.advance(len(batch))

@@ -12,7 +12,7 @@ from jaxbooth.config import Config
 from jaxbooth.data.prior import fingerprint
 from jaxbooth.pipeline import Pipeline
 from jaxbooth.remote import place
-from jaxbooth.run_folder import RunFolder, open_run, opened
+from jaxbooth.run_folder import RunFolder, open_run, opened, refuse_missing
 from jaxbooth.storage.paths import short_name
 from jaxbooth.weights.resolve import Source
 
@@ -107,6 +107,7 @@ def other(text: str) -> Compared:
     path, step = (match[1], int(match[2])) if match and not Path(text).exists() else (text, None)
     if RunFolder(place(path)).config.exists() or step is not None:
         return run_at(path, step)
+    refuse_missing(text)
     return Compared(slug(text), text, Source(text), None)
 
 
