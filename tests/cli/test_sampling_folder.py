@@ -1,0 +1,145 @@
+"""`jaxbooth sample`: numbers that go on, the contact sheet, a model's own settings, and names at which nothing is."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxbooth.cli import main
+from jaxbooth.commands import next_number
+from jaxbooth.config import Config, dump_config, load_config
+from jaxbooth.errors import UserError
+from jaxbooth.evaluation.models import other
+from jaxbooth.opening import grid_settings, model_defaults
+from jaxbooth.pipeline import Base, SamplingDefaults
+from jaxbooth.sections import ValidationConfig
+from tests.cli.arguments import contents
+from tests.commands import read_facts
+from tests.small_models import write_model
+
+TURBO = {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """A model with random weights that was made for four steps without guidance."""
+    return write_model("sd15", tmp_path_factory.mktemp("tiny") / "model", **TURBO)
+
+
+def run_folder(path: Path, **sections) -> Path:
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(dump_config(Config(**sections)))
+    return path
+
+
+# Numbers and the contact sheet
+
+
+def test_a_second_call_goes_on_where_the_first_ended(tiny, tmp_path, capsys):
+    out = tmp_path / "out"
+    flags = ["sample", str(tiny), "--prompt", "a cat", "--seed", "7", "--out", str(out)]
+    main([*flags, "--num", "2"])
+    first = contents(out)
+    main([*flags, "--num", "1"])
+    assert {name: content for name, content in contents(out).items() if name in first} == first
+    assert {path.name for path in out.glob("*.png")} == {"7-000.png", "7-001.png", "7-002.png"}
+    assert [read_facts(out / f"7-00{number}.png")["index"] for number in range(3)] == ["0", "1", "2"]
+    assert "drew 2 images into" in (printed := capsys.readouterr().out)
+    assert "(7-000.png to 7-001.png; euler_ancestral, 4 steps, no guidance)" in printed
+    assert "drew 1 image into" in printed
+    sheets = sorted((out / "contact_sheets").iterdir())
+    assert [path.name for path in sheets] == ["7-000-to-001.png", "7-002-to-002.png"]
+    with Image.open(sheets[0]) as sheet, Image.open(out / "7-000.png") as image:
+        side = image.width * -(-128 // image.width)
+        shown = sheet.crop((6, 6, 6 + side, 6 + side)).resize(image.size, Image.Resampling.NEAREST)
+        np.testing.assert_array_equal(np.asarray(shown), np.asarray(image))
+
+
+@pytest.mark.parametrize(("names", "seed", "expected"), [
+    ([], 0, 0), (["0-000.png", "0-001.png"], 0, 2),
+    (["0-007.png"], 0, 8), (["0-003.png"], 1, 0), (["10-004.png"], 0, 0),
+    (["0-1234.png"], 0, 1235), (["0-000.txt", "a0-009.png", "0-009.png.bak", "0-9.png", "0-x.png"], 0, 0),
+])  # fmt: skip
+def test_the_next_number_is_after_the_highest_of_the_seed(tmp_path, names, seed, expected):
+    for name in names:
+        (tmp_path / name).touch()
+    assert next_number(tmp_path, seed) == expected
+
+
+def test_a_folder_that_is_not_there_yet_begins_at_zero(tmp_path):
+    assert next_number(tmp_path / "new", 3) == 0
+
+
+# A model's own settings
+
+
+def test_the_embedded_model_is_sampled_as_its_runs_are(base):
+    assert model_defaults("demo", base) == grid_settings(load_config("demo")) == ("dpmpp_2m", 20, 4.0)
+
+
+@pytest.mark.parametrize(("family", "scheduler", "expected"), [
+    ("sd15", {}, ("dpmpp_2m", 25, 7.5)), ("sd21", {"prediction_type": "v_prediction"}, ("dpmpp_2m", 25, 7.5)),
+    ("sdxl", {}, ("dpmpp_2m", 25, 5.0)), ("sdxl", TURBO, ("euler_ancestral", 4, 1.0)),
+    ("sd21", TURBO | {"_class_name": "EulerDiscreteScheduler"}, ("euler_ancestral", 4, 1.0)),
+    ("sd15", {"timestep_spacing": "trailing"}, ("dpmpp_2m", 25, 7.5)),
+    ("sd15", TURBO | {"prediction_type": "v_prediction"}, ("dpmpp_2m", 25, 7.5)),
+])  # fmt: skip
+def test_a_plain_models_guidance_is_its_familys_and_none_for_turbo_models(tmp_path, family, scheduler, expected):
+    base = Base.read(write_model(family, tmp_path / "model", **scheduler), "float32")
+    assert model_defaults("model", base) == expected
+
+
+def test_a_run_is_sampled_as_its_grids_unless_asked_otherwise():
+    defaults = grid_settings(Config(validation=ValidationConfig(sampler="ddim", steps=8, guidance_scale=3)))
+    assert defaults == ("ddim", 8, 3.0)
+    assert defaults.with_asked(None, 5, None) == ("ddim", 5, 3.0)
+    assert SamplingDefaults().with_asked("euler", None, 1.0) == ("euler", 25, 1.0)
+
+
+# Names at which nothing is
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("runs/dgo", "no such run or model: runs/dgo (did you mean runs/dog?)."),
+    ("runs/dog-loar/", "no such run or model: runs/dog-loar/ (did you mean runs/dog-lora?)."),
+    ("dgo", "no such run or model: dgo (did you mean runs/dog?)."),
+    ("./runs/hedgehog", "no such run or model: ./runs/hedgehog."),
+    ("elsewhere/cat", "no such run or model: elsewhere/cat (did you mean elsewhere/cats?)."),
+    ("gone/away/dog", "no such run or model: gone/away/dog (there is no folder gone/away here)."),
+])  # fmt: skip
+def test_a_name_at_which_nothing_is_comes_with_the_runs_that_resemble_it(refused, tmp_path, name, expected):
+    for folder in ("runs/dog", "runs/dog-lora", "elsewhere/cats"):
+        run_folder(tmp_path / folder)
+    (tmp_path / "runs" / "dgx").mkdir()  # no run
+    assert refused("sample", name, "--prompt", "a dog") == expected
+    assert not (tmp_path / "samples").exists()
+
+
+@pytest.mark.parametrize("command", [["export", "--out", "out"], ["evaluate"], ["report"]])
+def test_every_command_says_that_there_is_no_such_run(refused, tmp_path, command):
+    run_folder(tmp_path / "runs" / "dog")
+    assert refused(command[0], "runs/dgo", *command[1:]) == "no such run: runs/dgo (did you mean runs/dog?)."
+
+
+def test_a_run_to_compare_with_that_is_not_there_is_no_hub_id(tmp_path):
+    run_folder(tmp_path / "runs" / "dog")
+    with pytest.raises(UserError, match=r"no such run or model: runs/dgo \(did you mean runs/dog\?\)"):
+        other("runs/dgo")
+
+
+def test_a_hub_id_is_still_one_beside_runs(tmp_path):
+    run_folder(tmp_path / "runs" / "dog")
+    assert other("stabilityai/sdxl-turbo").path == "stabilityai/sdxl-turbo"
+
+
+def test_a_checkpoint_file_that_is_not_there_is_a_model_that_is_not_there(refused):
+    assert "model gone.safetensors: no such folder or file" in refused(
+        "sample", "gone.safetensors", "--prompt", "a dog"
+    )
+
+
+def test_a_run_that_moved_is_found_where_it_is(refused, tmp_path):
+    shutil.move(run_folder(tmp_path / "runs" / "dog"), tmp_path / "dog")
+    assert "has no checkpoint yet" in refused("sample", "dog", "--prompt", "a dog")
