@@ -21,6 +21,7 @@ from tests.learning import denoising_error, distance, draw_creature, graft_sdxl,
 from tests.training import run, setup
 
 SKS, WORD, KIND = "an emoji of a sks cat", "an emoji of a <cat>", "an emoji of a cat"
+MONSTER = "an emoji of a zwx monster"
 QUICK = [
     "--no-export", "--data.num-class-images", 8, "--prior.sampler", "dpmpp_2m", "--prior.steps", 20,
     "--train.checkpoint-every", 1000, "--validation.every", 1000, "--validation.num", 2,
@@ -88,6 +89,15 @@ def test_adapters_learn_the_subject(steps, flags, prompt, before, folder, untrai
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rank", [4, 64])
+def test_a_lora_of_any_rank_learns_another_subject_at_the_rate_that_nobody_set(rank, folder, untrained, tmp_path):
+    creature, kind = draw_creature(tmp_path / "creature"), "an emoji of a monster"
+    prompts = ["--data.instance-prompt", MONSTER, "--data.class-prompt", kind, "--data.class-dir", folder / "monsters"]
+    trained = train(tmp_path / "run", "demo", "--data.instance-dir", creature, *prompts, "--lora.rank", rank)
+    assert distance(draw(trained, MONSTER, tmp_path / "drawn"), creature) < 0.3 * distance(untrained(MONSTER), creature)
+
+
+@pytest.mark.slow
 def test_a_word_alone_comes_nearer_to_the_subject_and_leaves_the_model_as_it_is(folder, untrained, mesh, tmp_path):
     alone = [*NEW, "--text.token-phase", "alone", *NO_PRIOR, "--train.steps", 150]
     trained = train(tmp_path / "run", "demo", *alone)
@@ -104,7 +114,7 @@ def test_two_subjects_in_one_run_are_told_apart(folder, untrained, tmp_path):
     creature = draw_creature(tmp_path / "creature")
     subjects = {
         SKS: {"instance_dir": "demo", "class_prompt": KIND, "class_dir": str(folder / "class")},
-        "an emoji of a zwx monster": {"instance_dir": str(creature), "class_prompt": "an emoji of a monster"},
+        MONSTER: {"instance_dir": str(creature), "class_prompt": "an emoji of a monster"},
     }
     base = yaml.safe_load((Path(__file__).parent.parent / "configs" / "demo.yaml").read_text())
     data = {"resolution": 64, "subjects": [{"instance_prompt": prompt} | rest for prompt, rest in subjects.items()]}

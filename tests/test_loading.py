@@ -12,6 +12,7 @@ from jaxbooth.cli import main
 from jaxbooth.config import dump_config, first_conflict
 from jaxbooth.errors import UserError
 from jaxbooth.exports import PEFT_FILE, export_result
+from jaxbooth.lock import locked
 from jaxbooth.models.lora import DOWN, adapted_layers
 from jaxbooth.pipeline import Pipeline
 from jaxbooth.run_folder import confirm_base, open_run, read_base, state_of, trained_params
@@ -54,6 +55,11 @@ def test_in_float32_adapters_are_merged_and_in_bfloat16_they_stay_beside_their_k
     assert adapted_layers(merged.params["unet"]) == []
     assert len(adapted_layers(beside.params["unet"])) > 10
     assert beside.params["unet"]["conv_in.kernel"].dtype == jnp.bfloat16
+
+
+def test_a_run_is_opened_while_another_process_trains_it(run_dir, mesh):
+    with locked(run_dir):
+        assert Pipeline.load(run_dir, "float32", mesh).step == 7
 
 
 @pytest.mark.parametrize(
