@@ -25,6 +25,7 @@ from jaxbooth.errors import RunFailure, UserError, as_sentence
 from jaxbooth.hosts.signals import handled, leave
 from jaxbooth.limits import ChunkCount, ClipSkip, GuidanceScale, ImageCount, Pixels, Prompt, SamplerSteps, Seed, Step
 from jaxbooth.sections import PredictionType
+from jaxbooth.storage.paths import is_utf8, shown
 from jaxbooth.suggestions import MAX_SHOWN, PIPELINES, TRAINERS, check_flags
 from jaxbooth.weights.pipeline_dir import ExportDtype, ExportFormat
 from jaxbooth.weights.resolve import Source
@@ -330,6 +331,7 @@ def main(argv: list[str] | None = None) -> None:
         print(versions())
         return
     try:
+        check_encoding(argv)
         if argv[0] not in COMMANDS:
             raise unknown_command(argv[0])
         COMMANDS[argv[0]](argv[1:])
@@ -339,6 +341,13 @@ def main(argv: list[str] | None = None) -> None:
         message, code = describe_failure(error)
         print(f"error: {as_sentence(message)}", file=sys.stderr)
         sys.exit(code)
+
+
+def check_encoding(argv: list[str]) -> None:
+    """Raises UserError for an argument that is not UTF-8: what is named with it could not be written down."""
+    for argument in argv:
+        if not is_utf8(argument):
+            raise UserError(f"the argument {shown(argument)} is not UTF-8; rename what it names.")
 
 
 def describe_failure(error: BaseException) -> tuple[str, int]:
@@ -352,6 +361,9 @@ def describe_failure(error: BaseException) -> tuple[str, int]:
     if is_full(error):
         where = getattr(error, "filename", None) or "writing"
         return f"the disk is full ({where}); free some space and run the same command again.", 1
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        names = " or ".join(str(name) for name in (error.filename, error.filename2) if name)
+        return f"{names} cannot be used ({error.strerror}); check that path, what is there, and its permissions.", 2
     if "RESOURCE_EXHAUSTED" in str(error):
         return (
             "the device is out of memory (its own, not the host's); try --train.remat, a smaller --train.batch-size, "

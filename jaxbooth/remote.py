@@ -14,6 +14,7 @@ from typing import Any, cast
 from etils import epath
 
 from jaxbooth.errors import UserError
+from jaxbooth.storage.paths import local_path
 
 
 def place(name: str | os.PathLike[str]) -> Path:
@@ -26,7 +27,7 @@ def place(name: str | os.PathLike[str]) -> Path:
         return cast(Path, name)
     text = os.fspath(name)
     if "://" not in text:
-        return Path(text).expanduser().absolute()
+        return local_path(text).absolute()
     try:
         return cast(Path, epath.Path(text))
     except KeyError:

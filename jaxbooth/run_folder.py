@@ -22,6 +22,7 @@ from jaxbooth.remote import check_reachable, is_local, local_twin, place, upload
 from jaxbooth.sections import DataConfig, Subject
 from jaxbooth.sharding import AnyMesh, make_mesh
 from jaxbooth.storage.similar import folders_with, similar_folders
+from jaxbooth.storage.paths import local_path
 from jaxbooth.storage.text import read_json
 from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.optimizer import make_optimizer
@@ -145,14 +146,14 @@ def resolve_paths(config: Config) -> Config:
     def absolute(path: Path | None) -> Path | None:
         if path == Path("demo"):
             return DEMO_SUBJECT
-        return path.expanduser().absolute() if path else None
+        return local_path(path).absolute() if path else None
 
     def with_paths(section: T) -> T:
         folders = {key: absolute(getattr(section, key)) for key in ("instance_dir", "class_dir")}
         return section.model_copy(update=folders)
 
     def local(name: str | None) -> str | None:
-        path = Path(name or "").expanduser()
+        path = local_path(name or "")
         return str(path.absolute()) if name and name != "demo" and path.exists() else name
 
     run_dir, data = place(config.run_dir), with_paths(config.data)
@@ -187,10 +188,10 @@ def confirm_base(run: RunFolder, base: Base, record: bool = False) -> None:
     if not run.base_model.exists():
         if record and is_main():
             write_json(run.base_model, {"fingerprint": found})
-    elif read_json(run.base_model).get("fingerprint") != found:
+    elif read_json(run.base_model, "put it back").get("fingerprint") != found:
         raise UserError(
-            f"{base.folder} is not the base model that {run.root} was started on (its weights or its schedule are "
-            "others); put that one back, or name its commit with --revision."
+            f"{base.folder} is not the base model that {run.root} was started on (its weights or its schedule are not "
+            f"those in {run.base_model.name}); put that one back, or name its commit with --revision."
         )
 
 

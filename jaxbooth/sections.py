@@ -60,6 +60,7 @@ from jaxbooth.limits import (
     Word,
 )
 from jaxbooth.models.remat import Remat
+from jaxbooth.storage.paths import is_utf8
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 Metric = Literal["dino", "clip_i", "clip_t", "pres", "div"]
@@ -76,6 +77,15 @@ class Section(BaseModel):
         """Refuses true and false where a number is asked for, which Python takes for 1 and 0."""
         if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
             raise PydanticCustomError("truth_value", "Input should not be true or false")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def refuse_unwritable_text(cls, value: Any) -> Any:
+        """Refuses texts and paths that YAML can spell, and that no file can hold or be named with."""
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str | Path) and ("\0" in str(text) or not is_utf8(str(text))):
+                raise PydanticCustomError("unwritable", "it holds a NUL character or is not UTF-8")
         return value
 
 

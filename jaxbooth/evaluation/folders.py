@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from jaxbooth.assets import DEMO_CLIP, DEMO_MODEL
 from jaxbooth.errors import UserError
 from jaxbooth.evaluation.preprocess import FILES
+from jaxbooth.storage.paths import local_path
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.fingerprint import add_weights
 from jaxbooth.weights.hub import Read, fetch, listing, weights_in
@@ -108,7 +109,7 @@ def locate(kind: Kind, source: Source) -> Path:
     name, what = source.name, f"{kind.flag} {source.name}"
     if name == "demo" and kind.embedded is None:
         raise UserError(f"{what}: no {kind.name} is embedded; name a folder or a Hub id, such as {kind.example}.")
-    path = kind.embedded if name == "demo" and kind.embedded else Path(name).expanduser()
+    path = kind.embedded if name == "demo" and kind.embedded else local_path(name)
     if path.is_dir():
         if source.revision:
             raise UserError(f"revision {source.revision} does not apply to {what}, which is not on the Hub.")

@@ -51,7 +51,7 @@ def open_grid(folder: Path, made: dict[str, Any]) -> None:
         refuse_existing(folder)
         write_json(path, made)
         return
-    recorded = read_json(path)
+    recorded = read_json(path, "move that folder away, and it is drawn anew")
     for key, value in made.items():
         if recorded.get(key) != value:
             raise UserError(

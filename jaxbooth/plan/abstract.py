@@ -15,6 +15,7 @@ from jaxbooth.pipeline import Base
 from jaxbooth.plan.topology import Topology
 from jaxbooth.run_folder import fill_resolution, state_of
 from jaxbooth.sharding import AXES, AnyMesh, axis_sizes, placement, replicated
+from jaxbooth.storage.paths import local_path
 from jaxbooth.text import Text, TokenIds
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.rows import Streams, make_streams
@@ -71,7 +72,7 @@ def plan_base(config: Config, platform: str | None = None) -> tuple[Config, Base
     def read(folder: Path) -> Base:
         return prepare_base(Base.read(folder, config.train.dtype, text.clip_skip, text.chunks), config)
 
-    folder = Path(config.model).expanduser()
+    folder = local_path(config.model)
     if config.model in PUBLISHED and not folder.exists():
         with tempfile.TemporaryDirectory() as scratch:
             write_skeleton(PUBLISHED[config.model], Path(scratch))

@@ -10,11 +10,13 @@ from jaxbooth.config import Config
 from jaxbooth.data.images import picture_files
 from jaxbooth.data.prior import class_folder
 from jaxbooth.errors import UserError
-from jaxbooth.remote import modified, place, size
+from jaxbooth.remote import is_local, modified, place, size
 from jaxbooth.reporting.curves import Curve, read_curves
 from jaxbooth.reporting.grids import Grid, read_grid
 from jaxbooth.run_folder import RunFolder, open_run
 from jaxbooth.storage.text import read_json
+from jaxbooth.training.checkpoint import checkpoint_steps
+from jaxbooth.training.keeper import read_kept
 
 EVALUATION = Path("evaluation", "evaluation.json")
 
@@ -93,7 +95,7 @@ def gather_run(run: RunFolder, config: Config, name: str) -> Run:
     curves = read_curves(run.metrics)
     if not curves:
         raise UserError(f"{run.root} has no metrics yet; run `jaxbooth train` until its first steps are done.")
-    kept = read_object(run.root / "kept.json") or {}
+    kept = read_kept(run.kept)
     paths = sorted(run.samples(0).parent.glob("step_*.png"))
     grids = [read_grid(path) for path in paths]
     return Run(
@@ -103,8 +105,8 @@ def gather_run(run: RunFolder, config: Config, name: str) -> Run:
         curves=curves,
         figures=read_curves(run.root / "validation.jsonl"),
         step=max(int(curve.steps[-1]) for curve in curves.values()),
-        stopped=kept.get("stopped"),
-        best=kept.get("best"),
+        stopped=kept.stopped,
+        best=kept.best,
         written=datetime.fromtimestamp(modified(run.metrics), UTC),
         grids=sorted((grid for grid in grids if grid), key=lambda grid: grid.step),
         classes=class_pictures(config),
@@ -150,8 +152,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 def checkpoint_sizes(folder: Path) -> dict[int, int]:
     """Returns step -> bytes of the checkpoints that are whole."""
-    steps = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
-    return {int(path.name): size_of(path) for path in sorted(steps, key=lambda path: int(path.name))}
+    return {step: size_of(folder / str(step)) for step in checkpoint_steps(folder)}
 
 
 def size_of(folder: Path) -> int:
@@ -160,6 +161,6 @@ def size_of(folder: Path) -> int:
 
 
 def walk(folder: Path) -> list[Path]:
-    """Returns all files below a folder, also on an object store."""
-    entries = list(folder.iterdir())
+    """Returns all files below a folder, also on an object store; symlinks, which may lead anywhere, are left out."""
+    entries = [path for path in folder.iterdir() if not is_local(path) or not path.is_symlink()]
     return [file for path in entries for file in (walk(path) if path.is_dir() else [path])]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,8 @@ def read_grid(path: Path) -> Grid | None:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow raises on damaged files
         return None
     step = facts.pop("step", path.stem.removeprefix("step_"))
-    return Grid(int(step), path, prompts_of(facts.pop("prompts", "")), facts) if step.isdigit() else None
+    is_step = re.fullmatch(r"[0-9]{1,18}", step)
+    return Grid(int(step), path, prompts_of(facts.pop("prompts", "")), facts) if is_step else None
 
 
 def prompts_of(text: str) -> tuple[str, ...]:

@@ -52,6 +52,11 @@ def is_inside(name: str) -> bool:
     return is_utf8(name) and all(len(part.encode()) <= MAX_NAME_BYTES for part in path.parts)
 
 
+def local_path(name: str | os.PathLike[str]) -> Path:
+    """Returns a path as a shell would take it: `~` is a home, unless nobody of that name has one."""
+    return Path(os.path.expanduser(name))
+
+
 def is_within(path: Path, folder: Path) -> bool:
     """Whether a path is a folder or lies in it once symlinks and `..` are followed; neither needs to exist."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))

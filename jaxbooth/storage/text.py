@@ -14,6 +14,7 @@ from jaxbooth.errors import UserError
 
 MAX_TEXT_BYTES = 64 * 2**20  # the largest honest file, an index of thousands of tensors, has a hundredth of it
 MAX_REASON = 200  # characters of another library's message
+REMEDY = "fetch or export it again"
 
 
 def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
@@ -49,16 +50,19 @@ def read_lines(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> list[str]:
     return text.removesuffix("\n").split("\n") if text else []
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, remedy: str = REMEDY) -> dict[str, Any]:
     """Reads a JSON object.
+
+    Args:
+        remedy: what messages say to do about a damaged file.
 
     Raises:
         UserError: as `read_text`, or the content is not JSON or no object.
     """
-    return parse_json_object(read_text(path), str(path))
+    return parse_json_object(read_text(path), str(path), remedy)
 
 
-def parse_json_object(text: str, source: str) -> dict[str, Any]:
+def parse_json_object(text: str, source: str, remedy: str = REMEDY) -> dict[str, Any]:
     """Reads a JSON object from text that comes from `source`, which messages name.
 
     Raises:
@@ -67,9 +71,9 @@ def parse_json_object(text: str, source: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except RecursionError:
-        raise UserError(f"{source} is nested too deeply to be read; fetch or export it again.") from None
+        raise UserError(f"{source} is nested too deeply to be read; {remedy}.") from None
     except ValueError as error:  # JSONDecodeError, and Python's limit of an integer's digits
-        raise UserError(f"{source} is not valid JSON ({str(error)[:MAX_REASON]}); fetch or export it again.") from None
+        raise UserError(f"{source} is not valid JSON ({str(error)[:MAX_REASON]}); {remedy}.") from None
     if not isinstance(content, dict):
-        raise UserError(f"{source} does not hold a JSON object; fetch or export it again.")
+        raise UserError(f"{source} does not hold a JSON object; {remedy}.")
     return content

@@ -1,6 +1,7 @@
 """Checkpoints of the train state, by Orbax: asynchronous, committed by a rename, restorable onto any mesh."""
 
 import logging
+import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -187,6 +188,12 @@ class Newest(PreservationPolicy):
         """Answers for each checkpoint, oldest first."""
         older = len(checkpoints) - self.count
         return [index >= older or one.step in self.checkpoints.pinned for index, one in enumerate(checkpoints)]
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Returns the steps of a folder's checkpoints without opening them, in order; Orbax names them by plain numbers."""
+    names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]{0,17}", name))
 
 
 def check_free(folder: Path, state: TrainState, step: int) -> None:

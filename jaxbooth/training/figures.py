@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxbooth.console import is_main
 from jaxbooth.data.latents import Encoder
+from jaxbooth.errors import UserError
 from jaxbooth.files import write_bytes
 
 SUBJECT, DRIFT = "eval/subject_distance", "eval/drift"
@@ -59,7 +60,7 @@ class Gauge:
         if step == 0:
             self.keep(latents)
         if self.base is None and self.path.exists():
-            self.base = np.load(io.BytesIO(self.path.read_bytes()))
+            self.base = read_array(self.path)
         if self.base is not None and self.base.shape == latents.shape:  # other prompts may be watched since
             found[DRIFT] = latent_distance(latents, self.base)
         return found
@@ -77,3 +78,15 @@ class Gauge:
             content = io.BytesIO()
             np.save(content, latents)
             write_bytes(self.path, content.getvalue())
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Reads a `.npy` file as float32.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return np.asarray(np.lib.format.read_array(io.BytesIO(path.read_bytes())), np.float32)
+    except (ValueError, EOFError, TypeError, SyntaxError, MemoryError):
+        raise UserError(f"{path} is damaged; put it back, or remove it to go on without measuring drift.") from None

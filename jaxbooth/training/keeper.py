@@ -6,17 +6,21 @@
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from pydantic import ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
+
 from jaxbooth.config import Config
 from jaxbooth.console import is_main
+from jaxbooth.errors import UserError
 from jaxbooth.evaluation.metrics import DEFINITIONS
 from jaxbooth.files import write_json
+from jaxbooth.storage.paths import shown
 from jaxbooth.storage.text import read_json
 from jaxbooth.training.figures import DRIFT
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What was found so far.
+    """What was found so far. `read_kept` checks the types.
 
     Attributes:
         best: step with the best value of the metric that is watched.
@@ -28,12 +32,14 @@ class Kept:
         metric, limit: what this was judged by; where a continued run has others, it is judged anew.
     """
 
-    best: int | None = None
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    best: NonNegativeInt | None = None
     value: float | None = None
-    since: int = 0
-    calm: int | None = None
-    passed: int | None = None
-    stopped: int | None = None
+    since: NonNegativeInt = 0
+    calm: NonNegativeInt | None = None
+    passed: NonNegativeInt | None = None
+    stopped: NonNegativeInt | None = None
     metric: str | None = None
     limit: float | None = None
 
@@ -81,7 +87,7 @@ class Keeper:
 
     def __init__(self, path: Path, config: Config, done: int):
         self._path, self._config = path, config
-        self.kept = Kept(**read_json(path)) if done and path.exists() else Kept()
+        self.kept = read_kept(path) if done else Kept()
         # A run that was told to train on after it had ended early starts to count anew.
         self.kept = replace(self.kept, stopped=None, since=0) if self.kept.stopped else self.kept
 
@@ -97,9 +103,26 @@ class Keeper:
         return self.kept.best == step
 
 
+def read_kept(path: Path) -> Kept:
+    """Reads what was found so far; nothing was where there is no file.
+
+    Raises:
+        UserError: the file is damaged; the message names the key.
+    """
+    if not path.exists():
+        return Kept()
+    remedy = "put it back, or remove it to judge the coming validations alone"
+    try:
+        return TypeAdapter(Kept).validate_python(read_json(path, remedy), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: {shown(key)} = {shown(first['input'])} is not valid; {remedy}.") from None
+
+
 def stopped_at(path: Path) -> int | None:
     """Returns the step at which a run ended early, if it did."""
-    return read_json(path).get("stopped") if path.exists() else None
+    return read_kept(path).stopped
 
 
 def findings(kept: Kept, config: Config) -> list[str]:

@@ -256,7 +256,8 @@ def write_contact_sheet(run: RunFolder, image: Image.Image) -> None:
 def note_pictures(run: RunFolder, groups: dict[str, list[Picture]]) -> None:
     """Records which pictures a run uses, and warns when a continued run finds others, which changes its rows."""
     names = {kind: [picture.path.name for picture in pictures] for kind, pictures in groups.items()}
-    if run.pictures.exists() and read_json(run.pictures) != names:
+    remedy = "put it back, or remove it to take the images that are there now"
+    if run.pictures.exists() and read_json(run.pictures, remedy) != names:
         warn(f"the pictures are not those that {run.root} was started with; later steps will see other rows.")
     if is_main():
         write_json(run.pictures, names)

@@ -1,12 +1,16 @@
 """Whether a run's folders can be written and have room for all that it will write, known before it makes anything."""
 
+import os
+
 from jaxbooth.config import Config
 from jaxbooth.data.prior import ClassSet
 from jaxbooth.disk import Need, check_room, check_writable, in_words
+from jaxbooth.errors import UserError
 from jaxbooth.exports import natural_format
 from jaxbooth.pipeline import Base
 from jaxbooth.remote import is_local, place
 from jaxbooth.run_folder import RunFolder
+from jaxbooth.training.checkpoint import checkpoint_steps
 from jaxbooth.training.state import TrainState, tree_bytes
 
 
@@ -21,6 +25,7 @@ def check_folders(config: Config, base: Base, classes: list[ClassSet], state: Tr
     Raises:
         UserError: one of them cannot, or has not.
     """
+    check_entries(RunFolder(place(config.run_dir)))
     needs = run_needs(config, base, state)
     for classset in classes:
         if classset.missing and is_local(classset.folder):
@@ -31,12 +36,27 @@ def check_folders(config: Config, base: Base, classes: list[ClassSet], state: Tr
     check_room(needs)
 
 
+def check_entries(run: RunFolder) -> None:
+    """Refuses a local run folder in which something else has the name of a folder or a file that a run writes.
+
+    Raises:
+        UserError: the message names it.
+    """
+    folders = (run.checkpoints, run.samples(0).parent, run.tensorboard, run.export)
+    files = (run.metrics, run.figures, run.base_latents, run.kept, run.pictures, run.base_model, run.contact_sheet)
+    for path in (*folders, *files) if is_local(run.root) else ():
+        fits = path.is_dir() if path in folders else path.is_file()
+        if os.path.lexists(path) and not fits:
+            kind = "folder" if path in folders else "file"
+            raise UserError(f"{path} is no {kind}, and a run writes a {kind} of that name; move it away.")
+
+
 def run_needs(config: Config, base: Base, state: TrainState) -> list[Need]:
     """Returns what a run will write into its own folder from where it stands."""
     run, needs = RunFolder(place(config.run_dir)), []
     if not is_local(run.root):
         return needs
-    steps = [int(path.name) for path in run.checkpoints.glob("[0-9]*") if path.name.isdigit()]
+    steps = checkpoint_steps(run.checkpoints)
     if max(steps, default=0) < config.train.steps:
         # One more than are kept: the oldest goes when the newest is whole.
         pinned = (config.evaluation.keep_best is not None) + (config.validation.drift_limit is not None)

@@ -37,8 +37,10 @@ def open_tensors(path: Path) -> Any:
     """Opens a safetensors file for reading.
 
     Raises:
-        UserError: the file is truncated or not safetensors.
+        UserError: the file is truncated or not safetensors, or no file at all.
     """
+    if path.exists() and not path.is_file():  # opening a FIFO would wait for ever
+        raise UserError(f"{path} is not a file; name a safetensors file, or put one in its place.")
     try:
         return safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:

@@ -18,7 +18,7 @@ from typing import Any
 from jaxbooth.console import say
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.files import write_json
-from jaxbooth.storage.paths import plain_file_name, short_name
+from jaxbooth.storage.paths import local_path, plain_file_name, short_name
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.diffusers_dir import COMPONENTS, INDEX, WEIGHTS, open_tensors, plain_name, variant_of
 from jaxbooth.weights.pickles import PICKLES, unpickle
@@ -209,7 +209,7 @@ def write_scheduler(config: Path, prediction_type: str, out: Path) -> None:
 
 def cache_folder() -> Path:
     """Returns the folder that prepared models lie in."""
-    return Path(os.environ.get("JAXBOOTH_CACHE") or "~/.cache/jaxbooth").expanduser() / "models"
+    return local_path(os.environ.get("JAXBOOTH_CACHE") or "~/.cache/jaxbooth") / "models"
 
 
 def kept(originals: Sequence[Path], asked: dict[str, Any], build: Make) -> Path:

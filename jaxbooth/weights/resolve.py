@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.errors import UserError
+from jaxbooth.storage.paths import local_path
 from jaxbooth.weights.hub import download, download_file
 from jaxbooth.weights.pickles import PICKLES
 from jaxbooth.weights.prepared import prepare
@@ -59,7 +60,7 @@ def locate(name: str, source: Source, is_vae: bool = False) -> Path:
         RunFailure: the Hub could not be reached.
     """
     what = f"--vae {name}" if is_vae else f"model {name}"
-    path = DEMO_MODEL if name == "demo" else Path(name).expanduser()
+    path = DEMO_MODEL if name == "demo" else local_path(name)
     if path.exists():
         if source.revision and not is_vae:
             raise UserError(f"--revision {source.revision} does not apply to {what}, which is not on the Hub.")

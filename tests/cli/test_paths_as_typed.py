@@ -1,0 +1,116 @@
+"""Paths that the system refuses: one sentence that names them, before anything is computed or made."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from jaxbooth.cli import COMMANDS, main
+from jaxbooth.config import Config, dump_config
+from jaxbooth.run_folder import resolve_paths
+from tests.cli.arguments import contents, train
+
+LONG = "x" * 300
+DEEP = "/".join(["y" * 200] * 25)
+
+
+@pytest.fixture(autouse=True)
+def odd(elsewhere, tmp_path) -> None:
+    """What stands in the way in the current folder."""
+    (tmp_path / "broken").symlink_to("/nonexistent/x")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "folder" / "full").mkdir(parents=True)
+    os.mkfifo(tmp_path / "fifo")
+
+
+def names(error: str, path: str) -> None:
+    """Asserts that a sentence names a path, or the beginning of one that is too long to be shown."""
+    assert path.removeprefix("~").removeprefix("./")[:40] in error
+    assert len(error) <= 500
+
+
+@pytest.mark.parametrize("path", [LONG, DEEP, "broken", "loop", "loop/x", "file/x", "fifo", "/proc/x", "fifo/x"])
+def test_a_run_folder_that_cannot_be_made(path, refused, dog, tmp_path):
+    before = contents(tmp_path)
+    names(refused(*train(dog, "--run-dir", path)), path)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("flag", ["--data.instance-dir", "--model", "--vae", "--lora.init", "--data.class-dir"])
+@pytest.mark.parametrize("path", [LONG, "loop", "./file/x", "fifo", "~nobody-of-this-name/x"])
+def test_an_input_that_cannot_be_opened(flag, path, refused, dog):
+    if (flag, path[0]) == ("--data.class-dir", "~"):
+        return  # a folder of that name is made
+    lora = ("--lora.rank", "4") if flag == "--lora.init" else ()
+    names(refused(*train(dog, *lora, flag, path)), path)
+
+
+@pytest.mark.parametrize("command", ["sample", "export", "evaluate", "report"])
+@pytest.mark.parametrize("path", [LONG, "loop", "./file/x", "fifo", "broken", "folder", "~nobody-of-this-name/x"])
+def test_a_run_that_cannot_be_opened(command, path, refused):
+    more = {"sample": ("--prompt", "a cat"), "export": ("--out", "new")}.get(command, ())
+    names(refused(command, path, *more), path)
+
+
+@pytest.mark.parametrize("path", [LONG, DEEP, "broken", "broken/x", "loop", "file", "file/x", "fifo", "/proc/x"])
+@pytest.mark.parametrize("command", ["sample", "export"])
+def test_a_folder_to_write_that_cannot_be_made(command, path, refused, trained, tmp_path):
+    before = contents(tmp_path)
+    given = ["--prompt", "a cat"] if command == "sample" else []
+    error = refused(command, trained, *given, "--out", path)
+    names(error, path)
+    assert "--out" in error
+    assert contents(tmp_path) == before
+
+
+def test_a_configuration_with_a_name_that_is_too_long(refused):
+    names(refused("train", LONG), LONG)
+
+
+def test_an_argument_that_is_not_utf_8(refused):
+    assert refused("train", "demo", "--run-dir", "a\udcffb").startswith("the argument 'a\\udcffb' is not UTF-8")
+    assert "is not UTF-8" in refused("sample", "demo", "--prompt", "\udcff")
+
+
+@pytest.mark.parametrize(("key", "value"), [("run_dir", '"a\\0b"'), ("model", '"\\0"'), ("vae", '"\\uD800"')])
+def test_a_name_in_a_configuration_that_no_file_can_have(key, value, refused, tmp_path):
+    (tmp_path / "mine.yaml").write_text(f"{key}: {value}\n")
+    assert f"{key} = " in refused("train", "mine.yaml")
+
+
+@pytest.mark.parametrize("entry", ["metrics.jsonl", "contact_sheet.png", "kept.json", "images.json"])
+def test_a_folder_in_the_place_of_a_run_s_file(entry, refused, dog, tmp_path):
+    entry = {"images.json": "pictures.json"}.get(entry, entry)
+    started(tmp_path / "run", dog)
+    (tmp_path / "run" / entry).mkdir()
+    assert f"run/{entry} is no file, and a run writes a file of that name" in refused(*train(dog, "--run-dir", "run"))
+
+
+@pytest.mark.parametrize("entry", ["checkpoints", "samples", "tensorboard", "export"])
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("/nonexistent")])
+def test_a_file_in_the_place_of_a_run_s_folder(entry, make, refused, dog, tmp_path):
+    started(tmp_path / "run", dog)
+    make(tmp_path / "run" / entry)
+    assert f"run/{entry} is no folder, and a run writes a folder of that name" in refused(
+        *train(dog, "--run-dir", "run")
+    )
+
+
+def started(run: Path, dog: Path) -> None:
+    """Makes a run folder that holds its configuration alone, as one that was killed early."""
+    run.mkdir()
+    data = {"instance_dir": dog, "instance_prompt": "a photo of sks dog", "class_prompt": "a cat", "resolution": 64}
+    made = Config.model_validate({"run_dir": str(run), "data": data | {"num_class_images": 1}, "prior": {"steps": 1}})
+    (run / "config.yaml").write_text(dump_config(resolve_paths(made)))
+
+
+def test_what_the_system_says_of_a_file_in_the_middle_of_the_work_is_a_sentence(capsys, monkeypatch):
+    def fail(_: list[str]) -> None:
+        Path("folder").read_bytes()
+
+    monkeypatch.setitem(COMMANDS, "report", fail)
+    with pytest.raises(SystemExit, match="2"):
+        main(["report"])
+    sentence = "error: folder cannot be used (Is a directory); check that path, what is there, and its permissions.\n"
+    assert capsys.readouterr().err == sentence
