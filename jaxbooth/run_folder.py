@@ -21,8 +21,8 @@ from jaxbooth.pipeline import Base
 from jaxbooth.remote import check_reachable, is_local, local_twin, place, upload
 from jaxbooth.sections import DataConfig, Subject
 from jaxbooth.sharding import AnyMesh, make_mesh
-from jaxbooth.storage.similar import folders_with, similar_folders
 from jaxbooth.storage.paths import local_path
+from jaxbooth.storage.similar import folders_with, similar_folders
 from jaxbooth.storage.text import read_json
 from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.optimizer import make_optimizer
@@ -216,7 +216,7 @@ def no_such_run(name: str, what: str = "run") -> UserError:
     near = similar_folders(path, CONFIG, RUNS) if "://" not in name else []
     if near:
         return UserError(f"no such {what}: {name} (did you mean {' or '.join(map(str, near))}?).")
-    if "://" not in name and not path.parent.expanduser().is_dir():
+    if "://" not in name and not local_path(path.parent).is_dir():
         return UserError(f"no such {what}: {name} (there is no folder {path.parent} here).")
     return UserError(f"no such {what}: {name}.")
 

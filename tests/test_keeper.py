@@ -3,6 +3,7 @@
 import pytest
 
 from jaxbooth.config import Config
+from jaxbooth.errors import UserError
 from jaxbooth.training.keeper import Keeper, Kept, findings, judge, stopped_at
 
 
@@ -85,3 +86,28 @@ def test_what_was_found_is_found_again_by_a_run_that_goes_on(tmp_path):
 )
 def test_the_end_names_them(kept: Kept, expected: list[str]):
     assert findings(kept, config()) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ('{"best": "7"}', "'best' = '7' is not valid"),
+        ('{"stopped": -1}', "'stopped' = -1 is not valid"),
+        ('{"since": 1.5}', "'since' = 1.5 is not valid"),
+        ('{"value": true}', "'value' = True is not valid"),
+        ('{"best": {"a": 1}}', "'best' = {'a': 1} is not valid"),
+        ('{"newer": 3}', "'newer' = 3 is not valid"),
+        ('{"metric": 3}', "'metric' = 3 is not valid"),
+        ("[7]", "does not hold a JSON object"),
+        ("", "is not valid JSON"),
+    ],
+)
+def test_an_edited_file_is_refused_by_its_key_and_with_what_to_do(content, sentence, tmp_path):
+    path = tmp_path / "kept.json"
+    path.write_text(content)
+    for read in (stopped_at, lambda path: Keeper(path, config(), 10)):
+        with pytest.raises(UserError) as refused:
+            read(path)
+        assert sentence in str(refused.value)
+        assert str(refused.value).startswith(f"{path}")
+        assert str(refused.value).endswith("; put it back, or remove it to judge the coming validations alone.")

@@ -8,7 +8,7 @@ from jaxbooth.config import Config
 from jaxbooth.errors import UserError
 from jaxbooth.remote import is_local, place
 from jaxbooth.sections import Subject
-from jaxbooth.storage.paths import is_within
+from jaxbooth.storage.paths import is_within, local_path
 
 # What a run writes in its own folder, and replaces or deletes there.
 RUN_ENTRIES = ("checkpoints", "samples", "tensorboard", "evaluation", "prior", "export", ".export")
@@ -65,8 +65,8 @@ def check_output_of_model(out: Path, model: str) -> None:
     Raises:
         UserError: it lies there.
     """
-    if Path(model).expanduser().is_dir():
-        refuse_inside(Named("--out", out), Named("the model", Path(model).expanduser()))
+    if local_path(model).is_dir():
+        refuse_inside(Named("--out", out), Named("the model", local_path(model)))
 
 
 def subjects_of(config: Config) -> tuple[Subject, ...]:
@@ -99,7 +99,7 @@ def model_paths(config: Config) -> Iterator[Named]:
         "--evaluation.dino": config.evaluation.dino,
     }
     for flag, name in names.items():
-        path = Path(name or "").expanduser()
+        path = local_path(name or "")
         if name and name != "demo" and path.exists():
             yield Named(flag, path)
 

@@ -5,8 +5,9 @@
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from jaxbooth.config import Config
 from jaxbooth.console import is_main
@@ -16,6 +17,8 @@ from jaxbooth.files import write_json
 from jaxbooth.storage.paths import shown
 from jaxbooth.storage.text import read_json
 from jaxbooth.training.figures import DRIFT
+
+Step = Annotated[int, Field(ge=0, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,12 @@ class Kept:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    best: NonNegativeInt | None = None
-    value: float | None = None
-    since: NonNegativeInt = 0
-    calm: NonNegativeInt | None = None
-    passed: NonNegativeInt | None = None
-    stopped: NonNegativeInt | None = None
+    best: Step | None = None
+    value: Annotated[float, Field(strict=True)] | None = None
+    since: Step = 0
+    calm: Step | None = None
+    passed: Step | None = None
+    stopped: Step | None = None
     metric: str | None = None
     limit: float | None = None
 
@@ -113,7 +116,7 @@ def read_kept(path: Path) -> Kept:
         return Kept()
     remedy = "put it back, or remove it to judge the coming validations alone"
     try:
-        return TypeAdapter(Kept).validate_python(read_json(path, remedy), strict=True)
+        return TypeAdapter(Kept).validate_python(read_json(path, remedy))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))

@@ -1,0 +1,108 @@
+"""Files of a run that were edited, damaged or put there by hand: one sentence, or looked past."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxbooth.data.images import Picture
+from jaxbooth.errors import UserError
+from jaxbooth.evaluation.grid import open_grid
+from jaxbooth.reporting.command import make_report
+from jaxbooth.reporting.gather import checkpoint_sizes, size_of
+from jaxbooth.run_folder import RunFolder, confirm_base
+from jaxbooth.training.checkpoint import checkpoint_steps
+from jaxbooth.training.figures import read_array
+from jaxbooth.training.prepare import note_pictures
+
+from .made_up_runs import made_up_run
+
+NO_STEPS = ["1²", "٣", "-5", "007", "9_0", "+9", " 9", "9.orbax-checkpoint-tmp", "damaged-9", "9" * 30, "step_9"]
+
+
+def test_only_plain_numbers_are_checkpoints(tmp_path):
+    for name in ("0", "12", "7", *NO_STEPS):
+        (tmp_path / name).mkdir()
+    (tmp_path / "40").write_text("a file")
+    (tmp_path / "12" / "state").write_text("x" * 10)
+    assert checkpoint_steps(tmp_path) == [0, 7, 12]
+    assert checkpoint_sizes(tmp_path) == {0: 0, 7: 0, 12: 10}
+    assert checkpoint_steps(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("name", NO_STEPS)
+def test_a_report_looks_past_folders_that_are_no_checkpoints(name, tmp_path):
+    run = made_up_run(tmp_path / "run")
+    (run / "checkpoints" / name).mkdir()
+    shutil.copy(run / "samples" / "step_000020.png", run / "samples" / f"step_{name}.png")
+    assert make_report([run]).is_file()
+
+
+def test_sizes_follow_no_symlinks(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "file").write_text("12345")
+    (tmp_path / "run" / "all").symlink_to("/")
+    (tmp_path / "run" / "loop").symlink_to(".")
+    assert size_of(tmp_path / "run") == 5
+
+
+GROUPS = {"instance": [Picture(Path("a.png"), "a cat")]}
+
+
+@pytest.mark.parametrize("content", ["[7]", "", "{", "null"])
+def test_a_damaged_list_of_images_is_a_sentence(content, tmp_path):
+    run = RunFolder(tmp_path)
+    run.pictures.write_text(content)
+    with pytest.raises(UserError, match=r"pictures\.json .*; put it back, or remove it to take the images that are"):
+        note_pictures(run, GROUPS)
+    assert run.pictures.read_text() == content
+
+
+@pytest.mark.parametrize("content", ['{"instance": 7}', '{"instance": [["a.png"]]}', "{}"])
+def test_an_edited_list_of_images_is_warned_of(content, tmp_path, capsys):
+    run = RunFolder(tmp_path)
+    run.pictures.write_text(content)
+    note_pictures(run, GROUPS)
+    assert "are not those" in capsys.readouterr().out
+    assert json.loads(run.pictures.read_text()) == {"instance": ["a.png"]}
+
+
+@pytest.mark.parametrize("content", ["[7]", "", '"x"'])
+def test_an_edited_record_of_the_base_model_is_a_sentence(content, base, tmp_path):
+    run = RunFolder(tmp_path)
+    run.base_model.write_text(content)
+    with pytest.raises(UserError, match=r"base_model\.json .*; put it back\.$"):
+        confirm_base(run, base)
+
+
+def test_another_fingerprint_names_the_file_that_holds_it(base, tmp_path):
+    run = RunFolder(tmp_path)
+    run.base_model.write_text('{"fingerprint": 7}')
+    with pytest.raises(UserError, match=r"not those in base_model\.json\)"):
+        confirm_base(run, base)
+
+
+@pytest.mark.parametrize("content", ["[7]", "", '{"seed": {"a": 1}}', "{}"])
+def test_an_edited_manifest_of_an_evaluation_is_a_sentence(content, tmp_path):
+    (tmp_path / "grid.json").write_text(content)
+    with pytest.raises(UserError, match=r"move that folder away"):
+        open_grid(tmp_path, {"seed": 0})
+
+
+@pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: whole[:-5], lambda whole: b"PK\x03\x04" + whole])
+def test_damaged_latents_of_the_base_model_are_a_sentence(damage, tmp_path):
+    path = tmp_path / "base_latents.npy"
+    np.save(path, np.ones((2, 3), np.float32))
+    np.testing.assert_array_equal(read_array(path), np.ones((2, 3)))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=rf"{path} is damaged; put it back, or remove it"):
+        read_array(path)
+
+
+def test_latents_that_hold_code_are_not_run(tmp_path):
+    path = tmp_path / "base_latents.npy"
+    np.save(path, np.array([{"a": 1}], object), allow_pickle=True)
+    with pytest.raises(UserError, match="is damaged"):
+        read_array(path)
