@@ -18,10 +18,10 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from jaxbooth.errors import UserError
 from jaxbooth.models.conv import Conv, conv2d
 from jaxbooth.params import AnyArray, Network, Params, Placed, Shapes, placed
 from jaxbooth.prng import host_generator
+from jaxbooth.storage.patterns import first_matches
 from jaxbooth.transfer import to_host
 
 DOWN, UP, MAGNITUDE = "lora_A.kernel", "lora_B.kernel", "lora_magnitude_vector.scale"
@@ -62,15 +62,14 @@ def target_layers(network: Network, component: str, targets: str) -> list[str]:
         targets: one of PRESETS, or a regular expression that must match all of `<component>.<layer>`.
 
     Raises:
-        UserError: it is not a regular expression.
+        UserError: it is not a regular expression, or takes too long to match.
     """
-    try:
-        pattern = re.compile(PRESETS.get(targets, targets))
-    except re.error as error:
-        presets = ", ".join(PRESETS)
-        raise UserError(f"--lora.targets {targets!r} is neither one of {presets} nor a regex ({error}).") from None
-    layers = (name.removesuffix(".kernel") for name in network.shapes if name.endswith(".kernel"))
-    return sorted(layer for layer in layers if pattern.fullmatch(f"{component}.{layer}"))
+    layers = sorted(name.removesuffix(".kernel") for name in network.shapes if name.endswith(".kernel"))
+    names = tuple(f"{component}.{layer}" for layer in layers)
+    if targets in PRESETS:
+        return [layer for layer, name in zip(layers, names, strict=True) if re.fullmatch(PRESETS[targets], name)]
+    found = first_matches((targets,), names, f"--lora.targets (no preset: {', '.join(PRESETS)})")
+    return [layer for layer, number in zip(layers, found, strict=True) if number is not None]
 
 
 def adapter_shapes(network: Network, layers: list[str], lora: Lora) -> Shapes:

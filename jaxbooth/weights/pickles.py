@@ -8,17 +8,18 @@ import zipfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from jaxbooth.errors import UserError
+from jaxbooth.errors import UserError, brief
+from jaxbooth.storage.text import MAX_REASON
 from jaxbooth.weights.diffusers_dir import open_tensors
 from jaxbooth.weights.stream import CODES, Tensor, stored_dtype, write_tensors
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+MAX_NESTED = 4  # dictionaries around the tensors; PyTorch Lightning has one
 
 
 def open_checkpoint(file: Path, allow_pickle: bool) -> Any:
@@ -36,7 +37,7 @@ def open_checkpoint(file: Path, allow_pickle: bool) -> Any:
             f"{file} is a pickle, which can run code when it is opened; pass --allow-pickle if you trust where it "
             "comes from, or use a .safetensors file."
         )
-    return PickledTensors(load_pickle(file))
+    return PickledTensors(load_pickle(file), file)
 
 
 def unpickle(bin_file: Path, out: Path) -> None:
@@ -45,7 +46,7 @@ def unpickle(bin_file: Path, out: Path) -> None:
     Raises:
         UserError: the file is damaged, or holds more than tensors.
     """
-    source = PickledTensors(load_pickle(bin_file))
+    source = PickledTensors(load_pickle(bin_file), bin_file)
     tensors = [
         Tensor(name, stored_dtype(source, name, bin_file), tuple(value.shape), partial(source.get_tensor, name))
         for name, value in source.state.items()
@@ -54,10 +55,20 @@ def unpickle(bin_file: Path, out: Path) -> None:
 
 
 class PickledTensors:
-    """The tensors of a state dict, read as numpy arrays."""
+    """The tensors of a state dict, read as numpy arrays.
 
-    def __init__(self, state: Mapping[str, Any]):
+    Raises:
+        UserError: one of them is not a plain tensor with all of its values in the file.
+    """
+
+    def __init__(self, state: Mapping[Any, Any], file: Path):
         self.state = {name: value.detach() for name, value in state.items() if hasattr(value, "untyped_storage")}
+        for name, value in self.state.items():
+            if not isinstance(name, str) or not is_plain(value):
+                raise UserError(
+                    f"{file}: {brief(name)} is not a plain tensor with a name and all of its values in the file (but "
+                    "sparse, quantized, repeated or without values); use a .safetensors file."
+                )
 
     def keys(self) -> list[str]:
         """Returns the tensors' names."""
@@ -112,16 +123,30 @@ def load_pickle(file: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([lightning]):
             zipped = zipfile.is_zipfile(file)  # PyTorch 1.6 and later; what is older cannot be mapped
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # a pickle is a program, and what it does to the unpickler's stack is its own affair
+        said = str(error).strip() or type(error).__name__
+        reason = said.splitlines()[0].split(". In PyTorch 2.6")[0][:MAX_REASON]  # what follows advises to run the code
         raise UserError(
             f"{file} cannot be read ({reason}); it is damaged or holds more than tensors, use a .safetensors file."
         ) from None
-    while isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+    for _ in range(MAX_NESTED):
+        if not isinstance(state, dict) or not isinstance(state.get("state_dict"), dict):
+            break
         state = state["state_dict"]
+    else:
+        raise UserError(f"{file} holds a state_dict within a state_dict, and so on; use a .safetensors file.")
     if not isinstance(state, dict):
         raise UserError(f"{file} holds a {type(state).__name__}; expected a dictionary of tensors.")
     return state
+
+
+def is_plain(tensor: Any) -> bool:
+    """Whether a tensor is dense, lies in memory, and has as many stored values as it shows."""
+    import torch
+
+    if tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 class Inert:
