@@ -23,6 +23,7 @@ from jaxbooth.models.lora import Lora, with_adapters
 from jaxbooth.models.unet import AddedConditions, UNet2DConditionModel
 from jaxbooth.models.vae import AutoencoderKL
 from jaxbooth.params import Network, Params, describe
+from jaxbooth.sections import SampleRequest
 from jaxbooth.sharding import placement
 from jaxbooth.storage.text import read_json
 from jaxbooth.text import Text, TextSide
@@ -234,9 +235,25 @@ class Pipeline:
 
         Args:
             sampler, steps, guidance_scale: default: the pipeline's `defaults`.
+
+        Raises:
+            UserError: an argument is out of range; the message names it.
         """
-        from jaxbooth.sampling import Settings, draw  # sampling builds on Base
+        from jaxbooth.config import checked  # both build on Base
+        from jaxbooth.sampling import Settings, draw
 
         how = self.defaults.with_asked(sampler, steps, guidance_scale)
-        settings = Settings(*how, resolution or self.resolution, negative_prompt)
-        return list(draw(self, settings, prompt, range(num), seed))
+        asked = checked(
+            SampleRequest,
+            "Pipeline.sample",
+            prompt=prompt,
+            num=num,
+            seed=seed,
+            negative_prompt=negative_prompt,
+            sampler=how.sampler,
+            steps=how.steps,
+            guidance_scale=how.guidance_scale,
+            resolution=self.resolution if resolution is None else resolution,
+        )
+        settings = Settings(asked.sampler, asked.steps, asked.guidance_scale, asked.resolution, asked.negative_prompt)
+        return list(draw(self, settings, asked.prompt, range(asked.num), asked.seed))

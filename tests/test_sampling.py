@@ -21,6 +21,37 @@ def test_a_picture_depends_on_seed_and_index_alone(micro, micro_params, mesh):
     assert np.abs(whole[3].astype(int) - single[0]).max() <= 1
 
 
+def test_seeds_that_share_their_lower_half_draw_other_pictures(micro, micro_params, mesh):
+    draw = Painter(micro, mesh, SETTINGS, 1)
+    pictures = [draw(micro_params, ["an emoji of a cat"], seed, [0]) for seed in (7, 7 + 2**32, 7 + 2**62)]
+    assert len({picture.tobytes() for picture in pictures}) == 3
+    assert draw.program._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("guidance_scale", float("inf"), "finite number"),
+        ("guidance_scale", 1e308, "less than or equal to 100"),
+        ("guidance_scale", float("nan"), "finite number"),
+        ("num", 10**12, "less than or equal to 10000"),
+        ("num", 0, "greater than 0"),
+        ("seed", -1, "greater than or equal to 0"),
+        ("seed", 2**63, "less than or equal to 9223372036854775807"),
+        ("steps", 10**6, "less than or equal to 1000"),
+        ("resolution", 0, "greater than 0"),
+        ("resolution", 10**6, "less than or equal to 8192"),
+        ("sampler", "plms", "input should be 'ddpm', 'ddim'"),
+        ("prompt", 5, "valid string"),
+        ("prompt", "\udcff", "valid string"),
+    ],
+)
+def test_an_argument_out_of_range_is_named(micro, micro_params, mesh, name, value, reason):
+    pipeline = Pipeline(micro, micro_params, mesh, 64)
+    with pytest.raises(UserError, match=rf"^Pipeline\.sample: {name} = .* is not valid: .*{reason}"):
+        pipeline.sample(**{"prompt": "a cat", name: value})
+
+
 def test_the_number_of_devices_does_not_matter(micro, micro_params, mesh):
     prompts = ["an emoji of a cat"] * 3
     one = Painter(micro, mesh, SETTINGS, 3)(micro_params, prompts, 1, range(3))
