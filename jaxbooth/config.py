@@ -84,7 +84,8 @@ class Config(Section):
         data = self.data
         if data.subjects:
             return data.subjects
-        assert data.instance_dir, "a run checks its configuration first"
+        if data.instance_dir is None:  # a run that starts checks that first
+            raise UserError("data.instance_dir is not set; where it is missing in a run's config.yaml, put it back.")
         return (
             Subject(
                 instance_dir=data.instance_dir,
@@ -102,7 +103,8 @@ class Config(Section):
     @property
     def resolution(self) -> int:
         """Side of the training pictures in pixels; a run fills in its base model's where none is set."""
-        assert self.data.resolution, "the resolution is filled in when a run starts"
+        if self.data.resolution is None:  # a run that starts fills it in
+            raise UserError("data.resolution is not set; where it is missing in a run's config.yaml, put it back.")
         return self.data.resolution
 
     @property
