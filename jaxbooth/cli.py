@@ -24,6 +24,7 @@ from jaxbooth.disk import is_full
 from jaxbooth.errors import RunFailure, UserError, as_sentence
 from jaxbooth.hosts.signals import handled, leave
 from jaxbooth.limits import ChunkCount, ClipSkip, GuidanceScale, ImageCount, Pixels, Prompt, SamplerSteps, Seed, Step
+from jaxbooth.parse_errors import parse_error
 from jaxbooth.sections import PredictionType
 from jaxbooth.storage.paths import is_utf8, shown
 from jaxbooth.suggestions import MAX_SHOWN, PIPELINES, TRAINERS, check_flags
@@ -288,7 +289,7 @@ def versions() -> str:
 
 
 def parse(kind: type[T], argv: list[str], prog: str, default: T | None = None) -> T:
-    """Parses flags into a model; a value out of range becomes one sentence instead of a validator's report."""
+    """Parses flags into a model; what is wrong with them becomes one sentence instead of a box or a report."""
     check_flags(kind, argv, f"jaxbooth {prog.split()[1]}", TRAINERS if issubclass(kind, Config) else PIPELINES)
     printed = io.StringIO()
     try:
@@ -300,8 +301,9 @@ def parse(kind: type[T], argv: list[str], prog: str, default: T | None = None) -
         invalid = validation_behind(stop)
         if invalid:
             raise explain(invalid, None) from None
-        sys.stderr.write(printed.getvalue())
-        raise
+        if not printed.getvalue():
+            raise
+        raise UserError(parse_error(printed.getvalue(), f"jaxbooth {prog.split()[1]}")) from None
 
 
 def validation_behind(error: BaseException | None) -> ValidationError | None:

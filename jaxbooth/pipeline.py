@@ -172,7 +172,7 @@ class SamplingDefaults(NamedTuple):
     ) -> "SamplingDefaults":
         """Returns what is asked for, and the defaults in place of None."""
         guidance = self.guidance_scale if guidance_scale is None else guidance_scale
-        return SamplingDefaults(sampler or self.sampler, steps or self.steps, guidance)
+        return SamplingDefaults(sampler or self.sampler, self.steps if steps is None else steps, guidance)
 
 
 USUAL = SamplingDefaults()

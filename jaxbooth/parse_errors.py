@@ -1,0 +1,42 @@
+"""What tyro prints about a command line that it cannot parse, as one sentence."""
+
+import re
+from itertools import dropwhile, takewhile
+
+from jaxbooth.errors import brief
+
+EDGE, RULE, COLOR = "│", re.compile(r"[─\-]{5,}"), re.compile(r"\x1b\[[0-9;]*m")
+FLAG = re.compile(r"Error parsing (?P<flag>--[\w.-]+):")
+NUMBERS = {
+    r"invalid literal for int\(\) with base 10: '([^']*)": "is not a whole number",
+    r"could not convert string to float: '([^']*)": "is not a number",
+}
+TOO_LONG = "Exceeds the limit"  # of digits, Python's own
+
+
+def parse_error(printed: str, command: str) -> str:
+    """Returns the sentence for what tyro printed.
+
+    Args:
+        command: whose help lists the flags, such as `jaxbooth train`.
+    """
+    text = first_part(printed)
+    flag = FLAG.match(text)
+    if flag and TOO_LONG in text:
+        return f"{flag['flag']} has thousands of digits, and no number needs as many."
+    for pattern, problem in NUMBERS.items():
+        value = re.search(pattern, text)
+        if flag and value:
+            return f"{flag['flag']} {brief(value[1])} {problem}."
+    return f"{text[:1].lower()}{text[1:].rstrip('.:')}; see `{command} --help`."
+
+
+def first_part(printed: str) -> str:
+    """Returns the first part of the box below its title, in one line.
+
+    A rule ends it; where the output's encoding has no lines to draw, another one stands below the title.
+    """
+    lines = [line.strip().strip(EDGE).strip() for line in COLOR.sub("", printed).splitlines()[1:]]
+    filled = (line for line in lines if line)
+    kept = dropwhile(RULE.match, filled)
+    return " ".join(takewhile(lambda line: not RULE.match(line), kept))
