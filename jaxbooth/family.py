@@ -112,9 +112,9 @@ def check_parts(folder: Path, family: Family, unet: UNetConfig, vae: VAEConfig, 
         )
     if family.is_xl:
         check_pooled(source, unet, text.towers[-1].config.projection_dim)
-    if unet.cross_attention_dim != text.width:
+    if unet.text_width != text.width:
         raise UserError(
-            f"{source}: cross_attention_dim {unet.cross_attention_dim} does not fit the text encoder's width "
+            f"{source}: cross_attention_dim {unet.text_width} does not fit the text encoder's width "
             f"{text.width}; the parts are of different families and must be of one model."
         )
     deepest = min(tower.config.num_hidden_layers for tower in text.towers)

@@ -1,7 +1,9 @@
 """The forward process against diffusers and against identities."""
 
 import itertools
+import math
 
+import diffusers
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,11 +29,22 @@ def test_alphas_cumprod_equal_diffusers(kind, zero_snr):
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", [kind.name for kind in KarrasDiffusionSchedulers if kind.name != "EDMEulerScheduler"])
-def test_the_schedulers_that_diffusers_exchanges_for_one_another_describe_the_same_process(kind):
-    raw = {"_class_name": kind, "beta_schedule": "scaled_linear"}
-    plain = read_schedule({"beta_schedule": "scaled_linear"})
-    np.testing.assert_array_equal(read_schedule(raw).alphas_cumprod, plain.alphas_cumprod)
+SCHEDULERS = [kind.name for kind in KarrasDiffusionSchedulers if kind.name != "EDMEulerScheduler"]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SCHEDULERS if kind != "DPMSolverSDEScheduler"])  # needs torchsde
+@pytest.mark.parametrize("written", [True, False], ids=["whole file", "defaults left out"])
+def test_the_schedulers_that_diffusers_exchanges_for_one_another_describe_the_same_process(kind, written):
+    theirs = getattr(diffusers, kind)(beta_schedule="scaled_linear")
+    raw = dict(theirs.config) | {"clip_sample": False} if written else {"beta_schedule": "scaled_linear"}
+    found = read_schedule({"_class_name": kind} | raw).alphas_cumprod
+    np.testing.assert_allclose(found, theirs.alphas_cumprod.numpy(), rtol=2e-5)
+
+
+def test_what_only_another_sampler_reads_changes_nothing():
+    others = {"use_karras_sigmas": True, "final_sigmas_type": "sigma_min", "algorithm_type": "sde-dpmsolver++",
+              "lambda_min_clipped": -math.inf, "interpolation_type": "log_linear", "skip_prk_steps": True}  # fmt: skip
+    assert repr(read_schedule(others)) == repr(read_schedule({}))
 
 
 def test_zero_terminal_snr_ends_in_pure_noise():
@@ -101,8 +114,33 @@ def test_snr_is_alpha_squared_over_sigma_squared():
         ({"clip_sample": True}, "clip_sample"),
         ({"thresholding": True}, "thresholding"),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
+        ({"timestep_type": "continuous", "prediction_type": "v_prediction"}, "timestep_type"),
+        ({"use_flow_sigmas": True}, "use_flow_sigmas"),
+        ({"use_dynamic_shifting": True}, "use_dynamic_shifting"),
+        ({"variance_type": "learned_range"}, "variance_type"),
+        ({"variance_type": "fixed_large_log"}, "variance_type"),  # diffusers takes the root of a logarithm
+        ({"clip_sample": 0}, "clip_sample"),
+        ({"a_key_from_the_future": 0}, "a_key_from_the_future"),
+        *(({"num_train_timesteps": value}, "num_train_timesteps") for value in (0, -1, 1, 10**9, 1000.0, "1000", True)),
+        *(({"beta_end": value}, "beta_end") for value in (0, -0.1, 1, math.nan, math.inf, "0.01", [0.01])),
+        *(
+            ({"trained_betas": value}, "trained_betas")
+            for value in ([], [0.1], [0.1, math.nan], [[0.1], [0.1, 0.2]], [0.1, 1.1], [0.1, "0.2"], 0.1, "ab")
+        ),
+        ({"trained_betas": [0.1, 0.2], "num_train_timesteps": 1000}, "trained_betas has 2 entries for num_train"),
+        ({"trained_betas": [0.1, 1]}, "pure noise"),
+        ({"trained_betas": [0.1, 1, 0.1], "prediction_type": "v_prediction"}, "pure noise before the last timestep"),
+        ({"trained_betas": [1e-300, 0.1]}, "or add none"),
+        ({"beta_start": 0.9, "beta_end": 0.9}, "pure noise"),
+        ({"steps_offset": 1000}, "steps_offset"),
+        ({"timestep_spacing": "log"}, "timestep_spacing"),
+        ({"timestep_spacing": 1}, "timestep_spacing"),
+        ({"set_alpha_to_one": "false"}, "set_alpha_to_one"),
+        ({"_class_name": ["DDPMScheduler"]}, "DDPMScheduler"),
     ],
 )
 def test_what_is_not_supported_is_named(raw, named):
-    with pytest.raises(UserError, match=named):
+    with pytest.raises(UserError, match=named) as raised:
         read_schedule(raw)
+    assert str(raised.value).startswith("scheduler/scheduler_config.json: ")
+    assert len(str(raised.value)) < 500

@@ -2,10 +2,9 @@
 
 alpha_t^2 is `alphas_cumprod[t]` and sigma_t^2 = 1 - alpha_t^2 (variance preserving). Everything is computed in float64
 from the checkpoint's own `scheduler_config.json` and rounded to float32 where it enters a traced function.
-Reference: diffusers `schedulers/scheduling_ddpm.py`; zero terminal SNR: Lin et al. 2023, arXiv 2305.08891, Algorithm 1.
+Reference: diffusers `schedulers/scheduling_ddpm.py`.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,18 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxbooth.errors import UserError
+from jaxbooth.diffusion.schedule_config import read_schedule_config
 
 Space = Literal["epsilon", "x0", "v"]
-# Scheduler classes of diffusers that sample the same forward process; LCM's and TCD's are of distilled models.
-SCHEDULERS = {
-    f"{name}Scheduler"
-    for name in (
-        "DDIM", "DDIMInverse", "DDIMParallel", "DDPM", "DDPMParallel", "DEISMultistep", "DPMSolverMultistep",
-        "DPMSolverMultistepInverse", "DPMSolverSDE", "DPMSolverSinglestep", "EulerAncestralDiscrete", "EulerDiscrete",
-        "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "LMSDiscrete", "PNDM", "SASolver", "UniPCMultistep",
-    )
-}  # fmt: skip
+SOURCE = "scheduler/scheduler_config.json"
 PREDICTION_TYPES: dict[str, Space] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
 
 
@@ -110,66 +101,22 @@ def target_of(space: Space, latents: Array, noise: Array, alpha: Array, sigma: A
     return {"epsilon": noise, "x0": latents, "v": alpha * noise - sigma * latents}[space]
 
 
-def betas_of(kind: str, start: float, end: float, steps: int) -> np.ndarray:
-    """Returns the (steps,) float64 betas of a named schedule.
-
-    Raises:
-        UserError: the name is unknown.
-    """
-    if kind == "linear":
-        return np.linspace(start, end, steps)
-    if kind == "scaled_linear":
-        return np.linspace(start**0.5, end**0.5, steps) ** 2
-    if kind == "squaredcos_cap_v2":  # Nichol and Dhariwal 2021, equation 17
-        bar = [math.cos((t / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(steps + 1)]
-        return np.array([min(1 - after / before, 0.999) for before, after in zip(bar, bar[1:], strict=False)])
-    raise UserError(
-        f"scheduler/scheduler_config.json: beta_schedule {kind!r} is not supported; "
-        "known are linear, scaled_linear and squaredcos_cap_v2."
-    )
-
-
-def rescale_to_zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
-    """Shifts and scales sqrt(alphas_cumprod) so that its end is zero and its start stays (Lin et al., Algorithm 1)."""
-    root = np.sqrt(alphas_cumprod)
-    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-
-
-def read_schedule(raw: Mapping[str, Any]) -> Schedule:
+def read_schedule(raw: Mapping[str, Any], source: str = SOURCE) -> Schedule:
     """Builds the schedule that a `scheduler_config.json` describes, whichever of `SCHEDULERS` wrote it.
+
+    Args:
+        source: the file, for messages.
 
     Raises:
         UserError: the file is of another kind of model (EDM, flow matching, consistency), asks for something that
-            latents do not need (clipping, thresholding), or is unknown.
+            jaxbooth does not do, or holds a value of another type or out of range.
     """
-    source = "scheduler/scheduler_config.json"
-    writer = raw.get("_class_name", "DDPMScheduler")
-    if writer not in SCHEDULERS:
-        raise UserError(f"{source}: {writer} belongs to another kind of diffusion model, which jaxbooth cannot train.")
-    for key in ("clip_sample", "thresholding"):
-        if raw.get(key):
-            raise UserError(f"{source}: {key} = true is for pixel models and is not supported.")
-    prediction_type = raw.get("prediction_type", "epsilon")
-    if prediction_type not in PREDICTION_TYPES:
-        raise UserError(
-            f"{source}: prediction_type {prediction_type!r} is not supported; known are {', '.join(PREDICTION_TYPES)}."
-        )
-    steps = raw.get("num_train_timesteps", 1000)
-    if raw.get("trained_betas") is not None:
-        betas = np.asarray(raw["trained_betas"], np.float64)
-    else:
-        kind = raw.get("beta_schedule", "linear")
-        betas = betas_of(kind, raw.get("beta_start", 1e-4), raw.get("beta_end", 0.02), steps)
-    alphas_cumprod = np.cumprod(1 - betas)
-    if raw.get("rescale_betas_zero_snr"):
-        if prediction_type == "epsilon":
-            raise UserError(f"{source}: rescale_betas_zero_snr needs v_prediction; epsilon says nothing at zero SNR.")
-        alphas_cumprod = rescale_to_zero_terminal_snr(alphas_cumprod)
+    config = read_schedule_config(raw, source)
     return Schedule(
-        alphas_cumprod,
-        PREDICTION_TYPES[prediction_type],
-        raw.get("timestep_spacing"),
-        raw.get("steps_offset", 0),
-        raw.get("set_alpha_to_one", True),
-        raw.get("variance_type", "fixed_small") == "fixed_large",
+        config.alphas_cumprod,
+        PREDICTION_TYPES[config.prediction_type],
+        config.timestep_spacing,
+        config.steps_offset,
+        config.set_alpha_to_one,
+        config.variance_type == "fixed_large",
     )

@@ -24,6 +24,7 @@ from jaxbooth.models.layers import (
     sinusoidal_embedding,
 )
 from jaxbooth.models.remat import Remat, recomputed
+from jaxbooth.storage.typed import shown
 
 
 class AddedConditions(NamedTuple):
@@ -48,23 +49,26 @@ class Level(NamedTuple):
     channels: int
     time_embed_dim: int
     heads: int
-    transformer_layers: int
 
 
 class Block(nnx.Module):
     """ResNets at one resolution, each followed by cross-attention when the level has it.
 
     The state dict has no `attentions` for plain blocks, so that the attribute is absent then too.
+
+    Args:
+        widths: channels that enter each ResNet.
+        depths: transformer blocks after each ResNet; empty where there is no attention.
     """
 
-    def __init__(self, widths: list[int], level: Level, attends: bool, config: UNetConfig, make: Make):
+    def __init__(self, widths: list[int], level: Level, depths: tuple[int, ...], config: UNetConfig, make: Make):
         groups, eps = config.norm_num_groups, config.norm_eps
         self.resnets = nnx.List(
             [ResnetBlock2D(width, level.channels, level.time_embed_dim, groups, eps, make) for width in widths]
         )
-        self.attends = attends
-        if attends:
-            self.attentions = nnx.List([transformer(level, config, make) for _ in widths])
+        self.attends = bool(depths)
+        if self.attends:
+            self.attentions = nnx.List([transformer(level, depth, config, make) for depth in depths])
 
     def layer(self, index: int, x: Array, time_embedding: Array, context: Array, remat: Remat) -> Array:
         """Runs resnet `index` and its attention."""
@@ -72,13 +76,13 @@ class Block(nnx.Module):
         return call(self.attentions[index], remat, x, context) if self.attends else x
 
 
-def transformer(level: Level, config: UNetConfig, make: Make) -> Transformer2DModel:
-    """Builds the cross-attention stack of a level."""
+def transformer(level: Level, depth: int, config: UNetConfig, make: Make) -> Transformer2DModel:
+    """Builds a cross-attention stack of `depth` blocks."""
     return Transformer2DModel(
         level.channels,
         level.heads,
-        level.transformer_layers,
-        config.cross_attention_dim,
+        depth,
+        config.text_width,
         config.norm_num_groups,
         config.use_linear_projection,
         make,
@@ -88,8 +92,10 @@ def transformer(level: Level, config: UNetConfig, make: Make) -> Transformer2DMo
 class DownBlock(Block):
     """`DownBlock2D` and `CrossAttnDownBlock2D`; the last level has no downsampler."""
 
-    def __init__(self, widths: list[int], level: Level, attends: bool, last: bool, config: UNetConfig, make: Make):
-        super().__init__(widths, level, attends, config, make)
+    def __init__(
+        self, widths: list[int], level: Level, depths: tuple[int, ...], last: bool, config: UNetConfig, make: Make
+    ):
+        super().__init__(widths, level, depths, config, make)
         self.downsamplers = None if last else nnx.List([Downsample2D(level.channels, make)])
 
     def __call__(self, x: Array, time_embedding: Array, context: Array, remat: Remat) -> tuple[Array, list[Array]]:
@@ -107,8 +113,10 @@ class DownBlock(Block):
 class UpBlock(Block):
     """`UpBlock2D` and `CrossAttnUpBlock2D`; the last level has no upsampler."""
 
-    def __init__(self, widths: list[int], level: Level, attends: bool, last: bool, config: UNetConfig, make: Make):
-        super().__init__(widths, level, attends, config, make)
+    def __init__(
+        self, widths: list[int], level: Level, depths: tuple[int, ...], last: bool, config: UNetConfig, make: Make
+    ):
+        super().__init__(widths, level, depths, config, make)
         self.upsamplers = None if last else nnx.List([Upsample2D(level.channels, make)])
 
     def __call__(self, x: Array, skips: list[Array], time_embedding: Array, context: Array, remat: Remat) -> Array:
@@ -128,7 +136,7 @@ class MidBlock(nnx.Module):
             ResnetBlock2D(level.channels, level.channels, level.time_embed_dim, groups, eps, make) for _ in range(2)
         ]
         self.resnets = nnx.List(resnets)
-        self.attentions = nnx.List([transformer(level, config, make)])
+        self.attentions = nnx.List([transformer(level, config.mid_transformers, config, make)])
 
     def __call__(self, x: Array, time_embedding: Array, context: Array, remat: Remat) -> Array:
         x = call(self.resnets[0], remat, x, time_embedding)
@@ -146,10 +154,7 @@ class UNet2DConditionModel(nnx.Module):
     def __init__(self, config: UNetConfig, make: Make):
         channels = config.block_out_channels
         time_embed_dim = 4 * channels[0]
-        levels = [
-            Level(width, time_embed_dim, heads, layers)
-            for width, heads, layers in zip(channels, config.heads, config.transformer_layers, strict=True)
-        ]
+        levels = [Level(width, time_embed_dim, heads) for width, heads in zip(channels, config.heads, strict=True)]
         self.config = config
         self.conv_in = make.conv(config.in_channels, channels[0])
         self.time_embedding = TimestepEmbedding(channels[0], time_embed_dim, make)
@@ -175,7 +180,7 @@ class UNet2DConditionModel(nnx.Module):
         Args:
             sample: noisy latents (b, h, w, in_channels); h and w are multiples of 2 ** (levels - 1).
             timesteps: (b,), integer or float.
-            encoder_hidden_states: text (b, s, cross_attention_dim).
+            encoder_hidden_states: text (b, s, text_width).
             added: SDXL's extra conditions, when the configuration asks for them.
             remat: what the backward pass computes again (gradient checkpointing), see `jaxbooth.models.remat`.
 
@@ -210,24 +215,26 @@ class UNet2DConditionModel(nnx.Module):
         return embedding + self.add_embedding(features)
 
 
-def attends(kind: str, plain: str, crossed: str) -> bool:
-    """Tells whether block type `kind` has cross-attention.
+def check_block_type(kind: str, plain: str) -> None:
+    """Refuses another block type than `plain` and the same with cross-attention.
 
     Raises:
-        UserError: it is neither `plain` nor `crossed`.
+        UserError: the message names it.
     """
-    if kind not in (plain, crossed):
-        raise UserError(f"unet/config.json: block type {kind!r} is not supported; known are {plain} and {crossed}.")
-    return kind == crossed
+    if kind not in (plain, f"CrossAttn{plain}"):
+        raise UserError(
+            f"unet/config.json: block type {shown(kind)} is not supported; known are {plain} and CrossAttn{plain}."
+        )
 
 
 def down_blocks(config: UNetConfig, levels: list[Level], make: Make) -> list[DownBlock]:
     """Builds the way down, highest resolution first."""
     blocks, width = [], levels[0].channels
     for index, (kind, level) in enumerate(zip(config.down_block_types, levels, strict=True)):
-        widths = [width] + [level.channels] * (config.layers_per_block - 1)
-        crossed = attends(kind, "DownBlock2D", "CrossAttnDownBlock2D")
-        blocks.append(DownBlock(widths, level, crossed, index == len(levels) - 1, config, make))
+        check_block_type(kind, "DownBlock2D")
+        widths = [width] + [level.channels] * (config.layers[index] - 1)
+        depths, last = config.down_transformers[index], index == len(levels) - 1
+        blocks.append(DownBlock(widths, level, depths, last, config, make))
         width = level.channels
     return blocks
 
@@ -236,11 +243,13 @@ def up_blocks(config: UNetConfig, levels: list[Level], make: Make) -> list[UpBlo
     """Builds the way up, lowest resolution first. A resnet's input is the previous output beside its skip."""
     blocks, width = [], levels[-1].channels
     for index, (kind, level) in enumerate(zip(config.up_block_types, reversed(levels), strict=True)):
+        check_block_type(kind, "UpBlock2D")
         outer = levels[max(len(levels) - 2 - index, 0)].channels  # of the next level up, whose output enters last here
-        inputs = [width] + [level.channels] * config.layers_per_block
-        skips = [level.channels] * config.layers_per_block + [outer]
+        layers = config.layers[::-1][index]
+        inputs = [width] + [level.channels] * layers
+        skips = [level.channels] * layers + [outer]
         widths = [a + b for a, b in zip(inputs, skips, strict=True)]
-        crossed = attends(kind, "UpBlock2D", "CrossAttnUpBlock2D")
-        blocks.append(UpBlock(widths, level, crossed, index == len(levels) - 1, config, make))
+        depths, last = config.up_transformers[index], index == len(levels) - 1
+        blocks.append(UpBlock(widths, level, depths, last, config, make))
         width = level.channels
     return blocks

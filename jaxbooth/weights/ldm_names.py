@@ -84,8 +84,8 @@ def unet_place(side: str, block: int, kind: str, layer: int, config: UNetConfig)
     """
     if side == "mid_block":
         return f"middle_block.{2 * layer if kind == 'resnets' else 1}"
-    layers = config.layers_per_block
-    first = block * (layers + 1)
+    counts = config.layers if side == "down_blocks" else config.layers[::-1]
+    layers, first = counts[block], sum(count + 1 for count in counts[:block])
     if side == "down_blocks":
         return f"input_blocks.{1 + first + (layers if kind == 'downsamplers' else layer)}.{int(kind == 'attentions')}"
     attends = config.up_block_types[block].startswith("CrossAttn")

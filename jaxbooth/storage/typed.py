@@ -1,0 +1,101 @@
+"""Typed views of JSON that others wrote: each value has a type, a range and a length, and an error is one sentence.
+
+Classes are pydantic dataclasses under `STRICT`, where `true` is no number, `"3"` no integer, and NaN no value at all.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BeforeValidator, ConfigDict, Field, Strict, ValidationError
+
+from jaxbooth.errors import UserError
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+JsonList = Annotated[tuple[Item, ...], Strict(False)]  # JSON's arrays arrive as lists
+MAX_SHOWN = 60  # characters of a value in a message
+
+
+def is_same(value: Any, other: Any) -> bool:
+    """Whether two JSON values are equal as JSON means it: numbers by value, and `false` is not 0."""
+    return isinstance(value, bool) == isinstance(other, bool) and value == other
+
+
+def square(value: Any) -> Any:
+    """Returns the side of a square that is given by height and width, and any other value as it is.
+
+    Raises:
+        ValueError: height and width differ.
+    """
+    if isinstance(value, list | tuple) and len(value) == 2:
+        if not is_same(value[0], value[1]):
+            raise ValueError("only squares are supported")
+        return value[0]
+    return value
+
+
+# What no model exceeds. Beyond it a file is wrong, and reading on would only fill the memory.
+Width = Annotated[int, Field(ge=1, le=2**16)]  # channels, features, positions
+Layers = Annotated[int, Field(ge=1, le=128)]  # in one stack
+Heads = Annotated[int, Field(ge=1, le=2**10)]
+Epsilon = Annotated[float, Field(gt=0, lt=1)]
+Square = BeforeValidator(square)  # of an integer that may also be written as height and width
+
+
+def shown(value: Any) -> str:
+    """Returns a value as a message shows it, cut where it is long."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # ValueError: an integer of thousands of digits
+        return type(value).__name__
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def typed(kind: type[T], values: Mapping[str, Any], source: str) -> T:
+    """Builds `kind` from those of `values` that it has a field for.
+
+    Args:
+        source: the file, for the message.
+
+    Raises:
+        UserError: a value has another type, or is out of range; the message names its key.
+    """
+    names = {field.name for field in fields(kind)}  # ty: ignore[invalid-argument-type]
+    try:
+        return kind(**{key: value for key, value in values.items() if key in names})
+    except ValidationError as error:
+        raise UserError(f"{source}: {first_problem(error, values)}") from None
+
+
+def first_problem(error: ValidationError, values: Mapping[str, Any]) -> str:
+    """Returns what is wrong with the first value that pydantic complains about, as one sentence."""
+    problem = error.errors(include_url=False)[0]
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if not problem["loc"]:  # of several values together: the check itself names them
+        return f"{message}; the file is damaged or of another model."
+    key = str(problem["loc"][0])
+    return f"{key} = {shown(values.get(key))} is not valid: {message[:1].lower()}{message[1:]}."
+
+
+def check_lengths(levels: int, **values: Any) -> None:
+    """Refuses lists that have not one entry for each level; single values stand for all levels.
+
+    Raises:
+        ValueError: the message names the key.
+    """
+    for key, value in values.items():
+        if isinstance(value, tuple) and len(value) != levels:
+            raise ValueError(f"{key} has {len(value)} entries for {levels} levels")
+
+
+def check_divides(key: str, divisor: int, widths: Iterable[int]) -> None:
+    """Refuses a number of groups or heads that does not divide each of `widths`.
+
+    Raises:
+        ValueError: the message names the key.
+    """
+    uneven = next((width for width in widths if width % divisor), None)
+    if uneven is not None:
+        raise ValueError(f"{key} {divisor} does not divide {uneven} channels")
