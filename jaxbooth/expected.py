@@ -21,7 +21,7 @@ from jaxbooth.text import NEW_TOKENS
 from jaxbooth.weights.component import Component
 from jaxbooth.weights.diffusers_dir import match_names, plain_name, weight_files
 from jaxbooth.weights.ldm_layout import Entry, layout
-from jaxbooth.weights.names import canonical, export_array, import_axes, parameter_names
+from jaxbooth.weights.names import canonical, export_array, import_axes, parameter_names, torch_shape
 from jaxbooth.weights.pipeline_dir import DTYPES, ExportDtype, ExportFormat
 from jaxbooth.weights.push import embedding_files
 from jaxbooth.weights.single_file_out import constant, expected_names
@@ -67,6 +67,11 @@ class Weights(Component):
         self.network, self.lora = base.network(component), base.lora
         self.names = parameter_names(self.network.shapes)
 
+    def network_shape(self, name: str) -> tuple[int, ...]:
+        """Returns a parameter's shape in PyTorch's layout, whose rank the base model's files may not have."""
+        own = self.names[name]
+        return torch_shape(own, self.network.shapes[own].shape)
+
     def leaf(self, name: str, leaf: str) -> str:
         """Returns the name of a part of a parameter's adapter."""
         return f"{self.names[name].removesuffix('.kernel')}.{leaf}"
@@ -80,6 +85,7 @@ class Weights(Component):
     def value(self, name: str) -> np.ndarray:
         """Returns a parameter in PyTorch's layout, before it is cast."""
         value = super().value(name)
+        value = value.reshape(self.network_shape(name)) if self.params else value  # a matrix, or a 1x1 kernel
         if name in self.replaced or self.leaf(name, DOWN) not in self.params:
             return value
         assert self.lora is not None
@@ -150,11 +156,9 @@ def component_tensor(weights: Weights, stored: str) -> Expected:
     if name is None or weights.is_copied:
         shape, dtype = weights.stored_shape(stored), weights.stored_dtype(stored)
         return Expected(stored, shape, dtype, lambda: weights.stored_value(stored))
-    own = weights.names[name]
-    shape = weights.network.shapes[own].shape
     return Expected(
         weights.published(name),
-        tuple(shape[axis] for axis in np.argsort(import_axes(own, len(shape)))),
+        weights.network_shape(name) if weights.params else weights.stored_shape(stored),
         weights.dtype_of(name),
         lambda: weights.value(name),
         weights.error_of(name),

@@ -15,6 +15,7 @@ from jaxbooth.pipeline import Base, Pipeline, SamplingDefaults, load_params
 from jaxbooth.remote import place
 from jaxbooth.run_folder import RunFolder, confirm_base, open_run, read_base, refuse_missing, run_mesh, trained_params
 from jaxbooth.sharding import make_mesh
+from jaxbooth.storage.paths import shown
 from jaxbooth.storage.text import read_json
 from jaxbooth.text import NEW_TOKENS
 from jaxbooth.training.trainable import trained_shapes, whole_components
@@ -63,11 +64,21 @@ def is_turbo(base: Base) -> bool:
 
 
 def with_learned_words(base: Base) -> tuple[Base, dict[str, Params]]:
-    """Adds the words whose embeddings lie in a model folder, where an export put them; returns their rows too."""
+    """Adds the words whose embeddings lie in a model folder, where an export put them; returns their rows too.
+
+    Raises:
+        UserError: a file is damaged, or its embeddings are not as wide as the text encoders are.
+    """
     words = read_words(base.folder)
     rows: dict[str, list[np.ndarray]] = {}
     for word, towers in words.items():
+        widths = {tower.name: tower.config.hidden_size for tower in base.text.towers}
         vectors = len(next(iter(towers.values())))
+        if {name: table.shape for name, table in towers.items()} != {name: (vectors, widths[name]) for name in widths}:
+            raise UserError(
+                f"{base.folder}: the learned embeddings of {shown(word)} do not fit the text encoders; "
+                "they must be of this model."
+            )
         base = base.with_text(base.text.with_words((word,), vectors))
         for name, table in towers.items():
             rows.setdefault(name, []).append(table)

@@ -254,7 +254,10 @@ def test_kohya_names_are_the_published_ones():
     xl = UNetConfig(
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(320, 640, 1280),
         addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
     )
     q_proj, proj_in = "encoder.layers.0.self_attn.q_proj", "mid_block.attentions.0.proj_in"
     names = {

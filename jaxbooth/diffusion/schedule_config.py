@@ -14,7 +14,8 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from jaxbooth.errors import UserError
-from jaxbooth.storage.typed import MAX_SHOWN, STRICT, JsonList, is_same, shown, typed
+from jaxbooth.storage.paths import shown
+from jaxbooth.storage.typed import STRICT, JsonList, is_same, typed
 
 # Scheduler classes of diffusers that sample the same forward process; LCM's and TCD's are of distilled models.
 SCHEDULERS = {
@@ -129,7 +130,7 @@ def read_schedule_config(raw: Mapping[str, Any], source: str) -> ScheduleConfig:
     """
     writer = raw.get("_class_name", "DDPMScheduler")
     if not isinstance(writer, str) or writer not in SCHEDULERS:
-        name = writer if isinstance(writer, str) and len(writer) <= MAX_SHOWN else shown(writer)
+        name = shown(writer).strip("'")
         raise UserError(f"{source}: {name} belongs to another kind of diffusion model, which jaxbooth cannot train.")
     check_keys(raw, source)
     return typed(ScheduleConfig, LATENT_DEFAULTS.get(writer, {}) | dict(raw), source)

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from jaxbooth.errors import UserError
 from jaxbooth.models.encoder_config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, Dinov2Config, ViTConfig
 from jaxbooth.models.unet_config import UNetConfig, VAEConfig
-from jaxbooth.storage.typed import is_same, shown, typed
+from jaxbooth.storage.paths import shown
+from jaxbooth.storage.typed import is_same, typed
 
 T = TypeVar("T")
 

@@ -24,7 +24,7 @@ from jaxbooth.models.layers import (
     sinusoidal_embedding,
 )
 from jaxbooth.models.remat import Remat, recomputed
-from jaxbooth.storage.typed import shown
+from jaxbooth.storage.paths import shown
 
 
 class AddedConditions(NamedTuple):

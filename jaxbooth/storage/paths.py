@@ -68,8 +68,11 @@ def short_name(name: str, max_bytes: int = MAX_NAME_BYTES // 3) -> str:
 
 
 def shown(name: object) -> str:
-    """Returns a name as messages show it: one line, printable in any terminal, and not too long."""
-    text = ascii(name)
+    """Returns a name, or another value of a file, as messages show it: one line, printable anywhere, not too long."""
+    try:
+        text = ascii(name)
+    except RecursionError:
+        return f"a deeply nested {type(name).__name__}"
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 4] + " ..."
 
 

@@ -10,12 +10,12 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BeforeValidator, ConfigDict, Field, Strict, ValidationError
 
 from jaxbooth.errors import UserError
+from jaxbooth.storage.paths import shown
 
 T = TypeVar("T")
 Item = TypeVar("Item")
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 JsonList = Annotated[tuple[Item, ...], Strict(False)]  # JSON's arrays arrive as lists
-MAX_SHOWN = 60  # characters of a value in a message
 
 
 def is_same(value: Any, other: Any) -> bool:
@@ -42,15 +42,6 @@ Layers = Annotated[int, Field(ge=1, le=128)]  # in one stack
 Heads = Annotated[int, Field(ge=1, le=2**10)]
 Epsilon = Annotated[float, Field(gt=0, lt=1)]
 Square = BeforeValidator(square)  # of an integer that may also be written as height and width
-
-
-def shown(value: Any) -> str:
-    """Returns a value as a message shows it, cut where it is long."""
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):  # ValueError: an integer of thousands of digits
-        return type(value).__name__
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def typed(kind: type[T], values: Mapping[str, Any], source: str) -> T:

@@ -32,7 +32,7 @@ from jaxbooth.text import TextSide, warn_about_lost_text
 from jaxbooth.training.checks import check_schedule
 from jaxbooth.training.rows import filling_batch_size
 from jaxbooth.training.trainable import check_rank, read_start, trained_shapes
-from jaxbooth.weights.diffusers_dir import weight_files
+from jaxbooth.weights.diffusers_dir import find_tensors
 
 SHEET_COLUMNS, SHEET_TILES = 5, 200
 SHEET_SIDE = 256  # pixels of a tile's longer side
@@ -70,7 +70,7 @@ def read_inputs(config: Config, base: Base) -> Inputs:
     if config.prior_rows:
         make_grid(base.schedule, config.prior.sampler, config.prior.steps, "--prior.steps")
     for component in base.components:
-        weight_files(base.folder / component)
+        find_tensors(base.folder / component, base.network(component))
     trained = trained_shapes(base, config)
     check_rank(base, config)
     if config.lora.init:

@@ -18,7 +18,7 @@ from jaxbooth.params import AnyArray
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.diffusers_dir import index_file, open_tensors, plain_name, weight_files
 from jaxbooth.weights.kohya import published_path
-from jaxbooth.weights.names import canonical, export_array, parameter_names
+from jaxbooth.weights.names import canonical, export_array, parameter_names, torch_shape
 from jaxbooth.weights.stream import Tensor, stored_dtype, write_tensors
 
 
@@ -71,6 +71,13 @@ class Component:
         """Returns the shape of a tensor of the files."""
         return tuple(self.opened[self.places[stored]].get_slice(stored).get_shape())
 
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """Returns the shape that a parameter is written in: a replaced one's own, whose rank the files may not have."""
+        if name in self.replaced:
+            own = self.replaced[name]
+            return torch_shape(own, self.params[own].shape)
+        return self.stored_shape(self.stored_name(name))
+
     def dtype_of(self, name: str) -> np.dtype:
         """Returns the dtype that a parameter is written in."""
         return self.dtype or self.stored_dtype(self.stored_name(name))
@@ -98,7 +105,7 @@ class Component:
         if name is None:
             read = partial(self.stored_value, stored)
             return Tensor(stored, self.stored_dtype(stored), self.stored_shape(stored), read)
-        return Tensor(self.published(name), self.dtype_of(name), self.stored_shape(stored), partial(self.written, name))
+        return Tensor(self.published(name), self.dtype_of(name), self.shape_of(name), partial(self.written, name))
 
     def metadata(self, file: str) -> dict[str, Any] | None:
         """Returns the head of one of the files."""
@@ -119,7 +126,8 @@ def save_component(component: Component, out: Path) -> None:
     index = index_file(component.folder)
     if index:
         content = read_json(index)
-        content["metadata"] = (content.get("metadata") or {}) | {"total_size": size}
+        about = content.get("metadata")
+        content["metadata"] = (about if isinstance(about, dict) else {}) | {"total_size": size}
         content["weight_map"] = {
             component.tensor(name).name: plain_name(file) for file, names in component.files.items() for name in names
         }

@@ -5,6 +5,7 @@ room for the whole model.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,18 @@ from safetensors import SafetensorError, safe_open
 
 from jaxbooth.errors import UserError
 from jaxbooth.params import Network, Params
-from jaxbooth.storage.paths import plain_file_name
+from jaxbooth.storage.paths import plain_file_name, shown
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.names import RENAMED_ON_IMPORT, Renames, canonical, import_axes, parameter_names
+from jaxbooth.weights.names import (
+    RENAMED_ON_IMPORT,
+    Renames,
+    canonical,
+    import_axes,
+    parameter_names,
+    torch_shape,
+    without_ones,
+)
+from jaxbooth.weights.values import finite, weight_dtype
 
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")  # folders that may hold weights
 STEM = "(?:diffusion_pytorch_model|pytorch_model|model)"
@@ -31,6 +41,7 @@ INDEX = re.compile(
 PLAIN_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")  # before variants such as fp16 beside them
 Placement = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 Tick = Callable[[], object]  # called after each tensor
+LISTED, MAX_NAME = 3, 60  # tensors that a message names, and characters of each
 
 
 def open_tensors(path: Path) -> Any:
@@ -68,6 +79,18 @@ def index_file(folder: Path) -> Path | None:
     return next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
 
 
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Returns tensor -> plain name of the file that holds it, from the index of a component in several files.
+
+    Raises:
+        UserError: the index has no such map, or names a file outside of its folder.
+    """
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise UserError(f"{index} has no weight_map of tensors to files; fetch the model again.")
+    return {tensor: plain_file_name(file, str(index)) for tensor, file in shards.items()}
+
+
 def weight_files(folder: Path) -> dict[str, list[str]]:
     """Returns safetensors file name -> names of the tensors in it, in file order.
 
@@ -78,7 +101,7 @@ def weight_files(folder: Path) -> dict[str, list[str]]:
     plain = [name for name in PLAIN_NAMES if (folder / name).exists()]
     index = index_file(folder)
     if index:
-        shards = sorted({plain_file_name(name, str(index)) for name in read_json(index)["weight_map"].values()})
+        shards = sorted(set(read_weight_map(index).values()))
     else:
         shards = plain or sorted(path.name for path in folder.glob("*.safetensors"))
         if len(shards) > 1:
@@ -100,23 +123,63 @@ def weight_files(folder: Path) -> dict[str, list[str]]:
     return files
 
 
+def first(names: list[str]) -> str:
+    """Returns the first names of a list, as a message shows them."""
+    listed = ", ".join(name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}..." for name in names[:LISTED])
+    return f"{listed}, ..." if len(names) > LISTED else listed
+
+
 def match_names(
     stored: list[str], network: Network, folder: Path, renames: Renames = RENAMED_ON_IMPORT
 ) -> dict[str, str]:
     """Returns stored tensor name -> parameter name; buffers are left out.
 
     Raises:
-        UserError: the two sets of names differ; the message lists both differences.
+        UserError: the two sets of names differ; the message lists both differences. Or a tensor is there twice.
     """
     expected = parameter_names(network.shapes)
     found = {name: today for name in stored if (today := canonical(name, renames))}
+    twice = next((today for today, number in Counter(found.values()).items() if number > 1), None)
+    if twice:
+        raise UserError(f"{folder} holds the tensor {shown(twice)} twice, under two names; fetch another copy.")
     missing = sorted(set(expected) - set(found.values()))
     surplus = sorted(name for name, today in found.items() if today not in expected)
     if missing or surplus:
-        parts = [f"{len(names)} {what} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
+        parts = [f"{len(names)} {what} ({first(names)})"
                  for what, names in (("missing", missing), ("unknown", surplus)) if names]  # fmt: skip
         raise UserError(f"{folder}: the tensors do not fit its config.json: {' and '.join(parts)}.")
     return {name: expected[today] for name, today in found.items()}
+
+
+def find_tensors(folder: Path, network: Network, renames: Renames = RENAMED_ON_IMPORT) -> dict[str, dict[str, str]]:
+    """Returns file -> stored tensor name -> parameter name, once the heads of a component's files fit its structure.
+
+    No weight is read and nothing is allocated, whatever the configuration asks for.
+
+    Raises:
+        UserError: names, shapes or dtypes differ from the configuration's, or a file is damaged.
+    """
+    files = weight_files(folder)
+    names = match_names([name for stored in files.values() for name in stored], network, folder, renames)
+    found: dict[str, dict[str, str]] = {}
+    for file, stored in files.items():
+        found[file] = {tensor: names[tensor] for tensor in stored if tensor in names}
+        with open_tensors(folder / file) as tensors:
+            for tensor, name in found[file].items():
+                source = tensors.get_slice(tensor)
+                weight_dtype(source.get_dtype(), tensor, folder / file)
+                check_shape(folder, tensor, tuple(source.get_shape()), torch_shape(name, network.shapes[name].shape))
+    return found
+
+
+def check_shape(folder: Path, tensor: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    """Refuses another shape than the structure's, both in PyTorch's layout; a matrix may be a 1x1 kernel.
+
+    Raises:
+        UserError: the message names the tensor.
+    """
+    if without_ones(found) != without_ones(wanted):
+        raise UserError(f"{folder}: {shown(tensor)} has shape {found}, but the configuration asks for {wanted}.")
 
 
 def load_component(
@@ -134,35 +197,37 @@ def load_component(
         renames: names of the files that are others today.
 
     Raises:
-        UserError: names or shapes differ from the configuration's, or a file is damaged.
+        UserError: see `find_tensors`; or a value is not finite.
     """
-    files = weight_files(folder)
-    names = match_names([name for stored in files.values() for name in stored], network, folder, renames)
     params: Params = {}
-    for file, stored in files.items():
+    for file, names in find_tensors(folder, network, renames).items():
         with open_tensors(folder / file) as tensors:
-            for tensor in (name for name in stored if name in names):
-                name = names[tensor]
+            for tensor, name in names.items():
                 shape = network.shapes[name].shape
                 kept = dtype if len(shape) > 1 else np.float32
-                params[name] = load_tensor(tensors, tensor, name, shape, place, kept, folder)
+                params[name] = load_tensor(tensors, tensor, name, shape, place, kept, folder / file)
                 tick()
     return params
 
 
 def load_tensor(
-    tensors: Any, stored: str, name: str, shape: tuple[int, ...], place: Placement, dtype: Any, folder: Path
+    tensors: Any, stored: str, name: str, shape: tuple[int, ...], place: Placement, dtype: Any, path: Path
 ) -> jax.Array:
-    """Reads one tensor shard by shard; the transpose is applied to the slice's index, so only that part is read."""
-    source = tensors.get_slice(stored)
-    axes = import_axes(name, len(shape))
-    found = tuple(source.get_shape()[axis] for axis in axes)
-    if found != shape:
-        raise UserError(f"{folder}: {stored} has shape {found}, but the configuration asks for {shape}.")
+    """Reads one tensor shard by shard; the transpose is applied to the slice's index, so only that part is read.
+
+    Raises:
+        UserError: a value is not finite.
+    """
+    source, axes = tensors.get_slice(stored), import_axes(name, len(shape))
+    rank = len(source.get_shape())
 
     def read(index: tuple[slice, ...] | None) -> np.ndarray:
         index = index or (slice(None),) * len(shape)
-        there = tuple(index[axes.index(dimension)] for dimension in range(len(axes)))
-        return np.asarray(source[there]).transpose(axes).astype(dtype)
+        there = [index[axes.index(dimension)] for dimension in range(len(axes))]
+        there += [slice(None)] * (rank - len(there))  # of a 1x1 kernel where a matrix is wanted
+        values = finite(np.asarray(source[tuple(there[:rank])]), stored, path)
+        ones = (1,) * (len(axes) - 2)  # of a matrix where a 1x1 kernel is wanted
+        values = values if rank == len(axes) else values.reshape(*values.shape[:2], *ones)
+        return values.transpose(axes).astype(dtype)
 
     return jax.make_array_from_callback(shape, place(name, shape), read)

@@ -22,7 +22,7 @@ from jaxbooth.storage.text import read_json
 from jaxbooth.weights.diffusers_dir import COMPONENTS
 from jaxbooth.weights.families import Family
 from jaxbooth.weights.ldm_names import UNET_PREFIX, VAE_PREFIX, clip_key, openclip_key, unet_key, vae_key
-from jaxbooth.weights.names import import_axes, torch_name
+from jaxbooth.weights.names import torch_name, torch_shape
 
 Shape = tuple[int, ...]
 CONFIGS = {"unet": UNetConfig, "vae": VAEConfig, "text_encoder": CLIPTextConfig, "text_encoder_2": CLIPTextConfig}
@@ -171,7 +171,4 @@ def torch_shapes(config: UNetConfig | VAEConfig | CLIPTextConfig, projected: boo
             return AutoencoderKL(config, Make(rngs))
         return CLIPTextModel(config, Make(rngs), projected)
 
-    return {
-        torch_name(name): tuple(leaf.shape[axis] for axis in np.argsort(import_axes(name, len(leaf.shape))))
-        for name, leaf in describe(build).shapes.items()
-    }
+    return {torch_name(name): torch_shape(name, leaf.shape) for name, leaf in describe(build).shapes.items()}

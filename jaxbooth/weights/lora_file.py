@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic.dataclasses import dataclass
 
 from jaxbooth.errors import UserError
 from jaxbooth.models.config import UNetConfig
 from jaxbooth.models.lora import DOWN, MAGNITUDE, UP, adapted_layers
 from jaxbooth.params import Network, without_prefix
+from jaxbooth.storage.text import parse_json_object
+from jaxbooth.storage.typed import STRICT, typed
 from jaxbooth.weights.diffusers_dir import open_tensors
 from jaxbooth.weights.kohya import (
     advice,
@@ -31,6 +34,7 @@ from jaxbooth.weights.kohya import (
 )
 from jaxbooth.weights.names import export_array, import_axes
 from jaxbooth.weights.stream import Tensor, write_tensors
+from jaxbooth.weights.values import finite, weight_dtype
 
 ATTENTION_OF_TEXT = re.compile(r"\.(q|k|v|out)_proj$")
 METADATA_KEY = "lora_adapter_metadata"  # diffusers `loaders/lora_base.py`
@@ -116,7 +120,7 @@ def read_lora(path: Path, networks: Mapping[str, Network], unet_config: UNetConf
         raise UserError(
             f"{path}: {len(unknown)} of its {len(found)} modules are not in this base model ({some(unknown)}){hint}."
         )
-    config = adapter_config(path, metadata)
+    configs = {component: adapter_config(path, metadata, component) for component in networks}
     adapters: dict[tuple[str, str], Adapter] = {}
     for name, parts in found.items():
         component, module = known[name]
@@ -124,18 +128,24 @@ def read_lora(path: Path, networks: Mapping[str, Network], unet_config: UNetConf
             raise UserError(f"{path} holds {component}.{module} twice, under two names; fetch another copy.")
         kernel = networks[component].shapes[f"{module}.kernel"].shape
         matrices = read_matrices(f"{path}: {name}", parts, kernel, hint)
-        alpha = config_alpha(config, component, module, len(matrices[0]))
         if "alpha" in parts:
             alpha = fitted(f"{path}: {name}", "alpha", parts["alpha"], (), hint).item()
+        else:
+            alpha = config_alpha(configs[component], component, module, len(matrices[0]))
+        if not alpha or not math.isfinite(alpha):
+            raise UserError(f"{path}: the alpha of {name} is {alpha:g}; it must be a finite number and not 0.")
         adapters[known[name]] = Adapter(component, module, *matrices, alpha)
     return from_adapters(adapters[key] for key in sorted(adapters))
 
 
 def read_tensor(path: Path, file: Any, name: str) -> np.ndarray:
-    """Reads one tensor as float32."""
-    if file.get_slice(name).get_dtype().startswith("F8"):
-        raise UserError(f"{path}: {name} is stored in 8 bits; convert the file to float16 or bfloat16 first.")
-    return np.asarray(file.get_tensor(name)).astype(np.float32)
+    """Reads one tensor as float32.
+
+    Raises:
+        UserError: it holds something else than finite floats.
+    """
+    weight_dtype(file.get_slice(name).get_dtype(), name, path)
+    return finite(np.asarray(file.get_tensor(name)).astype(np.float32), name, path)
 
 
 def fitted(source: str, part: str, value: np.ndarray, shape: tuple[int, ...], hint: str) -> np.ndarray:
@@ -165,24 +175,36 @@ def read_matrices(
     return down, up, fitted(source, "dora_scale", parts["dora_scale"], (outputs,), hint)
 
 
-def adapter_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Returns diffusers' adapter configuration, `<component>.<field>` -> value, from the file's head."""
-    try:
-        return dict(json.loads(metadata.get(METADATA_KEY) or "{}"))
-    except (json.JSONDecodeError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: its {METADATA_KEY} is not valid JSON ({error}); fetch the file again.") from None
+@dataclass(frozen=True, config=STRICT)
+class AlphaConfig:
+    """What diffusers' adapter configuration says of alphas: PEFT's `LoraConfig`, for one component."""
+
+    lora_alpha: float | None = None
+    alpha_pattern: dict[str, float] | None = None
+    use_rslora: bool | None = None
 
 
-def config_alpha(config: Mapping[str, Any], component: str, module: str, rank: int) -> float:
-    """Returns a module's alpha by PEFT's rule: the first matching pattern, else `lora_alpha`, else the rank."""
+def adapter_config(path: Path, metadata: Mapping[str, str], component: str) -> AlphaConfig:
+    """Returns diffusers' adapter configuration of a component, `<component>.<field>` -> value, from the file's head.
+
+    Raises:
+        UserError: it is not valid JSON, or a value is of another type.
+    """
+    source = f"{path}: its {METADATA_KEY}"
+    config = parse_json_object(metadata.get(METADATA_KEY) or "{}", source)
     own = without_prefix(component, config) or config  # a single network's file has no prefixes
-    alpha = own.get("lora_alpha", rank)
-    for pattern, value in (own.get("alpha_pattern") or {}).items():
+    return typed(AlphaConfig, own, source)
+
+
+def config_alpha(config: AlphaConfig, component: str, module: str, rank: int) -> float:
+    """Returns a module's alpha by PEFT's rule: the first matching pattern, else `lora_alpha`, else the rank."""
+    alpha = rank if config.lora_alpha is None else config.lora_alpha
+    for pattern, value in (config.alpha_pattern or {}).items():
         paths = (module, published_path(component, module))
         if any(re.match(rf"(.*\.)?({pattern})$", candidate) for candidate in paths):
             alpha = value
             break
-    return float(alpha) * (math.sqrt(rank) if own.get("use_rslora") else 1.0)
+    return float(alpha) * (math.sqrt(rank) if config.use_rslora else 1.0)
 
 
 def write_peft(path: Path, lora: LoraWeights, metadata: Mapping[str, str], dtype: np.dtype | None = None) -> int:

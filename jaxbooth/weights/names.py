@@ -69,6 +69,16 @@ def import_axes(name: str, ndim: int) -> tuple[int, ...]:
     return tuple(range(ndim))
 
 
+def torch_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns a parameter's shape in torch's layout."""
+    return tuple(shape[axis] for axis in np.argsort(import_axes(name, len(shape))))
+
+
+def without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns a torch shape less the last dimensions of a 1x1 kernel: a matrix holds the same numbers."""
+    return shape[:2] if shape[2:] in ((1,), (1, 1)) else shape
+
+
 def export_array(name: str, value: np.ndarray) -> np.ndarray:
     """Returns the parameter in torch's layout, contiguous: the inverse of `import_axes`."""
     return np.ascontiguousarray(value.transpose(np.argsort(import_axes(name, value.ndim))))

@@ -18,9 +18,17 @@ from typing import Any
 from jaxbooth.console import say
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.files import write_json
-from jaxbooth.storage.paths import local_path, plain_file_name, short_name
+from jaxbooth.storage.paths import local_path, short_name
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.diffusers_dir import COMPONENTS, INDEX, WEIGHTS, open_tensors, plain_name, variant_of
+from jaxbooth.weights.diffusers_dir import (
+    COMPONENTS,
+    INDEX,
+    WEIGHTS,
+    open_tensors,
+    plain_name,
+    read_weight_map,
+    variant_of,
+)
 from jaxbooth.weights.pickles import PICKLES, unpickle
 from jaxbooth.weights.single_file import unpack, unpack_vae
 
@@ -170,12 +178,9 @@ def write_component(source: Path, files: list[str], out: Path) -> None:
     for name in files:
         target = out / safetensors_name(name)
         if name.endswith(".json"):
-            index = read_json(source / name)
-            shards = {
-                tensor: safetensors_name(plain_file_name(file, str(source / name)))
-                for tensor, file in index["weight_map"].items()
-            }
-            write_json(target, index | {"weight_map": shards})
+            shards = read_weight_map(source / name)
+            names = {tensor: safetensors_name(file) for tensor, file in shards.items()}
+            write_json(target, read_json(source / name) | {"weight_map": names})
         elif name.endswith(".bin"):
             unpickle(source / name, target)
         else:

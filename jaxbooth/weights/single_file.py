@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from jaxbooth.errors import UserError
 from jaxbooth.files import new_folder, write_json
 from jaxbooth.models.config import VAEConfig, read_config
@@ -18,13 +20,14 @@ from jaxbooth.storage.text import read_json
 from jaxbooth.weights.families import Family, family_folder, write_skeleton
 from jaxbooth.weights.ldm_layout import Entry, components, layout, vae_layout
 from jaxbooth.weights.ldm_names import UNET_PREFIX, VAE_ATTENTION, VAE_PREFIX, vae_key
-from jaxbooth.weights.names import canonical
+from jaxbooth.weights.names import canonical, without_ones
 from jaxbooth.weights.pickles import open_checkpoint
 from jaxbooth.weights.pipeline_dir import write_index
 from jaxbooth.weights.prediction import Prediction, read_prediction
 from jaxbooth.weights.single_file_kind import family_of, identify
 from jaxbooth.weights.single_file_out import expected_names, pack
-from jaxbooth.weights.stream import Tensor, stored_dtype, write_tensors
+from jaxbooth.weights.stream import Tensor, write_tensors
+from jaxbooth.weights.values import finite, weight_dtype
 
 __all__ = ["expected_names", "pack", "unpack", "unpack_vae"]
 
@@ -51,7 +54,7 @@ class Checkpoint:
         """Returns the part of an entry that becomes the folder's `source`, to be written as `name`.
 
         Raises:
-            UserError: its shape is not the architecture's.
+            UserError: its shape is not the architecture's, or it holds something else than finite floats.
         """
         stored = self.stored[entry.name]
         found = tuple(self.tensors.get_slice(stored).get_shape())
@@ -60,8 +63,12 @@ class Checkpoint:
                 f"{self.file}: {stored} has shape {found}, but this architecture asks for {entry.shape}; "
                 "the file is of another model."
             )
-        dtype = stored_dtype(self.tensors, stored, self.file)
-        return Tensor(name, dtype, entry.source_shape, lambda: entry.part(self.tensors.get_tensor(stored), source))
+        dtype = weight_dtype(self.tensors.get_slice(stored).get_dtype(), stored, self.file)
+
+        def read() -> np.ndarray:
+            return entry.part(finite(self.tensors.get_tensor(stored), stored, self.file), source)
+
+        return Tensor(name, dtype, entry.source_shape, read)
 
 
 def proper_name(name: str) -> str:
@@ -70,11 +77,6 @@ def proper_name(name: str) -> str:
         for ours, theirs in VAE_ATTENTION.items():
             name = name.replace(f".attn_1.{ours}.", f".attn_1.{theirs}.")
     return re.sub(r"^cond_stage_model\.transformer\.(?!text_model\.)", "cond_stage_model.transformer.text_model.", name)
-
-
-def without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns a shape less the two last dimensions of a 1x1 kernel: a matrix holds the same numbers."""
-    return shape[:2] if shape[2:] in ((1,), (1, 1)) else shape
 
 
 def unpack(

@@ -6,13 +6,17 @@ web UIs gave them. The word itself is in the file's metadata too.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
 
+from jaxbooth.errors import UserError
 from jaxbooth.files import write_bytes
+from jaxbooth.storage.paths import shown
 from jaxbooth.weights.diffusers_dir import open_tensors
 from jaxbooth.weights.push import embedding_files
+from jaxbooth.weights.values import finite, weight_dtype
 
 SDXL_KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 WORD = "jaxbooth.word"
@@ -36,5 +40,18 @@ def read_words(folder: Path) -> Words:
         with open_tensors(path) as file:
             word = (file.metadata() or {}).get(WORD)
             if word:
-                words[word] = {towers.get(key, "text_encoder"): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                words[word] = {towers.get(key, "text_encoder"): read_rows(path, file, key) for key in file.keys()}  # noqa: SIM118
     return words
+
+
+def read_rows(path: Path, file: Any, name: str) -> np.ndarray:
+    """Reads the vectors of a word for one text encoder, (vectors, d).
+
+    Raises:
+        UserError: the tensor is no matrix, or holds something else than finite floats.
+    """
+    weight_dtype(file.get_slice(name).get_dtype(), name, path)
+    rows = file.get_tensor(name)
+    if rows.ndim != 2:
+        raise UserError(f"{path}: {shown(name)} has shape {rows.shape}; embeddings are one row for each vector.")
+    return finite(rows, name, path)
