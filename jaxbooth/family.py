@@ -4,13 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic.dataclasses import dataclass
+
+from jaxbooth.base.tokenizer import read_tokenizer
 from jaxbooth.errors import UserError
 from jaxbooth.models.clip import CLIPTextModel
-from jaxbooth.models.config import CLIPTextConfig, UNetConfig, VAEConfig, read_config
+from jaxbooth.models.config import CLIPTextConfig, UNetConfig, VAEConfig, architectures, read_config
 from jaxbooth.models.layers import Make
 from jaxbooth.params import describe
+from jaxbooth.storage.paths import shown
 from jaxbooth.storage.text import read_json
-from jaxbooth.text import TextSide, Tower, read_tokenizer
+from jaxbooth.storage.typed import STRICT, typed
+from jaxbooth.text import TextSide, Tower
 
 
 class Family(NamedTuple):
@@ -56,13 +61,42 @@ OTHERS = {
 }
 
 
+@dataclass(frozen=True, config=STRICT)
+class ModelIndex:
+    """The keys of `model_index.json` that decide something; the others are parts, by library and class."""
+
+    requires_safety_checker: bool | None = None
+    force_zeros_for_empty_prompt: bool | None = None
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Reads `model_index.json`.
+
+    Raises:
+        UserError: it is missing, no JSON object, or a value is of another type.
+    """
+    path = folder / "model_index.json"
+    index = read_json(path)
+    typed(ModelIndex, index, str(path))
+    for key, value in index.items():
+        if isinstance(value, list | dict) and not is_part(value):
+            raise UserError(f"{path}: {shown(key)} is {shown(value)}; expected a library and a class.")
+    return index
+
+
+def is_part(value: Any) -> bool:
+    """Whether a value names a library and a class, or two nulls."""
+    is_pair = isinstance(value, list) and len(value) == 2
+    return is_pair and all(part is None or isinstance(part, str) for part in value)
+
+
 def family_of(index: Mapping[str, Any], folder: Path) -> Family:
     """Returns the family that `model_index.json` names.
 
     Raises:
         UserError: it is none that jaxbooth trains; the message names it.
     """
-    kind = str(index.get("_class_name"))
+    kind = shown(index.get("_class_name")).strip("'")
     if kind in SUPPORTED:
         return SUPPORTED[kind]
     other = next((name for start, name in OTHERS.items() if kind.startswith(start)), None)
@@ -82,9 +116,10 @@ def read_tower(folder: Path, name: str, dtype: Any) -> Tower:
     file = folder / name / "config.json"
     raw = read_json(file)
     config = read_config(CLIPTextConfig, raw, str(file))
-    tokenizer = read_tokenizer(folder / name.replace("text_encoder", "tokenizer"), config.max_position_embeddings)
+    words = folder / name.replace("text_encoder", "tokenizer")
+    tokenizer = read_tokenizer(words, config.max_position_embeddings, config.vocab_size)
     # Some first towers were saved with a projection that nothing reads; it is kept, so that they load and export.
-    projects = name == "text_encoder_2" or "CLIPTextModelWithProjection" in (raw.get("architectures") or ())
+    projects = name == "text_encoder_2" or "CLIPTextModelWithProjection" in architectures(raw, str(file))
     network = describe(lambda rngs: CLIPTextModel(config, Make(rngs, dtype), projection=projects))
     return Tower(name, tokenizer, network, config, len(tokenizer))
 
@@ -104,7 +139,7 @@ def check_parts(folder: Path, family: Family, unet: UNetConfig, vae: VAEConfig, 
         )
     added = unet.addition_embed_type
     if added not in (None, "text_time"):
-        raise UserError(f"{source}: addition_embed_type = {added!r} is not supported; only SDXL's 'text_time' is.")
+        raise UserError(f"{source}: addition_embed_type = {shown(added)} is not supported; only SDXL's 'text_time' is.")
     if bool(added) != family.is_xl:
         found = "an SDXL UNet" if added else "not an SDXL UNet"
         raise UserError(

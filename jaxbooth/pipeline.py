@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxbooth.console import progress
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.diffusion.schedule import Schedule, read_schedule
-from jaxbooth.family import check_parts, family_of, read_component_config, read_tower
+from jaxbooth.family import check_parts, family_of, read_component_config, read_index, read_tower
 from jaxbooth.models.config import UNetConfig, VAEConfig
 from jaxbooth.models.layers import Make
 from jaxbooth.models.lora import Lora, with_adapters
@@ -64,7 +64,7 @@ class Base:
         Raises:
             UserError: the folder is not a Stable Diffusion text-to-image model that jaxbooth supports.
         """
-        index = read_json(folder / "model_index.json")
+        index = read_index(folder)
         family = family_of(index, folder)
         unet_config = read_component_config(UNetConfig, folder / "unet")
         vae_config = read_component_config(VAEConfig, folder / "vae")
@@ -72,10 +72,11 @@ class Base:
         towers = tuple(read_tower(folder, name, compute) for name in family.towers)
         zero_empty = family.is_xl and bool(index.get("force_zeros_for_empty_prompt", True))  # diffusers' own default
         text = TextSide(towers, family.is_xl, clip_skip, chunks, zero_empty)
+        scheduler = folder / "scheduler" / "scheduler_config.json"
         check_parts(folder, family, unet_config, vae_config, text)
         return cls(
             folder=folder,
-            schedule=read_schedule(read_json(folder / "scheduler" / "scheduler_config.json")),
+            schedule=read_schedule(read_json(scheduler), str(scheduler)),
             unet_config=unet_config,
             vae_config=vae_config,
             unet=describe(lambda rngs: UNet2DConditionModel(unet_config, Make(rngs, compute))),

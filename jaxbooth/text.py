@@ -6,10 +6,8 @@ hidden states of two towers side by side, without it, and the second tower's poo
 """
 
 import copy
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -22,8 +20,6 @@ from jaxbooth.errors import UserError
 from jaxbooth.models.clip import LEGACY_EOS
 from jaxbooth.models.config import CLIPTextConfig
 from jaxbooth.params import AnyArray, Network, Params
-from jaxbooth.storage.paths import plain_file_name
-from jaxbooth.storage.text import read_json
 from jaxbooth.transfer import to_host
 
 NEW_TOKENS = "new_tokens.embedding"  # parameter name of learned embeddings (tokens, d), in a tower's parameters
@@ -272,31 +268,3 @@ def warn_about_lost_text(side: TextSide, captions: Iterable[str]) -> None:
 def clip(text: str) -> str:
     """Returns a text as messages show it: not too long."""
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 4] + " ..."
-
-
-def check_tokenizer_files(folder: Path) -> None:
-    """Raises UserError if a tokenizer's configuration names files outside of its folder, which would be read."""
-    path = folder / "tokenizer_config.json"
-    names = read_json(path).get("fast_tokenizer_files", []) if path.exists() else []
-    for name in names if isinstance(names, list) else [names]:
-        plain_file_name(name, str(path))
-
-
-def read_tokenizer(folder: Path, max_length: int) -> Any:
-    """Opens a CLIP tokenizer from its files alone.
-
-    Raises:
-        UserError: the folder holds no CLIP tokenizer.
-    """
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would miss PyTorch, which is not needed
-    from transformers import CLIPTokenizer  # a second that `jaxbooth --help` should not cost
-
-    if not (folder / "vocab.json").exists() and not (folder / "tokenizer.json").exists():
-        raise UserError(f"{folder} holds no tokenizer (vocab.json and merges.txt); fetch the model again.")
-    check_tokenizer_files(folder)
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # the tokenizers library raises nothing more specific
-        raise UserError(f"{folder}: the tokenizer cannot be read ({error}); fetch the model again.") from None
-    tokenizer.model_max_length = min(tokenizer.model_max_length, max_length)
-    return tokenizer

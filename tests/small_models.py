@@ -39,7 +39,7 @@ VAE = {
     "down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3, "latent_channels": 4,
 }  # fmt: skip
 CLIP = {"model_type": "clip_text_model", "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "vocab_size": 100, "projection_dim": 24, "hidden_act": "quick_gelu"}  # fmt: skip
+        "num_attention_heads": 4, "vocab_size": 2246, "projection_dim": 24, "hidden_act": "quick_gelu"}  # fmt: skip
 OPENCLIP = CLIP | {"hidden_act": "gelu"}
 CLASSES = {
     "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],

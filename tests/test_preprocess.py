@@ -1,5 +1,7 @@
 """Preparing pictures, against transformers' own image processors in their PIL form."""
 
+import math
+
 import numpy as np
 import pytest
 import transformers
@@ -73,12 +75,16 @@ def test_a_processor_file_of_transformers_5_is_read(tmp_path, rng):
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ({"image_processor_type": "SiglipImageProcessor"}, "SiglipImageProcessor is not supported"),
+        ({"image_processor_type": "SiglipImageProcessor"}, "SiglipImageProcessor' is not supported"),
         (OPENAI | {"do_pad": True}, "do_pad is not supported"),
         (OPENAI | {"size": {"longest_edge": 224}}, "size {'longest_edge': 224} is not supported"),
         (OPENAI | {"do_center_crop": False}, "shapes of their own"),
-        (OPENAI | {"resample": "bicubic"}, "cannot be read"),
-        (OPENAI | {"image_mean": [0.5, 0.5]}, "cannot be read"),
+        (OPENAI | {"resample": "bicubic"}, "resample = 'bicubic' is not valid"),
+        (OPENAI | {"image_mean": [0.5, 0.5]}, "image_mean = "),
+        (OPENAI | {"image_std": [0.5, 0.5, 0]}, "image_std = "),
+        (OPENAI | {"rescale_factor": math.nan}, "rescale_factor = nan is not valid"),
+        (OPENAI | {"crop_size": 10**9}, "crop_size = 1000000000 is not valid"),
+        (OPENAI | {"do_center_crop": 1}, "do_center_crop = 1 is not valid"),
     ],
 )
 def test_what_cannot_be_done_is_named_with_its_file(raw, message, tmp_path):

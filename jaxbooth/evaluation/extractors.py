@@ -14,6 +14,7 @@ from jax import Array
 from jax.sharding import Mesh
 from PIL import Image
 
+from jaxbooth.base.tokenizer import read_tokenizer
 from jaxbooth.console import progress
 from jaxbooth.errors import UserError
 from jaxbooth.evaluation.folders import CLIP, CONFIG, DINO, Files, Source, find
@@ -24,7 +25,6 @@ from jaxbooth.models.layers import Make
 from jaxbooth.models.vit import VisionTransformer
 from jaxbooth.params import Network, Params, describe, full_precision
 from jaxbooth.sharding import placement, replicated, row_shards, rows_over, tracing_for
-from jaxbooth.text import read_tokenizer
 from jaxbooth.transfer import put
 from jaxbooth.weights.diffusers_dir import load_component
 from jaxbooth.weights.names import RENAMED_IN_CLIP_MODELS, RENAMED_IN_VISION_TRANSFORMERS, Renames
@@ -179,12 +179,7 @@ def read_words(files: Files, config: CLIPTextConfig) -> Callable[[str], np.ndarr
     Raises:
         UserError: there is none, or it has tokens that the network does not know.
     """
-    tokenizer = read_tokenizer(files.tokenizer, config.max_position_embeddings)
-    if len(tokenizer) > config.vocab_size:
-        raise UserError(
-            f"{files.tokenizer}: the tokenizer has {len(tokenizer)} tokens, but the model knows {config.vocab_size}; "
-            "fetch the model again."
-        )
+    tokenizer = read_tokenizer(files.tokenizer, config.max_position_embeddings, config.vocab_size)
 
     def tokenize(prompt: str) -> np.ndarray:
         length = tokenizer.model_max_length

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from jaxbooth.assets import DEMO_CLIP, DEMO_MODEL
 from jaxbooth.errors import UserError
 from jaxbooth.evaluation.preprocess import FILES
-from jaxbooth.storage.paths import local_path
+from jaxbooth.models.config import architectures
+from jaxbooth.storage.paths import local_path, shown
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.fingerprint import add_weights
 from jaxbooth.weights.hub import Read, fetch, listing, weights_in
@@ -150,12 +151,13 @@ def check_kind(kind: Kind, config: Mapping[str, Any], what: str) -> None:
         UserError: the message says what it is.
     """
     model = config.get("model_type")
-    named = (config.get("architectures") or [config.get("_class_name") or kind.models.get(str(model))])[0]
-    if named is None or named != kind.models.get(str(model)):
-        known = " or ".join(kind.models.values())
+    expected = kind.models.get(str(model))
+    named = next(iter(architectures(config, f"{what}: {CONFIG}")), config.get("_class_name") or expected)
+    if named is None or named != expected:
+        holds = f"{shown(named or 'a model')} (model_type {shown(model)})".replace("'", "")
         raise UserError(
-            f"{what} holds {named or 'a model'} (model_type {model}), not {known}; {kind.flag} takes a {kind.name}, "
-            f"such as {kind.example}."
+            f"{what} holds {holds}, not {' or '.join(kind.models.values())}; {kind.flag} takes a {kind.name}, such as "
+            f"{kind.example}."
         )
 
 

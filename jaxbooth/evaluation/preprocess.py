@@ -4,34 +4,57 @@ What transformers' image processors do in their PIL form (`image_processing_back
 the middle, scale to [0, 1], normalise.
 """
 
+import dataclasses
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
+from pydantic import Field, PositiveFloat
+from pydantic.dataclasses import dataclass
 
 from jaxbooth.errors import UserError
+from jaxbooth.storage.paths import shown
 from jaxbooth.storage.text import read_json
+from jaxbooth.storage.typed import STRICT, JsonList, typed
 
 FILES = ("preprocessor_config.json", "processor_config.json")  # the second since transformers 5, around the first
 PROCESSOR = re.compile(r"(?P<kind>\w+?)(FeatureExtractor|ImageProcessor(Fast|Pil)?)")
 CROPPED = {  # what a file of these kinds leaves out
-    "size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True, "resample": Image.Resampling.BICUBIC,
+    "size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True,
+    "resample": Image.Resampling.BICUBIC.value,
     "image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711),
 }  # fmt: skip
 DEFAULTS: dict[str, dict[str, Any]] = {
     "CLIP": CROPPED,
     "Bit": CROPPED,
-    "ViT": {"size": {"height": 224, "width": 224}, "resample": Image.Resampling.BILINEAR,
+    "ViT": {"size": {"height": 224, "width": 224}, "resample": Image.Resampling.BILINEAR.value,
             "image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)},
 }  # fmt: skip
+Pixels = Annotated[int, Field(ge=1, le=2**12)]
+Size = Pixels | Annotated[JsonList[Pixels], Field(min_length=2, max_length=2)] | dict[str, Pixels | None]
+Channels = Annotated[JsonList[float], Field(min_length=3, max_length=3)]
 PROCESSOR_OF = {"clip": "CLIP", "vit": "ViT", "dinov2": "Bit"}  # of models whose file does not name it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
+class ProcessorConfig:
+    """The keys of `preprocessor_config.json`."""
+
+    do_resize: bool = True
+    size: Size | None = None
+    do_center_crop: bool = False
+    crop_size: Size | None = None
+    resample: Annotated[int, Field(ge=0, le=5)] = Image.Resampling.BILINEAR.value
+    do_rescale: bool = True
+    rescale_factor: Annotated[float, Field(gt=0, le=1)] = 1 / 255
+    do_normalize: bool = True
+    image_mean: float | Channels = 0.5
+    image_std: PositiveFloat | Annotated[JsonList[PositiveFloat], Field(min_length=3, max_length=3)] = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
 class Preprocessing:
     """The steps in their order; None leaves one out.
 
@@ -102,50 +125,42 @@ def read_preprocessing(folder: Path, model_type: str) -> Preprocessing:
     file = plain if plain.exists() else nested
     raw = read_json(file) if file.exists() else None
     raw = raw if raw is None or file == plain else raw.get("image_processor")
-    if raw is None:
+    if not isinstance(raw, dict):
         raise UserError(f"{folder} holds no {FILES[0]}; fetch the model again.")
     named = str(raw.get("image_processor_type") or raw.get("feature_extractor_type") or "")
     match = PROCESSOR.fullmatch(named)
     kind = match["kind"] if match else named or PROCESSOR_OF[model_type]
     if kind not in DEFAULTS or raw.get("do_pad"):
-        what = f"the processor {named}" if kind not in DEFAULTS else "do_pad"
+        what = f"the processor {shown(named)}" if kind not in DEFAULTS else "do_pad"
         raise UserError(f"{file}: {what} is not supported; known are those of {', '.join(DEFAULTS)}, without padding.")
-    try:
-        return preprocessing_of(DEFAULTS[kind] | {key: value for key, value in raw.items() if value is not None}, file)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file} cannot be read ({error}); fetch the model again.") from None
+    values = DEFAULTS[kind] | {key: value for key, value in raw.items() if value is not None}
+    return preprocessing_of(typed(ProcessorConfig, values, str(file)), file)
 
 
-def preprocessing_of(raw: Mapping[str, Any], file: Path) -> Preprocessing:
+def preprocessing_of(config: ProcessorConfig, file: Path) -> Preprocessing:
     """Returns the steps that complete settings ask for.
 
     Raises:
         UserError: a size is of no known form, or pictures of different shapes would come out.
-        ValueError, TypeError: a value is of no known form.
     """
-    is_square = "crop_size" not in raw  # a single number means both sides, else the shorter one
-    resized = read_size(raw["size"], is_square, file) if raw.get("do_resize", True) else None
-    cropped = read_size(raw["crop_size"], True, file) if raw.get("do_center_crop") else None
+    is_square = config.crop_size is None  # a single number means both sides, else the shorter one
+    resized = read_size(config.size, is_square, file) if config.do_resize else None
+    cropped = read_size(config.crop_size, True, file) if config.do_center_crop else None
     if not isinstance(cropped or resized, tuple):
         raise UserError(f"{file} leaves pictures in shapes of their own; set do_center_crop, or a height and a width.")
-    normalizes = raw.get("do_normalize", True)
     return Preprocessing(
         resized=resized,
         cropped=cropped if isinstance(cropped, tuple) else None,
-        resample=Image.Resampling(raw["resample"]),
-        scale=float(raw.get("rescale_factor", 1 / 255)) if raw.get("do_rescale", True) else 1.0,
-        mean=each_channel(raw["image_mean"] if normalizes else 0),
-        std=each_channel(raw["image_std"] if normalizes else 1),
+        resample=Image.Resampling(config.resample),
+        scale=config.rescale_factor if config.do_rescale else 1.0,
+        mean=each_channel(config.image_mean if config.do_normalize else 0.0),
+        std=each_channel(config.image_std if config.do_normalize else 1.0),
     )
 
 
-def each_channel(value: Any) -> tuple[float, ...]:
-    """Returns three numbers of three, or of one for all.
-
-    Raises:
-        ValueError: there are neither three nor one.
-    """
-    return tuple(np.broadcast_to(np.array(value, np.float64), 3).tolist())
+def each_channel(value: float | tuple[float, ...]) -> tuple[float, ...]:
+    """Returns three numbers of three, or of one for all."""
+    return value if isinstance(value, tuple) else (value,) * 3
 
 
 def read_size(value: Any, is_square: bool, file: Path) -> tuple[int, int] | int:
@@ -156,11 +171,11 @@ def read_size(value: Any, is_square: bool, file: Path) -> tuple[int, int] | int:
     """
     if isinstance(value, int):
         return (value, value) if is_square else value
-    if isinstance(value, list) and len(value) == 2:
+    if isinstance(value, tuple) and len(value) == 2:
         return value[0], value[1]
     match value:
         case {"height": int(height), "width": int(width)}:
             return height, width
         case {"shortest_edge": int(side)} if not value.get("longest_edge"):
             return side
-    raise UserError(f"{file}: size {value!r} is not supported; expected height and width, or shortest_edge.")
+    raise UserError(f"{file}: size {shown(value)} is not supported; expected height and width, or shortest_edge.")

@@ -82,6 +82,18 @@ def read_config(kind: type[T], raw: Mapping[str, Any], source: str) -> T:
     return typed(kind, raw, source)
 
 
+def architectures(raw: Mapping[str, Any], source: str) -> list[str]:
+    """Returns the names of classes that a `config.json` says it is for.
+
+    Raises:
+        UserError: it is no list of names.
+    """
+    names = raw.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{source}: architectures = {shown(names)} is not valid: expected a list of names.")
+    return names
+
+
 def read_clip_config(raw: Mapping[str, Any], source: str) -> CLIPConfig:
     """Reads the `config.json` of a whole CLIP; the width of its features is that of the outermost `projection_dim`.
 
