@@ -351,3 +351,55 @@ def test_an_existing_file_is_kept(layout, tmp_path):
     with pytest.raises(UserError, match="exists already"):
         write(layout, tmp_path / "lora.safetensors", random_lora("sd1"))
     assert (tmp_path / "lora.safetensors").read_text() == "mine"
+
+
+def one_module(path: Path, metadata: dict[str, str] | None = None, **changes: np.ndarray) -> Path:
+    """A file of one adapter of rank 2 on a linear layer of the UNet."""
+    stem = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    outputs, inputs = structure("sd1")[0]["unet"].shapes[f"{stem.removeprefix('unet.')}.kernel"].shape[::-1]
+    parts = {"lora_A.weight": np.ones((2, inputs), np.float32), "lora_B.weight": np.ones((outputs, 2), np.float32)}
+    save_file({f"{stem}.{part}": value for part, value in (parts | changes).items()}, path, metadata)
+    return path
+
+
+@pytest.mark.parametrize("alpha", [0, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", ["tensor", "head"])
+def test_an_alpha_that_is_no_finite_number_or_0_is_refused(alpha, place, tmp_path):
+    head = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": float(alpha)})} if place == "head" else None
+    tensors = {"alpha": np.asarray(alpha, np.float32)} if place == "tensor" else {}
+    path = one_module(tmp_path / "lora.safetensors", head, **tensors)
+    with pytest.raises(UserError, match=r"lora\.safetensors: .*alpha"):
+        read_lora(path, *structure("sd1"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"lora_A.weight": np.ones((2, 64), np.int8)}, "is I8; weights must be"),
+        ({"lora_A.weight": np.full((2, 64), np.nan, np.float32)}, "holds NaN"),
+        ({"lora_B.weight": np.full((64, 2), np.inf, np.float16)}, "holds NaN or infinite"),
+        ({"alpha": np.asarray(2, np.int64)}, "is I64; weights must be"),
+    ],
+)
+def test_tensors_of_a_lora_are_finite_floats(changes, said, tmp_path):
+    path = one_module(tmp_path / "lora.safetensors", **changes)
+    with pytest.raises(UserError, match=rf"lora\.safetensors: 'unet.*\.to_q\.\w+(\.weight)?' {said}"):
+        read_lora(path, *structure("sd1"))
+
+
+@pytest.mark.parametrize(
+    "head", [{"unet.lora_alpha": "8"}, {"unet.lora_alpha": True}, {"unet.alpha_pattern": []}, {"unet.use_rslora": 1},
+             {"unet.alpha_pattern": {"to_q": None}}]
+)  # fmt: skip
+def test_a_head_whose_values_have_another_type_is_named(head, tmp_path):
+    path = one_module(tmp_path / "lora.safetensors", {"lora_adapter_metadata": json.dumps(head)})
+    with pytest.raises(UserError, match=rf"lora_adapter_metadata: {next(iter(head)).split('.')[1]} = "):
+        read_lora(path, *structure("sd1"))
+
+
+def test_the_matrices_of_a_linear_layer_may_be_1x1_kernels(tmp_path):
+    plain = one_module(tmp_path / "plain.safetensors")
+    kernels = {name.rsplit(".to_q.")[1]: value[:, :, None, None] for name, value in load_file(plain).items()}
+    found = read_lora(one_module(tmp_path / "kernels.safetensors", **kernels), *structure("sd1"))
+    for name, value in read_lora(plain, *structure("sd1")).adapters.items():
+        np.testing.assert_array_equal(found.adapters[name], value)

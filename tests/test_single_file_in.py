@@ -1,5 +1,6 @@
 """What can be wrong or unusual with a single file, and what is said about it."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -110,14 +111,30 @@ def test_a_truncated_file_is_named(model, single, tmp_path):
         unpack(single, tmp_path / "out", skeleton=model)
 
 
-def test_float8_is_refused(model, single, tmp_path):
+@pytest.mark.parametrize(
+    ("dtype", "said"),
+    [
+        (torch.float8_e4m3fn, "is F8_E4M3; weights must be"),
+        (torch.int8, "is I8; weights must be"),
+        (torch.int64, "is I64; "),
+    ],
+)
+def test_what_is_no_float_of_16_bits_is_refused(model, single, tmp_path, dtype, said):
     from safetensors.torch import load_file as load_torch
     from safetensors.torch import save_file as save_torch
 
     tensors = load_torch(single)
-    save_torch(tensors | {f"{UNET}out.2.bias": tensors[f"{UNET}out.2.bias"].to(torch.float8_e4m3fn)}, single)
-    with pytest.raises(UserError, match=r"out\.2\.bias is F8_E4M3, which is not supported"):
+    save_torch(tensors | {f"{UNET}out.2.bias": tensors[f"{UNET}out.2.bias"].to(dtype)}, single)
+    with pytest.raises(UserError, match=rf"one\.safetensors: '{re.escape(UNET)}out\.2\.bias' {said}"):
         unpack(single, tmp_path / "out", skeleton=model)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_is_named_and_nothing_is_left(model, single, tmp_path, value):
+    rewrite(single, lambda tensors: tensors.update({f"{UNET}out.2.bias": np.full(4, value, np.float16)}))
+    with pytest.raises(UserError, match=r"one\.safetensors: '.*out\.2\.bias' holds NaN or infinite values"):
+        unpack(single, tmp_path / "out", skeleton=model)
+    assert files_of(tmp_path).keys() == {"one.safetensors"}
 
 
 def test_unpack_never_overwrites(model, single, tmp_path):

@@ -18,7 +18,7 @@ from jaxbooth.params import AnyArray
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.diffusers_dir import index_file, open_tensors, plain_name, weight_files
 from jaxbooth.weights.kohya import published_path
-from jaxbooth.weights.names import canonical, export_array, parameter_names, torch_shape
+from jaxbooth.weights.names import canonical, export_array, parameter_names, torch_shape, without_ones
 from jaxbooth.weights.stream import Tensor, stored_dtype, write_tensors
 
 
@@ -72,11 +72,13 @@ class Component:
         return tuple(self.opened[self.places[stored]].get_slice(stored).get_shape())
 
     def shape_of(self, name: str) -> tuple[int, ...]:
-        """Returns the shape that a parameter is written in: a replaced one's own, whose rank the files may not have."""
-        if name in self.replaced:
-            own = self.replaced[name]
-            return torch_shape(own, self.params[own].shape)
-        return self.stored_shape(self.stored_name(name))
+        """Returns the shape that a parameter is written in: the files', but for 1x1 kernels that should be matrices."""
+        stored = self.stored_shape(self.stored_name(name))
+        if name not in self.replaced:
+            return stored
+        own = self.replaced[name]
+        shape = torch_shape(own, self.params[own].shape)
+        return shape if without_ones(shape) == without_ones(stored) else stored
 
     def dtype_of(self, name: str) -> np.dtype:
         """Returns the dtype that a parameter is written in."""
