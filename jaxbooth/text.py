@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxbooth.console import warn
+from jaxbooth.console import counted, warn
 from jaxbooth.errors import UserError
 from jaxbooth.models.clip import LEGACY_EOS
 from jaxbooth.models.config import CLIPTextConfig
@@ -262,7 +262,9 @@ def warn_about_lost_text(side: TextSide, captions: Iterable[str]) -> None:
     lost = [text for caption in distinct if (text := side.lost_text(caption))]
     if lost:
         room = side.chunks * (side.towers[0].length - 2) + 2
-        warn(f"{len(lost)} of {len(distinct)} prompt(s) exceed {room} tokens; lost text: '{clip(lost[0])}'")
+        warn(
+            f"{len(lost)} of {counted(len(distinct), 'prompt')} longer than {room} tokens; lost text: '{clip(lost[0])}'"
+        )
 
 
 def clip(text: str) -> str:

@@ -82,8 +82,8 @@ def test_what_is_drawn_is_kept_and_only_the_rest_is_made(found, run, prompts, tm
     (tmp_path / "evaluation" / "pictures" / "run-000006" / "001-001.png").unlink()
     again = measure(run, prompts, out=tmp_path / "evaluation")
     output = capsys.readouterr().out
-    assert "step 6: 1 picture(s) drawn, 6 found" in output
-    assert "base model (demo): 0 picture(s) drawn, 7 found" in output
+    assert "step 6: 1 image drawn, 6 found" in output
+    assert "base model (demo): 0 images drawn, 7 found" in output
     assert again["models"][1]["metrics"] == found["models"][1]["metrics"]
 
 
@@ -116,7 +116,7 @@ def test_prompts_without_the_subject_are_warned_of(run, tmp_path, capsys):
     path = tmp_path / "prompts.txt"
     path.write_text("a cat in the snow\n")
     measure(run, path, num=1, class_num=1, out=tmp_path / "out")
-    assert "1 prompt(s) do not name the subject, such as 'a cat in the snow'" in " ".join(
+    assert "the subject is not named in 1 prompt, such as 'a cat in the snow'" in " ".join(
         capsys.readouterr().out.split()
     )
 

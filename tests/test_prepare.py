@@ -122,8 +122,8 @@ def test_a_warning_names_up_to_five_files_that_are_not_used_and_counts_the_rest(
         (folder / f"{index}.mp4").touch()
     inputs(base, folder)
     output = " ".join(capsys.readouterr().out.split())
-    assert "1 picture(s) in" in output
-    assert "8 other file(s) skipped" in output
+    assert "instance: 1 image in" in output
+    assert "8 other files skipped" in output
     names = ", ".join(f"{index}.mp4 (.mp4 is not read)" for index in range(5))
     assert f"warning: {folder}: not used: {names} and 2 more." in output
 
@@ -133,7 +133,7 @@ def test_hidden_files_are_counted_without_a_warning(base, tmp_path, capsys):
     (folder / ".DS_Store").touch()
     inputs(base, folder)
     output = capsys.readouterr().out
-    assert "1 other file(s) skipped" in output
+    assert "1 other file skipped" in output
     assert "not used" not in output
 
 

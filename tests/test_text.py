@@ -173,7 +173,7 @@ def test_the_end_that_does_not_fit_is_named_as_it_was_written(folder_of, capsys,
     assert side.lost_text(" ".join(words[:kept])) == ""
     warn_about_lost_text(side, ["a cat", " ".join(words), " ".join(words)])
     printed = " ".join(capsys.readouterr().out.split())
-    assert f"1 of 2 prompt(s) exceed {kept + 2} tokens; lost text: '{lost}'" in printed
+    assert f"1 of 2 prompts longer than {kept + 2} tokens; lost text: '{lost}'" in printed
 
 
 def test_a_long_text_that_does_not_fit_is_shown_in_part(folder_of, capsys):

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from tyro.conf import Positional
 
 from jaxbooth.config import Config
-from jaxbooth.console import say, warn
+from jaxbooth.console import counted, say, warn
 from jaxbooth.devices import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.disk import check_writable
@@ -108,7 +108,7 @@ class Evaluation:
         }
         open_grid(folder, made | self.settings.facts())
         drawn = draw_missing(pipeline, self.entries, self.wanted, self.settings, self.arguments.seed, folder)
-        say(f"{model.label}: {drawn} picture(s) drawn, {len(self.wanted) - drawn} found in {folder}")
+        say(f"{model.label}: {counted(drawn, 'image')} drawn, {len(self.wanted) - drawn} found in {folder}")
         return read_grid(folder, self.entries, self.wanted)
 
 
@@ -130,7 +130,10 @@ def entries_of(arguments: EvaluateArguments, config: Config) -> list[Entry]:
         say(f"subject '{named.phrase}', class '{named.noun}': {len(templates)} prompts ({kind})")
     missing = without_subject(entries, names)
     if missing:
-        warn(f"{len(missing)} prompt(s) do not name the subject, such as '{missing[0]}'; write {{}} where it goes.")
+        warn(
+            f"the subject is not named in {counted(len(missing), 'prompt')}, such as '{missing[0]}'; write {{}} where it "
+            "goes."
+        )
     return entries + class_entries(subjects)
 
 

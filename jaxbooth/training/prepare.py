@@ -77,8 +77,8 @@ def read_inputs(config: Config, base: Base) -> Inputs:
         read_start(base, config, trained)
     instances = [scan_subject(config, index) for index in range(len(config.subjects))]
     for index, folder in enumerate(instances):
-        skipped = f", {folder.skipped} other file(s) skipped" if folder.skipped else ""
-        say(f"instance: {len(folder.pictures)} picture(s) in {config.subjects[index].instance_dir}{skipped}")
+        skipped = f", {counted(folder.skipped, 'other file')} skipped" if folder.skipped else ""
+        say(f"instance: {counted(len(folder.pictures), 'image')} in {config.subjects[index].instance_dir}{skipped}")
         explain_left_out(folder, config.subjects[index].instance_dir)
     check_new_words(config, instances)
     check_masks(config, instances)
