@@ -131,8 +131,8 @@ def entries_of(arguments: EvaluateArguments, config: Config) -> list[Entry]:
     missing = without_subject(entries, names)
     if missing:
         warn(
-            f"the subject is not named in {counted(len(missing), 'prompt')}, such as '{missing[0]}'; write {{}} where it "
-            "goes."
+            f"the subject is not named in {counted(len(missing), 'prompt')}, such as '{missing[0]}'; write {{}} where "
+            "it goes."
         )
     return entries + class_entries(subjects)
 
