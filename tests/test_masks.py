@@ -1,5 +1,7 @@
 """Masks: which file is one, what it says about its picture, and how it follows the picture through the framing."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +9,7 @@ from PIL import Image
 from jaxbooth.data.framing import Framing, framed
 from jaxbooth.data.images import Picture, open_picture, scan
 from jaxbooth.errors import UserError
+from tests.icc import grey_profile
 from tests.pictures import noise, opened, put
 
 KEY = "--data.instance-dir"
@@ -93,6 +96,30 @@ def test_what_a_mask_leaves_transparent_is_ignored(tmp_path):
     put(tmp_path / "a.jpg", size=(2, 1))
     Image.fromarray(np.array([[[255, 255], [255, 0]]], np.uint8), "LA").save(tmp_path / "a.mask.png")
     np.testing.assert_array_equal(open_picture(tmp_path / "a.jpg", masked=True).mask, [[255, 0]])
+
+
+def test_the_values_of_a_mask_are_no_colors(tmp_path):
+    put(tmp_path / "a.jpg", size=(3, 1))
+    mask = Image.fromarray(np.array([[0, 100, 255]], np.uint8))
+    mask.save(tmp_path / "a.mask.png", icc_profile=grey_profile(1.0))
+    np.testing.assert_array_equal(open_picture(tmp_path / "a.jpg", masked=True).mask, [[0, 100, 255]])
+
+
+def test_a_mask_is_found_in_other_capitals(tmp_path):
+    for name in ("a.png", "B.png"):
+        put(tmp_path / name, size=(2, 1))
+    grey(tmp_path / "A.mask.png", [[255, 7]])
+    grey(tmp_path / "b.MASK.png", [[255, 9]])
+    assert [len(scan(tmp_path, "x", KEY, masked=True).pictures)] == [2]
+    np.testing.assert_array_equal(open_picture(tmp_path / "a.png", masked=True).mask, [[255, 7]])
+    np.testing.assert_array_equal(open_picture(tmp_path / "B.png", masked=True).mask, [[255, 9]])
+
+
+def test_a_pipe_in_place_of_a_mask_is_not_waited_for(tmp_path):
+    put(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "a.mask.png")
+    assert [name for name, _ in scan(tmp_path, "x", KEY, masked=True).left_out] == ["a.mask.png"]
+    assert open_picture(tmp_path / "a.png", masked=True).mask is None
 
 
 def test_masks_are_left_alone_unless_asked_for(tmp_path):

@@ -62,11 +62,12 @@ def heif_is_readable() -> bool:
     return True
 
 
-def decode(path: Path, ground: str) -> Decoded:
-    """Decodes a file's first image, in sRGB.
+def decode(path: Path, ground: str, in_srgb: bool = True) -> Decoded:
+    """Decodes a file's first image.
 
     Args:
         ground: color under what is transparent.
+        in_srgb: convert the colors of an embedded profile; a mask's values are no colors, and stay as stored.
 
     Raises:
         UserError: the file is no image of a known format, is damaged, or has more than MAX_PIXELS.
@@ -76,7 +77,7 @@ def decode(path: Path, ground: str) -> Decoded:
             raise UserError(f"{path} is not a file; put an image in its place, or remove it.")
         with path.open("rb") as content, warnings.catch_warnings(), pixel_limit():
             warnings.simplefilter("ignore")  # Pillow's, on metadata
-            return decode_or_repair(content, path, ground)
+            return decode_or_repair(content, path, ground, in_srgb)
     except Image.DecompressionBombError:
         raise UserError(f"{path} has more than {MAX_PIXELS:,} pixels; make it smaller, or remove it.") from None
     except UserError:
@@ -99,14 +100,14 @@ def pixel_limit() -> Generator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def decode_or_repair(content: IO[bytes], path: Path, ground: str) -> Decoded:
+def decode_or_repair(content: IO[bytes], path: Path, ground: str, in_srgb: bool) -> Decoded:
     """Decodes a file as it is, or else without its metadata.
 
     Raises:
         Exception: what Pillow raised on the file as it is.
     """
     try:
-        return decode_stream(content, path, ground)
+        return decode_stream(content, path, ground, in_srgb)
     except Image.DecompressionBombError:
         raise
     except Exception:  # see `decode`
@@ -114,13 +115,13 @@ def decode_or_repair(content: IO[bytes], path: Path, ground: str) -> Decoded:
         repaired = without_metadata(content.read(MAX_REPAIRED + 1))
         if repaired is not None:
             try:
-                return decode_stream(io.BytesIO(repaired), path, ground)
+                return decode_stream(io.BytesIO(repaired), path, ground, in_srgb)
             except Exception:  # the first reason is the one to tell
                 pass
         raise
 
 
-def decode_stream(content: IO[bytes], path: Path, ground: str) -> Decoded:
+def decode_stream(content: IO[bytes], path: Path, ground: str, in_srgb: bool) -> Decoded:
     """Decodes an open file; `path` is what warnings name."""
     formats = [*FORMATS, HEIF] if heif_is_readable() else FORMATS
     with Image.open(content, formats=formats) as file:
@@ -131,7 +132,7 @@ def decode_stream(content: IO[bytes], path: Path, ground: str) -> Decoded:
         file.load()
         if file.mode in DEEP:
             raise ValueError("its samples have 32 bits; save it with 8 or 16")
-        to_srgb = profile_transform(file, path)
+        to_srgb = profile_transform(file, path) if in_srgb else None
         image, alpha = halved(file, ground, to_srgb) if halve else flatten(file, ground, to_srgb)
         orientation = orientation_of(file)
     if orientation in TURNS:

@@ -235,7 +235,7 @@ def open_picture(path: Path, masked: bool = False) -> Opened:
         return Opened(image, None, size)
     source, mask_size = mask_beside(path) or path, size
     if source != path:
-        found, _, mask_size = decode(source, "black")  # what a mask leaves transparent is ignored
+        found, _, mask_size = decode(source, "black", in_srgb=False)  # what a mask leaves transparent is ignored
         mask = found.convert("L")
     if mask is not None and mask_size != size:
         sizes = ["{}x{}".format(*part) for part in (mask_size, size)]
