@@ -1,6 +1,7 @@
 """Which files are images, what is said of the others, and what can keep an image from opening: never its metadata."""
 
 import contextlib
+import importlib.util
 import os
 import struct
 import zlib
@@ -16,6 +17,7 @@ from jaxbooth.data.containers import without_metadata
 from jaxbooth.data.framing import Framing
 from jaxbooth.data.images import left_out_names, open_picture, scan
 from jaxbooth.errors import UserError
+from tests.icc import ADOBE_RGB, rgb_profile, srgb_of, to_xyz
 from tests.pictures import CASES, noise, put, smooth
 
 KEY = "--data.instance-dir"
@@ -320,3 +322,23 @@ def test_the_limits_leave_room_for_200_megapixels_and_pillows_own_stays_as_it_wa
     before = Image.MAX_IMAGE_PIXELS
     open_picture(put(tmp_path / "a.png"))
     assert before == Image.MAX_IMAGE_PIXELS
+
+
+# HEIC, with its reader
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is None, reason="pip install 'jaxbooth[heic]'")
+@pytest.mark.parametrize("name", ["a.heic", "A.HEIF", "a.hif"])
+def test_heic_is_read_upright_in_srgb_whatever_its_exif_says(tmp_path, name):
+    decoding.heif_is_readable()
+    image = Image.new("RGB", (64, 32), (160, 120, 100))
+    image.save(tmp_path / name, "HEIF", quality=100, exif=exif().tobytes(), icc_profile=rgb_profile(ADOBE_RGB, 2.2))
+    (picture,) = scan(tmp_path, "x", KEY).pictures
+    found = open_picture(picture.path)
+    assert found.size == (32, 64)
+    expected = srgb_of([160, 120, 100], to_xyz(*ADOBE_RGB), 2.2)
+    np.testing.assert_allclose(found.image.getpixel((16, 32)), expected, atol=4)
+    content = (tmp_path / name).read_bytes()
+    place = content.rindex(b"MM\0*", 0, content.index(b"a camera"))
+    (tmp_path / name).write_bytes(content[:place] + b"XXXX" + content[place + 4 :])
+    np.testing.assert_allclose(open_picture(picture.path).image.getpixel((16, 16)), expected, atol=4)
