@@ -129,7 +129,8 @@ def read_templates(path: Path) -> tuple[str, ...]:
     try:
         lines = [line.strip() for line in read_lines(path, MAX_PROMPTS_BYTES)]
     except UserError as error:
-        raise UserError(f"--prompts {error} Name a text file, live or object.") from None
+        reason = str(error).removeprefix(f"{path} ").rstrip(".")
+        raise UserError(f"--prompts {path} cannot be read ({reason}); name a text file, live or object.") from None
     templates = tuple(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
     if len(templates) > MAX_PROMPTS:
         raise UserError(f"--prompts {path} holds {len(templates)} prompts, and {MAX_PROMPTS} is the most; split it.")
