@@ -31,7 +31,6 @@ from jaxbooth.storage.yaml import read_yaml
 from jaxbooth.suggestions import TRAINERS, meant
 from jaxbooth.weights.resolve import Source
 
-S = TypeVar("S", bound=Section)
 
 
 class Config(Section):
@@ -154,21 +153,6 @@ def explain(error: ValidationError, source: str | None) -> UserError:
     if source is None:
         return UserError(f"{flag(key)} {value} is not valid: {problem}.")
     return UserError(f"{source}: {key} = {value} is not valid: {problem}.")
-
-
-def checked(kind: type[S], source: str, **values: Any) -> S:
-    """Returns a section made of values that come from a call.
-
-    Args:
-        source: what was called, as messages name it.
-
-    Raises:
-        UserError: a value is of another type or out of range.
-    """
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        raise explain(error, source) from None
 
 
 def load_config(source: str | Path | None, overrides: Mapping[str, Any] | None = None) -> Config:

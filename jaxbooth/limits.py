@@ -1,14 +1,18 @@
 """The range of every number and the length of every text that jaxbooth takes, as types: one table for flags,
-configuration files and the library.
+configuration files and the library, whose functions check their arguments by it.
 
 An upper bound stands far above what a run can use, and below what would fill the memory, take years, or leave the range
 of what computes with it. Floats are finite.
 """
 
-from typing import Annotated
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, ParamSpec, TypeVar
 
 from annotated_types import Ge, Gt, Le, Len, Lt
-from pydantic import AllowInfNan
+from pydantic import AllowInfNan, ConfigDict, ValidationError, validate_call
+
+from jaxbooth.errors import UserError, brief
 
 MAX_SEED = 2**63 - 1
 MAX_ROWS_TRAINED = 2**31 - 1  # steps x rows of a step: their positions are int32
@@ -74,3 +78,28 @@ MeshRest = Annotated[int, Ge(-1), Le(2**20)]
 ProcessCount = Annotated[int, Gt(0), Le(2**20)]
 ProcessId = Annotated[int, Ge(0), Lt(2**20)]
 Seconds = Annotated[float, Gt(0), Le(10**6), AllowInfNan(False)]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Makes a function check its arguments against their annotations, for which the types above are.
+
+    Raises (when the function is called):
+        UserError: an argument is missing, unknown, of another type or out of range.
+    """
+    validated = validate_call(config=ConfigDict(arbitrary_types_allowed=True, defer_build=True))(function)
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return validated(*args, **kwargs)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = ".".join(map(str, first["loc"]))
+            given = "" if first["type"].startswith(("missing", "unexpected")) else f" = {brief(first['input'])}"
+            called = getattr(function, "__name__", "call")
+            raise UserError(f"{called}: {name}{given} is not valid: {first['msg'].lower()}.") from None
+
+    return call

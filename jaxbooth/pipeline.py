@@ -16,14 +16,26 @@ from jax.sharding import Mesh
 from jaxbooth.console import progress
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.diffusion.schedule import Schedule, read_schedule
+from jaxbooth.errors import UserError
 from jaxbooth.family import check_parts, family_of, read_component_config, read_index, read_tower
+from jaxbooth.limits import (
+    ChunkCount,
+    ClipSkip,
+    GuidanceScale,
+    ImageCount,
+    Pixels,
+    Prompt,
+    SamplerSteps,
+    Seed,
+    Step,
+    checked,
+)
 from jaxbooth.models.config import UNetConfig, VAEConfig
 from jaxbooth.models.layers import Make
 from jaxbooth.models.lora import Lora, with_adapters
 from jaxbooth.models.unet import AddedConditions, UNet2DConditionModel
 from jaxbooth.models.vae import AutoencoderKL
 from jaxbooth.params import Network, Params, describe
-from jaxbooth.sections import SampleRequest
 from jaxbooth.sharding import placement
 from jaxbooth.storage.text import read_json
 from jaxbooth.text import Text, TextSide
@@ -198,14 +210,15 @@ class Pipeline:
     defaults: SamplingDefaults = USUAL
 
     @classmethod
+    @checked
     def load(
         cls,
         path: str | Path | Source,
         dtype: str | None = None,
         mesh: Mesh | None = None,
-        clip_skip: int = 0,
-        chunks: int = 1,
-        step: int | None = None,
+        clip_skip: ClipSkip = 0,
+        chunks: ChunkCount = 1,
+        step: Step | None = None,
     ) -> "Pipeline":
         """Loads a model folder, a Hub id, or a run folder.
 
@@ -221,40 +234,33 @@ class Pipeline:
 
         return load_pipeline(path, dtype, mesh, clip_skip, chunks, step)
 
+    @checked
     def sample(
         self,
-        prompt: str,
-        num: int = 1,
-        seed: int = 0,
-        negative_prompt: str = "",
+        prompt: Prompt,
+        num: ImageCount = 1,
+        seed: Seed = 0,
+        negative_prompt: Prompt = "",
         sampler: SamplerName | None = None,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        resolution: int | None = None,
+        steps: SamplerSteps | None = None,
+        guidance_scale: GuidanceScale | None = None,
+        resolution: Pixels | None = None,
+        height: Pixels | None = None,
+        width: Pixels | None = None,
     ) -> list[Any]:
-        """Draws `num` pictures of a prompt and returns them as PIL images; picture i depends on (seed, i) alone.
+        """Generates `num` images of a prompt and returns them as PIL images; image i depends on (seed, i) alone.
 
         Args:
             sampler, steps, guidance_scale: default: the pipeline's `defaults`.
+            resolution: side in pixels; default: what the model was trained at. Height and width go before it.
 
         Raises:
-            UserError: an argument is out of range; the message names it.
+            UserError: an argument is out of its range, or the model's downsampling does not divide a side.
         """
-        from jaxbooth.config import checked  # both build on Base
-        from jaxbooth.sampling import Settings, draw
+        from jaxbooth.sampling import Settings, draw  # sampling builds on Base
 
+        if not prompt.strip():
+            raise UserError("sample: the prompt is empty; say what to draw.")
         how = self.defaults.with_asked(sampler, steps, guidance_scale)
-        asked = checked(
-            SampleRequest,
-            "Pipeline.sample",
-            prompt=prompt,
-            num=num,
-            seed=seed,
-            negative_prompt=negative_prompt,
-            sampler=how.sampler,
-            steps=how.steps,
-            guidance_scale=how.guidance_scale,
-            resolution=self.resolution if resolution is None else resolution,
-        )
-        settings = Settings(asked.sampler, asked.steps, asked.guidance_scale, asked.resolution, asked.negative_prompt)
-        return list(draw(self, settings, asked.prompt, range(asked.num), asked.seed))
+        settings = Settings(*how, resolution or self.resolution, negative_prompt, height, width)
+        return list(draw(self, settings, prompt, range(num), seed))

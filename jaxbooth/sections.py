@@ -28,7 +28,6 @@ from jaxbooth.limits import (
     Epsilon,
     GradNorm,
     GuidanceScale,
-    ImageCount,
     Interval,
     LogitMean,
     LogitStd,
@@ -332,19 +331,6 @@ class ValidationConfig(Section):
     """Classifier-free guidance; 1 turns it off."""
     drift_limit: PositiveWeight | None = None
     """Drift of the class (eval/drift in validation.jsonl) to be warned of; the last checkpoint before it is kept."""
-
-
-class SampleRequest(Section):
-    """What a pipeline is asked to draw from Python."""
-
-    prompt: Prompt
-    num: ImageCount
-    seed: Seed
-    negative_prompt: Prompt
-    sampler: SamplerName
-    steps: SamplerSteps
-    guidance_scale: GuidanceScale
-    resolution: Pixels
 
 
 class EvaluationConfig(Section):
