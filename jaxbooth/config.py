@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ValidationError
@@ -30,7 +30,6 @@ from jaxbooth.sections import (
 from jaxbooth.storage.yaml import read_yaml
 from jaxbooth.suggestions import TRAINERS, meant
 from jaxbooth.weights.resolve import Source
-
 
 
 class Config(Section):
