@@ -27,7 +27,7 @@ from jaxbooth.storage.text import read_json
 from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.state import TrainState, abstract_state
-from jaxbooth.training.trainable import prepare_base, trained_shapes
+from jaxbooth.training.trainable import prepare_base, trained_shapes, without_gradient
 from jaxbooth.training.writer import VALIDATION
 from jaxbooth.weights.resolve import CHECKPOINTS, resolve_model
 
@@ -240,7 +240,8 @@ def refuse_missing(name: str) -> None:
 def state_of(config: Config, base: Base, mesh: AnyMesh) -> TrainState:
     """Returns the shapes and shardings of a run's train state: what its checkpoints are read into."""
     shapes = trained_shapes(base, config)
-    return abstract_state(shapes, make_optimizer(config), config.train.ema_decay is not None, mesh)
+    tx = make_optimizer(config, without_gradient(base, shapes))
+    return abstract_state(shapes, tx, config.train.ema_decay is not None, mesh)
 
 
 def opened(run: RunFolder) -> Checkpoints:

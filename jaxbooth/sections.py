@@ -164,7 +164,7 @@ class TrainConfig(Section):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """What follows the warmup: stay, or fall to 0 at the last step."""
     warmup_steps: WarmupSteps = 0
-    """Steps of linear warmup from 0."""
+    """Steps of linear warmup from 0 (prodigy, schedule_free_adamw: from 1 / steps of the rate)."""
     optimizer: Literal["adamw", "adafactor", "lion", "prodigy", "schedule_free_adamw"] = "adamw"
     """Update rule."""
     weight_decay: Weight = 1e-2

@@ -14,7 +14,7 @@ from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.rows import make_streams
 from jaxbooth.training.state import abstract_state
 from jaxbooth.training.step import REFERENCE, make_dispatch, make_task
-from jaxbooth.training.trainable import prepare_base, trained_shapes, whole_components
+from jaxbooth.training.trainable import prepare_base, trained_shapes, whole_components, without_gradient
 from tests.training import INSTANCES, PRIORS, configure, make_bank
 
 OPERATION = re.compile(
@@ -34,7 +34,8 @@ def lower_step(base: Base, mesh: Mesh, rows: tuple[int, int], **settings: Any) -
     """Lowers a dispatch of up to four steps; the mesh's devices may be described ones."""
     config = configure(rows, **settings)
     base, everywhere, place = prepare_base(base, config), replicated(mesh), placement(mesh)
-    shapes, tx = trained_shapes(base, config), make_optimizer(config)
+    shapes = trained_shapes(base, config)
+    tx = make_optimizer(config, without_gradient(base, shapes))
     state = abstract_state(shapes, tx, config.train.ema_decay is not None, mesh)
     whole = whole_components(base, shapes)
     reads = ["unet", *(base.text_encoders if config.trains_text else ())]

@@ -17,7 +17,14 @@ from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.rows import make_streams
 from jaxbooth.training.state import TrainState, initial_state
 from jaxbooth.training.step import Task, make_dispatch, make_task
-from jaxbooth.training.trainable import initial_values, on_mesh, prepare_base, trained_shapes, whole_components
+from jaxbooth.training.trainable import (
+    initial_values,
+    on_mesh,
+    prepare_base,
+    trained_shapes,
+    whole_components,
+    without_gradient,
+)
 
 INSTANCES, PRIORS = 3, 5
 SEED = 7
@@ -80,7 +87,8 @@ def setup(base: Base, params: dict, mesh: Mesh, rows: tuple[int, int], **setting
     frozen = {name: values for name, values in placed.items() if name not in whole and name != "vae"}
     if not config.trains_text:
         frozen = {name: values for name, values in frozen.items() if name == "unet"}
-    state = initial_state(values, make_optimizer(config), config.train.ema_decay is not None, mesh)
+    tx = make_optimizer(config, without_gradient(base, shapes))
+    state = initial_state(values, tx, config.train.ema_decay is not None, mesh)
     streams = make_streams([INSTANCES], [PRIORS], [0], [1.0])
     bank = make_bank(base, mesh, config.trains_text, masked=config.data.masks, seed=config.seed)
     return Setup(make_task(base, config, streams, mesh), state, frozen, bank)
@@ -88,7 +96,8 @@ def setup(base: Base, params: dict, mesh: Mesh, rows: tuple[int, int], **setting
 
 def run(task: Task, state: TrainState, frozen: dict[str, Params], bank: Bank, counts: list[int], longest: int = 4):
     """Dispatches `counts` steps, one dispatch for each; returns the last state and all metrics by name."""
-    dispatch = make_dispatch(task, make_optimizer(task.config), longest, state)
+    tx = make_optimizer(task.config, without_gradient(task.base, trained_shapes(task.base, task.config)))
+    dispatch = make_dispatch(task, tx, longest, state)
     columns: dict[str, list[np.ndarray]] = {}
     for count in counts:
         state, metrics = dispatch(state, frozen, bank, np.int32(count), np.int32(0))

@@ -21,7 +21,7 @@ from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.rows import Streams, make_streams
 from jaxbooth.training.state import TrainState
 from jaxbooth.training.step import REFERENCE, Task, make_task
-from jaxbooth.training.trainable import prepare_base, trained_shapes, whole_components
+from jaxbooth.training.trainable import prepare_base, trained_shapes, whole_components, without_gradient
 from jaxbooth.weights.families import FAMILIES, Family, write_skeleton
 from jaxbooth.weights.resolve import resolve_model
 
@@ -99,7 +99,8 @@ def abstract_step(config: Config, base: Base, mesh: AnyMesh) -> AbstractStep:
         config: with its resolution.
         base: with the run's adapters and new words.
     """
-    whole, needed = whole_components(base, trained_shapes(base, config)), needed_components(config, base)
+    trained = trained_shapes(base, config)
+    whole, needed = whole_components(base, trained), needed_components(config, base)
     place = placement(mesh)
 
     def described(name: str) -> Params:
@@ -118,7 +119,8 @@ def abstract_step(config: Config, base: Base, mesh: AnyMesh) -> AbstractStep:
     streams = streams_of(config)
     task = make_task(base, config, streams, mesh)
     state = state_of(config, base, mesh)
-    return AbstractStep(task, make_optimizer(config), state, step_reads, resident, bank_of(config, base, streams, mesh))
+    tx = make_optimizer(config, without_gradient(base, trained))
+    return AbstractStep(task, tx, state, step_reads, resident, bank_of(config, base, streams, mesh))
 
 
 def needed_components(config: Config, base: Base) -> set[str]:

@@ -3,11 +3,12 @@
 Three groups may have a rate of their own: the UNet, the text encoders and learned embeddings.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any, Literal
 
+import numpy as np
 import optax
-from optax.contrib import ScheduleFreeState, prodigy, schedule_free_adamw, schedule_free_eval_params
+from optax.contrib import ScheduleFreeState, prodigy, schedule_free, schedule_free_eval_params
 
 from jaxbooth.config import Config
 from jaxbooth.errors import UserError
@@ -17,6 +18,8 @@ from jaxbooth.text import NEW_TOKENS
 
 DEFAULT_B2 = {"lion": 0.99}
 DEFAULT_RATE = {"prodigy": 1.0}
+# Schedule-free AdamW weighs its average by the rate; its authors' warmup starts at 1 / steps. Prodigy divides by it.
+FIRST_RATE_COUNTS = ("schedule_free_adamw", "prodigy")
 
 Group = Literal["unet", "text", "tokens"]
 GROUPS: tuple[Group, ...] = ("unet", "text", "tokens")
@@ -53,6 +56,8 @@ def token_steps(config: Config) -> int:
 def learning_rate_schedule(config: Config, group: Group = "unet") -> optax.Schedule:
     """Returns step of the group -> learning rate: linear warmup, then constant, or down to 0 at its last step.
 
+    The warmup starts at 0, and that of `FIRST_RATE_COUNTS` at 1 / warmup steps of the peak.
+
     Raises:
         UserError: the warmup does not end before the run.
     """
@@ -69,6 +74,8 @@ def learning_rate_schedule(config: Config, group: Group = "unet") -> optax.Sched
     if not train.warmup_steps:
         return after
     warmup = optax.linear_schedule(0.0, peak, train.warmup_steps)
+    if train.optimizer in FIRST_RATE_COUNTS:
+        warmup = optax.linear_schedule(peak / train.warmup_steps, peak, train.warmup_steps - 1)
     return optax.join_schedules([warmup, after], [train.warmup_steps])
 
 
@@ -80,8 +87,28 @@ def reported_rate(config: Config) -> optax.Schedule:
     return optax.join_schedules([learning_rate_schedule(config, "tokens"), unet], [first]) if first else unet
 
 
-def make_optimizer(config: Config) -> optax.GradientTransformation:
+def rate_jump(before: Config, after: Config, step: int) -> str | None:
+    """Returns a sentence if the learning rate jumps up where a run goes on with another number of steps, else None.
+
+    Args:
+        before, after: of the run so far, and from now on.
+        step: updates done.
+    """
+    old, new = reported_rate(before), reported_rate(after)
+    last, planned, rate = (np.asarray(value).item() for value in (old(max(step - 1, 0)), old(step), new(step)))
+    if rate <= 1.01 * max(last, planned):
+        return None
+    return (
+        f"the learning rate jumps from {last:.2g} to {rate:.2g}: --train.schedule {after.train.schedule} now falls "
+        f"until step {after.train.steps}, and so far until {before.train.steps}"
+    )
+
+
+def make_optimizer(config: Config, no_gradient: Collection[str] = ()) -> optax.GradientTransformation:
     """Returns clipping by the global norm followed by the chosen update rule, for each group with its own rate.
+
+    Args:
+        no_gradient: trained parameters that nothing reads. They stay as they are, as in PyTorch; decay would move them.
 
     Raises:
         UserError: the schedule does not go with the optimizer.
@@ -93,8 +120,8 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
         raise UserError("--train.b1 must not be 0 with --train.optimizer schedule_free_adamw, which averages by it.")
     clip = optax.clip_by_global_norm(train.max_grad_norm) if train.max_grad_norm else optax.identity()
     if not has_groups(config):
-        return optax.chain(clip, update_rule(config, "unet"))
-    rules: dict[Hashable, Any] = {group: update_rule(config, group) for group in GROUPS}
+        return optax.chain(clip, update_rule(config, "unet", no_gradient))
+    rules: dict[Hashable, Any] = {group: update_rule(config, group, no_gradient) for group in GROUPS}
     first = token_steps(config)
     if not first:
         return optax.chain(clip, optax.partition(rules, labels_of))
@@ -123,24 +150,66 @@ def only(rule: optax.GradientTransformation, group: Group, first: int) -> optax.
     return optax.transforms.conditionally_mask(rule, active)
 
 
-def update_rule(config: Config, group: Group) -> optax.GradientTransformation:
+def update_rule(config: Config, group: Group, no_gradient: Collection[str] = ()) -> optax.GradientTransformation:
     """Returns the chosen rule at a group's rate."""
     train: TrainConfig = config.train
     # Embeddings have no resting point at zero, so decay would only shrink them.
     decay = 0.0 if group == "tokens" else train.weight_decay
-    rate, peak = learning_rate_schedule(config, group), peak_rate(config, group)
+    rate, mask = learning_rate_schedule(config, group), decay_mask(no_gradient)
     b1, eps, mu_dtype = train.b1, train.eps, train.mu_dtype
     b2 = DEFAULT_B2.get(train.optimizer, 0.999) if train.b2 is None else train.b2
-    return {
-        "adamw": lambda: optax.adamw(rate, b1, b2, eps, weight_decay=decay, mu_dtype=mu_dtype),
-        # With a given learning rate, updates are not scaled by the parameters' size.
-        "adafactor": lambda: optax.adafactor(
-            rate, multiply_by_parameter_scale=False, weight_decay_rate=None if decay == 0 else decay * peak
-        ),
-        "lion": lambda: optax.lion(rate, b1, b2, mu_dtype, decay),
-        "prodigy": lambda: prodigy(rate, (b1, b2), eps=eps, weight_decay=decay),
-        "schedule_free_adamw": lambda: schedule_free_adamw(peak, train.warmup_steps or None, b1, b2, eps, decay),
-    }[train.optimizer]()
+    if train.optimizer == "adamw":
+        return optax.adamw(rate, b1, b2, eps, weight_decay=decay, mu_dtype=mu_dtype, mask=mask)
+    if train.optimizer == "adafactor":
+        return adafactor(rate, decay, mask)
+    if train.optimizer == "lion":
+        return optax.lion(rate, b1, b2, mu_dtype, decay, mask)
+    if train.optimizer == "prodigy":
+        rule = prodigy(rate, (b1, b2), eps=eps, weight_decay=decay)
+        return optax.chain(rule, optax.masked(optax.set_to_zero(), inverse(mask))) if mask else rule
+    weights = optax.chain(
+        optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True), optax.add_decayed_weights(decay, mask)
+    )
+    return schedule_free_rule(weights, rate if train.warmup_steps else peak_rate(config, group), b1)
+
+
+Mask = Callable[[Mapping[str, Any]], dict[str, bool]]
+
+
+def decay_mask(no_gradient: Collection[str]) -> Mask | None:
+    """Returns parameters -> which of them decay, or None if all do."""
+    return (lambda params: {name: name not in no_gradient for name in params}) if no_gradient else None
+
+
+def inverse(mask: Mask) -> Mask:
+    """Returns parameters -> those that a mask leaves out."""
+    return lambda params: {name: not kept for name, kept in mask(params).items()}
+
+
+def adafactor(rate: optax.Schedule, decay: float, mask: Mask | None) -> optax.GradientTransformation:
+    """Returns Adafactor (Shazeer and Stern 2018) whose updates are not scaled by the parameters' size.
+
+    The decay follows the rate, as in PyTorch; that of `optax.adafactor` stays whatever the schedule says.
+    """
+    decayed = [optax.add_decayed_weights(decay, mask)] if decay else []
+    return optax.chain(
+        optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), *decayed, optax.scale_by_learning_rate(rate)
+    )
+
+
+def schedule_free_rule(
+    direction: optax.GradientTransformation, rate: float | optax.Schedule, b1: float
+) -> optax.GradientTransformation:
+    """Returns the schedule-free method (Defazio et al. 2024, arXiv 2405.15682) on an update direction.
+
+    Its own count of steps starts at 1 (`optax.contrib.schedule_free`), and that of the rate at 0.
+    """
+
+    def weight_rate(count: Any) -> Any:
+        return rate(count - 1) if callable(rate) else rate
+
+    base = optax.chain(direction, optax.scale_by_learning_rate(rate))
+    return schedule_free(base, weight_rate if callable(rate) else rate, b1)
 
 
 def needs_averaging(opt_state: Any) -> bool:

@@ -33,7 +33,7 @@ from jaxbooth.training.checks import check_config
 from jaxbooth.training.feed import Feed, make_feed
 from jaxbooth.training.keeper import Kept, findings, stopped_at
 from jaxbooth.training.loop import Loop, compile_dispatches, describe_length
-from jaxbooth.training.optimizer import make_optimizer
+from jaxbooth.training.optimizer import make_optimizer, rate_jump
 from jaxbooth.training.prepare import (
     Inputs,
     class_pictures,
@@ -48,7 +48,7 @@ from jaxbooth.training.prepare import (
 from jaxbooth.training.room import check_folders
 from jaxbooth.training.state import TrainState, checksums, initial_state, result_params
 from jaxbooth.training.step import REFERENCE, make_dispatch, make_task
-from jaxbooth.training.trainable import initial_values, on_mesh, trained_shapes, whole_components
+from jaxbooth.training.trainable import initial_values, on_mesh, trained_shapes, whole_components, without_gradient
 from jaxbooth.training.validation import Validation
 from jaxbooth.training.writer import Writer
 from jaxbooth.transfer import to_host
@@ -101,12 +101,14 @@ def train_joined(config: Config, link: Alone) -> Result:
     base = read_base(config)
     check_heads(mesh.shape["tensor"], base.attention_heads)
     config = fill_resolution(config, base)
-    tx = make_optimizer(config)
+    tx = make_optimizer(config, without_gradient(base, trained_shapes(base, config)))
     inputs = read_inputs(config, base)
     explain_prompts(config, inputs)
     settled = check_memory(config, base, mesh)
     shown = contact_sheet(config, inputs)
-    check_ownership(RunFolder(place(config.run_dir)), config)
+    run = RunFolder(place(config.run_dir))
+    check_ownership(run, config)
+    before = load_config(run.config) if run.config.exists() else config  # it is replaced when the folder is claimed
     check_folders(config, base, inputs.classes, state_of(config, base, mesh))
     with claim(config, link) as run:
         check_shared([run.root, *(classes.folder for classes in inputs.classes)], link)
@@ -114,7 +116,7 @@ def train_joined(config: Config, link: Alone) -> Result:
         write_contact_sheet(run, shown)
         checkpoints = Checkpoints(run.checkpoints, config.train.keep_checkpoints)
         try:
-            result = Job(settled, run, inputs, mesh, tx, checkpoints, link).execute()
+            result = Job(settled, before, run, inputs, mesh, tx, checkpoints, link).execute()
         except BaseException as error:
             link.fail(sentence_of(error))
             if jax.process_count() == 1:  # several would wait for each other
@@ -126,9 +128,14 @@ def train_joined(config: Config, link: Alone) -> Result:
 
 @dataclass
 class Job:
-    """A run from its folder on. Weights of what is trained live in the train state alone once it exists."""
+    """A run from its folder on. Weights of what is trained live in the train state alone once it exists.
+
+    Attributes:
+        before: the configuration that the run had until now.
+    """
 
     config: Config
+    before: Config
     run: RunFolder
     inputs: Inputs
     mesh: Mesh
@@ -202,6 +209,9 @@ class Job:
             values.clear()
             state, done = self.restore()
             say(f"resumed at step {done} of {self.config.train.steps}")
+            jump = rate_jump(self.before, self.config, done)
+            if jump:
+                say(jump)
             return state, done
         return initial_state(values, self.tx, self.config.train.ema_decay is not None, self.mesh), 0
 

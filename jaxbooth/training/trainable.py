@@ -88,6 +88,23 @@ def check_rank(base: Base, config: Config) -> None:
         )
 
 
+def without_gradient(base: Base, trained: Trained) -> frozenset[str]:
+    """Returns `<component>.<parameter>` of everything trained that nothing reads, so that it never has a gradient.
+
+    A text encoder is read up to the layer that `TextSide.encode` takes its features from; SDXL's second one also to its
+    end, for the pooled feature.
+    """
+    found = set()
+    for tower in base.text.towers:
+        if base.text.is_xl and tower is base.text.towers[-1]:
+            continue
+        skipped, count = base.text.clip_skip + base.text.is_xl, tower.config.num_hidden_layers
+        unread = [f"encoder.layers.{index}." for index in range(count - skipped, count)] + ["text_projection."]
+        unread += ["final_layer_norm."] if base.text.is_xl else []
+        found |= {f"{tower.name}.{leaf}" for leaf in trained.get(tower.name, {}) if leaf.startswith(tuple(unread))}
+    return frozenset(found)
+
+
 def whole_components(base: Base, trained: Trained) -> tuple[str, ...]:
     """Returns the components whose own parameters are trained; they live in the train state alone."""
     return tuple(name for name, shapes in trained.items() if any(leaf in shapes for leaf in base.network(name).shapes))
