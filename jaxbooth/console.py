@@ -1,5 +1,6 @@
 """What a person sees: sentences, warnings and progress bars, on process 0 only."""
 
+import shlex
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -20,7 +21,7 @@ from rich.progress import (
 from jaxbooth.errors import printable
 
 T = TypeVar("T")
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, emoji=False)
 
 
 def is_main() -> bool:
@@ -37,6 +38,18 @@ def say(text: str) -> None:
     """Prints one sentence."""
     if is_main():
         console.print(escape(printable(text)))
+
+
+def shell_quoted(text: str) -> str:
+    """Returns a word of a command that a user may copy to a shell; control characters are spelled as bash and zsh do.
+
+    A terminal would not show those as they are.
+    """
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = text.replace("\\", r"\\").replace("'", r"\'")
+    spelled = (letter if letter.isprintable() else rf"\U{ord(letter):08x}" for letter in escaped)
+    return f"$'{''.join(spelled)}'"
 
 
 def warn(text: str) -> None:

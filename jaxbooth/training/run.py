@@ -1,6 +1,5 @@
 """`train`: the whole job, from a configuration to a trained, sampled and exported run."""
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from jax.sharding import Mesh
 
 from jaxbooth.claim import check_ownership, claim
 from jaxbooth.config import Config, load_config, with_overrides
-from jaxbooth.console import is_main, say
+from jaxbooth.console import is_main, say, shell_quoted
 from jaxbooth.devices import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.errors import RunFailure
 from jaxbooth.export.reader_notes import reader_notes
@@ -182,8 +181,8 @@ class Job:
         if self.config.export:
             self.export(state)
         say(f"done: {self.run.samples(step)}")
-        prompt = shlex.quote(self.config.subjects[0].instance_prompt)
-        say(f"draw more: jaxbooth sample {shlex.quote(str(self.run.root))} --prompt {prompt}")
+        prompt = shell_quoted(self.config.subjects[0].instance_prompt)
+        say(f"draw more: jaxbooth sample {shell_quoted(str(self.run.root))} --prompt {prompt}")
         return Result(self.run, step, complete=True)
 
     def make_feed(self, params: dict[str, Params]) -> Feed:
