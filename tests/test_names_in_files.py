@@ -10,13 +10,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxbooth.assets import DEMO_MODEL
+from jaxbooth.base.tokenizer import read_tokenizer
 from jaxbooth.commands import sample
 from jaxbooth.errors import UserError
 from jaxbooth.files import new_folder, write_json
 from jaxbooth.pipeline import Base, load_params
 from jaxbooth.reporting.command import make_report
 from jaxbooth.storage.text import read_json
-from jaxbooth.text import read_tokenizer
 from jaxbooth.weights.diffusers_dir import weight_files
 from jaxbooth.weights.hub import download_file
 from jaxbooth.weights.pipeline_dir import write_folder
@@ -138,7 +138,7 @@ def test_a_tokenizer_that_names_files_outside_of_its_folder_is_refused(name, tmp
     path = folder / "tokenizer_config.json"
     write_json(path, read_json(path) | {"fast_tokenizer_files": ["tokenizer.json", name]})
     with pytest.raises(UserError, match=r"tokenizer_config\.json names .*not a plain file name"):
-        read_tokenizer(folder, 77)
+        read_tokenizer(folder, 77, 49408)
 
 
 @pytest.mark.parametrize("name", ["../../outside.safetensors", "/outside.safetensors"])
