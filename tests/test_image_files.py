@@ -14,7 +14,6 @@ from PIL.PngImagePlugin import PngInfo
 
 from jaxbooth.data import decoding
 from jaxbooth.data.containers import without_metadata
-from jaxbooth.data.framing import Framing
 from jaxbooth.data.images import left_out_names, open_picture, scan
 from jaxbooth.errors import UserError
 from tests.icc import ADOBE_RGB, rgb_profile, srgb_of, to_xyz
@@ -266,62 +265,10 @@ def test_what_is_cut_short_has_nothing_to_be_left_without(content):
     assert left is None or len(left) <= len(content)
 
 
-# Size
-
-
-@pytest.fixture
-def small_limits(monkeypatch):
-    """Limits a hundred-thousandth of the real ones."""
-    monkeypatch.setattr(decoding, "WHOLE_PIXELS", 1300)
-    monkeypatch.setattr(decoding, "MAX_PIXELS", 2600)
-    monkeypatch.setattr(decoding, "STRIP", 8)
-
-
-@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp", "a.gif"])
-def test_a_very_large_image_is_halved_and_keeps_its_size(tmp_path, small_limits, name):
-    Image.fromarray(smooth(50, 39)).save(tmp_path / name, **({"lossless": True} if name == "a.webp" else {}))
-    found = open_picture(tmp_path / name)
-    assert (found.image.size, found.size) == ((25, 20), (50, 39))
-    expected = np.asarray(Image.open(tmp_path / name).convert("RGB").reduce(2), int)
-    np.testing.assert_allclose(found.image, expected, atol=9)
-
-
-def test_a_very_large_image_is_halved_upright_with_its_transparency_and_profile(tmp_path, small_limits):
-    image = Image.fromarray(smooth(50, 38))
-    image.putalpha(Image.fromarray(smooth(50, 38)[:, :, 0]))
-    image.save(tmp_path / "a.png", exif=exif())
-    found = open_picture(tmp_path / "a.png", masked=True)
-    assert (found.image.size, found.mask.size, found.size) == ((19, 25), (19, 25), (38, 50))
-    flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB").reduce(2)
-    np.testing.assert_array_equal(found.image, flat.transpose(Image.Transpose.ROTATE_270))
-
-
-def test_the_mask_of_a_very_large_image_has_its_size(tmp_path, small_limits):
-    put(tmp_path / "a.jpg", size=(50, 38))
-    Image.new("L", (50, 38), 255).save(tmp_path / "a.mask.png")
-    assert open_picture(tmp_path / "a.jpg", masked=True).mask.size == (25, 19)
-    Image.new("L", (25, 19), 255).save(tmp_path / "a.mask.png")
-    with pytest.raises(UserError, match=r"a\.mask\.png is 25x19 pixels, but a\.jpg is 50x38 upright"):
-        open_picture(tmp_path / "a.jpg", masked=True)
-
-
-def test_the_sizes_that_sdxl_is_told_are_those_of_the_file(tmp_path, small_limits):
-    put(tmp_path / "a.jpg", size=(50, 38))
-    found = Framing(16, 16, 0, False, 0).apply(open_picture(tmp_path / "a.jpg"), 0)
-    np.testing.assert_array_equal(found.sizes, [[38, 50, 0, 2, 16, 16]])
-
-
-@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp", "a.gif", "a.bmp"])
-def test_what_is_larger_than_the_limit_is_refused_with_it(tmp_path, small_limits, name):
-    put(tmp_path / name, size=(60, 50))
-    assert f"{name} has more than 2,600 pixels; make it smaller" in refusal(tmp_path / name)
-
-
-def test_the_limits_leave_room_for_200_megapixels_and_pillows_own_stays_as_it_was(tmp_path):
-    assert decoding.MAX_PIXELS > 200_000_000
-    before = Image.MAX_IMAGE_PIXELS
-    open_picture(put(tmp_path / "a.png"))
-    assert before == Image.MAX_IMAGE_PIXELS
+def test_a_jpeg_with_a_second_image_for_other_screens_shows_the_first(tmp_path):
+    images = [Image.fromarray(smooth(64, 48)), Image.new("RGB", (64, 48), "blue")]
+    images[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=images[1:], quality=95)
+    np.testing.assert_allclose(np.asarray(open_picture(tmp_path / "a.jpg").image, int), smooth(64, 48), atol=12)
 
 
 # HEIC, with its reader

@@ -98,7 +98,7 @@ def scan(folder: Path, prompt: str, key: str, masked: bool = False) -> Folder:
     if not paths:
         raise UserError(no_picture(folder, key, [left_out(path) for path in entries]))
     masks = mask_files(entries, by_stem(paths))
-    lost = [path for path in visible_files(entries) if masked_stem(path) is not None and path not in masks]
+    lost = [path for path in visible_files(masks_among(entries)) if path not in masks]
     if masked and lost:
         raise UserError(f"{lost[0]} masks no picture: {folder} holds no {masked_stem(lost[0])}.*; rename or remove it.")
     captions = read_captions(entries, paths)
@@ -135,14 +135,16 @@ def picture_files(folder: Path) -> list[Path]:
 
 def pictures_among(entries: Iterable[Path], folder: Path) -> list[Path]:
     """Returns those entries of a folder that are pictures, see `picture_files`."""
-    readable, files = readable_extensions(), visible_files(entries)
-    heif = [path for path in files if path.suffix.lower() in HEIF_EXTENSIONS - readable]
+    readable = readable_extensions()
+    named = [path for path in entries if path.suffix.lower() in EXTENSIONS | HEIF_EXTENSIONS]
+    files = visible_files(path for path in named if masked_stem(path) is None)
+    heif = [path for path in files if path.suffix.lower() not in readable]
     if heif:
         raise UserError(
             f"{folder} holds {len(heif)} HEIC file(s), such as {heif[0].name}; pip install 'jaxbooth[heic]' "
             "or convert them to JPEG."
         )
-    return [path for path in files if path.suffix.lower() in readable and masked_stem(path) is None]
+    return files
 
 
 def visible_files(entries: Iterable[Path]) -> list[Path]:
@@ -155,10 +157,14 @@ def masked_stem(path: Path) -> str | None:
     return path.name[: -len(MASK)] if path.name.lower().endswith(MASK) else None
 
 
+def masks_among(entries: Iterable[Path]) -> list[Path]:
+    """Returns those entries that have the name of a mask."""
+    return [path for path in entries if masked_stem(path) is not None]
+
+
 def mask_files(entries: Iterable[Path], pictures: NameIndex) -> dict[Path, list[Path]]:
     """Returns mask -> the pictures that it belongs to, given their index by stem."""
-    stems = {path: masked_stem(path) for path in visible_files(entries)}
-    owners = {path: pictures.find(stem) for path, stem in stems.items() if stem is not None}
+    owners = {path: pictures.find(masked_stem(path) or "") for path in visible_files(masks_among(entries))}
     return {path: found for path, found in owners.items() if found}
 
 
@@ -247,8 +253,9 @@ def open_picture(path: Path, masked: bool = False) -> Opened:
 
 def mask_beside(path: Path) -> Path | None:
     """Returns the file that masks a picture."""
-    entries = sorted(path.parent.iterdir())
-    near = [entry for entry in entries if folded(masked_stem(entry) or "") == folded(path.stem)]
-    pictures = [entry for entry in entries if folded(entry.stem) == folded(path.stem) and masked_stem(entry) is None]
-    owners = mask_files(near, by_stem(entry for entry in pictures if entry.suffix.lower() in readable_extensions()))
-    return next((mask for mask, owned in owners.items() if path in owned), None)
+    entries, stem = sorted(path.parent.iterdir()), folded(path.stem)
+    near = [entry for entry in masks_among(entries) if folded(masked_stem(entry) or "") == stem]
+    if not near:
+        return None
+    pictures = pictures_among((entry for entry in entries if folded(entry.stem) == stem), path.parent)
+    return next((mask for mask, owned in mask_files(near, by_stem(pictures)).items() if path in owned), None)
