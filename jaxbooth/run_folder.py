@@ -22,7 +22,7 @@ from jaxbooth.remote import check_reachable, is_local, local_twin, place, upload
 from jaxbooth.sections import DataConfig, Subject
 from jaxbooth.sharding import AnyMesh, make_mesh
 from jaxbooth.storage.paths import local_path
-from jaxbooth.storage.similar import folders_with, similar_folders
+from jaxbooth.storage.similar import folders_with, holds, similar_folders
 from jaxbooth.storage.text import read_json
 from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.optimizer import make_optimizer
@@ -230,6 +230,9 @@ def refuse_missing(name: str) -> None:
         UserError: there is no such run.
     """
     path = place(name)
+    runs = [] if (path / CONFIG).exists() else folders_with(path, CONFIG)
+    if runs and not holds(path, "model_index.json"):
+        raise UserError(f"{name} is a folder of runs; name one of them, such as {Path(name) / runs[0].name}.")
     if name == DEMO or path.exists() or Path(name).suffix.lower() in CHECKPOINTS:
         return
     is_hub_id = re.fullmatch(r"[^/.~][^/]*/[^/]+", name) is not None

@@ -15,7 +15,7 @@ from jaxbooth.evaluation.models import other
 from jaxbooth.opening import grid_settings, model_defaults
 from jaxbooth.pipeline import Base, SamplingDefaults
 from jaxbooth.sections import ValidationConfig
-from tests.cli.arguments import contents
+from tests.cli.arguments import contents, train
 from tests.commands import read_facts
 from tests.small_models import write_model
 
@@ -137,6 +137,22 @@ def test_a_hub_id_is_still_one_beside_runs(tmp_path):
 def test_a_checkpoint_file_that_is_not_there_is_a_model_that_is_not_there(refused):
     assert "model gone.safetensors: no such folder or file" in refused(
         "sample", "gone.safetensors", "--prompt", "a dog"
+    )
+
+
+def test_a_folder_of_runs_is_none_itself(refused, tmp_path):
+    run_folder(tmp_path / "runs" / "dog")
+    assert (
+        refused("sample", "runs", "--prompt", "a dog")
+        == "runs is a folder of runs; name one of them, such as runs/dog."
+    )
+
+
+def test_a_run_as_the_model_of_another_is_told_to_be_exported_first(refused, tmp_path, dog):
+    run_folder(tmp_path / "runs" / "dog")
+    error = refused(*train(dog, "--model", "runs/dog"))
+    assert error.endswith(
+        "runs/dog is a run; write a model with `jaxbooth export RUN --format diffusers --out FOLDER`."
     )
 
 
