@@ -1,16 +1,18 @@
 """Processes that start, stop and fail together, without what they train."""
 
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from jaxbooth.errors import UserError
+from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.hosts.coordinator import Coordinator
 from jaxbooth.hosts.gate import Gate
 from jaxbooth.hosts.link import Alone, Link, reach
 from jaxbooth.hosts.place import Place, find_place
+from jaxbooth.hosts.relay import relay
 from jaxbooth.hosts.wire import Wire
 from jaxbooth.sections import DistributedConfig
 from tests.processes import free_port
@@ -91,6 +93,38 @@ def test_what_differs_between_processes_is_named():
         assert "process 1" in str(error)
         assert "has --train.steps 20, and process 0" in str(error)
         assert "has 10; start the same command" in str(error)
+
+
+def test_a_process_that_is_killed_before_all_have_joined_fails_the_others():
+    port = free_port()
+    Coordinator(("127.0.0.1", port), 3, 20, 10)
+    killed = Wire(reach(Place(f"127.0.0.1:{port}", 3, 1), 20, 10))
+    killed.send(index=1, name="process 1 (b)", facts={})
+    threading.Timer(MOMENT, killed.close).start()
+    with pytest.raises(RunFailure, match=r"process 1 \(b\) is gone: it was killed, or its machine stopped\."):
+        Link(Place(f"127.0.0.1:{port}", 3, 0), {}, 20, 10, lambda: None).await_all()
+
+
+def test_what_jax_says_to_process_0_passes_through_and_the_end_of_process_0_does_not():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host, port = relay(server.getsockname()).split(":")
+        near = socket.create_connection((host, int(port)), timeout=10)
+        far, _ = server.accept()
+        others = [socket.create_connection((host, int(port)), timeout=10) for _ in range(2)]
+        for _ in others:
+            server.accept()
+    near.sendall(b"question")
+    assert far.recv(100) == b"question"
+    far.sendall(b"answer")
+    assert near.recv(100) == b"answer"
+    far.close()
+    near.settimeout(MOMENT)
+    for word in (b"are you", b"still", b"there"):  # the relay finds out that nobody hears it
+        near.sendall(word)
+        with pytest.raises(TimeoutError):
+            near.recv(100)
+    for connection in (near, *others):
+        connection.close()
 
 
 def test_two_processes_of_one_number_are_an_error():

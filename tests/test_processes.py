@@ -3,7 +3,11 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +15,10 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from jaxbooth.training.writer import read_metrics
+from tests.commands import environment
 from tests.processes import SHORT, free_port, outputs, start, start_all, write_micro_model
 
+LAUNCHER = Path(__file__).parents[1] / "scripts" / "launch" / "local.sh"
 FLOAT32_STEPS = 2e-5  # six steps of Adam, whose first updates are the signs of sums of another order
 
 
@@ -69,10 +75,10 @@ def test_several_processes_train_what_one_does(model, single, tmp_path, processe
         assert not re.search("instance:|loss|exported", output)
 
 
-def wait_for(path, running, seconds=500):
+def wait_for(folder, pattern, running, seconds=500):
     """Waits until a file has content."""
     end = time.monotonic() + seconds
-    while not (path.exists() and path.stat().st_size):
+    while not any(path.stat().st_size for path in folder.glob(pattern)):
         assert time.monotonic() < end
         assert all(process.poll() is None for process in running), outputs(running)
         time.sleep(0.1)
@@ -83,7 +89,7 @@ def test_sigterm_on_one_process_stops_all_at_the_same_step_and_the_run_goes_on_w
     run_dir = tmp_path / "run"
     long = ["--train.checkpoint-every", 100000, "--train.steps-per-dispatch", 3]
     running = start_all(command(model, run_dir, *long, "--train.steps", 100000), 2)
-    wait_for(run_dir / "metrics.jsonl", running)
+    wait_for(tmp_path, MOMENTS["training"], running)
     running[1].send_signal(signal.SIGTERM)
     first, _ = outputs(running)
     assert [process.returncode for process in running] == [0, 0], first
@@ -94,17 +100,78 @@ def test_sigterm_on_one_process_stops_all_at_the_same_step_and_the_run_goes_on_w
     assert f"resumed at step {saved} of {saved + 1}" in output
 
 
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
-def test_a_process_that_is_killed_ends_the_other(model, tmp_path, victim):
-    run_dir = tmp_path / "run"
-    running = start_all(command(model, run_dir, "--train.steps", 100000, "--train.checkpoint-every", 100000), 2)
-    wait_for(run_dir / "metrics.jsonl", running)
+def check_told_of(victim, output, seconds):
+    """Checks what a process says whose fellow was killed: one sentence, and nothing from below Python."""
+    assert seconds < 15
+    sentence = rf"error: process {victim}( \(.*\))? is gone: it was killed, or its machine stopped\."
+    assert len(re.findall(sentence, output)) == output.count("error:") == 1, output
+    assert not re.search(r"Traceback|\*\*\*|\.cc:\d|\.h:\d|Abort|core dumped", output), output
+
+
+MOMENTS = {  # what a run has written when a process is killed
+    "training": "run/metrics.jsonl",
+    "claimed": "run/config.yaml",
+    "class images": "run/prior/class-000003-*.png",
+    "compiling": "run/samples/step_000000.png",
+}
+LONG = ["--train.steps", 100000, "--train.checkpoint-every", 100000]
+KILLS = [(1, "training"), *(pytest.param(victim, moment, marks=pytest.mark.slow)
+         for moment in MOMENTS for victim in (0, 1) if (victim, moment) != (1, "training"))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("victim", "moment"), KILLS)
+def test_a_process_that_is_killed_ends_the_other(model, tmp_path, victim, moment):
+    many = ["--data.num-class-images", 400] if moment == "class images" else []
+    running = start_all(command(model, tmp_path / "run", *LONG, *many), 2)
+    wait_for(tmp_path, MOMENTS[moment], running)
     running[victim].kill()
     began = time.monotonic()
     survivor = outputs(running)[1 - victim]
-    assert time.monotonic() - began < 30
+    check_told_of(victim, survivor, time.monotonic() - began)
     assert running[1 - victim].returncode == 1
-    assert re.search(rf"error: process {victim}( \(.*\))? is gone: it was killed, or its machine stopped\.", survivor)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_killed_while_the_other_waits_for_it_in_a_collective_ends_it(model, tmp_path, victim):
+    running = start_all(command(model, tmp_path / "run", *LONG), 2)
+    wait_for(tmp_path, MOMENTS["training"], running)
+    running[victim].send_signal(signal.SIGSTOP)
+    time.sleep(3)
+    running[victim].kill()
+    began = time.monotonic()
+    survivor = outputs(running)[1 - victim]
+    check_told_of(victim, survivor, time.monotonic() - began)
+    assert running[1 - victim].returncode == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_killed_under_the_launcher_ends_the_other(model, tmp_path, victim):
+    program = [LAUNCHER, 2, sys.executable, "-m", "jaxbooth", *command(model, tmp_path / "run", *LONG)]
+    launcher = subprocess.Popen(
+        list(map(str, program)), env=environment() | {"DEVICES_PER_PROCESS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    wait_for(tmp_path, MOMENTS["training"], [launcher])
+    os.kill(process_of(launcher.pid, victim), signal.SIGKILL)
+    began = time.monotonic()
+    output, _ = launcher.communicate(timeout=120)
+    survivor = "\n".join(line for line in output.splitlines() if line.startswith(f"[{1 - victim}]"))
+    check_told_of(victim, survivor, time.monotonic() - began)
+    assert launcher.returncode == 128 + signal.SIGKILL
+    assert f"local.sh: process {victim} ended with exit code 137; the others are ended." in output
+
+
+def process_of(launcher, index):
+    """Returns the pid of a launcher's process I."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == launcher and words[-3:-1] == [b"--distributed.process", str(index).encode()]:
+                return int(folder.name)
+    raise AssertionError(f"no process {index}")
 
 
 def test_an_error_on_one_process_is_told_by_all(model, tmp_path):

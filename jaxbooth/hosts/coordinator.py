@@ -55,7 +55,7 @@ class Coordinator:
                 getattr(self, f"_on_{message['kind']}")(index, message)
         with self._lock:
             if index not in self._left:
-                self._fail(f"{self._names[index]} is gone: it was killed, or its machine stopped", index)
+                self._fail(f"{self._names[index]} is gone: it was killed, or its machine stopped", index, is_gone=True)
 
     def _welcome(self, wire: Wire, hello: Message) -> bool:
         """Registers a process; the last one opens the way for all."""
@@ -65,7 +65,7 @@ class Coordinator:
                 return False
             if index in self._wires:
                 text = f"there are two processes {index}: {self._names[index]} and {hello['name']}"
-                wire.send(kind="error", text=text)
+                wire.send(kind="error", text=text, is_gone=False)
                 return False
             self._wires[index], self._names[index] = wire, hello["name"]
             self._facts[index] = hello["facts"]
@@ -145,14 +145,14 @@ class Coordinator:
         """A process is done."""
         self._left.add(index)
 
-    def _fail(self, text: str, by: int | None = None) -> None:
+    def _fail(self, text: str, by: int | None = None, is_gone: bool = False) -> None:
         """Ends all other processes; the first reason counts."""
         if self._failed:
             return
         self._failed = True
         for index, wire in self._wires.items():
             if index != by:
-                wire.send(kind="error", text=text)
+                wire.send(kind="error", text=text, is_gone=is_gone)
 
     def _tell(self, **message: Any) -> None:
         """Sends to everyone."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from jaxbooth.errors import UserError
+from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.hosts.gate import Gate
 from jaxbooth.hosts.place import Place
 from jaxbooth.hosts.wire import Message, Wire
@@ -45,7 +45,7 @@ class Alone:
         else:
             self.gate.close(reached)
 
-    def fail(self, text: str) -> None:
+    def fail(self, error: BaseException) -> None:
         """Tells the others why this process ends; they end too."""
 
     def close(self) -> None:
@@ -84,6 +84,7 @@ class Link(Alone):
 
         Raises:
             UserError: someone did not join in time, or runs something else; one sentence says who.
+        RunFailure: someone was killed.
         """
         for message in self._messages:
             match message["kind"]:
@@ -92,12 +93,12 @@ class Link(Alone):
                     return
                 case "error":
                     self._wire.close()
-                    raise UserError(f"{message['text']}.")
+                    raise (RunFailure if message["is_gone"] else UserError)(f"{message['text']}.")
                 case "waiting":
                     complain(message["text"])
                 case _:
                     self._handle(message)
-        raise UserError("process 0 is gone before all processes had joined.")
+        raise RunFailure("process 0 is gone before all processes had joined.")
 
     def exchange(self, value: Any) -> list[Any]:
         self._round += 1
@@ -107,10 +108,15 @@ class Link(Alone):
     def ask_to_stop(self) -> None:
         self._wire.send(kind="stop")
 
-    def fail(self, text: str) -> None:
-        if not self._ending:
-            self._ending = True
-            self._wire.send(kind="error", text=text)
+    def fail(self, error: BaseException) -> None:
+        if self._ending:
+            return
+        if not isinstance(error, UserError | RunFailure):
+            time.sleep(
+                3 * GRACE
+            )  # it may be a collective that misses a process: the link says which, and ends this one
+        self._ending = True
+        self._wire.send(kind="error", text=sentence_of(error))
 
     def close(self) -> None:
         self._ending = True
@@ -154,8 +160,9 @@ def sentence_of(error: BaseException) -> str:
 
 
 def complain(text: str) -> None:
-    """Prints on this process, whichever it is."""
-    print(text, file=sys.stderr, flush=True)
+    """Prints on this process, whichever it is, if anyone reads it."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def reach(place: Place, timeout: float, notice: float) -> socket.socket:

@@ -1,23 +1,26 @@
 """Starting and ending the processes of a run: `jax.distributed`, and the link between them."""
 
+import atexit
 import importlib.metadata
 import os
 import sys
 import time
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
 
 from jaxbooth.errors import UserError
 from jaxbooth.hosts.coordinator import Coordinator
-from jaxbooth.hosts.link import GRACE, Alone, Link, sentence_of
+from jaxbooth.hosts.link import GRACE, Alone, Link
 from jaxbooth.hosts.place import Place, find_place
+from jaxbooth.hosts.relay import relay
 from jaxbooth.hosts.signals import watch_signals
 from jaxbooth.sections import DistributedConfig
 
 NOTICE = 30.0  # seconds between words on who is missing
+EXIT_CODES: dict[type[BaseException], int] = {UserError: 2, KeyboardInterrupt: 130}  # of `jaxbooth.cli`; else 1
 PACKAGES = ("jaxbooth", "jax", "jaxlib")
 
 
@@ -43,9 +46,10 @@ def joined(chosen: DistributedConfig, facts: Mapping[str, Any], again: str) -> G
                 begin(place, link, chosen.timeout)
             yield link
     except BaseException as error:
-        link.fail(sentence_of(error))
+        link.fail(error)
         if place:
             time.sleep(2 * GRACE)  # the others hear it before this process, and JAX's service with it, is gone
+            atexit.register(exit_now, EXIT_CODES.get(type(error), 1))
         raise
     if place:
         link.exchange("done")
@@ -75,8 +79,9 @@ def begin(place: Place, link: Alone, timeout: float) -> None:
     link.await_all()
     # The link does what JAX's own service for preemptions would: it knows of steps that are dispatched together.
     jax.config.update("jax_enable_preemption_service", False)
+    coordinator = relay(place.address) if place.index else place.coordinator
     jax.distributed.initialize(
-        place.coordinator, place.processes, place.index, place.local_devices, initialization_timeout=int(timeout)
+        coordinator, place.processes, place.index, place.local_devices, initialization_timeout=int(timeout)
     )
 
 
@@ -84,5 +89,12 @@ def leave(sentence: str | None) -> None:
     """Ends this process at once, from any thread; everything on disk is whole."""
     if sentence:
         print(sentence, flush=True)
-    sys.stderr.flush()
-    os._exit(0)
+    exit_now(0)
+
+
+def exit_now(code: int) -> None:
+    """Ends this process; at its exit JAX would wait for processes that may be gone, and abort."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

@@ -1,6 +1,5 @@
 """Metrics over steps, thinned for a screen: the raw curve keeps its extremes, the smooth one its course."""
 
-import json
 import math
 import sys
 from collections.abc import Mapping
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from jaxbooth.training.writer import read_log
 
 RAW_BINS = 300  # of a raw curve; each keeps its least and its largest value
 SMOOTH_BINS = 400  # of a smooth curve
@@ -70,26 +71,18 @@ def panel_of(metric: str) -> Panel:
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
-    """Reads a file of JSON lines into metric -> curve; lines that are cut short, and values that are no number, are
-    left out."""
+    """Reads a file of JSON lines into metric -> curve; lines that cannot be read, and values that are no number, are
+    left out.
+
+    Raises:
+        UserError: it is no file.
+    """
     points: dict[str, dict[int, float]] = {}
-    for line in path.read_bytes().decode(errors="replace").split("\n") if path.exists() else []:
-        entry = parsed(line)
-        step = entry.pop("step", None)
-        if isinstance(step, int) and 0 <= step < 2**63:
-            for name, value in entry.items():
-                if isinstance(value, int | float) and abs(value) <= sys.float_info.max:
-                    points.setdefault(name, {})[step] = float(value)
+    for line in read_log(path).entries:
+        for name, value in line.values.items():
+            if name != "step" and isinstance(value, int | float) and abs(value) <= sys.float_info.max:
+                points.setdefault(name, {})[line.step] = float(value)
     return {name: curve_of(found) for name, found in points.items()}
-
-
-def parsed(line: str) -> dict[str, Any]:
-    """Returns the object on a line, or nothing."""
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def curve_of(points: Mapping[int, float]) -> Curve:

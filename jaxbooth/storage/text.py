@@ -23,18 +23,29 @@ def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
     Raises:
         UserError: it is missing, no regular file, larger than `max_bytes`, unreadable, or not UTF-8.
     """
+    content = read_bytes(path, max_bytes)
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8.") from None
+
+
+def read_bytes(path: Path, max_bytes: int | None = None) -> bytes:
+    """Reads a file that is text, or should be.
+
+    Raises:
+        UserError: it is missing, no regular file, larger than `max_bytes`, or unreadable.
+    """
     try:
         if isinstance(path, Path) and not stat.S_ISREG(os.stat(path).st_mode):  # reading a FIFO would wait for ever
             raise UserError(f"{path} is not a file; put a text file in its place.")
         with path.open("rb") as file:
-            content = file.read(max_bytes + 1)
-        if len(content) > max_bytes:
+            content = file.read(-1 if max_bytes is None else max_bytes + 1)
+        if max_bytes is not None and len(content) > max_bytes:
             raise UserError(f"{path} is larger than {max_bytes:,} bytes, which no file of its kind is; check it.")
-        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        return content
     except FileNotFoundError:
         raise UserError(f"{path} is missing.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8.") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{path} cannot be read ({reason}).") from None

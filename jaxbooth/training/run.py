@@ -16,7 +16,7 @@ from jaxbooth.devices import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.errors import RunFailure
 from jaxbooth.export.reader_notes import reader_notes
 from jaxbooth.exports import export_result, natural_format
-from jaxbooth.hosts.link import Alone, sentence_of
+from jaxbooth.hosts.link import Alone
 from jaxbooth.hosts.shared import check_shared, facts_of
 from jaxbooth.hosts.start import joined
 from jaxbooth.params import Params, cast_matrices, flatten_components
@@ -117,7 +117,7 @@ def train_joined(config: Config, link: Alone) -> Result:
         try:
             result = Job(settled, before, run, inputs, mesh, tx, checkpoints, link).execute()
         except BaseException as error:
-            link.fail(sentence_of(error))
+            link.fail(error)
             if jax.process_count() == 1:  # several would wait for each other
                 checkpoints.close()
             raise

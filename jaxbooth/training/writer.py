@@ -1,30 +1,43 @@
 """Metrics and pictures on disk: `metrics.jsonl`, TensorBoard, sample grids. Process 0 only."""
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from jaxbooth.console import is_main
+from jaxbooth.console import is_main, warn
 from jaxbooth.disk import named
-from jaxbooth.files import write_png, write_text
+from jaxbooth.errors import UserError
+from jaxbooth.files import write_bytes, write_png
 from jaxbooth.remote import is_local, local_twin, upload
+from jaxbooth.storage.text import parse_json_object, read_bytes
 from jaxbooth.training.board import Board
 
 VALIDATION = "validation.jsonl"
+UNREADABLE = ".unreadable"  # behind a log's name: its lines that are no metrics of a step
+SUPERSEDED = ".superseded"  # its lines of steps that were done again, from an earlier checkpoint or other settings
 
 
 class Log:
-    """A file of JSON lines that grows. Lines of steps after `step` are dropped: they will be done again."""
+    """A file of JSON lines that grows. Lines of steps after `step` make room: they will be done again.
+
+    Nothing is lost: those lines are kept in a file beside it, and what cannot be read in another.
+    """
 
     def __init__(self, path: Path, step: int):
-        keep = [line for line in read_metrics(path) if line["step"] <= step]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in keep))
-        self._path, self._file = path, path.open("a")
+        lines = read_log(path)
+        current = [line for line in lines.entries if line.step <= step]
+        keep_aside(path.with_name(path.name + SUPERSEDED), [line.raw for line in lines.entries if line.step > step])
+        keep_aside(path.with_name(path.name + UNREADABLE), lines.unreadable)
+        if lines.unreadable:
+            warn(f"{count_lines(lines.unreadable)} of {path} cannot be read; kept in {path.name + UNREADABLE}.")
+        write_bytes(path, b"".join(line.raw + b"\n" for line in current))
+        self._path, self._file = path, path.open("a", encoding="utf-8")
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Appends a line."""
@@ -52,9 +65,9 @@ class Writer:
         self._remote, self._twin = metrics.parent, ExitStack()
         if not is_local(metrics):  # nothing can be appended there
             self._here = self._twin.enter_context(local_twin(metrics.parent))
-            for name in (metrics.name, VALIDATION):
+            for name in (log + end for log in (metrics.name, VALIDATION) for end in ("", SUPERSEDED, UNREADABLE)):
                 if (metrics.parent / name).exists():
-                    write_text(self._here / name, (metrics.parent / name).read_text())
+                    write_bytes(self._here / name, (metrics.parent / name).read_bytes())
             metrics, tensorboard = self._here / metrics.name, self._here / tensorboard.name
         self._metrics, self._figures = Log(metrics, step), Log(metrics.parent / VALIDATION, step)
         self._board, self._events = Board(tensorboard, step), tensorboard
@@ -108,12 +121,61 @@ class Writer:
             upload(self._here, self._remote)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Reads a metrics file; a last line cut short by a killed process is left out."""
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+class LogLine(NamedTuple):
+    """One line of a log: its bytes, without the line's end, and what they say."""
+
+    raw: bytes
+    values: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """The step that it is about."""
+        return self.values["step"]
+
+
+class LogLines(NamedTuple):
+    """The lines of a log, and those that are none: other text, other JSON, no step, or cut short by a kill."""
+
+    entries: list[LogLine]
+    unreadable: list[bytes]
+
+
+def read_log(path: Path) -> LogLines:
+    """Reads a file of JSON lines; one that is missing has none.
+
+    Raises:
+        UserError: it is no regular file, or cannot be opened.
+    """
+    lines = LogLines([], [])
+    for raw in read_bytes(path).split(b"\n") if path.exists() else []:
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            entry = LogLine(raw, parse_json_object(raw.decode("utf-8-sig"), str(path)))
+        except (UserError, UnicodeDecodeError):
+            if raw.strip():
+                lines.unreadable.append(raw)
+            continue
+        if type(entry.values.get("step")) is int and 0 <= entry.step < 2**63:
+            lines.entries.append(entry)
+        else:
+            lines.unreadable.append(raw)
     return lines
+
+
+def keep_aside(path: Path, lines: Sequence[bytes]) -> None:
+    """Appends lines to a file, and waits until they are on disk."""
+    if lines:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with named(path), path.open("ab") as file:
+            file.write(b"".join(line + b"\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def count_lines(lines: Sequence[bytes]) -> str:
+    """Returns `1 line` or `3 lines`."""
+    return f"{len(lines)} line{'' if len(lines) == 1 else 's'}"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns what the lines of a metrics file say; those that cannot be read are left out."""
+    return [line.values for line in read_log(path).entries]
