@@ -6,7 +6,6 @@ import importlib.metadata
 import io
 import os
 import platform
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -18,15 +17,16 @@ import tyro
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jaxbooth.config import Config, explain, for_another, load_config
-from jaxbooth.console import counted, say
+from jaxbooth.console import complain, counted, output, plain, result
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.disk import is_full
 from jaxbooth.errors import RunFailure, UserError, as_sentence
-from jaxbooth.hosts.signals import handled, leave
+from jaxbooth.hosts.signals import handled, leave, requests
 from jaxbooth.limits import ChunkCount, ClipSkip, GuidanceScale, ImageCount, Pixels, Prompt, SamplerSteps, Seed, Step
 from jaxbooth.parse_errors import parse_error
 from jaxbooth.sections import PredictionType
-from jaxbooth.storage.paths import is_utf8, shown
+from jaxbooth.storage.paths import is_utf8, local_path, shown
+from jaxbooth.streams import protect_streams
 from jaxbooth.suggestions import MAX_SHOWN, PIPELINES, TRAINERS, check_flags
 from jaxbooth.weights.pipeline_dir import ExportDtype, ExportFormat
 from jaxbooth.weights.resolve import Source
@@ -45,7 +45,9 @@ USAGE = """usage: jaxbooth COMMAND ...
 
 jaxbooth COMMAND --help explains each; CONFIG is a YAML file or a shipped one: demo, sd15,
 sd15-lora, sd21, sdxl-lora.
---debug anywhere shows tracebacks; --version shows versions."""
+Anywhere on the line: --quiet shows warnings, errors and the result only; --log-file FILE appends
+all lines to FILE, with the time; --debug shows tracebacks. --version shows versions."""
+LOG_FILE = "--log-file"
 SHELLS = ("bash", "zsh")
 COMPLETION_USAGE = """usage: jaxbooth completion bash|zsh
 
@@ -150,7 +152,7 @@ def train_command(argv: list[str]) -> None:
     """Parses a configuration with its flags and trains."""
     default = starting_config(argv)
     config = parse(Config, argv, "jaxbooth train [CONFIG]", default)
-    with handled(leave, signal.SIGTERM):  # the run has handlers of its own, which save first
+    with handled(leave, *requests()):  # the run has handlers of its own, which save first
         from jaxbooth.training.run import train
 
         train(config)
@@ -165,8 +167,8 @@ def sample_command(argv: list[str]) -> None:
     origin = Source(given.pop("source"), *(given.pop(field.name) for field in fields(Source)[1:]))
     drawn = sample(origin, **given)
     names = " to ".join(dict.fromkeys(path.name for path in (drawn.images[0], drawn.images[-1])))
-    say(f"drew {counted(len(drawn.images), 'image')} into {arguments.out} ({names}; {drawn.how})")
-    say(f"contact sheet: {drawn.sheet}")
+    result(f"drew {counted(len(drawn.images), 'image')} into {arguments.out} ({names}; {drawn.how})")
+    result(f"contact sheet: {drawn.sheet}")
 
 
 def export_command(argv: list[str]) -> None:
@@ -188,7 +190,7 @@ def export_command(argv: list[str]) -> None:
         arguments.verify,
         arguments.step,
     ):
-        say(sentence)
+        result(sentence)
 
 
 def evaluate_command(argv: list[str]) -> None:
@@ -203,7 +205,7 @@ def report_command(argv: list[str]) -> None:
     from jaxbooth.reporting.command import ReportArguments, make_report
 
     arguments = parse(ReportArguments, argv, "jaxbooth report")
-    print(f"report: {make_report(arguments.runs, arguments.out)}")  # `say` would start a device, which may be in use
+    plain(f"report: {make_report(arguments.runs, arguments.out)}")  # `result` would start a device, perhaps in use
 
 
 def plan_command(argv: list[str]) -> None:
@@ -224,7 +226,7 @@ def doctor_command(argv: list[str]) -> None:
     from jaxbooth.doctor import findings
 
     for name, value in findings():
-        say(f"{name:<18} {value}")
+        result(f"{name:<18} {value}")
 
 
 def completion_command(argv: list[str]) -> None:
@@ -318,12 +320,10 @@ def main(argv: list[str] | None = None) -> None:
     # JAX takes three quarters of a GPU by default, and full fine-tuning needs more of a 24 GB card.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
     gc.set_threshold(200_000, 20, 100)  # tracing makes objects by the million, and went through them again and again
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a prompt may hold what the terminal's encoding lacks
     argv = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in argv
-    argv = [argument for argument in argv if argument != "--debug"]
+    protect_streams()  # and a prompt may hold what the encoding of the terminal lacks
+    debug, argv = take_flag(argv, "--debug")
+    quiet, argv = take_flag(argv, "--quiet")
     if not debug:
         sys.unraisablehook = lambda _: None  # what Orbax leaves unfinished after a failed write has no reader
     if not argv or argv[0] in ("-h", "--help"):
@@ -334,6 +334,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     try:
         check_encoding(argv)
+        log_file, argv = take_log_file(argv)
+        output.configure(quiet, log_file)
         if argv[0] not in COMMANDS:
             raise unknown_command(argv[0])
         COMMANDS[argv[0]](argv[1:])
@@ -341,7 +343,7 @@ def main(argv: list[str] | None = None) -> None:
         if debug:
             raise
         message, code = describe_failure(error)
-        print(f"error: {as_sentence(message)}", file=sys.stderr)
+        complain(f"error: {as_sentence(message)}")
         sys.exit(code)
 
 
@@ -350,6 +352,31 @@ def check_encoding(argv: list[str]) -> None:
     for argument in argv:
         if not is_utf8(argument):
             raise UserError(f"the argument {shown(argument)} is not UTF-8; rename what it names.")
+
+
+def take_flag(argv: list[str], flag: str) -> tuple[bool, list[str]]:
+    """Returns whether a flag is among the arguments, and the others."""
+    return flag in argv, [argument for argument in argv if argument != flag]
+
+
+def take_log_file(argv: list[str]) -> tuple[Path | None, list[str]]:
+    """Returns the value of --log-file, and the other arguments.
+
+    Raises:
+        UserError: it has none, or nothing else is there.
+    """
+    path, others, rest = None, [], iter(argv)
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        if flag != LOG_FILE:
+            others.append(argument)
+            continue
+        path = value if equals else next(rest, "")
+        if not path or path.startswith("--"):
+            raise UserError(f"{LOG_FILE} needs the name of a file, as in: {LOG_FILE} train.log.")
+    if not others:
+        raise UserError(f"no command; use one of {', '.join(COMMANDS)}.")
+    return local_path(path) if path else None, others
 
 
 def describe_failure(error: BaseException) -> tuple[str, int]:

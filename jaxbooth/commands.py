@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxbooth.card import card_of
 from jaxbooth.config import load_config
-from jaxbooth.console import counted
+from jaxbooth.console import counted, working
 from jaxbooth.data.sheet import sheet, shrink
 from jaxbooth.devices import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.diffusion.samplers import SamplerName
@@ -48,6 +48,7 @@ class Sampled(NamedTuple):
     how: str
 
 
+@working()
 def sample(
     source: str | Source,
     prompt: str,
@@ -125,6 +126,7 @@ def check_sample_folder(out: Path, source: str) -> None:
         check_output_of_model(out, source)
 
 
+@working()
 def export(
     run_dir: str | Path,
     out: Path,

@@ -1,12 +1,17 @@
-"""What a person sees: sentences, warnings and progress bars, on process 0 only."""
+"""What a person sees: sentences, warnings, progress and tables, on process 0 only; and the log file that keeps them."""
 
 import shlex
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import IO, TypeVar
 
 import jax
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -18,10 +23,77 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from jaxbooth.errors import printable
+from jaxbooth.errors import UserError, printable
 
 T = TypeVar("T")
+SILENCE = 25.0  # seconds after which a phase writes a line where there is no bar
+SHARE = 0.05  # of a phase, after which it does so, too,
+PAUSE = 2.0  # unless less than this many seconds have passed
+LOG_WIDTH = 100  # characters of a table in the log file
 console = Console(highlight=False, soft_wrap=True, emoji=False)
+
+
+class Output:
+    """Where lines go.
+
+    Attributes:
+        quiet: show warnings, errors and results only.
+        log_file: path of the file that all lines are appended to, or None.
+        spoke: when there was a line last.
+    """
+
+    def __init__(self) -> None:
+        self.quiet, self.log_file, self.spoke = False, None, time.monotonic()
+        self._file: IO[str] | None = None
+
+    def configure(self, quiet: bool, log_file: Path | None) -> None:
+        """Sets both.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        self.quiet, self.log_file = quiet, log_file
+        if self._file:
+            self._file.close()
+            self._file = None
+        if log_file is None:
+            return
+        try:
+            log_file.parent.mkdir(parents=True, exist_ok=True)
+            self._file = log_file.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UserError(f"--log-file {log_file} cannot be written ({reason}); choose another.") from None
+
+    @property
+    def logs(self) -> bool:
+        """Whether there is a log file."""
+        return self._file is not None
+
+    @property
+    def shows_bars(self) -> bool:
+        """Whether progress is a moving bar."""
+        return console.is_terminal and not self.quiet
+
+    @property
+    def shows_lines(self) -> bool:
+        """Whether progress is printed as lines."""
+        return not console.is_terminal and not self.quiet
+
+    def log(self, text: str) -> None:
+        """Appends lines, with the time; a file that cannot be written any more is given up, the work is not."""
+        self.spoke = time.monotonic()
+        if self._file is None:
+            return
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        try:
+            self._file.write("".join(f"{now} {line.rstrip()}\n" for line in text.split("\n")))
+        except (OSError, ValueError) as error:
+            self._file = None
+            console.print(f"[bold yellow]warning:[/] {escape(f'--log-file {self.log_file} ends here: {error}')}")
+
+
+output = Output()
 
 
 def is_main() -> bool:
@@ -35,9 +107,20 @@ def counted(number: int, noun: str) -> str:
 
 
 def say(text: str) -> None:
-    """Prints one sentence."""
+    """Prints one sentence, unless the user wants quiet."""
     if is_main():
-        console.print(escape(printable(text)))
+        text = printable(text)
+        output.log(text)
+        if not output.quiet:
+            console.print(escape(text))
+
+
+def result(text: str) -> None:
+    """Prints one sentence that a command was run for."""
+    if is_main():
+        text = printable(text)
+        output.log(text)
+        console.print(escape(text))
 
 
 def shell_quoted(text: str) -> str:
@@ -55,40 +138,171 @@ def shell_quoted(text: str) -> str:
 def warn(text: str) -> None:
     """Prints one sentence that should not be missed."""
     if is_main():
-        console.print(f"[bold yellow]warning:[/] {escape(printable(text))}")
+        text = printable(text)
+        output.log(f"warning: {text}")
+        console.print(f"[bold yellow]warning:[/] {escape(text)}")
+
+
+def show(table: RenderableType) -> None:
+    """Prints a table, within the width of the terminal."""
+    if is_main():
+        paper = Console(width=LOG_WIDTH, color_system=None)
+        with paper.capture() as captured:
+            paper.print(table)
+        output.log(captured.get().rstrip("\n"))
+        console.print(table, soft_wrap=False)
+
+
+def plain(text: str, file: IO[str] | None = None) -> None:
+    """Prints on this process, whichever it is and from any thread, if anyone reads it."""
+    with suppress(OSError, ValueError):
+        print(text, file=file or sys.stdout, flush=True)
+    output.log(text)
+
+
+def complain(text: str) -> None:
+    """As `plain`, on the error stream."""
+    plain(text, sys.stderr)
+
+
+@contextmanager
+def every(seconds: float, action: Callable[[], None]) -> Generator[None]:
+    """Calls a function again and again, from a thread of its own, while the block runs."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(seconds):
+            action()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 class Bar:
-    """A running progress bar."""
+    """Progress of one phase: a moving bar on a terminal, a line now and then elsewhere and in the log file.
 
-    def __init__(self, progress: Progress, task: TaskID):
-        self._progress, self._task = progress, task
+    Args:
+        phase: its name.
+        total: what it ends with; None: unknown.
+        done: what it begins with.
+        bar: the moving bar, if there is one.
+        speaks: whether it writes lines.
+    """
+
+    def __init__(self, phase: str, total: float | None, done: float, bar: tuple[Progress, TaskID] | None, speaks: bool):
+        self._phase, self._total, self._first, self._done, self._note = phase, total, done, done, ""
+        self._bar, self._speaks, self._lock = bar, speaks, threading.RLock()
+        self._began = self._spoke = output.spoke = time.monotonic()
+        self._shares = self._share()
 
     def advance(self, amount: float = 1) -> None:
-        """Moves the bar."""
-        self._progress.advance(self._task, amount)
+        """Moves on."""
+        self.reach(self._done + amount)
+
+    def reach(self, done: float) -> None:
+        """Moves to where `done` is done."""
+        with self._lock:
+            self._done = done
+            if self._bar:
+                self._bar[0].update(self._bar[1], completed=done)
+            if self._share() > self._shares and time.monotonic() - self._spoke >= PAUSE:
+                self.speak()
 
     def note(self, text: str) -> None:
-        """Replaces the text behind the bar."""
-        self._progress.update(self._task, note=escape(text))
+        """Replaces the text behind it."""
+        self._note = text
+        if self._bar:
+            self._bar[0].update(self._bar[1], note=escape(text))
+
+    def break_silence(self) -> None:
+        """Writes a line if the last one is long ago, and nothing runs inside of this phase."""
+        with self._lock:
+            if running and running[-1] is self and time.monotonic() - output.spoke >= SILENCE:
+                self.speak()
+
+    def speak(self) -> None:
+        """Writes a line, where lines are written."""
+        if not self._speaks:
+            return
+        self._spoke, self._shares = time.monotonic(), self._share()
+        line = self.line(self._spoke)
+        output.log(line)
+        if output.shows_lines:
+            console.print(escape(line))
+
+    def line(self, now: float) -> str:
+        """Returns how far it is: phase, amount, note, and times."""
+        spent, parts = now - self._began, []
+        if self._total:
+            parts.append(f"{self._done:.0f} of {self._total:.0f} ({self._done / self._total:.0%})")
+        parts += [self._note] if self._note else []
+        parts.append(f"{clock(spent)} elapsed")
+        if self._total and self._first < self._done < self._total:
+            parts.append(f"{clock(spent / (self._done - self._first) * (self._total - self._done))} left")
+        return f"{self._phase}: {', '.join(parts)}"
+
+    def _share(self) -> int:
+        """How many times `SHARE` is done."""
+        return int(self._done / self._total / SHARE) if self._total else 0
+
+
+running: list[Bar] = []  # phases, each inside of the one before it
+
+
+def clock(seconds: float) -> str:
+    """Returns hours, minutes and seconds."""
+    minutes, second = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
 
 
 @contextmanager
 def progress(phase: str, total: float | None, done: float = 0, transient: bool = False) -> Generator[Bar]:
-    """Shows a bar with elapsed and remaining time while the block runs; without a `total`, elapsed time alone.
+    """Shows how far the block is, with elapsed and remaining time; without a `total`, elapsed time alone.
+
+    Where there is no terminal, it writes a line for every 5 % of the work, a line when nothing was written for half a
+    minute, whatever the main thread waits for, and one at its end.
 
     Args:
-        done: where the bar begins.
-        transient: leave no line behind, for what happens inside of another bar.
+        done: where it begins.
+        transient: leave no line behind, for what happens inside of another phase.
     """
     columns = (
         TextColumn("{task.description:<10}"), BarColumn(24), TaskProgressColumn(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
     )  # fmt: skip
-    with Progress(
-        *columns, console=console, transient=transient, disable=not is_main() or (transient and not console.is_terminal)
-    ) as shown:
-        yield Bar(shown, shown.add_task(phase, total=total, completed=int(done), note=""))
+    speaks = is_main() and (output.shows_lines or output.logs)
+    moves = is_main() and output.shows_bars
+    with Progress(*columns, console=console, transient=transient, disable=not moves) as shown:
+        task = shown.add_task(phase, total=total, completed=int(done), note="")
+        bar = Bar(phase, total, done, (shown, task) if moves else None, speaks)
+        running.append(bar)
+        try:
+            with every(1.0, bar.break_silence) if speaks else nullcontext():
+                yield bar
+        finally:
+            running.remove(bar)
+        if not transient:
+            bar.speak()
+
+
+@contextmanager
+def working() -> Generator[None]:
+    """Breaks the silence of a whole command wherever no phase of its own does; also a decorator."""
+    if not is_main() or not (output.shows_lines or output.logs):
+        yield
+        return
+    bar = Bar("working", None, 0, None, speaks=True)
+    running.append(bar)
+    try:
+        with every(1.0, bar.break_silence):
+            yield
+    finally:
+        running.remove(bar)
 
 
 def track(phase: str, items: Iterable[T], total: int) -> Iterator[T]:

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from jaxbooth.cli import COMMANDS, main
+from jaxbooth.cli import COMMANDS, USAGE, main
 from jaxbooth.config import load_config
 from jaxbooth.data.prior import wanted_settings
 from jaxbooth.training.checks import check_config
@@ -72,7 +72,7 @@ def flags() -> dict[str, set[str]]:
         shown = io.StringIO()
         with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown), contextlib.suppress(SystemExit):
             main([command, "--help"])
-        found[command] = set(FLAG.findall(shown.getvalue())) | {"--help", "--debug"}
+        found[command] = set(FLAG.findall(shown.getvalue())) | set(FLAG.findall(USAGE)) | {"--help"}
     return found
 
 

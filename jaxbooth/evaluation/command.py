@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from tyro.conf import Positional
 
 from jaxbooth.config import Config
-from jaxbooth.console import counted, say, warn
+from jaxbooth.console import counted, result, say, warn, working
 from jaxbooth.devices import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.disk import check_writable
@@ -169,6 +169,7 @@ def skipped(evaluation: Evaluation, extractors: Extractors) -> dict[str, str]:
     return found
 
 
+@working()
 def evaluate(arguments: EvaluateArguments) -> Path:
     """Draws the pictures, computes the metrics, prints them and writes them down; returns the path of the result.
 
@@ -191,7 +192,7 @@ def evaluate(arguments: EvaluateArguments) -> Path:
     path = evaluation.out / RESULT
     write_json(path, found)
     print_table(found)
-    say(f"written: {path}")
+    result(f"written: {path}")
     return path
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxbooth.config import Config
+from jaxbooth.console import progress
 from jaxbooth.data.framing import Framing, framed
 from jaxbooth.data.images import scan
 from jaxbooth.errors import UserError
@@ -84,8 +85,9 @@ class Measure:
 
     def __call__(self, pictures: Sequence[Sequence[np.ndarray]]) -> Scores:
         """Scores the pictures of each entry, (H, W, 3) uint8."""
-        embedded = [
-            Embedded([one.images(each) for each in pictures], known) if one and known else None
-            for one, known in zip((self.extractors.clip, self.extractors.dino), self._references, strict=True)
-        ]
+        with progress("measure", total=None, transient=True):
+            embedded = [
+                Embedded([one.images(each) for each in pictures], known) if one and known else None
+                for one, known in zip((self.extractors.clip, self.extractors.dino), self._references, strict=True)
+            ]
         return score(self.entries, embedded[0], self._captions, embedded[1])

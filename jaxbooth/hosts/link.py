@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
+from jaxbooth.console import complain
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.hosts.gate import Gate
 from jaxbooth.hosts.place import Place
@@ -47,6 +48,11 @@ class Alone:
 
     def fail(self, error: BaseException) -> None:
         """Tells the others why this process ends; they end too."""
+
+    def abort(self, text: str) -> None:
+        """Ends all processes with a sentence, from any thread and whatever the main one waits for; exit code 1."""
+        complain(f"error: {text}")
+        exit_now(1)
 
     def close(self) -> None:
         """Says goodbye."""
@@ -118,6 +124,12 @@ class Link(Alone):
         self._ending = True
         self._wire.send(kind="error", text=sentence_of(error))
 
+    def abort(self, text: str) -> None:
+        self.fail(RunFailure(text))
+        complain(f"error: {text}")
+        time.sleep(2 * GRACE)  # the others hear it before JAX's service is gone
+        exit_now(1)
+
     def close(self) -> None:
         self._ending = True
         self._wire.send(kind="bye")
@@ -150,19 +162,20 @@ class Link(Alone):
         time.sleep(grace)
         if not self._ending:
             complain(f"error: {text}.")
-            sys.stdout.flush()
-            os._exit(1)
+            exit_now(1)
+
+
+def exit_now(code: int) -> None:
+    """Ends this process; at its exit JAX would wait for processes that may be gone, and abort."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def sentence_of(error: BaseException) -> str:
     """Returns an error's message, without the period at its end."""
     return (str(error) or type(error).__name__).removesuffix(".")
-
-
-def complain(text: str) -> None:
-    """Prints on this process, whichever it is, if anyone reads it."""
-    with suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
 
 
 def reach(place: Place, timeout: float, notice: float) -> socket.socket:

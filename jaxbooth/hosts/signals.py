@@ -1,4 +1,7 @@
-"""SIGTERM and Ctrl-C ask all processes to save and leave; a second one ends this process at once."""
+"""SIGTERM, Ctrl-C and the end of the terminal (SIGHUP) ask all processes to save and leave.
+
+A second SIGTERM or Ctrl-C ends this process at once. A second SIGHUP does not: the kernel and the shell send one each.
+"""
 
 import os
 import signal
@@ -9,9 +12,16 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
+from jaxbooth.console import plain
 from jaxbooth.hosts.link import Alone
 
 Handler = Callable[[int, FrameType | None], None]
+
+
+def requests() -> tuple[signal.Signals, ...]:
+    """Returns the signals that ask a command to leave; `nohup` has turned the one of the terminal off."""
+    hears_terminal = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    return (signal.SIGTERM, signal.SIGHUP) if hears_terminal else (signal.SIGTERM,)
 
 
 @contextmanager
@@ -33,21 +43,21 @@ def handled(handler: Handler, *numbers: signal.Signals) -> Generator[None]:
 
 def leave(number: int, _frame: FrameType | None) -> None:
     """Ends a training command well, as long as it has not begun."""
-    signal.signal(number, signal.SIG_DFL)
-    print("stopped; run the same command again.", flush=True)
+    signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
+    plain("stopped; run the same command again.")
     sys.exit(0)
 
 
 @contextmanager
 def watch_signals(link: Alone) -> Generator[None]:
-    """Lets SIGTERM and Ctrl-C stop all processes while the block runs.
+    """Lets signals stop all processes while the block runs.
 
     A thread of its own hears of them, because the main one may wait for a device or a compiler for minutes. Ctrl-C
     outside of the loop of a single process is Python's own affair.
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    heard = {signal.SIGTERM: 0, signal.SIGINT: 0}
+    heard = dict.fromkeys((*requests(), signal.SIGINT), 0)
 
     def listen() -> None:
         while number := reader.recv(1):
@@ -55,7 +65,7 @@ def watch_signals(link: Alone) -> Generator[None]:
             if which not in heard or (which == signal.SIGINT and idle(link)):
                 continue
             heard[which] += 1
-            if heard[which] > 1:
+            if heard[which] > 1 and which != signal.SIGHUP:
                 os._exit(128 + which)
             link.ask_to_stop()
 

@@ -2,18 +2,17 @@
 
 import atexit
 import importlib.metadata
-import os
-import sys
 import time
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 
+from jaxbooth.console import plain
 from jaxbooth.errors import UserError
 from jaxbooth.hosts.coordinator import Coordinator
-from jaxbooth.hosts.link import GRACE, Alone, Link
+from jaxbooth.hosts.link import GRACE, Alone, Link, exit_now
 from jaxbooth.hosts.place import Place, find_place
 from jaxbooth.hosts.relay import relay
 from jaxbooth.hosts.signals import watch_signals
@@ -88,13 +87,5 @@ def begin(place: Place, link: Alone, timeout: float) -> None:
 def leave(sentence: str | None) -> None:
     """Ends this process at once, from any thread; everything on disk is whole."""
     if sentence:
-        print(sentence, flush=True)
+        plain(sentence)
     exit_now(0)
-
-
-def exit_now(code: int) -> None:
-    """Ends this process; at its exit JAX would wait for processes that may be gone, and abort."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code)

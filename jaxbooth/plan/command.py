@@ -10,7 +10,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from jaxbooth.config import Config
-from jaxbooth.console import console
+from jaxbooth.console import show
 from jaxbooth.errors import UserError
 from jaxbooth.pipeline import Base
 from jaxbooth.plan.abstract import plan_base
@@ -56,7 +56,7 @@ def plan_command(arguments: PlanArguments) -> None:
     if arguments.as_json:
         print(json.dumps(plan_facts(plan), indent=2))
     else:
-        console.print(plan_table(plan))
+        show(plan_table(plan))
 
 
 def make_plan(config: Config, topology: Topology, compiles: bool = False) -> Plan:

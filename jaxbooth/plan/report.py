@@ -89,6 +89,8 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
 def plan_table(plan: Plan) -> Table:
     """Returns the table."""
     table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in lines(plan):
         table.add_row(name, escape(value))
     return table

@@ -65,7 +65,8 @@ class Loop:
                 if self.validation.has_seen_enough:
                     break
         self.checkpoints.save(state, step, self.config)  # where a signal stopped it; elsewhere it is saved already
-        self.checkpoints.wait()
+        with progress("save", total=None, transient=True):
+            self.checkpoints.wait()
         self.gate.leave()
         return state, step
 
@@ -113,8 +114,8 @@ class Loop:
         for index in range(count):
             line = {name: float(column[index]) for name, column in values.items()}
             self.writer.scalars(start + index + 1, line | {"images_per_second": rate})
-        bar.advance(count)
         bar.note(f"loss {values['loss'][-1]:.4f}, {rate:.1f} images/s")
+        bar.advance(count)
         return now
 
 

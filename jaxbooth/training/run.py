@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from jaxbooth.claim import check_ownership, claim
 from jaxbooth.config import Config, load_config, with_overrides
-from jaxbooth.console import is_main, say, shell_quoted
+from jaxbooth.console import is_main, progress, result, say, shell_quoted, working
 from jaxbooth.devices import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.errors import RunFailure
 from jaxbooth.export.reader_notes import reader_notes
@@ -92,6 +92,7 @@ def train(config: Config | str | Path | None = None, **overrides: Any) -> Result
         return train_joined(resolve_paths(config), link)
 
 
+@working()
 def train_joined(config: Config, link: Alone) -> Result:
     """Trains as one of the processes that `link` joins."""
     enable_compilation_cache()
@@ -159,7 +160,7 @@ class Job:
                     return self.execute()
                 self.export(state)
             flags = "--train.steps" if done >= total else "--evaluation.patience"
-            say(f"{self.run.root} is complete at step {done} of {total}; raise {flags} to train on.")
+            result(f"{self.run.root} is complete at step {done} of {total}; raise {flags} to train on.")
             return Result(self.run, done, complete=True)
         shapes = trained_shapes(self.base, self.config)
         whole = whole_components(self.base, shapes)
@@ -173,16 +174,16 @@ class Job:
         state, done = self.start_state(values, done)
         state, step, kept = self.train(state, done, feed, frozen, reference)
         for sentence in findings(kept, self.config):
-            say(sentence)
+            result(sentence)
         if step < total and kept.stopped is None:
-            say(f"stopped and saved at step {step} of {total}; run the same command again to continue.")
+            result(f"stopped and saved at step {step} of {total}; run the same command again to continue.")
             return Result(self.run, step, complete=False)
         self.check_moved(start, state)
         if self.config.export:
             self.export(state)
-        say(f"done: {self.run.samples(step)}")
+        result(f"done: {self.run.samples(step)}")
         prompt = shell_quoted(self.config.subjects[0].instance_prompt)
-        say(f"draw more: jaxbooth sample {shell_quoted(str(self.run.root))} --prompt {prompt}")
+        result(f"draw more: jaxbooth sample {shell_quoted(str(self.run.root))} --prompt {prompt}")
         return Result(self.run, step, complete=True)
 
     def make_feed(self, params: dict[str, Params]) -> Feed:
@@ -216,7 +217,8 @@ class Job:
 
     def restore(self) -> tuple[TrainState, int]:
         """Reads the newest sound checkpoint."""
-        return self.checkpoints.restore(state_of(self.config, self.base, self.mesh))
+        with progress("restore", total=None, transient=True):
+            return self.checkpoints.restore(state_of(self.config, self.base, self.mesh))
 
     def train(
         self, state: TrainState, done: int, feed: Feed, frozen: dict[str, Params], reference: dict[str, Params]
@@ -267,6 +269,6 @@ class Job:
             what = (self.config, self.base, trained, self.mesh, fresh, kind, default_dtype(kind))
             export_result(*what)
             found = verify_export(*what, with_torch=False)
-        say(f"exported: {self.run.export}, {', '.join(found)}")
+        result(f"exported: {self.run.export}, {', '.join(found)}")
         for note in reader_notes(self.config, self.base, kind, default_dtype(kind)):
             say(note)

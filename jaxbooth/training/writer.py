@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from jaxbooth.console import is_main, warn
+from jaxbooth.console import counted, is_main, warn
 from jaxbooth.disk import named
 from jaxbooth.errors import UserError
 from jaxbooth.files import write_bytes, write_png
@@ -35,7 +35,9 @@ class Log:
         keep_aside(path.with_name(path.name + SUPERSEDED), [line.raw for line in lines.entries if line.step > step])
         keep_aside(path.with_name(path.name + UNREADABLE), lines.unreadable)
         if lines.unreadable:
-            warn(f"{count_lines(lines.unreadable)} of {path} cannot be read; kept in {path.name + UNREADABLE}.")
+            warn(
+                f"{counted(len(lines.unreadable), 'line')} of {path} cannot be read; kept in {path.name + UNREADABLE}."
+            )
         write_bytes(path, b"".join(line.raw + b"\n" for line in current))
         self._path, self._file = path, path.open("a", encoding="utf-8")
 
@@ -169,11 +171,6 @@ def keep_aside(path: Path, lines: Sequence[bytes]) -> None:
             file.write(b"".join(line + b"\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
-
-
-def count_lines(lines: Sequence[bytes]) -> str:
-    """Returns `1 line` or `3 lines`."""
-    return f"{len(lines)} line{'' if len(lines) == 1 else 's'}"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -10,11 +10,11 @@ import glob
 import re
 import shutil
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from jaxbooth.console import say, warn
+from jaxbooth.console import every, progress, say, warn
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.family import family_of
 from jaxbooth.storage.paths import relative_file_name
@@ -157,8 +157,10 @@ def fetch(repo: str, revision: str | None, offline: bool, what: str, choose: Cho
             lambda name: Path(hf_hub_download(repo, name, revision=revision)),
         )
         files = [relative_file_name(name, what) for name in chosen]
-        announce(repo, [file for file in info.siblings or () if file.rfilename in files], what)
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=[glob.escape(name) for name in files]))
+        size = announce(repo, [file for file in info.siblings or () if file.rfilename in files], what)
+        patterns = [glob.escape(name) for name in files]
+        with fetching(blobs_of(repo), size):
+            return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
 
 
 def cached(repo: str, revision: str | None, what: str, choose: Choice, reason: str) -> Path:
@@ -186,8 +188,41 @@ def cached(repo: str, revision: str | None, what: str, choose: Choice, reason: s
     return folder
 
 
-def announce(repo: str, files: list[Any], what: str) -> None:
-    """Says what is about to be fetched.
+def blobs_of(repo: str) -> Path:
+    """Returns the folder of a repository's files in the cache, which are named by their content."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "blobs"
+
+
+@contextmanager
+def fetching(blobs: Path, size: int) -> Generator[None]:
+    """Shows how much of `size` bytes has come while the block fetches them; nothing where there are none."""
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not size:
+        yield
+        return
+    before = folder_bytes(blobs)
+    with disable_progress_bars(), progress("fetch", total=size / 1e6) as bar:
+        bar.note("MB")
+        with every(1.0, lambda: bar.reach(min(size, folder_bytes(blobs) - before) / 1e6)):
+            yield
+        bar.reach(size / 1e6)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Returns the bytes of a folder's files, those that are being written among them."""
+    total = 0
+    for path in folder.glob("*"):
+        with suppress(OSError):  # renamed in between
+            total += path.stat().st_size
+    return total
+
+
+def announce(repo: str, files: list[Any], what: str) -> int:
+    """Says what is about to be fetched, and returns its bytes.
 
     Args:
         files: `huggingface_hub.hf_api.RepoSibling`s with their metadata.
@@ -196,13 +231,11 @@ def announce(repo: str, files: list[Any], what: str) -> None:
         RunFailure: the disk has no room for it.
     """
     from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
 
-    cache = Path(constants.HF_HUB_CACHE)
-    blobs = cache / repo_folder_name(repo_id=repo, repo_type="model") / "blobs"  # named by content
+    cache, blobs = Path(constants.HF_HUB_CACHE), blobs_of(repo)
     missing = [file for file in files if not (blobs / (file.lfs.sha256 if file.lfs else file.blob_id)).exists()]
     if not missing:
-        return
+        return 0
     size = sum(file.size for file in missing)
     cache.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(cache).free
@@ -212,6 +245,7 @@ def announce(repo: str, files: list[Any], what: str) -> None:
             "a folder on another disk."
         )
     say(f"{what}: fetching {len(missing)} of {len(files)} files, {size / 1e9:.2f} GB.")
+    return size
 
 
 def reason_of(error: BaseException) -> str:

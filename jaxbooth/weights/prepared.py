@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from jaxbooth.console import say
+from jaxbooth.console import progress, say
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.files import write_json
 from jaxbooth.storage.paths import local_path, short_name
@@ -238,7 +238,8 @@ def kept(originals: Sequence[Path], asked: dict[str, Any], build: Make) -> Path:
     except OSError as error:
         raise RunFailure(f"{folder.parent} cannot be written ({error.strerror}); set JAXBOOTH_CACHE.") from None
     try:
-        build(aside / "model")
+        with progress("convert", total=None, transient=True):
+            build(aside / "model")
         (aside / "model").rename(folder)
     except OSError as error:
         if folder.is_dir():  # another process was faster
