@@ -5,13 +5,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from jaxbooth.config import Config, dump_config, first_conflict, flag, load_config
-from jaxbooth.console import is_main
+from jaxbooth.console import is_main, output, say
 from jaxbooth.errors import UserError
 from jaxbooth.files import is_unfinished, write_text
 from jaxbooth.hosts.link import Alone
 from jaxbooth.lock import LOCK, locked
 from jaxbooth.remote import check_reachable, is_local, place
 from jaxbooth.run_folder import RunFolder
+from jaxbooth.training.checkpoint import free_name
+from jaxbooth.training.writer import SUPERSEDED
 
 
 @contextmanager
@@ -28,10 +30,11 @@ def claim(config: Config, link: Alone) -> Generator[RunFolder]:
     with ExitStack() as held:
         try:
             if is_main() and is_local(run.root):
-                held.enter_context(locked(run.root))
+                held.enter_context(locked(run.root, link.abort))
                 check_ownership(run, config)  # another may have been there first
                 remove_unfinished(run)
             if is_main():
+                forget_start(run, config)
                 write_text(run.config, dump_config(config))
         except OSError as error:
             raise UserError(f"--run-dir {run.root} cannot be written ({error.strerror}); choose another.") from None
@@ -44,7 +47,7 @@ def check_ownership(run: RunFolder, config: Config) -> None:
     check_reachable(run.root)
     if run.config.exists():
         conflict = first_conflict(load_config(run.config), config)
-        if conflict:
+        if conflict and has_result(run):
             key, old, new = conflict
             raise UserError(
                 f"{run.root} belongs to a run with {flag(key)} {old}, and this one has {new}; "
@@ -54,9 +57,35 @@ def check_ownership(run: RunFolder, config: Config) -> None:
         raise UserError(f"{run.root} exists and is not a run folder; choose another --run-dir.")
 
 
+def has_result(run: RunFolder) -> bool:
+    """Whether a run has come to its first checkpoint; one that has not may begin anew with any settings."""
+    steps = run.checkpoints.iterdir() if run.checkpoints.is_dir() else ()
+    return run.is_exported or any(path.name.removeprefix("damaged-").isdigit() for path in steps)
+
+
+def forget_start(run: RunFolder, config: Config) -> None:
+    """Removes what ties a run folder without a result to the settings that it was started with.
+
+    Metrics and sample grids are put aside; class images stay and are checked where they are read.
+    """
+    if not run.config.exists() or has_result(run):
+        return
+    for path in (run.base_model, run.pictures, run.kept):
+        path.unlink(missing_ok=True)
+    if first_conflict(load_config(run.config), config):
+        say(f"{run.root} has no checkpoint yet; it begins anew with these settings.")
+        samples = run.samples(0).parent
+        if samples.exists():
+            samples.rename(free_name(samples.with_name(samples.name + SUPERSEDED)))
+
+
 def is_foreign(path: Path) -> bool:
-    """Whether a file is none of those that a run leaves when it is killed before its configuration is written."""
-    return path.name != LOCK and not is_unfinished(path)
+    """Whether a file is none of those that a run leaves when it is killed before its configuration is written.
+
+    Nor is it the log file of this command, which may lie in the run folder.
+    """
+    is_log = output.log_file is not None and output.log_file.absolute().is_relative_to(path)
+    return path.name != LOCK and not is_unfinished(path) and not is_log
 
 
 def remove_unfinished(run: RunFolder) -> None:

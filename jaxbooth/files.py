@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from jaxbooth.disk import check_writable, named
 from jaxbooth.errors import UserError
+from jaxbooth.lock import check_held
 from jaxbooth.remote import is_local
 from jaxbooth.storage.paths import short_name
 
@@ -23,6 +24,7 @@ UNFINISHED = ".part"
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file through a temporary one in the same folder, which is created when missing."""
+    check_held(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not is_local(path):
         path.write_bytes(content)  # an object appears when all of it is there

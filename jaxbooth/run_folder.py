@@ -16,6 +16,7 @@ from jaxbooth.console import is_main
 from jaxbooth.data.prior import fingerprint
 from jaxbooth.errors import UserError
 from jaxbooth.files import remove_tree, write_json, write_text
+from jaxbooth.lock import check_held
 from jaxbooth.params import Params
 from jaxbooth.pipeline import Base
 from jaxbooth.remote import check_reachable, is_local, local_twin, place, upload
@@ -105,6 +106,7 @@ class RunFolder:
         Its name is the run's: files are named after their folder.
         """
         if is_local(self.root):
+            check_held(self.root)
             aside = self.root / ".export"
             remove_tree(aside)
             yield aside / self.root.name

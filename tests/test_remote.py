@@ -73,6 +73,7 @@ def test_a_run_is_claimed_and_opened_and_anothers_is_refused(store):
     with claim(config, Alone(lambda: None)) as run:
         assert names(store) == {"config.yaml"}
     assert open_run(RUN) == (run, config)
+    (store / "checkpoints" / "4").mkdir(parents=True)
     with pytest.raises(UserError, match="belongs to a run with --seed 1, and this one has 2"), \
             claim(Config(run_dir=RUN, seed=2), Alone(lambda: None)):  # fmt: skip
         pass
@@ -93,6 +94,7 @@ def test_metrics_and_curves_are_there_after_a_flush_and_lines_of_later_steps_are
     assert [line["loss"] for line in read_metrics(run.metrics)] == [0.5, 1.0, 9.0]
     assert {name.split("/")[0] for name in names(store)} == {
         "metrics.jsonl",
+        "metrics.jsonl.superseded",
         "samples",
         "tensorboard",
         "validation.jsonl",

@@ -175,7 +175,8 @@ def check_settings(recorded: dict[str, Any], wanted: dict[str, Any], manifest: P
         if key != "model" and found != value:
             raise UserError(
                 f"{manifest}: these class pictures were made with {key} = {brief(found)}, but the run asks for "
-                f"{value!r}; set --data.class-dir to another folder, or change the setting back."
+                f"{value!r}; set --data.class-dir to another folder, change the setting back, or, to make them anew, "
+                f"delete {manifest.name} and the class-*.png files beside it."
             )
 
 

@@ -19,6 +19,7 @@ from jaxbooth.config import Config
 from jaxbooth.console import is_main, warn
 from jaxbooth.disk import free_bytes, in_words, is_full
 from jaxbooth.errors import RunFailure, UserError
+from jaxbooth.lock import check_held
 from jaxbooth.params import Params
 from jaxbooth.remote import is_local, place
 from jaxbooth.storage.paths import as_orbax_path
@@ -84,6 +85,7 @@ class Checkpoints:
             return
         content = state._asdict()
         if is_local(self._folder):
+            check_held(self._folder)
             check_free(self._folder, state, step)
         sums = {name: int(value) for name, value in jax.device_get(field_sums(content)).items()}
         items = ocp.args.Composite(
