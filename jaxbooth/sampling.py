@@ -19,6 +19,7 @@ from jaxbooth.console import progress
 from jaxbooth.diffusion.samplers import SAMPLERS, Denoiser, Grid, Point, SamplerName, make_grid
 from jaxbooth.diffusion.schedule import convert
 from jaxbooth.errors import UserError
+from jaxbooth.limits import MAX_ENLARGEMENT
 from jaxbooth.params import Params, cast_matrices, pixel_precision, precision_of
 from jaxbooth.pipeline import Base
 from jaxbooth.prng import key_data, root_key
@@ -74,12 +75,16 @@ class Dials(NamedTuple):
 
 
 def check_resolution(base: Base, resolution: int, flag: str) -> None:
-    """Refuses a side that the model's downsampling does not divide.
+    """Refuses a side that the model's downsampling does not divide, or that is far beyond what it was trained at.
 
     Raises:
-        UserError: it does not.
+        UserError: the message names a side that would do.
     """
-    multiple = base.resolution_multiple
+    multiple, largest = base.resolution_multiple, MAX_ENLARGEMENT * base.native_resolution
+    if resolution > largest:
+        raise UserError(
+            f"{flag} {resolution} is far beyond this model's {base.native_resolution} px; {largest} is the most."
+        )
     if resolution % multiple:
         nearest = max(multiple, round(resolution / multiple) * multiple)
         raise UserError(f"{flag} {resolution} is not a multiple of {multiple}, which this model needs; try {nearest}.")

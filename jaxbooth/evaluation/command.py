@@ -33,7 +33,7 @@ from jaxbooth.evaluation.prompts import (
 from jaxbooth.evaluation.results import FORMAT, by_prompt, differences, overall
 from jaxbooth.evaluation.table import print_table
 from jaxbooth.files import write_json
-from jaxbooth.limits import GuidanceScale, PairedImageCount, SamplerSteps, Seed, Step
+from jaxbooth.limits import MAX_EVALUATED_IMAGES, GuidanceScale, PairedImageCount, SamplerSteps, Seed, Step
 from jaxbooth.remote import is_local, place
 from jaxbooth.run_folder import RunFolder, open_run, run_mesh
 from jaxbooth.runs.overlap import check_output
@@ -150,7 +150,13 @@ def prepare(arguments: EvaluateArguments, config: Config, root: Path, mesh: Mesh
     if is_local(out):
         check_writable(out, "--out")
         check_output(out, root, config, allowed="evaluation")
-    return Evaluation(arguments, config, entries_of(arguments, config), settings, mesh, out)
+    evaluation = Evaluation(arguments, config, entries_of(arguments, config), settings, mesh, out)
+    if len(evaluation.wanted) > MAX_EVALUATED_IMAGES:
+        raise UserError(
+            f"{len(evaluation.wanted):,} images of each model are too many, and {MAX_EVALUATED_IMAGES:,} is the most; "
+            "lower --num or --class-num, or shorten --prompts."
+        )
+    return evaluation
 
 
 def skipped(evaluation: Evaluation, extractors: Extractors) -> dict[str, str]:

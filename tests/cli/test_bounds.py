@@ -2,6 +2,9 @@
 
 import pytest
 
+from jaxbooth.config import Config
+from jaxbooth.errors import UserError
+from jaxbooth.evaluation.command import EvaluateArguments, prepare
 from tests.cli.arguments import CLASS, SHORT, train
 
 SUBJECT = ("--data.instance-dir", "demo", *SHORT, *CLASS)
@@ -74,6 +77,14 @@ def test_evaluate_refuses_what_it_could_not_finish(refused, flag):
     assert refused("evaluate", "runs/none", flag, str(10**12)).startswith(f"{flag} {10**12} is not valid")
 
 
+def test_an_evaluation_of_more_images_than_fit_into_memory_is_refused(tmp_path, mesh):
+    subject = {"instance_dir": "dog", "instance_prompt": "a sks dog", "class_prompt": "a dog", "resolution": 64}
+    arguments = EvaluateArguments(run="run", num=1000, class_num=10)
+    with pytest.raises(UserError, match=r"^25,010 images of each model are too many, and 20,000 is the most; lower"):
+        prepare(arguments, Config.model_validate({"data": subject}), tmp_path, mesh)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_more_rows_than_can_be_counted_are_refused(refused):
     error = refused("train", *SUBJECT, "--train.steps", str(10**8), "--train.batch-size", "64")
     assert "--train.steps 100000000 of 64 + 64 rows are 12,800,000,000 rows" in error
@@ -93,6 +104,20 @@ def test_a_rank_larger_than_every_adapted_layer_names_the_largest(refused, dog, 
     error = refused(*train(dog, "--lora.rank", "16000", "--run-dir", tmp_path / "run"))
     assert error.startswith("--lora.rank 16000 is more than any adapted layer of this model has; set ")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flag", ["--resolution", "--height", "--width"])
+def test_sample_refuses_a_side_far_beyond_the_models(refused, tmp_path, flag):
+    error = refused("sample", "demo", "--prompt", "a cat", "--out", tmp_path / "out", flag, "8192")
+    assert error.endswith("8192 is far beyond this model's 64 px; 512 is the most.")
+    assert list(tmp_path.rglob("*.png")) == []
+
+
+def test_a_training_far_beyond_the_models_resolution_is_refused(refused, dog, tmp_path):
+    argv = [argument for argument in train(dog, "--run-dir", tmp_path / "run") if argument != "--data.resolution"]
+    argv.remove("64")
+    error = refused(*argv, "--data.resolution", "4096")
+    assert error == "--data.resolution 4096 is far beyond this model's 64 px; 512 is the most."
 
 
 def test_a_prompt_that_is_no_text_is_refused(refused):

@@ -21,12 +21,12 @@ def test_a_class_folder_without_room_is_named(refused, dog, tmp_path):
         "--data.num-class-images",
         "100000",
         "--data.resolution",
-        "2048",
+        "512",
         "--force",
     )
     sentence = refused(*train(dog, *flags))
     assert sentence.startswith("--data.class-dir /dev/shm/prior has ")
-    assert "needs about 1258.29 GB there (100000 class images)" in sentence
+    assert "needs about 78.64 GB there (100000 class images)" in sentence
 
 
 def test_a_class_folder_that_cannot_be_written_is_refused_before_a_folder_is_made(refused, dog, tmp_path):
