@@ -351,7 +351,9 @@ def check_encoding(argv: list[str]) -> None:
     """Raises UserError for an argument that is not UTF-8: what is named with it could not be written down."""
     for argument in argv:
         if not is_utf8(argument):
-            raise UserError(f"the argument {shown(argument)} is not UTF-8; rename what it names.")
+            raise UserError(
+                f"the argument {shown(argument)} is not UTF-8; set the terminal to UTF-8, or rename what it names."
+            )
 
 
 def take_flag(argv: list[str], flag: str) -> tuple[bool, list[str]]:
