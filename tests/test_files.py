@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxbooth.files import write_bytes, write_json, write_png, write_text
+from jaxbooth.errors import UserError
+from jaxbooth.files import new_folder, remove_tree, write_bytes, write_json, write_png, write_text
 
 
 def test_a_written_file_is_alone_in_its_folder(tmp_path):
@@ -73,3 +74,54 @@ def test_the_same_png_is_the_same_bytes(tmp_path):
     for name in ("a.png", "b.png"):
         write_png(tmp_path / name, Image.new("RGB", (4, 4), "red"), {"seed": 1})
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_new_folder_fills_the_empty_one_that_a_symlink_leads_to(tmp_path):
+    (tmp_path / "disk" / "empty").mkdir(parents=True)
+    (tmp_path / "out").symlink_to("disk/empty")
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("a")
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "disk" / "empty" / "a").read_text() == "a"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "disk", "empty", "out"]
+
+
+def test_a_mounted_folder_is_filled_where_it_is(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    inode = (tmp_path / "out").stat().st_ino
+    monkeypatch.setattr("os.path.ismount", lambda path: path == tmp_path / "out")  # a mount takes privileges
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "a").write_text("a")
+    assert (tmp_path / "out").stat().st_ino == inode
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["sub", "a"]
+    with pytest.raises(UserError, match="out exists already"), new_folder(tmp_path / "out"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["x" * 237, "é" * 118, "😀" * 59])
+def test_the_longest_name_of_a_folder_leaves_room_for_the_files_that_are_named_after_it(name, tmp_path):
+    with new_folder(tmp_path / name) as folder:
+        write_text(folder / f"{name}_kohya.safetensors", "lora")
+    with pytest.raises(UserError, match=r"--out .* cannot be written \(File name too long\)"), \
+            new_folder(tmp_path / f"{name}12"):  # fmt: skip
+        pass
+
+
+def test_a_broken_symlink_is_no_place_for_a_folder(tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "gone")
+    for out in (tmp_path / "out", tmp_path / "out" / "new"):
+        with pytest.raises(UserError, match=r"--out .*: the symlink \S+/out leads nowhere; remove it"), new_folder(out):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_removing_a_symlink_leaves_what_it_leads_to(tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "a").write_text("a")
+    (tmp_path / "link").symlink_to("kept")
+    remove_tree(tmp_path / "link")
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["kept", "kept/a"]
+    remove_tree(tmp_path / "kept")
+    remove_tree(tmp_path / "kept")
+    assert not list(tmp_path.iterdir())

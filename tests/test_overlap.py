@@ -88,6 +88,14 @@ def test_folders_beside_each_other_pass(given, here):
     check_run_folders(config(**given))
 
 
+@pytest.mark.parametrize("run_dir", ["back\\slash", "logs:/gs:/run", "gs://bucket/a[b]", "gs://bucket/*/run"])
+def test_a_run_folder_whose_checkpoints_could_not_be_read_is_refused_before_anything_is_made(run_dir, here):
+    before = sorted(here.rglob("*"))
+    with pytest.raises(UserError, match=r"^checkpoints cannot be kept in .*; choose another --run-dir\.$"):
+        train(config(run_dir))
+    assert sorted(here.rglob("*")) == before
+
+
 def test_every_subject_s_folders_are_compared(here):
     subjects = [
         {"instance_dir": folder, "instance_prompt": f"a {name} cat", "class_prompt": "a cat", "class_dir": classes}

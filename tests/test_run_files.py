@@ -106,3 +106,18 @@ def test_latents_that_hold_code_are_not_run(tmp_path):
     np.save(path, np.array([{"a": 1}], object), allow_pickle=True)
     with pytest.raises(UserError, match="is damaged"):
         read_array(path)
+
+
+@pytest.mark.parametrize("entry", ["export", ".export"])
+def test_an_export_is_not_written_through_a_symlink_in_the_run_s_folder(entry, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    (tmp_path / "elsewhere" / "run").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "run" / "precious").write_text("mine")
+    run.root.mkdir()
+    (run.root / entry).symlink_to(tmp_path / "elsewhere")
+    with run.new_export() as fresh:
+        fresh.mkdir(parents=True)
+        (fresh / "model").write_text("new")
+    assert not run.export.is_symlink()
+    assert (run.export / "model").read_text() == "new"
+    assert [path.name for path in (tmp_path / "elsewhere").rglob("*")] == ["run", "precious"]

@@ -7,8 +7,9 @@ from typing import NamedTuple
 from jaxbooth.config import Config
 from jaxbooth.errors import UserError
 from jaxbooth.remote import is_local, place
+from jaxbooth.run_folder import RunFolder
 from jaxbooth.sections import Subject
-from jaxbooth.storage.paths import is_within, local_path
+from jaxbooth.storage.paths import as_orbax_path, is_within, local_path
 
 # What a run writes in its own folder, and replaces or deletes there.
 RUN_ENTRIES = ("checkpoints", "samples", "tensorboard", "evaluation", "prior", "export", ".export")
@@ -22,11 +23,12 @@ class Named(NamedTuple):
 
 
 def check_run_folders(config: Config) -> None:
-    """Refuses a run whose inputs and outputs overlap.
+    """Refuses a run whose inputs and outputs overlap, and one in whose folder no checkpoint could be read.
 
     Raises:
-        UserError: the message names both flags.
+        UserError: the message names both flags, or what is wrong with the path.
     """
+    as_orbax_path(RunFolder(place(config.run_dir)).checkpoints)
     run = Named("--run-dir", place(config.run_dir))
     photos, classes, models = list(instance_folders(config)), list(class_folders(config)), list(model_paths(config))
     for given in (*photos, *models):

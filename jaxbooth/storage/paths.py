@@ -92,19 +92,23 @@ def as_orbax_path(path: Path) -> epath.Path:
     """Returns a checkpoint folder's path as Orbax takes it: without symlinks and `..`, which TensorStore would cut out.
 
     Raises:
-        UserError: it is a local path in which Orbax or TensorStore would not find again what they wrote.
+        UserError: it is a path in which Orbax or TensorStore would not find again what they wrote.
     """
-    if not isinstance(path, Path):
-        return epath.Path(path)
-    real = os.path.realpath(path)
-    reason = obstacle(real)
+    is_local = isinstance(path, Path)
+    real = os.path.realpath(path) if is_local else str(path)
+    reason = obstacle(real) if is_local else remote_obstacle(real)
     if reason:
         raise UserError(f"checkpoints cannot be kept in {shown(real)}, which has {reason}; choose another --run-dir.")
-    return LiteralPath(real)
+    return LiteralPath(real) if is_local else epath.Path(path)
+
+
+def remote_obstacle(url: str) -> str:
+    """Returns what would be taken for a pattern in an object store's URL, or an empty string."""
+    return "a character of patterns (one of *?[)" if set(url) & set("*?[") else ""
 
 
 def obstacle(path: str) -> str:
-    """Returns what Orbax or TensorStore would misread in an absolute path, or an empty string."""
+    """Returns what Orbax or TensorStore would misread in an absolute local path, or an empty string."""
     if not is_utf8(path):
         return "bytes that are not UTF-8"
     if "\\" in path:
