@@ -36,6 +36,8 @@ SUPPORTED = {
     "StableDiffusionPipeline": Family("Stable Diffusion 1.x or 2.x", ("text_encoder",), False),
     "StableDiffusionXLPipeline": Family("SDXL", ("text_encoder", "text_encoder_2"), True),
 }
+RGB = 3  # channels of an image
+MAX_NATIVE = 4096  # pixels along a side that a model was trained at; published ones have 512 to 1024
 # Pipeline classes of other models, by the start of their names, for messages.
 OTHERS = {
     "StableDiffusion3": "Stable Diffusion 3",
@@ -137,6 +139,7 @@ def check_parts(folder: Path, family: Family, unet: UNetConfig, vae: VAEConfig, 
             f"{source}: in_channels {unet.in_channels} is not the VAE's {vae.latent_channels}; "
             f"{kind.get(unet.in_channels, 'this model')} cannot be trained."
         )
+    check_channels(folder, unet, vae)
     added = unet.addition_embed_type
     if added not in (None, "text_time"):
         raise UserError(f"{source}: addition_embed_type = {shown(added)} is not supported; only SDXL's 'text_time' is.")
@@ -152,9 +155,38 @@ def check_parts(folder: Path, family: Family, unet: UNetConfig, vae: VAEConfig, 
             f"{source}: cross_attention_dim {unet.text_width} does not fit the text encoder's width "
             f"{text.width}; the parts are of different families and must be of one model."
         )
+    lengths = [tower.length for tower in text.towers]
+    if len(set(lengths)) > 1:
+        raise UserError(
+            f"{folder}: the text encoders read {' and '.join(map(str, lengths))} tokens (max_position_embeddings, or "
+            "the tokenizers' model_max_length); they must read as many."
+        )
     deepest = min(tower.config.num_hidden_layers for tower in text.towers)
     if text.clip_skip >= deepest - family.is_xl:
         raise UserError(f"--text.clip-skip {text.clip_skip} leaves nothing of a text encoder of {deepest} layers.")
+
+
+def check_channels(folder: Path, unet: UNetConfig, vae: VAEConfig) -> None:
+    """Refuses a UNet of other outputs than latents (a learned variance) or of no size, and a VAE of other images.
+
+    Raises:
+        UserError: the message names the file and the key.
+    """
+    if unet.out_channels != unet.in_channels:
+        raise UserError(
+            f"{folder / 'unet' / 'config.json'}: out_channels {unet.out_channels} is not in_channels "
+            f"{unet.in_channels}; jaxbooth trains models that predict one value for each of a latent's."
+        )
+    side = (unet.sample_size or 0) * vae.factor
+    if side > MAX_NATIVE:
+        raise UserError(
+            f"{folder / 'unet' / 'config.json'}: sample_size {unet.sample_size} means {side} pixels with this VAE; "
+            f"at most {MAX_NATIVE} are supported."
+        )
+    for key in ("in_channels", "out_channels"):
+        if getattr(vae, key) != RGB:
+            source = folder / "vae" / "config.json"
+            raise UserError(f"{source}: {key} {getattr(vae, key)} is not supported; images have {RGB}.")
 
 
 def check_pooled(source: Path, unet: UNetConfig, projection: int) -> None:

@@ -117,6 +117,43 @@ def test_added_conditions_of_another_model_are_named(copy_of, kind):
     assert message.startswith(f"unet/config.json: addition_embed_type = '{kind}' is not supported; ")
 
 
+@pytest.mark.parametrize(
+    ("file", "key", "value", "said"),
+    [
+        ("unet/config.json", "out_channels", 8, "out_channels 8 is not in_channels 4; "),
+        ("unet/config.json", "sample_size", 512 + 1, "sample_size = 513 is not valid: "),
+        ("vae/config.json", "in_channels", 4, "in_channels 4 is not supported; images have 3."),
+        ("vae/config.json", "out_channels", 1, "out_channels 1 is not supported; images have 3."),
+        ("vae/config.json", "scaling_factor", 0, "scaling_factor = 0 is not valid: "),
+        ("text_encoder/config.json", "vocab_size", 2000, ""),
+        ("text_encoder/config.json", "architectures", "CLIPTextModel", "architectures = 'CLIPTextModel' is not valid"),
+        ("model_index.json", "unet", ["diffusers"], "'unet' is ['diffusers']; expected a library and a class."),
+        ("model_index.json", "force_zeros_for_empty_prompt", "false", "force_zeros_for_empty_prompt = 'false' is not "),
+        ("scheduler/scheduler_config.json", "beta_end", 2, "beta_end = 2 is not valid: "),
+        ("tokenizer/tokenizer_config.json", "model_max_length", 1, "model_max_length = 1 is not valid: "),
+        ("tokenizer/tokenizer_config.json", "model_max_length", "77", "model_max_length = '77' is not valid: "),
+        ("tokenizer/tokenizer_config.json", "eos_token", {"content": 3}, "eos_token: content = 3 is not valid: "),
+        ("tokenizer/special_tokens_map.json", "pad_token", 0, "pad_token = 0 is not valid: "),
+        ("tokenizer/vocab.json", "cat</w>", "7", "the id of 'cat</w>' is '7'; "),
+        ("tokenizer/vocab.json", "cat</w>", 0, "the id 0 belongs to two tokens, "),
+    ],
+)
+def test_a_value_that_cannot_be_is_named_with_its_file_and_key(copy_of, file, key, value, said):
+    message = refusal(copy_of("sd15", {file: {key: value}}))
+    assert message.startswith(f"{file}: {said}" if said else "tokenizer: the tokenizer has 2246 tokens, but the text ")
+    assert len(message) < 300
+
+
+def test_the_length_that_transformers_writes_where_nobody_set_one_is_read(copy_of):
+    folder = copy_of("sd15", {"tokenizer/tokenizer_config.json": {"model_max_length": int(1e30)}})
+    assert Base.read(folder, "float32").text.towers[0].length == 77
+
+
+def test_text_encoders_that_read_different_lengths_are_named(copy_of):
+    message = refusal(copy_of("sdxl", {"tokenizer_2/tokenizer_config.json": {"model_max_length": 16}}))
+    assert "the text encoders read 32 and 16 tokens" in message
+
+
 @pytest.mark.parametrize(("family", "most"), [("sd15", 2), ("sd21", 2), ("sdxl", 1)])
 def test_a_clip_skip_that_leaves_no_layer_is_refused(models, family, most):
     assert Base.read(models[family], "float32", clip_skip=most).text.clip_skip == most

@@ -42,6 +42,7 @@ PLAIN_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")  # be
 Placement = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 Tick = Callable[[], object]  # called after each tensor
 LISTED, MAX_NAME = 3, 60  # tensors that a message names, and characters of each
+MAX_REASON = 200  # characters of the library's message
 
 
 def open_tensors(path: Path) -> Any:
