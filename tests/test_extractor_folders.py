@@ -171,7 +171,7 @@ def test_tensors_that_do_not_fit_are_listed(mesh, tmp_path):
         ("preprocessor_config.json", "crop_size", 24, "makes pictures of 24x24 pixels, but .* asks for 32x32"),
         ("config.json", "vision_config", {"num_channels": 1}, "num_channels 1 is not supported"),
         ("config.json", "vision_config", [1], "vision_config is not a JSON object"),
-        ("config.json", "text_config", {"vocab_size": 99}, "the tokenizer has 2246 tokens, but the text encoder knows 99"),
+        ("config.json", "text_config", {"vocab_size": 99}, "has 2246 tokens, but the text encoder knows 99"),
         ("config.json", "text_config", {"rope": 1}, "text_config: rope = 1 is not supported"),
     ],
 )
