@@ -9,8 +9,12 @@ import pytest
 import torch
 
 from jaxbooth.errors import UserError
+from jaxbooth.export.reader_notes import end_token_line
+from jaxbooth.exports import config_changes
 from jaxbooth.pipeline import Base, load_params
+from jaxbooth.sampling import Painter, Settings, picture_keys
 from jaxbooth.text import NEW_TOKENS, TABLE, Text, TextSide, initial_embeddings
+from jaxbooth.weights.pipeline_dir import write_folder
 from tests.families import END, KINDS, LEGACY_END, in_torch, write_pipeline
 from tests.torch_parity import TOLERANCE, relative_error
 
@@ -48,16 +52,20 @@ def encode(folder: Path, side: TextSide, rows: dict[str, np.ndarray], prompts: l
 def in_diffusers(folder: Path, rows: dict[str, np.ndarray], prompts: list[str]) -> list[np.ndarray]:
     """Context and pooled feature after `load_textual_inversion`, which knows nothing of a prompt's capital letters."""
     pipe = in_torch(folder)
+    add_words(pipe, rows)
+    context, _, *pooled = pipe.encode_prompt(
+        [prompt.lower() for prompt in prompts], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    return [context.numpy(), *(part.numpy() for part in pooled[:1])]
+
+
+def add_words(pipe, rows: dict[str, np.ndarray]) -> None:
     for name, table in rows.items():
         for index, word in enumerate(WORDS):
             pipe.load_textual_inversion(
                 torch.tensor(table[VECTORS * index : VECTORS * (index + 1)]), token=word,
                 text_encoder=getattr(pipe, name), tokenizer=getattr(pipe, name.replace("text_encoder", "tokenizer")),
             )  # fmt: skip
-    context, _, *pooled = pipe.encode_prompt(
-        [prompt.lower() for prompt in prompts], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
-    )
-    return [context.numpy(), *(part.numpy() for part in pooled[:1])]
 
 
 def test_prompts_with_new_words_are_encoded_as_in_diffusers(folder, side, mesh):
@@ -93,6 +101,31 @@ def test_old_configurations_find_the_end_among_larger_ids(tmp_path, mesh):
         side = Base.read(folder, "float32").text.with_words(WORDS, VECTORS)
         found.append(encode(folder, side, learned(side, 4), ["a <sks> cat"], mesh).pooled)
     np.testing.assert_allclose(found[0], found[1], atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("as_folder", [True, False], ids=["folder", "line"])
+def test_pictures_with_new_words_are_those_of_diffusers_though_the_configuration_is_old(as_folder, mesh, tmp_path):
+    model = write_pipeline("sdxl", tmp_path / "model", LEGACY_END)
+    base = Base.read(model, "float32")
+    base = base.with_text(base.text.with_words(WORDS, VECTORS))
+    rows, prompt = learned(base.text, VECTORS * len(WORDS)), "a photo of a <toy> and a <sks> cat"
+    params = {name: values | ({NEW_TOKENS: rows[name]} if name in rows else {})
+              for name, values in load_params(base, mesh).items()}  # fmt: skip
+    ours = Painter(base, mesh, Settings("ddim", 3, 7.5, 32), 1)(params, [prompt], 5, [0]).astype(float)
+    if as_folder:
+        (tmp_path / "out").mkdir()
+        write_folder(model, {}, tmp_path / "out", "float32", config_changes(base))
+    pipe = in_torch(tmp_path / "out" if as_folder else model)
+    add_words(pipe, rows)
+    if not as_folder:
+        exec(end_token_line(base), {"pipe": pipe})
+    key = jax.random.fold_in(picture_keys(jax.random.key(5), np.zeros(1, np.uint32))[0], 0)
+    latents = torch.tensor(np.array(jax.random.normal(key, base.latent_shape(32, 32)))).permute(2, 0, 1)[None]
+    options = {"latents": latents, "num_inference_steps": 3, "guidance_scale": 7.5, "height": 32, "width": 32}
+    theirs = 255 * pipe(prompt, output_type="np", **options).images
+    assert np.abs(ours - theirs).max() <= 1
+    pipe.text_encoder_2.text_model.eos_token_id = LEGACY_END
+    assert np.abs(ours - 255 * pipe(prompt, output_type="np", **options).images).max() > 3
 
 
 def test_learned_rows_follow_a_table_that_is_longer_than_the_vocabulary(tmp_path, mesh):
