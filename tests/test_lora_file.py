@@ -397,6 +397,18 @@ def test_a_head_whose_values_have_another_type_is_named(head, tmp_path):
         read_lora(path, *structure("sd1"))
 
 
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [("(", "is not a regular expression"), ("a" * 2000, "is longer than 1000 characters"),
+     (r"(\w+\.?)+!", "takes more than 10 s to match")],
+)  # fmt: skip
+def test_an_alpha_pattern_that_cannot_be_matched_is_named(pattern, said, tmp_path):
+    head = json.dumps({"unet.alpha_pattern": {pattern: 2.0}})
+    path = one_module(tmp_path / "lora.safetensors", {"lora_adapter_metadata": head})
+    with pytest.raises(UserError, match=rf"lora\.safetensors: its lora_adapter_metadata: alpha_pattern .* {said}"):
+        read_lora(path, *structure("sd1"))
+
+
 def test_the_matrices_of_a_linear_layer_may_be_1x1_kernels(tmp_path):
     plain = one_module(tmp_path / "plain.safetensors")
     kernels = {name.rsplit(".to_q.")[1]: value[:, :, None, None] for name, value in load_file(plain).items()}

@@ -14,14 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic.dataclasses import dataclass
 
 from jaxbooth.errors import UserError
 from jaxbooth.models.config import UNetConfig
 from jaxbooth.models.lora import DOWN, MAGNITUDE, UP, adapted_layers
-from jaxbooth.params import Network, without_prefix
-from jaxbooth.storage.text import parse_json_object
-from jaxbooth.storage.typed import STRICT, typed
+from jaxbooth.params import Network
 from jaxbooth.weights.diffusers_dir import open_tensors
 from jaxbooth.weights.kohya import (
     advice,
@@ -32,12 +29,12 @@ from jaxbooth.weights.kohya import (
     published_path,
     some,
 )
+from jaxbooth.weights.lora_alpha import METADATA_KEY, read_alphas
 from jaxbooth.weights.names import export_array, import_axes
 from jaxbooth.weights.stream import Tensor, write_tensors
 from jaxbooth.weights.values import finite, weight_dtype
 
 ATTENTION_OF_TEXT = re.compile(r"\.(q|k|v|out)_proj$")
-METADATA_KEY = "lora_adapter_metadata"  # diffusers `loaders/lora_base.py`
 
 
 class LoraWeights(NamedTuple):
@@ -120,7 +117,10 @@ def read_lora(path: Path, networks: Mapping[str, Network], unet_config: UNetConf
         raise UserError(
             f"{path}: {len(unknown)} of its {len(found)} modules are not in this base model ({some(unknown)}){hint}."
         )
-    configs = {component: adapter_config(path, metadata, component) for component in networks}
+    silent: dict[str, list[str]] = {component: [] for component in networks}  # modules without an alpha of their own
+    for component, module in (known[name] for name, parts in found.items() if "alpha" not in parts):
+        silent[component].append(module)
+    alphas = {component: read_alphas(path, metadata, component, modules) for component, modules in silent.items()}
     adapters: dict[tuple[str, str], Adapter] = {}
     for name, parts in found.items():
         component, module = known[name]
@@ -131,7 +131,7 @@ def read_lora(path: Path, networks: Mapping[str, Network], unet_config: UNetConf
         if "alpha" in parts:
             alpha = fitted(f"{path}: {name}", "alpha", parts["alpha"], (), hint).item()
         else:
-            alpha = config_alpha(configs[component], component, module, len(matrices[0]))
+            alpha = alphas[component].alpha(module, len(matrices[0]))
         if not alpha or not math.isfinite(alpha):
             raise UserError(f"{path}: the alpha of {name} is {alpha:g}; it must be a finite number and not 0.")
         adapters[known[name]] = Adapter(component, module, *matrices, alpha)
@@ -173,38 +173,6 @@ def read_matrices(
     if parts["dora_scale"].shape[:2] == (1, inputs):
         raise UserError(f"{source}: DoRA over inputs (LyCORIS' wd_on_output=False) is not supported.")
     return down, up, fitted(source, "dora_scale", parts["dora_scale"], (outputs,), hint)
-
-
-@dataclass(frozen=True, config=STRICT)
-class AlphaConfig:
-    """What diffusers' adapter configuration says of alphas: PEFT's `LoraConfig`, for one component."""
-
-    lora_alpha: float | None = None
-    alpha_pattern: dict[str, float] | None = None
-    use_rslora: bool | None = None
-
-
-def adapter_config(path: Path, metadata: Mapping[str, str], component: str) -> AlphaConfig:
-    """Returns diffusers' adapter configuration of a component, `<component>.<field>` -> value, from the file's head.
-
-    Raises:
-        UserError: it is not valid JSON, or a value is of another type.
-    """
-    source = f"{path}: its {METADATA_KEY}"
-    config = parse_json_object(metadata.get(METADATA_KEY) or "{}", source)
-    own = without_prefix(component, config) or config  # a single network's file has no prefixes
-    return typed(AlphaConfig, own, source)
-
-
-def config_alpha(config: AlphaConfig, component: str, module: str, rank: int) -> float:
-    """Returns a module's alpha by PEFT's rule: the first matching pattern, else `lora_alpha`, else the rank."""
-    alpha = rank if config.lora_alpha is None else config.lora_alpha
-    for pattern, value in (config.alpha_pattern or {}).items():
-        paths = (module, published_path(component, module))
-        if any(re.match(rf"(.*\.)?({pattern})$", candidate) for candidate in paths):
-            alpha = value
-            break
-    return float(alpha) * (math.sqrt(rank) if config.use_rslora else 1.0)
 
 
 def write_peft(path: Path, lora: LoraWeights, metadata: Mapping[str, str], dtype: np.dtype | None = None) -> int:
