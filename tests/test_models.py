@@ -209,6 +209,11 @@ def test_a_key_that_is_not_implemented_is_named(kind, key, value):
         read_config(kind, {key: value}, "config.json")
 
 
+def test_a_key_that_no_terminal_can_show_is_named_in_ascii():
+    with pytest.raises(UserError, match=r"^config\.json: caf\\xe9\\ud800\\x00 = 1 is not supported; "):
+        read_config(UNetConfig, {"caf\xe9\ud800\x00": 1}, "config.json")
+
+
 def test_an_unknown_key_at_rest_is_accepted():
     assert read_config(UNetConfig, {"a_key_from_the_future": None, "_version": 3}, "config.json") == UNetConfig()
 

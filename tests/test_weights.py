@@ -1,6 +1,7 @@
 """Diffusers folders, in and out."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -155,6 +156,38 @@ def test_missing_and_unknown_tensors_are_both_listed(base, mesh, unet_folder):
 def test_a_wrong_shape_names_the_tensor(base, mesh, unet_folder):
     rewrite(unet_folder, lambda tensors: tensors.update({"conv_in.bias": np.zeros(3, np.float16)}))
     with pytest.raises(UserError, match=r"'conv_in\.bias' has shape"):
+        load(unet_folder, base, mesh)
+
+
+def swap_ranks(tensors: dict[str, np.ndarray]) -> None:
+    """Matrices become 1x1 kernels, and 1x1 kernels matrices."""
+    for name, value in tensors.items():
+        if name.endswith(".weight") and value.ndim == 2:
+            tensors[name] = value[:, :, None, None]
+        elif value.shape[2:] == (1, 1):
+            tensors[name] = value[:, :, 0, 0]
+
+
+def test_matrices_as_1x1_kernels_and_the_reverse_load_and_export_as_the_module_has_them(
+    base, mesh, unet_folder, tmp_path
+):
+    rewrite(unet_folder, swap_ranks)
+    loaded = load(unet_folder, base, mesh)
+    out = tmp_path / "out"
+    out.mkdir()
+    save_component(Component(unet_folder, jax.device_get(loaded)), out)
+    found, expected = load_file(out / UNET_FILE), load_file(DEMO_MODEL / "unet" / UNET_FILE)
+    assert {name: (value.shape, value.tobytes()) for name, value in found.items()} == {
+        name: (value.shape, value.tobytes()) for name, value in expected.items()
+    }
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to(path)])
+def test_what_is_no_file_in_place_of_the_weights_is_named_at_once(base, mesh, unet_folder, make):
+    path = unet_folder / UNET_FILE
+    path.unlink()
+    make(path)
+    with pytest.raises(UserError, match=rf"{UNET_FILE} is (not a file|missing)"):
         load(unet_folder, base, mesh)
 
 

@@ -147,4 +147,5 @@ def check_keys(raw: Mapping[str, Any], source: str) -> None:
         if key in known or key.startswith("_") or value is None or is_same(value, NEUTRAL.get(key, False)):
             continue
         reason = "is for pixel models" if key in ("clip_sample", "thresholding") else "may change what a network is fed"
-        raise UserError(f"{source}: {key[:60]} = {shown(value)} is not supported; it {reason}.")
+        name = shown(key).strip("'")
+        raise UserError(f"{source}: {name} = {shown(value)} is not supported; it {reason}.")

@@ -76,8 +76,9 @@ def read_config(kind: type[T], raw: Mapping[str, Any], source: str) -> T:
         if key in known or key in INFORMATIVE or key.startswith("_"):
             continue
         if not (is_same(value, neutral[key]) if key in neutral else is_off(value)):
+            name = shown(key).strip("'")
             raise UserError(
-                f"{source}: {key[:60]} = {shown(value)} is not supported; this model needs code that jaxbooth lacks."
+                f"{source}: {name} = {shown(value)} is not supported; this model needs code that jaxbooth lacks."
             )
     return typed(kind, raw, source)
 
