@@ -16,7 +16,7 @@ from jaxbooth.run_folder import RunFolder, open_run, opened, refuse_missing
 from jaxbooth.storage.paths import short_name
 from jaxbooth.weights.resolve import Source
 
-AT = re.compile(r"(.+)@(\d+)")  # RUN@STEP
+AT = re.compile(r"(.+)@([0-9]{1,9})")  # RUN@STEP
 
 
 @dataclass(frozen=True)

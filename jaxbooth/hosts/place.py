@@ -1,5 +1,6 @@
 """Which process of how many this one is: from flags, or from what launched it."""
 
+import re
 import socket
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -73,7 +74,7 @@ def place_from_flags(chosen: DistributedConfig) -> Place:
     assert processes is not None
     assert index is not None
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
         raise UserError(f"--distributed.coordinator {coordinator} is not HOST:PORT, such as 10.0.0.2:8476.")
     if index >= processes:
         raise UserError(

@@ -5,6 +5,7 @@ import pytest
 from jaxbooth.config import Config
 from jaxbooth.errors import UserError
 from jaxbooth.evaluation.command import EvaluateArguments, prepare
+from jaxbooth.evaluation.models import other
 from tests.cli.arguments import CLASS, SHORT, train
 
 SUBJECT = ("--data.instance-dir", "demo", *SHORT, *CLASS)
@@ -118,6 +119,15 @@ def test_a_training_far_beyond_the_models_resolution_is_refused(refused, dog, tm
     argv.remove("64")
     error = refused(*argv, "--data.resolution", "4096")
     assert error == "--data.resolution 4096 is far beyond this model's 64 px; 512 is the most."
+
+
+def test_a_port_or_a_step_of_thousands_of_digits_is_refused(refused):
+    digits = "9" * 5000
+    place = ("--distributed.processes", "2", "--distributed.process", "0")
+    error = refused("train", *SUBJECT, "--distributed.coordinator", f"host:{digits}", *place)
+    assert error.endswith("is not HOST:PORT, such as 10.0.0.2:8476.")
+    with pytest.raises(UserError, match="no such run"):
+        other(f"runs/none@{10**12}")
 
 
 def test_a_prompt_that_is_no_text_is_refused(refused):
