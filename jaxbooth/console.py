@@ -210,7 +210,8 @@ class Bar:
             self._done = done
             if self._bar:
                 self._bar[0].update(self._bar[1], completed=done)
-            if self._share() > self._shares and time.monotonic() - self._spoke >= PAUSE:
+            is_over = self._total is not None and done >= self._total  # the end has a line of its own
+            if self._share() > self._shares and time.monotonic() - self._spoke >= PAUSE and not is_over:
                 self.speak()
 
     def note(self, text: str) -> None:

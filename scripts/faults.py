@@ -43,8 +43,10 @@ COMMAND = (
 )  # fmt: skip
 PER_DISPATCH = (1, 3, 8, 10)  # each is a program to compile, once
 LONGEST = 900  # seconds that a training, or the end of the others after one was killed, may take
+SURVIVAL = 15  # seconds after which the processes beside a killed one have ended
 KILLS_OF_A_ROUND = 6
 RESUMED, SAVED = re.compile(r"resumed at step (\d+)"), re.compile(r"stopped and saved at step (\d+)")
+GONE, BELOW_PYTHON = re.compile(r"error: process \d+ .*is gone"), re.compile(r"Traceback|\*\*\* Check|\.cc:\d")
 
 
 @dataclass
@@ -149,9 +151,12 @@ def kill(run: RunFolder, training: Training, kind: str, number: signal.Signals, 
     training.processes[victim].send_signal(number)
     name = f"{number.name} {kind}"
     score.kills[name] = score.kills.get(name, 0) + 1
+    began = time.monotonic()
     codes = training.end()
     if 999 in codes:
         score.losses.append(f"{name}: the processes did not end by themselves ({codes})")
+    if number == signal.SIGKILL and len(codes) > 1:
+        check_survivors(training, codes, victim, time.monotonic() - began, name, score)
     if number == signal.SIGTERM and set(codes) != {0}:
         score.losses.append(f"{name}: exit codes {codes}\n{training.said()[-2000:]}")
     if number == signal.SIGTERM and "again to continue" not in training.said() and "done:" not in training.said():
@@ -159,6 +164,16 @@ def kill(run: RunFolder, training: Training, kind: str, number: signal.Signals, 
     saved = SAVED.search(training.said())
     if saved and steps_on_disk(run) != int(saved[1]):
         score.losses.append(f"{name}: said {saved[0]}, but the newest checkpoint is {steps_on_disk(run)}")
+
+
+def check_survivors(training: Training, codes: list[int], victim: int, seconds: float, name: str, score: Score) -> None:
+    """Checks that the processes beside a killed one say so in a sentence each, and end with 1, in time."""
+    if set(codes[:victim] + codes[victim + 1 :]) == {0}:
+        return  # they were done
+    if set(codes[:victim] + codes[victim + 1 :]) != {1} or seconds > SURVIVAL:
+        score.losses.append(f"{name} of process {victim}: exit codes {codes} after {seconds:.0f} s")
+    if not GONE.search(training.said()) or BELOW_PYTHON.search(training.said()):
+        score.losses.append(f"{name} of process {victim}: it was told so\n{training.said()[-2000:]}")
 
 
 def check_resumed(training: Training, newest: int, logged: int, score: Score) -> None:

@@ -46,7 +46,7 @@ def test_a_phase_of_many_steps_writes_a_line_for_each_twentieth(capsys, clock):
             bar.note(f"loss {step / 1000:.4f}")
             bar.advance()
     lines = lines_of(capsys)
-    assert len(lines) == 21  # and one at its end
+    assert len(lines) == 20
     assert lines[0] == "train: 50 of 1000 (5%), loss 0.0490, 0:00:05 elapsed, 0:01:35 left"
     assert lines[-1] == "train: 1000 of 1000 (100%), loss 0.9990, 0:01:40 elapsed"
 

@@ -1,6 +1,9 @@
 """Processes that start, stop and fail together, without what they train."""
 
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -198,6 +201,55 @@ def test_a_gate_waits_while_the_last_step_is_agreed_on():
     threading.Timer(0.2, gate.close, args=(7,)).start()
     assert gate.passes(7)
     assert not gate.passes(8)
+
+
+WORK = """
+import signal, sys, time
+from jaxbooth.hosts.link import Alone
+from jaxbooth.hosts.signals import handled, leave, requests, watch_signals
+with handled(leave, *requests()):
+    if "loop" in sys.argv:
+        link = Alone(lambda: None)
+        with watch_signals(link):
+            link.gate.enter(0)
+            print("up", flush=True)
+            for step in range(200):
+                if not link.gate.passes(step):
+                    time.sleep(0.5)  # saving
+                    sys.exit("saved")
+                time.sleep(0.05)
+    else:
+        print("up", flush=True)
+        time.sleep(10)
+print("to its end", flush=True)
+"""
+
+
+def signalled(command: list[str], numbers: list[signal.Signals]) -> tuple[int, str]:
+    """Sends signals to a program that has come up; returns its exit code and the rest of what it prints."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout
+        while process.stdout.readline() not in ("up\n", ""):
+            pass
+        for number in numbers:
+            process.send_signal(number)
+            time.sleep(0.1)
+        return process.wait(60), process.stdout.read()
+
+
+@pytest.mark.parametrize("numbers", [[signal.SIGTERM], [signal.SIGHUP], [signal.SIGHUP, signal.SIGHUP]])
+def test_a_signal_or_the_end_of_the_terminal_saves_and_leaves(numbers):
+    assert signalled([sys.executable, "-c", WORK, "loop"], numbers) == (1, "saved\n")
+
+
+@pytest.mark.parametrize("numbers", [[signal.SIGTERM], [signal.SIGHUP, signal.SIGHUP]])
+def test_before_there_is_anything_to_save_a_signal_leaves(numbers):
+    assert signalled([sys.executable, "-c", WORK], numbers) == (0, "stopped; run the same command again.\n")
+
+
+def test_what_nohup_started_goes_on_when_the_terminal_ends():
+    command = ["nohup", sys.executable, "-c", WORK, "loop"]
+    assert signalled(command, [signal.SIGHUP]) == (0, "to its end\n")
 
 
 def test_a_laptop_is_alone(nowhere):

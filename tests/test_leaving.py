@@ -12,7 +12,8 @@ from jaxbooth.training.writer import read_metrics
 from tests.commands import SHORT, jaxbooth, start, succeed, train
 
 
-def test_sigterm_saves_and_leaves_and_the_same_command_continues(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+def test_a_signal_saves_and_leaves_and_the_same_command_continues(tmp_path, number):
     run_dir = tmp_path / "run"
     command = [
         "train",
@@ -29,7 +30,7 @@ def test_sigterm_saves_and_leaves_and_the_same_command_continues(tmp_path):
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
         time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     (saved,) = (int(path.name) for path in (run_dir / "checkpoints").iterdir())

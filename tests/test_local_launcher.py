@@ -149,8 +149,11 @@ def hears_interrupts():
 
 
 @pytest.mark.usefixtures("hears_interrupts")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_reach_every_process_once(program, number):
+@pytest.mark.parametrize(
+    ("number", "passed_on"),
+    [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT"), (signal.SIGHUP, "SIGTERM")],
+)
+def test_signals_reach_every_process_once(program, number, passed_on):
     with subprocess.Popen(
         [str(LAUNCHER), "2", *program(SAVE_ON_SIGNAL)], env=environment(), stdout=subprocess.PIPE, text=True
     ) as running:
@@ -158,7 +161,7 @@ def test_signals_reach_every_process_once(program, number):
         assert sorted(running.stdout.readline() for _ in range(2)) == ["[0] up\n", "[1] up\n"]
         running.send_signal(number)
         left = sorted(running.stdout.read().splitlines())
-    assert left == [f"[{i}] saved on {number.name}" for i in range(2)]
+    assert left == [f"[{i}] saved on {passed_on}" for i in range(2)]
     assert running.returncode == 0
 
 

@@ -38,7 +38,8 @@ def handled(handler: Handler, *numbers: signal.Signals) -> Generator[None]:
         yield
     finally:
         for number, before in former.items():
-            signal.signal(number, before)
+            if signal.getsignal(number) != signal.SIG_IGN:  # a handler has turned it off for good
+                signal.signal(number, before)
 
 
 def leave(number: int, _frame: FrameType | None) -> None:
@@ -65,11 +66,13 @@ def watch_signals(link: Alone) -> Generator[None]:
             if which not in heard or (which == signal.SIGINT and idle(link)):
                 continue
             heard[which] += 1
-            if heard[which] > 1 and which != signal.SIGHUP:
+            if heard[which] > 1 and which != signal.SIGHUP:  # another may come before the handler runs
                 os._exit(128 + which)
             link.ask_to_stop()
 
     def handle(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            signal.signal(number, signal.SIG_IGN)
         if number == signal.SIGINT and idle(link) and not heard[signal.SIGINT]:
             signal.default_int_handler(number, frame)
 
