@@ -1,8 +1,14 @@
 """Configuration files that would be costly, ambiguous or odd to read end in one short sentence that names the file."""
 
-import pytest
+import re
+from pathlib import Path
 
-from jaxbooth.config import Config, load_config
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxbooth.config import Config, dump_config, flatten, load_config
 from jaxbooth.errors import UserError
 
 TENFOLD = "[" + ", ".join(["{0}"] * 10) + "]"
@@ -127,3 +133,48 @@ def test_a_few_anchors_and_a_date_as_a_prompt_are_read(tmp_path):
     assert config.data.instance_prompt == "2024-01-01"
     assert config.validation.prompts == ("a cat", "a dog")
     assert config.train == Config().train
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**40), 10**40) | st.floats() | st.text(max_size=30) | st.dates(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+ANY_KEY = st.sampled_from(sorted(flatten(Config())))
+
+
+def load_or_refuse(path: Path) -> Config | str:
+    """Returns the configuration in a file, or why it is refused."""
+    try:
+        return load_config(path)
+    except UserError as error:
+        return str(error)
+
+
+@given(changes=st.dictionaries(ANY_KEY, ODD, min_size=1, max_size=3))
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_any_values_of_any_keys_are_a_configuration_or_one_short_sentence(tmp_path_factory, changes):
+    content: dict = {}
+    for key, value in changes.items():
+        *sections, leaf = key.split(".")
+        target = content
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[leaf] = value
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_text(yaml.safe_dump(content))
+    outcome = load_or_refuse(path)
+    if isinstance(outcome, Config):
+        path.write_text(dump_config(outcome))
+        assert load_config(path) == outcome
+    else:
+        assert re.fullmatch(rf"{re.escape(str(path))}.{{1,450}}\.", outcome, re.DOTALL)
+
+
+@given(content=st.text("a:[]{}&*!- \n\t\"'|>?1.<", max_size=40) | st.binary(max_size=40))
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_any_text_is_a_configuration_or_one_short_sentence(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    outcome = load_or_refuse(path)
+    assert isinstance(outcome, Config) or re.fullmatch(rf"{re.escape(str(path))}.{{1,450}}\.", outcome, re.DOTALL)
