@@ -90,7 +90,7 @@ def json_mutations(draw: st.DrawFn) -> Mutation:
     else:
         apply = lambda path: edited(path, (key,), lambda holder, key: holder.__setitem__(key, value))  # noqa: E731
     return Mutation(
-        file, f"{kind} {key[:60] if kind == 'add' else place} {'' if kind == 'remove' else str(value)[:60]}", apply
+        file, f"{kind} {key[:60] if kind == 'add' else place} {'' if kind == 'remove' else ascii(value)[:60]}", apply
     )
 
 
