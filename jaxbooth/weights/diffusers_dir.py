@@ -54,7 +54,10 @@ def open_tensors(path: Path) -> Any:
     if path.exists() and not path.is_file():  # opening a FIFO would wait for ever
         raise UserError(f"{path} is not a file; name a safetensors file, or put one in its place.")
     try:
+        path.open("rb").close()  # of a file that may not be read, safetensors says that it is not there
         return safe_open(path, framework="np")
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); change its permissions.") from None
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path} cannot be read ({error}); the file is damaged or incomplete, fetch it again."

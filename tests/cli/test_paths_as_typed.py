@@ -114,3 +114,23 @@ def test_what_the_system_says_of_a_file_in_the_middle_of_the_work_is_a_sentence(
         main(["report"])
     sentence = "error: folder cannot be used (Is a directory); check that path, what is there, and its permissions.\n"
     assert capsys.readouterr().err == sentence
+
+
+@pytest.mark.parametrize("entry", ["unet", "unet/diffusion_pytorch_model.safetensors", "tokenizer", "model_index.json"])
+def test_a_part_of_a_model_that_may_not_be_read(entry, refused, dog, model):
+    (model / entry).chmod(0)
+    if os.access(model / entry, os.R_OK):
+        pytest.skip("this user may read everything")
+    error = refused(*train(dog, "--model", model))
+    assert str(model / entry) in error
+    assert "Permission denied" in error
+
+
+@pytest.mark.parametrize("flag", ["--run-dir", "--data.instance-dir", "--data.class-dir"])
+def test_a_folder_that_may_not_be_read_or_written(flag, refused, dog, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0)
+    if os.access(tmp_path / "closed", os.R_OK):
+        pytest.skip("this user may read everything")
+    error = refused(*train(dog, flag, tmp_path / "closed"))
+    assert str(tmp_path / "closed") in error
+    assert "Permission denied" in error
