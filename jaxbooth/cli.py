@@ -6,6 +6,7 @@ import importlib.metadata
 import io
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -249,8 +250,11 @@ def completion_command(argv: list[str]) -> None:
         "plan": PlanArguments,
         "doctor": Arguments,
     }
-    with contextlib.suppress(SystemExit):  # tyro leaves after printing
+    script = io.StringIO()
+    with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):  # tyro leaves after printing
         tyro.extras.subcommand_cli_from_dict(kinds, prog="jaxbooth", args=["--tyro-print-completion", argv[0]])
+    # Of a description with several lines, bash would take each but the first for a word to complete.
+    print(re.sub(r"^COMPLETION_SPEC = .*$", lambda spec: spec[0].replace(r"\n", " "), script.getvalue(), flags=re.M))
 
 
 def help_command(argv: list[str]) -> None:

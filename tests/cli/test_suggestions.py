@@ -94,6 +94,8 @@ def test_no_name_of_a_peer_is_one_of_jaxbooths_own_keys():
     [
         (["jaxbooth", "sam"], {"sample"}),
         (["jaxbooth", "sample", "--guid"], {"--guidance-scale"}),
+        (["jaxbooth", "export", "--for"], {"--format"}),
+        (["jaxbooth", "train", "demo", "--train.rem"], {"--train.remat"}),
         (["jaxbooth", "train", "demo", "--train.lea"], {"--train.learning-rate"}),
         (["jaxbooth", "sample", "--sampler", "eu"], {"euler", "euler_ancestral"}),
     ],
