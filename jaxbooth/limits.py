@@ -101,7 +101,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             first = error.errors(include_url=False)[0]
             name = ".".join(map(str, first["loc"]))
             given = "" if first["type"].startswith(("missing", "unexpected")) else f" = {brief(first['input'])}"
-            called = getattr(function, "__name__", "call")
+            called = getattr(function, "__qualname__", "call")
             raise UserError(f"{called}: {name}{given} is not valid: {first['msg'].lower()}.") from None
 
     return call

@@ -260,7 +260,7 @@ class Pipeline:
         from jaxbooth.sampling import Settings, draw  # sampling builds on Base
 
         if not prompt.strip():
-            raise UserError("sample: the prompt is empty; say what to draw.")
+            raise UserError("Pipeline.sample: the prompt is empty; say what to draw.")
         how = self.defaults.with_asked(sampler, steps, guidance_scale)
         settings = Settings(*how, resolution or self.resolution, negative_prompt, height, width)
         return list(draw(self, settings, prompt, range(num), seed))
