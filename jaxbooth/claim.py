@@ -5,11 +5,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from jaxbooth.config import Config, dump_config, first_conflict, flag, load_config
-from jaxbooth.console import is_main, output, say
+from jaxbooth.console import is_main, say
 from jaxbooth.errors import UserError
 from jaxbooth.files import is_unfinished, write_text
 from jaxbooth.hosts.link import Alone
 from jaxbooth.lock import LOCK, locked
+from jaxbooth.output import output
 from jaxbooth.remote import check_reachable, is_local, place
 from jaxbooth.run_folder import RunFolder
 from jaxbooth.training.checkpoint import free_name

@@ -18,12 +18,13 @@ import tyro
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jaxbooth.config import Config, explain, for_another, load_config
-from jaxbooth.console import complain, counted, output, plain, result
+from jaxbooth.console import complain, counted, plain, result
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.disk import is_full
 from jaxbooth.errors import RunFailure, UserError, as_sentence
 from jaxbooth.hosts.signals import handled, leave, requests
 from jaxbooth.limits import ChunkCount, ClipSkip, GuidanceScale, ImageCount, Pixels, Prompt, SamplerSteps, Seed, Step
+from jaxbooth.output import output
 from jaxbooth.parse_errors import parse_error
 from jaxbooth.sections import PredictionType
 from jaxbooth.storage.paths import is_utf8, local_path, shown

@@ -7,9 +7,10 @@ import pytest
 
 from jaxbooth import console
 from jaxbooth.cli import main
-from jaxbooth.console import output, progress, result, say, show, warn
+from jaxbooth.console import progress, result, say, show, warn
 from jaxbooth.evaluation.metrics import DEFINITIONS
 from jaxbooth.evaluation.table import print_table
+from jaxbooth.output import output
 
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d "
 

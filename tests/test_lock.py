@@ -12,10 +12,10 @@ import pytest
 
 from jaxbooth.claim import claim
 from jaxbooth.config import Config, dump_config, load_config
-from jaxbooth.console import output
 from jaxbooth.errors import UserError
 from jaxbooth.hosts.link import Alone
 from jaxbooth.lock import LOCK, locked
+from jaxbooth.output import output
 
 HOLDER = """
 import sys, time

@@ -11,7 +11,8 @@ from tests.commands import environment
 WORK = """
 import os, sys
 from jaxbooth.streams import protect_streams
-from jaxbooth.console import console, output, progress, result
+from jaxbooth.console import progress, result
+from jaxbooth.output import console, output
 protect_streams()
 print("first", flush=True)
 sys.stdin.readline()  # the reader is gone now

@@ -1,0 +1,76 @@
+"""Where a command's lines go: the terminal, and the log file of `--log-file`."""
+
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console
+from rich.markup import escape
+
+from jaxbooth.errors import UserError
+
+console = Console(highlight=False, soft_wrap=True, emoji=False)
+
+
+class Output:
+    """Where lines go.
+
+    Attributes:
+        quiet: show warnings, errors and results only.
+        log_file: path of the file that all lines are appended to, or None.
+        spoke: when there was a line last.
+    """
+
+    def __init__(self) -> None:
+        self.quiet, self.log_file, self.spoke = False, None, time.monotonic()
+        self._file: IO[str] | None = None
+
+    def configure(self, quiet: bool, log_file: Path | None) -> None:
+        """Sets both.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        self.quiet, self.log_file = quiet, log_file
+        if self._file:
+            self._file.close()
+            self._file = None
+        if log_file is None:
+            return
+        try:
+            log_file.parent.mkdir(parents=True, exist_ok=True)
+            self._file = log_file.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UserError(f"--log-file {log_file} cannot be written ({reason}); choose another.") from None
+
+    @property
+    def logs(self) -> bool:
+        """Whether there is a log file."""
+        return self._file is not None
+
+    @property
+    def shows_bars(self) -> bool:
+        """Whether progress is a moving bar."""
+        return console.is_terminal and not self.quiet
+
+    @property
+    def shows_lines(self) -> bool:
+        """Whether progress is printed as lines."""
+        return not console.is_terminal and not self.quiet
+
+    def log(self, text: str) -> None:
+        """Appends lines, with the time; a file that cannot be written any more is given up, the work is not."""
+        self.spoke = time.monotonic()
+        if self._file is None:
+            return
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        try:
+            self._file.write("".join(f"{now} {line.rstrip()}\n" for line in text.split("\n")))
+        except (OSError, ValueError) as error:
+            self._file = None
+            console.print(f"[bold yellow]warning:[/] {escape(f'--log-file {self.log_file} ends here: {error}')}")
+
+
+output = Output()
