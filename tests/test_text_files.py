@@ -36,6 +36,7 @@ def test_reading_does_not_depend_on_the_locale(tmp_path, monkeypatch):
     [
         (b"\xff\xfea", "is not UTF-8 text"),
         (b"[" * 200_000, "is nested too deeply"),
+        (b'{"a": ' + b"[" * 40 + b"]" * 40 + b"}", "is nested too deeply"),
         (b'{"a": ' + b"9" * 5_000 + b"}", "is not valid JSON"),
         (b"[1]", "does not hold a JSON object"),
         (b"", "is not valid JSON"),

@@ -56,7 +56,8 @@ INFORMATIVE = {
 
 def is_off(value: Any) -> bool:
     """Whether a value switches something off: null, false, or a list of nothing else. 0 may be a number that counts."""
-    return value is None or value is False or (isinstance(value, list | tuple) and all(map(is_off, value)))
+    values = value if isinstance(value, list | tuple) else [value]
+    return all(each is None or each is False for each in values)
 
 
 def read_config(kind: type[T], raw: Mapping[str, Any], source: str) -> T:

@@ -13,6 +13,7 @@ from typing import Any
 from jaxbooth.errors import UserError
 
 MAX_TEXT_BYTES = 64 * 2**20  # the largest honest file, an index of thousands of tensors, has a hundredth of it
+MAX_DEPTH = 32  # levels of JSON; the deepest honest file, a tokenizer, has eight
 MAX_REASON = 200  # characters of another library's message
 REMEDY = "fetch or export it again"
 
@@ -81,6 +82,8 @@ def parse_json_object(text: str, source: str, remedy: str = REMEDY) -> dict[str,
     """
     try:
         content = json.loads(text)
+        if is_deep(content):
+            raise RecursionError
     except RecursionError:
         raise UserError(f"{source} is nested too deeply to be read; {remedy}.") from None
     except ValueError as error:  # JSONDecodeError, and Python's limit of an integer's digits
@@ -88,3 +91,12 @@ def parse_json_object(text: str, source: str, remedy: str = REMEDY) -> dict[str,
     if not isinstance(content, dict):
         raise UserError(f"{source} does not hold a JSON object; {remedy}.")
     return content
+
+
+def is_deep(content: Any) -> bool:
+    """Whether lists and objects are nested in more levels than any honest file has, and code that follows them can."""
+    level = [content]
+    for _ in range(MAX_DEPTH):
+        containers = [value for value in level if isinstance(value, dict | list)]
+        level = [child for value in containers for child in (value.values() if isinstance(value, dict) else value)]
+    return bool(level)
