@@ -103,7 +103,7 @@ def test_sampling_with_an_argument_that_cannot_be_used_is_one_sentence(pipeline,
 
 
 def test_loading_checks_its_arguments_too():
-    with pytest.raises(jaxbooth.UserError, match="Pipeline.load: clip_skip = -1 is not valid"):
+    with pytest.raises(jaxbooth.UserError, match=r"Pipeline\.load: clip_skip = -1 is not valid"):
         jaxbooth.Pipeline.load("demo", clip_skip=-1)
 
 
