@@ -109,11 +109,16 @@ def join(*parts: Mapping[str, Mapping[str, T]]) -> dict[str, dict[str, T]]:
 
 
 def cast_matrices(params: Params, dtype: jax.typing.DTypeLike) -> Params:
-    """Casts kernels and embeddings to `dtype` and leaves vectors (biases, norm scales) as they are.
+    """Casts kernels to `dtype` and leaves biases, norm scales and embeddings, whose gradients are sums, as they are.
 
     Done once at the head of a step, so that under FSDP the gathers move the compute dtype and not float32 masters.
     """
-    return {name: value.astype(dtype) if value.ndim > 1 else value for name, value in params.items()}
+    return {name: value.astype(dtype) if is_matrix(name, value) else value for name, value in params.items()}
+
+
+def is_matrix(name: str, value: AnyArray | jax.ShapeDtypeStruct) -> bool:
+    """Tells whether a parameter is used in products; embeddings are looked up, whatever their shape."""
+    return value.ndim > 1 and not name.endswith("embedding")
 
 
 def full_precision() -> AbstractContextManager:

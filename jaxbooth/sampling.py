@@ -238,8 +238,7 @@ def room_for(prompts: int) -> int:
 def encode_prompts(base: Base, mesh: Mesh, params: dict[str, Params], ids: TokenIds) -> Text:
     """Runs the text encoders once, ahead of everything that uses the features; float32. Pure."""
     with precision_of(base.dtype), tracing_for(mesh):
-        text = base.text.encode(params, ids)
-    return jax.tree.map(lambda x: x.astype(jnp.float32), text)
+        return base.text.encode(params, ids)
 
 
 def take(text: Text, rows: Array) -> Text:

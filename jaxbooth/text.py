@@ -20,6 +20,7 @@ from jaxbooth.errors import UserError
 from jaxbooth.models.clip import LEGACY_EOS
 from jaxbooth.models.config import CLIPTextConfig
 from jaxbooth.params import AnyArray, Network, Params
+from jaxbooth.sharding import gathered, way_of
 from jaxbooth.transfer import to_host
 
 NEW_TOKENS = "new_tokens.embedding"  # parameter name of learned embeddings (tokens, d), in a tower's parameters
@@ -140,6 +141,8 @@ class TextSide:
     def encode(self, params: Mapping[str, Params], ids: Mapping[str, AnyArray]) -> Text:
         """Runs the towers. Pure, for use under `jax.jit`.
 
+        Features are float32, whatever the towers compute in: all rows and all layers add to their gradients.
+
         Args:
             params: tower -> parameters, learned embeddings included.
             ids: tower -> (b, chunks, length).
@@ -152,8 +155,8 @@ class TextSide:
             tokens = jnp.asarray(ids[tower.name])
             rows, chunks, length = tokens.shape
             flat = tokens.reshape(rows * chunks, length)
-            model = tower.network.bind(with_new_tokens(params[tower.name]))
-            states = model(flat)
+            model = tower.network.bind(params[tower.name])
+            states = model(flat, learned_embeddings(params[tower.name]))
             state = states[(-2 if self.is_xl else -1) - self.clip_skip]
             context = state if self.is_xl else model.final_layer_norm(state)
             contexts.append(context.reshape(rows, chunks * length, -1))
@@ -218,13 +221,10 @@ def check_words(words: Sequence[str]) -> None:
             raise UserError(f"--text.new-tokens {word!r} is part of another new word; choose words that differ.")
 
 
-def with_new_tokens(params: Params) -> Params:
-    """Appends learned embeddings to the table."""
-    if NEW_TOKENS not in params:
-        return params
-    rest = {name: value for name, value in params.items() if name != NEW_TOKENS}
-    table = params[TABLE]
-    return rest | {TABLE: jnp.concatenate([table, params[NEW_TOKENS].astype(table.dtype)])}
+def learned_embeddings(params: Params) -> Array | None:
+    """Returns the (entries, d) embeddings of new words, if there are any, as a layer uses them."""
+    learned = params.get(NEW_TOKENS)
+    return None if learned is None else gathered(learned, way_of(NEW_TOKENS, learned.shape))
 
 
 def initial_embeddings(

@@ -29,7 +29,8 @@ def plain_attention(query: Array, key: Array, value: Array, is_causal: bool = Fa
 def query_chunked_attention(query: Array, key: Array, value: Array, longest: int = QUERY_CHUNK) -> Array:
     """Takes query rows a chunk at a time; the backward pass recomputes each chunk's scores.
 
-    Memory grows with chunk x source_length and not with length x source_length.
+    Memory grows with chunk x source_length and not with length x source_length. The gradients of key and value, to
+    which every chunk adds, are float32.
 
     Args:
         longest: chunks have as many rows as divide the length, at most this many.
@@ -37,8 +38,14 @@ def query_chunked_attention(query: Array, key: Array, value: Array, longest: int
     batch, length, heads, width = query.shape
     chunk = next(size for size in range(min(longest, length), 0, -1) if length % size == 0)
     chunks = jnp.moveaxis(query.reshape(batch, length // chunk, chunk, heads, width), 1, 0)
-    one = jax.checkpoint(functools.partial(plain_attention, key=key, value=value))
-    return jnp.moveaxis(jax.lax.map(one, chunks), 0, 1).reshape(query.shape)
+    sources = key.astype(jnp.float32), value.astype(jnp.float32)
+
+    @jax.checkpoint
+    def attend(chunk: Array) -> Array:
+        key, value = (source.astype(chunk.dtype) for source in sources)
+        return plain_attention(chunk, key, value)
+
+    return jnp.moveaxis(jax.lax.map(attend, chunks), 0, 1).reshape(query.shape)
 
 
 def splash(query: Array, key: Array, value: Array, interpret: bool = False) -> Array:

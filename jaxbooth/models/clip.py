@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from jaxbooth.models.broadcast import add_broadcast
 from jaxbooth.models.config import CLIPTextConfig, CLIPVisionConfig
 from jaxbooth.models.encoder import MLP, SelfAttention, check_activation
 from jaxbooth.models.layers import Make
@@ -39,8 +40,17 @@ class CLIPTextEmbeddings(nnx.Module):
         self.token_embedding = make.embed(config.vocab_size, config.hidden_size)
         self.position_embedding = make.embed(config.max_position_embeddings, config.hidden_size)
 
-    def __call__(self, input_ids: Array) -> Array:
-        return self.token_embedding(input_ids) + self.position_embedding(jnp.arange(input_ids.shape[-1]))
+    def __call__(self, input_ids: Array, learned: Array | None) -> Array:
+        positions = self.position_embedding(jnp.arange(input_ids.shape[-1]))
+        return add_broadcast(self.tokens(input_ids, learned), positions)
+
+    def tokens(self, input_ids: Array, learned: Array | None) -> Array:
+        """Looks up (b, s) ids in the table, and those that follow it among the (entries, hidden_size) learned ones."""
+        if learned is None:
+            return self.token_embedding(input_ids)
+        number = input_ids - self.token_embedding.embedding.shape[0]
+        known = self.token_embedding(jnp.where(number < 0, input_ids, 0))
+        return jnp.where((number < 0)[..., None], known, learned[jnp.maximum(number, 0)])
 
 
 class CLIPEncoder(nnx.Module):
@@ -71,14 +81,19 @@ class CLIPTextModel(nnx.Module):
         self.config = config
         self.embeddings = CLIPTextEmbeddings(config, make)
         self.encoder = CLIPEncoder(config, make, is_causal=True)
-        self.final_layer_norm = make.layer_norm(config.hidden_size, config.layer_norm_eps)
+        exact = make._replace(dtype=jnp.float32)
+        self.final_layer_norm = exact.layer_norm(config.hidden_size, config.layer_norm_eps)
         self.text_projection = (
             make.linear(config.hidden_size, config.projection_dim, bias=False) if projection else None
         )
 
-    def __call__(self, input_ids: Array) -> list[Array]:
-        """Maps (b, s) token ids to every hidden state, embeddings first; each (b, s, hidden_size)."""
-        return self.encoder(self.embeddings(input_ids))
+    def __call__(self, input_ids: Array, learned: Array | None = None) -> list[Array]:
+        """Maps (b, s) token ids to every hidden state, embeddings first; each (b, s, hidden_size) float32.
+
+        Args:
+            learned: (entries, hidden_size) embeddings of the ids that follow the vocabulary.
+        """
+        return self.encoder(self.embeddings(input_ids, learned))
 
     def at_end(self, last: Array, input_ids: Array) -> Array:
         """Maps the last hidden state (b, s, hidden_size) to the normalised one of each end token, (b, hidden_size).
@@ -93,4 +108,4 @@ class CLIPTextModel(nnx.Module):
     def pooled(self, last: Array, input_ids: Array) -> Array:
         """Maps the last hidden state (b, s, hidden_size) to the projected feature at its end, (b, projection_dim)."""
         assert self.text_projection is not None, "this text encoder has no projection"
-        return self.text_projection(self.at_end(last, input_ids))
+        return self.text_projection(self.at_end(last, input_ids)).astype(jnp.float32)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from jaxbooth.models.broadcast import add_broadcast, broadcast
 from jaxbooth.models.clip import CLIPEncoder, CLIPTextModel
 from jaxbooth.models.config import CLIPConfig, CLIPVisionConfig
 from jaxbooth.models.encoder import check_activation
@@ -23,9 +24,9 @@ class CLIPVisionEmbeddings(nnx.Module):
         """Maps (b, image_size, image_size, channels) to (b, 1 + patches, hidden_size)."""
         patches = self.patch_embedding(pixels)
         patches = patches.reshape(len(patches), -1, patches.shape[-1])
-        token = jnp.broadcast_to(self.class_embedding[...].astype(patches.dtype), (len(patches), 1, patches.shape[-1]))
+        token = broadcast(self.class_embedding[...], (len(patches), 1, patches.shape[-1]), patches.dtype)
         tokens = jnp.concatenate([token, patches], axis=1)
-        return tokens + self.position_embedding(jnp.arange(tokens.shape[1]))
+        return add_broadcast(tokens, self.position_embedding(jnp.arange(tokens.shape[1])))
 
 
 class CLIPVisionModel(nnx.Module):

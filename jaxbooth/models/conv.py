@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from jaxbooth.models.broadcast import add_broadcast
+
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -98,4 +100,4 @@ class Conv(nnx.Module):
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
         is_pointwise = kernel.shape[0] == 1 and self.stride == 1
         y = x @ kernel[0, 0] if is_pointwise else conv2d(x, kernel, self.stride, self.padding)
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        return y if self.bias is None else add_broadcast(y, self.bias[...])

@@ -8,8 +8,39 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from jaxbooth.models.broadcast import add_broadcast, broadcast
 from jaxbooth.models.conv import Conv
 from jaxbooth.models.norms import GroupNorm
+
+
+class Linear(nnx.Module):
+    """torch `Linear`; parameters `kernel` (in, out) and, if `use_bias`, `bias`.
+
+    Args:
+        dtype: computed in.
+    """
+
+    def __init__(self, inputs: int, outputs: int, use_bias: bool, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs):
+        self.dtype = dtype
+        init = jax.nn.initializers.lecun_normal()
+        self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32)) if use_bias else None
+
+    def __call__(self, x: Array) -> Array:
+        """Maps (..., inputs) to (..., outputs)."""
+        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        return y if self.bias is None else add_broadcast(y, self.bias[...])
+
+
+class Embed(nnx.Module):
+    """torch `Embedding`; parameter `embedding` (entries, width), in whose dtype its gradient is summed."""
+
+    def __init__(self, entries: int, width: int, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(jax.random.normal(rngs.params(), (entries, width)))
+
+    def __call__(self, ids: Array) -> Array:
+        """Maps (...) indices to (..., width) float32, to which all layers after it add, as under torch's autocast."""
+        return jnp.take(self.embedding[...], ids, axis=0).astype(jnp.float32)
 
 
 class Make(NamedTuple):
@@ -18,9 +49,9 @@ class Make(NamedTuple):
     rngs: nnx.Rngs
     dtype: jax.typing.DTypeLike = jnp.float32
 
-    def linear(self, inputs: int, outputs: int, bias: bool = True) -> nnx.Linear:
+    def linear(self, inputs: int, outputs: int, bias: bool = True) -> Linear:
         """torch `Linear`; the kernel is stored (in, out)."""
-        return nnx.Linear(inputs, outputs, use_bias=bias, dtype=self.dtype, rngs=self.rngs)
+        return Linear(inputs, outputs, bias, self.dtype, self.rngs)
 
     def conv(self, inputs: int, outputs: int, size: int = 3, stride: int = 1, padding: int | None = None) -> Conv:
         """torch `Conv2d` with `padding` pixels on every side (default: `size // 2`); the kernel is stored HWIO."""
@@ -39,9 +70,9 @@ class Make(NamedTuple):
         """torch `LayerNorm`; statistics in float32, in two passes."""
         return nnx.LayerNorm(channels, epsilon=eps, dtype=self.dtype, use_fast_variance=False, rngs=self.rngs)
 
-    def embed(self, entries: int, width: int) -> nnx.Embed:
+    def embed(self, entries: int, width: int) -> Embed:
         """torch `Embedding`."""
-        return nnx.Embed(entries, width, dtype=self.dtype, rngs=self.rngs)
+        return Embed(entries, width, self.rngs)
 
 
 def gelu(x: Array) -> Array:
@@ -88,7 +119,7 @@ class ResnetBlock2D(nnx.Module):
         hidden = self.conv1(self.norm1(x))
         if self.time_emb_proj is not None:
             assert time_embedding is not None
-            hidden += self.time_emb_proj(nnx.silu(time_embedding))[:, None, None, :]
+            hidden = add_broadcast(hidden, self.time_emb_proj(nnx.silu(time_embedding))[:, None, None, :])
         hidden = self.conv2(self.norm2(hidden))
         return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
@@ -116,5 +147,5 @@ class Upsample2D(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """Maps (b, h, w, c) to (b, 2h, 2w, c)."""
         b, h, w, c = x.shape
-        doubled = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
+        doubled = broadcast(x[:, :, None, :, None, :], (b, h, 2, w, 2, c), x.dtype)
         return self.conv(doubled.reshape(b, 2 * h, 2 * w, c))

@@ -18,7 +18,9 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from jaxbooth.models.broadcast import broadcast
 from jaxbooth.models.conv import Conv, conv2d
+from jaxbooth.models.layers import Linear
 from jaxbooth.params import AnyArray, Network, Params, Placed, Shapes, placed
 from jaxbooth.prng import host_generator
 from jaxbooth.storage.patterns import first_matches
@@ -117,7 +119,7 @@ def low_rank_kernel(down: Array, up: Array) -> Array:
 class Adapted(nnx.Module):
     """A layer with its adapter beside it."""
 
-    def __init__(self, layer: nnx.Linear | Conv, params: Mapping[str, Placed], lora: Lora):
+    def __init__(self, layer: Linear | Conv, params: Mapping[str, Placed], lora: Lora):
         self.layer, self.scale = layer, lora.scale
         self.down, self.up = params[DOWN], params[UP]
         self.magnitude = params[MAGNITUDE] if lora.dora else None
@@ -130,7 +132,7 @@ class Adapted(nnx.Module):
             return base + delta
         bias = 0 if self.layer.bias is None else self.layer.bias[...].astype(base.dtype)
         # The small change is what is rounded to the compute dtype, and not the ratio near 1, which would swallow it.
-        return base + delta + (self.ratio() - 1).astype(base.dtype) * (base - bias + delta)
+        return base + delta + broadcast(self.ratio() - 1, base.shape, base.dtype) * (base - bias + delta)
 
     def low_rank(self, x: Array) -> Array:
         """Applies A, then B, in the dtype of `x`."""

@@ -205,7 +205,7 @@ class UNet2DConditionModel(nnx.Module):
         def sinusoids(values: Array, width: int) -> Array:
             return sinusoidal_embedding(values, width, config.flip_sin_to_cos, config.freq_shift)
 
-        embedding = self.time_embedding(sinusoids(timesteps, config.block_out_channels[0]))
+        embedding = self.time_embedding(sinusoids(timesteps, config.block_out_channels[0])).astype(jnp.float32)
         if config.addition_embed_type is None:
             return embedding
         if added is None:

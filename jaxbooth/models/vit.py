@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from jaxbooth.models.broadcast import add_broadcast, broadcast
 from jaxbooth.models.config import Dinov2Config, ViTConfig
 from jaxbooth.models.encoder import MLP, SelfAttention, check_activation
 from jaxbooth.models.layers import Make
@@ -37,9 +38,9 @@ class Embeddings(nnx.Module):
         """Maps (b, h, w, channels) to (b, 1 + patches, hidden_size)."""
         patches = self.patch_embeddings.projection(pixels)
         batch, height, width, channels = patches.shape
-        token = jnp.broadcast_to(self.cls_token[...].astype(patches.dtype), (batch, 1, channels))
-        positions = positions_for(self.position_embeddings[...][0], height, width).astype(patches.dtype)
-        return jnp.concatenate([token, patches.reshape(batch, -1, channels)], axis=1) + positions
+        token = broadcast(self.cls_token[...], (batch, 1, channels), patches.dtype)
+        positions = positions_for(self.position_embeddings[...][0], height, width)
+        return add_broadcast(jnp.concatenate([token, patches.reshape(batch, -1, channels)], axis=1), positions)
 
 
 class LayerScale(nnx.Module):
@@ -49,7 +50,7 @@ class LayerScale(nnx.Module):
         self.lambda1 = nnx.Param(jnp.ones(width))
 
     def __call__(self, x: Array) -> Array:
-        return x * self.lambda1[...].astype(x.dtype)
+        return x * broadcast(self.lambda1[...], x.shape, x.dtype)
 
 
 class SwiGLU(nnx.Module):

@@ -7,7 +7,6 @@ factor, so that other batch sizes need no other trace.
 
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 from jax.sharding import AbstractMesh
 
@@ -18,7 +17,16 @@ from jaxbooth.plan.abstract import AbstractStep, abstract_step, described_mesh
 from jaxbooth.plan.buffers import Amount
 from jaxbooth.plan.figures import Figures
 from jaxbooth.plan.flops import KERNEL
-from jaxbooth.plan.local_step import Moments, bytes_on_device, gathered_bytes, is_sharded, moments_of, walk_step
+from jaxbooth.plan.local_step import (
+    Moments,
+    bytes_on_device,
+    gathered_bytes,
+    is_sharded,
+    moments_of,
+    named_leaves,
+    used_bytes,
+    walk_step,
+)
 from jaxbooth.plan.topology import Topology
 from jaxbooth.sharding import row_shards
 
@@ -177,18 +185,19 @@ def held_bytes(step: AbstractStep) -> dict[str, float]:
 def sent_bytes(step: AbstractStep, mesh: AbstractMesh) -> dict[str, float]:
     """Returns kind of collective -> bytes of its results in one micro-batch: of parameters and their gradients.
 
-    Gradients travel in the compute dtype. FSDP leaves each device its part of them; what is whole, or what several
-    copies of the model have, is summed.
+    Gradients travel as the parameters do: those of kernels in the compute dtype. FSDP leaves each device its part of
+    them; what is whole, or what several copies of the model have, is summed.
     """
-    params, dtype = step.state.params, step.task.base.dtype
-    cut = [leaf for leaf in params.values() if is_sharded(leaf, "fsdp")]
-    whole = [leaf for leaf in params.values() if not is_sharded(leaf, "fsdp") or mesh.shape["data"] > 1]
-    leaves = jax.tree.leaves((params, step.frozen))
-    share = dtype.itemsize / 4
+    trained, dtype = named_leaves(step.state.params), step.task.base.dtype
+    cut = [(name, leaf) for name, leaf in trained if is_sharded(leaf, "fsdp")]
+    whole = [(name, leaf) for name, leaf in trained if not is_sharded(leaf, "fsdp") or mesh.shape["data"] > 1]
+    leaves = trained + named_leaves(step.frozen)
     return {
-        "all-gather": float(sum(gathered_bytes(leaf, mesh, dtype) for leaf in leaves)),
-        "reduce-scatter": share * bytes_on_device(cut),
-        "all-reduce": share * bytes_on_device(whole) if row_shards(mesh) > 1 else 0.0,
+        "all-gather": float(sum(gathered_bytes(name, leaf, mesh, dtype) for name, leaf in leaves)),
+        "reduce-scatter": float(sum(used_bytes(name, leaf, dtype) for name, leaf in cut)),
+        "all-reduce": float(sum(used_bytes(name, leaf, dtype) for name, leaf in whole))
+        if row_shards(mesh) > 1
+        else 0.0,
     }
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh
 
+from jaxbooth.params import is_matrix
 from jaxbooth.plan.abstract import AbstractStep
 from jaxbooth.plan.buffers import Buffer, Value, large, nbytes, timeline
 from jaxbooth.plan.walk import Walk
@@ -57,7 +58,7 @@ def walk_step(step: AbstractStep, mesh: AbstractMesh, platform: str, rows: int) 
     dtype, remat = step.task.base.dtype, step.task.config.train.remat_policy != "none"
     params = named_leaves(step.state.params) + named_leaves(step.frozen)
     arguments = [
-        walk.argument(leaf, size=copy_bytes(leaf, mesh, dtype, remat), is_split=is_tensor_split(name, leaf, mesh))
+        walk.argument(leaf, size=copy_bytes(name, leaf, mesh, dtype, remat), is_split=is_tensor_split(name, leaf, mesh))
         for name, leaf in params
     ]
     rest = jaxpr.jaxpr.invars[len(arguments) :]
@@ -95,25 +96,25 @@ def trace(step: AbstractStep, mesh: AbstractMesh, rows: int) -> tuple[Any, Seque
     return jaxpr, sorted(step.state.params)
 
 
-def used_bytes(leaf: Any, dtype: Any) -> int:
+def used_bytes(name: str, leaf: Any, dtype: Any) -> int:
     """Returns the bytes of a device's part of a parameter in the dtype in which it is used."""
-    itemsize = np.dtype(dtype).itemsize if len(leaf.shape) > 1 else leaf.dtype.itemsize
+    itemsize = np.dtype(dtype).itemsize if is_matrix(name, leaf) else leaf.dtype.itemsize
     return size_on_device(leaf) // leaf.dtype.itemsize * min(itemsize, leaf.dtype.itemsize)
 
 
-def gathered_bytes(leaf: Any, mesh: AbstractMesh, dtype: Any) -> int:
+def gathered_bytes(name: str, leaf: Any, mesh: AbstractMesh, dtype: Any) -> int:
     """Returns the bytes of a parameter that FSDP gathers, and 0 for one that is whole."""
-    return used_bytes(leaf, dtype) * mesh.shape["fsdp"] if is_sharded(leaf, "fsdp") else 0
+    return used_bytes(name, leaf, dtype) * mesh.shape["fsdp"] if is_sharded(leaf, "fsdp") else 0
 
 
-def copy_bytes(leaf: Any, mesh: AbstractMesh, dtype: Any, remat: bool) -> int:
+def copy_bytes(name: str, leaf: Any, mesh: AbstractMesh, dtype: Any, remat: bool) -> int:
     """Returns the bytes that a parameter takes between its first and its last use, beside its place in the state.
 
     A cast is stored where it is sent or used in two passes, and else made by what reads it. XLA gathers early, and
     keeps what the backward pass will need again.
     """
-    is_cast = leaf.dtype != dtype and len(leaf.shape) > 1 and (remat or is_sharded(leaf, "fsdp"))
-    return gathered_bytes(leaf, mesh, dtype) + is_cast * used_bytes(leaf, dtype)
+    is_cast = leaf.dtype != dtype and is_matrix(name, leaf) and (remat or is_sharded(leaf, "fsdp"))
+    return gathered_bytes(name, leaf, mesh, dtype) + is_cast * used_bytes(name, leaf, dtype)
 
 
 def own_gradients(results: Sequence[Value], names: Sequence[str], step: AbstractStep, avals: Sequence[Any]) -> None:

@@ -1,0 +1,141 @@
+"""bfloat16 compute: every sum over rows or pixels is float32, so that gradients are as good as torch autocast's."""
+
+import dataclasses
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from jaxbooth.assets import DEMO_MODEL
+from jaxbooth.models.attention_forms import plain_attention, query_chunked_attention
+from jaxbooth.models.layers import Make
+from jaxbooth.models.unet import UNet2DConditionModel
+from jaxbooth.params import cast_matrices, describe
+from jaxbooth.pipeline import Base
+from jaxbooth.storage.text import read_json
+from jaxbooth.training.optimizer import make_optimizer
+from jaxbooth.training.step import gradients, make_batch, make_dispatch
+from jaxbooth.weights.names import import_axes, torch_name
+from tests.low_precision import bfloat16_sums, errors_by_kind
+from tests.torch_parity import to_torch, torch_state
+from tests.training import setup
+
+ROWS, BATCHES = (4, 4), 4
+FEW = 64  # elements that bfloat16 may add up
+LIKE_TORCH = 1.2  # times torch's error: rounding is as good as random, and means over a few batches still differ
+
+
+@pytest.fixture(scope="module")
+def short(micro) -> Base:
+    """`micro` in bfloat16."""
+    network = describe(lambda rngs: UNet2DConditionModel(micro.unet_config, Make(rngs, jnp.bfloat16)))
+    return dataclasses.replace(Base.read(DEMO_MODEL, "bfloat16"), unet_config=micro.unet_config, unet=network)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"lora": {"rank": 4, "targets": "attention+ff+conv"}},
+        {"lora": {"rank": 4, "targets": "attention+ff+conv", "dora": True}},
+        {"text_encoder": True, "text": {"new_tokens": ["<sks>"]}},
+    ],
+    ids=["whole", "lora", "dora", "text"],
+)
+def test_a_lowered_step_adds_up_no_more_than_a_few_numbers_in_bfloat16(short, micro_params, mesh, settings):
+    task, state, frozen, bank = setup(short, micro_params, mesh, ROWS, **settings)
+    dispatch = make_dispatch(task, make_optimizer(task.config), 2, state)
+    counts = bfloat16_sums(dispatch.lower(state, frozen, bank, np.int32(1), np.int32(0)))
+    assert all(count <= FEW for count in counts)
+
+
+def in_torch(unet, task, bank, step, dtype):
+    """Gradients of one batch through diffusers' UNet, under autocast unless `dtype` is float32."""
+    part = jax.tree.map(lambda field: field[0], task.plan)
+    drawn = jax.jit(lambda step: make_batch(task, bank, step, step, part))(jnp.int32(step))
+    batch = drawn.batch
+    noisy = to_torch(np.asarray(task.base.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        timesteps = torch.tensor(np.asarray(batch.timesteps)).long()
+        output = unet(noisy, timesteps, torch.tensor(np.asarray(bank.text.context[drawn.caption]))).sample
+    squares = torch.square(output.float() - to_torch(np.asarray(batch.noise))).mean(dim=(1, 2, 3))
+    return torch_gradients(unet, (torch.tensor(np.asarray(batch.weight)) * squares).sum(), task.base.unet.shapes)
+
+
+def torch_gradients(module, loss, names):
+    """Gradients of a loss under jaxbooth's names."""
+    module.zero_grad()
+    loss.backward()
+    grads = {name: p.grad.float().numpy().copy() for name, p in module.named_parameters()}
+    return {name: np.transpose(g := grads[torch_name(name)], import_axes(name, g.ndim)) for name in names}
+
+
+def of_step(base, params, mesh, settings=()):
+    """Gradients of the UNet in the train step's own batches."""
+    task, state, frozen, bank = setup(base, params, mesh, ROWS, **dict(settings))
+    run = jax.jit(lambda params, bank, step: gradients(task, params, frozen, bank, step, step)[1])
+    found = [run(state.params, bank, jnp.int32(step)) for step in range(BATCHES)]
+    return (
+        [{name.removeprefix("unet."): np.asarray(grad) for name, grad in grads.items()} for grads in found],
+        task,
+        bank,
+    )
+
+
+def test_gradients_of_every_kind_of_parameter_are_as_good_as_torch_autocasts(short, micro, micro_params, mesh):
+    changed = ("block_out_channels", "down_block_types", "up_block_types", "norm_num_groups")
+    config = read_json(DEMO_MODEL / "unet" / "config.json")
+    unet = diffusers.UNet2DConditionModel.from_config(
+        config | {name: getattr(micro.unet_config, name) for name in changed}
+    )
+    unet.load_state_dict(torch_state(micro_params["unet"]))
+    ours, task, bank = of_step(short, micro_params, mesh)
+    exact, autocast = (
+        [in_torch(unet, task, bank, step, dtype) for step in range(BATCHES)]
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    found, expected = errors_by_kind(ours, exact), errors_by_kind(autocast, exact)
+    kinds = {f"{kind} {leaf}" for kind in ("conv", "linear", "time") for leaf in ("kernel", "bias")}
+    assert set(found) == kinds | {"norm scale", "norm bias", "whole"}
+    for kind, error in found.items():
+        assert error <= LIKE_TORCH * expected[kind], kind
+
+
+def test_gradients_of_embeddings_are_as_good_as_torch_autocasts(base, short, params):
+    ids = np.random.default_rng(0).integers(0, 4, (64, 32))  # four tokens, each of them 512 times
+    weights = np.random.default_rng(1).normal(1, 1, (64, 32, 128)).astype(np.float32)
+    values, tower = params["text_encoder"], short.text.towers[0]
+
+    def loss(values):
+        model = tower.network.bind(values)
+        return jnp.sum(model.final_layer_norm(model(jnp.asarray(ids))[-1]) * weights)
+
+    ours = jax.jit(jax.grad(lambda values: loss(cast_matrices(values, jnp.bfloat16))))(values)
+    module = transformers.CLIPTextModel.from_pretrained(DEMO_MODEL / "text_encoder", torch_dtype=torch.float32)
+    grads = []
+    for is_short in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_short):
+            features = module(torch.tensor(ids)).last_hidden_state
+        grads.append(torch_gradients(module, (features.float() * torch.tensor(weights)).sum(), values))
+    exact, autocast = grads
+    found, expected = errors_by_kind([ours], [exact]), errors_by_kind([autocast], [exact])
+    assert {"token embedding", "position embedding"} <= set(found)
+    for kind, error in found.items():
+        assert error <= LIKE_TORCH * expected[kind], kind
+
+
+def test_gradients_of_keys_and_values_are_summed_over_chunks_in_float32(rng):
+    shape = (1, 512, 1, 8)
+    query, key, value, weights = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for _ in range(4))
+
+    def grads(form):
+        return jax.jit(jax.grad(lambda *args: jnp.sum(form(*args) * weights, dtype=jnp.float32), (1, 2)))
+
+    whole = grads(plain_attention)(*(x.astype(jnp.float32) for x in (query, key, value)))
+    parts = grads(lambda *args: query_chunked_attention(*args, longest=1))(query, key, value)
+    for found, expected in zip(parts, whole, strict=True):
+        assert np.linalg.norm(np.float32(found) - expected) < 5e-3 * np.linalg.norm(expected)
