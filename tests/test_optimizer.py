@@ -48,6 +48,19 @@ def test_a_first_moment_in_bfloat16_is_kept_so_and_moves_the_weights_alike(optim
     assert float(jnp.linalg.norm(rounded - exact)) < 0.02 * moved
 
 
+@pytest.mark.parametrize(("optimizer", "decay"), [("adamw", 0.9), ("lion", 0.99)])
+def test_a_first_moment_in_bfloat16_decays_as_one_in_float32(optimizer, decay, rng):
+    train = {"optimizer": optimizer, "mu_dtype": "bfloat16", "learning_rate": RATE}
+    tx = make_optimizer(Config.model_validate({"train": train}))
+    params = {"unet.kernel": jnp.ones((64, 64))}
+    before = jnp.asarray(rng.uniform(1, 2, (64, 64)), jnp.bfloat16)
+    state = jax.tree.map(lambda leaf: before if leaf.dtype == before.dtype else leaf, tx.init(params))
+    _, state = jax.jit(tx.update)({"unet.kernel": jnp.zeros((64, 64))}, state, params)
+    (after,) = (leaf for leaf in jax.tree.leaves(state) if leaf.dtype == before.dtype)
+    # Each is rounded to 2^-9 of itself; the decay rounded to bfloat16 would be off by as much, for all of them alike.
+    assert np.mean(np.float32(after) / np.float32(before)) == pytest.approx(decay, abs=2e-4)
+
+
 def config_of(**train) -> Config:
     own = {"learning_rate": RATE, "steps": STEPS, "weight_decay": 0.1, "max_grad_norm": 0.0}
     return Config.model_validate({"train": own | train})

@@ -159,11 +159,11 @@ def update_rule(config: Config, group: Group, no_gradient: Collection[str] = ())
     b1, eps, mu_dtype = train.b1, train.eps, train.mu_dtype
     b2 = DEFAULT_B2.get(train.optimizer, 0.999) if train.b2 is None else train.b2
     if train.optimizer == "adamw":
-        return optax.adamw(rate, b1, b2, eps, weight_decay=decay, mu_dtype=mu_dtype, mask=mask)
+        return moment_kept_in(mu_dtype, optax.adamw(rate, b1, b2, eps, weight_decay=decay, mask=mask))
     if train.optimizer == "adafactor":
         return adafactor(rate, decay, mask)
     if train.optimizer == "lion":
-        return optax.lion(rate, b1, b2, mu_dtype, decay, mask)
+        return moment_kept_in(mu_dtype, optax.lion(rate, b1, b2, weight_decay=decay, mask=mask))
     if train.optimizer == "prodigy":
         rule = prodigy(rate, (b1, b2), eps=eps, weight_decay=decay)
         return optax.chain(rule, optax.masked(optax.set_to_zero(), inverse(mask))) if mask else rule
@@ -210,6 +210,25 @@ def schedule_free_rule(
 
     base = optax.chain(direction, optax.scale_by_learning_rate(rate))
     return schedule_free(base, weight_rate if callable(rate) else rate, b1)
+
+
+def moment_kept_in(dtype: str, rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Returns a rule whose first moment is kept in `dtype` and computed in float32.
+
+    optax's own `mu_dtype` also rounds the decay by which the moment is multiplied: 0.99 is 0.988 in bfloat16, with
+    which the average of a constant gradient is 0.85 of it.
+    """
+    if dtype == "float32":
+        return rule
+
+    def in_dtype(state: Any, dtype: Any) -> Any:
+        return optax.tree.set(state, mu=optax.tree.cast(optax.tree.get(state, "mu"), dtype))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = rule.update(updates, in_dtype(state, "float32"), params)
+        return updates, in_dtype(state, dtype)
+
+    return optax.GradientTransformation(lambda params: in_dtype(rule.init(params), dtype), update)
 
 
 def needs_averaging(opt_state: Any) -> bool:
