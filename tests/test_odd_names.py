@@ -47,7 +47,7 @@ def photos(folder: Path, name: str) -> Path:
     for index in range(2):
         pixels = np.random.default_rng(index).integers(0, 256, (32, 32, 3), dtype=np.uint8)
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(folder / f"{name[:100]}{index}.png")
+        Image.fromarray(pixels).save(folder / f"photo {name[:100]}{index}.png")
     return folder
 
 
