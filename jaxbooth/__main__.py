@@ -1,5 +1,5 @@
 """`python -m jaxbooth`."""
 
-from jaxbooth.cli import main
+from jaxbooth.cli.main import main
 
 main()

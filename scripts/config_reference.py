@@ -18,7 +18,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from jaxbooth.cli import ExportArguments, SampleArguments
+from jaxbooth.cli.arguments import ExportArguments, SampleArguments
 from jaxbooth.config import FREE_SECTIONS, FREE_TO_CHANGE, Config, flag
 from jaxbooth.evaluation.command import EvaluateArguments
 from jaxbooth.files import write_text

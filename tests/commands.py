@@ -23,7 +23,7 @@ def environment(flags: str = QUICK) -> dict[str, str]:
 
 
 def jaxbooth(
-    *arguments: object, code: str = "from jaxbooth.cli import main; main()", flags: str = QUICK
+    *arguments: object, code: str = "from jaxbooth.cli.main import main; main()", flags: str = QUICK
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end; `flags` are XLA's."""
     command = [sys.executable, "-c", code, *map(str, arguments)]

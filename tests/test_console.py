@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from jaxbooth import console
-from jaxbooth.cli import main
+from jaxbooth.cli.main import main
 from jaxbooth.console import progress, result, say, show, warn
 from jaxbooth.evaluation.metrics import DEFINITIONS
 from jaxbooth.evaluation.table import print_table

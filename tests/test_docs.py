@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from jaxbooth.cli import COMMANDS, USAGE, main
+from jaxbooth.cli.main import COMMANDS, USAGE, main
 from jaxbooth.config import load_config
 from jaxbooth.data.prior import wanted_settings
 from jaxbooth.training.checks import check_config

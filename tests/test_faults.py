@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 LIMITED = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (30_000_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-from jaxbooth.cli import main; main()
+from jaxbooth.cli.main import main; main()
 """
 
 

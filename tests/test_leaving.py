@@ -55,7 +55,7 @@ def test_a_local_model_needs_no_network(tmp_path):
         "import socket\n"
         "def refuse(*args, **kwargs): raise AssertionError('network call')\n"
         "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
-        "from jaxbooth.cli import main; main()"
+        "from jaxbooth.cli.main import main; main()"
     )
     flags = ["--prompt", "a cat", "--num", 1, "--steps", 1, "--out", tmp_path]
     succeed(jaxbooth("sample", DEMO_MODEL, *flags, code=blocked))

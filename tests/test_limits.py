@@ -7,7 +7,7 @@ import pytest
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 
-from jaxbooth.cli import ExportArguments, SampleArguments
+from jaxbooth.cli.arguments import ExportArguments, SampleArguments
 from jaxbooth.config import Config
 from jaxbooth.evaluation.command import EvaluateArguments
 from jaxbooth.plan.command import PlanArguments

@@ -8,7 +8,7 @@ import pytest
 from safetensors import safe_open
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.cli import main
+from jaxbooth.cli.main import main
 from jaxbooth.config import dump_config, first_conflict
 from jaxbooth.errors import UserError
 from jaxbooth.exports import PEFT_FILE, export_result

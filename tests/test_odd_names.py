@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from jaxbooth.cli import main
+from jaxbooth.cli.main import main
 from jaxbooth.console import console, say, shell_quoted
 from jaxbooth.files import new_folder, write_text
 from jaxbooth.pipeline import Base

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from jaxbooth.cli import main
+from jaxbooth.cli.main import main
 from jaxbooth.config import Config, flag, flatten
 from jaxbooth.files import write_json
 from jaxbooth.plan.chips import GIB

@@ -60,7 +60,7 @@ def test_a_value_that_holds_itself_or_has_a_million_parts_is_shown_in_a_few_word
 def test_a_terminal_that_cannot_encode_a_prompt_shows_an_escape():
     code = (
         "from jaxbooth.console import say, warn\n"
-        "from jaxbooth.cli import main\n"
+        "from jaxbooth.cli.main import main\n"
         "import sys\n"
         "try: main(['train', '日.yaml'])\n"
         "finally: say('a photo of 日'); warn('é日')\n"

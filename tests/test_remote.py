@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from jaxbooth.claim import claim
-from jaxbooth.cli import parse
+from jaxbooth.cli.parse import parse
 from jaxbooth.config import Config, dump_config, load_config
 from jaxbooth.data.images import open_picture, scan
 from jaxbooth.data.prior import class_folder
@@ -28,7 +28,9 @@ from tests.stores import install_meanwhile
 from tests.training import configure
 
 RUN = "gs://bucket/runs/cat"
-STORE = "import sys; from tests.stores import install; install(sys.argv.pop(1)); from jaxbooth.cli import main; main()"
+STORE = (
+    "import sys; from tests.stores import install; install(sys.argv.pop(1)); from jaxbooth.cli.main import main; main()"
+)
 
 
 @pytest.fixture

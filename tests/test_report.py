@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxbooth.cli import main
+from jaxbooth.cli.main import main
 from jaxbooth.config import Config
 from jaxbooth.errors import UserError
 from jaxbooth.reporting import make_report
@@ -264,7 +264,7 @@ def test_a_missing_library_is_one_sentence(run, monkeypatch):
 
 
 def test_no_device_is_started(run, tmp_path):
-    code = "import os; os.environ['JAX_PLATFORMS'] = 'none'; from jaxbooth.cli import main; main()"
+    code = "import os; os.environ['JAX_PLATFORMS'] = 'none'; from jaxbooth.cli.main import main; main()"
     assert succeed(jaxbooth("report", run, "--out", tmp_path / "page.html", code=code)).startswith("report: ")
 
 

@@ -10,7 +10,7 @@ T4 and V100 have no bfloat16 units, so theirs is float32's peak. Published peaks
 from typing import NamedTuple
 
 GIB = 2**30
-GPU_SHARE = 0.92  # of a GPU's memory that jaxbooth lets JAX take, see `jaxbooth.cli.main`
+GPU_SHARE = 0.92  # of a GPU's memory that jaxbooth lets JAX take, see `jaxbooth.cli.main.main`
 
 
 class Chip(NamedTuple):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.cli import main
+from jaxbooth.cli.main import main
 from jaxbooth.config import Config, dump_config
 from jaxbooth.pipeline import Base, load_params
 from jaxbooth.sections import TrainConfig

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxbooth.cli import main
+from jaxbooth.cli.main import main
 from jaxbooth.config import Config, dump_config
 from tests.cli.arguments import contents
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from jaxbooth.cli import COMMANDS, main
+from jaxbooth.cli.main import COMMANDS, main
 from jaxbooth.config import Config, flag, flatten
 from jaxbooth.errors import UserError
 from tests.cli.arguments import train

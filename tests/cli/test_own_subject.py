@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jaxbooth.assets import shipped_configs
-from jaxbooth.cli import starting_config
+from jaxbooth.cli.parse import starting_config
 from jaxbooth.config import Config, for_another, load_config
 from jaxbooth.evaluation.prompts import name_subject
 from jaxbooth.sections import Subject

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxbooth.parse_errors import parse_error
+from jaxbooth.cli.parse_errors import parse_error
 from tests.cli.arguments import CLASS, SHORT
 
 SUBJECT = ("--data.instance-dir", "demo", *SHORT, *CLASS)

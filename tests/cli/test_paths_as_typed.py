@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxbooth.cli import COMMANDS, main
+from jaxbooth.cli.main import COMMANDS, main
 from jaxbooth.config import Config, dump_config
 from jaxbooth.run_folder import resolve_paths
 from tests.cli.arguments import contents, train

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxbooth.cli import main
+from jaxbooth.cli.main import main
 from jaxbooth.commands import next_number
 from jaxbooth.config import Config, dump_config, load_config
 from jaxbooth.errors import UserError

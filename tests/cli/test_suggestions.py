@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from jaxbooth.cli import ExportArguments, SampleArguments
+from jaxbooth.cli.arguments import ExportArguments, SampleArguments
 from jaxbooth.config import Config, flag, flatten
 from jaxbooth.evaluation.command import EvaluateArguments
 from jaxbooth.plan.command import PlanArguments

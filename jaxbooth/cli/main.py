@@ -1,36 +1,27 @@
 """The command line: parse, call one library function, print."""
 
-import contextlib
 import gc
 import importlib.metadata
-import io
 import os
 import platform
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
 
-import tyro
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from jaxbooth.config import Config, explain, for_another, load_config
+from jaxbooth.cli.arguments import ExportArguments, SampleArguments
+from jaxbooth.cli.completion import completion_command
+from jaxbooth.cli.parse import parse, starting_config
+from jaxbooth.config import Config
 from jaxbooth.console import complain, counted, plain, result
-from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.disk import is_full
 from jaxbooth.errors import RunFailure, UserError, as_sentence
 from jaxbooth.hosts.signals import handled, leave, requests
-from jaxbooth.limits import ChunkCount, ClipSkip, GuidanceScale, ImageCount, Pixels, Prompt, SamplerSteps, Seed, Step
 from jaxbooth.output import output
-from jaxbooth.parse_errors import parse_error
-from jaxbooth.sections import PredictionType
 from jaxbooth.storage.paths import is_utf8, local_path, shown
 from jaxbooth.streams import protect_streams
-from jaxbooth.suggestions import MAX_SHOWN, PIPELINES, TRAINERS, check_flags
-from jaxbooth.weights.pipeline_dir import ExportDtype, ExportFormat
+from jaxbooth.suggestions import MAX_SHOWN
 from jaxbooth.weights.resolve import Source
 
 USAGE = """usage: jaxbooth COMMAND ...
@@ -50,104 +41,6 @@ sd15-lora, sd21, sdxl-lora.
 Anywhere on the line: --quiet shows warnings, errors and the result only; --log-file FILE appends
 all lines to FILE, with the time; --debug shows tracebacks. --version shows versions."""
 LOG_FILE = "--log-file"
-SHELLS = ("bash", "zsh")
-COMPLETION_USAGE = """usage: jaxbooth completion bash|zsh
-
-Print a script that completes commands and flags. For bash, put this into ~/.bashrc:
-  eval "$(jaxbooth completion bash)"
-For zsh, write it into a folder of $fpath under the name _jaxbooth:
-  jaxbooth completion zsh > ~/.zfunc/_jaxbooth"""
-
-
-T = TypeVar("T", bound=BaseModel)
-
-
-class Arguments(BaseModel):
-    """Frozen command arguments."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-
-
-class SampleArguments(Arguments):
-    """Draw pictures and a contact sheet of them. Picture i depends on (seed, i) alone, so a run and its base model can
-    be compared; where the folder has pictures of the seed, numbers go on from theirs."""
-
-    source: tyro.conf.Positional[str]
-    """Run folder, model folder, Hub id or "demo"."""
-    prompt: Prompt
-    """What to draw."""
-    negative_prompt: Prompt = ""
-    """What to stay away from."""
-    num: ImageCount = 4
-    """Pictures to draw, beside those that the folder has."""
-    seed: Seed = 0
-    """Decides the noise."""
-    steps: SamplerSteps | None = None
-    """Network evaluations for one picture; default: as in a run's sample grids, else 25 (4 for turbo models)."""
-    guidance_scale: GuidanceScale | None = None
-    """Classifier-free guidance; 1 turns it off. Default: as in a run's sample grids, else what suits the model: 7.5, 5
-    for SDXL, 1 for turbo models."""
-    sampler: SamplerName | None = None
-    """How to get from noise to a picture; default: as in a run's sample grids, else dpmpp_2m (euler_ancestral for turbo
-    models)."""
-    resolution: Pixels | None = None
-    """Side in pixels; default: what the model was trained at."""
-    height: Pixels | None = None
-    """Height in pixels, where the picture is not square."""
-    width: Pixels | None = None
-    """Width in pixels, where the picture is not square."""
-    revision: str | None = None
-    """Branch, tag or commit of a Hub model."""
-    variant: str | None = None
-    """Weight files to take where a model has several, such as fp16."""
-    vae: str | None = None
-    """Another VAE: a folder, a single file or a Hub id."""
-    prediction_type: PredictionType | None = None
-    """What the network predicts, where the checkpoint does not say it right."""
-    allow_pickle: bool = False
-    """Also read .ckpt and .bin files, with PyTorch's weights-only loader."""
-    offline: bool = False
-    """Never ask the Hub; use what was fetched before."""
-    clip_skip: ClipSkip = 0
-    """Layers of the text encoder to leave out at its end; a run has its own."""
-    chunks: ChunkCount = 1
-    """Chunks of 75 tokens that a prompt may have; a run has its own."""
-    step: Step | None = None
-    """Step of a run's checkpoint; default: the newest."""
-    out: Path = Path("samples")
-    """Folder for the pictures."""
-
-
-class ExportArguments(Arguments):
-    """Write a run in a format that PyTorch tools read."""
-
-    run: tyro.conf.Positional[str]
-    """Run folder."""
-    out: Path
-    """Folder to write; it must not exist yet."""
-    format: ExportFormat | None = None
-    """diffusers: a whole folder; single-file: for A1111 and ComfyUI; lora: adapters for both; embeddings: new words.
-    Default: the smallest that holds what was trained."""
-    dtype: ExportDtype | None = None
-    """Of the written weights; base: as in the base model's files (float32 for a LoRA). Default: float32 for a
-    diffusers folder, which then opens without naming a dtype, and base for everything else."""
-    verify: bool = False
-    """Open the result in PyTorch diffusers and compare a denoising step (needs the torch extra)."""
-    step: Step | None = None
-    """Step of the checkpoint; default: the newest."""
-    push: str | None = None
-    """OWNER/NAME on the Hugging Face Hub to upload the result to, with a model card."""
-    public: bool = False
-    """Let everyone see a repository that --push creates."""
-    license: str | None = None
-    """Licence that the model card names, such as creativeml-openrail-m."""
-
-
-def starting_config(argv: list[str]) -> Config:
-    """Takes the configuration's name off the arguments and reads it."""
-    source = argv.pop(0) if argv and not argv[0].startswith("-") else None
-    given = {argument.split("=")[0].removeprefix("--").replace("-", "_") for argument in argv}
-    return for_another(load_config(source), given)
 
 
 def train_command(argv: list[str]) -> None:
@@ -231,33 +124,6 @@ def doctor_command(argv: list[str]) -> None:
         result(f"{name:<18} {value}")
 
 
-def completion_command(argv: list[str]) -> None:
-    """Prints a completion script for a shell."""
-    if argv in (["-h"], ["--help"]):
-        print(COMPLETION_USAGE)
-        return
-    if len(argv) != 1 or argv[0] not in SHELLS:
-        raise UserError(f"jaxbooth completion takes a shell, {' or '.join(SHELLS)}; found {' '.join(argv) or 'none'}.")
-    from jaxbooth.evaluation.command import EvaluateArguments
-    from jaxbooth.plan.command import PlanArguments
-    from jaxbooth.reporting.command import ReportArguments
-
-    kinds: dict[str, Callable[..., Any]] = {
-        "train": Config,
-        "sample": SampleArguments,
-        "export": ExportArguments,
-        "evaluate": EvaluateArguments,
-        "report": ReportArguments,
-        "plan": PlanArguments,
-        "doctor": Arguments,
-    }
-    script = io.StringIO()
-    with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):  # tyro leaves after printing
-        tyro.extras.subcommand_cli_from_dict(kinds, prog="jaxbooth", args=["--tyro-print-completion", argv[0]])
-    # Of a description with several lines, bash would take each but the first for a word to complete.
-    print(re.sub(r"^COMPLETION_SPEC = .*$", lambda spec: spec[0].replace(r"\n", " "), script.getvalue(), flags=re.M))
-
-
 def help_command(argv: list[str]) -> None:
     """Prints the help of a command, or of all."""
     if not argv:
@@ -293,31 +159,6 @@ def versions() -> str:
     """Returns the versions of jaxbooth and of what decides its numbers."""
     parts = [f"{package} {importlib.metadata.version(package)}" for package in ("jaxbooth", "jax", "flax")]
     return f"{parts[0]} ({', '.join(parts[1:])}, python {platform.python_version()})"
-
-
-def parse(kind: type[T], argv: list[str], prog: str, default: T | None = None) -> T:
-    """Parses flags into a model; what is wrong with them becomes one sentence instead of a box or a report."""
-    check_flags(kind, argv, f"jaxbooth {prog.split()[1]}", TRAINERS if issubclass(kind, Config) else PIPELINES)
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed):
-            if default is None:
-                return tyro.cli(kind, args=argv, prog=prog)
-            return tyro.cli(kind, args=argv, prog=prog, default=default)
-    except SystemExit as stop:
-        invalid = validation_behind(stop)
-        if invalid:
-            raise explain(invalid, None) from None
-        if not printed.getvalue():
-            raise
-        raise UserError(parse_error(printed.getvalue(), f"jaxbooth {prog.split()[1]}")) from None
-
-
-def validation_behind(error: BaseException | None) -> ValidationError | None:
-    """Returns the validator's report that led to `error`, if one did."""
-    while error is not None and not isinstance(error, ValidationError):
-        error = error.__context__
-    return error
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,0 +1,92 @@
+"""The flags of `jaxbooth sample` and `jaxbooth export`."""
+
+from pathlib import Path
+
+import tyro
+from pydantic import BaseModel, ConfigDict
+
+from jaxbooth.diffusion.samplers import SamplerName
+from jaxbooth.limits import ChunkCount, ClipSkip, GuidanceScale, ImageCount, Pixels, Prompt, SamplerSteps, Seed, Step
+from jaxbooth.sections import PredictionType
+from jaxbooth.weights.pipeline_dir import ExportDtype, ExportFormat
+
+
+class Arguments(BaseModel):
+    """Frozen command arguments."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class SampleArguments(Arguments):
+    """Draw pictures and a contact sheet of them. Picture i depends on (seed, i) alone, so a run and its base model can
+    be compared; where the folder has pictures of the seed, numbers go on from theirs."""
+
+    source: tyro.conf.Positional[str]
+    """Run folder, model folder, Hub id or "demo"."""
+    prompt: Prompt
+    """What to draw."""
+    negative_prompt: Prompt = ""
+    """What to stay away from."""
+    num: ImageCount = 4
+    """Pictures to draw, beside those that the folder has."""
+    seed: Seed = 0
+    """Decides the noise."""
+    steps: SamplerSteps | None = None
+    """Network evaluations for one picture; default: as in a run's sample grids, else 25 (4 for turbo models)."""
+    guidance_scale: GuidanceScale | None = None
+    """Classifier-free guidance; 1 turns it off. Default: as in a run's sample grids, else what suits the model: 7.5, 5
+    for SDXL, 1 for turbo models."""
+    sampler: SamplerName | None = None
+    """How to get from noise to a picture; default: as in a run's sample grids, else dpmpp_2m (euler_ancestral for turbo
+    models)."""
+    resolution: Pixels | None = None
+    """Side in pixels; default: what the model was trained at."""
+    height: Pixels | None = None
+    """Height in pixels, where the picture is not square."""
+    width: Pixels | None = None
+    """Width in pixels, where the picture is not square."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub model."""
+    variant: str | None = None
+    """Weight files to take where a model has several, such as fp16."""
+    vae: str | None = None
+    """Another VAE: a folder, a single file or a Hub id."""
+    prediction_type: PredictionType | None = None
+    """What the network predicts, where the checkpoint does not say it right."""
+    allow_pickle: bool = False
+    """Also read .ckpt and .bin files, with PyTorch's weights-only loader."""
+    offline: bool = False
+    """Never ask the Hub; use what was fetched before."""
+    clip_skip: ClipSkip = 0
+    """Layers of the text encoder to leave out at its end; a run has its own."""
+    chunks: ChunkCount = 1
+    """Chunks of 75 tokens that a prompt may have; a run has its own."""
+    step: Step | None = None
+    """Step of a run's checkpoint; default: the newest."""
+    out: Path = Path("samples")
+    """Folder for the pictures."""
+
+
+class ExportArguments(Arguments):
+    """Write a run in a format that PyTorch tools read."""
+
+    run: tyro.conf.Positional[str]
+    """Run folder."""
+    out: Path
+    """Folder to write; it must not exist yet."""
+    format: ExportFormat | None = None
+    """diffusers: a whole folder; single-file: for A1111 and ComfyUI; lora: adapters for both; embeddings: new words.
+    Default: the smallest that holds what was trained."""
+    dtype: ExportDtype | None = None
+    """Of the written weights; base: as in the base model's files (float32 for a LoRA). Default: float32 for a
+    diffusers folder, which then opens without naming a dtype, and base for everything else."""
+    verify: bool = False
+    """Open the result in PyTorch diffusers and compare a denoising step (needs the torch extra)."""
+    step: Step | None = None
+    """Step of the checkpoint; default: the newest."""
+    push: str | None = None
+    """OWNER/NAME on the Hugging Face Hub to upload the result to, with a model card."""
+    public: bool = False
+    """Let everyone see a repository that --push creates."""
+    license: str | None = None
+    """Licence that the model card names, such as creativeml-openrail-m."""

@@ -1,0 +1,48 @@
+"""`jaxbooth completion`: a script that completes commands and flags in a shell, made by tyro."""
+
+import contextlib
+import io
+import re
+from collections.abc import Callable
+from typing import Any
+
+import tyro
+
+from jaxbooth.cli.arguments import Arguments, ExportArguments, SampleArguments
+from jaxbooth.config import Config
+from jaxbooth.errors import UserError
+
+SHELLS = ("bash", "zsh")
+COMPLETION_USAGE = """usage: jaxbooth completion bash|zsh
+
+Print a script that completes commands and flags. For bash, put this into ~/.bashrc:
+  eval "$(jaxbooth completion bash)"
+For zsh, write it into a folder of $fpath under the name _jaxbooth:
+  jaxbooth completion zsh > ~/.zfunc/_jaxbooth"""
+
+
+def completion_command(argv: list[str]) -> None:
+    """Prints a completion script for a shell."""
+    if argv in (["-h"], ["--help"]):
+        print(COMPLETION_USAGE)
+        return
+    if len(argv) != 1 or argv[0] not in SHELLS:
+        raise UserError(f"jaxbooth completion takes a shell, {' or '.join(SHELLS)}; found {' '.join(argv) or 'none'}.")
+    from jaxbooth.evaluation.command import EvaluateArguments
+    from jaxbooth.plan.command import PlanArguments
+    from jaxbooth.reporting.command import ReportArguments
+
+    kinds: dict[str, Callable[..., Any]] = {
+        "train": Config,
+        "sample": SampleArguments,
+        "export": ExportArguments,
+        "evaluate": EvaluateArguments,
+        "report": ReportArguments,
+        "plan": PlanArguments,
+        "doctor": Arguments,
+    }
+    script = io.StringIO()
+    with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):  # tyro leaves after printing
+        tyro.extras.subcommand_cli_from_dict(kinds, prog="jaxbooth", args=["--tyro-print-completion", argv[0]])
+    # Of a description with several lines, bash would take each but the first for a word to complete.
+    print(re.sub(r"^COMPLETION_SPEC = .*$", lambda spec: spec[0].replace(r"\n", " "), script.getvalue(), flags=re.M))
