@@ -116,7 +116,7 @@ def gated(hidden: Array, gate: Array) -> Array:
     """
 
     def product(hidden: Array, gate: Array) -> Array:
-        return (hidden.astype(jnp.float32) * gelu(gate.astype(jnp.float32))).astype(gate.dtype)
+        return hidden * gelu(gate)
 
     return (jax.checkpoint(product) if gate.dtype == jnp.bfloat16 else product)(hidden, gate)
 
