@@ -82,7 +82,8 @@ def train(config: Config | str | Path | None = None, **overrides: Any) -> Result
         UserError: the input cannot be used as it is.
         RunFailure: the work failed; everything written so far is intact.
     """
-    config = with_overrides(config if isinstance(config, Config) else load_config(config), overrides)
+    config = config if isinstance(config, Config) else load_config(config)
+    config = with_overrides(config, overrides) if overrides else config
     check_config(config)
     check_run_folders(resolve_paths(config))
     chosen = config.distributed
