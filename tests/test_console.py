@@ -33,7 +33,7 @@ def clock(monkeypatch):
 @pytest.fixture
 def columns(monkeypatch):
     """Sets the width that tables are printed at."""
-    return lambda width: monkeypatch.setenv("COLUMNS", str(width))
+    return lambda width: monkeypatch.setattr(console.console, "width", width)
 
 
 def lines_of(capsys):

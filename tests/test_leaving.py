@@ -41,7 +41,7 @@ def test_a_signal_saves_and_leaves_and_the_same_command_continues(tmp_path, numb
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
     run_dir = tmp_path / "run"
-    arguments = ["--train.learning-rate", "1e20", "--train.checkpoint-every", "1", "--train.max-grad-norm", "0"]
+    arguments = ["--train.learning-rate", "1000", "--train.checkpoint-every", "1", "--train.max-grad-norm", "0"]
     done = train(run_dir, *arguments)
     assert done.returncode == 1
     assert "is not finite; the run stopped and its last checkpoint is intact" in done.stderr

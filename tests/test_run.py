@@ -109,4 +109,4 @@ def test_a_run_and_its_base_are_sampled_alike(straight, tmp_path):
     facts = read_facts(tmp_path / "run" / "0-001.png")
     assert (facts["prompt"], facts["seed"], facts["index"], facts["step"]) == ("an emoji of a sks cat", "0", "1", "6")
     assert read_facts(tmp_path / "base" / "0-001.png")["step"] == "0"
-    assert {path.name for path in (tmp_path / "base").iterdir()} == {"0-000.png", "0-001.png"}
+    assert {path.name for path in (tmp_path / "base").iterdir()} == {"0-000.png", "0-001.png", "contact_sheets"}

@@ -99,6 +99,7 @@ def test_a_run_folder_of_another_configuration_names_the_difference(refused, dog
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text("model: demo\nseed: 7\n")
+    (run / "checkpoints" / "5").mkdir(parents=True)
     before = contents(run)
     error = refused(*train(dog, "--run-dir", run))
     assert "--seed 7" in error
