@@ -28,7 +28,7 @@ from jaxbooth.sections import (
     ValidationConfig,
 )
 from jaxbooth.storage.yaml import read_yaml
-from jaxbooth.suggestions import TRAINERS, meant
+from jaxbooth.suggestions import TRAINERS, as_keys, meant
 from jaxbooth.weights.resolve import Source
 
 
@@ -146,7 +146,9 @@ def explain(error: ValidationError, source: str | None) -> UserError:
     sections = {type(value).__name__: [key] for key, value in Config() if isinstance(value, Section)}
     key = ".".join(str(part) for part in [*sections.get(error.title, []), *first["loc"]])
     if first["type"] == "extra_forbidden":
-        hint = meant(key, flatten(Config()), TRAINERS)
+        known = list(flatten(Config()))
+        groups = dict.fromkeys(other.rpartition(".")[0] for other in known if "." in other)
+        hint = as_keys(meant(key, [*known, *groups], TRAINERS), known)
         return UserError(f"{source}: unknown key {brief(key)}; {hint or '`jaxbooth train --help` lists the keys.'}")
     value, problem = brief(first["input"]), first["msg"].lower()
     if source is None:

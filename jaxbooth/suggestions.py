@@ -53,13 +53,21 @@ def meant(name: str, known: Collection[str], peers: tuple[str, ...]) -> str:
         peers: whose names count.
     """
     key = key_form(name)
-    leaf = key.rpartition(".")[2]
+    section, _, leaf = key.rpartition(".")
+    if key in known:
+        return f"perhaps you meant {key}."
+    inside = [other for other in known if other.startswith(f"{key}.")]
+    if inside:
+        return f"{key} is a group of settings, such as {' and '.join(inside[:2])}."
     same_leaf = [other for other in known if other.rpartition(".")[2] == leaf]
     here = equivalents(peers).get(leaf)
-    if here and not (len(same_leaf) == 1 and "." in key):
+    if here and not (len(same_leaf) == 1 and section):
         reason = NONE.sub("", here)
         return f"here it is {here}." if reason == here else f"jaxbooth has none{reason and f': {reason}'}."
-    near = same_leaf or get_close_matches(key, known, n=3, cutoff=0.7)
+    if section:
+        same_leaf = get_close_matches(key, same_leaf, n=1, cutoff=0.8) or same_leaf
+    alike = [other for other in known if bool(section) == ("." in other)]
+    near = same_leaf or get_close_matches(key, alike, n=3, cutoff=0.7) or get_close_matches(key, known, n=3, cutoff=0.7)
     return f"perhaps you meant {' or '.join(near)}." if near else ""
 
 
@@ -72,15 +80,22 @@ def as_flags(sentence: str, known: Collection[str]) -> str:
     )
 
 
-def flag_keys(kind: type[BaseModel], prefix: str = "") -> set[str]:
+def as_keys(sentence: str, known: Collection[str]) -> str:
+    """Writes the flags in a sentence as keys of a configuration file."""
+    return re.sub(
+        r"--[a-z][\w.-]*\w", lambda match: key_form(match[0]) if key_form(match[0]) in known else match[0], sentence
+    )
+
+
+def flag_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
     """Returns the keys of a command's flags, with the negations of those that are on or off."""
-    keys: set[str] = set()
+    keys: list[str] = []
     for name, field in kind.model_fields.items():
         named = next((other.name for other in field.metadata if getattr(other, "name", None)), name)
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys |= flag_keys(field.annotation, f"{prefix}{name}.")
+            keys += flag_keys(field.annotation, f"{prefix}{name}.")
         else:
-            keys |= {prefix + named} | ({f"{prefix}no_{named}"} if field.annotation is bool else set())
+            keys += [prefix + named, *([f"{prefix}no_{named}"] if field.annotation is bool else [])]
     return keys
 
 
@@ -90,8 +105,8 @@ def check_flags(kind: type[BaseModel], argv: Sequence[str], command: str, peers:
     for typed in argv:
         if not re.match(r"--[A-Za-z]", typed) or typed.startswith(("--tyro-", "--help")) or key_form(typed) in known:
             continue
-        positive = sorted(key for key in known if not key.rpartition(".")[2].startswith("no_"))
+        positive = [key for key in known if not key.rpartition(".")[2].startswith("no_")]
         hint = meant(typed, positive, peers)
-        said = as_flags(hint, positive) if hint.startswith("perhaps") else hint
+        said = hint if hint.startswith(("here", "jaxbooth")) else as_flags(hint, positive)
         flag = typed.split("=")[0][:MAX_SHOWN]
         raise UserError(f"unknown flag {flag}; {said or f'`{command} --help` lists all flags.'}")

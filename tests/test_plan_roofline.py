@@ -5,6 +5,7 @@ import pytest
 from jaxbooth.config import Config
 from jaxbooth.plan.chips import Chip
 from jaxbooth.plan.figures import Figures
+from jaxbooth.plan.report import duration, significant
 from jaxbooth.plan.roofline import EFFICIENCY, Roofline, expected_run, roofline
 from jaxbooth.plan.topology import Topology, find_topology
 from jaxbooth.sections import TrainConfig
@@ -56,3 +57,15 @@ def test_a_device_of_unknown_speed_has_no_time():
     assert bound == (None, None, None)
     assert (bound.bound, bound.seconds) == (None, None)
     assert set(expected_run(Config(), cpu, bound)) == {None}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.0548, "54.8 ms"), (4.79, "4.79 s"), (97.2, "97.2 s"), (2700, "45 min"), (9720, "2.7 h"), (4.5e6, "1,250 h")],
+)
+def test_a_time_is_shown_in_a_unit_that_people_read(seconds, shown):
+    assert duration(seconds) == shown
+
+
+def test_no_number_is_shown_with_an_exponent():
+    assert [significant(number) for number in (0.0274, 20.8, 1234.5)] == ["0.0274", "20.8", "1,234"]

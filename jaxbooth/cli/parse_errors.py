@@ -11,6 +11,8 @@ NUMBERS = {
     r"invalid literal for int\(\) with base 10: '([^']*)": "is not a whole number",
     r"could not convert string to float: '([^']*)": "is not a number",
 }
+MISSING = re.compile(r"Missing from (?P<command>jaxbooth \w+): (?P<arguments>.*\(required\))")
+REQUIRED = re.compile(r"(?P<flag>--[\w-]+ )?[A-Z]+ (?P<help>.+?)\.? \(required\)")
 TOO_LONG = "Exceeds the limit"  # of digits, Python's own
 
 
@@ -21,6 +23,10 @@ def parse_error(printed: str, command: str) -> str:
         command: whose help lists the flags, such as `jaxbooth train`.
     """
     text = first_part(printed)
+    missing = MISSING.match(text)
+    if missing:
+        needs = " and ".join(map(argument_in_words, REQUIRED.finditer(missing["arguments"])))
+        return f"{missing['command']} needs {needs}; see `{command} --help`."
     flag = FLAG.match(text)
     if flag and TOO_LONG in text:
         return f"{flag['flag']} has thousands of digits, and no number needs as many."
@@ -29,6 +35,12 @@ def parse_error(printed: str, command: str) -> str:
         if flag and value:
             return f"{flag['flag']} {brief(value[1])} {problem}."
     return f"{text[:1].lower()}{text[1:].rstrip('.:')}; see `{command} --help`."
+
+
+def argument_in_words(argument: re.Match[str]) -> str:
+    """Writes a flag with its help in brackets, and an argument without a name as its help alone."""
+    help_text = argument["help"][:1].lower() + argument["help"][1:]
+    return f"{argument['flag']}({help_text})" if argument["flag"] else f"a {help_text}"
 
 
 def first_part(printed: str) -> str:

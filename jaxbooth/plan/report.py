@@ -15,6 +15,7 @@ from jaxbooth.plan.roofline import EFFICIENCY, Roofline, Run
 from jaxbooth.plan.topology import Topology
 
 PREFIXES = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1))
+TIMES = ((6000, 3600, "h"), (100, 60, "min"), (1, 1, "s"), (0, 1e-3, "ms"))  # from that many seconds on, a unit
 SMALLEST_SHOWN = 2**17  # bytes of a kind of memory
 
 
@@ -136,8 +137,8 @@ def roofline_times(plan: Plan) -> Iterator[tuple[str, str]]:
     """Yields the rows about time on devices whose peaks are known."""
     bound = plan.bound
     assert bound.seconds is not None
-    each = ", ".join(f"{name} {ms(seconds)}" for name, seconds in bound._asdict().items() if seconds is not None)
-    yield "roofline", f"{ms(bound.seconds)} a step, bound by {bound.bound} ({each})"
+    each = ", ".join(f"{name} {duration(seconds)}" for name, seconds in bound._asdict().items() if seconds is not None)
+    yield "roofline", f"{duration(bound.seconds)} a step, bound by {bound.bound} ({each})"
     yield "expected", f"{rate_in_words(plan.run)}, assuming {EFFICIENCY:.0%} of the roofline"
     yield "the run", length_in_words(plan)
 
@@ -145,12 +146,18 @@ def roofline_times(plan: Plan) -> Iterator[tuple[str, str]]:
 def rate_in_words(run: Run) -> str:
     """Writes a run's speed; it is known."""
     assert run.seconds_per_step is not None
-    return f"{run.images_per_second:.3g} images/s, {ms(run.seconds_per_step)} a step"
+    assert run.images_per_second is not None
+    return f"{significant(run.images_per_second)} images/s, {duration(run.seconds_per_step)} a step"
 
 
 def length_in_words(plan: Plan) -> str:
     """Writes how long a run takes; its speed is known."""
-    length = f"{plan.config.train.steps} steps in {plan.run.hours:.2g} h, {plan.run.chip_hours:.2g} chip-hours"
+    run = plan.run
+    assert run.hours is not None
+    assert run.chip_hours is not None
+    length = (
+        f"{plan.config.train.steps} steps in {duration(run.hours * 3600)}, {significant(run.chip_hours)} chip-hours"
+    )
     return f"{length}; class images, compiling and sample images come on top"
 
 
@@ -189,6 +196,12 @@ def metric(amount: float, unit: str) -> str:
     return f"{amount / scale:.3g} {prefix}{unit}"
 
 
-def ms(seconds: float) -> str:
-    """Returns a time in milliseconds."""
-    return f"{seconds * 1e3:.3g} ms"
+def significant(amount: float) -> str:
+    """Returns a number with three digits, or all of a larger one's, and no exponent."""
+    return f"{amount:,.0f}" if amount >= 100 else f"{amount:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Returns a time in the unit that reads best, such as `54.8 ms`, `1.6 min` or `2.7 h`."""
+    scale, unit = next((scale, unit) for start, scale, unit in TIMES if seconds >= start)
+    return f"{significant(seconds / scale)} {unit}"

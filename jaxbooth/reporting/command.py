@@ -46,12 +46,12 @@ def make_report(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[s
         raise UserError("name at least one run folder.")
     if len(runs) > COLOURS:
         raise UserError(f"{len(runs)} runs are too many to tell apart; name at most {COLOURS}.")
-    library()
     target = place(out) if out is not None else default_file(runs)
     refuse_foreign(target)
     found = gather([os.fspath(run) for run in runs])
     for run in found:
         check_output(target, run.folder.root, run.config)
+    library()
     write_text(target, render(found))
     return target
 
