@@ -1,9 +1,11 @@
 """One training at a time in a run folder, which must stay where it is meanwhile."""
 
+import errno
 import fcntl
 import json
 import os
 import platform
+import stat
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -128,9 +130,14 @@ def hold(path: Path) -> IO[str]:
 
     Raises:
         UserError: another process has locked it.
+        OSError: it is a link, no regular file, or cannot be written.
     """
     while True:
-        file = path.open("a+")
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)  # no link's target
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, f"its {LOCK} is not a file")
+        file = os.fdopen(descriptor, "a+", encoding="utf-8")
         try:
             lock(file.fileno(), path.parent)
         except BaseException:

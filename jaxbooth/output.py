@@ -1,5 +1,6 @@
 """Where a command's lines go: the terminal, and the log file of `--log-file`."""
 
+import errno
 import time
 from datetime import datetime
 from pathlib import Path
@@ -40,6 +41,8 @@ class Output:
             return
         try:
             log_file.parent.mkdir(parents=True, exist_ok=True)
+            if log_file.is_fifo():  # opening one waits for a reader
+                raise OSError(errno.EINVAL, "Is a pipe")
             self._file = log_file.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)

@@ -190,6 +190,14 @@ def test_what_is_not_one_caption_is_refused_with_its_line(tmp_path, fields):
     assert "metadata.jsonl, line 1: " in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("repeated", ['"text": "two"', '"file_name": "b.png"'])
+def test_a_key_that_is_there_twice_is_refused_with_its_line(tmp_path, repeated):
+    put(tmp_path / "a.png")
+    put(tmp_path / "b.png")
+    (tmp_path / "metadata.jsonl").write_text(f'{{"file_name": "a.png", "text": "one", {repeated}}}\n')
+    assert "metadata.jsonl, line 1: " in refusal(tmp_path)
+
+
 def test_keys_that_agree_or_hold_nothing_are_one_caption(tmp_path):
     put(tmp_path / "a.png")
     caption_list(tmp_path, {"file_name": "a.png", "text": None, "prompt": "one", "caption": "one", "width": 8})
@@ -210,6 +218,7 @@ def test_a_csv_caption_may_have_commas_quotes_and_lines(tmp_path):
     ([], "line 1: expected the columns"),
     (["file_name,text", "a.png,red, and round"], "line 2: 3 cells, expected 2; quote"),
     (["file_name,text", '"a.png","two', "lines"], "it is not CSV"),
+    (["file_name,text,text", "a.png,one,two"], "line 1: text is there twice"),
     (["file_name,text", "", 'a.png,"one', 'two"', "gone.png,three"], "line 5: gone.png does not exist"),
 ])  # fmt: skip
 def test_a_csv_that_would_lose_a_caption_is_refused_with_its_line(tmp_path, lines, sentence):

@@ -1,5 +1,6 @@
 """What a person sees without a terminal, with --quiet, and in a log file."""
 
+import os
 import re
 import threading
 
@@ -8,6 +9,7 @@ import pytest
 from jaxbooth import console
 from jaxbooth.cli.main import main
 from jaxbooth.console import progress, result, say, show, warn
+from jaxbooth.errors import UserError
 from jaxbooth.evaluation.metrics import DEFINITIONS
 from jaxbooth.evaluation.table import print_table
 from jaxbooth.output import output
@@ -130,6 +132,12 @@ def test_a_log_file_that_cannot_be_written_is_refused(tmp_path, capsys):
     assert (
         capsys.readouterr().err == f"error: --log-file {tmp_path} cannot be written (Is a directory); choose another.\n"
     )
+
+
+def test_a_pipe_that_nobody_reads_is_no_log_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe cannot be written"):
+        output.configure(False, tmp_path / "pipe")
 
 
 @pytest.mark.parametrize("argv", [["plan", "--log-file"], ["plan", "--log-file", "--json"], ["plan", "--log-file="]])

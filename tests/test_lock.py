@@ -114,6 +114,23 @@ def fail(text):
     raise AssertionError(text)
 
 
+def test_a_link_in_the_place_of_the_lock_is_refused_and_what_it_leads_to_stays(tmp_path):
+    (tmp_path / "notes.txt").write_text("a year of work")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK).symlink_to("../notes.txt")
+    with pytest.raises(UserError, match="cannot be written"), claim(Config(run_dir=tmp_path / "run"), alone()):
+        pass
+    assert (tmp_path / "notes.txt").read_text() == "a year of work"
+
+
+def test_a_pipe_in_the_place_of_the_lock_is_refused(tmp_path):
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / "run" / LOCK)
+    expected = r"run cannot be written \(its .lock is not a file\)"
+    with pytest.raises(UserError, match=expected), claim(Config(run_dir=tmp_path / "run"), alone()):
+        pass
+
+
 def test_a_lock_that_someone_else_took_is_not_removed(tmp_path):
     lost = []
     with locked(tmp_path, lost.append):

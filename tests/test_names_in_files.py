@@ -141,6 +141,14 @@ def test_a_tokenizer_that_names_files_outside_of_its_folder_is_refused(name, tmp
         read_tokenizer(folder, 77, 49408)
 
 
+@pytest.mark.parametrize("content", ["", "\n\n", "#version: 0.2\n"])
+def test_a_tokenizer_without_its_merges_is_refused(content, tmp_path):
+    folder = Path(shutil.copytree(DEMO_MODEL / "tokenizer", tmp_path / "tokenizer"))
+    (folder / "merges.txt").write_text(content)
+    with pytest.raises(UserError, match=r"merges\.txt holds no merges"):
+        read_tokenizer(folder, 77, 49408)
+
+
 @pytest.mark.parametrize("name", ["../../outside.safetensors", "/outside.safetensors"])
 def test_a_repository_that_lists_files_outside_of_itself_is_refused(name, hub, tmp_path):
     hub.serve("a/model", DEMO_MODEL, **{name: b"bad"})

@@ -1,6 +1,7 @@
 """`jaxbooth report`: what the page says, that it needs nothing else, and what is refused."""
 
 import json
+import os
 import re
 import sys
 from html.parser import HTMLParser
@@ -183,6 +184,13 @@ def test_a_damaged_sample_grid_is_named_and_left_out(tmp_path):
     page = Page(make_report([folder]))
     assert f"These pictures cannot be read and are left out: {grid}." in page.text
     assert page.data["samples"]["steps"] == [0, 40]
+
+
+def test_a_pipe_in_the_place_of_a_sample_grid_is_left_out_too(tmp_path):
+    folder = made_up_run(tmp_path / "run")
+    pipe = folder / "samples" / "step_000030.png"
+    os.mkfifo(pipe)
+    assert f"These pictures cannot be read and are left out: {pipe}." in Page(make_report([folder])).text
 
 
 def test_prompts_that_changed_on_the_way_have_their_own_steps(tmp_path):

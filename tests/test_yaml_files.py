@@ -52,8 +52,9 @@ def test_what_holds_itself_or_is_nested_deeply_is_refused(reason, content):
 
 @pytest.mark.parametrize(
     "content",
-    ["seed: " + "9" * 5000, "train: {learning_rate: " + "1" * 9999 + "}", "seed: !!int ''", "seed: !!bool maybe"],
-)
+    ["seed: " + "9" * 5000, "train: {learning_rate: " + "1" * 9999 + "}", "seed: !!int ''", "seed: !!bool maybe",
+     "seed: 1" + ":1" * 300 + ".5", 'model: "\\UFFFFFFFF"'],
+)  # fmt: skip
 def test_a_number_of_thousands_of_digits_and_a_false_tag_are_refused(reason, content):
     assert "holds a number of thousands of digits, or a value that does not fit its tag." in reason(content)
 

@@ -145,15 +145,18 @@ def check_ids(vocabulary: Mapping[str, Any], source: str) -> None:
 
 
 def check_merges(path: Path, vocabulary: Mapping[str, int]) -> None:
-    """Refuses lines that are no pair of tokens of the vocabulary whose union is one too.
+    """Refuses lines that are no pair of tokens of the vocabulary whose union is one too, and a file without any.
 
     Raises:
         UserError: the message names the line.
     """
-    for number, line in enumerate(read_lines(path), 1):
+    lines = [(number, line) for number, line in enumerate(read_lines(path), 1) if line]
+    if lines and lines[0][0] == 1 and lines[0][1].startswith("#version"):
+        lines = lines[1:]
+    if not lines and any(len(token.removesuffix("</w>")) > 1 for token in vocabulary if token[:1] != "<"):
+        raise UserError(f"{path} holds no merges, without which words are read letter by letter; fetch it again.")
+    for number, line in lines:
         pair = line.split(" ")
-        if not line or (number == 1 and line.startswith("#version")):
-            continue
         if len(pair) != 2 or not all(token in vocabulary for token in (*pair, "".join(pair))):
             raise UserError(f"{path}, line {number}: {shown(line)} merges no two tokens of vocab.json into one of it.")
 

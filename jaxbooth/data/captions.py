@@ -6,6 +6,7 @@ that is there is used or refused by name. It is never passed over for the prompt
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,6 +124,7 @@ def read_jsonl(path: Path) -> Iterator[Entry]:
                 entry = parse_json_object(line, source)
             except UserError:
                 raise UserError(f"{source}: expected {JSONL_FORM}.") from None
+            refuse_repeated(json.loads(line, object_pairs_hook=key_names), source)
             yield entry_of(entry, source, JSONL_FORM)
 
 
@@ -133,6 +135,7 @@ def read_csv(path: Path) -> Iterator[Entry]:
         header = [name.strip() for name in next(rows, [])]
         if NAME_KEY not in header or not {*CAPTION_KEYS} & {*header}:
             raise UserError(f"{path}, line 1: expected the columns file_name and text, separated by a comma.")
+        refuse_repeated(header, f"{path}, line 1")
         start = rows.line_num + 1
         for row in rows:
             source, start = f"{path}, line {start}", rows.line_num + 1
@@ -145,6 +148,22 @@ def read_csv(path: Path) -> Iterator[Entry]:
 
 
 READERS = {"metadata.jsonl": read_jsonl, "metadata.csv": read_csv}
+
+
+def key_names(pairs: list[tuple[str, Any]]) -> list[str]:
+    """Returns the keys of a JSON object as they are written, also those that are there twice."""
+    return [key for key, _ in pairs]
+
+
+def refuse_repeated(names: Sequence[str], source: str) -> None:
+    """Refuses a key or a column that is there twice, of which readers take one or the other.
+
+    Raises:
+        UserError: it is one that captions are read from.
+    """
+    twice = next((name for name in (NAME_KEY, *CAPTION_KEYS) if names.count(name) > 1), None)
+    if twice:
+        raise UserError(f"{source}: {twice} is there twice; keep one.")
 
 
 def entry_of(fields: dict[str, Any], source: str, form: str) -> Entry:

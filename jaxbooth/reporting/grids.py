@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from jaxbooth.data.sheet import cut
+from jaxbooth.errors import UserError
 from jaxbooth.reporting.curves import evenly
 from jaxbooth.reporting.images import Shown, Size, embed, fitting_size
+from jaxbooth.storage.text import read_bytes
 
 BUDGET = 9_000_000  # bytes of WebP for all sample pictures of a page
 MOST_PICTURES = 1500
@@ -43,12 +45,12 @@ class Tiles(NamedTuple):
 
 
 def read_grid(path: Path) -> Grid | None:
-    """Reads a grid's text chunks, or returns None where the file is damaged."""
+    """Reads a grid's text chunks, or returns None where the file is damaged or none."""
     try:
-        with Image.open(io.BytesIO(path.read_bytes()), formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(read_bytes(path)), formats=["PNG"]) as image:
             image.load()
             facts = {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow raises on damaged files
+    except (UserError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow's, on damaged files
         return None
     step = facts.pop("step", path.stem.removeprefix("step_"))
     is_step = re.fullmatch(r"[0-9]{1,18}", step)

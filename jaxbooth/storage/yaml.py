@@ -45,7 +45,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid YAML: {problem_of(error)}.") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0][:MAX_REASON]}.") from None
-    except (ValueError, LookupError, TypeError, AttributeError):  # PyYAML's own, on a value that its tag does not fit
+    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError):  # of values that do not fit their tag
         raise UserError(
             f"{path} holds a number of thousands of digits, or a value that does not fit its tag."
         ) from None

@@ -12,6 +12,7 @@ from jaxbooth.remote import is_local, place
 from jaxbooth.run_folder import RunFolder
 from jaxbooth.training.checkpoint import checkpoint_steps
 from jaxbooth.training.state import TrainState, tree_bytes
+from jaxbooth.training.writer import SUPERSEDED, UNREADABLE
 
 
 def check_folders(config: Config, base: Base, classes: list[ClassSet], state: TrainState) -> None:
@@ -44,8 +45,10 @@ def check_entries(run: RunFolder) -> None:
     """
     folders = (run.checkpoints, run.samples(0).parent, run.tensorboard, run.export)
     files = (run.metrics, run.figures, run.base_latents, run.kept, run.pictures, run.base_model, run.contact_sheet)
-    for path in (*folders, *files) if is_local(run.root) else ():
+    aside = [log.with_name(log.name + end) for log in (run.metrics, run.figures) for end in (SUPERSEDED, UNREADABLE)]
+    for path in (*folders, *files, *aside) if is_local(run.root) else ():
         fits = path.is_dir() if path in folders else path.is_file()
+        fits = fits and not (path in aside and path.is_symlink())  # what it leads to would grow
         if os.path.lexists(path) and not fits:
             kind = "folder" if path in folders else "file"
             raise UserError(f"{path} is no {kind}, and a run writes a {kind} of that name; move it away.")

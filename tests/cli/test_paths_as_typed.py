@@ -87,6 +87,14 @@ def test_a_folder_in_the_place_of_a_run_s_file(entry, refused, dog, tmp_path):
     assert f"run/{entry} is no file, and a run writes a file of that name" in refused(*train(dog, "--run-dir", "run"))
 
 
+def test_a_link_where_a_run_appends_what_it_keeps_aside(refused, dog, tmp_path):
+    started(tmp_path / "run", dog)
+    (tmp_path / "notes.txt").write_text("a year of work")
+    (tmp_path / "run" / "metrics.jsonl.superseded").symlink_to(tmp_path / "notes.txt")
+    message = refused(*train(dog, "--run-dir", "run"))
+    assert "run/metrics.jsonl.superseded is no file, and a run writes a file of that name" in message
+
+
 @pytest.mark.parametrize("entry", ["checkpoints", "samples", "tensorboard", "export"])
 @pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("/nonexistent")])
 def test_a_file_in_the_place_of_a_run_s_folder(entry, make, refused, dog, tmp_path):
