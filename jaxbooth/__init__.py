@@ -29,4 +29,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """Lists what is public, the half that is not imported yet included."""
-    return sorted({*globals(), *__all__})
+    return list(__all__)

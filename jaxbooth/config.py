@@ -31,6 +31,18 @@ from jaxbooth.storage.yaml import read_yaml
 from jaxbooth.suggestions import TRAINERS, as_keys, meant
 from jaxbooth.weights.resolve import Source
 
+KINDS = {  # pydantic's names of errors that speak of Python -> what is needed
+    "int_parsing": "a whole number is needed",
+    "int_type": "a whole number is needed",
+    "int_from_float": "a whole number is needed",
+    "float_parsing": "a number is needed",
+    "float_type": "a number is needed",
+    "bool_parsing": "true or false is needed",
+    "bool_type": "true or false is needed",
+    "string_type": "text is needed",
+    "model_type": "a group of settings is needed",
+}
+
 
 class Config(Section):
     """Everything that decides a run."""
@@ -150,7 +162,7 @@ def explain(error: ValidationError, source: str | None) -> UserError:
         groups = dict.fromkeys(other.rpartition(".")[0] for other in known if "." in other)
         hint = as_keys(meant(key, [*known, *groups], TRAINERS), known)
         return UserError(f"{source}: unknown key {brief(key)}; {hint or '`jaxbooth train --help` lists the keys.'}")
-    value, problem = brief(first["input"]), first["msg"].lower()
+    value, problem = brief(first["input"]), KINDS.get(first["type"], first["msg"].lower())
     if source is None:
         return UserError(f"{flag(key)} {value} is not valid: {problem}.")
     return UserError(f"{source}: {key} = {value} is not valid: {problem}.")

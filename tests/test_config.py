@@ -97,6 +97,22 @@ def test_a_value_out_of_range_is_named_with_its_key_and_file(tmp_path, text, key
         load_config(written(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    ("text", "needed"),
+    [
+        ("train: {steps: five}", "train.steps = 'five' is not valid: a whole number"),
+        ("train: {steps: 2.5}", "train.steps = 2.5 is not valid: a whole number"),
+        ("train: {b1: high}", "train.b1 = 'high' is not valid: a number"),
+        ("export: perhaps", "export = 'perhaps' is not valid: true or false"),
+        ("model: 5", "model = 5 is not valid: text"),
+        ("lora: 16", "lora = 16 is not valid: a group of settings"),
+    ],
+)
+def test_a_value_of_another_kind_is_answered_with_what_is_needed(tmp_path, text, needed):
+    with pytest.raises(UserError, match=rf"run\.yaml: {needed} is needed\.$"):
+        load_config(written(tmp_path, text))
+
+
 @pytest.mark.parametrize("text", ["a: [", "a: b: c", "\tseed: 1", "seed: 1\n  train: 2"])
 def test_a_file_that_is_not_yaml_is_named(tmp_path, text):
     with pytest.raises(UserError, match=r"run\.yaml is not valid YAML"):

@@ -27,7 +27,7 @@ def test_the_version_is_the_packages():
 
 
 def test_dir_lists_what_is_imported_on_first_use():
-    assert set(jaxbooth.__all__) <= set(dir(jaxbooth))
+    assert dir(jaxbooth) == sorted(jaxbooth.__all__)
     assert all(getattr(jaxbooth, name) is not None for name in jaxbooth.__all__)
 
 
