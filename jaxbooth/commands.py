@@ -29,6 +29,7 @@ from jaxbooth.weights.pipeline_dir import ExportDtype, ExportFormat, default_dty
 from jaxbooth.weights.push import check_target, push_folder
 from jaxbooth.weights.resolve import Source
 
+MAX_NUMBER = 10**9  # numbers of images have nine digits at most
 SHEETS = "contact_sheets"  # below the pictures' folder, so that it holds nothing else
 SHEET_COLUMNS, SHEET_TILES = 4, 200
 SHEET_SIDE = 256  # pixels of a tile's longer side
@@ -81,6 +82,9 @@ def sample(
         raise UserError("--prompt is empty; say what to draw.")
     name = source if isinstance(source, str) else source.name
     check_sample_folder(out, name)
+    first = next_number(out, seed)
+    if first + num > MAX_NUMBER:
+        raise UserError(f"--out {out} holds an image numbered {first - 1} of seed {seed}; choose another folder.")
     enable_compilation_cache()
     warn_about_cpu_fallback()
     pipeline = Pipeline.load(source, clip_skip=clip_skip, chunks=chunks, step=step)
@@ -93,7 +97,6 @@ def sample(
         "model": name,
         "step": pipeline.step,
     } | settings.facts()
-    first = next_number(out, seed)
     numbers = range(first, first + num)
     images, tiles = [], []
     for number, image in zip(numbers, draw(pipeline, settings, prompt, numbers, seed), strict=True):

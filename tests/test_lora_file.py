@@ -317,6 +317,14 @@ def test_an_alpha_tensor_comes_before_the_head(extra, alpha, tmp_path):
     assert list(read_lora(path, *structure("sd1")).alphas.values()) == [alpha]
 
 
+@pytest.mark.parametrize("alpha", [1e308, -1e39, 1e-45, 0.0])
+def test_an_alpha_that_float32_cannot_hold_is_refused(alpha, tmp_path):
+    path = tmp_path / "lora.safetensors"
+    save_file(pair(PEFT), path, {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": alpha})})
+    with pytest.raises(UserError, match=rf"the alpha of .* is {re.escape(f'{alpha:g}')}; expected a number"):
+        read_lora(path, *structure("sd1"))
+
+
 BAD = {
     "is not a LoRA": {"conv_in.weight": UP},
     "LoHa is not supported": {"lora_unet_conv_in.hada_w1_a": UP},

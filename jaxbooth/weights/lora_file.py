@@ -34,6 +34,7 @@ from jaxbooth.weights.names import export_array, import_axes
 from jaxbooth.weights.stream import Tensor, write_tensors
 from jaxbooth.weights.values import finite, weight_dtype
 
+ALPHAS = 1e-30, 1e30  # nearer to 0 or infinity, alpha / rank is that in float32
 ATTENTION_OF_TEXT = re.compile(r"\.(q|k|v|out)_proj$")
 
 
@@ -132,8 +133,10 @@ def read_lora(path: Path, networks: Mapping[str, Network], unet_config: UNetConf
             alpha = fitted(f"{path}: {name}", "alpha", parts["alpha"], (), hint).item()
         else:
             alpha = alphas[component].alpha(module, len(matrices[0]))
-        if not alpha or not math.isfinite(alpha):
-            raise UserError(f"{path}: the alpha of {name} is {alpha:g}; it must be a finite number and not 0.")
+        if not ALPHAS[0] <= abs(alpha) <= ALPHAS[1]:
+            raise UserError(
+                f"{path}: the alpha of {name} is {alpha:g}; expected a number that float32 can hold, and not 0."
+            )
         adapters[known[name]] = Adapter(component, module, *matrices, alpha)
     return from_adapters(adapters[key] for key in sorted(adapters))
 

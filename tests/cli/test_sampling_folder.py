@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jaxbooth.cli.main import main
-from jaxbooth.commands import next_number
+from jaxbooth.commands import next_number, sample
 from jaxbooth.config import Config, dump_config, load_config
 from jaxbooth.errors import UserError
 from jaxbooth.evaluation.models import other
@@ -159,3 +159,10 @@ def test_a_run_as_the_model_of_another_is_told_to_be_exported_first(refused, tmp
 def test_a_run_that_moved_is_found_where_it_is(refused, tmp_path):
     shutil.move(run_folder(tmp_path / "runs" / "dog"), tmp_path / "dog")
     assert "has no checkpoint yet" in refused("sample", "dog", "--prompt", "a dog")
+
+
+def test_a_folder_whose_numbers_are_used_up_is_refused_and_nothing_is_replaced(tmp_path):
+    (tmp_path / "7-999999999.png").write_bytes(b"the last one")
+    with pytest.raises(UserError, match="holds an image numbered 999999999 of seed 7; choose another folder"):
+        sample("demo", "a cat", tmp_path, num=1, seed=7)
+    assert [path.name for path in tmp_path.iterdir()] == ["7-999999999.png"]
