@@ -96,3 +96,12 @@ def test_the_message_does_not_advise_to_run_code(refusal):
     message = refusal(crafted(b"cos\nsystem\n(X\x04\x00\x00\x00truetR."))
     assert "weights_only" not in message
     assert "holds more than tensors" in message
+
+
+def test_a_whole_module_is_refused_without_pytorchs_advice_to_run_it(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "model.ckpt")
+    with pytest.raises(UserError) as raised:
+        load_pickle(tmp_path / "model.ckpt")
+    assert "weights_only" not in str(raised.value)
+    assert "options" not in str(raised.value)
+    assert str(raised.value).endswith("it is damaged or holds more than tensors, use a .safetensors file.")

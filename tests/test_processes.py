@@ -111,7 +111,7 @@ def check_told_of(victim, output, seconds):
 MOMENTS = {  # what a run has written when a process is killed
     "training": "run/metrics.jsonl",
     "claimed": "run/config.yaml",
-    "class images": "run/prior/class-000003-*.png",
+    "class images": "run/prior/class-00003.png",
     "compiling": "run/samples/step_000000.png",
 }
 LONG = ["--train.steps", 100000, "--train.checkpoint-every", 100000]

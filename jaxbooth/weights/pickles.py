@@ -4,6 +4,7 @@ A pickle can run code when it is opened, so the user has to ask for it, and PyTo
 tensors and plain containers.
 """
 
+import re
 import zipfile
 from collections.abc import Mapping
 from functools import partial
@@ -19,6 +20,7 @@ from jaxbooth.weights.diffusers_dir import open_tensors
 from jaxbooth.weights.stream import CODES, Tensor, stored_dtype, write_tensors
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+ADVICE = re.compile(r"\. (?:In PyTorch 2\.6|This file can still be loaded)")  # of PyTorch, to run the code after all
 MAX_NESTED = 4  # dictionaries around the tensors; PyTorch Lightning has one
 
 
@@ -125,7 +127,7 @@ def load_pickle(file: Path) -> dict[str, Any]:
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a pickle is a program, and what it does to the unpickler's stack is its own affair
         said = str(error).strip() or type(error).__name__
-        reason = said.splitlines()[0].split(". In PyTorch 2.6")[0][:MAX_REASON]  # what follows advises to run the code
+        reason = ADVICE.split(said.splitlines()[0])[0][:MAX_REASON]
         raise UserError(
             f"{file} cannot be read ({reason}); it is damaged or holds more than tensors, use a .safetensors file."
         ) from None
