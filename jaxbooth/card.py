@@ -85,7 +85,7 @@ def settings(config: Config, base: Base, step: int) -> dict[str, Any]:
         "learning rate of new words": peak_rate(config, "tokens") if text.new_tokens else None,
         "resolution": config.resolution,
         "LoRA": f"rank {lora.rank}, alpha {lora.alpha or lora.rank:g}" if lora.rank else None,
-        "LoRA targets": lora.targets if lora.rank else None,
+        "LoRA targets": config.lora_targets if lora.rank else None,
         "LoRA variant": ", ".join(extras) or None,
         "text encoder": "trained" if train.text_encoder else "frozen",
         "new words": ", ".join(text.new_tokens) or None,

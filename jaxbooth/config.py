@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from jaxbooth.assets import shipped_configs
 from jaxbooth.errors import UserError, brief
-from jaxbooth.limits import Seed
+from jaxbooth.limits import Regex, Seed
 from jaxbooth.remote import place
 from jaxbooth.sections import (
     DataConfig,
@@ -72,6 +72,8 @@ class Config(Section):
     data: DataConfig = DataConfig()
     prior: PriorConfig = PriorConfig()
     train: TrainConfig = TrainConfig()
+    default_lora_targets: Regex = "attention"
+    """Layers that suit the base model for a LoRA, where --lora.targets is not set."""
     default_rates: DefaultRates = DefaultRates()
     loss: LossConfig = LossConfig()
     lora: LoraConfig = LoraConfig()
@@ -104,6 +106,11 @@ class Config(Section):
                 class_dir=data.class_dir,
             ),
         )
+
+    @property
+    def lora_targets(self) -> str:
+        """Layers that a LoRA adapts, as `models.lora.target_layers` takes them: as set, or the base model's default."""
+        return self.lora.targets or self.default_lora_targets
 
     @property
     def trains_text(self) -> bool:

@@ -121,7 +121,7 @@ def facts(config: Config, trained: dict[str, Params], step: int) -> dict[str, st
     lora = {
         "jaxbooth.lora_rank": str(config.lora.rank),
         "jaxbooth.lora_alpha": str(config.lora.alpha or config.lora.rank),
-        "jaxbooth.lora_targets": config.lora.targets,
+        "jaxbooth.lora_targets": config.lora_targets,
         "jaxbooth.lora_rslora": str(config.lora.rslora),
     }
     return {

@@ -255,8 +255,9 @@ class LoraConfig(Section):
     """Rank of the adapters (4 to 64); not set: the whole UNet is trained."""
     alpha: Alpha | None = None
     """The adapters act with alpha / rank; default: the rank."""
-    targets: Regex = "attention"
-    """attention, attention+ff, attention+ff+conv, or a regular expression that matches names such as unet.conv_in."""
+    targets: Regex | None = None
+    """attention, attention+ff, attention+ff+conv, or a regular expression that matches names such as unet.conv_in;
+    default: default_lora_targets."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank) instead."""
     dora: bool = False

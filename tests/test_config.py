@@ -243,3 +243,19 @@ def test_one_subject_is_a_list_of_one():
     data = DataConfig(instance_dir=Path("a"), instance_prompt="a sks", class_prompt="a dog", class_dir=Path("c"))
     subject = Subject(instance_dir=Path("a"), instance_prompt="a sks", class_prompt="a dog", class_dir=Path("c"))
     assert Config(data=data).subjects == (subject,)
+
+
+# What a LoRA adapts
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "targets"),
+    [
+        ("sd15-lora", {}, "attention"),
+        ("demo", {"lora": {"rank": 4}}, "attention+ff+conv"),
+        ("demo", {"lora": {"rank": 4, "targets": "attention"}}, "attention"),
+        ("demo", {"default_lora_targets": "attention+ff"}, "attention+ff"),
+    ],
+)
+def test_a_lora_adapts_what_suits_the_base_model_unless_it_is_set(name, given, targets):
+    assert load_config(name, given).lora_targets == targets

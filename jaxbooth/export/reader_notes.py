@@ -45,7 +45,7 @@ def kohya_notes(config: Config, base: Base) -> list[str]:
         return [for_diffusers + "leaves a DoRA's magnitudes out of the latter and computes something else"]
     trained = base.text_encoders if config.train.text_encoder else ()
     unread = [
-        name for name in trained if not kohya_is_read(target_layers(base.network(name), name, config.lora.targets))
+        name for name in trained if not kohya_is_read(target_layers(base.network(name), name, config.lora_targets))
     ]
     if unread:
         return [for_diffusers + f"misreads the latter's {' and '.join(unread)}, which has no adapter on {OUT}"]

@@ -53,10 +53,10 @@ def trained_shapes(base: Base, config: Config) -> Trained:
         found = {name: base.network(name).shapes for name in components}
         lora = lora_settings(config)
         if lora:
-            layers = {name: target_layers(base.network(name), name, config.lora.targets) for name in components}
+            layers = {name: target_layers(base.network(name), name, config.lora_targets) for name in components}
             if not all(layers.values()):
                 empty = next(name for name in components if not layers[name])
-                raise UserError(f"--lora.targets {config.lora.targets!r} matches no layer of the {empty}.")
+                raise UserError(f"--lora.targets {config.lora_targets!r} matches no layer of the {empty}.")
             found = {name: adapter_shapes(base.network(name), layers[name], lora) for name in components}
     entries = sum(len(token.entries) for token in base.text.new_tokens)
     for tower in base.text.towers if entries else ():
@@ -79,7 +79,7 @@ def check_rank(base: Base, config: Config) -> None:
     kernels = [
         networks[name].shapes[f"{layer}.kernel"].shape
         for name in components
-        for layer in target_layers(networks[name], name, config.lora.targets)
+        for layer in target_layers(networks[name], name, config.lora_targets)
     ]
     largest = max((min(math.prod(shape[:-1]), shape[-1]) for shape in kernels), default=0)
     if lora.rank > largest > 0:
