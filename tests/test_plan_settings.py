@@ -3,6 +3,7 @@
 import pytest
 
 from jaxbooth.config import Config
+from jaxbooth.params import is_matrix
 from jaxbooth.plan.abstract import plan_base
 from jaxbooth.plan.estimate import estimate
 from jaxbooth.plan.topology import find_topology
@@ -88,10 +89,13 @@ def test_a_lora_reads_frozen_kernels_and_needs_no_gradient_of_them(estimated):
     assert lora.at().flops < 0.85 * plain.at().flops
 
 
-def test_one_device_sends_nothing_and_copies_sum_their_gradients_in_the_compute_dtype(estimated):
+def test_one_device_sends_nothing_and_copies_sum_gradients_of_kernels_in_the_compute_dtype(estimated):
     assert estimated().at().collectives == {}
     copies = estimated("v5e:2x2", batch_size=4 * ROWS)
-    assert copies.at().collectives == {"all-reduce": held(copies, "parameters") / 2}
+    shapes = plan_base(copies.config)[1].unet.shapes
+    others = sum(leaf.size for name, leaf in shapes.items() if not is_matrix(name, leaf))  # summed in float32
+    assert others > 1000
+    assert copies.at().collectives == {"all-reduce": held(copies, "parameters") / 2 + 2 * others}
     assert copies.rows == estimated().rows
     assert copies.at().flops == pytest.approx(estimated().at().flops, rel=1e-6)
 
