@@ -108,6 +108,15 @@ def check_told_of(victim, output, seconds):
     assert not re.search(r"Traceback|\*\*\*|\.cc:\d|\.h:\d|Abort|core dumped", output), output
 
 
+def kill_and_check_the_other(running, victim):
+    """Kills one of two processes; the other has to end, and to say so."""
+    running[victim].kill()
+    began = time.monotonic()
+    survivor = outputs(running)[1 - victim]
+    check_told_of(victim, survivor, time.monotonic() - began)
+    assert running[1 - victim].returncode == 1
+
+
 MOMENTS = {  # what a run has written when a process is killed
     "training": "run/metrics.jsonl",
     "claimed": "run/config.yaml",
@@ -124,11 +133,7 @@ def test_a_process_that_is_killed_ends_the_other(model, tmp_path, victim, moment
     many = ["--data.num-class-images", 400] if moment == "class images" else []
     running = start_all(command(model, tmp_path / "run", *LONG, *many), 2)
     wait_for(tmp_path, MOMENTS[moment], running)
-    running[victim].kill()
-    began = time.monotonic()
-    survivor = outputs(running)[1 - victim]
-    check_told_of(victim, survivor, time.monotonic() - began)
-    assert running[1 - victim].returncode == 1
+    kill_and_check_the_other(running, victim)
 
 
 @pytest.mark.slow
@@ -138,11 +143,7 @@ def test_a_process_that_is_killed_while_the_other_waits_for_it_in_a_collective_e
     wait_for(tmp_path, MOMENTS["training"], running)
     running[victim].send_signal(signal.SIGSTOP)
     time.sleep(3)
-    running[victim].kill()
-    began = time.monotonic()
-    survivor = outputs(running)[1 - victim]
-    check_told_of(victim, survivor, time.monotonic() - began)
-    assert running[1 - victim].returncode == 1
+    kill_and_check_the_other(running, victim)
 
 
 @pytest.mark.slow
