@@ -3,12 +3,12 @@
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from jaxbooth.config import Config, load_config
+from jaxbooth.config.run_config import Config, load_config
 from jaxbooth.errors import RunFailure, UserError
 
 if TYPE_CHECKING:
-    from jaxbooth.pipeline import Pipeline
-    from jaxbooth.training.run import Result, train
+    from jaxbooth.base.model import Pipeline
+    from jaxbooth.runs.train import Result, train
 
 __version__ = version("jaxbooth")
 __all__ = ["Config", "Pipeline", "Result", "RunFailure", "UserError", "__version__", "load_config", "train"]
@@ -17,13 +17,13 @@ __all__ = ["Config", "Pipeline", "Result", "RunFailure", "UserError", "__version
 def __getattr__(name: str) -> Any:
     """Imports the heavy half on first use, so that `jaxbooth --help` stays quick."""
     if name == "Pipeline":
-        from jaxbooth.pipeline import Pipeline
+        from jaxbooth.base.model import Pipeline
 
         return Pipeline
     if name in ("Result", "train"):
-        from jaxbooth.training import run
+        from jaxbooth.runs import train as runs_train
 
-        return getattr(run, name)
+        return getattr(runs_train, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
 
 

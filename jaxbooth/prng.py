@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxbooth.config.limits import MAX_SEED
 from jaxbooth.errors import UserError
-from jaxbooth.limits import MAX_SEED
 from jaxbooth.params import AnyArray
 
 IMPLEMENTATION = "threefry2x32"  # whatever JAX's default is

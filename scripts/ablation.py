@@ -18,10 +18,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from jaxbooth import load_config, train
-from jaxbooth.config import Config
-from jaxbooth.evaluation.bootstrap import Estimate, estimate
-from jaxbooth.evaluation.command import EvaluateArguments, evaluate
-from jaxbooth.files import write_json, write_text
+from jaxbooth.config.run_config import Config
+from jaxbooth.evaluation.evaluate import EvaluateArguments, evaluate
+from jaxbooth.metrics.bootstrap import Estimate, estimate
+from jaxbooth.storage.files import write_json, write_text
 
 DOCS = Path(__file__).parents[1] / "docs"
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {

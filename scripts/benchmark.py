@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxbooth.assets import ASSETS
-from jaxbooth.files import write_json
 from jaxbooth.plan.chips import chip_of
-from jaxbooth.weights.families import FAMILIES, write_skeleton
+from jaxbooth.storage.files import write_json
+from jaxbooth.weights.architectures import FAMILIES, write_skeleton
 
 HERE = Path(__file__).parent / "bench"
 PEER_FOLDER = Path("~/.cache/jaxbooth/bench-flax").expanduser()

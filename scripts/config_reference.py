@@ -19,12 +19,12 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from jaxbooth.cli.arguments import ExportArguments, SampleArguments
-from jaxbooth.config import FREE_SECTIONS, FREE_TO_CHANGE, Config, flag
-from jaxbooth.evaluation.command import EvaluateArguments
-from jaxbooth.files import write_text
-from jaxbooth.plan.command import PlanArguments
-from jaxbooth.reporting.command import ReportArguments
-from jaxbooth.sections import Section, Subject
+from jaxbooth.config.run_config import FREE_SECTIONS, FREE_TO_CHANGE, Config, flag
+from jaxbooth.config.schema import Section, Subject
+from jaxbooth.evaluation.evaluate import EvaluateArguments
+from jaxbooth.plan.plan import PlanArguments
+from jaxbooth.report.report import ReportArguments
+from jaxbooth.storage.files import write_text
 
 OUT = Path(__file__).parents[1] / "docs" / "configuration.md"
 NAMES = {bool: "yes or no", int: "whole number", float: "number", str: "text", Path: "path"}

@@ -28,11 +28,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxbooth.data.prior import MANIFEST
-from jaxbooth.run_folder import RunFolder, open_run, read_base, state_of
+from jaxbooth.data.class_images import MANIFEST
+from jaxbooth.runs.checkpoint import Checkpoints
+from jaxbooth.runs.folder import RunFolder, open_run, read_base, state_of
+from jaxbooth.runs.metric_writer import read_metrics
 from jaxbooth.sharding import make_mesh
-from jaxbooth.training.checkpoint import Checkpoints
-from jaxbooth.training.writer import read_metrics
 
 STEPS, EVERY, PICTURES = 48, 8, 16
 COMMAND = (

@@ -7,14 +7,14 @@ Estimated from shapes for a TPU v6e, without a compiler; prints the two tables o
 
 from typing import Any
 
-from jaxbooth.config import Config
+from jaxbooth.config.run_config import Config
 from jaxbooth.models.remat import REMATS
-from jaxbooth.plan.abstract import plan_base
+from jaxbooth.plan.abstract_step import plan_base
 from jaxbooth.plan.chips import GIB
 from jaxbooth.plan.estimate import estimate
 from jaxbooth.plan.figures import Figures
 from jaxbooth.plan.topology import find_topology
-from jaxbooth.weights.families import FAMILIES
+from jaxbooth.weights.architectures import FAMILIES
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamw": {}, "adamw, `--train.mu-dtype bfloat16`": {"mu_dtype": "bfloat16"},

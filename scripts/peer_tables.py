@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jaxbooth.files import write_text
-from jaxbooth.suggestions import peer_flags
+from jaxbooth.config.suggestions import peer_flags
+from jaxbooth.storage.files import write_text
 
 PAGE = Path(__file__).parents[1] / "docs" / "from-diffusers.md"
 MARKED = re.compile(r"(<!-- begin (\w+)[^>]*-->\n).*?(<!-- end -->)", re.S)

@@ -12,15 +12,15 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxbooth.config import Config, load_config
-from jaxbooth.files import write_json, write_text
+from jaxbooth.config.run_config import Config, load_config
 from jaxbooth.plan.chips import GIB
-from jaxbooth.plan.command import make_plan
-from jaxbooth.plan.compiler import compile_facts, train_figures
+from jaxbooth.plan.compile import compile_facts, train_figures
 from jaxbooth.plan.figures import Figures
+from jaxbooth.plan.plan import make_plan
 from jaxbooth.plan.report import Plan, plan_facts
 from jaxbooth.plan.roofline import expected_run, roofline
 from jaxbooth.plan.topology import Topology, find_topology
+from jaxbooth.storage.files import write_json, write_text
 
 FOLDER = Path(__file__).parent / "plan"
 TOPOLOGIES = ("v5e:2x2", "v5e:4x4", "v6e:2x2", "v5p:2x2x1", "v4:2x2x1")

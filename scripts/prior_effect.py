@@ -18,11 +18,11 @@ import numpy as np
 from PIL import Image
 
 from jaxbooth import Pipeline, load_config, train
-from jaxbooth.config import Config
-from jaxbooth.data.framing import Framing, framed
+from jaxbooth.config.run_config import Config
+from jaxbooth.data.crops import Framing, framed
+from jaxbooth.data.image_grid import sheet
 from jaxbooth.data.images import scan
-from jaxbooth.data.sheet import sheet
-from jaxbooth.run_folder import resolve_paths
+from jaxbooth.runs.folder import resolve_paths
 
 SHOWN = 4
 

@@ -13,13 +13,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from jaxbooth.config import Config
-from jaxbooth.files import write_json
+from jaxbooth.config.run_config import Config
 from jaxbooth.plan.chips import TPUS
-from jaxbooth.plan.compiler import compile_facts
+from jaxbooth.plan.compile import compile_facts
 from jaxbooth.plan.topology import find_topology
+from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.families import write_skeleton
+from jaxbooth.weights.architectures import write_skeleton
 
 FOLDER = Path(__file__).parent / "plan"
 SHAPES = ("2x2", "4x4", "8x8", "16x16")

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.config import Config
-from jaxbooth.data.prior import ClassSet, generate_missing, open_class_set
-from jaxbooth.pipeline import Base
-from jaxbooth.sections import DataConfig, PriorConfig
+from jaxbooth.base.model import Base
+from jaxbooth.config.run_config import Config
+from jaxbooth.config.schema import DataConfig, PriorConfig
+from jaxbooth.data.class_images import ClassSet, generate_missing, open_class_set
 
 
 class Stopped(Exception):

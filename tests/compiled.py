@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxbooth.pipeline import Base
+from jaxbooth.base.model import Base
+from jaxbooth.base.trainable import prepare_base, trained_shapes, whole_components, without_gradient
 from jaxbooth.sharding import make_mesh, partition, placement, replicated
+from jaxbooth.training.layout import make_streams
 from jaxbooth.training.optimizer import make_optimizer
-from jaxbooth.training.rows import make_streams
 from jaxbooth.training.state import abstract_state
 from jaxbooth.training.step import REFERENCE, make_dispatch, make_task
-from jaxbooth.training.trainable import prepare_base, trained_shapes, whole_components, without_gradient
 from tests.training import INSTANCES, PRIORS, configure, make_bank
 
 OPERATION = re.compile(

@@ -21,10 +21,10 @@ import torch
 from jax.sharding import Mesh
 
 from jaxbooth.assets import DEMO_MODEL
+from jaxbooth.base.model import Base, load_params
 from jaxbooth.models.layers import Make
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.params import Params, describe
-from jaxbooth.pipeline import Base, load_params
 from jaxbooth.sharding import make_mesh
 
 gc.set_threshold(200_000, 20, 100)  # tracing makes many objects that stay; looking through them takes a quarter of it

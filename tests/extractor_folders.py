@@ -10,7 +10,7 @@ import transformers
 from PIL import Image
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.evaluation.preprocess import read_preprocessing
+from jaxbooth.metrics.preprocess import read_preprocessing
 
 VISION = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
 TEXT = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

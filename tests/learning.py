@@ -13,11 +13,11 @@ from PIL import Image, ImageDraw
 from safetensors.numpy import load_file, save_file
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.data.framing import Framing, framed
+from jaxbooth.base.model import Base, Pipeline
+from jaxbooth.data.crops import Framing, framed
 from jaxbooth.data.images import scan
-from jaxbooth.files import write_json
-from jaxbooth.pipeline import Base, Pipeline
-from jaxbooth.training.rows import row_keys
+from jaxbooth.storage.files import write_json
+from jaxbooth.training.layout import row_keys
 from tests.small_models import CLASSES, OPENCLIP, UNETS, weights, write_weights
 
 SIDE = 64

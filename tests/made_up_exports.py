@@ -9,15 +9,15 @@ import torch
 import transformers
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.exports import export_result
-from jaxbooth.files import write_json
+from jaxbooth.base.model import Base, load_params
+from jaxbooth.base.trainable import on_mesh, prepare_base, trained_shapes
+from jaxbooth.export.export import export_result
+from jaxbooth.export.verify import verify_export
+from jaxbooth.export.verify_torch import compare_with_torch
 from jaxbooth.models.clip import LEGACY_EOS
 from jaxbooth.models.lora import MAGNITUDE
-from jaxbooth.pipeline import Base, load_params
+from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
-from jaxbooth.training.trainable import on_mesh, prepare_base, trained_shapes
-from jaxbooth.verify import verify_export
-from jaxbooth.verify_torch import compare_with_torch
 
 from .training import configure
 

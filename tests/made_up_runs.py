@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxbooth.config import Config, dump_config
-from jaxbooth.data.sheet import sheet
-from jaxbooth.files import write_json, write_png, write_text
+from jaxbooth.config.run_config import Config, dump_config
+from jaxbooth.data.image_grid import sheet
+from jaxbooth.storage.files import write_json, write_png, write_text
 
 PROMPTS = ("a photo of a sks cat", "a photo of a cat")
 

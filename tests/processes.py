@@ -11,8 +11,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.files import write_json
-from jaxbooth.pipeline import Base
+from jaxbooth.base.model import Base
+from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.names import export_array, parameter_names
 from tests.commands import environment

@@ -10,9 +10,9 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.files import write_json
-from jaxbooth.weights.families import Family
-from jaxbooth.weights.ldm_layout import components, layout
+from jaxbooth.storage.files import write_json
+from jaxbooth.weights.architectures import Family
+from jaxbooth.weights.ldm.layout import components, layout
 
 WEIGHTS = {"unet": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors",
            "text_encoder": "model.safetensors", "text_encoder_2": "model.safetensors"}  # fmt: skip

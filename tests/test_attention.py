@@ -11,7 +11,7 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
 from jaxbooth.models.attention import attention, form_of, gated
-from jaxbooth.models.attention_forms import has_cudnn, plain_attention, query_chunked_attention, splash, splash_blocks
+from jaxbooth.models.attention_kernels import has_cudnn, plain_attention, query_chunked_attention, splash, splash_blocks
 
 F32, BF16 = jnp.float32, jnp.bfloat16
 

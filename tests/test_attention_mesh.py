@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxbooth.models.attention import LONG_SEQUENCE, attention
-from jaxbooth.models.attention_forms import plain_attention, query_chunked_attention, splash
+from jaxbooth.models.attention_kernels import plain_attention, query_chunked_attention, splash
 from jaxbooth.sharding import BATCH_AXES, each_device, make_mesh, replicated, tracing_for
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxbooth.config.limits import MAX_PROMPT
 from jaxbooth.data.images import scan
 from jaxbooth.errors import UserError
-from jaxbooth.limits import MAX_PROMPT
 from tests.pictures import CASES, caption_list, put
 
 KEY = "--data.instance-dir"

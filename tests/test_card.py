@@ -8,15 +8,15 @@ import pytest
 import yaml
 from PIL import Image
 
-from jaxbooth.card import card_of
-from jaxbooth.config import Config
-from jaxbooth.data.prior import MANIFEST, wanted_settings
-from jaxbooth.files import write_json
-from jaxbooth.pipeline import Base
-from jaxbooth.run_folder import RunFolder
-from jaxbooth.training.trainable import prepare_base
-from jaxbooth.weights.pipeline_dir import default_dtype
-from jaxbooth.weights.push import embedding_files
+from jaxbooth.base.model import Base
+from jaxbooth.base.trainable import prepare_base
+from jaxbooth.config.run_config import Config
+from jaxbooth.data.class_images import MANIFEST, wanted_settings
+from jaxbooth.export.model_card import card_of
+from jaxbooth.export.upload import embedding_files
+from jaxbooth.runs.folder import RunFolder
+from jaxbooth.storage.files import write_json
+from jaxbooth.weights.diffusers_write import default_dtype
 
 from .made_up_exports import ALONE, FULL, LORA, WORDS, Export, write_models
 from .training import configure

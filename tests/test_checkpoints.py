@@ -12,10 +12,10 @@ import optax
 import pytest
 from jax.sharding import Mesh
 
-from jaxbooth.config import Config
+from jaxbooth.config.run_config import Config
 from jaxbooth.errors import RunFailure, UserError
+from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.sharding import make_mesh, placement
-from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.state import TrainState, abstract_state, field_sums, initial_state
 
 TX = optax.adam(1e-3)

@@ -7,15 +7,15 @@ import pytest
 from PIL import Image
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.config import Config, explain, load_config
+from jaxbooth.base.model import Base
+from jaxbooth.base.trainable import trained_shapes
+from jaxbooth.config.rules import check_config, check_schedule
+from jaxbooth.config.run_config import Config, explain, load_config
 from jaxbooth.data.images import Folder, Picture
 from jaxbooth.diffusion.schedule import read_schedule
 from jaxbooth.errors import UserError
-from jaxbooth.pipeline import Base
-from jaxbooth.training.checks import check_config, check_schedule
+from jaxbooth.runs.inputs import check_masks, check_new_words
 from jaxbooth.training.optimizer import make_optimizer
-from jaxbooth.training.prepare import check_masks, check_new_words
-from jaxbooth.training.trainable import trained_shapes
 
 WORD = {"instance_prompt": "a photo of <sks>"}
 NEW = {"new_tokens": ("<sks>",)}

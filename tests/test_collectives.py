@@ -108,7 +108,7 @@ from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.models.layers import Make
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.params import describe
-from jaxbooth.pipeline import Base
+from jaxbooth.base.model import Base
 from jaxbooth.sharding import make_mesh
 from tests.compiled import exchanges, kinds, lower_step
 

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxbooth.base.text_encoder import NEW_TOKENS
+from jaxbooth.base.trainable import initial_values, prepare_base, read_start, trained_shapes
 from jaxbooth.errors import UserError
 from jaxbooth.models.lora import MAGNITUDE, merge
 from jaxbooth.params import Params
-from jaxbooth.text import NEW_TOKENS
 from jaxbooth.training.step import gradients
-from jaxbooth.training.trainable import initial_values, prepare_base, read_start, trained_shapes
-from jaxbooth.weights.lora_file import LoraWeights, write_peft
+from jaxbooth.weights.lora.read import LoraWeights, write_peft
 from tests.training import CAPTIONS, configure, run, setup
 
 WORD = {"new_tokens": ("sks",)}  # in the captions of `tests.training`

@@ -6,9 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from jaxbooth.assets import shipped_configs
-from jaxbooth.config import Config, dump_config, first_conflict, flag, flatten, load_config
-from jaxbooth.errors import UserError
-from jaxbooth.sections import (
+from jaxbooth.config.run_config import Config, dump_config, first_conflict, flag, flatten, load_config
+from jaxbooth.config.schema import (
     DataConfig,
     LoraConfig,
     LossConfig,
@@ -19,6 +18,7 @@ from jaxbooth.sections import (
     TrainConfig,
     ValidationConfig,
 )
+from jaxbooth.errors import UserError
 
 SHIPPED = ["demo", "sd15", "sd15-lora", "sd21", "sdxl-lora"]
 

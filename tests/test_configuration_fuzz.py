@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jaxbooth.base.model import Base
+from jaxbooth.base.sampling import check_resolution
 from jaxbooth.diffusion.samplers import make_grid
 from jaxbooth.errors import RunFailure, UserError
-from jaxbooth.pipeline import Base
-from jaxbooth.sampling import check_resolution
-from jaxbooth.weights.diffusers_dir import find_tensors
+from jaxbooth.weights.diffusers_read import find_tensors
 from jaxbooth.weights.resolve import resolve_model
 from tests.mutations import MUTATIONS, Mutation, mutated_model
 

@@ -6,13 +6,14 @@ import threading
 
 import pytest
 
-from jaxbooth import console
 from jaxbooth.cli.main import main
-from jaxbooth.console import progress, result, say, show, warn
+from jaxbooth.console import progress as progress_module
+from jaxbooth.console.messages import result, say, show, warn
+from jaxbooth.console.output import console, output
+from jaxbooth.console.progress import progress
 from jaxbooth.errors import UserError
-from jaxbooth.evaluation.metrics import DEFINITIONS
 from jaxbooth.evaluation.table import print_table
-from jaxbooth.output import output
+from jaxbooth.metrics.definitions import DEFINITIONS
 
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d "
 
@@ -28,14 +29,14 @@ def fresh_output():
 def clock(monkeypatch):
     """A clock that a test moves."""
     now = [0.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
     return now
 
 
 @pytest.fixture
 def columns(monkeypatch):
     """Sets the width that tables are printed at."""
-    return lambda width: monkeypatch.setattr(console.console, "width", width)
+    return lambda width: monkeypatch.setattr(console, "width", width)
 
 
 def lines_of(capsys):
@@ -70,7 +71,7 @@ def test_what_a_resumed_phase_had_done_before_does_not_make_it_faster(capsys, cl
 
 
 def test_a_phase_whose_main_thread_waits_breaks_its_silence(capsys, monkeypatch):
-    monkeypatch.setattr(console, "SILENCE", 0.0)
+    monkeypatch.setattr(progress_module, "SILENCE", 0.0)
     with progress("compile", None) as bar:
         bar.note("train step")
         threading.Event().wait(2.5)
@@ -78,7 +79,7 @@ def test_a_phase_whose_main_thread_waits_breaks_its_silence(capsys, monkeypatch)
 
 
 def test_the_silence_that_is_kept_is_shorter_than_half_a_minute():
-    assert console.SILENCE < 29
+    assert progress_module.SILENCE < 29
 
 
 def test_the_inner_of_two_phases_speaks(capsys, clock):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxbooth.data.latents import Encoded, Rows, gather_latents
-from jaxbooth.diffusion.objective import Batch, Loss, row_losses
+from jaxbooth.diffusion.loss import Batch, Loss, row_losses
 from jaxbooth.diffusion.schedule import convert, read_schedule
 from jaxbooth.training.step import follow
 

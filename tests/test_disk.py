@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from jaxbooth.disk import Need, check_room, check_writable, free_bytes, in_words, is_full
 from jaxbooth.errors import UserError
-from jaxbooth.training.board import Board
-from jaxbooth.training.writer import Writer, read_metrics
+from jaxbooth.runs.metric_writer import Writer, read_metrics
+from jaxbooth.runs.tensorboard import Board
+from jaxbooth.storage.disk import Need, check_room, check_writable, free_bytes, in_words, is_full
 
 LIMITED = """
 import resource, signal, sys
@@ -84,8 +84,8 @@ def test_a_file_that_does_not_fit_is_named_and_leaves_the_old_one(tmp_path):
 
 
 LOG = """
-from jaxbooth.training.board import Board
-from jaxbooth.training.writer import Writer
+from jaxbooth.runs.tensorboard import Board
+from jaxbooth.runs.metric_writer import Writer
 from pathlib import Path
 root = Path(sys.argv[2])
 writer = Writer(root / "metrics.jsonl", root / "tensorboard", 0)
@@ -115,7 +115,7 @@ import jax.numpy as jnp, numpy as np
 from pathlib import Path
 from jaxbooth.config import Config
 from jaxbooth.errors import RunFailure
-from jaxbooth.training.checkpoint import Checkpoints
+from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.training.state import TrainState
 noise = jnp.asarray(np.random.default_rng(0).normal(size=(300, 1000)), jnp.float32)
 checkpoints = Checkpoints(Path(sys.argv[2]), 2)

@@ -12,9 +12,9 @@ from types import ModuleType
 import pytest
 
 from jaxbooth.cli.main import COMMANDS, USAGE, main
-from jaxbooth.config import load_config
-from jaxbooth.data.prior import wanted_settings
-from jaxbooth.training.checks import check_config
+from jaxbooth.config.rules import check_config
+from jaxbooth.config.run_config import load_config
+from jaxbooth.data.class_images import wanted_settings
 from jaxbooth.training.step import METRICS
 
 ROOT = Path(__file__).parents[1]

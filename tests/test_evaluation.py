@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from jaxbooth.errors import UserError
-from jaxbooth.evaluation.command import EvaluateArguments, evaluate
+from jaxbooth.evaluation.evaluate import EvaluateArguments, evaluate
 from tests.commands import read_facts, succeed, train
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from jaxbooth.evaluation.bootstrap import estimate
-from jaxbooth.evaluation.metrics import Embedded, distances, score, similarities
-from jaxbooth.evaluation.prompts import Entry
+from jaxbooth.metrics.bootstrap import estimate
+from jaxbooth.metrics.definitions import Embedded, distances, score, similarities
+from jaxbooth.metrics.prompts import Entry
 
 ENTRIES = [
     Entry("a sks cat", "a cat", "subject", 0),

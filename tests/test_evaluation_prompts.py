@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from jaxbooth.config.schema import Subject
 from jaxbooth.errors import UserError
-from jaxbooth.evaluation.prompts import (
+from jaxbooth.metrics.prompts import (
     LIVE,
     OBJECT,
     Entry,
@@ -18,7 +19,6 @@ from jaxbooth.evaluation.prompts import (
     template_kind,
     without_subject,
 )
-from jaxbooth.sections import Subject
 from tests.pictures import CASES
 
 PUBLISHED = Path(__file__).parents[1] / "../shared/dreambooth/prompts_and_classes.txt"

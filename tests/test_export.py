@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.pipeline import Pipeline
-from jaxbooth.sampling import Painter, Settings, picture_keys
-from jaxbooth.weights.pipeline_dir import write_folder
+from jaxbooth.base.model import Pipeline
+from jaxbooth.base.sampling import Painter, Settings, picture_keys
+from jaxbooth.weights.diffusers_write import write_folder
 
 PROMPTS = ["an emoji of a cat", "an emoji of a red apple"]
 STEPS, GUIDANCE = 12, 4.0

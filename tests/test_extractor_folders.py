@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from jaxbooth.assets import DEMO_CLIP, DEMO_MODEL
 from jaxbooth.errors import RunFailure, UserError
-from jaxbooth.evaluation.extractors import open_clip, open_dino
-from jaxbooth.evaluation.folders import CLIP, DINO, Source, find
-from jaxbooth.files import write_json
+from jaxbooth.metrics.feature_models import CLIP, DINO, Source, find
+from jaxbooth.metrics.features import open_clip, open_dino
+from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
 from tests.extractor_folders import save_clip, save_dino, save_dinov2
 

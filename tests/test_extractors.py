@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from jaxbooth.assets import DEMO_CLIP, DEMO_SUBJECT
-from jaxbooth.evaluation.extractors import BATCH, open_clip, open_dino
+from jaxbooth.metrics.features import BATCH, open_clip, open_dino
 from jaxbooth.sharding import make_mesh
 from tests.extractor_folders import clip_in_torch, dino_in_torch, pictures, save_clip, save_dino, save_dinov2
 

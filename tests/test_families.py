@@ -20,7 +20,7 @@ from jaxbooth.models.layers import Make
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.models.vae import AutoencoderKL
 from jaxbooth.params import Network, describe
-from jaxbooth.weights.families import FAMILIES, Family, family_folder, write_skeleton, write_tokenizer
+from jaxbooth.weights.architectures import FAMILIES, Family, family_folder, write_skeleton, write_tokenizer
 from jaxbooth.weights.names import canonical, import_axes, torch_name
 from tests.conftest import initial
 from tests.torch_parity import from_torch, relative_error, to_torch, torch_state

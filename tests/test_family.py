@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from jaxbooth.base.model import Base
 from jaxbooth.errors import UserError
-from jaxbooth.files import write_json
-from jaxbooth.pipeline import Base
+from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.families import FAMILIES
+from jaxbooth.weights.architectures import FAMILIES
 from tests.small_models import write_model
 
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 import transformers
 
+from jaxbooth.base.model import Base, Pipeline, load_params
+from jaxbooth.base.sampling import Painter, Settings, picture_keys
 from jaxbooth.errors import UserError
-from jaxbooth.files import write_json
-from jaxbooth.pipeline import Base, Pipeline, load_params
-from jaxbooth.sampling import Painter, Settings, picture_keys
 from jaxbooth.sharding import make_mesh
+from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.pipeline_dir import write_folder
+from jaxbooth.weights.diffusers_write import write_folder
 from tests.families import TEXT, Kind, in_torch, text_model, write_pipeline
 from tests.small_models import weights
 from tests.torch_parity import TOLERANCE, relative_error

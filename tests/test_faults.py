@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxbooth.training.writer import read_metrics
+from jaxbooth.runs.metric_writer import read_metrics
 from tests.commands import SHORT, environment, jaxbooth, start, succeed, train
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from jaxbooth.errors import UserError
-from jaxbooth.files import new_folder, remove_tree, write_bytes, write_json, write_png, write_text
+from jaxbooth.storage.files import new_folder, remove_tree, write_bytes, write_json, write_png, write_text
 
 
 def test_a_written_file_is_alone_in_its_folder(tmp_path):

@@ -10,8 +10,8 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
-from jaxbooth.pipeline import Base
-from jaxbooth.weights.pipeline_dir import default_dtype, write_folder
+from jaxbooth.base.model import Base
+from jaxbooth.weights.diffusers_write import default_dtype, write_folder
 
 from .made_up_exports import DORA, FULL, Export, write_models
 from .small_models import files_of

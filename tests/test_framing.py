@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxbooth.data.framing import Framing, framed
+from jaxbooth.data.crops import Framing, framed
+from jaxbooth.data.image_grid import GAP, LINE, MIN_TILE, sheet, shrink
 from jaxbooth.data.images import Opened, Picture, scan
-from jaxbooth.data.sheet import GAP, LINE, MIN_TILE, sheet, shrink
 from tests.pictures import noise, opened
 
 CENTER = Framing(16, 16, 0, False, 0)
@@ -153,7 +153,7 @@ def test_cutting_before_resizing_shows_what_resizing_before_cutting_does(monkeyp
     pixels = noise(*size) // 4 + 96  # far from black and white, where the order of the two passes shows
     image = opened(pixels, pixels[:, :, 0])
     whole = Framing(24, 32, crops, True, 1).apply(image, 0)
-    monkeypatch.setattr("jaxbooth.data.framing.MAX_COVER", 0)
+    monkeypatch.setattr("jaxbooth.data.crops.MAX_COVER", 0)
     cut = Framing(24, 32, crops, True, 1).apply(image, 0)
     np.testing.assert_allclose(cut.pixels.astype(int), whole.pixels, atol=2)
     assert np.abs(cut.masks - whole.masks).mean() < 0.01  # a pixel on the edge between two may count to either

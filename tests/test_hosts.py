@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from jaxbooth.config.schema import DistributedConfig
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.hosts.coordinator import Coordinator
 from jaxbooth.hosts.gate import Gate
@@ -17,7 +18,6 @@ from jaxbooth.hosts.link import Alone, Link, reach
 from jaxbooth.hosts.place import Place, find_place
 from jaxbooth.hosts.relay import relay
 from jaxbooth.hosts.wire import Wire
-from jaxbooth.sections import DistributedConfig
 from tests.processes import free_port
 
 MOMENT = 0.5  # seconds in which a message over loopback arrives

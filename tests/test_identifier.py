@@ -8,10 +8,10 @@ import pytest
 from transformers import CLIPTokenizer
 
 from jaxbooth.base.identifier import MANY_MORE, find_identifier, spell, suggest_identifiers
-from jaxbooth.sections import Subject
-from jaxbooth.text import TextSide
-from jaxbooth.training.prepare import explain_identifier
-from jaxbooth.weights.families import write_tokenizer
+from jaxbooth.base.text_encoder import TextSide
+from jaxbooth.config.schema import Subject
+from jaxbooth.runs.inputs import explain_identifier
+from jaxbooth.weights.architectures import write_tokenizer
 from tests.test_docs import PAGES
 
 EXAMPLE = re.compile(r"(?:a|an|photo of) (\w+) (?:dog|cat|toy|teapot)\b")

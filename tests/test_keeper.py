@@ -2,9 +2,9 @@
 
 import pytest
 
-from jaxbooth.config import Config
+from jaxbooth.config.run_config import Config
 from jaxbooth.errors import UserError
-from jaxbooth.training.keeper import Keeper, Kept, findings, judge, stopped_at
+from jaxbooth.runs.early_stopping import Keeper, Kept, findings, judge, stopped_at
 
 
 def config(**evaluation) -> Config:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jaxbooth.data import decoding
-from jaxbooth.data.framing import Framing
+from jaxbooth.data.crops import Framing
 from jaxbooth.data.images import open_picture
 from jaxbooth.errors import UserError
 from tests.pictures import put, smooth

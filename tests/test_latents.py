@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxbooth.data.framing import Framing
+from jaxbooth.data.crops import Framing
 from jaxbooth.data.images import Picture, open_picture
 from jaxbooth.data.latents import Encoder, concatenate, distinct_captions, encode_pictures
 from jaxbooth.errors import RunFailure

@@ -15,9 +15,9 @@ from transformers import CLIPTextConfig as TorchCLIPTextConfig
 from transformers import CLIPTextModelWithProjection
 
 from jaxbooth.models.config import CLIPTextConfig, UNetConfig, VAEConfig, read_config
-from jaxbooth.weights.families import FAMILIES, family_folder
-from jaxbooth.weights.ldm_layout import tower_layout
-from jaxbooth.weights.ldm_names import UNET_PREFIX, VAE_PREFIX, clip_key, openclip_key, unet_key, vae_key
+from jaxbooth.weights.architectures import FAMILIES, family_folder
+from jaxbooth.weights.ldm.layout import tower_layout
+from jaxbooth.weights.ldm.names import UNET_PREFIX, VAE_PREFIX, clip_key, openclip_key, unet_key, vae_key
 
 from . import small_models
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.training.writer import read_metrics
+from jaxbooth.runs.metric_writer import read_metrics
 from tests.commands import SHORT, jaxbooth, start, succeed, train
 
 

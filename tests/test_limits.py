@@ -8,10 +8,10 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 
 from jaxbooth.cli.arguments import ExportArguments, SampleArguments
-from jaxbooth.config import Config
-from jaxbooth.evaluation.command import EvaluateArguments
-from jaxbooth.plan.command import PlanArguments
-from jaxbooth.sections import Section, Subject
+from jaxbooth.config.run_config import Config
+from jaxbooth.config.schema import Section, Subject
+from jaxbooth.evaluation.evaluate import EvaluateArguments
+from jaxbooth.plan.plan import PlanArguments
 
 COMMANDS = (SampleArguments, ExportArguments, EvaluateArguments, PlanArguments)
 

@@ -8,21 +8,21 @@ import pytest
 from safetensors import safe_open
 
 from jaxbooth.assets import DEMO_MODEL
+from jaxbooth.base.model import Pipeline
+from jaxbooth.base.text_encoder import NEW_TOKENS
+from jaxbooth.base.trainable import initial_values, initializer_of, on_mesh, trained_shapes
 from jaxbooth.cli.main import main
-from jaxbooth.config import dump_config, first_conflict
+from jaxbooth.config.run_config import dump_config, first_conflict
 from jaxbooth.errors import UserError
-from jaxbooth.exports import PEFT_FILE, export_result
-from jaxbooth.lock import locked
+from jaxbooth.export.export import PEFT_FILE, export_result
 from jaxbooth.models.lora import DOWN, adapted_layers
-from jaxbooth.pipeline import Pipeline
-from jaxbooth.run_folder import confirm_base, open_run, read_base, state_of, trained_params
-from jaxbooth.text import NEW_TOKENS
-from jaxbooth.training.checkpoint import Checkpoints
+from jaxbooth.runs.checkpoint import Checkpoints
+from jaxbooth.runs.folder import confirm_base, open_run, read_base, state_of, trained_params
+from jaxbooth.storage.lock import locked
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.state import initial_state
-from jaxbooth.training.trainable import initial_values, initializer_of, on_mesh, trained_shapes
+from jaxbooth.weights.embeddings import read_words, write_words
 from jaxbooth.weights.resolve import Source
-from jaxbooth.weights.word_files import read_words, write_words
 from tests.training import configure
 
 SUBJECTS = [

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from jaxbooth.claim import claim
-from jaxbooth.config import Config, dump_config, load_config
+from jaxbooth.config.run_config import Config, dump_config, load_config
+from jaxbooth.console.output import output
 from jaxbooth.errors import UserError
 from jaxbooth.hosts.link import Alone
-from jaxbooth.lock import LOCK, locked
-from jaxbooth.output import output
+from jaxbooth.runs.lock import claim
+from jaxbooth.storage.lock import LOCK, locked
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from jaxbooth.claim import claim
+from jaxbooth.runs.lock import claim
 from jaxbooth.config import Config
 from jaxbooth.files import write_text
 from jaxbooth.hosts.link import Alone

@@ -22,8 +22,8 @@ from jaxbooth.errors import UserError
 from jaxbooth.export.reader_notes import kohya_is_read
 from jaxbooth.models.config import UNetConfig, read_config
 from jaxbooth.params import Network
-from jaxbooth.weights.kohya import LORA_COMPONENTS, kohya_name
-from jaxbooth.weights.lora_file import LoraWeights, read_lora, to_adapters, write_kohya, write_peft
+from jaxbooth.weights.lora.names import LORA_COMPONENTS, kohya_name
+from jaxbooth.weights.lora.read import LoraWeights, read_lora, to_adapters, write_kohya, write_peft
 from jaxbooth.weights.names import import_axes
 from tests.test_models import SD1, SD2, SDXL
 

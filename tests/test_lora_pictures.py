@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.config import Config
-from jaxbooth.exports import PEFT_FILE, export_result
+from jaxbooth.base.sampling import Painter, Settings, picture_keys
+from jaxbooth.base.trainable import prepare_base, trained_shapes
+from jaxbooth.config.run_config import Config
+from jaxbooth.export.export import PEFT_FILE, export_result
 from jaxbooth.params import join
-from jaxbooth.sampling import Painter, Settings, picture_keys
-from jaxbooth.training.trainable import prepare_base, trained_shapes
 
 PROMPTS = ["an emoji of a cat", "an emoji of a red apple"]
 STEPS, GUIDANCE = 6, 4.0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxbooth.data.framing import Framing, framed
+from jaxbooth.data.crops import Framing, framed
 from jaxbooth.data.images import Picture, open_picture, scan
 from jaxbooth.errors import UserError
 from tests.icc import grey_profile

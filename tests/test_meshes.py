@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxbooth.sampling import Painter, Settings
+from jaxbooth.base.sampling import Painter, Settings
 from jaxbooth.sharding import make_mesh, row_shards
 from tests.training import run, setup
 

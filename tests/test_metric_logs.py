@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxbooth.errors import UserError
-from jaxbooth.reporting.curves import read_curves
-from jaxbooth.training.writer import VALIDATION, Writer, read_metrics
+from jaxbooth.report.curves import read_curves
+from jaxbooth.runs.metric_writer import VALIDATION, Writer, read_metrics
 
 GOOD = [{"step": step, "loss": step / 8} for step in range(1, 7)]
 BAD = [

@@ -10,16 +10,16 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxbooth.assets import DEMO_MODEL
+from jaxbooth.base.model import Base, load_params
 from jaxbooth.base.tokenizer import read_tokenizer
-from jaxbooth.commands import sample
+from jaxbooth.cli.commands import sample
 from jaxbooth.errors import UserError
-from jaxbooth.files import new_folder, write_json
-from jaxbooth.pipeline import Base, load_params
-from jaxbooth.reporting.command import make_report
+from jaxbooth.report.report import make_report
+from jaxbooth.storage.files import new_folder, write_json
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.diffusers_dir import weight_files
+from jaxbooth.weights.diffusers_read import weight_files
+from jaxbooth.weights.diffusers_write import write_folder
 from jaxbooth.weights.hub import download_file
-from jaxbooth.weights.pipeline_dir import write_folder
 from jaxbooth.weights.resolve import Source, resolve_model
 
 from .made_up_runs import evaluated, made_up_run

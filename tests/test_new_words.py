@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from jaxbooth.base.model import Base, load_params
+from jaxbooth.base.sampling import Painter, Settings, picture_keys
+from jaxbooth.base.text_encoder import NEW_TOKENS, TABLE, Text, TextSide, initial_embeddings
 from jaxbooth.errors import UserError
+from jaxbooth.export.export import config_changes
 from jaxbooth.export.reader_notes import end_token_line
-from jaxbooth.exports import config_changes
-from jaxbooth.pipeline import Base, load_params
-from jaxbooth.sampling import Painter, Settings, picture_keys
-from jaxbooth.text import NEW_TOKENS, TABLE, Text, TextSide, initial_embeddings
-from jaxbooth.weights.pipeline_dir import write_folder
+from jaxbooth.weights.diffusers_write import write_folder
 from tests.families import END, KINDS, LEGACY_END, in_torch, write_pipeline
 from tests.torch_parity import TOLERANCE, relative_error
 

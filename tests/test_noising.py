@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers.training_utils import compute_density_for_timestep_sampling
 
-from jaxbooth.diffusion.noising import TimestepSampling, offset_noise, perturb, sample_timesteps
+from jaxbooth.diffusion.noise import TimestepSampling, offset_noise, perturb, sample_timesteps
 
 COUNT = 20_000
 CRITICAL = 1.95  # times 1 / sqrt(n): a Kolmogorov-Smirnov distance that 1 draw in 1000 exceeds

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers.training_utils import compute_snr
 
-from jaxbooth.diffusion.objective import Batch, Loss, reduce_rows, row_losses, timestep_weight
+from jaxbooth.diffusion.loss import Batch, Loss, reduce_rows, row_losses, timestep_weight
 from jaxbooth.diffusion.schedule import convert, read_schedule
 from tests.torch_parity import relative_error
 

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from jaxbooth.base.model import Base
 from jaxbooth.cli.main import main
-from jaxbooth.console import console, say, shell_quoted
-from jaxbooth.files import new_folder, write_text
-from jaxbooth.pipeline import Base
-from jaxbooth.weights.pipeline_dir import write_folder
+from jaxbooth.console.messages import console, say, shell_quoted
+from jaxbooth.storage.files import new_folder, write_text
+from jaxbooth.weights.diffusers_write import write_folder
 from jaxbooth.weights.resolve import Source, resolve_model
 
 from .small_models import files_of, write_model

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers.optimization import Adafactor
 
-from jaxbooth.config import Config
+from jaxbooth.base.model import Base, load_params
+from jaxbooth.base.trainable import prepare_base, trained_shapes, without_gradient
+from jaxbooth.config.run_config import Config
 from jaxbooth.params import flatten_components
-from jaxbooth.pipeline import Base, load_params
 from jaxbooth.training.optimizer import averaged_params, learning_rate_schedule, make_optimizer, rate_jump
-from jaxbooth.training.trainable import prepare_base, trained_shapes, without_gradient
 from jaxbooth.weights.names import canonical, import_axes, parameter_names
 
 from .families import KINDS, in_torch, write_pipeline

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from jaxbooth.commands import export, sample
-from jaxbooth.config import Config
+from jaxbooth.cli.commands import export, sample
+from jaxbooth.config.run_config import Config
 from jaxbooth.errors import UserError
-from jaxbooth.evaluation.command import EvaluateArguments
-from jaxbooth.evaluation.command import prepare as prepare_evaluation
-from jaxbooth.reporting.command import make_report
-from jaxbooth.run_folder import open_run
+from jaxbooth.evaluation.evaluate import EvaluateArguments
+from jaxbooth.evaluation.evaluate import prepare as prepare_evaluation
+from jaxbooth.report.report import make_report
+from jaxbooth.runs.folder import open_run
 from jaxbooth.runs.overlap import check_run_folders
-from jaxbooth.training.run import train
+from jaxbooth.runs.train import train
 
 from .made_up_runs import made_up_run
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from jaxbooth.config import Config
+from jaxbooth.config.run_config import Config
 from jaxbooth.errors import UserError
 from jaxbooth.plan import precheck
-from jaxbooth.plan.abstract import plan_base
+from jaxbooth.plan.abstract_step import plan_base
 from jaxbooth.plan.advise import cheapest_fit, is_allowed, most_parts, sentence, with_changes, with_lora
 from jaxbooth.plan.estimate import estimate
 from jaxbooth.plan.precheck import check_memory, topology_of

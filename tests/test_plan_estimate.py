@@ -3,9 +3,9 @@
 import jax
 import pytest
 
-from jaxbooth.config import Config
+from jaxbooth.config.run_config import Config
 from jaxbooth.errors import UserError
-from jaxbooth.plan.abstract import abstract_step, plan_base
+from jaxbooth.plan.abstract_step import abstract_step, plan_base
 from jaxbooth.plan.estimate import estimate, largest_batch
 from jaxbooth.plan.programs import trace_train
 from jaxbooth.plan.topology import find_topology

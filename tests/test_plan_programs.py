@@ -6,8 +6,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxbooth.models.attention import attention
-from jaxbooth.plan.hidden import hidden_flops
 from jaxbooth.plan.hlo import collectives
+from jaxbooth.plan.uncounted_flops import hidden_flops
 from jaxbooth.sharding import make_mesh, tracing_for
 
 TPU_TEXT = """

@@ -2,13 +2,13 @@
 
 import pytest
 
-from jaxbooth.config import Config
+from jaxbooth.config.run_config import Config
+from jaxbooth.config.schema import TrainConfig
 from jaxbooth.plan.chips import Chip
 from jaxbooth.plan.figures import Figures
 from jaxbooth.plan.report import duration, significant
 from jaxbooth.plan.roofline import EFFICIENCY, Roofline, expected_run, roofline
 from jaxbooth.plan.topology import Topology, find_topology
-from jaxbooth.sections import TrainConfig
 
 CHIP = Chip("round", (), flops=100e12, memory=16e9, bandwidth=1e12, link=50e9)
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from jaxbooth.config import Config
+from jaxbooth.config.run_config import Config
 from jaxbooth.params import is_matrix
-from jaxbooth.plan.abstract import plan_base
+from jaxbooth.plan.abstract_step import plan_base
 from jaxbooth.plan.estimate import estimate
 from jaxbooth.plan.topology import find_topology
 from tests.small_models import write_model

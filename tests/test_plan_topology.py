@@ -7,7 +7,7 @@ import pytest
 
 from jaxbooth.errors import UserError
 from jaxbooth.plan.chips import GIB, GPUS, TPUS, chip_of
-from jaxbooth.plan.command import PlanArguments
+from jaxbooth.plan.plan import PlanArguments
 from jaxbooth.plan.topology import find_topology
 
 

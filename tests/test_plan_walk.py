@@ -6,9 +6,9 @@ import pytest
 
 from jaxbooth.models.attention import attention
 from jaxbooth.models.conv import conv2d
-from jaxbooth.plan.buffers import timeline
 from jaxbooth.plan.flops import CONV, DOT, ELEMENTS, KERNEL, meeting_pairs
-from jaxbooth.plan.walk import Walk
+from jaxbooth.plan.jaxpr_memory import Walk
+from jaxbooth.plan.jaxpr_values import timeline
 
 BATCH, LENGTH, HEADS, WIDTH = 2, 4096, 4, 40
 

@@ -11,11 +11,11 @@ import torch
 import transformers
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.models.attention_forms import plain_attention, query_chunked_attention
+from jaxbooth.base.model import Base
+from jaxbooth.models.attention_kernels import plain_attention, query_chunked_attention
 from jaxbooth.models.layers import Make
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.params import cast_matrices, describe
-from jaxbooth.pipeline import Base
 from jaxbooth.storage.text import read_json
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.step import gradients, make_batch, make_dispatch

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxbooth.config import Config
-from jaxbooth.data.framing import framed
-from jaxbooth.data.sheet import GAP, LINE
+from jaxbooth.base.trainable import prepare_base
+from jaxbooth.config.run_config import Config
+from jaxbooth.data.crops import framed
+from jaxbooth.data.image_grid import GAP, LINE
 from jaxbooth.errors import UserError
-from jaxbooth.training.prepare import SHEET_SIDE, SHEET_TILES, Inputs, contact_sheet, framing_of, read_inputs
-from jaxbooth.training.trainable import prepare_base
+from jaxbooth.runs.inputs import SHEET_SIDE, SHEET_TILES, Inputs, contact_sheet, framing_of, read_inputs
 from tests.pictures import caption_list, noise, put
 
 MIXED = [(64, 64), (128, 64), (64, 64), (64, 128)]

@@ -11,12 +11,12 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from jaxbooth.assets import DEMO_MODEL
+from jaxbooth.base.model import Base
 from jaxbooth.errors import RunFailure, UserError
-from jaxbooth.pipeline import Base
-from jaxbooth.weights import prepared
-from jaxbooth.weights.diffusers_dir import weight_files
+from jaxbooth.weights import prepare
+from jaxbooth.weights.diffusers_read import weight_files
+from jaxbooth.weights.ldm.read import pack, unpack
 from jaxbooth.weights.resolve import Source, resolve_model
-from jaxbooth.weights.single_file import pack, unpack
 
 from .small_models import bare
 
@@ -166,7 +166,7 @@ def test_a_cache_that_cannot_be_written_is_named(model, tmp_path, monkeypatch):
 @pytest.fixture
 def single_file(tmp_path, monkeypatch) -> Path:
     """The embedded model as one file; its architecture is not among those that a file is told by, so it is given."""
-    monkeypatch.setattr(prepared, "unpack", partial(unpack, skeleton=DEMO_MODEL))
+    monkeypatch.setattr(prepare, "unpack", partial(unpack, skeleton=DEMO_MODEL))
     pack(DEMO_MODEL, {}, tmp_path / "cat v1.safetensors")
     return tmp_path / "cat v1.safetensors"
 
@@ -198,15 +198,15 @@ def test_one_file_is_converted_again_when_the_yaml_beside_it_or_the_converter_ch
     assert Base.read(resolve_model(str(single_file))).schedule.prediction_type == "v"
     single_file.with_suffix(".yaml").unlink()
     assert resolve_model(str(single_file)) == first
-    monkeypatch.setattr(prepared, "LAYOUT_VERSION", prepared.LAYOUT_VERSION + 1)
+    monkeypatch.setattr(prepare, "LAYOUT_VERSION", prepare.LAYOUT_VERSION + 1)
     assert resolve_model(str(single_file)) != first
 
 
 def test_of_two_processes_that_prepare_the_same_the_first_wins(model, cache):
     def build(folder: Path) -> None:
         folder.mkdir()
-        (prepared.kept([model], {}, Path.mkdir) / "first").touch()  # the other process, from beginning to end
+        (prepare.kept([model], {}, Path.mkdir) / "first").touch()  # the other process, from beginning to end
 
-    folder = prepared.kept([model], {}, build)
+    folder = prepare.kept([model], {}, build)
     assert [path.name for path in folder.iterdir()] == ["first"]
     assert list(cache.iterdir()) == [folder]

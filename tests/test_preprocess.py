@@ -7,8 +7,8 @@ import pytest
 import transformers
 
 from jaxbooth.errors import UserError
-from jaxbooth.evaluation.preprocess import read_preprocessing
-from jaxbooth.files import write_json
+from jaxbooth.metrics.preprocess import read_preprocessing
+from jaxbooth.storage.files import write_json
 from tests.extractor_folders import pictures
 
 PROCESSORS = {

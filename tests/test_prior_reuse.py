@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.config import Config
+from jaxbooth.config.run_config import Config
+from jaxbooth.config.schema import DataConfig, Subject, TextConfig
+from jaxbooth.data.class_images import open_class_sets
 from jaxbooth.data.images import scan
-from jaxbooth.data.prior import open_class_sets
 from jaxbooth.errors import UserError
-from jaxbooth.files import write_json
-from jaxbooth.sections import DataConfig, Subject, TextConfig
+from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
 from tests.class_pictures import (
     Stopped,

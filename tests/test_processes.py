@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from jaxbooth.training.writer import read_metrics
+from jaxbooth.runs.metric_writer import read_metrics
 from tests.commands import environment
 from tests.processes import SHORT, free_port, outputs, start, start_all, write_micro_model
 

@@ -12,7 +12,7 @@ from safetensors.numpy import save
 
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.errors import UserError
-from jaxbooth.weights.push import CardFacts, model_card, push_folder
+from jaxbooth.export.upload import CardFacts, model_card, push_folder
 
 pytest_plugins = ["tests.hub_server"]
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxbooth.sampling import Painter, Settings
+from jaxbooth.base.sampling import Painter, Settings
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.step import make_dispatch
 from tests.commands import SHORT, environment, jaxbooth, succeed

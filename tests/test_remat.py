@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxbooth.config import Config
+from jaxbooth.config.run_config import Config
 from jaxbooth.models.remat import REMATS
-from jaxbooth.plan.abstract import plan_base
+from jaxbooth.plan.abstract_step import plan_base
 from jaxbooth.plan.estimate import estimate
 from jaxbooth.plan.settle import AUTO, settle
 from jaxbooth.plan.topology import find_topology

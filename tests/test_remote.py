@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxbooth.claim import claim
 from jaxbooth.cli.parse import parse
-from jaxbooth.config import Config, dump_config, load_config
+from jaxbooth.config.run_config import Config, dump_config, load_config
+from jaxbooth.data.class_images import class_folder
 from jaxbooth.data.images import open_picture, scan
-from jaxbooth.data.prior import class_folder
 from jaxbooth.errors import UserError
-from jaxbooth.files import write_bytes, write_json, write_png
 from jaxbooth.hosts.link import Alone
-from jaxbooth.remote import check_reachable, is_local, place
-from jaxbooth.run_folder import RunFolder, open_run, resolve_paths
+from jaxbooth.runs.checkpoint import Checkpoints
+from jaxbooth.runs.folder import RunFolder, open_run, resolve_paths
+from jaxbooth.runs.lock import claim
+from jaxbooth.runs.metric_writer import Writer, read_metrics
+from jaxbooth.storage.files import write_bytes, write_json, write_png
+from jaxbooth.storage.remote import check_reachable, is_local, place
 from jaxbooth.storage.text import read_json
-from jaxbooth.training.checkpoint import Checkpoints
 from jaxbooth.training.state import TrainState
-from jaxbooth.training.writer import Writer, read_metrics
 from tests.commands import SHORT, jaxbooth, succeed
 from tests.stores import install_meanwhile
 from tests.training import configure

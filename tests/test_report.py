@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from jaxbooth.cli.main import main
-from jaxbooth.config import Config
+from jaxbooth.config.run_config import Config
 from jaxbooth.errors import UserError
-from jaxbooth.reporting import make_report
-from jaxbooth.reporting.settings import settings_of
+from jaxbooth.report import make_report
+from jaxbooth.report.settings import settings_of
 from tests.commands import jaxbooth, succeed
 from tests.made_up_runs import evaluated, made_up_run, write_grid
 from tests.stores import install_meanwhile

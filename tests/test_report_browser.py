@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxbooth.reporting import make_report
+from jaxbooth.report import make_report
 from tests.browser import Browser, browser, find_browser
 from tests.made_up_runs import evaluated, made_up_run
 

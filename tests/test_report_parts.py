@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxbooth.data.sheet import cut, sheet
-from jaxbooth.reporting.charts import curve_chart, interval_chart, library
-from jaxbooth.reporting.curves import Curve, extremes, read_curves, smoothed, table_steps, value_at
-from jaxbooth.reporting.images import Size, embed, fitting_size
-from jaxbooth.reporting.timing import duration
+from jaxbooth.data.image_grid import cut, sheet
+from jaxbooth.report.charts import curve_chart, interval_chart, library
+from jaxbooth.report.curves import Curve, extremes, read_curves, smoothed, table_steps, value_at
+from jaxbooth.report.images import Size, embed, fitting_size
+from jaxbooth.report.timing import duration
 from tests.made_up_runs import photo
 
 

@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 from safetensors.numpy import load_file
 
-from jaxbooth.training.writer import read_metrics
+from jaxbooth.runs.metric_writer import read_metrics
 from tests.commands import jaxbooth, succeed
 
 pytestmark = pytest.mark.slow

@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxbooth.config import Config
-from jaxbooth.console import progress
+from jaxbooth.config.run_config import Config
+from jaxbooth.console.progress import progress
 from jaxbooth.data.buckets import BLOCK, BucketOrder
 from jaxbooth.hosts.gate import Gate
-from jaxbooth.training.feed import Feed
-from jaxbooth.training.loop import Loop
-from jaxbooth.training.rows import Span, Streams, make_streams, pick_rows, plan_rows
+from jaxbooth.runs.feed import Feed
+from jaxbooth.runs.loop import Loop
+from jaxbooth.runs.metric_writer import Writer, read_metrics
+from jaxbooth.training.layout import Span, Streams, make_streams, pick_rows, plan_rows
 from jaxbooth.training.step import METRICS
-from jaxbooth.training.writer import Writer, read_metrics
 
 Row = tuple[bool, int, float]  # is prior, image, weight
 # Three subjects; the first two share a class.

@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.config import load_config
-from jaxbooth.pipeline import Base
-from jaxbooth.run_folder import RunFolder, trained_params
-from jaxbooth.training.writer import read_metrics
+from jaxbooth.base.model import Base
+from jaxbooth.config.run_config import load_config
+from jaxbooth.runs.folder import RunFolder, trained_params
+from jaxbooth.runs.metric_writer import read_metrics
 from tests import commands
 from tests.commands import jaxbooth, read_facts, succeed
 

@@ -9,13 +9,13 @@ import pytest
 
 from jaxbooth.data.images import Picture
 from jaxbooth.errors import UserError
-from jaxbooth.evaluation.grid import open_grid
-from jaxbooth.reporting.command import make_report
-from jaxbooth.reporting.gather import checkpoint_sizes, size_of
-from jaxbooth.run_folder import RunFolder, confirm_base
-from jaxbooth.training.checkpoint import checkpoint_steps
-from jaxbooth.training.figures import read_array
-from jaxbooth.training.prepare import note_pictures
+from jaxbooth.evaluation.images import open_grid
+from jaxbooth.report.report import make_report
+from jaxbooth.report.run_data import checkpoint_sizes, size_of
+from jaxbooth.runs.checkpoint import checkpoint_steps
+from jaxbooth.runs.drift import read_array
+from jaxbooth.runs.folder import RunFolder, confirm_base
+from jaxbooth.runs.inputs import note_pictures
 
 from .made_up_runs import made_up_run
 

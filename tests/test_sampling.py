@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from jaxbooth.base.model import Pipeline
+from jaxbooth.base.sampling import Painter, Settings
 from jaxbooth.errors import UserError
-from jaxbooth.pipeline import Pipeline
-from jaxbooth.sampling import Painter, Settings
 from jaxbooth.sharding import make_mesh
 
 SETTINGS = Settings("ddpm", 3, 3.0, 64)

@@ -10,11 +10,11 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save, save_file
 
 from jaxbooth.errors import UserError
-from jaxbooth.weights.families import FAMILIES
-from jaxbooth.weights.ldm_layout import components
+from jaxbooth.weights.architectures import FAMILIES
+from jaxbooth.weights.ldm.layout import components
+from jaxbooth.weights.ldm.read import expected_names, pack, unpack
 from jaxbooth.weights.names import canonical
-from jaxbooth.weights.single_file import expected_names, pack, unpack
-from jaxbooth.weights.stream import Tensor, write_tensors
+from jaxbooth.weights.safetensors_write import Tensor, write_tensors
 
 from .small_models import DTYPES, files_of, scheduler_of, weights, write_model
 

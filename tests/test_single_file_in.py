@@ -11,12 +11,12 @@ from safetensors.numpy import load_file, save_file
 
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.errors import UserError
-from jaxbooth.files import write_json
+from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.diffusers_dir import open_tensors
+from jaxbooth.weights.diffusers_read import open_tensors
+from jaxbooth.weights.ldm.prediction import TELLTALE, read_prediction
+from jaxbooth.weights.ldm.read import pack, unpack, unpack_vae
 from jaxbooth.weights.pickles import unpickle
-from jaxbooth.weights.prediction import TELLTALE, read_prediction
-from jaxbooth.weights.single_file import pack, unpack, unpack_vae
 
 from .small_models import files_of, scheduler_of, weights, write_model
 

@@ -16,9 +16,9 @@ from diffusers.loaders.single_file_utils import (
     convert_open_clip_checkpoint,
 )
 
-from jaxbooth.weights.families import FAMILIES, family_folder
+from jaxbooth.weights.architectures import FAMILIES, family_folder
+from jaxbooth.weights.ldm.read import expected_names
 from jaxbooth.weights.names import canonical
-from jaxbooth.weights.single_file import expected_names
 
 OTHERS = {
     "sd15": set(),

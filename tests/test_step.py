@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxbooth.base.text_encoder import Text
 from jaxbooth.data.latents import Rows, gather_latents, gather_text, index_in_epochs
 from jaxbooth.models.layers import Make
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.params import describe
 from jaxbooth.sharding import make_mesh
-from jaxbooth.text import Text
-from jaxbooth.training.rows import filling_batch_size, pick_rows, plan_rows
+from jaxbooth.training.layout import filling_batch_size, pick_rows, plan_rows
 from jaxbooth.training.state import result_params
 from jaxbooth.training.step import gradients, make_batch
 from tests.training import INSTANCES, PRIORS, make_bank, run, setup

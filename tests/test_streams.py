@@ -10,7 +10,7 @@ from tests.commands import environment
 
 WORK = """
 import os, sys
-from jaxbooth.streams import protect_streams
+from jaxbooth.console.streams import protect_streams
 from jaxbooth.console import progress, result
 from jaxbooth.output import console, output
 protect_streams()
@@ -54,7 +54,7 @@ def test_a_command_whose_output_cannot_be_written_ends_well(tmp_path, redirectio
 
 
 def test_characters_that_the_terminal_cannot_encode_are_escaped():
-    code = "from jaxbooth.streams import protect_streams; protect_streams(); print('caf\\u00e9 \\U0001f431')"
+    code = "from jaxbooth.console.streams import protect_streams; protect_streams(); print('caf\\u00e9 \\U0001f431')"
     variables = environment() | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "caf\\xe9 \\U0001f431\n")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from jaxbooth.files import write_json
-from jaxbooth.pipeline import Base, load_params
+from jaxbooth.base.model import Base, load_params
+from jaxbooth.base.text_encoder import Text, warn_about_lost_text
+from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
-from jaxbooth.text import Text, warn_about_lost_text
 from tests.families import END, KINDS, LEGACY_END, in_torch, write_pipeline
 from tests.torch_parity import TOLERANCE, relative_error
 

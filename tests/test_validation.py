@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from jaxbooth.config import Config
+from jaxbooth.config.rules import check_config
+from jaxbooth.config.run_config import Config
 from jaxbooth.errors import UserError
-from jaxbooth.training.checks import check_config
 from tests.commands import jaxbooth, succeed, train
 
 # Steps so small that no picture changes: nothing gets better, and nothing drifts.

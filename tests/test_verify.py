@@ -8,10 +8,10 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from jaxbooth.base.model import Base
 from jaxbooth.errors import RunFailure
-from jaxbooth.exports import PEFT_FILE, export_result
-from jaxbooth.pipeline import Base
-from jaxbooth.weights.single_file_out import expected_names
+from jaxbooth.export.export import PEFT_FILE, export_result
+from jaxbooth.weights.ldm.write import expected_names
 
 from .made_up_exports import DORA, FULL, LORA, WORDS, Export, write_models
 

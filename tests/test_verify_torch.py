@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
+from jaxbooth.base.model import Base
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.export.reader_notes import reader_notes
-from jaxbooth.files import write_json
-from jaxbooth.pipeline import Base
+from jaxbooth.export.verify_torch import check_torch
+from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
-from jaxbooth.verify_torch import check_torch
 
 from .made_up_exports import ALONE, DORA, FULL, LORA, WORDS, Export, write_models
 

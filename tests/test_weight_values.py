@@ -10,11 +10,11 @@ from safetensors.numpy import load_file, save_file
 
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.errors import UserError
-from jaxbooth.files import write_json
 from jaxbooth.models.layers import Make
 from jaxbooth.params import Params, describe
 from jaxbooth.sharding import placement
-from jaxbooth.weights.diffusers_dir import find_tensors, load_component, read_weight_map
+from jaxbooth.storage.files import write_json
+from jaxbooth.weights.diffusers_read import find_tensors, load_component, read_weight_map
 from jaxbooth.weights.values import all_finite
 
 

@@ -12,15 +12,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxbooth.assets import DEMO_CLIP, DEMO_MODEL
+from jaxbooth.base.model import Base
 from jaxbooth.errors import UserError
-from jaxbooth.files import new_folder
 from jaxbooth.params import Params
-from jaxbooth.pipeline import Base
 from jaxbooth.sharding import make_mesh, partition, placement
+from jaxbooth.storage.files import new_folder
 from jaxbooth.weights.component import Component, save_component
-from jaxbooth.weights.diffusers_dir import load_component
+from jaxbooth.weights.diffusers_read import load_component
+from jaxbooth.weights.diffusers_write import write_folder
 from jaxbooth.weights.names import canonical, export_array, import_axes
-from jaxbooth.weights.pipeline_dir import write_folder
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
 

@@ -6,18 +6,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxbooth.config import Config
-from jaxbooth.data.latents import Bank, Encoded
-from jaxbooth.params import Params
-from jaxbooth.pipeline import Base
-from jaxbooth.prng import key_data
-from jaxbooth.sharding import placement, replicated
-from jaxbooth.text import Text
-from jaxbooth.training.optimizer import make_optimizer
-from jaxbooth.training.rows import make_streams
-from jaxbooth.training.state import TrainState, initial_state
-from jaxbooth.training.step import Task, make_dispatch, make_task
-from jaxbooth.training.trainable import (
+from jaxbooth.base.model import Base
+from jaxbooth.base.text_encoder import Text
+from jaxbooth.base.trainable import (
     initial_values,
     on_mesh,
     prepare_base,
@@ -25,6 +16,15 @@ from jaxbooth.training.trainable import (
     whole_components,
     without_gradient,
 )
+from jaxbooth.config.run_config import Config
+from jaxbooth.data.latents import Bank, Encoded
+from jaxbooth.params import Params
+from jaxbooth.prng import key_data
+from jaxbooth.sharding import placement, replicated
+from jaxbooth.training.layout import make_streams
+from jaxbooth.training.optimizer import make_optimizer
+from jaxbooth.training.state import TrainState, initial_state
+from jaxbooth.training.step import Task, make_dispatch, make_task
 
 INSTANCES, PRIORS = 3, 5
 SEED = 7

@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from jaxbooth.text import TextSide, Tower
+from jaxbooth.base.text_encoder import TextSide, Tower
 
 # CLIP's ids follow the order in which byte pairs were merged, the frequent ones first; this is 0.6 of its 49,408.
 COMMON_IDS = 29_645

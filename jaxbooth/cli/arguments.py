@@ -5,10 +5,20 @@ from pathlib import Path
 import tyro
 from pydantic import BaseModel, ConfigDict
 
+from jaxbooth.config.limits import (
+    ChunkCount,
+    ClipSkip,
+    GuidanceScale,
+    ImageCount,
+    Pixels,
+    Prompt,
+    SamplerSteps,
+    Seed,
+    Step,
+)
+from jaxbooth.config.schema import PredictionType
 from jaxbooth.diffusion.samplers import SamplerName
-from jaxbooth.limits import ChunkCount, ClipSkip, GuidanceScale, ImageCount, Pixels, Prompt, SamplerSteps, Seed, Step
-from jaxbooth.sections import PredictionType
-from jaxbooth.weights.pipeline_dir import ExportDtype, ExportFormat
+from jaxbooth.weights.diffusers_write import ExportDtype, ExportFormat
 
 
 class Arguments(BaseModel):

@@ -9,7 +9,7 @@ from typing import Any
 import tyro
 
 from jaxbooth.cli.arguments import Arguments, ExportArguments, SampleArguments
-from jaxbooth.config import Config
+from jaxbooth.config.run_config import Config
 from jaxbooth.errors import UserError
 
 SHELLS = ("bash", "zsh")
@@ -28,9 +28,9 @@ def completion_command(argv: list[str]) -> None:
         return
     if len(argv) != 1 or argv[0] not in SHELLS:
         raise UserError(f"jaxbooth completion takes a shell, {' or '.join(SHELLS)}; found {' '.join(argv) or 'none'}.")
-    from jaxbooth.evaluation.command import EvaluateArguments
-    from jaxbooth.plan.command import PlanArguments
-    from jaxbooth.reporting.command import ReportArguments
+    from jaxbooth.evaluation.evaluate import EvaluateArguments
+    from jaxbooth.plan.plan import PlanArguments
+    from jaxbooth.report.report import ReportArguments
 
     kinds: dict[str, Callable[..., Any]] = {
         "train": Config,

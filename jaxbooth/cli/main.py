@@ -13,15 +13,15 @@ from pathlib import Path
 from jaxbooth.cli.arguments import ExportArguments, SampleArguments
 from jaxbooth.cli.completion import completion_command
 from jaxbooth.cli.parse import parse, starting_config
-from jaxbooth.config import Config
-from jaxbooth.console import complain, counted, plain, result
-from jaxbooth.disk import is_full
+from jaxbooth.config.run_config import Config
+from jaxbooth.config.suggestions import MAX_SHOWN
+from jaxbooth.console.messages import complain, counted, plain, result
+from jaxbooth.console.output import output
+from jaxbooth.console.streams import protect_streams
 from jaxbooth.errors import RunFailure, UserError, as_sentence
 from jaxbooth.hosts.signals import handled, leave, requests
-from jaxbooth.output import output
+from jaxbooth.storage.disk import is_full
 from jaxbooth.storage.paths import is_utf8, local_path, shown
-from jaxbooth.streams import protect_streams
-from jaxbooth.suggestions import MAX_SHOWN
 from jaxbooth.weights.resolve import Source
 
 USAGE = """usage: jaxbooth COMMAND ...
@@ -48,7 +48,7 @@ def train_command(argv: list[str]) -> None:
     default = starting_config(argv)
     config = parse(Config, argv, "jaxbooth train [CONFIG]", default)
     with handled(leave, *requests()):  # the run has handlers of its own, which save first
-        from jaxbooth.training.run import train
+        from jaxbooth.runs.train import train
 
         train(config)
 
@@ -56,7 +56,7 @@ def train_command(argv: list[str]) -> None:
 def sample_command(argv: list[str]) -> None:
     """Draws pictures and saves each with what made it."""
     arguments = parse(SampleArguments, argv, "jaxbooth sample")
-    from jaxbooth.commands import sample
+    from jaxbooth.cli.commands import sample
 
     given = arguments.model_dump()
     origin = Source(given.pop("source"), *(given.pop(field.name) for field in fields(Source)[1:]))
@@ -72,7 +72,7 @@ def export_command(argv: list[str]) -> None:
     for flag, given in (("--public", arguments.public), ("--license", arguments.license)):
         if given and not arguments.push:
             raise UserError(f"{flag} is about the repository of --push OWNER/NAME; add it.")
-    from jaxbooth.commands import export
+    from jaxbooth.cli.commands import export
 
     for sentence in export(
         arguments.run,
@@ -90,14 +90,14 @@ def export_command(argv: list[str]) -> None:
 
 def evaluate_command(argv: list[str]) -> None:
     """Draws, measures and compares."""
-    from jaxbooth.evaluation.command import EvaluateArguments, evaluate
+    from jaxbooth.evaluation.evaluate import EvaluateArguments, evaluate
 
     evaluate(parse(EvaluateArguments, argv, "jaxbooth evaluate"))
 
 
 def report_command(argv: list[str]) -> None:
     """Writes the page and says where it is."""
-    from jaxbooth.reporting.command import ReportArguments, make_report
+    from jaxbooth.report.report import ReportArguments, make_report
 
     arguments = parse(ReportArguments, argv, "jaxbooth report")
     plain(f"report: {make_report(arguments.runs, arguments.out)}")  # `result` would start a device, perhaps in use
@@ -105,10 +105,10 @@ def report_command(argv: list[str]) -> None:
 
 def plan_command(argv: list[str]) -> None:
     """Parses a configuration with its flags and prints what a run of it needs."""
-    from jaxbooth.plan import command
+    from jaxbooth.plan.plan import PlanArguments, plan_command
 
-    default = command.PlanArguments(**dict(starting_config(argv)))
-    command.plan_command(parse(command.PlanArguments, argv, "jaxbooth plan [CONFIG]", default))
+    default = PlanArguments(**dict(starting_config(argv)))
+    plan_command(parse(PlanArguments, argv, "jaxbooth plan [CONFIG]", default))
 
 
 def doctor_command(argv: list[str]) -> None:
@@ -118,7 +118,7 @@ def doctor_command(argv: list[str]) -> None:
         return
     if argv:
         raise UserError(f"jaxbooth doctor takes no arguments, found {argv[0]}.")
-    from jaxbooth.doctor import findings
+    from jaxbooth.cli.doctor import findings
 
     for name, value in findings():
         result(f"{name:<18} {value}")

@@ -8,9 +8,9 @@ import tyro
 from pydantic import BaseModel, ValidationError
 
 from jaxbooth.cli.parse_errors import parse_error
-from jaxbooth.config import Config, explain, for_another, load_config
+from jaxbooth.config.run_config import Config, explain, for_another, load_config
+from jaxbooth.config.suggestions import PIPELINES, TRAINERS, check_flags
 from jaxbooth.errors import UserError
-from jaxbooth.suggestions import PIPELINES, TRAINERS, check_flags
 
 T = TypeVar("T", bound=BaseModel)
 

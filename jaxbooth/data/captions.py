@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxbooth.config.limits import MAX_PROMPT
 from jaxbooth.data.file_names import by_name, by_stem, clipped, folded
 from jaxbooth.errors import UserError
-from jaxbooth.limits import MAX_PROMPT
 from jaxbooth.storage.paths import relative_file_name, shown
 from jaxbooth.storage.text import parse_json_object, read_lines, read_text
 

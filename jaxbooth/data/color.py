@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms
 
-from jaxbooth.console import warn
+from jaxbooth.console.messages import warn
 
 ToSRGB = Callable[[Image.Image], Image.Image]  # an image in the profile's colors -> RGB
 

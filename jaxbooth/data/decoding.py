@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from jaxbooth.data.color import ToSRGB, profile_transform
 from jaxbooth.data.containers import MAX_REPAIRED, without_metadata
 from jaxbooth.errors import UserError
-from jaxbooth.remote import is_local
+from jaxbooth.storage.remote import is_local
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF")  # no EPS, PDF or PSD, whose readers do more than read
 HEIF = "HEIF"  # pillow-heif's name of its format

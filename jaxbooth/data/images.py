@@ -13,7 +13,7 @@ from jaxbooth.data.captions import CAPTION_SUFFIXES, Captions, read_captions
 from jaxbooth.data.decoding import decode, heif_is_readable
 from jaxbooth.data.file_names import NameIndex, by_stem, clipped, folded, listed
 from jaxbooth.errors import UserError
-from jaxbooth.remote import is_local
+from jaxbooth.storage.remote import is_local
 
 EXTENSIONS = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff",

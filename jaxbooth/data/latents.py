@@ -14,15 +14,15 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxbooth.console import Bar
-from jaxbooth.data.framing import Framing, Variants, framed
+from jaxbooth.base.model import Base
+from jaxbooth.base.text_encoder import Text, TokenIds
+from jaxbooth.console.progress import Bar
+from jaxbooth.data.crops import Framing, Variants, framed
 from jaxbooth.data.images import Picture
 from jaxbooth.errors import RunFailure
 from jaxbooth.models.vae import Moments
 from jaxbooth.params import AnyArray, Params, full_precision
-from jaxbooth.pipeline import Base
 from jaxbooth.sharding import replicated, row_shards, rows_over, tracing_for
-from jaxbooth.text import Text, TokenIds
 from jaxbooth.transfer import put
 
 

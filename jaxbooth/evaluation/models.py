@@ -8,12 +8,12 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from jaxbooth.config import Config
-from jaxbooth.data.prior import fingerprint
-from jaxbooth.pipeline import Pipeline
-from jaxbooth.remote import place
-from jaxbooth.run_folder import RunFolder, open_run, opened, refuse_missing
+from jaxbooth.base.model import Pipeline
+from jaxbooth.config.run_config import Config
+from jaxbooth.data.class_images import fingerprint
+from jaxbooth.runs.folder import RunFolder, open_run, opened, refuse_missing
 from jaxbooth.storage.paths import short_name
+from jaxbooth.storage.remote import place
 from jaxbooth.weights.resolve import Source
 
 AT = re.compile(r"(.+)@([0-9]{1,9})")  # RUN@STEP

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jaxbooth.evaluation.bootstrap import estimate
-from jaxbooth.evaluation.grid import Place, picture_name
-from jaxbooth.evaluation.metrics import DEFINITIONS, Scores
-from jaxbooth.evaluation.prompts import Entry
+from jaxbooth.evaluation.images import Place, picture_name
+from jaxbooth.metrics.bootstrap import estimate
+from jaxbooth.metrics.definitions import DEFINITIONS, Scores
+from jaxbooth.metrics.prompts import Entry
 
 FORMAT = 1
 

@@ -8,8 +8,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from jaxbooth.console import show
-from jaxbooth.output import console
+from jaxbooth.console.messages import show
+from jaxbooth.console.output import console
 
 WIDEST = 10_000  # characters; what a table wants that may have all
 INDENT = 2  # characters before a model under its metric

@@ -3,10 +3,10 @@
 Everything that an export can say in its own files is said there, and has no note.
 """
 
-from jaxbooth.config import Config
+from jaxbooth.base.model import Base
+from jaxbooth.config.run_config import Config
 from jaxbooth.models.lora import target_layers
-from jaxbooth.pipeline import Base
-from jaxbooth.weights.pipeline_dir import ExportDtype, ExportFormat
+from jaxbooth.weights.diffusers_write import ExportDtype, ExportFormat
 
 OUT, MLP = "out_proj", ("fc1", "fc2")  # a text encoder's output projection of attention, and its perceptron
 

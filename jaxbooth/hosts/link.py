@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from jaxbooth.console import complain
+from jaxbooth.console.messages import complain
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.hosts.gate import Gate
 from jaxbooth.hosts.place import Place

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from jax._src.clusters import ClusterEnv  # what `jax.distributed.initialize` asks; there is no public way to it
 
+from jaxbooth.config.schema import DistributedConfig
 from jaxbooth.errors import UserError
-from jaxbooth.sections import DistributedConfig
 
 
 class Place(NamedTuple):

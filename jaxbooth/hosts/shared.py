@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxbooth.config import Config, flag, flatten
-from jaxbooth.console import is_main
+from jaxbooth.config.run_config import Config, flag, flatten
+from jaxbooth.console.messages import is_main
 from jaxbooth.errors import UserError
 from jaxbooth.hosts.link import Alone
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
-from jaxbooth.console import plain
+from jaxbooth.console.messages import plain
 from jaxbooth.hosts.link import Alone
 
 Handler = Callable[[int, FrameType | None], None]

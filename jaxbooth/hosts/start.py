@@ -9,14 +9,14 @@ from typing import Any
 
 import jax
 
-from jaxbooth.console import plain
+from jaxbooth.config.schema import DistributedConfig
+from jaxbooth.console.messages import plain
 from jaxbooth.errors import UserError
 from jaxbooth.hosts.coordinator import Coordinator
 from jaxbooth.hosts.link import GRACE, Alone, Link, exit_now
 from jaxbooth.hosts.place import Place, find_place
 from jaxbooth.hosts.relay import relay
 from jaxbooth.hosts.signals import watch_signals
-from jaxbooth.sections import DistributedConfig
 
 NOTICE = 30.0  # seconds between words on who is missing
 EXIT_CODES: dict[type[BaseException], int] = {UserError: 2, KeyboardInterrupt: 130}  # of `jaxbooth.cli`; else 1

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxbooth.models.attention_forms import FORMS, KERNELS, FormName, cudnn_widest, plain_attention
+from jaxbooth.models.attention_kernels import FORMS, KERNELS, FormName, cudnn_widest, plain_attention
 from jaxbooth.models.layers import Make, gelu
 from jaxbooth.sharding import each_device
 

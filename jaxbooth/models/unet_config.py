@@ -5,16 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from jaxbooth.storage.typed import (
-    STRICT,
-    Epsilon,
-    Heads,
-    JsonList,
-    Square,
-    Width,
-    check_divides,
-    check_lengths,
-)
+from jaxbooth.storage.typed import STRICT, Epsilon, Heads, JsonList, Square, Width, check_divides, check_lengths
 
 MAX_LEVELS = 8
 MAX_TRANSFORMERS = 512  # blocks in one UNet; SDXL has 70

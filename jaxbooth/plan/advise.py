@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from typing import Any
 
-from jaxbooth.config import Config, flag
+from jaxbooth.base.model import Base
+from jaxbooth.base.trainable import lora_settings
+from jaxbooth.config.rules import check_rows, check_training, idle_options
+from jaxbooth.config.run_config import Config, flag
 from jaxbooth.errors import UserError
-from jaxbooth.pipeline import Base
-from jaxbooth.plan.abstract import abstract_step, described_mesh
+from jaxbooth.plan.abstract_step import abstract_step, described_mesh
 from jaxbooth.plan.estimate import Estimate, estimate, held_bytes
 from jaxbooth.plan.topology import Topology
-from jaxbooth.training.checks import check_rows, check_training, idle_options
-from jaxbooth.training.trainable import lora_settings
 
 RANK = 16  # of a LoRA that is proposed
 MOST = 2  # proposals: the cheapest, and another to choose from

@@ -15,16 +15,16 @@ import jax
 from jax.errors import JaxRuntimeError
 from jax.experimental import topologies
 
-from jaxbooth.config import Config
-from jaxbooth.devices import enable_compilation_cache
+from jaxbooth.backend import enable_compilation_cache
+from jaxbooth.config.run_config import Config
 from jaxbooth.errors import UserError
-from jaxbooth.plan.abstract import abstract_step, plan_base
+from jaxbooth.plan.abstract_step import abstract_step, plan_base
 from jaxbooth.plan.chips import GIB
 from jaxbooth.plan.estimate import kernel_platform
-from jaxbooth.plan.hidden import hidden_flops
 from jaxbooth.plan.hlo import collectives
 from jaxbooth.plan.programs import bytes_on_device, held_bytes, sampled_params, trace_sampling, trace_train
 from jaxbooth.plan.topology import Topology, find_topology
+from jaxbooth.plan.uncounted_flops import hidden_flops
 from jaxbooth.sharding import make_mesh
 
 MEGACORE = ("v4",)  # its two cores act as one device

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from jax.sharding import AbstractMesh
 
-from jaxbooth.config import Config
-from jaxbooth.models.attention_forms import TPUS_WITHOUT_SPLASH
-from jaxbooth.pipeline import Base
-from jaxbooth.plan.abstract import AbstractStep, abstract_step, described_mesh
-from jaxbooth.plan.buffers import Amount
+from jaxbooth.base.model import Base
+from jaxbooth.config.run_config import Config
+from jaxbooth.models.attention_kernels import TPUS_WITHOUT_SPLASH
+from jaxbooth.plan.abstract_step import AbstractStep, abstract_step, described_mesh
 from jaxbooth.plan.figures import Figures
 from jaxbooth.plan.flops import KERNEL
-from jaxbooth.plan.local_step import (
+from jaxbooth.plan.jaxpr_values import Amount
+from jaxbooth.plan.per_device_step import (
     Moments,
     bytes_on_device,
     gathered_bytes,

@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxbooth.config import Config
-from jaxbooth.console import progress
-from jaxbooth.devices import enable_compilation_cache
-from jaxbooth.pipeline import Base
-from jaxbooth.plan.abstract import abstract_step
+from jaxbooth.backend import enable_compilation_cache
+from jaxbooth.base.model import Base
+from jaxbooth.config.run_config import Config
+from jaxbooth.console.progress import progress
+from jaxbooth.plan.abstract_step import abstract_step
 from jaxbooth.plan.estimate import Estimate
 from jaxbooth.plan.programs import trace_train
 from jaxbooth.plan.report import metric

@@ -7,11 +7,11 @@ import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all
 from jax.sharding import Mesh
 
-from jaxbooth.config import Config
-from jaxbooth.console import say
+from jaxbooth.base.model import Base
+from jaxbooth.config.run_config import Config
+from jaxbooth.console.messages import say
 from jaxbooth.errors import UserError
 from jaxbooth.models.remat import REMATS
-from jaxbooth.pipeline import Base
 from jaxbooth.plan.advise import cheapest_fit
 from jaxbooth.plan.chips import GIB, Chip, chip_of
 from jaxbooth.plan.estimate import Estimate

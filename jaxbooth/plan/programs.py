@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxbooth.config import Config
+from jaxbooth.base.model import Base
+from jaxbooth.base.sampling import Painter, Settings
+from jaxbooth.config.run_config import Config
 from jaxbooth.params import Params, join
-from jaxbooth.pipeline import Base
-from jaxbooth.plan.abstract import AbstractStep
-from jaxbooth.plan.local_step import bytes_on_device
-from jaxbooth.sampling import Painter, Settings
+from jaxbooth.plan.abstract_step import AbstractStep
+from jaxbooth.plan.per_device_step import bytes_on_device
+from jaxbooth.runs.watch import BATCH
 from jaxbooth.sharding import placement, replicated, rows_over
 from jaxbooth.training.state import result_params
 from jaxbooth.training.step import make_dispatch
-from jaxbooth.training.watch import BATCH
 
 
 def trace_train(config: Config, step: AbstractStep) -> Any:

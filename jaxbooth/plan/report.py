@@ -7,9 +7,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from jaxbooth.config import Config
+from jaxbooth.config.run_config import Config
 from jaxbooth.plan.chips import GIB
-from jaxbooth.plan.compiler import Compiled
+from jaxbooth.plan.compile import Compiled
 from jaxbooth.plan.figures import Figures
 from jaxbooth.plan.roofline import EFFICIENCY, Roofline, Run
 from jaxbooth.plan.topology import Topology

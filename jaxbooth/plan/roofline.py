@@ -6,7 +6,7 @@ Real steps are slower; EFFICIENCY is an assumption about by how much, not a meas
 
 from typing import NamedTuple
 
-from jaxbooth.config import Config
+from jaxbooth.config.run_config import Config
 from jaxbooth.plan.chips import Chip
 from jaxbooth.plan.figures import Figures
 from jaxbooth.plan.topology import Topology

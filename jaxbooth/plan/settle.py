@@ -1,8 +1,8 @@
 """What `--train.remat auto` comes to on given devices."""
 
-from jaxbooth.config import Config
+from jaxbooth.base.model import Base
+from jaxbooth.config.run_config import Config
 from jaxbooth.models.remat import Remat
-from jaxbooth.pipeline import Base
 from jaxbooth.plan.estimate import Estimate, estimate
 from jaxbooth.plan.topology import Topology
 

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxbooth.config import Config
+from jaxbooth.config.run_config import Config
+from jaxbooth.config.schema import Subject
 from jaxbooth.errors import UserError
-from jaxbooth.remote import is_local, place
-from jaxbooth.run_folder import RunFolder
-from jaxbooth.sections import Subject
+from jaxbooth.runs.folder import RunFolder
 from jaxbooth.storage.paths import as_orbax_path, is_within, local_path
+from jaxbooth.storage.remote import is_local, place
 
 # What a run writes in its own folder, and replaces or deletes there.
 RUN_ENTRIES = ("checkpoints", "samples", "tensorboard", "evaluation", "prior", "export", ".export")

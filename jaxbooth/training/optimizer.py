@@ -10,11 +10,11 @@ import numpy as np
 import optax
 from optax.contrib import ScheduleFreeState, prodigy, schedule_free, schedule_free_eval_params
 
-from jaxbooth.config import Config
+from jaxbooth.base.text_encoder import NEW_TOKENS
+from jaxbooth.config.run_config import Config
+from jaxbooth.config.schema import TrainConfig
 from jaxbooth.errors import UserError
 from jaxbooth.params import Params
-from jaxbooth.sections import TrainConfig
-from jaxbooth.text import NEW_TOKENS
 
 DEFAULT_B2 = {"lion": 0.99}
 DEFAULT_RATE = {"prodigy": 1.0}

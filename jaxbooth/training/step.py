@@ -1,6 +1,6 @@
 """The train step: the batch, the loss, the update; K of them in one dispatch.
 
-What a row trains on is a pure function of (seed, step, row); see `jaxbooth.training.rows`.
+What a row trains on is a pure function of (seed, step, row); see `jaxbooth.training.layout`.
 """
 
 from collections.abc import Callable
@@ -13,17 +13,17 @@ import numpy as np
 import optax
 from jax import Array
 
-from jaxbooth.config import Config
+from jaxbooth.base.model import Base
+from jaxbooth.base.text_encoder import Text
+from jaxbooth.config.run_config import Config
 from jaxbooth.data.latents import Bank, gather_latents, gather_text
-from jaxbooth.diffusion.noising import TimestepSampling, offset_noise, perturb, sample_timesteps
-from jaxbooth.diffusion.objective import Batch, Loss, Losses, reduce_rows, row_losses
+from jaxbooth.diffusion.loss import Batch, Loss, Losses, reduce_rows, row_losses
+from jaxbooth.diffusion.noise import TimestepSampling, offset_noise, perturb, sample_timesteps
 from jaxbooth.params import Params, by_component, cast_matrices, join, precision_of
-from jaxbooth.pipeline import Base
 from jaxbooth.prng import root_key
 from jaxbooth.sharding import AnyMesh, placement, row_shards, rows_over, tracing_for
-from jaxbooth.text import Text
+from jaxbooth.training.layout import RowPlan, Streams, pick_rows, plan_rows, row_keys
 from jaxbooth.training.optimizer import reported_rate
-from jaxbooth.training.rows import RowPlan, Streams, pick_rows, plan_rows, row_keys
 from jaxbooth.training.state import TrainState
 
 Metrics = dict[str, Array]

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from jaxbooth.errors import UserError
-from jaxbooth.files import write_text
 from jaxbooth.params import AnyArray
+from jaxbooth.storage.files import write_text
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.diffusers_dir import index_file, open_tensors, plain_name, weight_files
-from jaxbooth.weights.kohya import published_path
+from jaxbooth.weights.diffusers_read import index_file, open_tensors, plain_name, weight_files
+from jaxbooth.weights.lora.names import published_path
 from jaxbooth.weights.names import canonical, export_array, parameter_names, torch_shape, without_ones
-from jaxbooth.weights.stream import Tensor, stored_dtype, write_tensors
+from jaxbooth.weights.safetensors_write import Tensor, stored_dtype, write_tensors
 
 
 class Component:

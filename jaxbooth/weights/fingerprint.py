@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
-from jaxbooth.weights.diffusers_dir import weight_files
+from jaxbooth.weights.diffusers_read import weight_files
 
 SPAN = 2**20  # bytes read from each end of a weight file
 

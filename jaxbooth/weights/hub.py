@@ -14,13 +14,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from jaxbooth.console import every, progress, say, warn
+from jaxbooth.base.components import family_of
+from jaxbooth.console.messages import say, warn
+from jaxbooth.console.progress import every, progress
 from jaxbooth.errors import RunFailure, UserError
-from jaxbooth.family import family_of
 from jaxbooth.storage.paths import relative_file_name
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.diffusers_dir import COMPONENTS
-from jaxbooth.weights.prepared import check_variant, choose_weights
+from jaxbooth.weights.diffusers_read import COMPONENTS
+from jaxbooth.weights.prepare import check_variant, choose_weights
 
 # What is read as it is; safety checkers and feature extractors are not.
 CONFIGURATIONS = re.compile(

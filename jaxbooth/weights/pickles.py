@@ -16,8 +16,8 @@ import numpy as np
 
 from jaxbooth.errors import UserError, brief
 from jaxbooth.storage.text import MAX_REASON
-from jaxbooth.weights.diffusers_dir import open_tensors
-from jaxbooth.weights.stream import CODES, Tensor, stored_dtype, write_tensors
+from jaxbooth.weights.diffusers_read import open_tensors
+from jaxbooth.weights.safetensors_write import CODES, Tensor, stored_dtype, write_tensors
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 ADVICE = re.compile(r"\. (?:In PyTorch 2\.6|This file can still be loaded)")  # of PyTorch, to run the code after all

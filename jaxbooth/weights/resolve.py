@@ -9,7 +9,7 @@ from jaxbooth.storage.paths import local_path
 from jaxbooth.storage.similar import holds
 from jaxbooth.weights.hub import download, download_file
 from jaxbooth.weights.pickles import PICKLES
-from jaxbooth.weights.prepared import prepare
+from jaxbooth.weights.prepare import prepare
 
 CHECKPOINTS = (".safetensors", *PICKLES)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxbooth.errors import UserError
 from jaxbooth.storage.paths import shown
-from jaxbooth.weights.stream import DTYPES
+from jaxbooth.weights.safetensors_write import DTYPES
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 EXPONENTS = {DTYPES["F16"]: np.uint16(0x7C00), DTYPES["BF16"]: np.uint16(0x7F80)}  # all ones: infinity or NaN

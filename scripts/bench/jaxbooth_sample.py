@@ -9,11 +9,11 @@ from jax.sharding import Mesh
 from jax_common import machine, peak_bytes, random_like
 from worker import Subject, serve, timed
 
-from jaxbooth.config import Config
-from jaxbooth.devices import enable_compilation_cache
-from jaxbooth.pipeline import Base
-from jaxbooth.plan.abstract import plan_base
-from jaxbooth.sampling import Painter, Settings
+from jaxbooth.backend import enable_compilation_cache
+from jaxbooth.base.model import Base
+from jaxbooth.base.sampling import Painter, Settings
+from jaxbooth.config.run_config import Config
+from jaxbooth.plan.abstract_step import plan_base
 from jaxbooth.sharding import make_mesh, placement
 
 

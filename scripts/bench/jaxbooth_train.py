@@ -12,12 +12,12 @@ import numpy as np
 from jax_common import machine, peak_bytes, random_like
 from worker import Subject, serve, timed
 
-from jaxbooth.config import Config
-from jaxbooth.devices import enable_compilation_cache
+from jaxbooth.backend import enable_compilation_cache
+from jaxbooth.base.model import Base
+from jaxbooth.config.run_config import Config
 from jaxbooth.models.unet import AddedConditions
 from jaxbooth.params import by_component
-from jaxbooth.pipeline import Base
-from jaxbooth.plan.abstract import abstract_step, plan_base
+from jaxbooth.plan.abstract_step import abstract_step, plan_base
 from jaxbooth.plan.flops import dot_flops
 from jaxbooth.sharding import make_mesh
 from jaxbooth.training.state import initial_state

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from jaxbooth.assets import DEMO_MODEL
+from jaxbooth.base.model import Base, load_params
 from jaxbooth.cli.main import main
-from jaxbooth.config import Config, dump_config
-from jaxbooth.pipeline import Base, load_params
-from jaxbooth.sections import TrainConfig
-from jaxbooth.training.checkpoint import Checkpoints
+from jaxbooth.config.run_config import Config, dump_config
+from jaxbooth.config.schema import TrainConfig
+from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.state import initial_state
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from jaxbooth.config import Config
+from jaxbooth.config.run_config import Config
 from jaxbooth.errors import UserError
-from jaxbooth.evaluation.command import EvaluateArguments, prepare
+from jaxbooth.evaluation.evaluate import EvaluateArguments, prepare
 from jaxbooth.evaluation.models import other
 from tests.cli.arguments import CLASS, SHORT, train
 

@@ -3,7 +3,7 @@
 import pytest
 
 from jaxbooth.cli.main import main
-from jaxbooth.config import Config, dump_config
+from jaxbooth.config.run_config import Config, dump_config
 from tests.cli.arguments import contents
 
 # Sampling

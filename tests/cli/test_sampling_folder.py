@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxbooth.base.model import Base, SamplingDefaults
+from jaxbooth.cli.commands import next_number, sample
 from jaxbooth.cli.main import main
-from jaxbooth.commands import next_number, sample
-from jaxbooth.config import Config, dump_config, load_config
+from jaxbooth.config.run_config import Config, dump_config, load_config
+from jaxbooth.config.schema import ValidationConfig
 from jaxbooth.errors import UserError
 from jaxbooth.evaluation.models import other
-from jaxbooth.opening import grid_settings, model_defaults
-from jaxbooth.pipeline import Base, SamplingDefaults
-from jaxbooth.sections import ValidationConfig
+from jaxbooth.runs.opening import grid_settings, model_defaults
 from tests.cli.arguments import contents, train
 from tests.commands import read_facts
 from tests.small_models import write_model

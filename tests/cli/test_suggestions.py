@@ -6,11 +6,11 @@ import sys
 import pytest
 
 from jaxbooth.cli.arguments import ExportArguments, SampleArguments
-from jaxbooth.config import Config, flag, flatten
-from jaxbooth.evaluation.command import EvaluateArguments
-from jaxbooth.plan.command import PlanArguments
-from jaxbooth.reporting.command import ReportArguments
-from jaxbooth.suggestions import PIPELINES, TRAINERS, check_flags, equivalents, flag_keys, peer_flags
+from jaxbooth.config.run_config import Config, flag, flatten
+from jaxbooth.config.suggestions import PIPELINES, TRAINERS, check_flags, equivalents, flag_keys, peer_flags
+from jaxbooth.evaluation.evaluate import EvaluateArguments
+from jaxbooth.plan.plan import PlanArguments
+from jaxbooth.report.report import ReportArguments
 
 
 @pytest.mark.parametrize(

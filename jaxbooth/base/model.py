@@ -1,0 +1,266 @@
+"""What belongs together: text side, UNet, VAE and schedule of one base model.
+
+`Base` is the structure, cheap to read; `Pipeline` adds the parameters and draws pictures. The families (SD 1.x, 2.x,
+XL) differ in their configurations and in what `Base.conditions` hands to the UNet; nothing else asks for a family.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh
+
+from jaxbooth.base.components import check_parts, family_of, read_component_config, read_index, read_tower
+from jaxbooth.base.text_encoder import Text, TextSide
+from jaxbooth.config.limits import (
+    ChunkCount,
+    ClipSkip,
+    GuidanceScale,
+    ImageCount,
+    Pixels,
+    Prompt,
+    SamplerSteps,
+    Seed,
+    Step,
+    checked,
+)
+from jaxbooth.console.progress import progress
+from jaxbooth.diffusion.samplers import SamplerName
+from jaxbooth.diffusion.schedule import Schedule, read_schedule
+from jaxbooth.errors import UserError
+from jaxbooth.models.config import UNetConfig, VAEConfig
+from jaxbooth.models.layers import Make
+from jaxbooth.models.lora import Lora, with_adapters
+from jaxbooth.models.unet import AddedConditions, UNet2DConditionModel
+from jaxbooth.models.vae import AutoencoderKL
+from jaxbooth.params import Network, Params, describe
+from jaxbooth.sharding import placement
+from jaxbooth.storage.text import read_json
+from jaxbooth.weights.diffusers_read import load_component
+from jaxbooth.weights.resolve import Source
+
+
+def compute_dtype(choice: str) -> Any:
+    """Resolves `auto` to bfloat16 on an accelerator and float32 on a CPU, where bfloat16 is emulated."""
+    if choice == "auto":
+        choice = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(choice)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model without its weights."""
+
+    folder: Path
+    schedule: Schedule
+    unet_config: UNetConfig
+    vae_config: VAEConfig
+    unet: Network
+    vae: Network
+    text: TextSide
+    dtype: Any
+    lora: Lora | None = None
+
+    @classmethod
+    def read(cls, folder: Path, dtype: str = "auto", clip_skip: int = 0, chunks: int = 1) -> "Base":
+        """Reads the configurations of a diffusers folder.
+
+        Args:
+            dtype: compute dtype of UNet and text encoders; the VAE always computes in float32.
+            clip_skip: layers that the text encoders leave out.
+            chunks: parts of 75 tokens in a prompt.
+
+        Raises:
+            UserError: the folder is not a Stable Diffusion text-to-image model that jaxbooth supports.
+        """
+        index = read_index(folder)
+        family = family_of(index, folder)
+        unet_config = read_component_config(UNetConfig, folder / "unet")
+        vae_config = read_component_config(VAEConfig, folder / "vae")
+        compute = compute_dtype(dtype)
+        towers = tuple(read_tower(folder, name, compute) for name in family.towers)
+        zero_empty = family.is_xl and bool(index.get("force_zeros_for_empty_prompt", True))  # diffusers' own default
+        text = TextSide(towers, family.is_xl, clip_skip, chunks, zero_empty)
+        scheduler = folder / "scheduler" / "scheduler_config.json"
+        check_parts(folder, family, unet_config, vae_config, text)
+        return cls(
+            folder=folder,
+            schedule=read_schedule(read_json(scheduler), str(scheduler)),
+            unet_config=unet_config,
+            vae_config=vae_config,
+            unet=describe(lambda rngs: UNet2DConditionModel(unet_config, Make(rngs, compute))),
+            vae=describe(lambda rngs: AutoencoderKL(vae_config, Make(rngs))),
+            text=text,
+            dtype=compute,
+        )
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Names of the folders that hold weights."""
+        return ("unet", "vae", *(tower.name for tower in self.text.towers))
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """Names of the text encoders."""
+        return tuple(tower.name for tower in self.text.towers)
+
+    def network(self, component: str) -> Network:
+        """Returns the structure of one of `components`."""
+        networks = {"unet": self.unet, "vae": self.vae} | {tower.name: tower.network for tower in self.text.towers}
+        return networks[component]
+
+    def with_text(self, text: TextSide) -> "Base":
+        """Returns the base with another text side."""
+        return replace(self, text=text)
+
+    def with_lora(self, lora: Lora) -> "Base":
+        """Returns the base whose UNet and text encoders also take adapters."""
+        towers = tuple(replace(tower, network=with_adapters(tower.network, lora)) for tower in self.text.towers)
+        text = replace(self.text, towers=towers)
+        return replace(self, unet=with_adapters(self.unet, lora), text=text, lora=lora)
+
+    @property
+    def attention_heads(self) -> set[int]:
+        """Head counts that occur in the UNet and the text encoders."""
+        return self.unet_config.attention_heads | {tower.config.num_attention_heads for tower in self.text.towers}
+
+    @property
+    def resolution_multiple(self) -> int:
+        """Pixels that a picture's side must be a multiple of: VAE factor x UNet downsampling."""
+        return self.vae_config.factor * 2 ** (len(self.unet_config.block_out_channels) - 1)
+
+    @property
+    def native_resolution(self) -> int:
+        """Side in pixels that the model was trained at."""
+        return (self.unet_config.sample_size or 64) * self.vae_config.factor
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Returns (h, w, c) of the latents of pictures of a size in pixels."""
+        factor = self.vae_config.factor
+        return height // factor, width // factor, self.vae_config.latent_channels
+
+    def conditions(self, text: Text, sizes: Array) -> tuple[Array, AddedConditions | None]:
+        """Returns what the UNet takes besides latents and timesteps.
+
+        Args:
+            sizes: (b, 6) original height and width, crop top and left, target height and width, in pixels; only SDXL
+                looks at them.
+        """
+        return text.context, None if text.pooled is None else AddedConditions(text.pooled, sizes)
+
+
+def load_params(
+    base: Base, mesh: Mesh, trained: tuple[str, ...] = (), components: tuple[str, ...] | None = None
+) -> dict[str, Params]:
+    """Loads the weights of components under a progress bar.
+
+    Args:
+        trained: components to hold in float32; the others take the compute dtype (the VAE float32).
+        components: default: all.
+
+    Raises:
+        UserError: weights are missing, damaged or of another shape.
+    """
+    params, components = {}, base.components if components is None else components
+    with progress("load", sum(len(base.network(name).shapes) for name in components)) as bar:
+        for name in components:
+            bar.note(name)
+            dtype = jnp.float32 if name in trained or name == "vae" else base.dtype
+            params[name] = load_component(base.folder / name, base.network(name), placement(mesh), dtype, bar.advance)
+    return params
+
+
+class SamplingDefaults(NamedTuple):
+    """How a model is sampled where nothing else is asked for; guidance 1 means none."""
+
+    sampler: SamplerName = "dpmpp_2m"
+    steps: int = 25
+    guidance_scale: float = 7.5
+
+    def with_asked(
+        self, sampler: SamplerName | None, steps: int | None, guidance_scale: float | None
+    ) -> "SamplingDefaults":
+        """Returns what is asked for, and the defaults in place of None."""
+        guidance = self.guidance_scale if guidance_scale is None else guidance_scale
+        return SamplingDefaults(sampler or self.sampler, self.steps if steps is None else steps, guidance)
+
+
+USUAL = SamplingDefaults()
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A model with its weights on the devices of a mesh.
+
+    Attributes:
+        params: component -> parameters.
+        resolution: side in pixels that it was trained at.
+        step: of its training; 0 is a base model.
+        defaults: a run's are those of its sample grids.
+    """
+
+    base: Base
+    params: dict[str, Params]
+    mesh: Mesh
+    resolution: int
+    step: int = 0
+    defaults: SamplingDefaults = USUAL
+
+    @classmethod
+    @checked
+    def load(
+        cls,
+        path: str | Path | Source,
+        dtype: str | None = None,
+        mesh: Mesh | None = None,
+        clip_skip: ClipSkip = 0,
+        chunks: ChunkCount = 1,
+        step: Step | None = None,
+    ) -> "Pipeline":
+        """Loads a model folder, a Hub id, or a run folder.
+
+        Args:
+            dtype: compute dtype; default: the run's, and "auto" for a plain model.
+            clip_skip, chunks: of a plain model; see `Base.read`.
+            step: of a run's checkpoint; default: its newest.
+
+        Raises:
+            UserError: nothing usable is there.
+        """
+        from jaxbooth.runs.opening import load_pipeline  # a run folder is more than a pipeline, and builds on it
+
+        return load_pipeline(path, dtype, mesh, clip_skip, chunks, step)
+
+    @checked
+    def sample(
+        self,
+        prompt: Prompt,
+        num: ImageCount = 1,
+        seed: Seed = 0,
+        negative_prompt: Prompt = "",
+        sampler: SamplerName | None = None,
+        steps: SamplerSteps | None = None,
+        guidance_scale: GuidanceScale | None = None,
+        resolution: Pixels | None = None,
+        height: Pixels | None = None,
+        width: Pixels | None = None,
+    ) -> list[Any]:
+        """Generates `num` images of a prompt and returns them as PIL images; image i depends on (seed, i) alone.
+
+        Args:
+            sampler, steps, guidance_scale: default: the pipeline's `defaults`.
+            resolution: side in pixels; default: what the model was trained at. Height and width go before it.
+
+        Raises:
+            UserError: an argument is out of its range, or the model's downsampling does not divide a side.
+        """
+        from jaxbooth.base.sampling import Settings, draw  # sampling builds on Base
+
+        if not prompt.strip():
+            raise UserError("Pipeline.sample: the prompt is empty; say what to draw.")
+        how = self.defaults.with_asked(sampler, steps, guidance_scale)
+        settings = Settings(*how, resolution or self.resolution, negative_prompt, height, width)
+        return list(draw(self, settings, prompt, range(num), seed))

@@ -1,0 +1,179 @@
+"""The short commands as library functions."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxbooth.backend import enable_compilation_cache, warn_about_cpu_fallback
+from jaxbooth.base.model import Pipeline
+from jaxbooth.base.sampling import Settings, draw
+from jaxbooth.base.text_encoder import warn_about_lost_text
+from jaxbooth.config.run_config import load_config
+from jaxbooth.console.messages import counted
+from jaxbooth.console.progress import working
+from jaxbooth.data.image_grid import sheet, shrink
+from jaxbooth.diffusion.samplers import SamplerName
+from jaxbooth.errors import UserError
+from jaxbooth.export.export import export_result, natural_format
+from jaxbooth.export.model_card import card_of
+from jaxbooth.export.reader_notes import reader_notes
+from jaxbooth.export.upload import check_target, push_folder
+from jaxbooth.export.verify import verify_export
+from jaxbooth.export.verify_torch import check_torch
+from jaxbooth.runs.folder import RunFolder, confirm_base, open_run, read_base, run_mesh, trained_params
+from jaxbooth.runs.overlap import check_output, check_output_of_model
+from jaxbooth.storage.disk import check_writable
+from jaxbooth.storage.files import refuse_existing, write_png
+from jaxbooth.storage.remote import place
+from jaxbooth.weights.diffusers_write import ExportDtype, ExportFormat, default_dtype
+from jaxbooth.weights.resolve import Source
+
+MAX_NUMBER = 10**9  # numbers of images have nine digits at most
+SHEETS = "contact_sheets"  # below the pictures' folder, so that it holds nothing else
+SHEET_COLUMNS, SHEET_TILES = 4, 200
+SHEET_SIDE = 256  # pixels of a tile's longer side
+
+
+class Sampled(NamedTuple):
+    """What `sample` wrote.
+
+    Attributes:
+        images: one file for each number.
+        sheet: all of them, labelled with their names.
+        how: the settings in words.
+    """
+
+    images: list[Path]
+    sheet: Path
+    how: str
+
+
+@working()
+def sample(
+    source: str | Source,
+    prompt: str,
+    out: Path,
+    negative_prompt: str = "",
+    num: int = 4,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    sampler: SamplerName | None = None,
+    resolution: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    clip_skip: int = 0,
+    chunks: int = 1,
+    step: int | None = None,
+) -> Sampled:
+    """Draws the next `num` pictures of a seed and saves each as `<seed>-<number>.png`, and a contact sheet of them.
+
+    Numbers go on from the highest that the folder has of the seed. Picture i depends on (seed, i) alone, so those of
+    two calls are those of a longer one.
+
+    Args:
+        steps, guidance_scale, sampler: default: those of the run's sample grids, or what suits the model.
+
+    Raises:
+        UserError: nothing usable is there, or `out` is a file.
+    """
+    if not prompt.strip():
+        raise UserError("--prompt is empty; say what to draw.")
+    name = source if isinstance(source, str) else source.name
+    check_sample_folder(out, name)
+    first = next_number(out, seed)
+    if first + num > MAX_NUMBER:
+        raise UserError(f"--out {out} holds an image numbered {first - 1} of seed {seed}; choose another folder.")
+    enable_compilation_cache()
+    warn_about_cpu_fallback()
+    pipeline = Pipeline.load(source, clip_skip=clip_skip, chunks=chunks, step=step)
+    warn_about_lost_text(pipeline.base.text, [prompt, negative_prompt])
+    how = pipeline.defaults.with_asked(sampler, steps, guidance_scale)
+    settings = Settings(*how, resolution or pipeline.resolution, negative_prompt, height, width)
+    facts = {
+        "prompt": prompt,
+        "seed": seed,
+        "model": name,
+        "step": pipeline.step,
+    } | settings.facts()
+    numbers = range(first, first + num)
+    images, tiles = [], []
+    for number, image in zip(numbers, draw(pipeline, settings, prompt, numbers, seed), strict=True):
+        images.append(out / f"{seed}-{number:03d}.png")
+        write_png(images[-1], image, facts | {"index": number})
+        tiles += [shrink(np.asarray(image), SHEET_SIDE)] if len(tiles) < SHEET_TILES else []
+    path = out / SHEETS / f"{images[0].stem}-to-{numbers[-1]:03d}.png"
+    labels = [path.stem for path in images[: len(tiles)]]
+    write_png(path, sheet(tiles, labels, min(SHEET_COLUMNS, len(tiles)), lines=1), facts)
+    guidance = f"guidance {how.guidance_scale:g}" if how.guidance_scale != 1 else "no guidance"
+    return Sampled(images, path, f"{how.sampler}, {counted(how.steps, 'step')}, {guidance}")
+
+
+def next_number(out: Path, seed: int) -> int:
+    """Returns the number after the highest of a seed's pictures in a folder, which need not exist; 0 at first."""
+    pattern = re.compile(rf"{seed}-([0-9]{{3,9}})\.png")
+    names = [path.name for path in out.iterdir()] if out.is_dir() else []
+    return max((int(match[1]) + 1 for name in names if (match := pattern.fullmatch(name))), default=0)
+
+
+def check_sample_folder(out: Path, source: str) -> None:
+    """Raises UserError if images of a run or a model cannot be saved in a folder, or would mix with its parts."""
+    check_writable(out, "--out")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a folder.")
+    run = RunFolder(place(source))
+    if run.config.exists():
+        check_output(out, run.root, load_config(run.config))
+    else:
+        check_output_of_model(out, source)
+
+
+@working()
+def export(
+    run_dir: str | Path,
+    out: Path,
+    kind: ExportFormat | None = None,
+    dtype: ExportDtype | None = None,
+    push: str | None = None,
+    public: bool = False,
+    license: str | None = None,
+    verify: bool = False,
+    step: int | None = None,
+) -> list[str]:
+    """Writes a checkpoint of a run for other tools; returns what was done, in sentences.
+
+    Args:
+        kind: default: the run's natural format.
+        dtype: of the weights; default: see `default_dtype`.
+        push: Hub repository ("owner/name") to upload `out` to.
+        public: whether a repository that is created may be seen by everyone.
+        license: of the pushed model, a Hub identifier.
+        verify: also open the result in PyTorch and compare a denoising step.
+        step: of the checkpoint; default: the newest.
+
+    Raises:
+        UserError: `out` exists, or the run cannot be written so.
+        RunFailure: what was written is not what was trained.
+    """
+    if push:
+        check_target(push)
+    refuse_existing(out)
+    run, config = open_run(run_dir)
+    check_output(out, run.root, config, allowed="export")
+    kind = kind or natural_format(config)
+    dtype = dtype or default_dtype(kind)
+    if verify:
+        check_torch(kind)
+    base, mesh = read_base(config), run_mesh(config)
+    confirm_base(run, base)
+    trained, step = trained_params(run, config, base, mesh, step)
+    written = export_result(config, base, trained, mesh, out, kind, dtype, step)
+    done = [f"exported step {step} of {run_dir} to {written}"]
+    done += verify_export(config, base, trained, mesh, out, kind, dtype, with_torch=verify)
+    done += reader_notes(config, base, kind, dtype)
+    if push:
+        card = card_of(run, config, base, push, kind, dtype, step, license, out)
+        done.append(f"pushed to {push_folder(out, push, card, private=not public)}")
+    return done

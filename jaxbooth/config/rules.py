@@ -1,0 +1,291 @@
+"""Settings that contradict each other, refused before anything is read: no option is accepted and ignored."""
+
+from collections.abc import Iterator
+
+from jaxbooth.base.trainable import initializer_of
+from jaxbooth.config.limits import MAX_ROWS_TRAINED, MAX_SAMPLED_IMAGES
+from jaxbooth.config.run_config import Config, flag, flatten
+from jaxbooth.config.schema import Subject
+from jaxbooth.console.messages import warn
+from jaxbooth.diffusion.schedule import Schedule
+from jaxbooth.errors import UserError
+from jaxbooth.training.optimizer import Group, default_rate, peak_rate, token_steps
+
+# (key that has no effect, what it needs, in words)
+NEEDS = (
+    (
+        "train.text_encoder",
+        "text.learning_rate",
+        "is the text encoder's rate, and it is frozen; set --train.text-encoder",
+    ),
+    ("lora.rank", "lora.alpha", "needs --lora.rank"),
+    ("lora.rank", "lora.rslora", "needs --lora.rank"),
+    ("lora.rank", "lora.dora", "needs --lora.rank"),
+    ("lora.rank", "lora.targets", "needs --lora.rank"),
+    ("lora.rank", "lora.init", "needs --lora.rank, the rank of the file or a larger one"),
+    ("text.new_tokens", "text.vectors_per_token", "needs --text.new-tokens"),
+    ("text.new_tokens", "text.initializer", "needs --text.new-tokens"),
+    ("text.new_tokens", "text.token_learning_rate", "needs --text.new-tokens"),
+    ("text.new_tokens", "text.token_phase", "needs --text.new-tokens"),
+    ("evaluation.every", "evaluation.num_prompts", "needs --evaluation.every"),
+    ("evaluation.every", "evaluation.num", "needs --evaluation.every"),
+    ("evaluation.every", "evaluation.class_num", "needs --evaluation.every"),
+    ("evaluation.every", "evaluation.clip", "needs --evaluation.every"),
+    ("evaluation.every", "evaluation.dino", "needs --evaluation.every"),
+    ("evaluation.every", "evaluation.keep_best", "needs --evaluation.every"),
+    ("evaluation.keep_best", "evaluation.patience", "needs --evaluation.keep-best, the metric to watch"),
+)
+# (key, the value of another key that it needs)
+ONLY_WITH = (
+    ("text.token_share", "text.token_phase", "first"),
+    ("loss.huber_c", "loss.kind", "huber"),
+    ("loss.timestep_mean", "loss.timesteps", "logit_normal"),
+    ("loss.timestep_std", "loss.timesteps", "logit_normal"),
+    ("data.random_crops", "data.crop", "random"),
+)
+RATE_KEYS: dict[Group, str] = {
+    "unet": "train.learning_rate",
+    "text": "text.learning_rate",
+    "tokens": "text.token_learning_rate",
+}
+HIGH_RATE = 100  # times the default
+PRIOR_KEYS = ("data.class_dir", "loss.prior_weighting", "loss.prior_target")
+# key -> why it does not go with --text.token-phase alone
+IDLE_ALONE = {
+    "train.text_encoder": "trains more than the new words",
+    "lora.rank": "trains more than the new words",
+    "train.weight_decay": "does not act on new words",
+    "text.dropout": "makes rows without the new words, which would teach nothing",
+}
+# optimizer -> keys that it has no use for
+UNUSED_BY = {
+    "adafactor": ("train.b1", "train.b2", "train.eps", "train.mu_dtype"),
+    "lion": ("train.eps",),
+    "prodigy": ("train.mu_dtype",),
+    "schedule_free_adamw": ("train.mu_dtype",),
+}
+PRODIGY_RATES = 0.1  # and above: it finds the rate itself, and the given one multiplies that
+MADE_BY_SUBJECTS = ("instance_dir", "instance_prompt", "class_dir", "class_prompt")
+CLASS_FLAG = "--data.class-prompt"
+
+
+def check_config(config: Config) -> None:
+    """Refuses settings that contradict each other, before anything is read.
+
+    Raises:
+        UserError: the message names the flags.
+    """
+    check_subjects(config)
+    check_rows(config)
+    check_samples(config)
+    for problem in idle_options(config):
+        raise UserError(problem)
+    check_training(config)
+    warn_about_prior(config)
+    warn_about_rates(config)
+    for prompt in config.validation.prompts:
+        if not prompt.strip():
+            raise UserError("--validation.prompts holds an empty prompt; remove it.")
+
+
+def check_samples(config: Config) -> None:
+    """Refuses more images of one validation or evaluation than fit into memory side by side."""
+    validation, evaluation, subjects = config.validation, config.evaluation, len(config.subjects)
+    images = (len(validation.prompts) or 2 * subjects + 1) * validation.num
+    if images > MAX_SAMPLED_IMAGES:
+        raise UserError(
+            f"--validation.num {validation.num} makes {images} images at a time, and {MAX_SAMPLED_IMAGES} is the most; "
+            "lower it, or name fewer --validation.prompts."
+        )
+    images = subjects * (evaluation.num_prompts * evaluation.num + evaluation.class_num)
+    if evaluation.every and images > MAX_SAMPLED_IMAGES:
+        raise UserError(
+            f"an evaluation of {images} images at a time is too large, and {MAX_SAMPLED_IMAGES} is the most; lower "
+            "--evaluation.num-prompts, --evaluation.num or --evaluation.class-num."
+        )
+
+
+def idle_options(config: Config) -> Iterator[str]:
+    """Yields a sentence for every option that was set and would do nothing."""
+    values, defaults = flatten(config), flatten(Config())
+
+    def is_set(key: str) -> bool:
+        return values[key] != defaults[key]
+
+    for needed, key, why in NEEDS:
+        if is_set(key) and not values[needed]:
+            yield f"{flag(key)} {why}."
+    for key, other, wanted in ONLY_WITH:
+        if is_set(key) and values[other] != wanted:
+            yield f"{flag(key)} only acts with {flag(other)} {wanted}."
+    if is_set("loss.snr_gamma") and "min_snr" not in (config.loss.weighting, config.loss.prior_weighting):
+        yield "--loss.snr-gamma only acts with --loss.weighting min_snr."
+    for key in PRIOR_KEYS:
+        if is_set(key) and not config.prior_rows:
+            yield f"{flag(key)} is about prior rows, and this run has none."
+    for index, subject in enumerate(config.data.subjects):
+        if subject.class_dir and not config.prior_rows:
+            yield f"data.subjects, entry {index + 1}: class_dir is about prior rows, and this run has none."
+    for key, other in (
+        ("train.prior_weight", "train.prior_batch_size"),
+        ("train.prior_batch_size", "train.prior_weight"),
+    ):
+        if is_set(key) and values[key] and values[other] == 0:
+            yield f"{flag(key)} has no effect with {flag(other)} 0."
+    for key in UNUSED_BY.get(config.train.optimizer, ()):
+        if is_set(key):
+            yield f"{flag(key)} does nothing with --train.optimizer {config.train.optimizer}; leave it out."
+
+
+def warn_about_prior(config: Config) -> None:
+    """Warns where class pictures are described and none are used.
+
+    That is no error, because configurations (shipped ones too) describe them for runs whose prior a flag turns off.
+    """
+    defaults = flatten(Config())
+    changed = [key for key, value in flatten(config).items() if value != defaults[key]]
+    idle = [flag(key) for key in changed if key.startswith("prior.") or key == "data.num_class_images"]
+    if idle and not config.prior_rows:
+        warn(f"this run has no prior rows, so it makes no class pictures; it does not look at {', '.join(idle)}.")
+
+
+def warn_about_rates(config: Config) -> None:
+    """Warns of a learning rate far above the default of what is trained; a zero too few is a usual slip."""
+    values = flatten(config)
+    for group, key in RATE_KEYS.items():
+        given, usual = values[key], default_rate(config, group)
+        if given is not None and given >= HIGH_RATE * usual:
+            warn(
+                f"{flag(key)} {given:g} is {given / usual:,.0f} times {usual:g}, the default of what is trained here; "
+                "such a rate can destroy a model within a few steps."
+            )
+
+
+def check_subjects(config: Config) -> None:
+    """Refuses missing folders and prompts."""
+    data = config.data
+    if data.subjects:
+        given = [key for key in MADE_BY_SUBJECTS if getattr(data, key) is not None]
+        if given:
+            raise UserError(f"{flag(f'data.{given[0]}')} and data.subjects exclude each other; put it into the list.")
+    elif data.instance_dir is None:
+        raise UserError("--data.instance-dir is missing: the folder with the subject's pictures.")
+    elif not (data.instance_prompt or "").strip():
+        raise UserError(
+            "--data.instance-prompt is missing; write one with a rare identifier, such as 'a photo of sks dog'."
+        )
+    for index, subject in enumerate(config.subjects):
+        entry = f"data.subjects, entry {index + 1}"
+        if not subject.instance_prompt.strip():
+            raise UserError(f"{entry}: instance_prompt is empty; write one with an identifier of its own.")
+        if subject.instance_prompt in [other.instance_prompt for other in config.subjects[:index]]:
+            raise UserError(f"{entry}: {subject.instance_prompt!r} is another subject's prompt too; give each its own.")
+        check_class(config, subject, f"{entry}: class_prompt" if data.subjects else CLASS_FLAG)
+
+
+def check_class(config: Config, subject: Subject, key: str) -> None:
+    """Refuses a class that prior preservation cannot use; `key` is where its prompt was set."""
+    if not config.prior_rows:
+        return
+    prompt, weight = subject.class_prompt or "", config.train.prior_weight
+    if not prompt.strip():
+        raise UserError(
+            f"{key} is missing: prior preservation is on (--train.prior-weight {weight}). "
+            "Name the class, such as 'a photo of dog', or set --train.prior-weight 0."
+        )
+    for word in config.text.new_tokens:
+        if word in prompt:
+            raise UserError(f"{key} holds the new word {word}, which the frozen model does not know; leave it out.")
+
+
+def check_rows(config: Config) -> None:
+    """Refuses rows that do not divide into micro-batches, and more of them than can be counted."""
+    train = config.train
+    total = train.steps * (train.batch_size + config.prior_rows)
+    if total > MAX_ROWS_TRAINED:
+        raise UserError(
+            f"--train.steps {train.steps} of {train.batch_size} + {config.prior_rows} rows are {total:,} rows, and a "
+            f"run has {MAX_ROWS_TRAINED:,} at most; lower --train.steps or --train.batch-size."
+        )
+    for key, rows in (("batch-size", train.batch_size), ("prior-batch-size", config.prior_rows)):
+        if rows % train.accumulation:
+            raise UserError(f"--train.{key} {rows} is not a multiple of --train.accumulation {train.accumulation}.")
+
+
+def check_training(config: Config) -> None:
+    """Refuses parts of the training that cannot go together."""
+    train, loss = config.train, config.loss
+    if config.text.new_tokens:
+        check_tokens(config)
+    if train.optimizer == "schedule_free_adamw":
+        if config.text.new_tokens or config.text.learning_rate:
+            raise UserError("--train.optimizer schedule_free_adamw knows one learning rate; choose adamw.")
+        if train.ema_decay is not None:
+            raise UserError(
+                "--train.optimizer schedule_free_adamw averages the weights itself; leave --train.ema-decay out."
+            )
+    if train.optimizer == "prodigy":
+        check_prodigy(config)
+    if loss.max_timestep is not None and loss.max_timestep < loss.min_timestep:
+        raise UserError(f"--loss.max-timestep {loss.max_timestep} is below --loss.min-timestep {loss.min_timestep}.")
+
+
+def check_tokens(config: Config) -> None:
+    """Refuses what does not go with new words."""
+    train, text = config.train, config.text
+    for word in text.new_tokens:
+        initializer_of(config, word)
+    if text.token_phase == "first" and not 0 < token_steps(config) < train.steps:
+        raise UserError(
+            f"--text.token-share {text.token_share} of {train.steps} steps leaves none for the new words or none for "
+            "the rest; set another share, or --text.token-phase together."
+        )
+    if text.token_phase != "alone":
+        return
+    values, defaults = flatten(config), flatten(Config())
+    for key, why in IDLE_ALONE.items():
+        if values[key] != defaults[key]:
+            raise UserError(f"{flag(key)} {why}; leave it out, or set --text.token-phase together.")
+    if train.learning_rate is not None:
+        raise UserError(
+            "--train.learning-rate is the UNet's, which is frozen; leave it out (or None) and set "
+            "--text.token-learning-rate."
+        )
+    if config.prior_rows:
+        raise UserError(
+            "--text.token-phase alone keeps the model as it is, and class prompts hold no new word, so prior rows "
+            "would teach nothing; set --train.prior-weight 0."
+        )
+
+
+def check_prodigy(config: Config) -> None:
+    """Refuses learning rates with which Prodigy, which finds the rate itself, would hardly move."""
+    trains_unet = not (config.text.new_tokens and config.text.token_phase == "alone")
+    rates = {
+        "--train.learning-rate": peak_rate(config) if trains_unet else 1.0,
+        "--text.learning-rate": config.text.learning_rate or 1.0,
+        "--text.token-learning-rate": config.text.token_learning_rate or 1.0,
+    }
+    for key, rate in rates.items():
+        if rate < PRODIGY_RATES:
+            raise UserError(f"{key} {rate:g} only scales the rate that --train.optimizer prodigy finds; set it to 1.")
+
+
+def check_schedule(config: Config, schedule: Schedule) -> None:
+    """Refuses timesteps that the base model's schedule does not have, and a weight that is infinite on it.
+
+    Raises:
+        UserError: the message names the flag and what the schedule allows.
+    """
+    loss, last = config.loss, schedule.num_train_timesteps - 1
+    for key in ("min_timestep", "max_timestep"):
+        value = getattr(loss, key)
+        if value is not None and value > last:
+            raise UserError(f"{flag(f'loss.{key}')} {value} is beyond the schedule's last timestep, {last}.")
+    highest = last if loss.max_timestep is None else loss.max_timestep
+    for key in ("weighting", "prior_weighting"):
+        if getattr(loss, key) == "vlb" and schedule.alphas_cumprod[highest] == 0:
+            raise UserError(
+                f"{flag(f'loss.{key}')} vlb is infinite at this model's last timestep, which is pure noise; "
+                f"set --loss.max-timestep {last - 1}, or choose min_snr."
+            )

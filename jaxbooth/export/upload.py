@@ -1,0 +1,250 @@
+"""An exported model, out to the Hugging Face Hub, with a model card that says how to use it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxbooth.errors import UserError
+from jaxbooth.storage.paths import short_name
+from jaxbooth.weights.diffusers_write import ExportFormat
+from jaxbooth.weights.hub import hub_errors, reason_of
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+EMBEDDINGS_FILE = "learned_embeds.safetensors"
+KINDS: dict[ExportFormat, str] = {
+    "diffusers": "A full fine-tuning of",
+    "single-file": "A full fine-tuning of",
+    "lora": "A LoRA for",
+    "embeddings": "A textual inversion for",
+}
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a model card tells.
+
+    Attributes:
+        repo: "owner/name" that the model is pushed to.
+        base_model: as the user named it; a local path appears by its last part alone.
+        kind: the format that was exported.
+        is_xl: SDXL, and not Stable Diffusion 1.x or 2.x.
+        instance_prompts, class_prompts: of each subject.
+        settings: name -> value, for the table.
+        prior: what the class pictures are, name -> value; empty if there was no prior term.
+        license: a Hub licence identifier; None where it is not known.
+        picture: file name of the sample grid in the pushed folder.
+        weights: the weight file of a single file or of a LoRA for diffusers.
+        embeddings: learned word -> its file, which holds word -> vectors, and for SDXL `clip_l` and `clip_g`.
+        notes: what readers must be told or not be given, in sentences.
+        end_token_line: Python that a pipeline needs before it draws with learned words; a folder needs none.
+    """
+
+    repo: str
+    base_model: str
+    kind: ExportFormat
+    is_xl: bool
+    instance_prompts: tuple[str, ...]
+    class_prompts: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    prior: Mapping[str, Any] = field(default_factory=dict)
+    license: str | None = None
+    picture: str | None = None
+    weights: str | None = None
+    embeddings: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    end_token_line: str | None = None
+
+    @property
+    def base_id(self) -> str | None:
+        """The base model's Hub id, if it has one."""
+        owner_and_name = "/".join(self.base_model.split("/")[:2])
+        return owner_and_name if HUB_ID.fullmatch(owner_and_name) and not self.is_local else None
+
+    @property
+    def base_file(self) -> str | None:
+        """The base model's file in its Hub repository, if it is a single one."""
+        return "/".join(self.base_model.split("/")[2:]) or None if self.base_id else None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the base model was a path."""
+        return self.base_model.startswith((".", "/", "~")) or Path(self.base_model).exists()
+
+
+def push_folder(folder: Path, repo: str, card: str, private: bool = True) -> str:
+    """Uploads the files of a folder and a model card in one commit; files of the same names there are replaced.
+
+    Args:
+        repo: "owner/name"; created when missing.
+        card: content of README.md, which goes before one in the folder.
+        private: of a repository that is created. One that exists keeps what it is.
+
+    Returns:
+        The repository's URL.
+
+    Raises:
+        UserError: `repo` is no such name, there is no token with write access, or a private push would be public.
+        RunFailure: the Hub cannot be reached or the transfer broke off.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    check_target(repo)
+    contents: dict[str, Path | bytes] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and not re.search(r"(^|/)\.", name):
+            contents[name] = path
+    if not contents:
+        raise UserError(f"{folder} holds no files to push.")
+    contents["README.md"] = card.encode()
+    with hub_errors(f"repository {repo}"):
+        api = HfApi()
+        url = str(api.create_repo(repo, private=private, exist_ok=True))
+        if private and not api.model_info(repo).private:
+            raise UserError(f"{url} exists and is public; push to another name, or say that it may be public.")
+        additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=item) for name, item in contents.items()]
+        try:
+            api.create_commit(repo, additions, commit_message="Upload a model trained with jaxbooth")
+        except ValueError as error:  # the Hub checks the card's front matter first
+            raise UserError(f"{url} does not take the model card: {reason_of(error)}.") from None
+    return url
+
+
+def check_target(repo: str) -> None:
+    """Refuses a push that cannot work, without asking the Hub, so that a run can do it before it starts.
+
+    Raises:
+        UserError: `repo` is not "owner/name", the Hub must not be asked, or there is no token.
+    """
+    from huggingface_hub import constants, get_token
+
+    if not HUB_ID.fullmatch(repo):
+        raise UserError(f"{repo} is not a repository on the Hub; expected OWNER/NAME.")
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"{repo} cannot be pushed to while HF_HUB_OFFLINE is set.")
+    if not get_token():
+        raise UserError(f"pushing to {repo} needs a token with write access: run `hf auth login` or set HF_TOKEN.")
+
+
+def model_card(facts: CardFacts) -> str:
+    """Returns the content of README.md: front matter that the Hub reads, and Markdown."""
+    parts = [
+        f"---\n{front_matter(facts)}\n---",
+        f"# {facts.repo.rpartition('/')[2]}",
+        introduction(facts),
+        f"![Pictures drawn with this model]({facts.picture})" if facts.picture else "",
+        "## Prompts\n\n" + prompts(facts),
+        f"## Use\n\n```python\n{snippet(facts)}\n```",
+        "\n".join(f"- {note[0].upper()}{note[1:]}." for note in facts.notes),
+        "## Training\n\n" + table(facts.settings) if facts.settings else "",
+        "## Class prior\n\n" + prior(facts),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def front_matter(facts: CardFacts) -> str:
+    """Returns the YAML block."""
+    from huggingface_hub import ModelCardData
+
+    tags = ["text-to-image", "diffusers", "dreambooth", "stable-diffusion-xl" if facts.is_xl else "stable-diffusion"]
+    tags += ["lora", "template:sd-lora"] if facts.kind == "lora" else []
+    tags += ["textual_inversion"] if facts.embeddings else []
+    prompt = facts.instance_prompts[0] if facts.instance_prompts else None
+    widget = [{"text": prompt or " ", "output": {"url": facts.picture}}] if facts.picture else None
+    data = ModelCardData(
+        base_model=facts.base_id,
+        library_name="diffusers",
+        license=facts.license or "other",
+        pipeline_tag="text-to-image",
+        tags=tags,
+        instance_prompt=prompt,
+        widget=widget,
+    )
+    return data.to_yaml()
+
+
+def introduction(facts: CardFacts) -> str:
+    """Returns what the model is, in two sentences."""
+    name = (
+        f"[{facts.base_id}](https://huggingface.co/{facts.base_id})" if facts.base_id else Path(facts.base_model).name
+    )
+    licence = "" if facts.license else " The base model's licence applies."
+    return f"{KINDS[facts.kind]} {name} with DreamBooth, trained with jaxbooth.{licence}"
+
+
+def prompts(facts: CardFacts) -> str:
+    """Returns the prompts as a list."""
+    lines = [f"- subject: {quoted(prompt)}" for prompt in facts.instance_prompts]
+    lines += [f"- class: {quoted(prompt)}" for prompt in facts.class_prompts]
+    lines += [f"- new word: {quoted(token)}" for token in facts.embeddings]
+    return "\n".join(lines)
+
+
+def quoted(value: Any) -> str:
+    """Returns a value as code in Markdown, on one line."""
+    text = " ".join(str(value).split())
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
+def table(rows: Mapping[str, Any]) -> str:
+    """Returns names and values as a Markdown table."""
+    cells = [(name, quoted(value)) for name, value in rows.items() if value is not None]
+    lines = ["| {} | {} |".format(*(cell.replace("|", "\\|") for cell in row)) for row in cells]
+    return "\n".join(["| setting | value |", "| --- | --- |", *lines])
+
+
+def prior(facts: CardFacts) -> str:
+    """Returns what the class pictures are."""
+    if not facts.prior:
+        return "Trained without a prior term."
+    return "The model was also trained on pictures of its class:\n\n" + table(facts.prior)
+
+
+def snippet(facts: CardFacts) -> str:
+    """Returns Python code that draws a picture with diffusers."""
+    prompt = facts.instance_prompts[0] if facts.instance_prompts else ""
+    lines = ["import torch", "from diffusers import AutoPipelineForText2Image", ""]
+    is_part = facts.kind in ("lora", "embeddings")
+    repo = facts.base_id or Path(facts.base_model).name if is_part else facts.repo
+    file = facts.base_file if is_part else facts.weights
+    load = f"AutoPipelineForText2Image.from_pretrained({repo!r}, torch_dtype=torch.float16)"
+    if file:
+        pipeline = "StableDiffusionXLPipeline" if facts.is_xl else "StableDiffusionPipeline"
+        lines = ["import torch", f"from diffusers import {pipeline}", "from huggingface_hub import hf_hub_download", ""]
+        lines += [f"file = hf_hub_download({repo!r}, {file!r})"]
+        # A folder on the Hub tells scheduler and tokenizer; without one, diffusers goes by the file's tensors.
+        config = f"config={facts.base_id!r}, " if facts.base_id and not facts.base_file else ""
+        load = f"{pipeline}.from_single_file(file, {config}torch_dtype=torch.float16)"
+    lines += [f"pipe = {load}.to('cuda')"]
+    if facts.kind == "lora":
+        lines += [f"pipe.load_lora_weights({facts.repo!r}, weight_name={facts.weights!r})"]
+    lines += words(facts)
+    lines += [facts.end_token_line] if facts.end_token_line and facts.kind != "diffusers" else []
+    return "\n".join([*lines, f"image = pipe({prompt!r}).images[0]", "image.save('picture.png')"])
+
+
+def words(facts: CardFacts) -> list[str]:
+    """Returns the lines of Python that give learned words to a pipeline."""
+    if not facts.is_xl:
+        return [f"pipe.load_textual_inversion({facts.repo!r}, weight_name={file!r}, token={word!r})"
+                for word, file in facts.embeddings.items()]  # fmt: skip
+    lines = ["", "from huggingface_hub import hf_hub_download", "from safetensors.torch import load_file", ""]
+    for word, file in facts.embeddings.items():
+        lines += [f"vectors = load_file(hf_hub_download({facts.repo!r}, {file!r}))"]
+        lines += [
+            f"pipe.load_textual_inversion(vectors[{key!r}], token={word!r},\n"
+            f"                            text_encoder=pipe.text_encoder{number}, tokenizer=pipe.tokenizer{number})"
+            for key, number in (("clip_l", ""), ("clip_g", "_2"))
+        ]
+    return lines if facts.embeddings else []
+
+
+def embedding_files(words: Sequence[str]) -> dict[str, str]:
+    """Returns learned word -> name of its file: readers take one word from a file."""
+    if len(words) == 1:
+        return {words[0]: EMBEDDINGS_FILE}
+    stems = [short_name("".join(filter(str.isalnum, word))) for word in words]
+    distinct = [stem if stem and stems.count(stem) == 1 else f"{stem}{index}" for index, stem in enumerate(stems)]
+    return {word: f"learned_embeds_{stem}.safetensors" for word, stem in zip(words, distinct, strict=True)}

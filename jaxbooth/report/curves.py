@@ -1,0 +1,141 @@
+"""Metrics over steps, thinned for a screen: the raw curve keeps its extremes, the smooth one its course."""
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxbooth.runs.metric_writer import read_log
+
+RAW_BINS = 300  # of a raw curve; each keeps its least and its largest value
+SMOOTH_BINS = 400  # of a smooth curve
+SMOOTHING = 1 / 50  # standard deviation of the smoothing kernel, as a share of the curve's length
+TABLE_ROWS = 20
+
+
+class Curve(NamedTuple):
+    """One metric of one run.
+
+    Attributes:
+        steps: (n,) int64, rising.
+        values: (n,) float64, finite.
+    """
+
+    steps: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class Panel:
+    """How a metric is shown.
+
+    Attributes:
+        title: heading.
+        what: what it says, in a few words.
+        smooth: whether the curve is noise that hides its course.
+        logarithmic: whether the scale switch acts on it.
+        zero: whether the axis begins at 0.
+    """
+
+    title: str
+    what: str = ""
+    smooth: bool = False
+    logarithmic: bool = False
+    zero: bool = False
+
+
+PANELS = {
+    "loss": Panel("Loss", "instance loss and weighted prior loss", smooth=True, logarithmic=True),
+    "instance_loss": Panel("Instance loss", "on the subject's pictures", smooth=True, logarithmic=True),
+    "prior_loss": Panel("Prior loss", "on the class pictures, before its weight", smooth=True, logarithmic=True),
+    "grad_norm": Panel("Gradient norm", "before clipping", smooth=True, logarithmic=True),
+    "learning_rate": Panel("Learning rate", zero=True),
+    "images_per_second": Panel("Images per second", "instance and prior rows", zero=True),
+    "eval/drift": Panel("Drift of the class", "latent distance to the base model's pictures; lower is better"),
+    "eval/subject_distance": Panel("Subject distance", "to the nearest training picture; lower is better"),
+    "eval/dino": Panel("DINO", "subject fidelity; higher is better"),
+    "eval/clip_i": Panel("CLIP-I", "subject fidelity; higher is better"),
+    "eval/clip_t": Panel("CLIP-T", "prompt fidelity; higher is better"),
+    "eval/pres": Panel("PRES", "class pictures that look like the subject; lower is better"),
+    "eval/div": Panel("DIV", "diversity of the class; higher is better"),
+}
+
+
+def panel_of(metric: str) -> Panel:
+    """Returns how a metric is shown, also one that is not known here."""
+    return PANELS.get(metric, Panel(metric.removeprefix("eval/").replace("_", " ").capitalize()))
+
+
+def read_curves(path: Path) -> dict[str, Curve]:
+    """Reads a file of JSON lines into metric -> curve; lines that cannot be read, and values that are no number, are
+    left out.
+
+    Raises:
+        UserError: it is no file.
+    """
+    points: dict[str, dict[int, float]] = {}
+    for line in read_log(path).entries:
+        for name, value in line.values.items():
+            if name != "step" and isinstance(value, int | float) and abs(value) <= sys.float_info.max:
+                points.setdefault(name, {})[line.step] = float(value)
+    return {name: curve_of(found) for name, found in points.items()}
+
+
+def curve_of(points: Mapping[int, float]) -> Curve:
+    """Makes a curve of step -> value."""
+    steps = sorted(points)
+    return Curve(np.array(steps, np.int64), np.array([points[step] for step in steps], np.float64))
+
+
+def extremes(curve: Curve, bins: int = RAW_BINS) -> Curve:
+    """Thins a curve to the least and the largest value of each of `bins` stretches, and both ends."""
+    if len(curve.steps) <= 2 * bins:
+        return curve
+    edges = np.linspace(0, len(curve.steps), bins + 1).astype(int)
+    spans = [(start, curve.values[start:end]) for start, end in zip(edges[:-1], edges[1:], strict=True)]
+    picks = {start + pick for start, part in spans for pick in (int(part.argmin()), int(part.argmax()))}
+    chosen = sorted(picks | {0, len(curve.steps) - 1})
+    return Curve(curve.steps[chosen], curve.values[chosen])
+
+
+def smoothed(curve: Curve, bins: int = SMOOTH_BINS) -> Curve:
+    """Averages a curve with a Gaussian window that is cut off, and weighted anew, at both ends."""
+    count = min(bins, len(curve.steps))
+    edges = np.linspace(0, len(curve.steps), count + 1).astype(int)[:-1]
+    sizes = np.diff(np.append(edges, len(curve.steps)))
+    means = np.add.reduceat(curve.values, edges) / sizes
+    steps = np.add.reduceat(curve.steps, edges) // sizes
+    if count > 1:
+        steps[[0, -1]] = curve.steps[[0, -1]]
+    deviation = max(count * SMOOTHING, 0.5)
+    reach = np.arange(-math.ceil(3 * deviation), math.ceil(3 * deviation) + 1)
+    kernel = np.exp(-0.5 * np.square(reach / deviation))
+    weight = np.convolve(np.ones(count), kernel)[len(reach) // 2 :][:count]
+    return Curve(steps, np.convolve(means, kernel)[len(reach) // 2 :][:count] / weight)
+
+
+def smoothing_span(curve: Curve) -> int:
+    """Returns about how many steps one point of the smooth curve averages: four standard deviations of its window."""
+    return max(2, round(4 * SMOOTHING * len(curve.steps)))
+
+
+def table_steps(curves: list[Curve], rows: int = TABLE_ROWS) -> list[int]:
+    """Returns steps of several curves to write down, the first and the last among them."""
+    steps = np.unique(np.concatenate([curve.steps for curve in curves]))
+    return [int(steps[index]) for index in evenly(len(steps), rows)]
+
+
+def evenly(total: int, most: int) -> list[int]:
+    """Returns at most `most` indices below `total`, evenly spread, with both ends."""
+    return sorted({round(index) for index in np.linspace(0, total - 1, min(total, most)).tolist()}) if total else []
+
+
+def value_at(curve: Curve, step: int) -> float | None:
+    """Returns the value at the nearest step, or None beyond the curve's ends."""
+    if not len(curve.steps) or not curve.steps[0] <= step <= curve.steps[-1]:
+        return None
+    return float(curve.values[np.abs(curve.steps - step).argmin()])

@@ -1,0 +1,166 @@
+"""What a run folder holds, read into plain data. Whatever a run has not made yet is empty."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxbooth.config.run_config import Config
+from jaxbooth.data.class_images import class_folder
+from jaxbooth.data.images import picture_files
+from jaxbooth.errors import UserError
+from jaxbooth.report.curves import Curve, read_curves
+from jaxbooth.report.sample_grids import Grid, read_grid
+from jaxbooth.runs.checkpoint import checkpoint_steps
+from jaxbooth.runs.early_stopping import read_kept
+from jaxbooth.runs.folder import RunFolder, open_run
+from jaxbooth.storage.remote import is_local, modified, place, size
+from jaxbooth.storage.text import read_json
+
+EVALUATION = Path("evaluation", "evaluation.json")
+
+
+class ClassPictures(NamedTuple):
+    """The class pictures of one class prompt."""
+
+    prompt: str
+    folder: Path
+    files: list[Path]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        name: shown; no other run of the report has it.
+        curves: metric -> its values, of every step.
+        figures: metric -> its values, of every validation.
+        step: last one that is logged.
+        stopped: step at which the run ended early, if it did.
+        best: step of the checkpoint that is kept as the best one, if there is one.
+        written: when the last step was logged, in UTC.
+        evaluation: what `jaxbooth evaluate` found, or None.
+        checkpoints: step -> bytes.
+        exported: bytes of the export; 0 where there is none.
+        damaged: pictures that cannot be read.
+    """
+
+    name: str
+    folder: RunFolder
+    config: Config
+    curves: dict[str, Curve]
+    figures: dict[str, Curve]
+    step: int
+    stopped: int | None
+    best: int | None
+    written: datetime
+    grids: list[Grid]
+    classes: list[ClassPictures]
+    evaluation: dict[str, Any] | None
+    checkpoints: dict[int, int]
+    exported: int
+    damaged: list[Path]
+
+    @property
+    def state(self) -> str:
+        """Where the run is."""
+        total = self.config.train.steps
+        if self.stopped is not None:
+            return f"ended early at step {self.stopped} of {total}"
+        return f"complete, {total} steps" if self.step >= total else f"at step {self.step} of {total}"
+
+
+def gather(folders: Sequence[str | Path]) -> list[Run]:
+    """Reads run folders, local ones or on an object store.
+
+    Raises:
+        UserError: one is no run folder, is named twice, or has no metrics yet.
+    """
+    opened = [open_run(folder) for folder in folders]
+    roots = [run.root for run, _ in opened]
+    for root in roots:
+        if roots.count(root) > 1:
+            raise UserError(f"{root} is named twice; name each run once.")
+    return [gather_run(*pair, name) for pair, name in zip(opened, short_names(roots), strict=True)]
+
+
+def gather_run(run: RunFolder, config: Config, name: str) -> Run:
+    """Reads one run.
+
+    Raises:
+        UserError: it has no metrics yet, or its evaluation is no JSON.
+    """
+    curves = read_curves(run.metrics)
+    if not curves:
+        raise UserError(f"{run.root} has no metrics yet; run `jaxbooth train` until its first steps are done.")
+    kept = read_kept(run.kept)
+    paths = sorted(run.samples(0).parent.glob("step_*.png"))
+    grids = [read_grid(path) for path in paths]
+    return Run(
+        name=name,
+        folder=run,
+        config=config,
+        curves=curves,
+        figures=read_curves(run.root / "validation.jsonl"),
+        step=max(int(curve.steps[-1]) for curve in curves.values()),
+        stopped=kept.stopped,
+        best=kept.best,
+        written=datetime.fromtimestamp(modified(run.metrics), UTC),
+        grids=sorted((grid for grid in grids if grid), key=lambda grid: grid.step),
+        classes=class_pictures(config),
+        evaluation=read_object(run.root / EVALUATION),
+        checkpoints=checkpoint_sizes(run.checkpoints),
+        exported=size_of(run.export) if run.is_exported else 0,
+        damaged=[path for path, grid in zip(paths, grids, strict=True) if grid is None],
+    )
+
+
+def short_names(roots: Sequence[Path]) -> list[str]:
+    """Returns each folder's name, with as many of its parents as tell it from the others."""
+    parts = [str(root).split("/") for root in roots]
+    for length in range(1, max(map(len, parts))):
+        names = ["/".join(each[-length:]) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(root) for root in roots]
+
+
+def class_pictures(config: Config) -> list[ClassPictures]:
+    """Finds the class pictures of a run with a prior term; a folder that several subjects share comes once."""
+    if not config.train.prior_weight:
+        return []
+    found = {str(class_folder(config, each)): each.class_prompt or "" for each in config.subjects}
+    folders = [(prompt, place(folder)) for folder, prompt in found.items()]
+    return [ClassPictures(prompt, folder, picture_files(folder)) for prompt, folder in folders if folder.is_dir()]
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Reads a JSON object, or returns None where there is no file.
+
+    Raises:
+        UserError: the file is something else.
+    """
+    if not path.exists():
+        return None
+    try:
+        return read_json(path)
+    except UserError:
+        raise UserError(f"{path} is not a JSON object; remove it, or make it again.") from None
+
+
+def checkpoint_sizes(folder: Path) -> dict[int, int]:
+    """Returns step -> bytes of the checkpoints that are whole."""
+    return {step: size_of(folder / str(step)) for step in checkpoint_steps(folder)}
+
+
+def size_of(folder: Path) -> int:
+    """Returns the bytes of all files below a folder."""
+    return sum(map(size, walk(folder))) if folder.exists() else 0
+
+
+def walk(folder: Path) -> list[Path]:
+    """Returns all files below a folder, also on an object store; symlinks, which may lead anywhere, are left out."""
+    entries = [path for path in folder.iterdir() if not is_local(path) or not path.is_symlink()]
+    return [file for path in entries for file in (walk(path) if path.is_dir() else [path])]

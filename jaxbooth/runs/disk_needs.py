@@ -1,0 +1,80 @@
+"""Whether a run's folders can be written and have room for all that it will write, known before it makes anything."""
+
+import os
+
+from jaxbooth.base.model import Base
+from jaxbooth.config.run_config import Config
+from jaxbooth.data.class_images import ClassSet
+from jaxbooth.errors import UserError
+from jaxbooth.export.export import natural_format
+from jaxbooth.runs.checkpoint import checkpoint_steps
+from jaxbooth.runs.folder import RunFolder
+from jaxbooth.runs.metric_writer import SUPERSEDED, UNREADABLE
+from jaxbooth.storage.disk import Need, check_room, check_writable, in_words
+from jaxbooth.storage.remote import is_local, place
+from jaxbooth.training.state import TrainState, tree_bytes
+
+
+def check_folders(config: Config, base: Base, classes: list[ClassSet], state: TrainState) -> None:
+    """Makes sure that the run's and the class folders can be written, and that their disks have room.
+
+    An object store has room, and is written to at once.
+
+    Args:
+        state: shapes of the train state, which is what a checkpoint holds.
+
+    Raises:
+        UserError: one of them cannot, or has not.
+    """
+    check_entries(RunFolder(place(config.run_dir)))
+    needs = run_needs(config, base, state)
+    for classset in classes:
+        if classset.missing and is_local(classset.folder):
+            size = classset.missing * 3 * config.resolution**2  # noise would not compress
+            needs.append(Need(classset.folder, "--data.class-dir", f"{classset.missing} class images", size))
+    for need in needs:
+        check_writable(need.folder, need.key)
+    check_room(needs)
+
+
+def check_entries(run: RunFolder) -> None:
+    """Refuses a local run folder in which something else has the name of a folder or a file that a run writes.
+
+    Raises:
+        UserError: the message names it.
+    """
+    folders = (run.checkpoints, run.samples(0).parent, run.tensorboard, run.export)
+    files = (run.metrics, run.figures, run.base_latents, run.kept, run.pictures, run.base_model, run.contact_sheet)
+    aside = [log.with_name(log.name + end) for log in (run.metrics, run.figures) for end in (SUPERSEDED, UNREADABLE)]
+    for path in (*folders, *files, *aside) if is_local(run.root) else ():
+        fits = path.is_dir() if path in folders else path.is_file()
+        fits = fits and not (path in aside and path.is_symlink())  # what it leads to would grow
+        if os.path.lexists(path) and not fits:
+            kind = "folder" if path in folders else "file"
+            raise UserError(f"{path} is no {kind}, and a run writes a {kind} of that name; move it away.")
+
+
+def run_needs(config: Config, base: Base, state: TrainState) -> list[Need]:
+    """Returns what a run will write into its own folder from where it stands."""
+    run, needs = RunFolder(place(config.run_dir)), []
+    if not is_local(run.root):
+        return needs
+    steps = checkpoint_steps(run.checkpoints)
+    if max(steps, default=0) < config.train.steps:
+        # One more than are kept: the oldest goes when the newest is whole.
+        pinned = (config.evaluation.keep_best is not None) + (config.validation.drift_limit is not None)
+        size, count = tree_bytes(state), config.train.keep_checkpoints + pinned + 1 - len(steps)
+        if count > 0:
+            what = f"{count} checkpoint(s) of {in_words(size)}"
+            needs.append(Need(run.root, "--run-dir", what, count * size))
+        if config.export:
+            size = export_bytes(config, base, state)
+            needs.append(Need(run.root, "--run-dir", f"an export of {in_words(size)}", size))
+    return needs
+
+
+def export_bytes(config: Config, base: Base, state: TrainState) -> int:
+    """Returns about what the export will take: the whole model in float32, or what was trained, in two forms."""
+    if natural_format(config) != "diffusers":
+        return 2 * tree_bytes(state.params)
+    return sum(4 * leaf.size for component in base.components for leaf in base.network(component).shapes.values())

@@ -1,0 +1,92 @@
+"""Two figures of every sample grid: how near the subject is, and how far the class has moved from the base model's.
+
+Neither needs another network. Pixel distance to the base model's pictures hardly tells drift from noise; distance
+between their latents does.
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jaxbooth.console.messages import is_main
+from jaxbooth.data.latents import Encoder
+from jaxbooth.errors import UserError
+from jaxbooth.storage.files import write_bytes
+
+SUBJECT, DRIFT = "eval/subject_distance", "eval/drift"
+
+
+def nearest_distance(pictures: np.ndarray, references: np.ndarray) -> float:
+    """Returns the median over pictures of the mean squared distance to the nearest reference.
+
+    Args:
+        pictures, references: (n, H, W, 3) uint8; the distance is that of pixels in [0, 1].
+    """
+    known = references.astype(np.float32) / 255
+    nearest = [np.square(one.astype(np.float32) / 255 - known).mean(axis=(1, 2, 3)).min() for one in pictures]
+    return float(np.median(nearest))
+
+
+def latent_distance(latents: np.ndarray, base: np.ndarray) -> float:
+    """Returns the mean squared distance of scaled latents, (n, h, w, c), to those of the base model's pictures."""
+    return float(np.mean(np.square(latents - base)))
+
+
+@dataclass
+class Gauge:
+    """Computes both figures of a run.
+
+    Attributes:
+        references: (n, H, W, 3) uint8 training pictures.
+        encode: the VAE's encoder.
+        scaling_factor: of its latents.
+        path: file for the latents of the base model's class pictures, for runs that go on.
+    """
+
+    references: np.ndarray
+    encode: Encoder
+    scaling_factor: float
+    path: Path
+    base: np.ndarray | None = None
+
+    def __call__(self, subject: np.ndarray, classes: np.ndarray, step: int) -> dict[str, float]:
+        """Returns the figures of (n, H, W, 3) uint8 pictures; step 0 is the base model."""
+        found = {SUBJECT: nearest_distance(subject, self.references)} if len(subject) else {}
+        if not len(classes):
+            return found
+        latents = self.latents(classes)
+        if step == 0:
+            self.keep(latents)
+        if self.base is None and self.path.exists():
+            self.base = read_array(self.path)
+        if self.base is not None and self.base.shape == latents.shape:  # other prompts may be watched since
+            found[DRIFT] = latent_distance(latents, self.base)
+        return found
+
+    def latents(self, pictures: np.ndarray) -> np.ndarray:
+        """Encodes pictures to the scaled means of their posteriors."""
+        size = self.encode.batch
+        parts = [self.encode(pictures[i : i + size, None]).mean[:, 0] for i in range(0, len(pictures), size)]
+        return np.concatenate(parts) * self.scaling_factor
+
+    def keep(self, latents: np.ndarray) -> None:
+        """Keeps the base model's latents, in memory and on disk."""
+        self.base = latents
+        if is_main():
+            content = io.BytesIO()
+            np.save(content, latents)
+            write_bytes(self.path, content.getvalue())
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Reads a `.npy` file as float32.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return np.asarray(np.lib.format.read_array(io.BytesIO(path.read_bytes())), np.float32)
+    except (ValueError, EOFError, TypeError, SyntaxError, MemoryError):
+        raise UserError(f"{path} is damaged; put it back, or remove it to go on without measuring drift.") from None

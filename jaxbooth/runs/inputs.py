@@ -1,0 +1,300 @@
+"""From a configuration to everything that the loop needs: pictures, weights, class images, latents."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+from PIL import Image
+
+from jaxbooth.base.identifier import MANY_MORE, find_identifier, prompt_words, suggest_identifiers, token_texts
+from jaxbooth.base.model import Base
+from jaxbooth.base.sampling import Painter, Settings, check_resolution
+from jaxbooth.base.text_encoder import TextSide, warn_about_lost_text
+from jaxbooth.base.trainable import check_rank, read_start, trained_shapes
+from jaxbooth.config.rules import check_schedule
+from jaxbooth.config.run_config import Config
+from jaxbooth.config.schema import Subject
+from jaxbooth.console.messages import counted, is_main, say, warn
+from jaxbooth.data.buckets import enlargement, group
+from jaxbooth.data.class_images import ClassSet, generate_missing, open_class_sets
+from jaxbooth.data.crops import Framing, framed
+from jaxbooth.data.file_names import listed
+from jaxbooth.data.image_grid import sheet, shrink
+from jaxbooth.data.images import Folder, Picture, left_out_names, open_picture, scan
+from jaxbooth.diffusion.samplers import make_grid
+from jaxbooth.errors import UserError
+from jaxbooth.metrics.prompts import noun_phrase
+from jaxbooth.params import Params
+from jaxbooth.runs.folder import RunFolder
+from jaxbooth.sharding import row_shards
+from jaxbooth.storage.files import write_json, write_png
+from jaxbooth.storage.text import read_json
+from jaxbooth.training.layout import filling_batch_size
+from jaxbooth.weights.diffusers_read import find_tensors
+
+SHEET_COLUMNS, SHEET_TILES = 5, 200
+SHEET_SIDE = 256  # pixels of a tile's longer side
+MOST_ENLARGED = 1.5  # in each direction; beyond it, what is learned is blurred
+BUCKET_STEP = 64  # pixels
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What was found on disk before any weight is read.
+
+    Attributes:
+        instances: pictures of each subject.
+        classes: class folders; `class_of` says which one goes with each subject. Empty without a prior term.
+        shapes: (height, width) -> pictures of each subject in that shape.
+    """
+
+    base: Base
+    instances: list[Folder]
+    classes: list[ClassSet]
+    class_of: list[int]
+    shapes: dict[tuple[int, int], list[list[Picture]]]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """Instance pictures of all subjects."""
+        return [picture for folder in self.instances for picture in folder.pictures]
+
+
+def read_inputs(config: Config, base: Base) -> Inputs:
+    """Scans the pictures, opens everything that could turn out unusable later, and says what the run will do."""
+    check_resolution(base, config.resolution, "--data.resolution")
+    check_schedule(config, base.schedule)
+    make_grid(base.schedule, config.validation.sampler, config.validation.steps, "--validation.steps")
+    if config.prior_rows:
+        make_grid(base.schedule, config.prior.sampler, config.prior.steps, "--prior.steps")
+    for component in base.components:
+        find_tensors(base.folder / component, base.network(component))
+    trained = trained_shapes(base, config)
+    check_rank(base, config)
+    if config.lora.init:
+        read_start(base, config, trained)
+    instances = [scan_subject(config, index) for index in range(len(config.subjects))]
+    for index, folder in enumerate(instances):
+        skipped = f", {counted(folder.skipped, 'other file')} skipped" if folder.skipped else ""
+        say(f"instance: {counted(len(folder.pictures), 'image')} in {config.subjects[index].instance_dir}{skipped}")
+        explain_left_out(folder, config.subjects[index].instance_dir)
+    check_new_words(config, instances)
+    check_masks(config, instances)
+    classes, class_of = open_class_sets(config, base) if config.prior_rows else ([], [0] * len(instances))
+    for classset in classes:
+        say(f"prior on, weight {config.train.prior_weight}: {classset.plan()}")
+    if not classes:
+        say("prior off: the model may forget the class")
+    started = [classset for classset in classes if classset.found]
+    for classset, folder in zip(started, class_folders(config, started), strict=True):
+        explain_left_out(folder, classset.folder)
+    return Inputs(base, instances, classes, class_of, shapes_of(config, base, instances))
+
+
+def scan_subject(config: Config, index: int) -> Folder:
+    """Lists the pictures of one subject."""
+    subject, several = config.subjects[index], bool(config.data.subjects)
+    key = f"data.subjects, entry {index + 1}: instance_dir" if several else "--data.instance-dir"
+    return scan(subject.instance_dir, subject.instance_prompt, key, config.data.masks)
+
+
+def explain_left_out(folder: Folder, path: Path) -> None:
+    """Warns of files in a folder of pictures that somebody may expect to be used, with the reason for each."""
+    names = left_out_names(folder.left_out)
+    if names:
+        warn(f"{path}: not used: {names}.")
+    if folder.overruled:
+        warn(f"{path}: metadata has the captions of these pictures, so not used: {listed(folder.overruled)}.")
+
+
+def check_new_words(config: Config, instances: list[Folder]) -> None:
+    """Raises UserError for a new word that no caption has, so that nothing would teach it."""
+    captions = [picture.caption for folder in instances for picture in folder.pictures]
+    for word in config.text.new_tokens:
+        if not any(word in caption for caption in captions):
+            raise UserError(f"--text.new-tokens {word}: no instance caption has this word; write it in the prompt.")
+
+
+def check_masks(config: Config, instances: list[Folder]) -> None:
+    """Raises UserError where masks are asked for and no picture has one."""
+    pictures = [picture for folder in instances for picture in folder.pictures]
+    if config.data.masks and all(open_picture(picture.path, masked=True).mask is None for picture in pictures):
+        raise UserError("--data.masks: no picture has a mask, neither <stem>.mask.png beside it nor an alpha channel.")
+
+
+def shapes_of(config: Config, base: Base, instances: list[Folder]) -> dict[tuple[int, int], list[list[Picture]]]:
+    """Groups every subject's pictures by the shape that they are trained in: one square, or aspect-ratio buckets."""
+    side, multiple = config.resolution, base.resolution_multiple
+    # Coarser steps than the model needs keep the number of compiled programs small.
+    multiple *= max(1, BUCKET_STEP // multiple) if side >= 4 * BUCKET_STEP else 1
+    shapes: dict[tuple[int, int], list[list[Picture]]] = {}
+    factors: dict[Path, float] = {}
+    for subject, folder in enumerate(instances):
+        sizes = [open_picture(picture.path).size for picture in folder.pictures]
+        square = {(side, side): list(range(len(sizes)))}
+        for shape, members in (group(sizes, side, multiple) if config.data.buckets else square).items():
+            pictures = shapes.setdefault(shape, [[] for _ in instances])
+            pictures[subject] = [folder.pictures[member] for member in members]
+            factors |= {folder.pictures[member].path: enlargement(sizes[member], shape) for member in members}
+    warn_about_small_pictures(factors)
+    if config.data.buckets:
+        say(f"buckets: {', '.join(f'{w} x {h} ({sum(map(len, p))})' for (h, w), p in sorted(shapes.items()))}")
+    if len(shapes) > 1:
+        say(f"the train step will be compiled {len(shapes)} times, once for each bucket")
+    return dict(sorted(shapes.items()))
+
+
+def warn_about_small_pictures(factors: dict[Path, float]) -> None:
+    """Warns once about all pictures that are enlarged a lot, given every picture's factor, and names the worst."""
+    small = [path for path, factor in factors.items() if factor > MOST_ENLARGED]
+    if small:
+        worst = max(small, key=lambda path: factors[path])
+        warn(
+            f"{len(small)} of {len(factors)} picture(s) are too small and will look blurred, {worst.name} most "
+            f"(enlarged {factors[worst]:.1f} times); use larger ones or lower --data.resolution."
+        )
+
+
+def framing_of(config: Config, shape: tuple[int, int]) -> Framing:
+    """Returns how pictures of a shape are cut."""
+    data = config.data
+    return Framing(*shape, data.random_crops if data.crop == "random" else 0, data.flip, config.seed)
+
+
+def explain_padding(config: Config, width: int, shards: int) -> None:
+    """Says so where rows are computed for nothing, and which number would use them.
+
+    Args:
+        width: rows of a step, padding included.
+    """
+    train = config.train
+    rows = train.batch_size + config.prior_rows
+    if width > rows:
+        prior = config.prior_rows if train.prior_batch_size is not None or not config.prior_rows else None
+        better = filling_batch_size(train.batch_size, prior, train.accumulation, shards)
+        parts = (
+            f"{train.accumulation} micro-batches on {shards} devices" if train.accumulation > 1 else f"{shards} devices"
+        )
+        say(
+            f"{rows} rows do not divide among {parts} and are padded to {width}, which changes no result; "
+            f"--train.batch-size {better} would use what the padding costs."
+        )
+
+
+def explain_prompts(config: Config, inputs: Inputs) -> None:
+    """Shows how each identifier is spelled in tokens, and what of any caption does not fit."""
+    side = inputs.base.text
+    used = {word for subject in config.subjects for word in prompt_words(subject.instance_prompt)}
+    for subject in config.subjects:
+        explain_identifier(side, subject, used, has_prior=bool(config.prior_rows))
+    captions = [picture.caption for picture in inputs.pictures]
+    class_prompts = [subject.class_prompt or "" for subject in config.subjects]
+    warn_about_lost_text(side, [*captions, *class_prompts, *config.validation.prompts])
+
+
+def explain_identifier(side: TextSide, subject: Subject, used: Collection[str], has_prior: bool) -> None:
+    """Shows how the rarest word that only the instance prompt has is spelled, and warns of one that will not bind well.
+
+    Without a class prompt it is the first word of what the prompt shows.
+    """
+    suggested = suggest_identifiers(side, used)
+    *others, last = [identifier.word for identifier in suggested]
+    better = f"{', '.join(others)} or {last}"
+    if subject.class_prompt:
+        found = find_identifier(side, prompt_words(subject.instance_prompt), prompt_words(subject.class_prompt))
+    else:
+        found = find_identifier(side, prompt_words(noun_phrase(subject.instance_prompt))[:1], ())
+    if found is None:
+        if has_prior and not side.new_tokens:
+            warn(f"the instance prompt has no word that the class prompt lacks; give the subject a name, say {better}.")
+        return
+    say(f"identifier '{found.word}': {counted(len(found.ids), 'token')}, {token_texts(side, found)}")
+    if len(found.ids) >= len(suggested[0].ids) + MANY_MORE:
+        warn(
+            f"'{found.word}' is {len(found.ids)} tokens for this model, and each means something to it; a rare "
+            f"identifier of {len(suggested[0].ids)}, such as {better}, binds better."
+        )
+    if found.is_common:
+        warn(f"'{found.word}' is a word that the model knows, and its meaning will mix with the subject; try {better}.")
+
+
+def contact_sheet(config: Config, inputs: Inputs) -> Image.Image:
+    """Draws exactly what the model will see of the subjects: crops, transparency, orientation, masks, captions.
+
+    The sheet holds the first SHEET_TILES variants, at most SHEET_SIDE pixels long each; every picture is read all the
+    same, so that none turns out damaged later.
+    """
+    tiles, captions, total = [], [], 0
+    for shape, subjects in inputs.shapes.items():
+        for pictures in subjects:
+            variants = framed(pictures, framing_of(config, shape), config.data.masks)
+            for picture, seen in zip(pictures, variants, strict=True):
+                kept = SHEET_TILES - len(tiles)
+                shown = zip(seen.pixels[:kept], seen.masks[:kept], strict=True)
+                tiles += [shrink(shade(pixels, mask), SHEET_SIDE) for pixels, mask in shown]
+                captions += [picture.caption] * len(seen.pixels[:kept])
+                total += len(seen.pixels)
+    if total > len(tiles):
+        say(f"the contact sheet shows {len(tiles)} of {total} variants and leaves {total - len(tiles)} out")
+    return sheet(tiles, captions, min(SHEET_COLUMNS, len(tiles)))
+
+
+def shade(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Darkens what a mask leaves out."""
+    return (pixels * (0.25 + 0.75 * mask[..., None])).astype(np.uint8)
+
+
+def write_contact_sheet(run: RunFolder, image: Image.Image) -> None:
+    """Saves the contact sheet."""
+    if is_main():
+        write_png(run.contact_sheet, image, {})
+    say(f"contact sheet: {run.contact_sheet}")
+
+
+def note_pictures(run: RunFolder, groups: dict[str, list[Picture]]) -> None:
+    """Records which pictures a run uses, and warns when a continued run finds others, which changes its rows."""
+    names = {kind: [picture.path.name for picture in pictures] for kind, pictures in groups.items()}
+    remedy = "put it back, or remove it to take the images that are there now"
+    if run.pictures.exists() and read_json(run.pictures, remedy) != names:
+        warn(f"the pictures are not those that {run.root} was started with; later steps will see other rows.")
+    if is_main():
+        write_json(run.pictures, names)
+
+
+def make_class_images(config: Config, base: Base, params: dict[str, Params], classes: ClassSet, mesh: Mesh) -> None:
+    """Generates the class images that are missing, with the frozen base model."""
+    if not classes.missing:
+        return
+    chosen = config.prior
+    settings = Settings(chosen.sampler, chosen.steps, chosen.guidance_scale, config.resolution)
+    # A device's share is the same on any mesh, for the last bit of a product may depend on how many rows it has.
+    painter = Painter(base, mesh, settings, chosen.batch_size * row_shards(mesh), quiet=True)
+    prompt = classes.settings["prompt"]
+
+    def paint(indices: list[int]) -> np.ndarray:
+        return painter(params, [prompt] * len(indices), chosen.seed, indices)
+
+    generate_missing(classes, paint, painter.batch)
+
+
+def class_pictures(config: Config, classes: list[ClassSet]) -> list[list[Picture]]:
+    """Lists the pictures of every class folder, see `class_folders`."""
+    return [folder.pictures for folder in class_folders(config, classes)]
+
+
+def class_folders(config: Config, classes: list[ClassSet]) -> list[Folder]:
+    """Scans every class folder.
+
+    Raises:
+        UserError: a caption of the user's own holds a new word.
+    """
+    found = [scan(classset.folder, classset.settings["prompt"], "--data.class-dir") for classset in classes]
+    for picture in (picture for folder in found for picture in folder.pictures):
+        for word in config.text.new_tokens:
+            if word in picture.caption:
+                raise UserError(
+                    f"{picture.path}: the caption of this class picture holds the new word {word}; remove it."
+                )
+    return found

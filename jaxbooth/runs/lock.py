@@ -1,0 +1,96 @@
+"""Whose a run folder is: it is created, or belongs to the same configuration, and nothing else trains in it."""
+
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from jaxbooth.config.run_config import Config, dump_config, first_conflict, flag, load_config
+from jaxbooth.console.messages import is_main, say
+from jaxbooth.console.output import output
+from jaxbooth.errors import UserError
+from jaxbooth.hosts.link import Alone
+from jaxbooth.runs.checkpoint import free_name
+from jaxbooth.runs.folder import RunFolder
+from jaxbooth.runs.metric_writer import SUPERSEDED
+from jaxbooth.storage.files import is_unfinished, write_text
+from jaxbooth.storage.lock import LOCK, locked
+from jaxbooth.storage.remote import check_reachable, is_local, place
+
+
+@contextmanager
+def claim(config: Config, link: Alone) -> Generator[RunFolder]:
+    """Yields the run folder, which is created, or belongs to this configuration; nothing else trains in it meanwhile.
+
+    Process 0 creates, locks and cleans it for all. On an object store it cannot be locked.
+
+    Raises:
+        UserError: the folder holds something else, a run that was started with other settings, or one that is going on.
+    """
+    run = RunFolder(place(config.run_dir))
+    check_ownership(run, config)
+    with ExitStack() as held:
+        try:
+            if is_main() and is_local(run.root):
+                held.enter_context(locked(run.root, link.abort))
+                check_ownership(run, config)  # another may have been there first
+                remove_unfinished(run)
+            if is_main():
+                forget_start(run, config)
+                write_text(run.config, dump_config(config))
+        except OSError as error:
+            raise UserError(f"--run-dir {run.root} cannot be written ({error.strerror}); choose another.") from None
+        link.exchange("the run folder is claimed")
+        yield run
+
+
+def check_ownership(run: RunFolder, config: Config) -> None:
+    """Raises UserError if a folder holds something else, or a run that `config` may not continue."""
+    check_reachable(run.root)
+    if run.config.exists():
+        conflict = first_conflict(load_config(run.config), config)
+        if conflict and has_result(run):
+            key, old, new = conflict
+            raise UserError(
+                f"{run.root} belongs to a run with {flag(key)} {old}, and this one has {new}; "
+                "choose another --run-dir, or set it back to continue that run."
+            )
+    elif run.root.exists() and (not run.root.is_dir() or any(map(is_foreign, run.root.iterdir()))):
+        raise UserError(f"{run.root} exists and is not a run folder; choose another --run-dir.")
+
+
+def has_result(run: RunFolder) -> bool:
+    """Whether a run has come to its first checkpoint; one that has not may begin anew with any settings."""
+    steps = run.checkpoints.iterdir() if run.checkpoints.is_dir() else ()
+    return run.is_exported or any(path.name.removeprefix("damaged-").isdigit() for path in steps)
+
+
+def forget_start(run: RunFolder, config: Config) -> None:
+    """Removes what ties a run folder without a result to the settings that it was started with.
+
+    Metrics and sample grids are put aside; class images stay and are checked where they are read.
+    """
+    if not run.config.exists() or has_result(run):
+        return
+    for path in (run.base_model, run.pictures, run.kept):
+        path.unlink(missing_ok=True)
+    if first_conflict(load_config(run.config), config):
+        say(f"{run.root} has no checkpoint yet; it begins anew with these settings.")
+        samples = run.samples(0).parent
+        if samples.exists():
+            samples.rename(free_name(samples.with_name(samples.name + SUPERSEDED)))
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a file is none of those that a run leaves when it is killed before its configuration is written.
+
+    Nor is it the log file of this command, which may lie in the run folder.
+    """
+    is_log = output.log_file is not None and output.log_file.absolute().is_relative_to(path)
+    return path.name != LOCK and not is_unfinished(path) and not is_log
+
+
+def remove_unfinished(run: RunFolder) -> None:
+    """Removes what killed processes have left of single files; only while the run is locked."""
+    for path in run.root.rglob(".*"):
+        if is_unfinished(path):
+            path.unlink()

@@ -1,0 +1,158 @@
+"""The loop: dispatch K steps, log the ones before, and stop where a checkpoint or a sample grid is due."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxbooth.config.run_config import Config
+from jaxbooth.console.messages import say
+from jaxbooth.console.progress import Bar, progress
+from jaxbooth.errors import RunFailure
+from jaxbooth.hosts.gate import Gate
+from jaxbooth.params import Params
+from jaxbooth.runs.checkpoint import Checkpoints
+from jaxbooth.runs.feed import Feed
+from jaxbooth.runs.metric_writer import Writer
+from jaxbooth.runs.validation import Validation
+from jaxbooth.training.optimizer import peak_rate
+from jaxbooth.training.state import TrainState
+from jaxbooth.training.step import Dispatch
+
+
+@dataclass
+class Loop:
+    """One run's loop.
+
+    Attributes:
+        dispatches: compiled, one for each bank of the feed; see `make_dispatch`.
+        frozen: component -> parameters that the step reads and does not change.
+        validation: what is drawn and measured of a state.
+        gate: closes when any process was asked to stop.
+    """
+
+    config: Config
+    dispatches: Sequence[Dispatch]
+    feed: Feed
+    frozen: dict[str, Params]
+    checkpoints: Checkpoints
+    writer: Writer
+    validation: Validation
+    gate: Gate
+    announced: bool = False
+
+    def run(self, state: TrainState, step: int) -> tuple[TrainState, int]:
+        """Trains from `step` to the last one, or to where a signal or the metrics say to end; every end is saved.
+
+        Raises:
+            RunFailure: a loss or gradient is not finite. Checkpoints on disk are all from before that.
+        """
+        total = self.config.train.steps
+        self.gate.enter(step)
+        with progress("train", total, done=step) as bar:
+            while step < total:
+                state, step, stopped = self.advance(state, step, self.next_stop(step), bar)
+                if stopped:
+                    break
+                self.writer.flush()  # before the checkpoint, so that no resumed run lacks lines
+                if step % self.config.train.checkpoint_every == 0 or step == total:
+                    self.checkpoints.save(state, step, self.config)
+                if self.validation.is_due(step) and not self.gate.closing:
+                    self.validation(state, step)
+                self.writer.flush()
+                if self.validation.has_seen_enough:
+                    break
+        self.checkpoints.save(state, step, self.config)  # where a signal stopped it; elsewhere it is saved already
+        with progress("save", total=None, transient=True):
+            self.checkpoints.wait()
+        self.gate.leave()
+        return state, step
+
+    def next_stop(self, step: int) -> int:
+        """Returns the next step at which the host has something to do."""
+        every = [self.config.train.checkpoint_every, self.config.validation.every]
+        every += [self.config.evaluation.every] if self.config.evaluation.every else []
+        return min(self.config.train.steps, *(step - step % n + n for n in every))
+
+    def advance(self, state: TrainState, step: int, stop: int, bar: Bar) -> tuple[TrainState, int, bool]:
+        """Dispatches up to `stop`, or to where the gate closes; the third result says whether it did.
+
+        The device always has the next dispatch queued while the host logs the last one.
+        """
+        pending: tuple[int, int, Any] | None = None
+        began, stopped = time.perf_counter(), False
+        while step < stop:
+            order = self.feed.order
+            count = min(self.config.train.steps_per_dispatch, stop - step, order.block_end(step) - step)
+            stopped = not self.gate.passes(step + count)
+            if stopped:
+                break
+            which, shift = order.bucket(step), self.feed.shift(step)
+            inputs = (self.frozen, self.feed.banks[which], np.int32(count), np.int32(shift))
+            state, metrics = self.dispatches[which](state, *inputs)
+            if pending:
+                began = self.log(*pending, began, bar)
+            pending = (step, count, metrics)
+            step += count
+        if pending:
+            self.log(*pending, began, bar)
+        return state, step, stopped
+
+    def log(self, start: int, count: int, metrics: Any, began: float, bar: Bar) -> float:
+        """Waits for a dispatch, writes its metrics and returns the time at which it was done."""
+        values = {name: np.asarray(column)[:count] for name, column in jax.device_get(metrics).items()}
+        now = time.perf_counter()
+        check_finite(values, start)
+        rows = self.config.train.batch_size + self.config.prior_rows
+        rate = rows * count / (now - began)
+        if not self.announced:
+            self.announced = True
+            left = (now - began) / count * (self.config.train.steps - start) / 60
+            say(f"{rate:.1f} images/s, about {left:.1f} min to step {self.config.train.steps} without sampling")
+        for index in range(count):
+            line = {name: float(column[index]) for name, column in values.items()}
+            self.writer.scalars(start + index + 1, line | {"images_per_second": rate})
+        bar.note(f"loss {values['loss'][-1]:.4f}, {rate:.1f} images/s")
+        bar.advance(count)
+        return now
+
+
+def check_finite(values: dict[str, np.ndarray], start: int) -> None:
+    """Raises RunFailure naming the first step whose loss or gradient is not finite."""
+    finite = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
+    if not finite.all():
+        step = start + int(np.argmin(finite)) + 1
+        what = "loss" if not np.isfinite(values["loss"][step - start - 1]) else "gradient"
+        raise RunFailure(
+            f"the {what} of step {step} is not finite; the run stopped and its last checkpoint is intact. "
+            "Lower --train.learning-rate, then run the same command with another --run-dir."
+        )
+
+
+def compile_dispatches(
+    dispatches: Sequence[Any], state: TrainState, frozen: dict[str, Params], feed: Feed
+) -> list[Dispatch]:
+    """Compiles the train step for every shape of picture, announced and timed."""
+    compiled = []
+    with progress("compile", total=None) as bar:
+        for index, (dispatch, bank) in enumerate(zip(dispatches, feed.banks, strict=True), start=1):
+            began = time.perf_counter()
+            compiled.append(dispatch.lower(state, frozen, bank, np.int32(1), np.int32(0)).compile())
+            which = f" {index} of {len(dispatches)}" if len(dispatches) > 1 else ""
+            bar.note(f"train step{which}, {time.perf_counter() - began:.1f} s")
+    return compiled
+
+
+def describe_length(config: Config, images: int) -> str:
+    """The start line: what the run's length means in pictures, and the learning rate."""
+    train = config.train
+    views = train.steps * train.batch_size
+    alone = bool(config.text.new_tokens) and config.text.token_phase == "alone"
+    rate = peak_rate(config, "tokens" if alone else "unet")
+    return (
+        f"{train.steps} steps x ({train.batch_size} + {config.prior_rows}) rows = "
+        f"{views} instance views, {views / images:.3g} views of each image; learning rate {rate:g}"
+    )

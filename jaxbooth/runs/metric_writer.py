@@ -1,0 +1,178 @@
+"""Metrics and pictures on disk: `metrics.jsonl`, TensorBoard, sample grids. Process 0 only."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from jaxbooth.console.messages import counted, is_main, warn
+from jaxbooth.errors import UserError
+from jaxbooth.runs.tensorboard import Board
+from jaxbooth.storage.disk import named
+from jaxbooth.storage.files import write_bytes, write_png
+from jaxbooth.storage.remote import is_local, local_twin, upload
+from jaxbooth.storage.text import parse_json_object, read_bytes
+
+VALIDATION = "validation.jsonl"
+UNREADABLE = ".unreadable"  # behind a log's name: its lines that are no metrics of a step
+SUPERSEDED = ".superseded"  # its lines of steps that were done again, from an earlier checkpoint or other settings
+
+
+class Log:
+    """A file of JSON lines that grows. Lines of steps after `step` make room: they will be done again.
+
+    Nothing is lost: those lines are kept in a file beside it, and what cannot be read in another.
+    """
+
+    def __init__(self, path: Path, step: int):
+        lines = read_log(path)
+        current = [line for line in lines.entries if line.step <= step]
+        keep_aside(path.with_name(path.name + SUPERSEDED), [line.raw for line in lines.entries if line.step > step])
+        keep_aside(path.with_name(path.name + UNREADABLE), lines.unreadable)
+        if lines.unreadable:
+            warn(
+                f"{counted(len(lines.unreadable), 'line')} of {path} cannot be read; kept in {path.name + UNREADABLE}."
+            )
+        write_bytes(path, b"".join(line.raw + b"\n" for line in current))
+        self._path, self._file = path, path.open("a", encoding="utf-8")
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends a line."""
+        with named(self._path):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def flush(self) -> None:
+        """Puts everything on disk."""
+        with named(self._path):
+            self._file.flush()
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        with named(self._path):
+            self._file.close()
+
+
+class Writer:
+    """Appends to a run folder's logs: metrics of every step, and figures of every validation beside them."""
+
+    def __init__(self, metrics: Path, tensorboard: Path, step: int):
+        self._active = is_main()
+        if not self._active:
+            return
+        self._remote, self._twin = metrics.parent, ExitStack()
+        if not is_local(metrics):  # nothing can be appended there
+            self._here = self._twin.enter_context(local_twin(metrics.parent))
+            for name in (log + end for log in (metrics.name, VALIDATION) for end in ("", SUPERSEDED, UNREADABLE)):
+                if (metrics.parent / name).exists():
+                    write_bytes(self._here / name, (metrics.parent / name).read_bytes())
+            metrics, tensorboard = self._here / metrics.name, self._here / tensorboard.name
+        self._metrics, self._figures = Log(metrics, step), Log(metrics.parent / VALIDATION, step)
+        self._board, self._events = Board(tensorboard, step), tensorboard
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Logs the metrics of one step."""
+        if self._active:
+            self._add(self._metrics, step, values)
+
+    def figures(self, step: int, values: Mapping[str, float]) -> None:
+        """Logs the figures of one validation."""
+        if self._active:
+            self._add(self._figures, step, values)
+
+    def _add(self, log: Log, step: int, values: Mapping[str, float]) -> None:
+        log.add(step, values)
+        with named(self._events):
+            for name, value in values.items():
+                self._board.scalar(name, value, step)
+
+    def grid(self, step: int, path: Path, image: Image.Image, facts: Mapping[str, Any]) -> None:
+        """Saves a sample grid and logs it."""
+        if not self._active:
+            return
+        write_png(path, image, facts)
+        with named(self._events):
+            self._board.image("samples", np.asarray(image), step)
+
+    def flush(self) -> None:
+        """Puts everything on disk."""
+        if self._active:
+            for part in (self._metrics, self._figures):
+                part.flush()
+            with named(self._events):
+                self._board.flush()
+            self._push()
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        if self._active:
+            for part in (self._metrics, self._figures):
+                part.close()
+            with named(self._events):
+                self._board.close()
+            with self._twin:
+                self._push()
+
+    def _push(self) -> None:
+        """Copies what was written to where it belongs, if that is another place."""
+        if not is_local(self._remote):
+            upload(self._here, self._remote)
+
+
+class LogLine(NamedTuple):
+    """One line of a log: its bytes, without the line's end, and what they say."""
+
+    raw: bytes
+    values: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """The step that it is about."""
+        return self.values["step"]
+
+
+class LogLines(NamedTuple):
+    """The lines of a log, and those that are none: other text, other JSON, no step, or cut short by a kill."""
+
+    entries: list[LogLine]
+    unreadable: list[bytes]
+
+
+def read_log(path: Path) -> LogLines:
+    """Reads a file of JSON lines; one that is missing has none.
+
+    Raises:
+        UserError: it is no regular file, or cannot be opened.
+    """
+    lines = LogLines([], [])
+    for raw in read_bytes(path).split(b"\n") if path.exists() else []:
+        try:
+            entry = LogLine(raw, parse_json_object(raw.decode("utf-8-sig"), str(path)))
+        except (UserError, UnicodeDecodeError):
+            if raw.strip():
+                lines.unreadable.append(raw)
+            continue
+        if type(entry.values.get("step")) is int and 0 <= entry.step < 2**63:
+            lines.entries.append(entry)
+        else:
+            lines.unreadable.append(raw)
+    return lines
+
+
+def keep_aside(path: Path, lines: Sequence[bytes]) -> None:
+    """Appends lines to a file, and waits until they are on disk."""
+    if lines:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with named(path), path.open("ab") as file:
+            file.write(b"".join(line + b"\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns what the lines of a metrics file say; those that cannot be read are left out."""
+    return [line.values for line in read_log(path).entries]

@@ -1,0 +1,276 @@
+"""`train`: the whole job, from a configuration to a trained, sampled and exported run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxbooth.backend import enable_compilation_cache, warn_about_cpu_fallback
+from jaxbooth.base.model import Base, load_params
+from jaxbooth.base.trainable import initial_values, on_mesh, trained_shapes, whole_components, without_gradient
+from jaxbooth.config.rules import check_config
+from jaxbooth.config.run_config import Config, load_config, with_overrides
+from jaxbooth.config.schema import DistributedConfig
+from jaxbooth.console.messages import is_main, result, say, shell_quoted
+from jaxbooth.console.progress import progress, working
+from jaxbooth.errors import RunFailure
+from jaxbooth.export.export import export_result, natural_format
+from jaxbooth.export.reader_notes import reader_notes
+from jaxbooth.export.verify import verify_export
+from jaxbooth.hosts.link import Alone
+from jaxbooth.hosts.shared import check_shared, facts_of
+from jaxbooth.hosts.start import joined
+from jaxbooth.params import Params, cast_matrices, flatten_components
+from jaxbooth.plan.precheck import check_memory
+from jaxbooth.runs.checkpoint import Checkpoints
+from jaxbooth.runs.disk_needs import check_folders
+from jaxbooth.runs.early_stopping import Kept, findings, stopped_at
+from jaxbooth.runs.feed import Feed, make_feed
+from jaxbooth.runs.folder import RunFolder, confirm_base, fill_resolution, read_base, resolve_paths, state_of
+from jaxbooth.runs.inputs import (
+    Inputs,
+    class_pictures,
+    contact_sheet,
+    explain_padding,
+    explain_prompts,
+    make_class_images,
+    note_pictures,
+    read_inputs,
+    write_contact_sheet,
+)
+from jaxbooth.runs.lock import check_ownership, claim
+from jaxbooth.runs.loop import Loop, compile_dispatches, describe_length
+from jaxbooth.runs.metric_writer import Writer
+from jaxbooth.runs.overlap import check_run_folders
+from jaxbooth.runs.validation import Validation
+from jaxbooth.sharding import check_heads, make_mesh, row_shards
+from jaxbooth.storage.remote import place
+from jaxbooth.training.optimizer import make_optimizer, rate_jump
+from jaxbooth.training.state import TrainState, checksums, initial_state, result_params
+from jaxbooth.training.step import REFERENCE, make_dispatch, make_task
+from jaxbooth.transfer import to_host
+from jaxbooth.weights.diffusers_write import default_dtype
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a call to `train` leaves behind.
+
+    Attributes:
+        run: the folder.
+        step: optimizer updates done so far.
+        complete: whether that is all of them.
+    """
+
+    run: RunFolder
+    step: int
+    complete: bool
+
+
+def train(config: Config | str | Path | None = None, **overrides: Any) -> Result:
+    """Trains, or continues a run that was interrupted. See the README for what the run folder holds.
+
+    Args:
+        config: a configuration, or what `load_config` reads: a YAML file, the name of a shipped one, None for defaults.
+        overrides: other values, `train("demo", run_dir="runs/mine", train={"steps": 100})` or
+            `train("demo", **{"train.steps": 100})`.
+
+    Raises:
+        UserError: the input cannot be used as it is.
+        RunFailure: the work failed; everything written so far is intact.
+    """
+    config = config if isinstance(config, Config) else load_config(config)
+    config = with_overrides(config, overrides) if overrides else config
+    check_config(config)
+    check_run_folders(resolve_paths(config))
+    chosen = config.distributed
+    config = config.model_copy(update={"distributed": DistributedConfig()})  # it differs between the processes
+    stopped = f"stopped; run the same command again to continue {config.run_dir}."
+    with joined(chosen, facts_of(config), stopped) as link:
+        return train_joined(resolve_paths(config), link)
+
+
+@working()
+def train_joined(config: Config, link: Alone) -> Result:
+    """Trains as one of the processes that `link` joins."""
+    enable_compilation_cache()
+    warn_about_cpu_fallback()
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    base = read_base(config)
+    check_heads(mesh.shape["tensor"], base.attention_heads)
+    config = fill_resolution(config, base)
+    tx = make_optimizer(config, without_gradient(base, trained_shapes(base, config)))
+    inputs = read_inputs(config, base)
+    explain_prompts(config, inputs)
+    settled = check_memory(config, base, mesh)
+    shown = contact_sheet(config, inputs)
+    run = RunFolder(place(config.run_dir))
+    check_ownership(run, config)
+    before = load_config(run.config) if run.config.exists() else config  # it is replaced when the folder is claimed
+    check_folders(config, base, inputs.classes, state_of(config, base, mesh))
+    with claim(config, link) as run:
+        check_shared([run.root, *(classes.folder for classes in inputs.classes)], link)
+        confirm_base(run, base, record=True)
+        write_contact_sheet(run, shown)
+        checkpoints = Checkpoints(run.checkpoints, config.train.keep_checkpoints)
+        try:
+            result = Job(settled, before, run, inputs, mesh, tx, checkpoints, link).execute()
+        except BaseException as error:
+            link.fail(error)
+            if jax.process_count() == 1:  # several would wait for each other
+                checkpoints.close()
+            raise
+        checkpoints.close()
+        return result
+
+
+@dataclass
+class Job:
+    """A run from its folder on. Weights of what is trained live in the train state alone once it exists.
+
+    Attributes:
+        before: the configuration that the run had until now.
+    """
+
+    config: Config
+    before: Config
+    run: RunFolder
+    inputs: Inputs
+    mesh: Mesh
+    tx: Any
+    checkpoints: Checkpoints
+    link: Alone
+
+    @property
+    def base(self) -> Base:
+        """The base model, ready for the run's adapters and new words."""
+        return self.inputs.base
+
+    def execute(self) -> Result:
+        """Prepares, trains and finishes."""
+        total, done = self.config.train.steps, self.checkpoints.latest() or 0
+        early = stopped_at(self.run.kept)
+        if done >= total or (early is not None and done >= early and self.config.evaluation.patience):
+            if self.config.export and not self.run.is_exported:
+                state, found = self.restore()
+                if found < done:  # the last checkpoint was damaged, and is aside now
+                    del state
+                    return self.execute()
+                self.export(state)
+            flags = "--train.steps" if done >= total else "--evaluation.patience"
+            result(f"{self.run.root} is complete at step {done} of {total}; raise {flags} to train on.")
+            return Result(self.run, done, complete=True)
+        shapes = trained_shapes(self.base, self.config)
+        whole = whole_components(self.base, shapes)
+        params = load_params(self.base, self.mesh, whole)
+        feed = self.make_feed(params)
+        values = on_mesh(initial_values(self.base, self.config, shapes, params), self.mesh)
+        start = jax.device_get(checksums(flatten_components(values)))
+        reference = self.reference(params["unet"]) if "unet" in whole else {}
+        frozen = {name: values for name, values in params.items() if name not in whole}
+        params.clear()
+        state, done = self.start_state(values, done)
+        state, step, kept = self.train(state, done, feed, frozen, reference)
+        for sentence in findings(kept, self.config):
+            result(sentence)
+        if step < total and kept.stopped is None:
+            result(f"stopped and saved at step {step} of {total}; run the same command again to continue.")
+            return Result(self.run, step, complete=False)
+        self.check_moved(start, state)
+        if self.config.export:
+            self.export(state)
+        result(f"done: {self.run.samples(step)}")
+        prompt = shell_quoted(self.config.subjects[0].instance_prompt)
+        result(f"draw more: jaxbooth sample {shell_quoted(str(self.run.root))} --prompt {prompt}")
+        return Result(self.run, step, complete=True)
+
+    def make_feed(self, params: dict[str, Params]) -> Feed:
+        """Makes missing class images and encodes everything."""
+        for classes in self.inputs.classes:
+            make_class_images(self.config, self.base, params, classes, self.mesh)
+        self.link.exchange("class images are written")
+        found = class_pictures(self.config, self.inputs.classes)
+        shown = [picture for pictures in found for picture in pictures]
+        note_pictures(self.run, {"instance": self.inputs.pictures, "class": shown})
+        return make_feed(self.config, self.inputs, params, found, self.mesh)
+
+    def reference(self, unet: Params) -> dict[str, Params]:
+        """Copies the UNet in the compute dtype, where prior rows learn the frozen model's own predictions."""
+        if self.config.loss.prior_target == "noise":
+            return {}
+        copy = jax.jit(lambda params: {name: jnp.copy(x) for name, x in cast_matrices(params, self.base.dtype).items()})
+        return {REFERENCE: copy(unet)}
+
+    def start_state(self, values: dict[str, Params], done: int) -> tuple[TrainState, int]:
+        """Returns the newest sound checkpoint's state and step, or a fresh state made of `values`."""
+        if done:
+            values.clear()
+            state, done = self.restore()
+            say(f"resumed at step {done} of {self.config.train.steps}")
+            jump = rate_jump(self.before, self.config, done)
+            if jump:
+                say(jump)
+            return state, done
+        return initial_state(values, self.tx, self.config.train.ema_decay is not None, self.mesh), 0
+
+    def restore(self) -> tuple[TrainState, int]:
+        """Reads the newest sound checkpoint."""
+        with progress("restore", total=None, transient=True):
+            return self.checkpoints.restore(state_of(self.config, self.base, self.mesh))
+
+    def train(
+        self, state: TrainState, done: int, feed: Feed, frozen: dict[str, Params], reference: dict[str, Params]
+    ) -> tuple[TrainState, int, Kept]:
+        """Compiles and runs the loop."""
+        config = self.config
+        say(describe_length(config, len(self.inputs.pictures)))
+        writer = Writer(self.run.metrics, self.run.tensorboard, done)
+        try:
+            validation = Validation.make(config, self.run, self.base, self.mesh, frozen, self.checkpoints, writer, done)
+            if not done:
+                validation(state, 0)
+            tasks = [make_task(self.base, config, streams, self.mesh) for streams in feed.streams]
+            explain_padding(config, tasks[0].plan.number.size, row_shards(self.mesh))
+            needed = {"unet", *(self.base.text_encoders if config.trains_text else ())}
+            fixed = {name: params for name, params in frozen.items() if name in needed} | reference
+            dispatches = [make_dispatch(task, self.tx, config.train.steps_per_dispatch, state) for task in tasks]
+            compiled = compile_dispatches(dispatches, state, fixed, feed)
+            loop = Loop(config, compiled, feed, fixed, self.checkpoints, writer, validation, self.link.gate)
+            return *loop.run(state, done), validation.keeper.kept
+        finally:
+            writer.close()
+
+    def check_moved(self, start: dict[str, np.ndarray], state: TrainState) -> None:
+        """Raises RunFailure if a trained component still equals where it started, bit for bit."""
+        end = jax.device_get(checksums(state.params))
+        for component, value in start.items():
+            if end[component] == value:
+                raise RunFailure(
+                    f"the {component} did not change in {self.config.train.steps} steps; its gradient is zero."
+                )
+
+    def export(self, state: TrainState) -> None:
+        """Writes the result in its natural format; once it is whole, that of a shorter run makes room.
+
+        Process 0 does so; with several, it gathers what was trained in its host's memory.
+        """
+        trained: dict[str, Any] = result_params(state)
+        if jax.process_count() > 1:
+            trained = {name: {leaf: to_host(value) for leaf, value in each.items()} for name, each in trained.items()}
+        if is_main():
+            self.write_export(trained)
+
+    def write_export(self, trained: dict[str, Any]) -> None:
+        """Writes and verifies."""
+        with self.run.new_export() as fresh:
+            kind = natural_format(self.config)
+            what = (self.config, self.base, trained, self.mesh, fresh, kind, default_dtype(kind))
+            export_result(*what)
+            found = verify_export(*what, with_torch=False)
+        result(f"exported: {self.run.export}, {', '.join(found)}")
+        for note in reader_notes(self.config, self.base, kind, default_dtype(kind)):
+            say(note)

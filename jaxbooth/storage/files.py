@@ -1,0 +1,114 @@
+"""Files appear whole or not at all: everything is written aside and renamed."""
+
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from jaxbooth.errors import UserError
+from jaxbooth.storage.disk import check_writable, named
+from jaxbooth.storage.lock import check_held
+from jaxbooth.storage.paths import short_name
+from jaxbooth.storage.remote import is_local
+
+UNFINISHED = ".part"
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file through a temporary one in the same folder, which is created when missing."""
+    check_held(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not is_local(path):
+        path.write_bytes(content)  # an object appears when all of it is there
+        return
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{short_name(path.name)}.", suffix=UNFINISHED)
+    try:
+        with named(path), os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(aside, 0o644)
+        os.replace(aside, path)
+    except BaseException:
+        os.unlink(aside)
+        raise
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether this is what a killed process has left of a file that it was writing."""
+    return path.name.startswith(".") and path.suffix == UNFINISHED
+
+
+def write_text(path: Path, content: str) -> None:
+    """Writes a UTF-8 text file."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes indented JSON."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_png(path: Path, image: Image.Image, facts: Mapping[str, Any]) -> None:
+    """Writes a PNG that carries each of `facts` as a text chunk."""
+    info = PngInfo()
+    for key, value in facts.items():
+        info.add_itxt(key, str(value))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=info)
+    write_bytes(path, buffer.getvalue())
+
+
+def refuse_existing(out: Path) -> None:
+    """Raises UserError if a folder (--out) cannot be written, or there is something in its place."""
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} exists already; choose another folder (--out) or remove it.")
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be used ({error.strerror}); choose another.") from None
+    check_writable(out, "--out")
+
+
+@contextmanager
+def new_folder(out: Path) -> Generator[Path]:
+    """Yields a folder aside, which becomes `out` when the block ends well and disappears otherwise.
+
+    Raises:
+        UserError: `out` exists already and is not an empty folder, or cannot be written.
+    """
+    refuse_existing(out)
+    out = Path(os.path.realpath(out))
+    parent = out if os.path.ismount(out) else out.parent  # nothing takes the place of a mounted folder
+    parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=parent, prefix=f".{short_name(out.name)}."))
+    try:
+        yield aside
+        aside.chmod(0o755)
+        if parent == out:
+            move_entries(aside, out)
+        else:
+            aside.replace(out)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a folder with all that it holds, if it is there; of a symlink, only the link."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def move_entries(source: Path, target: Path) -> None:
+    """Moves what a folder holds into another one on the same disk, and removes it."""
+    for entry in sorted(source.iterdir()):
+        entry.replace(target / entry.name)
+    source.rmdir()

@@ -1,0 +1,162 @@
+"""What others call the modules of Stable Diffusion in a LoRA file, and what kohya's readers find in the file's head.
+
+A name with underscores cannot be taken apart (`to_out_0`, `time_emb_proj`), so that names are only ever built, from
+the base model's modules; a reader inverts what it built.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from jaxbooth.errors import UserError
+from jaxbooth.models.config import UNetConfig
+from jaxbooth.params import Network
+from jaxbooth.weights.architectures import Family
+from jaxbooth.weights.diffusers_read import COMPONENTS
+from jaxbooth.weights.ldm.names import unet_key
+
+LORA_COMPONENTS = tuple(name for name in COMPONENTS if name != "vae")
+CONTEXT_WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}  # what cross-attention reads
+CONTEXT_READER = re.compile(r"attn2[._](processor\.)?to_[kv]$")
+OTHER_FAMILIES = ((r"double_blocks|single_(transformer_)?blocks", "FLUX"), (r"joint_blocks|add_k_proj", "SD 3"))
+
+# diffusers before 0.22 (`attn1.processor.to_q_lora`, and `self_attn.to_q_lora` in text encoders)
+BEFORE_PEFT = (
+    (r"(.*)\.(to_[qkv])", r"\1.processor.\2"),
+    (r"(.*)\.to_out\.0", r"\1.processor.to_out"),
+    (r"(.*)\.([qkv])_proj", r"\1.to_\2"),
+    (r"(.*)\.out_proj", r"\1.to_out"),
+)
+# A tensor's name: a module, then which part of its adapter it is, in PEFT's, kohya's and diffusers' old words.
+TENSOR_NAME = re.compile(
+    r"(?P<module>.+?)(?:"
+    r"(?P<down>\.lora_A\.weight|(?:\.lora_|[._]lora\.|\.lora_linear_layer\.)down\.weight)|"
+    r"(?P<up>\.lora_B\.weight|(?:\.lora_|[._]lora\.|\.lora_linear_layer\.)up\.weight)|"
+    r"(?P<alpha>\.alpha)|(?P<magnitude>\.lora_magnitude_vector(?:\.weight)?)|(?P<dora_scale>\.dora_scale))"
+)
+UNSUPPORTED = {
+    r"\.hada_": "LoHa", r"\.lokr_": "LoKr", r"\.b?oft_": "OFT", r"\.lora_mid\.": "LoCon with Tucker decomposition",
+    r"\.lora_B\.bias": "LoRA with biases", r"\.on_input$": "IA3", r"\.diff(_b)?$|\.[wb]_norm$": "full differences",
+}  # fmt: skip
+
+ARCHITECTURES = {
+    "sd15": "stable-diffusion-v1",
+    "sd21": "stable-diffusion-v2-512",
+    "sdxl": "stable-diffusion-xl-v1-base",
+}
+LARGE_SD2 = "stable-diffusion-v2-768-v"
+BASE_VERSIONS = {"sd15": "sd_v1", "sd21": "sd_v2", "sdxl": "sdxl_base_v1-0"}
+
+
+def unet_family(config: UNetConfig) -> Family:
+    """Tells the families apart by their structure: added conditions (XL), linear projections (2.x)."""
+    if config.addition_embed_type == "text_time":
+        return "sdxl"
+    return "sd21" if config.use_linear_projection else "sd15"
+
+
+def published_path(component: str, module: str) -> str:
+    """Returns a module's path with the `text_model.` that readers before transformers 5 need and later ones accept."""
+    return module if component == "unet" or module.startswith("text_projection") else f"text_model.{module}"
+
+
+def kohya_name(component: str, module: str, config: UNetConfig) -> str:
+    """Returns the name that kohya's `networks/lora.py` gives a module: diffusers paths, but SGM's in an SDXL UNet."""
+    is_xl = unet_family(config) == "sdxl"
+    prefix = {"unet": "lora_unet", "text_encoder": "lora_te1" if is_xl else "lora_te", "text_encoder_2": "lora_te2"}
+    path = unet_key(module, config) if component == "unet" and is_xl else published_path(component, module)
+    return underscored(prefix[component], path)
+
+
+def underscored(prefix: str, path: str) -> str:
+    """Joins prefix and dotted path with underscores."""
+    return f"{prefix}_{path}".replace(".", "_")
+
+
+def spellings(component: str, module: str, config: UNetConfig) -> Iterator[str]:
+    """Yields every name by which LoRA files know a module: with and without component and `text_model.`, old, kohya."""
+    paths = list(dict.fromkeys([module, published_path(component, module)]))
+    for path in paths:
+        old = [match.expand(name) for pattern, name in BEFORE_PEFT if (match := re.fullmatch(pattern, path))]
+        for name in (path, *old):
+            yield f"{component}.{name}"
+            yield name
+    prefixes = {"unet": ["lora_unet"], "text_encoder": ["lora_te", "lora_te1"], "text_encoder_2": ["lora_te2"]}
+    if component == "unet":
+        paths.append(unet_key(module, config))
+    yield from (underscored(prefix, path) for prefix in prefixes[component] for path in paths)
+
+
+def modules_by_name(networks: Mapping[str, Network], config: UNetConfig) -> dict[str, tuple[str, str]]:
+    """Returns spelling -> (component, module) for every module with a kernel; a bare path is the first component's."""
+    known: dict[str, tuple[str, str]] = {}
+    for component in LORA_COMPONENTS:
+        shapes = networks[component].shapes if component in networks else {}
+        for module in (name.removesuffix(".kernel") for name in shapes if name.endswith(".kernel")):
+            for name in spellings(component, module, config):
+                known.setdefault(name, (component, module))
+    return known
+
+
+def group_names(path: Path, names: list[str]) -> dict[str, dict[str, str]]:
+    """Returns module as the file spells it -> part of its adapter -> tensor name.
+
+    Raises:
+        UserError: a tensor is no part of a LoRA, or a module lacks one of its two matrices.
+    """
+    found: dict[str, dict[str, str]] = {}
+    strange = []
+    for name in names:
+        for pattern, kind in UNSUPPORTED.items():
+            if re.search(pattern, name):
+                raise UserError(f"{path}: {kind} is not supported ({name}); jaxbooth reads LoRA and DoRA.")
+        match = TENSOR_NAME.fullmatch(name)
+        if match:
+            found.setdefault(match["module"], {})[match.lastgroup or ""] = name
+        else:
+            strange.append(name)
+    if not found:
+        raise UserError(f"{path} is not a LoRA: none of its {len(names)} tensors has a LoRA's name ({some(strange)}).")
+    if strange:
+        raise UserError(f"{path}: {len(strange)} of its tensors are no part of a LoRA ({some(strange)}).")
+    for name, parts in found.items():
+        lacking = [what for part, what in (("down", "A (lora_down)"), ("up", "B (lora_up)")) if part not in parts]
+        if lacking:
+            raise UserError(f"{path}: {name} has no {' and no '.join(lacking)} matrix; fetch the file again.")
+    return found
+
+
+def some(names: list[str]) -> str:
+    """Returns the first names of a list."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def advice(modules: Mapping[str, tuple[int, ...]]) -> str:
+    """Returns what to add to a message about a LoRA that does not fit: which family it looks made for.
+
+    Args:
+        modules: name in the file -> shape of its down matrix, (rank, in, ...).
+    """
+    families = [title for pattern, title in OTHER_FAMILIES if any(re.search(pattern, name) for name in modules)]
+    families += ["SDXL" for name in modules if name.startswith(("text_encoder_2.", "lora_te2_", "lora_te1_"))]
+    contexts = [shape[1] for name, shape in modules.items() if CONTEXT_READER.search(name) and len(shape) > 1]
+    families += [CONTEXT_WIDTHS[width] for width in contexts if width in CONTEXT_WIDTHS]
+    return f"; it looks like a LoRA for {families[0]}" if families else "; it was made for another base model"
+
+
+def kohya_metadata(config: UNetConfig, ranks: Iterable[int], alpha: float, is_dora: bool) -> dict[str, str]:
+    """Returns the keys by which kohya's tools and the web UIs tell what a file is; all values are text.
+
+    The module that reads DoRA is LyCORIS; kohya's own `networks.lora` knows none.
+    """
+    kind, dims = unet_family(config), set(ranks)
+    is_large_sd2 = kind == "sd21" and (config.sample_size or 64) > 64
+    return {
+        "ss_network_module": "lycoris.kohya" if is_dora else "networks.lora",
+        "ss_network_dim": str(*dims) if len(dims) == 1 else "Dynamic",
+        "ss_network_alpha": f"{alpha:g}",
+        "ss_base_model_version": BASE_VERSIONS[kind],
+        "ss_v2": str(kind == "sd21"),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"{LARGE_SD2 if is_large_sd2 else ARCHITECTURES[kind]}/lora",
+    }

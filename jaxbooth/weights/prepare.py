@@ -1,0 +1,258 @@
+"""A plain diffusers folder, made once from what is not one: safetensors only, one set of weights for each component.
+
+A folder lies in `$JAXBOOTH_CACHE/models` (or `~/.cache/jaxbooth/models`) under a name that follows from its originals
+and from what was asked for, so it is found again. What can be used as it is stays where it is, behind a symlink.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+from jaxbooth.console.messages import say
+from jaxbooth.console.progress import progress
+from jaxbooth.errors import RunFailure, UserError
+from jaxbooth.storage.files import write_json
+from jaxbooth.storage.paths import local_path, short_name
+from jaxbooth.storage.text import read_json
+from jaxbooth.weights.diffusers_read import (
+    COMPONENTS,
+    INDEX,
+    WEIGHTS,
+    open_tensors,
+    plain_name,
+    read_weight_map,
+    variant_of,
+)
+from jaxbooth.weights.ldm.read import unpack, unpack_vae
+from jaxbooth.weights.pickles import PICKLES, unpickle
+
+LAYOUT_VERSION = 1  # of prepared folders; a change of what the converters write counts it up
+Make = Callable[[Path], None]  # writes one entry of a prepared folder
+
+
+def weight_sets(names: Iterable[str], kind: str) -> dict[str, list[str]]:
+    """Returns variant ("" for none) -> files of one complete set of weights.
+
+    Args:
+        names: files of one component's folder; others than weights are left out.
+        kind: "safetensors" or "bin".
+    """
+    sets: dict[str, list[str]] = {}
+    for name in sorted(names):
+        match = WEIGHTS.fullmatch(name) or INDEX.fullmatch(name)
+        if match and match["kind"] == kind:
+            sets.setdefault(variant_of(name), []).append(name)
+    for variant, files in sets.items():
+        whole = [name for name in files if not re.search(r"-\d+-of-\d+|\.index\.", name)]
+        sets[variant] = whole[:1] or files  # a single file makes shards superfluous
+    return sets
+
+
+def choose_weights(names: Iterable[str], variant: str | None, allow_pickle: bool, where: str) -> list[str]:
+    """Returns the files of the set to use: the variant's, the plain one, or the only one; empty where there is none.
+
+    Raises:
+        UserError: there are several variants, none is plain, and none was asked for.
+    """
+    names = list(names)
+    sets = weight_sets(names, "safetensors") or (weight_sets(names, "bin") if allow_pickle else {})
+    for wanted in (variant or "", ""):
+        if wanted in sets:
+            return sets[wanted]
+    if len(sets) > 1:
+        raise UserError(f"{where} holds the variants {' and '.join(sorted(sets))}; choose one with --variant.")
+    return next(iter(sets.values()), [])
+
+
+def check_variant(files: Iterable[str], variant: str | None, what: str) -> None:
+    """Refuses a variant that no component has.
+
+    Args:
+        files: paths within the model (`unet/diffusion_pytorch_model.fp16.safetensors`).
+
+    Raises:
+        UserError: the message names the variants that there are.
+    """
+    found = {variant_of(name) for part, _, name in (file.partition("/") for file in files) if part in COMPONENTS} - {""}
+    if variant and variant not in found:
+        there = f"it has {' and '.join(sorted(found))}" if found else "it has none"
+        raise UserError(f"{what} has no variant {variant}; {there}.")
+
+
+def file_names(folder: Path) -> list[str]:
+    """Returns the names of the files in a folder."""
+    return sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+
+
+def prepare(
+    model: Path,
+    vae: Path | None = None,
+    variant: str | None = None,
+    allow_pickle: bool = False,
+    prediction_type: str | None = None,
+) -> Path:
+    """Returns a plain diffusers folder; `model` itself if it is one and nothing else was asked for.
+
+    Args:
+        model: a diffusers folder or a checkpoint in one file.
+        vae: a VAE's folder, a folder that has one in `vae/`, or a VAE in one file, to use in place of the model's.
+
+    Raises:
+        UserError: a file cannot be read, or what was asked for is not there.
+        RunFailure: the cache cannot be written.
+    """
+    if model.is_file():
+        model, prediction_type = unpacked(model, prediction_type, allow_pickle), None
+    makers = changes(model, vae, variant, allow_pickle, prediction_type)
+    if not makers:
+        return model
+    asked = {"variant": variant, "allow_pickle": allow_pickle, "prediction_type": prediction_type}
+    return kept([model, *([vae] if vae else [])], asked, partial(overlay, model, makers))
+
+
+def unpacked(file: Path, prediction_type: str | None, allow_pickle: bool) -> Path:
+    """Returns the diffusers folder of a checkpoint in one file."""
+    if file.suffix.lower() == ".safetensors":
+        try:
+            open_tensors(file)
+        except UserError:
+            raise UserError(
+                f"model {file} is a file, but no safetensors that can be read; expected a Stable Diffusion checkpoint "
+                "or a folder in diffusers layout."
+            ) from None
+    elif file.suffix.lower() not in PICKLES:
+        raise UserError(
+            f"model {file} is a file of a kind that jaxbooth does not read; expected a .safetensors checkpoint or a "
+            "folder in diffusers layout."
+        )
+
+    def build(folder: Path) -> None:
+        say(f"{file} ({file.stat().st_size / 1e9:.2f} GB) is converted once, into {cache_folder()}.")
+        unpack(file, folder, prediction_type=prediction_type, allow_pickle=allow_pickle)
+
+    return kept([file, file.with_suffix(".yaml")], {"prediction_type": prediction_type}, build)
+
+
+def changes(
+    model: Path, vae: Path | None, variant: str | None, allow_pickle: bool, prediction_type: str | None
+) -> dict[str, Make]:
+    """Returns entry of the model's folder -> what writes it, for those that cannot stay as they are."""
+    makers: dict[str, Make] = {}
+    parts = {part: file_names(model / part) for part in COMPONENTS if not (vae and part == "vae")}
+    check_variant((f"{part}/{name}" for part, names in parts.items() for name in names), variant, f"model {model}")
+    for part, names in parts.items():
+        files = choose_weights(names, variant, allow_pickle, str(model / part))
+        renamed = [name for name in files if plain_name(name) != name]
+        # A single file of any name is read as it is, unless a plain one beside it would go first.
+        if any(".bin" in name for name in files) or (renamed and (variant or len(files) > 1)):
+            makers[part] = partial(write_component, model / part, files)
+    if vae:
+        makers["vae"] = partial(write_vae, vae, model, variant, allow_pickle)
+    schedule = model / "scheduler" / "scheduler_config.json"
+    if prediction_type and read_json(schedule).get("prediction_type", "epsilon") != prediction_type:
+        makers["scheduler"] = partial(write_scheduler, schedule, prediction_type)
+    return makers
+
+
+def overlay(model: Path, makers: dict[str, Make], out: Path) -> None:
+    """Writes `out`: entries of `model` behind symlinks, but for those that are made."""
+    out.mkdir()
+    for entry in model.iterdir():
+        if not entry.name.startswith(".") and entry.name not in makers:
+            (out / entry.name).symlink_to(entry.absolute())
+    for name, make in makers.items():
+        make(out / name)
+
+
+def write_component(source: Path, files: list[str], out: Path) -> None:
+    """Writes a component that has the weights `files` and no others, under plain names."""
+    out.mkdir()
+    if (source / "config.json").exists():
+        (out / "config.json").symlink_to((source / "config.json").absolute())
+    for name in files:
+        target = out / safetensors_name(name)
+        if name.endswith(".json"):
+            shards = read_weight_map(source / name)
+            names = {tensor: safetensors_name(file) for tensor, file in shards.items()}
+            write_json(target, read_json(source / name) | {"weight_map": names})
+        elif name.endswith(".bin"):
+            unpickle(source / name, target)
+        else:
+            target.symlink_to((source / name).absolute())
+
+
+def safetensors_name(name: str) -> str:
+    """Returns the plain name of a component's weight file or index, once it is safetensors."""
+    return re.sub("^pytorch_model", "model", plain_name(name)).replace(".bin", ".safetensors")
+
+
+def write_vae(vae: Path, model: Path, variant: str | None, allow_pickle: bool, out: Path) -> None:
+    """Writes the component `vae` from another model's, or from one file, for which `model` gives the configuration."""
+    if vae.is_file():
+        unpack_vae(vae, out, config=model / "vae" / "config.json", allow_pickle=allow_pickle)
+        return
+    folder = vae if (vae / "config.json").exists() else vae / "vae"
+    if not (folder / "config.json").exists():
+        raise UserError(f"--vae {vae} is no VAE in diffusers layout: config.json is missing.")
+    files = choose_weights(file_names(folder), variant, allow_pickle, str(folder))
+    if files:
+        write_component(folder, files, out)
+    else:
+        out.symlink_to(folder.absolute())  # where the weights are looked for, what is wrong is named
+
+
+def write_scheduler(config: Path, prediction_type: str, out: Path) -> None:
+    """Writes the component `scheduler` with another prediction type."""
+    write_json(out / config.name, read_json(config) | {"prediction_type": prediction_type})
+
+
+def cache_folder() -> Path:
+    """Returns the folder that prepared models lie in."""
+    return local_path(os.environ.get("JAXBOOTH_CACHE") or "~/.cache/jaxbooth") / "models"
+
+
+def kept(originals: Sequence[Path], asked: dict[str, Any], build: Make) -> Path:
+    """Returns the prepared folder of these originals and wishes, after `build` has written it if it is not there.
+
+    Args:
+        originals: files and folders that `build` reads, the model first; what does not exist is an answer too.
+
+    Raises:
+        RunFailure: the folder cannot be written.
+    """
+    facts = json.dumps([LAYOUT_VERSION, [stats_of(path) for path in originals], asked])
+    repository = next((part for part in originals[0].absolute().parts if part.startswith("models--")), "")
+    name = short_name(repository.removeprefix("models--") or originals[0].stem)
+    folder = cache_folder() / f"{name}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(mkdtemp(dir=folder.parent, prefix=f".{name}."))
+    except OSError as error:
+        raise RunFailure(f"{folder.parent} cannot be written ({error.strerror}); set JAXBOOTH_CACHE.") from None
+    try:
+        with progress("convert", total=None, transient=True):
+            build(aside / "model")
+        (aside / "model").rename(folder)
+    except OSError as error:
+        if folder.is_dir():  # another process was faster
+            return folder
+        raise RunFailure(f"{folder} could not be written ({error.strerror or error}); set JAXBOOTH_CACHE.") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def stats_of(original: Path) -> list[Any]:
+    """Returns what tells whether a file, or the files of a folder, are still the same."""
+    files = [original] if original.is_file() else sorted([*original.glob("*"), *original.glob("*/*")])
+    facts = [(str(path.absolute()), path.stat()) for path in files if path.is_file()]
+    return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in facts]
