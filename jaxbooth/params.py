@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxbooth.sharding import gathered, way_of
+from jaxbooth.sharding import gather_param, param_sharding
 
 T = TypeVar("T")
 Params = dict[str, jax.Array]
@@ -21,24 +21,24 @@ AnyArray = jax.Array | np.ndarray  # on the devices or on the host
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
 
-class Placed(nnx.Param):
+class ShardedParam(nnx.Param):
     """A parameter that knows where it is stored, and is gathered where a layer reads it.
 
     It does not know its name: blocks that differ in nothing else are the same to `jax.jit`, which traces them once.
     """
 
     def get_value(self, **index: Any) -> Any:
-        """Returns the array as `jaxbooth.sharding.gathered` does."""
-        return gathered(super().get_value(**index), self.get_metadata("way"))
+        """Returns the array as `jaxbooth.sharding.gather_param` does."""
+        return gather_param(super().get_value(**index), self.get_metadata("way"))
 
 
-def placed(name: str, value: jax.Array) -> Placed:
-    """Returns a parameter for the mesh that `jaxbooth.sharding.tracing_for` has named."""
-    return Placed(value, way=way_of(name, value.shape))
+def as_sharded(name: str, value: jax.Array) -> ShardedParam:
+    """Returns a parameter for the mesh that `jaxbooth.sharding.mesh_context` has named."""
+    return ShardedParam(value, way=param_sharding(name, value.shape))
 
 
 @dataclass(frozen=True)
-class Network:
+class ModuleDef:
     """The structure of a module without its arrays.
 
     Attributes:
@@ -54,11 +54,11 @@ class Network:
 
     def bind(self, params: Mapping[str, jax.Array]) -> Any:
         """Returns a callable module that holds `params` (every name of `shapes`, any float dtype)."""
-        flat = [(path, placed(name, params[name])) for name, path in self.paths.items()]
+        flat = [(path, as_sharded(name, params[name])) for name, path in self.paths.items()]
         return nnx.merge(self.graphdef, nnx.from_flat_state(flat))
 
 
-class OneKey(nnx.Rngs):
+class SingleKey(nnx.Rngs):
     """Draws everything from one key, for descriptions: values that are never computed need no stream of keys.
 
     Under tracing, flax's count of draws asks tracers for a `sharding` that they lack, and jax searches all equations so
@@ -70,13 +70,13 @@ class OneKey(nnx.Rngs):
         return self.default.key[...]
 
 
-def describe(build: Callable[[nnx.Rngs], nnx.Module]) -> Network:
+def abstract_module(build: Callable[[nnx.Rngs], nnx.Module]) -> ModuleDef:
     """Traces `build` without allocating anything and returns the module's structure."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: build(OneKey(0))))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: build(SingleKey(0))))
     flat = nnx.to_flat_state(state)
     paths = {".".join(map(str, path)): path for path, _ in flat}
     shapes = {".".join(map(str, path)): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in flat}
-    return Network(graphdef, paths, shapes)
+    return ModuleDef(graphdef, paths, shapes)
 
 
 def with_prefix(prefix: str, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 `data` splits the batch, `fsdp` splits the batch and the parameters, `tensor` splits the wide dimension of the
 transformer's projections. All axes are `Auto`: XLA's partitioner derives every intermediate from where the batch and
-each parameter are placed. Rows stay on their device; it is the parameters that travel, see `gathered`.
+each parameter are placed. Rows stay on their device; it is the parameters that travel, see `gather_param`.
 """
 
 import functools
@@ -137,7 +137,7 @@ def tensor_dimension(name: str, shape: tuple[int, ...], mesh: AnyMesh) -> int | 
     return None
 
 
-def partition(name: str, shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
+def partition_spec(name: str, shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
     """The rule of storage: `tensor` where TENSOR_RULES say, then `fsdp` on the largest free divisible dimension."""
     spec: list[str | None] = [None] * len(shape)
     whole = {len(shape) - 1} if re.fullmatch(HALVED, name) else {0} if re.fullmatch(EMBEDDING, name) else set()
@@ -152,15 +152,15 @@ def partition(name: str, shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec
     return PartitionSpec(*spec)
 
 
-class Way(NamedTuple):
+class ParamSharding(NamedTuple):
     """Where a parameter is stored, and where a layer uses it."""
 
     stored: PartitionSpec
     used: PartitionSpec
 
 
-def way_of(name: str, shape: tuple[int, ...]) -> Way | None:
-    """Returns a parameter's way over the mesh that `tracing_for` has named: None without one, or on one device."""
+def param_sharding(name: str, shape: tuple[int, ...]) -> ParamSharding | None:
+    """Returns a parameter's way over the mesh that `mesh_context` has named: None without one, or on one device."""
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.auto_axes or mesh.size == 1:
         return None
@@ -168,10 +168,10 @@ def way_of(name: str, shape: tuple[int, ...]) -> Way | None:
     wide = tensor_dimension(name, shape, mesh)
     if wide is not None:
         used[wide] = "tensor"
-    return Way(partition(name, shape, mesh), PartitionSpec(*used))
+    return ParamSharding(partition_spec(name, shape, mesh), PartitionSpec(*used))
 
 
-def gathered(value: Array, way: Way | None) -> Array:
+def gather_param(value: Array, way: ParamSharding | None) -> Array:
     """Returns a parameter as a layer uses it: in one piece, but for what `tensor` splits. Its gradient is cut as it is.
 
     Left to itself, the partitioner may rather cut activations up to match the pieces of a kernel. Where this is called
@@ -180,11 +180,11 @@ def gathered(value: Array, way: Way | None) -> Array:
     if way is None:
         return value
     mesh = jax.sharding.get_abstract_mesh()
-    return moved(value, NamedSharding(mesh, way.stored), NamedSharding(mesh, way.used))
+    return reshard(value, NamedSharding(mesh, way.stored), NamedSharding(mesh, way.used))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def moved(value: Array, here: NamedSharding, there: NamedSharding) -> Array:
+def reshard(value: Array, here: NamedSharding, there: NamedSharding) -> Array:
     """Moves a value from here to there, and its gradient back.
 
     Every stop is named. The partitioner would carry the placement of one end on into whatever is at the other, and
@@ -196,9 +196,9 @@ def moved(value: Array, here: NamedSharding, there: NamedSharding) -> Array:
     return value
 
 
-moved.defvjp(
-    lambda value, here, there: (moved(value, here, there), None),
-    lambda here, there, _, gradient: (moved(gradient, there, here),),
+reshard.defvjp(
+    lambda value, here, there: (reshard(value, here, there), None),
+    lambda here, there, _, gradient: (reshard(gradient, there, here),),
 )
 
 
@@ -207,25 +207,25 @@ def replicated(mesh: AnyMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def rows_over(mesh: AnyMesh) -> NamedSharding:
+def batch_sharding(mesh: AnyMesh) -> NamedSharding:
     """The leading axis is split over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def row_shards(mesh: AnyMesh) -> int:
-    """Parts that `rows_over` makes."""
+def batch_shards(mesh: AnyMesh) -> int:
+    """Parts that `batch_sharding` makes."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def tracing_for(mesh: AnyMesh) -> AbstractContextManager:
-    """While tracing, tells `each_device` which mesh the program will run on; it is part of what `jax.jit` caches by."""
+def mesh_context(mesh: AnyMesh) -> AbstractContextManager:
+    """While tracing, tells `shard_map_heads` which mesh the program runs on, which `jax.jit` caches by, too."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
-def each_device(function: Callable[..., Array], *arrays: Array) -> Array:
+def shard_map_heads(function: Callable[..., Array], *arrays: Array) -> Array:
     """Applies a function to (batch, length, heads, width) arrays, on every device to its own rows and heads.
 
-    For kernels that XLA's partitioner cannot split. The mesh is the one that `tracing_for` has named; without one, the
+    For kernels that XLA's partitioner cannot split. The mesh is the one that `mesh_context` has named; without one, the
     function sees whole arrays. A batch or number of heads that its axes do not divide is worked on as a whole.
 
     Args:
@@ -235,15 +235,15 @@ def each_device(function: Callable[..., Array], *arrays: Array) -> Array:
     if not mesh.auto_axes:
         return function(*arrays)
     batch, _, heads, _ = arrays[0].shape
-    rows = BATCH_AXES if batch % row_shards(mesh) == 0 else None
+    rows = BATCH_AXES if batch % batch_shards(mesh) == 0 else None
     spec = PartitionSpec(rows, None, "tensor" if heads % mesh.shape["tensor"] == 0 else None)
     # The kernels do not say over which axes their results vary, which is what check_vma would compare.
     return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(*arrays)
 
 
-def placement(mesh: AnyMesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
+def param_shardings(mesh: AnyMesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
     """Returns the rule as a function from a parameter's name and shape to its sharding."""
-    return lambda name, shape: NamedSharding(mesh, partition(name, shape, mesh))
+    return lambda name, shape: NamedSharding(mesh, partition_spec(name, shape, mesh))
 
 
 def shardings_like(tree: object, mesh: AnyMesh) -> object:
@@ -254,6 +254,6 @@ def shardings_like(tree: object, mesh: AnyMesh) -> object:
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         keys = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
-        return NamedSharding(mesh, partition(keys[-1] if keys else "", leaf.shape, mesh))
+        return NamedSharding(mesh, partition_spec(keys[-1] if keys else "", leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(place, tree)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from jaxbooth.base.model import Base
 from jaxbooth.base.trainable import prepare_base, trained_shapes, whole_components, without_gradient
-from jaxbooth.sharding import make_mesh, partition, placement, replicated
+from jaxbooth.sharding import make_mesh, param_shardings, partition_spec, replicated
 from jaxbooth.training.layout import make_streams
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.state import abstract_state
@@ -33,7 +33,7 @@ class Step(NamedTuple):
 def lower_step(base: Base, mesh: Mesh, rows: tuple[int, int], **settings: Any) -> Step:
     """Lowers a dispatch of up to four steps; the mesh's devices may be described ones."""
     config = configure(rows, **settings)
-    base, everywhere, place = prepare_base(base, config), replicated(mesh), placement(mesh)
+    base, everywhere, place = prepare_base(base, config), replicated(mesh), param_shardings(mesh)
     shapes = trained_shapes(base, config)
     tx = make_optimizer(config, without_gradient(base, shapes))
     state = abstract_state(shapes, tx, config.train.ema_decay is not None, mesh)
@@ -96,5 +96,5 @@ def in_use(name: str, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 def shape_on_device(name: str, shape: tuple[int, ...], mesh: Mesh, axes: tuple[str, ...]) -> tuple[int, ...]:
     """Divides a parameter's sides by those `axes` that its placement names."""
-    spec = partition(name, shape, mesh)
+    spec = partition_spec(name, shape, mesh)
     return tuple(side // (mesh.shape[axis] if axis in axes else 1) for side, axis in zip(shape, spec, strict=True))

@@ -22,9 +22,9 @@ from jax.sharding import Mesh
 
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.base.model import Base, load_params
-from jaxbooth.models.layers import Make
+from jaxbooth.models.layers import Layers
 from jaxbooth.models.unet import UNet2DConditionModel
-from jaxbooth.params import Params, describe
+from jaxbooth.params import Params, abstract_module
 from jaxbooth.sharding import make_mesh
 
 gc.set_threshold(200_000, 20, 100)  # tracing makes many objects that stay; looking through them takes a quarter of it
@@ -60,7 +60,7 @@ def micro(base: Base) -> Base:
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         norm_num_groups=8,
     )
-    network = describe(lambda rngs: UNet2DConditionModel(config, Make(rngs)))
+    network = abstract_module(lambda rngs: UNet2DConditionModel(config, Layers(rngs)))
     return dataclasses.replace(base, unet_config=config, unet=network)
 
 

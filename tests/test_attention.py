@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
-from jaxbooth.models.attention import attention, form_of, gated
-from jaxbooth.models.attention_kernels import has_cudnn, plain_attention, query_chunked_attention, splash, splash_blocks
+from jaxbooth.models.attention import attention, gated, select_kernel
+from jaxbooth.models.attention_kernels import (
+    chunked_attention,
+    has_cudnn,
+    splash_blocks,
+    tpu_splash_attention,
+    xla_attention,
+)
 
 F32, BF16 = jnp.float32, jnp.bfloat16
 
@@ -30,41 +36,45 @@ def value_and_gradients(form, arrays):
 
 
 def assert_equal_to_plain(form, arrays, atol):
-    found, expected = (value_and_gradients(f, arrays) for f in (form, plain_attention))
+    found, expected = (value_and_gradients(f, arrays) for f in (form, xla_attention))
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=atol)
 
 
 @pytest.mark.parametrize("length", [64, 60])
 def test_query_chunks_equal_the_plain_form(rng, length):
-    assert_equal_to_plain(functools.partial(query_chunked_attention, longest=16), inputs(rng, length), atol=2e-6)
+    assert_equal_to_plain(functools.partial(chunked_attention, longest=16), inputs(rng, length), atol=2e-6)
 
 
 def test_chunks_are_the_largest_that_divide_the_length(rng):
-    program = jax.jit(functools.partial(query_chunked_attention, longest=16)).lower(*inputs(rng, 60, heads=3)).as_text()
+    program = jax.jit(functools.partial(chunked_attention, longest=16)).lower(*inputs(rng, 60, heads=3)).as_text()
     assert "1x15x3x8" in program
 
 
 @pytest.mark.parametrize("width", [40, 64, 80, 160])
 def test_the_tpu_kernel_equals_the_plain_form(rng, width):
-    assert_equal_to_plain(functools.partial(splash, interpret=True), inputs(rng, 512, 1, width), atol=1e-5)
+    assert_equal_to_plain(
+        functools.partial(tpu_splash_attention, interpret=True), inputs(rng, 512, 1, width), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("length", [520, 1000])
 def test_the_tpu_kernel_ignores_what_fills_its_last_block(rng, length):
-    assert_equal_to_plain(functools.partial(splash, interpret=True), inputs(rng, length, 1, 40, batch=2), atol=1e-5)
+    assert_equal_to_plain(
+        functools.partial(tpu_splash_attention, interpret=True), inputs(rng, length, 1, 40, batch=2), atol=1e-5
+    )
 
 
 def test_the_tpu_kernel_is_as_exact_in_bfloat16_as_the_plain_form(rng):
     exact = inputs(rng, 512, 2, 40)
-    expected = value_and_gradients(plain_attention, exact)
+    expected = value_and_gradients(xla_attention, exact)
     rounded = [x.astype(BF16) for x in exact]
 
     def errors(form):
         found = value_and_gradients(form, rounded)
         return [float(jnp.std(a.astype(F32) - b)) for a, b in zip(found, expected, strict=True)]
 
-    kernel, plain = errors(functools.partial(splash, interpret=True)), errors(plain_attention)
+    kernel, plain = errors(functools.partial(tpu_splash_attention, interpret=True)), errors(xla_attention)
     assert all(ours < 1.2 * theirs for ours, theirs in zip(kernel, plain, strict=True)), (kernel, plain)
 
 
@@ -80,10 +90,10 @@ def test_one_backward_kernel_computes_all_gradients_where_its_blocks_have_room_o
         ("tpu", 4096, 4096, 40, BF16, False, "splash"),  # SD 1.5 at 512 px
         ("tpu", 4032, 4032, 40, BF16, False, "splash"),  # its bucket of 576 x 448
         ("tpu", 4096, 4096, 64, BF16, False, "splash"),  # SDXL at 1024 px
-        ("tpu", 1024, 1024, 80, BF16, False, "plain"),
-        ("tpu", 4096, 77, 40, BF16, False, "plain"),  # text
-        ("tpu", 77, 77, 64, BF16, True, "plain"),
-        ("tpu", 4096, 4096, 64, BF16, True, "plain"),
+        ("tpu", 1024, 1024, 80, BF16, False, "xla"),
+        ("tpu", 4096, 77, 40, BF16, False, "xla"),  # text
+        ("tpu", 77, 77, 64, BF16, True, "xla"),
+        ("tpu", 4096, 4096, 64, BF16, True, "xla"),
         ("tpu", 4096, 4096, 40, F32, False, "chunked"),
         ("tpu", 16384, 16384, 512, F32, False, "chunked"),  # the VAE at 1024 px
         ("cuda", 4096, 4096, 40, BF16, False, "cudnn"),
@@ -93,15 +103,15 @@ def test_one_backward_kernel_computes_all_gradients_where_its_blocks_have_room_o
         ("cuda", 4096, 4096, 40, F32, False, "chunked"),
         ("cuda", 1024, 1024, 80, BF16, False, "cudnn"),
         ("cuda", 1024, 77, 80, BF16, False, "cudnn"),  # text
-        ("cuda", 256, 77, 80, BF16, False, "plain"),
-        ("cuda", 64, 64, 80, BF16, False, "plain"),
+        ("cuda", 256, 77, 80, BF16, False, "xla"),
+        ("cuda", 64, 64, 80, BF16, False, "xla"),
         ("rocm", 4096, 4096, 40, BF16, False, "chunked"),
         ("cpu", 4096, 4096, 40, BF16, False, "chunked"),
-        ("cpu", 1024, 1024, 40, BF16, False, "plain"),
+        ("cpu", 1024, 1024, 40, BF16, False, "xla"),
     ],
 )
 def test_the_rule(platform, length, source, width, dtype, causal, form):
-    assert form_of(platform, length, source, width, dtype, causal) == form
+    assert select_kernel(platform, length, source, width, dtype, causal) == form
 
 
 def lowered(platform, dtype=BF16, width=40, source=4096):

@@ -9,12 +9,12 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxbooth.models.attention import LONG_SEQUENCE, attention
-from jaxbooth.models.attention_kernels import plain_attention, query_chunked_attention, splash
-from jaxbooth.sharding import BATCH_AXES, each_device, make_mesh, replicated, tracing_for
+from jaxbooth.models.attention_kernels import chunked_attention, tpu_splash_attention, xla_attention
+from jaxbooth.sharding import BATCH_AXES, make_mesh, mesh_context, replicated, shard_map_heads
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
-CHUNKED = functools.partial(each_device, functools.partial(query_chunked_attention, longest=16))
-KERNEL = functools.partial(each_device, functools.partial(splash, interpret=True))
+CHUNKED = functools.partial(shard_map_heads, functools.partial(chunked_attention, longest=16))
+KERNEL = functools.partial(shard_map_heads, functools.partial(tpu_splash_attention, interpret=True))
 
 
 def layers_on(mesh, form):
@@ -24,7 +24,7 @@ def layers_on(mesh, form):
         def body(x, _):
             return x + jax.checkpoint(form)(x, key, value), None
 
-        with tracing_for(mesh):
+        with mesh_context(mesh):
             return jax.lax.scan(body, query, None, length=2)[0]
 
     def run(*arrays):
@@ -59,7 +59,7 @@ def assert_close(found, expected, atol):
 )
 def test_eight_devices_compute_what_one_does_and_exchange_nothing(rng, mesh, sizes, form, length):
     values = arrays(rng, batch=8, length=length, heads=2)
-    expected = layers_on(mesh, plain_attention)(*values)
+    expected = layers_on(mesh, xla_attention)(*values)
     many = make_mesh(*sizes)
     placed = by_rows_and_heads(many, values)
     program = layers_on(many, form).lower(*placed).compile()
@@ -70,7 +70,7 @@ def test_eight_devices_compute_what_one_does_and_exchange_nothing(rng, mesh, siz
 @pytest.mark.parametrize(("batch", "heads"), [(8, 3), (3, 2), (1, 1)])
 def test_rows_and_heads_that_the_mesh_does_not_divide_are_still_right(rng, mesh, batch, heads):
     values = arrays(rng, batch, length=64, heads=heads)
-    expected = layers_on(mesh, plain_attention)(*values)
+    expected = layers_on(mesh, xla_attention)(*values)
     many = make_mesh(2, 2, 2)
     found = layers_on(many, CHUNKED)(*jax.device_put(values, replicated(many)))
     assert_close(found, expected, atol=1e-5)
@@ -86,7 +86,7 @@ def lower_for_tpu(sizes, named):
     def layer(*qkv):
         if not named:
             return attention(*qkv)
-        with tracing_for(many):
+        with mesh_context(many):
             return attention(*qkv)
 
     return jax.jit(layer).trace(shape, shape, shape).lower(lowering_platforms=("tpu",)).as_text()

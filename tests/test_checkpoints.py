@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxbooth.config.run_config import Config
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.runs.checkpoint import Checkpoints
-from jaxbooth.sharding import make_mesh, placement
+from jaxbooth.sharding import make_mesh, param_shardings
 from jaxbooth.training.state import TrainState, abstract_state, field_sums, initial_state
 
 TX = optax.adam(1e-3)
@@ -36,7 +36,7 @@ def values() -> dict[str, dict[str, np.ndarray]]:
 
 def state_at(step: int, mesh: Mesh) -> TrainState:
     """A state with an average; every array of it depends on `step`, but for the optimizer's own."""
-    place = placement(mesh)
+    place = param_shardings(mesh)
     placed = {
         name: {key: jax.device_put(value * step, place(f"{name}.{key}", value.shape)) for key, value in params.items()}
         for name, params in values().items()

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from jaxbooth.models.layers import Make
+from jaxbooth.models.layers import Layers
 from jaxbooth.models.unet import UNet2DConditionModel
-from jaxbooth.params import describe
+from jaxbooth.params import abstract_module
 from jaxbooth.sharding import make_mesh
 from tests.compiled import exchanges, in_use, kinds, lower_step, sides, stored_shapes, used_shapes
 
@@ -96,7 +96,7 @@ def test_no_way_of_training_moves_rows(micro, sizes, variant):
 def test_channels_that_no_axis_divides_stay_whole(micro):
     config = dataclasses.replace(micro.unet_config, block_out_channels=(24, 56))
     odd = dataclasses.replace(
-        micro, unet_config=config, unet=describe(lambda rngs: UNet2DConditionModel(config, Make(rngs)))
+        micro, unet_config=config, unet=abstract_module(lambda rngs: UNet2DConditionModel(config, Layers(rngs)))
     )
     check_tensor(*compile_on(odd, (2, 2, 2)), 2 * PER_DEVICE)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jaxbooth.base.model import Base
 from jaxbooth.base.sampling import check_resolution
-from jaxbooth.diffusion.samplers import make_grid
+from jaxbooth.diffusion.samplers import make_timestep_grid
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.weights.diffusers_read import find_tensors
 from jaxbooth.weights.resolve import resolve_model
@@ -36,7 +36,7 @@ def read_all(folder: Path) -> None:
     for component in base.components:
         find_tensors(base.folder / component, base.network(component))
     check_resolution(base, 64, "--resolution")
-    make_grid(base.schedule, "dpmpp_2m", 25)
+    make_timestep_grid(base.schedule, "dpmpp_2m", 25)
     base.text.tokenize(["a photo of a cat", ""])
     base.text.lost_text("a photo of a cat")
 

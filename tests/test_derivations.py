@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxbooth.data.latents import Encoded, Rows, gather_latents
-from jaxbooth.diffusion.loss import Batch, Loss, row_losses
+from jaxbooth.diffusion.loss import Batch, LossSpec, row_losses
 from jaxbooth.diffusion.schedule import convert, read_schedule
 from jaxbooth.training.step import follow
 
@@ -31,7 +31,7 @@ def losses(rows, output, loss, frozen=None):
 def test_the_error_of_one_prediction_differs_between_spaces_by_the_snr(rng):
     rows = class_rows(*rng.normal(size=(2, 5, 8, 8, 4)))
     output = jnp.asarray(rng.normal(size=(5, 8, 8, 4)), jnp.float32)
-    on_epsilon, on_x0, on_v = (losses(rows, output, Loss(space)) for space in ("epsilon", "x0", "v"))
+    on_epsilon, on_x0, on_v = (losses(rows, output, LossSpec(space)) for space in ("epsilon", "x0", "v"))
     np.testing.assert_allclose(on_epsilon, SNR * on_x0, rtol=1e-4)
     np.testing.assert_allclose(on_v, (SNR + 1) * on_x0, rtol=1e-4)
 
@@ -43,7 +43,7 @@ def test_fresh_noise_teaches_the_same_as_its_mean_given_the_noisy_latent(rng):
     noisy = SCHEDULE.add_noise(rows.latents, rows.noise, T)
     variance = alpha**2 * spread**2 + sigma**2
     ideal = sigma * (noisy - alpha * mean) / variance  # E[noise | noisy] of normal latents
-    one, other, loss = jnp.tanh(noisy), 0.3 * noisy + 0.1, Loss("epsilon")
+    one, other, loss = jnp.tanh(noisy), 0.3 * noisy + 0.1, LossSpec("epsilon")
     with_noise = losses(rows, one, loss) - losses(rows, other, loss)
     with_ideal = losses(rows, one, loss, frozen=ideal) - losses(rows, other, loss, frozen=ideal)
     assert np.abs(with_ideal).min() > 0.02

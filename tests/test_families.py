@@ -16,10 +16,10 @@ from jaxbooth.diffusion.schedule import read_schedule
 from jaxbooth.errors import UserError
 from jaxbooth.models.clip import CLIPTextModel
 from jaxbooth.models.config import CLIPTextConfig, UNetConfig, VAEConfig, read_config
-from jaxbooth.models.layers import Make
+from jaxbooth.models.layers import Layers
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.models.vae import AutoencoderKL
-from jaxbooth.params import Network, describe
+from jaxbooth.params import ModuleDef, abstract_module
 from jaxbooth.weights.architectures import FAMILIES, Family, family_folder, write_skeleton, write_tokenizer
 from jaxbooth.weights.names import canonical, import_axes, torch_name
 from tests.conftest import initial
@@ -47,17 +47,17 @@ def in_torch(config: Mapping[str, Any]) -> torch.nn.Module:
         return getattr(transformers, config["architectures"][0])(transformers.CLIPTextConfig(**config))
 
 
-def in_jaxbooth(config: Mapping[str, Any], component: str) -> Network:
+def in_jaxbooth(config: Mapping[str, Any], component: str) -> ModuleDef:
     """The same module's description."""
     if component == "unet":
         unet = read_config(UNetConfig, config, "unet/config.json")
-        return describe(lambda rngs: UNet2DConditionModel(unet, Make(rngs)))
+        return abstract_module(lambda rngs: UNet2DConditionModel(unet, Layers(rngs)))
     if component == "vae":
         vae = read_config(VAEConfig, config, "vae/config.json")
-        return describe(lambda rngs: AutoencoderKL(vae, Make(rngs)))
+        return abstract_module(lambda rngs: AutoencoderKL(vae, Layers(rngs)))
     text = read_config(CLIPTextConfig, config, f"{component}/config.json")
     projection = config["architectures"] == ["CLIPTextModelWithProjection"]
-    return describe(lambda rngs: CLIPTextModel(text, Make(rngs), projection=projection))
+    return abstract_module(lambda rngs: CLIPTextModel(text, Layers(rngs), projection=projection))
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from jaxbooth.cli.main import main
 from jaxbooth.config.run_config import dump_config, first_conflict
 from jaxbooth.errors import UserError
 from jaxbooth.export.export import PEFT_FILE, export_result
-from jaxbooth.models.lora import DOWN, adapted_layers
+from jaxbooth.models.lora import LORA_A, lora_layers
 from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.runs.folder import confirm_base, open_run, read_base, state_of, trained_params
 from jaxbooth.storage.lock import locked
@@ -52,8 +52,8 @@ def test_in_float32_adapters_are_merged_and_in_bfloat16_they_stay_beside_their_k
     merged = Pipeline.load(run_dir, "float32", mesh)
     beside = Pipeline.load(run_dir, "bfloat16", mesh)
     assert (merged.step, merged.base.text.clip_skip) == (7, 1)
-    assert adapted_layers(merged.params["unet"]) == []
-    assert len(adapted_layers(beside.params["unet"])) > 10
+    assert lora_layers(merged.params["unet"]) == []
+    assert len(lora_layers(beside.params["unet"])) > 10
     assert beside.params["unet"]["conv_in.kernel"].dtype == jnp.bfloat16
 
 
@@ -150,4 +150,4 @@ def test_another_model_is_not_looked_for_as_the_configurations_own(capsys, tmp_p
 def test_a_checkpoint_of_adapters_holds_nothing_else(run_dir, mesh):
     _, config = open_run(run_dir)
     names = state_of(config, read_base(config, "float32"), mesh).params
-    assert all(name.endswith((DOWN, "lora_B.kernel")) for name in names)
+    assert all(name.endswith((LORA_A, "lora_B.kernel")) for name in names)

@@ -7,13 +7,13 @@ import pytest
 
 from jaxbooth.errors import UserError
 from jaxbooth.models.lora import (
-    DOWN,
+    LORA_A,
+    LORA_B,
     MAGNITUDE,
-    UP,
-    Lora,
-    adapter_shapes,
-    initial_adapters,
-    lora_of,
+    LoraSpec,
+    init_lora,
+    lora_shapes,
+    lora_spec,
     merge,
     target_layers,
     with_adapters,
@@ -25,7 +25,7 @@ def random_adapters(network, layers, lora, rng):
     """Adapters that change something: both factors random, magnitudes near one."""
     return {
         name: (rng.normal(size=leaf.shape) * 0.3 + (name.endswith(MAGNITUDE))).astype(np.float32)
-        for name, leaf in adapter_shapes(network, layers, lora).items()
+        for name, leaf in lora_shapes(network, layers, lora).items()
     }
 
 
@@ -56,7 +56,7 @@ def test_a_broken_regex_is_named(micro):
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("targets", ["attention", "attention+ff+conv"])
 def test_beside_the_layer_equals_merged_into_it(targets, dora, micro, micro_params, rng):
-    lora = Lora(4, 0.5, dora)
+    lora = LoraSpec(4, 0.5, dora)
     layers = target_layers(micro.unet, "unet", targets)
     params = micro_params["unet"] | random_adapters(micro.unet, layers, lora, rng)
     call = inputs(micro, rng)
@@ -70,9 +70,9 @@ def test_beside_the_layer_equals_merged_into_it(targets, dora, micro, micro_para
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 def test_fresh_adapters_change_nothing(dora, micro, micro_params, rng):
-    lora = Lora(4, 1.0, dora)
-    shapes = adapter_shapes(micro.unet, target_layers(micro.unet, "unet", "attention+ff+conv"), lora)
-    fresh = initial_adapters(micro_params["unet"], shapes, seed=0)
+    lora = LoraSpec(4, 1.0, dora)
+    shapes = lora_shapes(micro.unet, target_layers(micro.unet, "unet", "attention+ff+conv"), lora)
+    fresh = init_lora(micro_params["unet"], shapes, seed=0)
     call = inputs(micro, rng)
     beside = jax.jit(lambda p: with_adapters(micro.unet, lora).bind(p)(*call))(micro_params["unet"] | fresh)
     plain = jax.jit(lambda p: micro.unet.bind(p)(*call))(micro_params["unet"])
@@ -80,16 +80,16 @@ def test_fresh_adapters_change_nothing(dora, micro, micro_params, rng):
 
 
 def test_alpha_defaults_to_the_rank_and_rslora_divides_by_its_root():
-    assert lora_of(16, None, rslora=False, dora=False).scale == 1.0
-    assert lora_of(16, 8.0, rslora=False, dora=False).scale == 0.5
-    assert lora_of(16, 8.0, rslora=True, dora=False).scale == 2.0
+    assert lora_spec(16, None, rslora=False, dora=False).scale == 1.0
+    assert lora_spec(16, 8.0, rslora=False, dora=False).scale == 0.5
+    assert lora_spec(16, 8.0, rslora=True, dora=False).scale == 2.0
 
 
 def test_only_the_adapters_are_trained_and_kept(micro, micro_params, mesh):
     made = setup(micro, micro_params, mesh, (2, 2), lora={"rank": 4, "targets": "attention+ff"}, learning_rate=1e-3)
     frozen_before = jax.device_get(made.frozen)
     state, _ = run(*made, [3])
-    assert all(name.endswith((DOWN, UP)) for name in state.params)
+    assert all(name.endswith((LORA_A, LORA_B)) for name in state.params)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(made.frozen), frozen_before)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert size < 0.7 * sum(value.nbytes for value in micro_params["unet"].values())

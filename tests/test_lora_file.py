@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 from jaxbooth.errors import UserError
 from jaxbooth.export.reader_notes import kohya_is_read
 from jaxbooth.models.config import UNetConfig, read_config
-from jaxbooth.params import Network
+from jaxbooth.params import ModuleDef
 from jaxbooth.weights.lora.names import LORA_COMPONENTS, kohya_name
 from jaxbooth.weights.lora.read import LoraWeights, read_lora, to_adapters, write_kohya, write_peft
 from jaxbooth.weights.names import import_axes
@@ -53,7 +53,7 @@ def torch_pipeline(family: str) -> diffusers.DiffusionPipeline:
 
 
 @functools.cache
-def structure(family: str) -> tuple[dict[str, Network], UNetConfig]:
+def structure(family: str) -> tuple[dict[str, ModuleDef], UNetConfig]:
     """The networks' kernels as PyTorch has them (tests/test_models.py holds the two sets of names equal)."""
     networks = {}
     for component, module in trainable(torch_pipeline(family)).items():
@@ -66,7 +66,7 @@ def structure(family: str) -> tuple[dict[str, Network], UNetConfig]:
             name: jax.ShapeDtypeStruct([weight.shape[axis] for axis in import_axes(name, weight.ndim)], np.float32)
             for name, weight in kernels.items()
         }
-        networks[component] = Network(None, {}, shapes)
+        networks[component] = ModuleDef(None, {}, shapes)
     return networks, read_config(UNetConfig, UNETS[family], "unet/config.json")
 
 

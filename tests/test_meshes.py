@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxbooth.base.sampling import Painter, Settings
-from jaxbooth.sharding import make_mesh, row_shards
+from jaxbooth.sharding import batch_shards, make_mesh
 from tests.training import run, setup
 
 MESHES = [pytest.param((8, 1, 1), marks=pytest.mark.slow), pytest.param((2, 4, 1), marks=pytest.mark.slow), (2, 2, 2)]
@@ -55,7 +55,7 @@ def test_class_pictures_are_the_same_bytes_on_any_mesh(micro, micro_params, mesh
     settings, prompts = Settings("ddpm", 3, 3.0, 64), ["an emoji of a cat"] * 16
 
     def draw(mesh):  # two pictures on each device, as for class images
-        return Painter(micro, mesh, settings, 2 * row_shards(mesh))(micro_params, prompts, 1, range(16))
+        return Painter(micro, mesh, settings, 2 * batch_shards(mesh))(micro_params, prompts, 1, range(16))
 
     one = draw(mesh)
     assert len({picture.tobytes() for picture in one}) == 16

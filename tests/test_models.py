@@ -23,10 +23,10 @@ from jaxbooth.models.config import (
     ViTConfig,
     read_config,
 )
-from jaxbooth.models.layers import Make
+from jaxbooth.models.layers import Layers
 from jaxbooth.models.unet import AddedConditions, UNet2DConditionModel
 from jaxbooth.models.vae import AutoencoderKL
-from jaxbooth.params import describe
+from jaxbooth.params import abstract_module
 from tests.torch_parity import TOLERANCE, from_torch, params_from_torch, relative_error, to_torch
 
 SD1 = {
@@ -77,7 +77,7 @@ def seeded() -> None:
 
 def unet_outputs(reference: torch.nn.Module, raw: dict, rng: np.random.Generator, remat: str = "none"):
     config = read_config(UNetConfig, raw, "unet/config.json")
-    network = describe(lambda rngs: UNet2DConditionModel(config, Make(rngs)))
+    network = abstract_module(lambda rngs: UNet2DConditionModel(config, Layers(rngs)))
     sample = rng.normal(size=(2, 16, 16, 4)).astype(np.float32)
     text = rng.normal(size=(2, 7, config.text_width)).astype(np.float32)
     timesteps = np.array([3, 871])
@@ -115,7 +115,7 @@ def test_remat_does_not_change_the_output(rng):
 
 def check_vae(reference: diffusers.AutoencoderKL, rng: np.random.Generator) -> None:
     config = read_config(VAEConfig, dict(reference.config), "vae/config.json")
-    network = describe(lambda rngs: AutoencoderKL(config, Make(rngs)))
+    network = abstract_module(lambda rngs: AutoencoderKL(config, Layers(rngs)))
     params = params_from_torch(reference, network)
     pixels = rng.uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
     latents = rng.normal(size=(2, 8, 8, 4)).astype(np.float32)
@@ -139,7 +139,7 @@ def test_trained_vae_equals_diffusers(rng):
 
 def check_clip(reference: transformers.CLIPTextModel, rng: np.random.Generator) -> None:
     config = read_config(CLIPTextConfig, reference.config.to_dict(), "text_encoder/config.json")
-    network = describe(lambda rngs: CLIPTextModel(config, Make(rngs)))
+    network = abstract_module(lambda rngs: CLIPTextModel(config, Layers(rngs)))
     ids = rng.integers(0, config.vocab_size, (3, config.max_position_embeddings)).astype(np.int32)
 
     def last_hidden_state(params):
@@ -172,7 +172,7 @@ def test_bfloat16_unet_stays_near_float32(rng):
     text = rng.normal(size=(1, 7, 24)).astype(np.float32)
     outputs = []
     for dtype in (np.float32, jax.numpy.bfloat16):
-        network = describe(lambda rngs, dtype=dtype: UNet2DConditionModel(config, Make(rngs, dtype)))
+        network = abstract_module(lambda rngs, dtype=dtype: UNet2DConditionModel(config, Layers(rngs, dtype)))
         params = params_from_torch(reference, network)
         outputs.append(np.asarray(jax.jit(network.bind(params))(sample, np.array([500]), text)))
     assert 1e-4 < relative_error(outputs[1], outputs[0]) < 5e-2  # 8 bits of mantissa
@@ -300,4 +300,4 @@ def test_values_that_do_not_fit_each_other_are_named(kind, changes, named):
 def test_an_unknown_block_type_is_named():
     config = read_config(UNetConfig, SD1 | {"down_block_types": ["AttnDownBlock2D"] * 4}, "config.json")
     with pytest.raises(UserError, match="AttnDownBlock2D"):
-        describe(lambda rngs: UNet2DConditionModel(config, Make(rngs)))
+        abstract_module(lambda rngs: UNet2DConditionModel(config, Layers(rngs)))

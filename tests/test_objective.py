@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers.training_utils import compute_snr
 
-from jaxbooth.diffusion.loss import Batch, Loss, reduce_rows, row_losses, timestep_weight
+from jaxbooth.diffusion.loss import Batch, LossSpec, reduce_rows, row_losses, timestep_weight
 from jaxbooth.diffusion.schedule import convert, read_schedule
 from tests.torch_parity import relative_error
 
@@ -89,29 +89,29 @@ def test_weights_of_a_v_network_vanish_at_zero_terminal_snr(weighting):
 def test_the_papers_weighted_x_space_loss_is_the_epsilon_space_loss(rng):
     rows = batch(rng)
     output = rows.noise + 0.1
-    found = losses(rows, output, Loss("x0", "snr"))
-    np.testing.assert_allclose(found, losses(rows, output, Loss("epsilon")), rtol=2e-4)
+    found = losses(rows, output, LossSpec("x0", "snr"))
+    np.testing.assert_allclose(found, losses(rows, output, LossSpec("epsilon")), rtol=2e-4)
 
 
 @pytest.mark.parametrize("weighting", ["min_snr", "debiased", "vlb", "snr"])
 def test_a_weighting_means_the_same_in_every_space(weighting, rng):
     rows = batch(rng)
     output = rows.noise + 0.1
-    reference = losses(rows, output, Loss("epsilon", weighting))
+    reference = losses(rows, output, LossSpec("epsilon", weighting))
     for space in ("x0", "v"):
-        np.testing.assert_allclose(losses(rows, output, Loss(space, weighting)), reference, rtol=2e-4)
+        np.testing.assert_allclose(losses(rows, output, LossSpec(space, weighting)), reference, rtol=2e-4)
 
 
 def test_each_kind_of_row_has_its_own_weighting(rng):
     rows = batch(rng, MIXED)
     output = rows.noise + 0.1
-    found = losses(rows, output, Loss("epsilon", "min_snr", prior_weighting="uniform"))
+    found = losses(rows, output, LossSpec("epsilon", "min_snr", prior_weighting="uniform"))
     np.testing.assert_allclose(found, 0.01 * np.where(MIXED, 1, np.minimum(SNR, 5) / SNR), rtol=1e-5)
 
 
 def test_prior_rows_follow_the_instance_weighting_unless_told_otherwise(rng):
     rows = batch(rng, MIXED)
-    found = losses(rows, rows.noise + 0.1, Loss("epsilon", "min_snr"))
+    found = losses(rows, rows.noise + 0.1, LossSpec("epsilon", "min_snr"))
     np.testing.assert_allclose(found, 0.01 * np.minimum(SNR, 5) / SNR, rtol=1e-5)
 
 
@@ -125,12 +125,12 @@ def test_huber_is_the_published_pseudo_huber(c, rng):
     output = rows.noise + difference
     error = torch.from_numpy(np.asarray(output - rows.noise, np.float64))
     expected = (2 * c * (torch.sqrt(error**2 + c**2) - c)).mean((1, 2, 3))
-    np.testing.assert_allclose(losses(rows, output, Loss("epsilon", kind="huber", huber_c=c)), expected, rtol=1e-5)
+    np.testing.assert_allclose(losses(rows, output, LossSpec("epsilon", kind="huber", huber_c=c)), expected, rtol=1e-5)
 
 
 def test_huber_is_squared_for_small_errors_and_linear_for_large_ones(rng):
     rows = batch(rng)._replace(noise=jnp.zeros((5, 4, 4, 4)))
-    loss = Loss("epsilon", kind="huber", huber_c=0.1)
+    loss = LossSpec("epsilon", kind="huber", huber_c=0.1)
     np.testing.assert_allclose(losses(rows, rows.noise + 1e-4, loss), 1e-8, rtol=1e-5)
     np.testing.assert_allclose(losses(rows, rows.noise + 1e3, loss), 2 * 0.1 * 1e3 - 2 * 0.1**2, rtol=1e-5)
 
@@ -140,7 +140,7 @@ def test_a_perfect_prediction_of_any_kind_costs_nothing(rng):
     noisy = SCHEDULE.add_noise(rows.latents, rows.noise, T)
     for kind in KINDS:
         output = convert(rows.noise, "epsilon", kind, noisy, SCHEDULE.alpha(T), SCHEDULE.sigma(T))
-        assert losses(rows, output, Loss(kind), schedule_of(kind)).max() < 1e-4
+        assert losses(rows, output, LossSpec(kind), schedule_of(kind)).max() < 1e-4
 
 
 # Masks
@@ -153,7 +153,7 @@ def test_a_masked_loss_is_the_loss_of_the_cropped_region(kind, rng):
     mask[inside] = 1
     rows, output = batch(rng, mask=mask), normal(rng)
     cropped = rows._replace(latents=rows.latents[inside], noise=rows.noise[inside], mask=None)
-    loss = Loss("x0", "min_snr", kind=kind)
+    loss = LossSpec("x0", "min_snr", kind=kind)
     np.testing.assert_allclose(losses(rows, output, loss), losses(cropped, output[inside], loss), rtol=1e-5)
 
 
@@ -162,22 +162,22 @@ def test_a_soft_mask_is_a_weighted_mean_over_pixels(rng):
     rows, output = batch(rng, mask=mask), normal(rng)
     error = np.asarray(output - rows.noise, np.float64) ** 2
     expected = (mask[..., 0] * error.mean(-1)).sum((1, 2)) / mask.sum((1, 2, 3))
-    np.testing.assert_allclose(losses(rows, output, Loss("epsilon")), expected, rtol=1e-5)
+    np.testing.assert_allclose(losses(rows, output, LossSpec("epsilon")), expected, rtol=1e-5)
 
 
 def test_a_mask_of_ones_changes_nothing(rng):
     rows, output = batch(rng), normal(rng)
     masked = rows._replace(mask=np.ones((5, 4, 4, 1), np.float32))
-    np.testing.assert_allclose(losses(masked, output, Loss("v")), losses(rows, output, Loss("v")), rtol=1e-6)
+    np.testing.assert_allclose(losses(masked, output, LossSpec("v")), losses(rows, output, LossSpec("v")), rtol=1e-6)
 
 
 def test_an_empty_mask_costs_nothing_and_has_no_gradient(rng):
     mask = np.ones((5, 4, 4, 1), np.float32)
     mask[2] = 0
     rows, output = batch(rng, mask=mask), normal(rng)
-    value, grad = jax.value_and_grad(total)(output, rows, Loss("epsilon", kind="huber"))
+    value, grad = jax.value_and_grad(total)(output, rows, LossSpec("epsilon", kind="huber"))
     assert np.isfinite(value)
-    assert losses(rows, output, Loss("epsilon"))[2] == 0
+    assert losses(rows, output, LossSpec("epsilon"))[2] == 0
     assert (grad[2] == 0).all()
     assert (grad[3] != 0).all()
 
@@ -194,27 +194,29 @@ def total(output, rows, loss, schedule=SCHEDULE, frozen=None):
 def test_a_frozen_prediction_in_the_networks_own_space_is_a_plain_target(kind, rng):
     rows, output, frozen = batch(rng, MIXED), normal(rng), normal(rng)
     expected = np.mean(np.square(np.asarray(output, np.float64) - np.asarray(frozen, np.float64)), axis=(1, 2, 3))
-    found = losses(rows, output, Loss(kind), schedule_of(kind), frozen)
+    found = losses(rows, output, LossSpec(kind), schedule_of(kind), frozen)
     np.testing.assert_allclose(found[MIXED], expected[MIXED], rtol=1e-5)
 
 
 def test_a_frozen_prediction_does_not_touch_instance_rows(rng):
     rows, output, frozen = batch(rng, MIXED), normal(rng), normal(rng)
-    found, plain = losses(rows, output, Loss("x0"), frozen=frozen), losses(rows, output, Loss("x0"))
+    found, plain = losses(rows, output, LossSpec("x0"), frozen=frozen), losses(rows, output, LossSpec("x0"))
     np.testing.assert_array_equal(found[~MIXED], plain[~MIXED])
     assert (found[MIXED] != plain[MIXED]).all()
 
 
 def test_no_gradient_passes_through_the_frozen_prediction(rng):
     rows, output, frozen = batch(rng, MIXED), normal(rng), normal(rng)
-    by_output, by_frozen = jax.grad(lambda a, b: total(a, rows, Loss("v"), SCHEDULE, b), argnums=(0, 1))(output, frozen)
+    by_output, by_frozen = jax.grad(lambda a, b: total(a, rows, LossSpec("v"), SCHEDULE, b), argnums=(0, 1))(
+        output, frozen
+    )
     assert (by_frozen == 0).all()
     assert (by_output != 0).all()
 
 
 def test_a_prior_row_where_the_frozen_model_stands_is_at_rest(rng):
     rows, output = batch(rng, MIXED), normal(rng)
-    grad = jax.grad(total)(output, rows, Loss("v"), SCHEDULE, output)
+    grad = jax.grad(total)(output, rows, LossSpec("v"), SCHEDULE, output)
     assert (grad[MIXED] == 0).all()
     assert (grad[~MIXED] != 0).all()
 
@@ -254,7 +256,7 @@ def torch_total(output, rows, kind, space, frozen):
 def test_value_and_gradient_equal_pytorchs(kind, space, rng):
     rows = batch(rng, MIXED, np.where(MIXED, 0.3, 0.5), rng.uniform(size=(5, 4, 4, 1)).astype(np.float32))
     output, frozen = normal(rng), normal(rng)
-    loss = Loss(space, "min_snr", "debiased", snr_gamma=5.0, kind="huber", huber_c=0.5)
+    loss = LossSpec(space, "min_snr", "debiased", snr_gamma=5.0, kind="huber", huber_c=0.5)
     value, grad = jax.value_and_grad(total)(output, rows, loss, schedule_of(kind), frozen)
     leaf = torch.tensor(np.asarray(output, np.float64), requires_grad=True)
     expected = torch_total(leaf, rows, kind, space, torch.tensor(np.asarray(frozen, np.float64)))

@@ -4,15 +4,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxbooth.models.layers import Make
-from jaxbooth.params import cast_matrices, describe, with_prefix, without_prefix
+from jaxbooth.models.layers import Layers
+from jaxbooth.params import abstract_module, cast_matrices, with_prefix, without_prefix
 
 
 class Stack(nnx.Module):
     """Twelve layers that do not commute."""
 
-    def __init__(self, make: Make):
-        self.layers = nnx.List([make.linear(1, 1) for _ in range(12)])
+    def __init__(self, layers: Layers):
+        self.layers = nnx.List([layers.linear(1, 1) for _ in range(12)])
 
     def __call__(self, x):
         for layer in self.layers:
@@ -21,11 +21,11 @@ class Stack(nnx.Module):
 
 
 def build(rngs):
-    return Stack(Make(rngs))
+    return Stack(Layers(rngs))
 
 
 def test_layers_keep_their_order_beyond_ten():
-    network = describe(build)
+    network = abstract_module(build)
     params = {}
     for index in range(12):
         params[f"layers.{index}.kernel"] = jnp.full((1, 1), 2.0)
@@ -37,7 +37,7 @@ def test_layers_keep_their_order_beyond_ten():
 
 
 def test_describing_allocates_names_and_shapes_only():
-    network = describe(build)
+    network = abstract_module(build)
     assert network.shapes["layers.11.kernel"].shape == (1, 1)
     assert len(network.shapes) == 24
 

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxbooth.models.attention import attention
 from jaxbooth.plan.hlo import collectives
 from jaxbooth.plan.uncounted_flops import hidden_flops
-from jaxbooth.sharding import make_mesh, tracing_for
+from jaxbooth.sharding import make_mesh, mesh_context
 
 TPU_TEXT = """
 HloModule jit_run, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
@@ -93,7 +93,7 @@ def test_a_loop_whose_length_is_data_has_the_turns_that_it_is_said_to_take():
 
 
 def attend(query):
-    with tracing_for(make_mesh(devices=jax.devices()[:1])):
+    with mesh_context(make_mesh(devices=jax.devices()[:1])):
         return jax.value_and_grad(lambda q: attention(q, q, q).astype(jnp.float32).sum())(query)
 
 

@@ -12,10 +12,10 @@ import transformers
 
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.base.model import Base
-from jaxbooth.models.attention_kernels import plain_attention, query_chunked_attention
-from jaxbooth.models.layers import Make
+from jaxbooth.models.attention_kernels import chunked_attention, xla_attention
+from jaxbooth.models.layers import Layers
 from jaxbooth.models.unet import UNet2DConditionModel
-from jaxbooth.params import cast_matrices, describe
+from jaxbooth.params import abstract_module, cast_matrices
 from jaxbooth.storage.text import read_json
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.step import gradients, make_batch, make_dispatch
@@ -32,7 +32,7 @@ LIKE_TORCH = 1.2  # times torch's error: rounding is as good as random, and mean
 @pytest.fixture(scope="module")
 def short(micro) -> Base:
     """`micro` in bfloat16."""
-    network = describe(lambda rngs: UNet2DConditionModel(micro.unet_config, Make(rngs, jnp.bfloat16)))
+    network = abstract_module(lambda rngs: UNet2DConditionModel(micro.unet_config, Layers(rngs, jnp.bfloat16)))
     return dataclasses.replace(Base.read(DEMO_MODEL, "bfloat16"), unet_config=micro.unet_config, unet=network)
 
 
@@ -135,7 +135,7 @@ def test_gradients_of_keys_and_values_are_summed_over_chunks_in_float32(rng):
     def grads(form):
         return jax.jit(jax.grad(lambda *args: jnp.sum(form(*args) * weights, dtype=jnp.float32), (1, 2)))
 
-    whole = grads(plain_attention)(*(x.astype(jnp.float32) for x in (query, key, value)))
-    parts = grads(lambda *args: query_chunked_attention(*args, longest=1))(query, key, value)
+    whole = grads(xla_attention)(*(x.astype(jnp.float32) for x in (query, key, value)))
+    parts = grads(lambda *args: chunked_attention(*args, longest=1))(query, key, value)
     for found, expected in zip(parts, whole, strict=True):
         assert np.linalg.norm(np.float32(found) - expected) < 5e-3 * np.linalg.norm(expected)

@@ -18,9 +18,9 @@ from jaxbooth.models.config import (
     read_clip_config,
     read_config,
 )
-from jaxbooth.models.layers import Make
+from jaxbooth.models.layers import Layers
 from jaxbooth.models.vit import VisionTransformer
-from jaxbooth.params import Network, describe
+from jaxbooth.params import ModuleDef, abstract_module
 from jaxbooth.weights.names import (
     RENAMED_IN_CLIP_MODELS,
     RENAMED_IN_VISION_TRANSFORMERS,
@@ -85,14 +85,14 @@ def model_of(config: Any) -> torch.nn.Module:
     return kind(config)
 
 
-def network_of(config: Any) -> tuple[Network, Any]:
+def network_of(config: Any) -> tuple[ModuleDef, Any]:
     """Returns jaxbooth's structure of a model and how its names are read."""
     raw = config.to_dict()
     if isinstance(config, transformers.CLIPConfig):
         clip = read_clip_config(raw, "config.json")
-        return describe(lambda rngs: CLIPModel(clip, Make(rngs))), RENAMED_IN_CLIP_MODELS
+        return abstract_module(lambda rngs: CLIPModel(clip, Layers(rngs))), RENAMED_IN_CLIP_MODELS
     seen = read_config(ViTConfig if config.model_type == "vit" else Dinov2Config, raw, "config.json")
-    return describe(lambda rngs: VisionTransformer(seen, Make(rngs))), RENAMED_IN_VISION_TRANSFORMERS
+    return abstract_module(lambda rngs: VisionTransformer(seen, Layers(rngs))), RENAMED_IN_VISION_TRANSFORMERS
 
 
 def torch_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:

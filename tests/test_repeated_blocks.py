@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import pytest
 
 from jaxbooth.models.config import UNetConfig
-from jaxbooth.models.layers import Make
-from jaxbooth.models.lora import adapter_shapes, lora_of, target_layers, with_adapters
+from jaxbooth.models.layers import Layers
+from jaxbooth.models.lora import lora_shapes, lora_spec, target_layers, with_adapters
 from jaxbooth.models.remat import REMATS
 from jaxbooth.models.unet import UNet2DConditionModel
-from jaxbooth.params import describe
-from jaxbooth.sharding import make_mesh, tracing_for
+from jaxbooth.params import abstract_module
+from jaxbooth.sharding import make_mesh, mesh_context
 
 SHALLOW, DEEP = 2, 5
 WIDTH, CONTEXT = 64, 24
@@ -29,15 +29,15 @@ def program(layers, remat="none", targets=None, sizes=(8, 1, 1)):
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=4, transformer_layers_per_block=(1, layers),
     )  # fmt: skip
-    network = describe(lambda rngs: UNet2DConditionModel(config, Make(rngs)))
+    network = abstract_module(lambda rngs: UNet2DConditionModel(config, Layers(rngs)))
     shapes = network.shapes
     if targets:
-        lora = lora_of(rank=4, alpha=None, rslora=False, dora=False)
-        shapes = shapes | adapter_shapes(network, target_layers(network, "unet", targets), lora)
+        lora = lora_spec(rank=4, alpha=None, rslora=False, dora=False)
+        shapes = shapes | lora_shapes(network, target_layers(network, "unet", targets), lora)
         network = with_adapters(network, lora)
 
     def loss(params, sample, timesteps, context):
-        with tracing_for(make_mesh(*sizes)):
+        with mesh_context(make_mesh(*sizes)):
             return jnp.sum(network.bind(params)(sample, timesteps, context, remat=remat))
 
     inputs = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 8, 8, 4), (8,), (8, 6, CONTEXT)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from jaxbooth.diffusion.samplers import SAMPLERS, make_grid
+from jaxbooth.diffusion.samplers import SAMPLERS, make_timestep_grid
 from jaxbooth.diffusion.schedule import convert, read_schedule
 from jaxbooth.errors import UserError
 
@@ -57,7 +57,7 @@ def step_with_noise(scheduler, output, timestep, z, draws):
 
 def our_path(name: str, raw: dict, latents: np.ndarray, noise: np.ndarray) -> list[np.ndarray]:
     schedule = read_schedule(raw)
-    grid, drawn = make_grid(schedule, name, STEPS), jnp.asarray(noise, jnp.float32)
+    grid, drawn = make_timestep_grid(schedule, name, STEPS), jnp.asarray(noise, jnp.float32)
 
     def denoise(z, point):
         output = network(z, point.timestep)
@@ -104,7 +104,7 @@ def test_the_grid_of_every_number_of_steps_is_that_of_diffusers(name, spacing, t
             assert expected[-1] == -1
             expected, too_long = expected[:-1], too_long + 1
         expected = np.minimum(expected, total - 1)  # an offset can lead beyond the last one
-        points = make_grid(schedule, name, steps).points
+        points = make_timestep_grid(schedule, name, steps).points
         np.testing.assert_allclose(points.timestep[:steps], expected, rtol=1e-6, err_msg=f"{steps} steps")
         level = points.sigma[:steps] / points.alpha[:steps]
         np.testing.assert_allclose(level, levels_of(scheduler, expected), rtol=1e-4, err_msg=f"{steps} steps")
@@ -125,7 +125,7 @@ def levels_of(scheduler, timesteps: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("steps", [3, 20, 61])
 def test_the_first_noise_has_the_scale_of_diffusers(name, spacing, steps):
     raw = RAW | {"steps_offset": 1} | ({"timestep_spacing": spacing} if spacing else {})
-    scheduler, grid = CLASSES[name].from_config(raw), make_grid(read_schedule(raw), name, steps)
+    scheduler, grid = CLASSES[name].from_config(raw), make_timestep_grid(read_schedule(raw), name, steps)
     scheduler.set_timesteps(steps)
     to_z = float(grid.points.alpha[0]) if name in KARRAS else 1
     assert float(grid.init_noise_sigma) == pytest.approx(to_z * float(scheduler.init_noise_sigma), rel=1e-6)
@@ -134,7 +134,7 @@ def test_the_first_noise_has_the_scale_of_diffusers(name, spacing, steps):
 @pytest.mark.parametrize(("spacing", "steps"), [("trailing", 7), ("trailing", 30), ("linspace", 20)])
 def test_a_ddim_step_ends_where_the_next_one_starts(spacing, steps):
     schedule = read_schedule(RAW | {"timestep_spacing": spacing})
-    points = make_grid(schedule, "ddim", steps).points
+    points = make_timestep_grid(schedule, "ddim", steps).points
     np.testing.assert_array_equal(points.next_alpha[: steps - 1], points.alpha[1:steps])
     ends_of_diffusers = np.maximum(points.timestep[:steps] - 1000 // steps, 0)
     assert (ends_of_diffusers[: steps - 1] != points.timestep[1:steps]).any()
@@ -142,7 +142,7 @@ def test_a_ddim_step_ends_where_the_next_one_starts(spacing, steps):
 
 def test_a_step_of_no_length_does_no_harm(rng):
     schedule = read_schedule(RAW | {"timestep_spacing": "leading", "steps_offset": 1})
-    grid, answer = make_grid(schedule, "dpmpp_2m", 999), jnp.asarray(rng.normal(size=SHAPE), jnp.float32)
+    grid, answer = make_timestep_grid(schedule, "dpmpp_2m", 999), jnp.asarray(rng.normal(size=SHAPE), jnp.float32)
     assert grid.points.timestep[0] == grid.points.timestep[1] == 999
     start = jnp.asarray(rng.normal(size=SHAPE), jnp.float32)
 
@@ -166,7 +166,7 @@ def test_a_denoiser_that_knows_the_answer_is_followed_to_it(name, rng):
     answer = jnp.asarray(rng.normal(size=SHAPE), jnp.float32)
     schedule = read_schedule(RAW)
     noise = jnp.asarray(rng.normal(size=(STEPS, *SHAPE)), jnp.float32)
-    grid = make_grid(schedule, name, STEPS)
+    grid = make_timestep_grid(schedule, name, STEPS)
     found = SAMPLERS[name].run(lambda z, point: answer, noise[0], grid, lambda i: noise[i], schedule)
     np.testing.assert_allclose(found, answer, atol=1e-5)
 
@@ -174,4 +174,4 @@ def test_a_denoiser_that_knows_the_answer_is_followed_to_it(name, rng):
 @pytest.mark.parametrize("steps", [0, 1000])
 def test_step_counts_out_of_range_are_refused(steps):
     with pytest.raises(UserError, match=f"--steps {steps} is out of range"):
-        make_grid(read_schedule(RAW), "ddim", steps)
+        make_timestep_grid(read_schedule(RAW), "ddim", steps)

@@ -11,7 +11,7 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
-from jaxbooth.diffusion.schedule import Schedule, convert, read_schedule, target_of
+from jaxbooth.diffusion.schedule import NoiseSchedule, convert, read_schedule, training_target
 from jaxbooth.errors import UserError
 
 SPACES = ("epsilon", "x0", "v")
@@ -71,7 +71,7 @@ def test_v_target_equals_diffusers(rng):
     timesteps = np.array([0, 500, 999])
     schedule = read_schedule({})
     expected = DDPMScheduler().get_velocity(*map(torch.tensor, (latents, noise)), torch.tensor(timesteps))
-    found = target_of("v", latents, noise, schedule.alpha(timesteps), schedule.sigma(timesteps))
+    found = training_target("v", latents, noise, schedule.alpha(timesteps), schedule.sigma(timesteps))
     np.testing.assert_allclose(found, expected.numpy(), atol=2e-6)
 
 
@@ -81,10 +81,10 @@ def test_conversions_map_targets_onto_targets(source, target, rng):
     schedule, timesteps = read_schedule({}), np.array([20, 500, 900])
     alpha, sigma = schedule.alpha(timesteps), schedule.sigma(timesteps)
     noisy = schedule.add_noise(latents, noise, timesteps)
-    value = target_of(source, latents, noise, alpha, sigma)
+    value = training_target(source, latents, noise, alpha, sigma)
     found = convert(value, source, target, noisy, alpha, sigma)
     # the worst case divides by alpha = 0.016 or sigma = 0.07
-    np.testing.assert_allclose(found, target_of(target, latents, noise, alpha, sigma), atol=3e-5)
+    np.testing.assert_allclose(found, training_target(target, latents, noise, alpha, sigma), atol=3e-5)
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(SPACES)))
@@ -98,7 +98,7 @@ def test_conversions_close_their_cycles(order, rng):
 
 
 def test_snr_is_alpha_squared_over_sigma_squared():
-    schedule = Schedule(np.array([0.8, 0.5, 0.2]), "epsilon")
+    schedule = NoiseSchedule(np.array([0.8, 0.5, 0.2]), "epsilon")
     np.testing.assert_allclose(schedule.snr(np.arange(3)), [4.0, 1.0, 0.25], rtol=1e-6)
 
 

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxbooth.errors import UserError
-from jaxbooth.sharding import arrange, check_heads, make_mesh, partition, row_shards, shardings_like
+from jaxbooth.sharding import arrange, batch_shards, check_heads, make_mesh, partition_spec, shardings_like
 
 
 def test_data_takes_what_the_other_axes_leave():
@@ -80,33 +80,33 @@ def test_devices_of_a_host_hold_the_pieces_of_one_model():
 
 def test_embeddings_are_split_along_their_width():
     mesh = make_mesh(data=1, fsdp=8)
-    assert partition("embeddings.token_embedding.embedding", (49408, 768), mesh) == P(None, "fsdp")
+    assert partition_spec("embeddings.token_embedding.embedding", (49408, 768), mesh) == P(None, "fsdp")
 
 
 def test_a_gates_two_halves_are_stored_in_one_piece():
     mesh = make_mesh(data=1, fsdp=2, tensor=4)
-    assert partition("b.ff.net.0.proj.kernel", (320, 2560), mesh) == P("fsdp", None)
-    assert partition("b.ff.net.0.proj.bias", (2560 * 4,), mesh) == P(None)
+    assert partition_spec("b.ff.net.0.proj.kernel", (320, 2560), mesh) == P("fsdp", None)
+    assert partition_spec("b.ff.net.0.proj.bias", (2560 * 4,), mesh) == P(None)
 
 
 def test_fsdp_takes_the_largest_divisible_dimension():
     mesh = make_mesh(data=1, fsdp=8)
-    assert partition("a.kernel", (3, 3, 320, 640), mesh) == P(None, None, None, "fsdp")
-    assert partition("a.kernel", (3, 3, 641, 320), mesh) == P(None, None, None, "fsdp")
+    assert partition_spec("a.kernel", (3, 3, 320, 640), mesh) == P(None, None, None, "fsdp")
+    assert partition_spec("a.kernel", (3, 3, 641, 320), mesh) == P(None, None, None, "fsdp")
 
 
 def test_small_parameters_are_replicated():
-    assert partition("a.bias", (320,), make_mesh(data=1, fsdp=8)) == P(None)
+    assert partition_spec("a.bias", (320,), make_mesh(data=1, fsdp=8)) == P(None)
 
 
 def test_tensor_splits_outputs_going_in_and_inputs_coming_out():
     mesh = make_mesh(data=1, fsdp=2, tensor=4)
-    assert partition("b.attn1.to_q.kernel", (320, 320), mesh) == P("fsdp", "tensor")
-    assert partition("b.attn1.to_out.0.kernel", (320, 320), mesh) == P("tensor", "fsdp")
+    assert partition_spec("b.attn1.to_q.kernel", (320, 320), mesh) == P("fsdp", "tensor")
+    assert partition_spec("b.attn1.to_out.0.kernel", (320, 320), mesh) == P("tensor", "fsdp")
 
 
 def test_rows_go_over_data_and_fsdp():
-    assert row_shards(make_mesh(data=2, fsdp=4)) == 8
+    assert batch_shards(make_mesh(data=2, fsdp=4)) == 8
 
 
 def test_optimizer_moments_live_where_their_parameter_does():

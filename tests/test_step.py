@@ -10,9 +10,9 @@ import pytest
 
 from jaxbooth.base.text_encoder import Text
 from jaxbooth.data.latents import Rows, gather_latents, gather_text, index_in_epochs
-from jaxbooth.models.layers import Make
+from jaxbooth.models.layers import Layers
 from jaxbooth.models.unet import UNet2DConditionModel
-from jaxbooth.params import describe
+from jaxbooth.params import abstract_module
 from jaxbooth.sharding import make_mesh
 from jaxbooth.training.layout import filling_batch_size, pick_rows, plan_rows
 from jaxbooth.training.state import result_params
@@ -216,7 +216,7 @@ def test_schedule_free_is_evaluated_at_its_average(micro, micro_params, mesh):
 
 
 def test_bfloat16_compute_stays_near_float32(plain, micro, micro_params, mesh):
-    unet = describe(lambda rngs: UNet2DConditionModel(micro.unet_config, Make(rngs, jnp.bfloat16)))
+    unet = abstract_module(lambda rngs: UNet2DConditionModel(micro.unet_config, Layers(rngs, jnp.bfloat16)))
     half = dataclasses.replace(micro, unet=unet, dtype=jnp.dtype("bfloat16"))
     losses, grads = losses_and_gradients(half, micro_params, mesh, (4, 2))
     expected, expected_grads = plain

@@ -8,7 +8,7 @@ import peft
 import pytest
 import torch
 
-from jaxbooth.models.lora import DOWN, MAGNITUDE, UP
+from jaxbooth.models.lora import LORA_A, LORA_B, MAGNITUDE
 from jaxbooth.training.step import make_batch
 from jaxbooth.weights.names import export_array
 from tests.test_torch_step import torch_loss
@@ -19,8 +19,8 @@ STEPS, ROWS, PRIOR_WEIGHT, RATE, RANK, ALPHA = 10, (2, 2), 0.7, 1e-4, 4, 2.0
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "ff.net.2"]
 REGEX = r"unet\.(.*\.)(" + "|".join(target.replace(".", r"\.") for target in TARGETS) + ")"
 PEFT_NAMES = {
-    DOWN: "lora_A.default.weight",
-    UP: "lora_B.default.weight",
+    LORA_A: "lora_A.default.weight",
+    LORA_B: "lora_B.default.weight",
     MAGNITUDE: "lora_magnitude_vector.default.weight",
 }
 

@@ -9,10 +9,10 @@ import transformers
 from jaxbooth.errors import UserError
 from jaxbooth.models.clip_model import CLIPModel
 from jaxbooth.models.config import Dinov2Config, ViTConfig, read_clip_config, read_config
-from jaxbooth.models.layers import Make
+from jaxbooth.models.layers import Layers
 from jaxbooth.models.positions import cubic_weights
 from jaxbooth.models.vit import VisionTransformer
-from jaxbooth.params import describe
+from jaxbooth.params import abstract_module
 from jaxbooth.weights.names import RENAMED_IN_CLIP_MODELS, RENAMED_IN_VISION_TRANSFORMERS
 from tests.torch_parity import params_from_torch, relative_error, to_torch
 
@@ -46,7 +46,7 @@ def clip_in_torch(**text) -> transformers.CLIPModel:
 
 def in_jax(reference: transformers.CLIPModel):
     config = read_clip_config(reference.config.to_dict(), "config.json")
-    network = describe(lambda rngs: CLIPModel(config, Make(rngs)))
+    network = abstract_module(lambda rngs: CLIPModel(config, Layers(rngs)))
     return network, params_from_torch(reference, network, RENAMED_IN_CLIP_MODELS)
 
 
@@ -75,7 +75,7 @@ def test_clip_text_features_equal_transformers(end, rng):
 
 def vit_features(reference: torch.nn.Module, kind: type, pixels: np.ndarray) -> np.ndarray:
     config = read_config(kind, reference.config.to_dict(), "config.json")
-    network = describe(lambda rngs: VisionTransformer(config, Make(rngs)))
+    network = abstract_module(lambda rngs: VisionTransformer(config, Layers(rngs)))
     params = params_from_torch(reference, network, RENAMED_IN_VISION_TRANSFORMERS)
     return jax.jit(lambda p: network.bind(p)(pixels))(params)
 
@@ -113,4 +113,4 @@ def test_positions_are_resized_as_in_torch(entries, wanted, rng):
 def test_an_unknown_activation_is_named():
     config = read_config(ViTConfig, {"hidden_act": "swish"}, "config.json")
     with pytest.raises(UserError, match="hidden_act 'swish' is not supported"):
-        describe(lambda rngs: VisionTransformer(config, Make(rngs)))
+        abstract_module(lambda rngs: VisionTransformer(config, Layers(rngs)))

@@ -10,9 +10,9 @@ from safetensors.numpy import load_file, save_file
 
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.errors import UserError
-from jaxbooth.models.layers import Make
-from jaxbooth.params import Params, describe
-from jaxbooth.sharding import placement
+from jaxbooth.models.layers import Layers
+from jaxbooth.params import Params, abstract_module
+from jaxbooth.sharding import param_shardings
 from jaxbooth.storage.files import write_json
 from jaxbooth.weights.diffusers_read import find_tensors, load_component, read_weight_map
 from jaxbooth.weights.values import all_finite
@@ -21,13 +21,13 @@ from jaxbooth.weights.values import all_finite
 class Pair(nnx.Module):
     """A convolution, a 1x1 convolution and a linear layer."""
 
-    def __init__(self, make: Make):
-        self.conv = make.conv(2, 3)
-        self.proj_in = make.conv(2, 3, size=1)
-        self.to_q = make.linear(2, 3)
+    def __init__(self, layers: Layers):
+        self.conv = layers.conv(2, 3)
+        self.proj_in = layers.conv(2, 3, size=1)
+        self.to_q = layers.linear(2, 3)
 
 
-NETWORK = describe(lambda rngs: Pair(Make(rngs)))
+NETWORK = abstract_module(lambda rngs: Pair(Layers(rngs)))
 STORED = {
     "conv.weight": np.arange(54, dtype=np.float32).reshape(3, 2, 3, 3), "conv.bias": np.ones(3, np.float32),
     "proj_in.weight": np.arange(6, dtype=np.float32).reshape(3, 2, 1, 1), "proj_in.bias": np.ones(3, np.float32),
@@ -37,7 +37,7 @@ STORED = {
 
 def load(folder: Path, mesh, **changes: np.ndarray) -> Params:
     save_file(STORED | changes, folder / "model.safetensors")
-    return load_component(folder, NETWORK, placement(mesh), np.float32)
+    return load_component(folder, NETWORK, param_shardings(mesh), np.float32)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])

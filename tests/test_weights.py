@@ -15,7 +15,7 @@ from jaxbooth.assets import DEMO_CLIP, DEMO_MODEL
 from jaxbooth.base.model import Base
 from jaxbooth.errors import UserError
 from jaxbooth.params import Params
-from jaxbooth.sharding import make_mesh, partition, placement
+from jaxbooth.sharding import make_mesh, param_shardings, partition_spec
 from jaxbooth.storage.files import new_folder
 from jaxbooth.weights.component import Component, save_component
 from jaxbooth.weights.diffusers_read import load_component
@@ -26,7 +26,7 @@ UNET_FILE = "diffusion_pytorch_model.safetensors"
 
 
 def load(folder: Path, base: Base, mesh, component: str = "unet", dtype=np.float32) -> Params:
-    return load_component(folder, base.network(component), placement(mesh), dtype)
+    return load_component(folder, base.network(component), param_shardings(mesh), dtype)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_every_parameter_lands_on_its_shards(base, params):
     mesh = make_mesh(data=2, fsdp=4)
     loaded = load(DEMO_MODEL / "unet", base, mesh)
     for name, value in loaded.items():
-        assert value.sharding.spec == partition(name, value.shape, mesh)
+        assert value.sharding.spec == partition_spec(name, value.shape, mesh)
         np.testing.assert_array_equal(value, params["unet"][name])
     assert loaded["mid_block.resnets.0.conv1.kernel"].sharding.shard_shape((3, 3, 128, 128)) == (3, 3, 32, 128)
 

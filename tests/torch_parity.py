@@ -5,14 +5,14 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from jaxbooth.params import Network
+from jaxbooth.params import ModuleDef
 from jaxbooth.weights.names import RENAMED_ON_IMPORT, Renames, canonical, import_axes, parameter_names
 
 TOLERANCE = 2e-5  # relative to the output's scale: float32 sums in another order differ by a few units in 1e-6
 
 
 def params_from_torch(
-    module: torch.nn.Module, network: Network, renames: Renames = RENAMED_ON_IMPORT
+    module: torch.nn.Module, network: ModuleDef, renames: Renames = RENAMED_ON_IMPORT
 ) -> dict[str, np.ndarray]:
     """Applies the leaf rule to a PyTorch module's state dict; the two sets of names must be equal."""
     names = parameter_names(network.shapes)

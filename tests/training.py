@@ -20,7 +20,7 @@ from jaxbooth.config.run_config import Config
 from jaxbooth.data.latents import Bank, Encoded
 from jaxbooth.params import Params
 from jaxbooth.prng import key_data
-from jaxbooth.sharding import placement, replicated
+from jaxbooth.sharding import param_shardings, replicated
 from jaxbooth.training.layout import make_streams
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.state import TrainState, initial_state
@@ -76,7 +76,7 @@ def configure(rows: tuple[int, int], **settings) -> Config:
 def setup(base: Base, params: dict, mesh: Mesh, rows: tuple[int, int], **settings) -> Setup:
     """Returns a task, its fresh state, frozen parameters and bank, for (instance, prior) rows."""
     config = configure(rows, **settings)
-    base, place = prepare_base(base, config), placement(mesh)
+    base, place = prepare_base(base, config), param_shardings(mesh)
     shapes = trained_shapes(base, config)
     whole = whole_components(base, shapes)
     placed = {

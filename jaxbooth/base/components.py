@@ -11,8 +11,8 @@ from jaxbooth.base.tokenizer import read_tokenizer
 from jaxbooth.errors import UserError
 from jaxbooth.models.clip import CLIPTextModel
 from jaxbooth.models.config import CLIPTextConfig, UNetConfig, VAEConfig, architectures, read_config
-from jaxbooth.models.layers import Make
-from jaxbooth.params import describe
+from jaxbooth.models.layers import Layers
+from jaxbooth.params import abstract_module
 from jaxbooth.storage.paths import shown
 from jaxbooth.storage.text import read_json
 from jaxbooth.storage.typed import STRICT, typed
@@ -122,7 +122,7 @@ def read_tower(folder: Path, name: str, dtype: Any) -> Tower:
     tokenizer = read_tokenizer(words, config.max_position_embeddings, config.vocab_size)
     # Some first towers were saved with a projection that nothing reads; it is kept, so that they load and export.
     projects = name == "text_encoder_2" or "CLIPTextModelWithProjection" in architectures(raw, str(file))
-    network = describe(lambda rngs: CLIPTextModel(config, Make(rngs, dtype), projection=projects))
+    network = abstract_module(lambda rngs: CLIPTextModel(config, Layers(rngs, dtype), projection=projects))
     return Tower(name, tokenizer, network, config, len(tokenizer))
 
 

@@ -29,15 +29,15 @@ from jaxbooth.config.limits import (
 )
 from jaxbooth.console.progress import progress
 from jaxbooth.diffusion.samplers import SamplerName
-from jaxbooth.diffusion.schedule import Schedule, read_schedule
+from jaxbooth.diffusion.schedule import NoiseSchedule, read_schedule
 from jaxbooth.errors import UserError
 from jaxbooth.models.config import UNetConfig, VAEConfig
-from jaxbooth.models.layers import Make
-from jaxbooth.models.lora import Lora, with_adapters
+from jaxbooth.models.layers import Layers
+from jaxbooth.models.lora import LoraSpec, with_adapters
 from jaxbooth.models.unet import AddedConditions, UNet2DConditionModel
 from jaxbooth.models.vae import AutoencoderKL
-from jaxbooth.params import Network, Params, describe
-from jaxbooth.sharding import placement
+from jaxbooth.params import ModuleDef, Params, abstract_module
+from jaxbooth.sharding import param_shardings
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.diffusers_read import load_component
 from jaxbooth.weights.resolve import Source
@@ -55,14 +55,14 @@ class Base:
     """A base model without its weights."""
 
     folder: Path
-    schedule: Schedule
+    schedule: NoiseSchedule
     unet_config: UNetConfig
     vae_config: VAEConfig
-    unet: Network
-    vae: Network
+    unet: ModuleDef
+    vae: ModuleDef
     text: TextSide
     dtype: Any
-    lora: Lora | None = None
+    lora: LoraSpec | None = None
 
     @classmethod
     def read(cls, folder: Path, dtype: str = "auto", clip_skip: int = 0, chunks: int = 1) -> "Base":
@@ -91,8 +91,8 @@ class Base:
             schedule=read_schedule(read_json(scheduler), str(scheduler)),
             unet_config=unet_config,
             vae_config=vae_config,
-            unet=describe(lambda rngs: UNet2DConditionModel(unet_config, Make(rngs, compute))),
-            vae=describe(lambda rngs: AutoencoderKL(vae_config, Make(rngs))),
+            unet=abstract_module(lambda rngs: UNet2DConditionModel(unet_config, Layers(rngs, compute))),
+            vae=abstract_module(lambda rngs: AutoencoderKL(vae_config, Layers(rngs))),
             text=text,
             dtype=compute,
         )
@@ -107,7 +107,7 @@ class Base:
         """Names of the text encoders."""
         return tuple(tower.name for tower in self.text.towers)
 
-    def network(self, component: str) -> Network:
+    def network(self, component: str) -> ModuleDef:
         """Returns the structure of one of `components`."""
         networks = {"unet": self.unet, "vae": self.vae} | {tower.name: tower.network for tower in self.text.towers}
         return networks[component]
@@ -116,7 +116,7 @@ class Base:
         """Returns the base with another text side."""
         return replace(self, text=text)
 
-    def with_lora(self, lora: Lora) -> "Base":
+    def with_lora(self, lora: LoraSpec) -> "Base":
         """Returns the base whose UNet and text encoders also take adapters."""
         towers = tuple(replace(tower, network=with_adapters(tower.network, lora)) for tower in self.text.towers)
         text = replace(self.text, towers=towers)
@@ -169,7 +169,9 @@ def load_params(
         for name in components:
             bar.note(name)
             dtype = jnp.float32 if name in trained or name == "vae" else base.dtype
-            params[name] = load_component(base.folder / name, base.network(name), placement(mesh), dtype, bar.advance)
+            params[name] = load_component(
+                base.folder / name, base.network(name), param_shardings(mesh), dtype, bar.advance
+            )
     return params
 
 

@@ -19,12 +19,12 @@ from jaxbooth.base.model import Base
 from jaxbooth.base.text_encoder import Text, TokenIds
 from jaxbooth.config.limits import MAX_ENLARGEMENT
 from jaxbooth.console.progress import progress
-from jaxbooth.diffusion.samplers import SAMPLERS, Denoiser, Grid, Point, SamplerName, make_grid
+from jaxbooth.diffusion.samplers import SAMPLERS, Denoiser, SamplerName, SamplerStep, TimestepGrid, make_timestep_grid
 from jaxbooth.diffusion.schedule import convert
 from jaxbooth.errors import UserError
 from jaxbooth.params import Params, cast_matrices, pixel_precision, precision_of
 from jaxbooth.prng import key_data, root_key
-from jaxbooth.sharding import replicated, row_shards, rows_over, tracing_for
+from jaxbooth.sharding import batch_sharding, batch_shards, mesh_context, replicated
 from jaxbooth.transfer import put
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Dials(NamedTuple):
 
     root: Array
     guidance_scale: Array
-    grid: Grid
+    grid: TimestepGrid
 
 
 def check_resolution(base: Base, resolution: int, flag: str) -> None:
@@ -118,7 +118,7 @@ def guided_denoiser(
     whole_picture = jnp.array([*size, 0, 0, *size], jnp.float32)
     context, added = base.conditions(shown, jnp.broadcast_to(whole_picture, (len(shown.context), 6)))
 
-    def denoise(z: Array, point: Point) -> Array:
+    def denoise(z: Array, point: SamplerStep) -> Array:
         if guidance is None:
             output = model(z, jnp.full(rows, point.timestep), context, added)
         else:
@@ -174,7 +174,7 @@ class Painter:
         for side in settings.size:
             check_resolution(base, side, "resolution")
         self.base, self.mesh, self.settings, self.quiet = base, mesh, settings, quiet
-        self.batch = -(-batch // row_shards(mesh)) * row_shards(mesh)
+        self.batch = -(-batch // batch_shards(mesh)) * batch_shards(mesh)
         self._encode = jax.jit(lambda params, ids: encode_prompts(base, mesh, params, ids))
         self.program = jax.jit(self._trace, out_shardings=replicated(mesh))
 
@@ -182,15 +182,15 @@ class Painter:
         """Returns what the settings and a seed give the program, on the host."""
         chosen = self.settings
         host: Any = (key_data(seed), np.array(chosen.guidance_scale, np.float32))
-        return Dials(*host, make_grid(self.base.schedule, chosen.sampler, chosen.steps))
+        return Dials(*host, make_timestep_grid(self.base.schedule, chosen.sampler, chosen.steps))
 
     def _trace(self, params: dict[str, Params], text: Text, captions: Array, indices: Array, dials: Dials) -> Array:
         shown, negative = take(text, captions), take(text, jnp.zeros_like(captions))
         keys = picture_keys(root_key(dials.root), indices)
-        with tracing_for(self.mesh):
+        with mesh_context(self.mesh):
             with precision_of(self.base.dtype):
                 latents = draw_latents(self.base, self.settings, params["unet"], shown, negative, keys, dials)
-            return decode_pixels(self.base, params["vae"], latents, row_shards(self.mesh))
+            return decode_pixels(self.base, params["vae"], latents, batch_shards(self.mesh))
 
     def __call__(
         self, params: dict[str, Params], prompts: Sequence[str], seed: int, indices: Sequence[int]
@@ -225,7 +225,7 @@ class Painter:
         used = {name: params[name] for name in ("unet", "vae")}
         for start in range(0, len(prompts), self.batch):
             rows = np.minimum(np.arange(start, start + self.batch), len(prompts) - 1)  # the last batch is padded
-            inputs = put((captions[rows], numbers[rows]), rows_over(self.mesh))
+            inputs = put((captions[rows], numbers[rows]), batch_sharding(self.mesh))
             drawn = self.program(used, text, *inputs, dials)
             yield jax.device_get(drawn)[: len(prompts) - start]
 
@@ -237,7 +237,7 @@ def room_for(prompts: int) -> int:
 
 def encode_prompts(base: Base, mesh: Mesh, params: dict[str, Params], ids: TokenIds) -> Text:
     """Runs the text encoders once, ahead of everything that uses the features; float32. Pure."""
-    with precision_of(base.dtype), tracing_for(mesh):
+    with precision_of(base.dtype), mesh_context(mesh):
         return base.text.encode(params, ids)
 
 

@@ -19,8 +19,8 @@ from jaxbooth.console.messages import counted, warn
 from jaxbooth.errors import UserError
 from jaxbooth.models.clip import LEGACY_EOS
 from jaxbooth.models.config import CLIPTextConfig
-from jaxbooth.params import AnyArray, Network, Params
-from jaxbooth.sharding import gathered, way_of
+from jaxbooth.params import AnyArray, ModuleDef, Params
+from jaxbooth.sharding import gather_param, param_sharding
 from jaxbooth.transfer import to_host
 
 NEW_TOKENS = "new_tokens.embedding"  # parameter name of learned embeddings (tokens, d), in a tower's parameters
@@ -60,7 +60,7 @@ class Tower:
 
     name: str
     tokenizer: Any
-    network: Network
+    network: ModuleDef
     config: CLIPTextConfig
     vocabulary: int
 
@@ -224,7 +224,7 @@ def check_words(words: Sequence[str]) -> None:
 def learned_embeddings(params: Params) -> Array | None:
     """Returns the (entries, d) embeddings of new words, if there are any, as a layer uses them."""
     learned = params.get(NEW_TOKENS)
-    return None if learned is None else gathered(learned, way_of(NEW_TOKENS, learned.shape))
+    return None if learned is None else gather_param(learned, param_sharding(NEW_TOKENS, learned.shape))
 
 
 def initial_embeddings(

@@ -13,9 +13,9 @@ from jaxbooth.config.run_config import Config
 from jaxbooth.console.messages import say, warn
 from jaxbooth.errors import UserError
 from jaxbooth.metrics.prompts import noun_phrase
-from jaxbooth.models.lora import DOWN, MAGNITUDE, UP, Lora, adapter_shapes, initial_adapters, lora_of, target_layers
+from jaxbooth.models.lora import LORA_A, LORA_B, MAGNITUDE, LoraSpec, init_lora, lora_shapes, lora_spec, target_layers
 from jaxbooth.params import AnyArray, Params, Shapes
-from jaxbooth.sharding import placement
+from jaxbooth.sharding import param_shardings
 from jaxbooth.weights.lora.read import LoraWeights, read_lora
 
 Trained = dict[str, Shapes]  # component -> names and shapes
@@ -35,10 +35,10 @@ def prepare_base(base: Base, config: Config) -> Base:
     return base.with_lora(lora) if lora else base
 
 
-def lora_settings(config: Config) -> Lora | None:
+def lora_settings(config: Config) -> LoraSpec | None:
     """Returns what the run's adapters share, or None for full fine-tuning."""
     chosen = config.lora
-    return lora_of(chosen.rank, chosen.alpha, chosen.rslora, chosen.dora) if chosen.rank else None
+    return lora_spec(chosen.rank, chosen.alpha, chosen.rslora, chosen.dora) if chosen.rank else None
 
 
 def trained_shapes(base: Base, config: Config) -> Trained:
@@ -57,7 +57,7 @@ def trained_shapes(base: Base, config: Config) -> Trained:
             if not all(layers.values()):
                 empty = next(name for name in components if not layers[name])
                 raise UserError(f"--lora.targets {config.lora_targets!r} matches no layer of the {empty}.")
-            found = {name: adapter_shapes(base.network(name), layers[name], lora) for name in components}
+            found = {name: lora_shapes(base.network(name), layers[name], lora) for name in components}
     entries = sum(len(token.entries) for token in base.text.new_tokens)
     for tower in base.text.towers if entries else ():
         leaf = jax.ShapeDtypeStruct((entries, tower.config.hidden_size), np.float32)
@@ -132,7 +132,7 @@ def initial_values(base: Base, config: Config, trained: Trained, params: Mapping
     for name, shapes in trained.items():
         own = {leaf: params[name][leaf] for leaf in shapes if leaf in params[name]}
         adapters = {leaf: shape for leaf, shape in shapes.items() if ".lora_" in leaf}
-        fresh = initial_adapters(params[name], adapters, config.seed)
+        fresh = init_lora(params[name], adapters, config.seed)
         values[name] = own | fresh
         if NEW_TOKENS in shapes:
             values[name][NEW_TOKENS] = embeddings[name]
@@ -173,7 +173,7 @@ def read_start(base: Base, config: Config, trained: Trained) -> LoraWeights:
         )
     if config.lora.dora and not any(name.endswith(MAGNITUDE) for name in lora.adapters):
         raise UserError(f"{path} has no magnitudes, so it is no DoRA to go on from; leave --lora.dora out.")
-    largest = max(value.shape[-1] for name, value in lora.adapters.items() if name.endswith(DOWN))
+    largest = max(value.shape[-1] for name, value in lora.adapters.items() if name.endswith(LORA_A))
     if largest > rank:
         raise UserError(f"{path} has rank {largest}, more than --lora.rank {rank}; raise it to {largest}.")
     return lora
@@ -188,11 +188,11 @@ def start_from(values: dict[str, AnyArrays], lora: LoraWeights, base: Base, conf
     for full_name, value in lora.adapters.items():
         component, name = full_name.split(".", 1)
         fresh = np.array(values[component][name])
-        if name.endswith(DOWN):
+        if name.endswith(LORA_A):
             fresh[..., : value.shape[-1]] = value
-        elif name.endswith(UP):
+        elif name.endswith(LORA_B):
             rank = value.shape[-2]
-            own_scale = lora.alphas[full_name.removesuffix(f".{UP}")] / rank
+            own_scale = lora.alphas[full_name.removesuffix(f".{LORA_B}")] / rank
             fresh[..., :rank, :] = value * (own_scale / base.lora.scale)
         else:
             fresh = value
@@ -202,7 +202,7 @@ def start_from(values: dict[str, AnyArrays], lora: LoraWeights, base: Base, conf
 
 def on_mesh(values: Mapping[str, Mapping[str, AnyArray]], mesh: Mesh) -> dict[str, Params]:
     """Places trained values by the partition rule, as float32."""
-    place = placement(mesh)
+    place = param_shardings(mesh)
 
     def put(name: str, value: AnyArray) -> jax.Array:
         if isinstance(value, jax.Array):

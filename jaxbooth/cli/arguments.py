@@ -16,7 +16,7 @@ from jaxbooth.config.limits import (
     Seed,
     Step,
 )
-from jaxbooth.config.schema import PredictionType
+from jaxbooth.config.schema import SchedulerPrediction
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.weights.diffusers_write import ExportDtype, ExportFormat
 
@@ -61,7 +61,7 @@ class SampleArguments(Arguments):
     """Weight files to take where a model has several, such as fp16."""
     vae: str | None = None
     """Another VAE: a folder, a single file or a Hub id."""
-    prediction_type: PredictionType | None = None
+    prediction_type: SchedulerPrediction | None = None
     """What the network predicts, where the checkpoint does not say it right."""
     allow_pickle: bool = False
     """Also read .ckpt and .bin files, with PyTorch's weights-only loader."""

@@ -7,7 +7,7 @@ from jaxbooth.config.limits import MAX_ROWS_TRAINED, MAX_SAMPLED_IMAGES
 from jaxbooth.config.run_config import Config, flag, flatten
 from jaxbooth.config.schema import Subject
 from jaxbooth.console.messages import warn
-from jaxbooth.diffusion.schedule import Schedule
+from jaxbooth.diffusion.schedule import NoiseSchedule
 from jaxbooth.errors import UserError
 from jaxbooth.training.optimizer import Group, default_rate, peak_rate, token_steps
 
@@ -271,7 +271,7 @@ def check_prodigy(config: Config) -> None:
             raise UserError(f"{key} {rate:g} only scales the rate that --train.optimizer prodigy finds; set it to 1.")
 
 
-def check_schedule(config: Config, schedule: Schedule) -> None:
+def check_schedule(config: Config, schedule: NoiseSchedule) -> None:
     """Refuses timesteps that the base model's schedule does not have, and a weight that is infinite on it.
 
     Raises:

@@ -17,8 +17,8 @@ from jaxbooth.config.schema import (
     LoraConfig,
     LossConfig,
     MeshConfig,
-    PredictionType,
     PriorConfig,
+    SchedulerPrediction,
     Section,
     Subject,
     TextConfig,
@@ -55,7 +55,7 @@ class Config(Section):
     """Weight files to take where a model has several, such as fp16."""
     vae: str | None = None
     """Another VAE: a folder, a single file or a Hub id."""
-    prediction_type: PredictionType | None = None
+    prediction_type: SchedulerPrediction | None = None
     """What the network predicts, where the checkpoint does not say it right."""
     allow_pickle: bool = False
     """Also read .ckpt and .bin files, with PyTorch's weights-only loader."""

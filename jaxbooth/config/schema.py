@@ -56,13 +56,13 @@ from jaxbooth.config.limits import (
     Weight,
     Word,
 )
-from jaxbooth.diffusion.loss import LossKind, Weighting
+from jaxbooth.diffusion.loss import LossType, Weighting
 from jaxbooth.diffusion.samplers import SamplerName
-from jaxbooth.diffusion.schedule import Space
+from jaxbooth.diffusion.schedule import PredictionType
 from jaxbooth.models.remat import Remat
 from jaxbooth.storage.paths import is_utf8
 
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
+SchedulerPrediction = Literal["epsilon", "v_prediction", "sample"]
 Metric = Literal["dino", "clip_i", "clip_t", "pres", "div"]
 
 
@@ -218,7 +218,7 @@ class DefaultRates(Section):
 class LossConfig(Section):
     """What is minimised, beyond the two terms themselves."""
 
-    space: Space | None = None
+    space: PredictionType | None = None
     """Space of the squared error; default: what the network predicts."""
     weighting: Weighting = "uniform"
     """Weight over timesteps, for instance and prior rows alike."""
@@ -226,7 +226,7 @@ class LossConfig(Section):
     """Weight over timesteps of the prior rows; default: the same."""
     snr_gamma: PositiveWeight = 5.0
     """Gamma of min_snr."""
-    kind: LossKind = "l2"
+    kind: LossType = "l2"
     """huber: less weight on outliers."""
     huber_c: PositiveWeight = 0.1
     """Error at which huber turns from square to linear."""

@@ -22,7 +22,7 @@ from jaxbooth.data.images import Picture
 from jaxbooth.errors import RunFailure
 from jaxbooth.models.vae import Moments
 from jaxbooth.params import AnyArray, Params, full_precision
-from jaxbooth.sharding import replicated, row_shards, rows_over, tracing_for
+from jaxbooth.sharding import batch_sharding, batch_shards, mesh_context, replicated
 from jaxbooth.transfer import put
 
 
@@ -95,11 +95,11 @@ class Encoder:
     """
 
     def __init__(self, base: Base, params: Params, mesh: Mesh):
-        self.params, self.mesh, self.batch = params, mesh, row_shards(mesh)
+        self.params, self.mesh, self.batch = params, mesh, batch_shards(mesh)
 
         def encode(params: Params, pictures: Array) -> Moments:
             model = base.vae.bind(params)
-            with full_precision(), tracing_for(mesh):  # one variant at a time bounds the encoder's memory
+            with full_precision(), mesh_context(mesh):  # one variant at a time bounds the encoder's memory
                 moments = jax.lax.map(lambda some: model.encode(some / 127.5 - 1.0), pictures.swapaxes(0, 1))
             return jax.tree.map(lambda part: part.swapaxes(0, 1), moments)
 
@@ -109,7 +109,7 @@ class Encoder:
         """Maps the (p, v, h, w, 3) uint8 variants of up to `batch` pictures to (p, v, ...) moments on the host."""
         count = len(pictures)
         filled = np.resize(pictures, (self.batch, *pictures.shape[1:])).astype(np.float32)
-        moments = self._encode(self.params, put(filled, rows_over(self.mesh)))
+        moments = self._encode(self.params, put(filled, batch_sharding(self.mesh)))
         return jax.tree.map(lambda part: part[:count], jax.device_get(moments))
 
 

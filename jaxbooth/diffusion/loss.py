@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxbooth.diffusion.schedule import Schedule, Space, convert, target_of
+from jaxbooth.diffusion.schedule import NoiseSchedule, PredictionType, convert, training_target
 from jaxbooth.params import AnyArray
 
 Weighting = Literal["uniform", "min_snr", "debiased", "vlb", "snr"]
-LossKind = Literal["l2", "huber"]
+LossType = Literal["l2", "huber"]
 
 
-class Loss(NamedTuple):
+class LossSpec(NamedTuple):
     """What is done with a row's error; all of it static.
 
     Attributes:
@@ -34,11 +34,11 @@ class Loss(NamedTuple):
         huber_c: error at which `huber` turns from squared to linear, > 0, in units of `space`.
     """
 
-    space: Space
+    space: PredictionType
     weighting: Weighting = "uniform"
     prior_weighting: Weighting | None = None
     snr_gamma: float = 5.0
-    kind: LossKind = "l2"
+    kind: LossType = "l2"
     huber_c: float = 0.1
 
 
@@ -63,7 +63,9 @@ class Batch(NamedTuple):
     mask: AnyArray | None = None
 
 
-def timestep_weight(schedule: Schedule, timesteps: Array, weighting: Weighting, space: Space, gamma: float) -> Array:
+def timestep_weight(
+    schedule: NoiseSchedule, timesteps: Array, weighting: Weighting, space: PredictionType, gamma: float
+) -> Array:
     """Returns w_t of (b,) timesteps for a squared error in `space`, (b,) float32.
 
     Every named weighting is one weight on the x0 error, whatever the space the error is measured in. The same error
@@ -90,7 +92,7 @@ def timestep_weight(schedule: Schedule, timesteps: Array, weighting: Weighting, 
     return on_epsilon * {"epsilon": 1.0, "x0": snr, "v": snr / (snr + 1)}[space]
 
 
-def row_weights(schedule: Schedule, batch: Batch, loss: Loss) -> Array:
+def example_weights(schedule: NoiseSchedule, batch: Batch, loss: LossSpec) -> Array:
     """Returns w_t of each row by the weighting of its kind, (b,) float32."""
 
     def weight(weighting: Weighting) -> Array:
@@ -102,7 +104,7 @@ def row_weights(schedule: Schedule, batch: Batch, loss: Loss) -> Array:
     return jnp.where(batch.is_prior, weight(loss.prior_weighting), instance)
 
 
-def element_losses(difference: Array, loss: Loss) -> Array:
+def element_losses(difference: Array, loss: LossSpec) -> Array:
     """Maps prediction - target to each element's loss, of the same shape.
 
     * l2: e^2.
@@ -131,7 +133,7 @@ def mean_over_pixels(values: Array, mask: AnyArray | None) -> Array:
 
 
 def row_losses(
-    output: Array, noisy: Array, batch: Batch, schedule: Schedule, loss: Loss, frozen: Array | None = None
+    output: Array, noisy: Array, batch: Batch, schedule: NoiseSchedule, loss: LossSpec, frozen: Array | None = None
 ) -> Array:
     """Returns w_t times each row's mean element loss in `loss.space`, (b,) float32.
 
@@ -147,12 +149,12 @@ def row_losses(
     def in_space(value: Array) -> Array:
         return convert(value, schedule.prediction_type, loss.space, noisy, alpha, sigma)
 
-    target = target_of(loss.space, batch.latents, batch.noise, alpha, sigma)
+    target = training_target(loss.space, batch.latents, batch.noise, alpha, sigma)
     if frozen is not None:
         is_prior = batch.is_prior[:, None, None, None]
         target = jnp.where(is_prior, jax.lax.stop_gradient(in_space(frozen)), target)
     error = mean_over_pixels(element_losses(in_space(output) - target, loss), batch.mask)
-    return row_weights(schedule, batch, loss) * error
+    return example_weights(schedule, batch, loss) * error
 
 
 class Losses(NamedTuple):

@@ -15,13 +15,13 @@ from jax import Array
 
 from jaxbooth.diffusion.schedule_config import read_schedule_config
 
-Space = Literal["epsilon", "x0", "v"]
+PredictionType = Literal["epsilon", "x0", "v"]
 SOURCE = "scheduler/scheduler_config.json"
-PREDICTION_TYPES: dict[str, Space] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
+PREDICTION_TYPE_OF: dict[str, PredictionType] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
 
 
 @dataclass(frozen=True)
-class Schedule:
+class NoiseSchedule:
     """A discrete noise schedule.
 
     Attributes:
@@ -34,7 +34,7 @@ class Schedule:
     """
 
     alphas_cumprod: np.ndarray
-    prediction_type: Space
+    prediction_type: PredictionType
     timestep_spacing: str | None = None
     steps_offset: int = 0
     set_alpha_to_one: bool = True
@@ -47,11 +47,11 @@ class Schedule:
 
     def alpha(self, timesteps: Array) -> Array:
         """alpha_t of (b,) timesteps, as (b, 1, 1, 1) float32."""
-        return per_row(np.sqrt(self.alphas_cumprod), timesteps)
+        return lookup(np.sqrt(self.alphas_cumprod), timesteps)
 
     def sigma(self, timesteps: Array) -> Array:
         """sigma_t of (b,) timesteps, as (b, 1, 1, 1) float32."""
-        return per_row(np.sqrt(1 - self.alphas_cumprod), timesteps)
+        return lookup(np.sqrt(1 - self.alphas_cumprod), timesteps)
 
     def snr(self, timesteps: Array) -> Array:
         """alpha_t^2 / sigma_t^2 of (b,) timesteps, as (b,) float32."""
@@ -69,12 +69,14 @@ class Schedule:
         return self.alpha(timesteps) * latents + self.sigma(timesteps) * noise
 
 
-def per_row(table: np.ndarray, timesteps: Array) -> Array:
+def lookup(table: np.ndarray, timesteps: Array) -> Array:
     """Looks (b,) timesteps up in a float64 table and shapes them to broadcast over (b, h, w, c)."""
     return jnp.asarray(table, jnp.float32)[timesteps][:, None, None, None]
 
 
-def convert(value: Array, source: Space, target: Space, noisy: Array, alpha: Array, sigma: Array) -> Array:
+def convert(
+    value: Array, source: PredictionType, target: PredictionType, noisy: Array, alpha: Array, sigma: Array
+) -> Array:
     """Converts a prediction between epsilon, x0 and v = alpha eps - sigma x0 (Salimans and Ho 2022, appendix D).
 
     Each formula is the direct one, so that no conversion divides by more than it must: v works at alpha = 0.
@@ -96,12 +98,12 @@ def convert(value: Array, source: Space, target: Space, noisy: Array, alpha: Arr
     return formulas[source, target]()
 
 
-def target_of(space: Space, latents: Array, noise: Array, alpha: Array, sigma: Array) -> Array:
+def training_target(space: PredictionType, latents: Array, noise: Array, alpha: Array, sigma: Array) -> Array:
     """What a perfect network would predict in `space`."""
     return {"epsilon": noise, "x0": latents, "v": alpha * noise - sigma * latents}[space]
 
 
-def read_schedule(raw: Mapping[str, Any], source: str = SOURCE) -> Schedule:
+def read_schedule(raw: Mapping[str, Any], source: str = SOURCE) -> NoiseSchedule:
     """Builds the schedule that a `scheduler_config.json` describes, whichever of `SCHEDULERS` wrote it.
 
     Args:
@@ -112,9 +114,9 @@ def read_schedule(raw: Mapping[str, Any], source: str = SOURCE) -> Schedule:
             jaxbooth does not do, or holds a value of another type or out of range.
     """
     config = read_schedule_config(raw, source)
-    return Schedule(
+    return NoiseSchedule(
         config.alphas_cumprod,
-        PREDICTION_TYPES[config.prediction_type],
+        PREDICTION_TYPE_OF[config.prediction_type],
         config.timestep_spacing,
         config.steps_offset,
         config.set_alpha_to_one,

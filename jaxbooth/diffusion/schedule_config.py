@@ -54,7 +54,7 @@ MAX_STEPS = 10_000  # of the forward process
 Beta = Annotated[float, Field(gt=0, lt=1)]
 
 
-def betas_of(kind: str, start: float, end: float, steps: int) -> np.ndarray:
+def make_betas(kind: str, start: float, end: float, steps: int) -> np.ndarray:
     """Returns the (steps,) float64 betas of a named schedule."""
     if kind == "linear":
         return np.linspace(start, end, steps)
@@ -113,7 +113,7 @@ class ScheduleConfig:
         """(T,) float64 shares of noise, before any rescaling."""
         if self.trained_betas is not None:
             return np.asarray(self.trained_betas, np.float64)
-        return betas_of(self.beta_schedule, self.beta_start, self.beta_end, self.num_train_timesteps or 1000)
+        return make_betas(self.beta_schedule, self.beta_start, self.beta_end, self.num_train_timesteps or 1000)
 
     @property
     def alphas_cumprod(self) -> np.ndarray:

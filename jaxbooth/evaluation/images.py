@@ -17,7 +17,7 @@ from jaxbooth.console.progress import progress
 from jaxbooth.data.decoding import decode
 from jaxbooth.errors import UserError
 from jaxbooth.metrics.prompts import Entry
-from jaxbooth.sharding import row_shards
+from jaxbooth.sharding import batch_shards
 from jaxbooth.storage.files import refuse_existing, write_json, write_png
 from jaxbooth.storage.text import read_json
 
@@ -67,7 +67,7 @@ def draw_missing(
     missing = [place for place in wanted if not (folder / picture_name(place)).exists()]
     if not missing:
         return 0
-    batch = min(BATCH * row_shards(pipeline.mesh), len(wanted))
+    batch = min(BATCH * batch_shards(pipeline.mesh), len(wanted))
     painter = Painter(pipeline.base, pipeline.mesh, settings, batch, quiet=True)
     prompts = [entries[prompt].prompt for prompt, _ in missing]
     done = 0

@@ -17,7 +17,7 @@ from jaxbooth.base.model import Base
 from jaxbooth.base.text_encoder import NEW_TOKENS
 from jaxbooth.export.export import drop_embeddings
 from jaxbooth.export.upload import embedding_files
-from jaxbooth.models.lora import DOWN, MAGNITUDE, UP
+from jaxbooth.models.lora import LORA_A, LORA_B, MAGNITUDE
 from jaxbooth.params import AnyArray, Params
 from jaxbooth.weights.component import Component
 from jaxbooth.weights.diffusers_read import match_names, plain_name, weight_files
@@ -80,17 +80,17 @@ class Weights(Component):
         """Returns what float32 arithmetic may have changed of a parameter."""
         if self.leaf(name, MAGNITUDE) in self.params:
             return DORA_ERROR
-        return MERGE_ERROR if self.leaf(name, DOWN) in self.params else 0.0
+        return MERGE_ERROR if self.leaf(name, LORA_A) in self.params else 0.0
 
     def value(self, name: str) -> np.ndarray:
         """Returns a parameter in PyTorch's layout, before it is cast."""
         value = super().value(name)
         value = value.reshape(self.network_shape(name)) if self.params else value  # a matrix, or a 1x1 kernel
-        if name in self.replaced or self.leaf(name, DOWN) not in self.params:
+        if name in self.replaced or self.leaf(name, LORA_A) not in self.params:
             return value
         assert self.lora is not None
         own = self.names[name]
-        leaves = {leaf: np.asarray(self.params[key], np.float64) for leaf in (DOWN, UP, MAGNITUDE)
+        leaves = {leaf: np.asarray(self.params[key], np.float64) for leaf in (LORA_A, LORA_B, MAGNITUDE)
                   if (key := self.leaf(name, leaf)) in self.params}  # fmt: skip
         kernel = value.transpose(import_axes(own, value.ndim)).astype(np.float64)
         return export_array(own, add_adapter(kernel, leaves, self.lora.scale))
@@ -103,7 +103,7 @@ class Weights(Component):
 
 def add_adapter(kernel: np.ndarray, leaves: Mapping[str, np.ndarray], scale: float) -> np.ndarray:
     """Returns W + scale A B, with DoRA's magnitudes in place of the outputs' norms; float64."""
-    total = kernel + scale * (leaves[DOWN] @ leaves[UP].reshape(leaves[UP].shape[-2:]))
+    total = kernel + scale * (leaves[LORA_A] @ leaves[LORA_B].reshape(leaves[LORA_B].shape[-2:]))
     if MAGNITUDE in leaves:
         total *= leaves[MAGNITUDE] / np.sqrt(np.square(total).sum(axis=tuple(range(total.ndim - 1))))
     return total

@@ -11,7 +11,7 @@ from jaxbooth.base.model import Base, load_params
 from jaxbooth.base.text_encoder import NEW_TOKENS
 from jaxbooth.config.run_config import Config
 from jaxbooth.errors import UserError
-from jaxbooth.models.lora import DOWN, adapted_layers, merge_on_devices
+from jaxbooth.models.lora import LORA_A, lora_layers, merge_on_devices
 from jaxbooth.params import Params, flatten_components, join
 from jaxbooth.storage.files import new_folder
 from jaxbooth.training.optimizer import peak_rate
@@ -83,7 +83,7 @@ def full_params(base: Base, trained: dict[str, Params], mesh: Mesh) -> dict[str,
     """Returns component -> its whole parameters, of the components that training changed; adapters are merged."""
     changed = {name: drop_embeddings(params) for name, params in trained.items()}
     changed = {name: params for name, params in changed.items() if params}
-    adapted = tuple(name for name, params in changed.items() if adapted_layers(params))
+    adapted = tuple(name for name, params in changed.items() if lora_layers(params))
     return merge_on_devices(join(load_params(base, mesh, adapted, adapted) if adapted else {}, changed), base.lora)
 
 
@@ -100,7 +100,7 @@ def write_lora(
     flat = flatten_components({name: drop_embeddings(params) for name, params in trained.items()})
     adapters = {name: np.asarray(jax.device_get(value), np.float32) for name, value in flat.items()}
     alphas = {
-        name.removesuffix(f".{DOWN}"): base.lora.scale * base.lora.rank for name in adapters if name.endswith(DOWN)
+        name.removesuffix(f".{LORA_A}"): base.lora.scale * base.lora.rank for name in adapters if name.endswith(LORA_A)
     }
     lora = LoraWeights(adapters, alphas)
     write_peft(folder / PEFT_FILE, lora, notes, dtype=dtype)

@@ -16,7 +16,7 @@ from jaxbooth.console.progress import progress
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.export.expected import FLOAT32, MERGE_ERROR, Expected, Files, expected_files
 from jaxbooth.export.export import PEFT_FILE, drop_embeddings
-from jaxbooth.models.lora import UP
+from jaxbooth.models.lora import LORA_B
 from jaxbooth.params import Params
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.diffusers_read import open_tensors
@@ -185,8 +185,8 @@ def expected_adapter(base: Base, name: str, trained: Any, lora: LoraWeights, dty
     """Returns an adapter's matrix as a file should hold it: what the file's alpha does not say is in its B."""
     assert base.lora is not None
     value, factor = np.asarray(trained), 1.0
-    if name.endswith(UP):
-        factor = base.lora.scale * base.lora.rank / lora.alphas[name.removesuffix(f".{UP}")]
+    if name.endswith(LORA_B):
+        factor = base.lora.scale * base.lora.rank / lora.alphas[name.removesuffix(f".{LORA_B}")]
     if math.isclose(factor, 1, rel_tol=1e-6):  # alphas are stored in float32
         return Expected(name, value.shape, dtype, lambda: value)
     return Expected(name, value.shape, dtype, lambda: value.astype(np.float64) * factor, MERGE_ERROR)

@@ -21,10 +21,10 @@ from jaxbooth.metrics.feature_models import CLIP, CONFIG, DINO, Files, Source, f
 from jaxbooth.metrics.preprocess import Preprocessing, read_preprocessing
 from jaxbooth.models.clip_model import CLIPModel
 from jaxbooth.models.config import CLIPTextConfig, Dinov2Config, ViTConfig, read_clip_config, read_config
-from jaxbooth.models.layers import Make
+from jaxbooth.models.layers import Layers
 from jaxbooth.models.vit import VisionTransformer
-from jaxbooth.params import Network, Params, describe, full_precision
-from jaxbooth.sharding import placement, replicated, row_shards, rows_over, tracing_for
+from jaxbooth.params import ModuleDef, Params, abstract_module, full_precision
+from jaxbooth.sharding import batch_sharding, batch_shards, mesh_context, param_shardings, replicated
 from jaxbooth.transfer import put
 from jaxbooth.weights.diffusers_read import load_component
 from jaxbooth.weights.names import RENAMED_IN_CLIP_MODELS, RENAMED_IN_VISION_TRANSFORMERS, Renames
@@ -43,7 +43,7 @@ class Features:
 
     def __init__(
         self,
-        network: Network,
+        network: ModuleDef,
         params: Params,
         mesh: Mesh,
         apply: Callable[[Any, Array], Array],
@@ -52,11 +52,11 @@ class Features:
     ):
         self.network, self.params, self.mesh = network, params, mesh
         self.apply, self.prepare, self.width = apply, prepare, width
-        self.batch = -(-BATCH // row_shards(mesh)) * row_shards(mesh)
+        self.batch = -(-BATCH // batch_shards(mesh)) * batch_shards(mesh)
         self.program = jax.jit(self._trace, out_shardings=replicated(mesh))
 
     def _trace(self, params: Params, rows: Array) -> Array:
-        with tracing_for(self.mesh), full_precision():
+        with mesh_context(self.mesh), full_precision():
             features = self.apply(self.network.bind(params), rows)
             return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
 
@@ -66,7 +66,7 @@ class Features:
         for start in range(0, len(items), self.batch):
             rows = np.stack([self.prepare(item) for item in items[start : start + self.batch]])
             padded = rows[np.minimum(np.arange(self.batch), len(rows) - 1)]
-            features = self.program(self.params, put(padded, rows_over(self.mesh)))
+            features = self.program(self.params, put(padded, batch_sharding(self.mesh)))
             found.append(jax.device_get(features)[: len(rows)])
         return np.concatenate(found)
 
@@ -122,7 +122,7 @@ def open_clip(
     config = read_clip_config(files.config, str(files.folder / CONFIG))
     prepare = read_pixels(files, config.vision.num_channels, config.vision.image_size)
     tokenize = read_words(files, config.text)
-    network = describe(lambda rngs: CLIPModel(config, Make(rngs)))
+    network = abstract_module(lambda rngs: CLIPModel(config, Layers(rngs)))
     params = load(network, files, mesh, RENAMED_IN_CLIP_MODELS)
     images = Features(network, params, mesh, CLIPModel.image_features, prepare, config.projection_dim)
     texts = Features(network, params, mesh, CLIPModel.text_features, tokenize, config.projection_dim)
@@ -146,7 +146,7 @@ def open_dino(
     kind = Dinov2Config if files.config["model_type"] == "dinov2" else ViTConfig
     config = read_config(kind, files.config, str(files.folder / CONFIG))
     prepare = read_pixels(files, config.num_channels)
-    network = describe(lambda rngs: VisionTransformer(config, Make(rngs)))
+    network = abstract_module(lambda rngs: VisionTransformer(config, Layers(rngs)))
     params = load(network, files, mesh, RENAMED_IN_VISION_TRANSFORMERS)
     images = Features(network, params, mesh, VisionTransformer.__call__, prepare, config.hidden_size)
     return ImageExtractor(source, files.fingerprint, images)
@@ -189,8 +189,8 @@ def read_words(files: Files, config: CLIPTextConfig) -> Callable[[str], np.ndarr
     return tokenize
 
 
-def load(network: Network, files: Files, mesh: Mesh, renames: Renames) -> Params:
+def load(network: ModuleDef, files: Files, mesh: Mesh, renames: Renames) -> Params:
     """Loads all weights in float32 under a progress bar."""
     with progress("load", len(network.shapes)) as bar:
         bar.note(files.folder.name)
-        return load_component(files.weights, network, placement(mesh), jnp.float32, bar.advance, renames)
+        return load_component(files.weights, network, param_shardings(mesh), jnp.float32, bar.advance, renames)

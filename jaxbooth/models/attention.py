@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxbooth.models.attention_kernels import FORMS, KERNELS, FormName, cudnn_widest, plain_attention
-from jaxbooth.models.layers import Make, gelu
-from jaxbooth.sharding import each_device
+from jaxbooth.models.attention_kernels import KERNELS, PLATFORM_KERNELS, KernelName, cudnn_widest, xla_attention
+from jaxbooth.models.layers import Layers, gelu
+from jaxbooth.sharding import shard_map_heads
 
 LONG_SEQUENCE = 2048  # XLA keeps the scores of 1024 tokens on a TPU's chip; those of 2304 cost 600 MiB a layer
 CUDNN_SCORES = 2**16  # of a head, from which on cuDNN is faster on an H200, see docs/speed.md; cross-attention's too
@@ -27,45 +27,49 @@ def attention(query: Array, key: Array, value: Array, is_causal: bool = False) -
         (batch, length, heads, head_dim) in the dtype of `query`.
     """
     facts = (query.shape[1], key.shape[1], query.shape[3], query.dtype, is_causal)
-    forms = {platform: form_of(platform, *facts) for platform in ("tpu", "cuda")}
-    elsewhere = form_of("cpu", *facts)
-    kernels = {platform: FORMS[form] for platform, form in forms.items() if form in KERNELS and KERNELS[form]()}
-    if elsewhere == "plain" and not kernels:
-        return plain_attention(query, key, value, is_causal)
-    # All branches together decide what is kept for the backward pass, so that the plain form's scores must not be.
-    default = jax.checkpoint(plain_attention) if elsewhere == "plain" else FORMS[elsewhere]
+    forms = {platform: select_kernel(platform, *facts) for platform in ("tpu", "cuda")}
+    elsewhere = select_kernel("cpu", *facts)
+    kernels = {
+        platform: KERNELS[form]
+        for platform, form in forms.items()
+        if form in PLATFORM_KERNELS and PLATFORM_KERNELS[form]()
+    }
+    if elsewhere == "xla" and not kernels:
+        return xla_attention(query, key, value, is_causal)
+    # All branches together decide what is kept for the backward pass, so that the xla kernel's scores must not be.
+    default = jax.checkpoint(xla_attention) if elsewhere == "xla" else KERNELS[elsewhere]
     choose = functools.partial(jax.lax.platform_dependent, default=default, **kernels)
-    return each_device(choose, query, key, value)
+    return shard_map_heads(choose, query, key, value)
 
 
-def form_of(
+def select_kernel(
     platform: str, length: int, source_length: int, width: int, dtype: jax.typing.DTypeLike, is_causal: bool = False
-) -> FormName:
+) -> KernelName:
     """The rule: which form `attention` takes on a platform (`tpu`, `cuda` or another).
 
-    Text is short and alone causal, and takes the plain form; so does cross-attention, whose source is text, except
+    Text is short and alone causal, and takes the xla kernel; so does cross-attention, whose source is text, except
     with cuDNN. The kernels round their products to bfloat16, so float32 (the VAE, or `--train.dtype float32`) is never
     theirs.
     """
     if is_causal:
-        return "plain"
+        return "xla"
     is_worth_it = dtype == jnp.bfloat16 and length * source_length >= CUDNN_SCORES
     if platform == "cuda" and is_worth_it and width % 8 == 0 and width <= cudnn_widest():
         return "cudnn"
     if min(length, source_length) < LONG_SEQUENCE:
-        return "plain"
+        return "xla"
     return "splash" if platform == "tpu" and dtype == jnp.bfloat16 else "chunked"
 
 
 class Projections(nnx.Module):
     """Query, key, value and output projections around `attention`; biases on the first three only if asked."""
 
-    def __init__(self, width: int, heads: int, make: Make, context_width: int | None = None, bias: bool = False):
+    def __init__(self, width: int, heads: int, layers: Layers, context_width: int | None = None, bias: bool = False):
         self.heads = heads
-        self.to_q = make.linear(width, width, bias)
-        self.to_k = make.linear(context_width or width, width, bias)
-        self.to_v = make.linear(context_width or width, width, bias)
-        self.to_out = nnx.List([make.linear(width, width)])
+        self.to_q = layers.linear(width, width, bias)
+        self.to_k = layers.linear(context_width or width, width, bias)
+        self.to_v = layers.linear(context_width or width, width, bias)
+        self.to_out = nnx.List([layers.linear(width, width)])
 
     def attend(self, x: Array, context: Array) -> Array:
         """Maps (b, t, width) and (b, s, context_width) to (b, t, width)."""
@@ -88,9 +92,9 @@ class Attention(Projections):
 class GEGLU(nnx.Module):
     """A gated GELU: half of the projection gates the other half."""
 
-    def __init__(self, width: int, inner: int, make: Make):
+    def __init__(self, width: int, inner: int, layers: Layers):
         self.inner = inner
-        self.proj = make.linear(width, 2 * inner)
+        self.proj = layers.linear(width, 2 * inner)
 
     def half(self, index: int) -> nnx.Module:
         """Returns the projection to one half of its outputs.
@@ -131,8 +135,8 @@ class Identity(nnx.Module):
 class FeedForward(nnx.Module):
     """GEGLU to four times the width, and back."""
 
-    def __init__(self, width: int, make: Make):
-        self.net = nnx.List([GEGLU(width, 4 * width, make), Identity(), make.linear(4 * width, width)])
+    def __init__(self, width: int, layers: Layers):
+        self.net = nnx.List([GEGLU(width, 4 * width, layers), Identity(), layers.linear(4 * width, width)])
 
     def __call__(self, x: Array) -> Array:
         for layer in self.net:
@@ -143,13 +147,13 @@ class FeedForward(nnx.Module):
 class BasicTransformerBlock(nnx.Module):
     """Self-attention, cross-attention, feed-forward, each after a LayerNorm and with a skip."""
 
-    def __init__(self, width: int, heads: int, context_width: int, make: Make):
-        self.norm1 = make.layer_norm(width)
-        self.attn1 = Attention(width, heads, make)
-        self.norm2 = make.layer_norm(width)
-        self.attn2 = Attention(width, heads, make, context_width)
-        self.norm3 = make.layer_norm(width)
-        self.ff = FeedForward(width, make)
+    def __init__(self, width: int, heads: int, context_width: int, layers: Layers):
+        self.norm1 = layers.layer_norm(width)
+        self.attn1 = Attention(width, heads, layers)
+        self.norm2 = layers.layer_norm(width)
+        self.attn2 = Attention(width, heads, layers, context_width)
+        self.norm3 = layers.layer_norm(width)
+        self.ff = FeedForward(width, layers)
 
     @jax.jit  # many are alike: traced once
     def __call__(self, x: Array, context: Array) -> Array:
@@ -164,12 +168,14 @@ class Transformer2DModel(nnx.Module):
     `linear` chooses between SD 1.x's 1x1 convolutions and SD 2.x's and XL's linear layers in `proj_in` and `proj_out`.
     """
 
-    def __init__(self, width: int, heads: int, layers: int, context_width: int, groups: int, linear: bool, make: Make):
-        self.norm = make.group_norm(width, groups, eps=1e-6)
-        self.proj_in = make.linear(width, width) if linear else make.conv(width, width, size=1)
-        blocks = [BasicTransformerBlock(width, heads, context_width, make) for _ in range(layers)]
+    def __init__(
+        self, width: int, heads: int, depth: int, context_width: int, groups: int, linear: bool, layers: Layers
+    ):
+        self.norm = layers.group_norm(width, groups, eps=1e-6)
+        self.proj_in = layers.linear(width, width) if linear else layers.conv(width, width, size=1)
+        blocks = [BasicTransformerBlock(width, heads, context_width, layers) for _ in range(depth)]
         self.transformer_blocks = nnx.List(blocks)
-        self.proj_out = make.linear(width, width) if linear else make.conv(width, width, size=1)
+        self.proj_out = layers.linear(width, width) if linear else layers.conv(width, width, size=1)
 
     def __call__(self, x: Array, context: Array) -> Array:
         """Maps (b, h, w, width) and (b, s, context_width) to (b, h, w, width)."""

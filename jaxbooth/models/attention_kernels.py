@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.experimental.pallas.ops.tpu import splash_attention
 
-FormName = Literal["plain", "chunked", "splash", "cudnn"]
+KernelName = Literal["xla", "chunked", "splash", "cudnn"]
 
 QUERY_CHUNK = 512
 SPLASH_BLOCK = 512  # queries and keys that the TPU kernel holds at once
@@ -21,12 +21,12 @@ CUDNN_MULTIPLE = 8
 TPUS_WITHOUT_SPLASH = ("TPU v2", "TPU v3")  # their compiler refuses bfloat16 products in kernels
 
 
-def plain_attention(query: Array, key: Array, value: Array, is_causal: bool = False) -> Array:
+def xla_attention(query: Array, key: Array, value: Array, is_causal: bool = False) -> Array:
     """Builds all scores, in float32: length x source_length of them for every head."""
     return jax.nn.dot_product_attention(query, key, value, is_causal=is_causal)
 
 
-def query_chunked_attention(query: Array, key: Array, value: Array, longest: int = QUERY_CHUNK) -> Array:
+def chunked_attention(query: Array, key: Array, value: Array, longest: int = QUERY_CHUNK) -> Array:
     """Takes query rows a chunk at a time; the backward pass recomputes each chunk's scores.
 
     Memory grows with chunk x source_length and not with length x source_length. The gradients of key and value, to
@@ -43,12 +43,12 @@ def query_chunked_attention(query: Array, key: Array, value: Array, longest: int
     @jax.checkpoint
     def attend(chunk: Array) -> Array:
         key, value = (source.astype(chunk.dtype) for source in sources)
-        return plain_attention(chunk, key, value)
+        return xla_attention(chunk, key, value)
 
     return jnp.moveaxis(jax.lax.map(attend, chunks), 0, 1).reshape(query.shape)
 
 
-def splash(query: Array, key: Array, value: Array, interpret: bool = False) -> Array:
+def tpu_splash_attention(query: Array, key: Array, value: Array, interpret: bool = False) -> Array:
     """JAX's flash attention for TPUs; no scores leave the chip.
 
     The kernel takes (heads, length, width), has no scale, and wants lengths in whole blocks: queries come scaled, and
@@ -98,7 +98,7 @@ def splash_blocks(source_length: int, width: int) -> splash_attention.BlockSizes
     return sizes(block_kv_dkv=size, block_q_dq=size, block_kv_dq=size)
 
 
-def cudnn(query: Array, key: Array, value: Array) -> Array:
+def cudnn_attention(query: Array, key: Array, value: Array) -> Array:
     """NVIDIA's flash attention. It wants sources in eights: 77 tokens of text become 80, of which 77 are seen."""
     attend = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     (batch, length), source_length = query.shape[:2], key.shape[1]
@@ -111,30 +111,33 @@ def cudnn(query: Array, key: Array, value: Array) -> Array:
 
 
 def has_splash() -> bool:
-    """Tells whether the mesh that the program is traced for can run `splash`; no mesh counts as a yes."""
+    """Tells whether the mesh that the program is traced for can run `tpu_splash_attention`; no mesh counts as a yes."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device is None or device.device_kind not in TPUS_WITHOUT_SPLASH
 
 
 def has_cudnn() -> bool:
-    """Tells whether this process can trace `cudnn`: JAX asks the library for its version already then."""
+    """Tells whether this process can trace `cudnn_attention`: JAX asks the library for its version already then."""
     return traces_cudnn(64)
 
 
 def cudnn_widest() -> int:
-    """Returns the widest heads that `cudnn` takes on this process's GPUs: 256 from Hopper on, 128 before."""
+    """Returns the widest heads that `cudnn_attention` takes on this process's GPUs: 256 from Hopper on, 128 before."""
     return 256 if traces_cudnn(256) else 128
 
 
 def traces_cudnn(width: int) -> bool:
-    """Tells whether JAX lets `cudnn` have heads of a width."""
+    """Tells whether JAX lets `cudnn_attention` have heads of a width."""
     probe = jax.ShapeDtypeStruct((1, 128, 1, width), jnp.bfloat16)
     try:
-        jax.eval_shape(cudnn, probe, probe, probe)
+        jax.eval_shape(cudnn_attention, probe, probe, probe)
     except RuntimeError:  # "cuDNN is not detected", or this GPU is too old for it
         return False
     return True
 
 
-FORMS = {"plain": plain_attention, "chunked": query_chunked_attention, "splash": splash, "cudnn": cudnn}
-KERNELS = {"splash": has_splash, "cudnn": has_cudnn}  # forms of one platform, and whether they can be traced here
+KERNELS = {"xla": xla_attention, "chunked": chunked_attention, "splash": tpu_splash_attention, "cudnn": cudnn_attention}
+PLATFORM_KERNELS = {
+    "splash": has_splash,
+    "cudnn": has_cudnn,
+}  # forms of one platform, and whether they can be traced here

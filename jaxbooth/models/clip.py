@@ -11,21 +11,21 @@ from jax import Array
 from jaxbooth.models.broadcast import add_broadcast
 from jaxbooth.models.config import CLIPTextConfig, CLIPVisionConfig
 from jaxbooth.models.encoder import MLP, SelfAttention, check_activation
-from jaxbooth.models.layers import Make
+from jaxbooth.models.layers import Layers
 
-CLIPTowerConfig = CLIPTextConfig | CLIPVisionConfig
+CLIPEncoderConfig = CLIPTextConfig | CLIPVisionConfig
 LEGACY_EOS = 2  # transformers `modeling_clip.py` tells the same two cases apart
 
 
 class CLIPEncoderLayer(nnx.Module):
     """A pre-norm transformer layer."""
 
-    def __init__(self, config: CLIPTowerConfig, make: Make, is_causal: bool):
+    def __init__(self, config: CLIPEncoderConfig, layers: Layers, is_causal: bool):
         width = config.hidden_size
-        self.self_attn = SelfAttention(width, config.num_attention_heads, make, is_causal)
-        self.layer_norm1 = make.layer_norm(width, config.layer_norm_eps)
-        self.mlp = MLP(width, config.intermediate_size, config.hidden_act, make)
-        self.layer_norm2 = make.layer_norm(width, config.layer_norm_eps)
+        self.self_attn = SelfAttention(width, config.num_attention_heads, layers, is_causal)
+        self.layer_norm1 = layers.layer_norm(width, config.layer_norm_eps)
+        self.mlp = MLP(width, config.intermediate_size, config.hidden_act, layers)
+        self.layer_norm2 = layers.layer_norm(width, config.layer_norm_eps)
 
     @jax.jit  # all are alike: traced once
     def __call__(self, x: Array) -> Array:
@@ -36,9 +36,9 @@ class CLIPEncoderLayer(nnx.Module):
 class CLIPTextEmbeddings(nnx.Module):
     """Token embedding plus learned positions."""
 
-    def __init__(self, config: CLIPTextConfig, make: Make):
-        self.token_embedding = make.embed(config.vocab_size, config.hidden_size)
-        self.position_embedding = make.embed(config.max_position_embeddings, config.hidden_size)
+    def __init__(self, config: CLIPTextConfig, layers: Layers):
+        self.token_embedding = layers.embed(config.vocab_size, config.hidden_size)
+        self.position_embedding = layers.embed(config.max_position_embeddings, config.hidden_size)
 
     def __call__(self, input_ids: Array, learned: Array | None) -> Array:
         positions = self.position_embedding(jnp.arange(input_ids.shape[-1]))
@@ -56,8 +56,8 @@ class CLIPTextEmbeddings(nnx.Module):
 class CLIPEncoder(nnx.Module):
     """The stack of layers; only text is causal."""
 
-    def __init__(self, config: CLIPTowerConfig, make: Make, is_causal: bool):
-        self.layers = nnx.List([CLIPEncoderLayer(config, make, is_causal) for _ in range(config.num_hidden_layers)])
+    def __init__(self, config: CLIPEncoderConfig, layers: Layers, is_causal: bool):
+        self.layers = nnx.List([CLIPEncoderLayer(config, layers, is_causal) for _ in range(config.num_hidden_layers)])
 
     def __call__(self, x: Array) -> list[Array]:
         """Returns the input and the output of every layer: transformers' `hidden_states`."""
@@ -76,15 +76,15 @@ class CLIPTextModel(nnx.Module):
         UserError: the configuration's activation is not one that CLIP text towers use.
     """
 
-    def __init__(self, config: CLIPTextConfig, make: Make, projection: bool = False):
+    def __init__(self, config: CLIPTextConfig, layers: Layers, projection: bool = False):
         check_activation(config.hidden_act, "a text encoder")
         self.config = config
-        self.embeddings = CLIPTextEmbeddings(config, make)
-        self.encoder = CLIPEncoder(config, make, is_causal=True)
-        exact = make._replace(dtype=jnp.float32)
+        self.embeddings = CLIPTextEmbeddings(config, layers)
+        self.encoder = CLIPEncoder(config, layers, is_causal=True)
+        exact = layers._replace(dtype=jnp.float32)
         self.final_layer_norm = exact.layer_norm(config.hidden_size, config.layer_norm_eps)
         self.text_projection = (
-            make.linear(config.hidden_size, config.projection_dim, bias=False) if projection else None
+            layers.linear(config.hidden_size, config.projection_dim, bias=False) if projection else None
         )
 
     def __call__(self, input_ids: Array, learned: Array | None = None) -> list[Array]:

@@ -8,17 +8,17 @@ from jaxbooth.models.broadcast import add_broadcast, broadcast
 from jaxbooth.models.clip import CLIPEncoder, CLIPTextModel
 from jaxbooth.models.config import CLIPConfig, CLIPVisionConfig
 from jaxbooth.models.encoder import check_activation
-from jaxbooth.models.layers import Make
+from jaxbooth.models.layers import Layers
 
 
 class CLIPVisionEmbeddings(nnx.Module):
     """Patches after a class token, with learned positions."""
 
-    def __init__(self, config: CLIPVisionConfig, make: Make):
+    def __init__(self, config: CLIPVisionConfig, layers: Layers):
         entries = (config.image_size // config.patch_size) ** 2 + 1
         self.class_embedding = nnx.Param(jnp.zeros(config.hidden_size))
-        self.patch_embedding = make.patches(config.num_channels, config.hidden_size, config.patch_size, bias=False)
-        self.position_embedding = make.embed(entries, config.hidden_size)
+        self.patch_embedding = layers.patches(config.num_channels, config.hidden_size, config.patch_size, bias=False)
+        self.position_embedding = layers.embed(entries, config.hidden_size)
 
     def __call__(self, pixels: Array) -> Array:
         """Maps (b, image_size, image_size, channels) to (b, 1 + patches, hidden_size)."""
@@ -36,12 +36,12 @@ class CLIPVisionModel(nnx.Module):
         UserError: the configuration's activation is not supported.
     """
 
-    def __init__(self, config: CLIPVisionConfig, make: Make):
+    def __init__(self, config: CLIPVisionConfig, layers: Layers):
         check_activation(config.hidden_act, "an image tower")
-        self.embeddings = CLIPVisionEmbeddings(config, make)
-        self.pre_layrnorm = make.layer_norm(config.hidden_size, config.layer_norm_eps)  # transformers' own spelling
-        self.encoder = CLIPEncoder(config, make, is_causal=False)
-        self.post_layernorm = make.layer_norm(config.hidden_size, config.layer_norm_eps)
+        self.embeddings = CLIPVisionEmbeddings(config, layers)
+        self.pre_layrnorm = layers.layer_norm(config.hidden_size, config.layer_norm_eps)  # transformers' own spelling
+        self.encoder = CLIPEncoder(config, layers, is_causal=False)
+        self.post_layernorm = layers.layer_norm(config.hidden_size, config.layer_norm_eps)
 
     def __call__(self, pixels: Array) -> Array:
         """Maps (b, image_size, image_size, channels) normalised pixels to (b, hidden_size)."""
@@ -52,11 +52,11 @@ class CLIPVisionModel(nnx.Module):
 class CLIPModel(nnx.Module):
     """Pictures and texts to features that can be compared; neither is normalised."""
 
-    def __init__(self, config: CLIPConfig, make: Make):
-        self.text_model = CLIPTextModel(config.text, make)
-        self.vision_model = CLIPVisionModel(config.vision, make)
-        self.text_projection = make.linear(config.text.hidden_size, config.projection_dim, bias=False)
-        self.visual_projection = make.linear(config.vision.hidden_size, config.projection_dim, bias=False)
+    def __init__(self, config: CLIPConfig, layers: Layers):
+        self.text_model = CLIPTextModel(config.text, layers)
+        self.vision_model = CLIPVisionModel(config.vision, layers)
+        self.text_projection = layers.linear(config.text.hidden_size, config.projection_dim, bias=False)
+        self.visual_projection = layers.linear(config.vision.hidden_size, config.projection_dim, bias=False)
 
     def image_features(self, pixels: Array) -> Array:
         """Maps (b, image_size, image_size, channels) normalised pixels to (b, projection_dim)."""

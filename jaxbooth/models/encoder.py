@@ -5,7 +5,7 @@ from jax import Array
 
 from jaxbooth.errors import UserError
 from jaxbooth.models.attention import attention
-from jaxbooth.models.layers import Make, gelu
+from jaxbooth.models.layers import Layers, gelu
 
 
 def quick_gelu(x: Array) -> Array:
@@ -33,12 +33,12 @@ def check_activation(name: str, encoder: str) -> None:
 class SelfAttention(nnx.Module):
     """Multi-head self-attention; `bias` is that of query, key and value."""
 
-    def __init__(self, width: int, heads: int, make: Make, is_causal: bool = False, bias: bool = True):
+    def __init__(self, width: int, heads: int, layers: Layers, is_causal: bool = False, bias: bool = True):
         self.heads, self.is_causal = heads, is_causal
-        self.q_proj = make.linear(width, width, bias)
-        self.k_proj = make.linear(width, width, bias)
-        self.v_proj = make.linear(width, width, bias)
-        self.out_proj = make.linear(width, width)
+        self.q_proj = layers.linear(width, width, bias)
+        self.k_proj = layers.linear(width, width, bias)
+        self.v_proj = layers.linear(width, width, bias)
+        self.out_proj = layers.linear(width, width)
 
     def __call__(self, x: Array) -> Array:
         """Maps (b, s, width) to (b, s, width)."""
@@ -49,10 +49,10 @@ class SelfAttention(nnx.Module):
 class MLP(nnx.Module):
     """Two linear layers around one of ACTIVATIONS."""
 
-    def __init__(self, width: int, inner: int, activation: str, make: Make):
+    def __init__(self, width: int, inner: int, activation: str, layers: Layers):
         self.activation = ACTIVATIONS[activation]
-        self.fc1 = make.linear(width, inner)
-        self.fc2 = make.linear(inner, width)
+        self.fc1 = layers.linear(width, inner)
+        self.fc2 = layers.linear(inner, width)
 
     def __call__(self, x: Array) -> Array:
         """Maps (..., width) to (..., width)."""

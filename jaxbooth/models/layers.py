@@ -43,7 +43,7 @@ class Embed(nnx.Module):
         return jnp.take(self.embedding[...], ids, axis=0).astype(jnp.float32)
 
 
-class Make(NamedTuple):
+class Layers(NamedTuple):
     """Builds leaf layers that compute in `dtype` and hold float32 parameters."""
 
     rngs: nnx.Rngs
@@ -92,9 +92,9 @@ def sinusoidal_embedding(timesteps: Array, width: int, flip_sin_to_cos: bool, fr
 class TimestepEmbedding(nnx.Module):
     """Two linear layers around a SiLU; diffusers `TimestepEmbedding`."""
 
-    def __init__(self, inputs: int, outputs: int, make: Make):
-        self.linear_1 = make.linear(inputs, outputs)
-        self.linear_2 = make.linear(outputs, outputs)
+    def __init__(self, inputs: int, outputs: int, layers: Layers):
+        self.linear_1 = layers.linear(inputs, outputs)
+        self.linear_2 = layers.linear(outputs, outputs)
 
     def __call__(self, x: Array) -> Array:
         return self.linear_2(nnx.silu(self.linear_1(x)))
@@ -106,13 +106,13 @@ class ResnetBlock2D(nnx.Module):
     `time_embed_dim` None gives the VAE's block, which takes no timestep.
     """
 
-    def __init__(self, inputs: int, outputs: int, time_embed_dim: int | None, groups: int, eps: float, make: Make):
-        self.norm1 = make.group_norm(inputs, groups, eps, silu=True)
-        self.conv1 = make.conv(inputs, outputs)
-        self.time_emb_proj = make.linear(time_embed_dim, outputs) if time_embed_dim else None
-        self.norm2 = make.group_norm(outputs, groups, eps, silu=True)
-        self.conv2 = make.conv(outputs, outputs)
-        self.conv_shortcut = make.conv(inputs, outputs, size=1) if inputs != outputs else None
+    def __init__(self, inputs: int, outputs: int, time_embed_dim: int | None, groups: int, eps: float, layers: Layers):
+        self.norm1 = layers.group_norm(inputs, groups, eps, silu=True)
+        self.conv1 = layers.conv(inputs, outputs)
+        self.time_emb_proj = layers.linear(time_embed_dim, outputs) if time_embed_dim else None
+        self.norm2 = layers.group_norm(outputs, groups, eps, silu=True)
+        self.conv2 = layers.conv(outputs, outputs)
+        self.conv_shortcut = layers.conv(inputs, outputs, size=1) if inputs != outputs else None
 
     def __call__(self, x: Array, time_embedding: Array | None = None) -> Array:
         """Maps (b, h, w, inputs) and (b, time_embed_dim) to (b, h, w, outputs)."""
@@ -127,9 +127,9 @@ class ResnetBlock2D(nnx.Module):
 class Downsample2D(nnx.Module):
     """A stride-2 convolution. The UNet pads one pixel on every side, the VAE only below and to the right."""
 
-    def __init__(self, channels: int, make: Make, asymmetric: bool = False):
+    def __init__(self, channels: int, layers: Layers, asymmetric: bool = False):
         self.asymmetric = asymmetric
-        self.conv = make.conv(channels, channels, stride=2, padding=0 if asymmetric else 1)
+        self.conv = layers.conv(channels, channels, stride=2, padding=0 if asymmetric else 1)
 
     def __call__(self, x: Array) -> Array:
         """Maps (b, h, w, c) to (b, h/2, w/2, c)."""
@@ -141,8 +141,8 @@ class Downsample2D(nnx.Module):
 class Upsample2D(nnx.Module):
     """Nearest-neighbour doubling, then a convolution."""
 
-    def __init__(self, channels: int, make: Make):
-        self.conv = make.conv(channels, channels)
+    def __init__(self, channels: int, layers: Layers):
+        self.conv = layers.conv(channels, channels)
 
     def __call__(self, x: Array) -> Array:
         """Maps (b, h, w, c) to (b, 2h, 2w, c)."""

@@ -21,12 +21,12 @@ from jax import Array
 from jaxbooth.models.broadcast import broadcast
 from jaxbooth.models.conv import Conv, conv2d
 from jaxbooth.models.layers import Linear
-from jaxbooth.params import AnyArray, Network, Params, Placed, Shapes, placed
+from jaxbooth.params import AnyArray, ModuleDef, Params, Shapes, ShardedParam, as_sharded
 from jaxbooth.prng import host_generator
 from jaxbooth.storage.patterns import first_matches
 from jaxbooth.transfer import to_host
 
-DOWN, UP, MAGNITUDE = "lora_A.kernel", "lora_B.kernel", "lora_magnitude_vector.scale"
+LORA_A, LORA_B, MAGNITUDE = "lora_A.kernel", "lora_B.kernel", "lora_magnitude_vector.scale"
 
 ATTENTION = r"attn\d\.to_[qkv]|attn\d\.to_out\.0|self_attn\.[qkv]_proj|self_attn\.out_proj"
 FEED_FORWARD = r"ff\.net\.0\.proj|ff\.net\.2|proj_in|proj_out|mlp\.fc[12]"
@@ -38,7 +38,7 @@ PRESETS = {
 }
 
 
-class Lora(NamedTuple):
+class LoraSpec(NamedTuple):
     """What all adapters of a run share.
 
     Attributes:
@@ -52,12 +52,12 @@ class Lora(NamedTuple):
     dora: bool = False
 
 
-def lora_of(rank: int, alpha: float | None, rslora: bool, dora: bool) -> Lora:
+def lora_spec(rank: int, alpha: float | None, rslora: bool, dora: bool) -> LoraSpec:
     """Returns the shared settings; alpha defaults to the rank (rsLoRA: Kalajdzievski 2023, arXiv 2312.03732)."""
-    return Lora(rank, (alpha or rank) / (rank**0.5 if rslora else rank), dora)
+    return LoraSpec(rank, (alpha or rank) / (rank**0.5 if rslora else rank), dora)
 
 
-def target_layers(network: Network, component: str, targets: str) -> list[str]:
+def target_layers(network: ModuleDef, component: str, targets: str) -> list[str]:
     """Returns the layers of a component that get an adapter, in name order.
 
     Args:
@@ -74,19 +74,19 @@ def target_layers(network: Network, component: str, targets: str) -> list[str]:
     return [layer for layer, number in zip(layers, found, strict=True) if number is not None]
 
 
-def adapter_shapes(network: Network, layers: list[str], lora: Lora) -> Shapes:
+def lora_shapes(network: ModuleDef, layers: list[str], lora: LoraSpec) -> Shapes:
     """Returns the adapters' names and float32 shapes."""
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in layers:
         *window, fan_in, fan_out = network.shapes[f"{layer}.kernel"].shape
-        shapes[f"{layer}.{DOWN}"] = (*window, fan_in, lora.rank)
-        shapes[f"{layer}.{UP}"] = (*(1 for _ in window), lora.rank, fan_out)
+        shapes[f"{layer}.{LORA_A}"] = (*window, fan_in, lora.rank)
+        shapes[f"{layer}.{LORA_B}"] = (*(1 for _ in window), lora.rank, fan_out)
         if lora.dora:
             shapes[f"{layer}.{MAGNITUDE}"] = (fan_out,)
     return {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
 
 
-def initial_adapters(params: Mapping[str, AnyArray], shapes: Shapes, seed: int) -> dict[str, np.ndarray]:
+def init_lora(params: Mapping[str, AnyArray], shapes: Shapes, seed: int) -> dict[str, np.ndarray]:
     """Returns adapters that change nothing yet: A uniform as PEFT draws it, B zero, magnitudes those of the kernels.
 
     Args:
@@ -94,10 +94,10 @@ def initial_adapters(params: Mapping[str, AnyArray], shapes: Shapes, seed: int) 
     """
     found = {}
     for index, (name, leaf) in enumerate(sorted(shapes.items())):
-        if name.endswith(DOWN):
+        if name.endswith(LORA_A):
             bound = 1 / np.sqrt(np.prod(leaf.shape[:-1]))
             found[name] = host_generator(seed, index).uniform(-bound, bound, leaf.shape).astype(np.float32)
-        elif name.endswith(UP):
+        elif name.endswith(LORA_B):
             found[name] = np.zeros(leaf.shape, np.float32)
         else:
             norms = jax.jit(output_norms)(params[name.replace(MAGNITUDE, "kernel")])
@@ -116,12 +116,12 @@ def low_rank_kernel(down: Array, up: Array) -> Array:
     return jnp.matmul(down.astype(jnp.float32), up, precision="highest")
 
 
-class Adapted(nnx.Module):
+class LoraLayer(nnx.Module):
     """A layer with its adapter beside it."""
 
-    def __init__(self, layer: Linear | Conv, params: Mapping[str, Placed], lora: Lora):
+    def __init__(self, layer: Linear | Conv, params: Mapping[str, ShardedParam], lora: LoraSpec):
         self.layer, self.scale = layer, lora.scale
-        self.down, self.up = params[DOWN], params[UP]
+        self.down, self.up = params[LORA_A], params[LORA_B]
         self.magnitude = params[MAGNITUDE] if lora.dora else None
 
     def __call__(self, x: Array) -> Array:
@@ -150,21 +150,21 @@ class Adapted(nnx.Module):
 
 
 @dataclass(frozen=True)
-class AdaptedNetwork(Network):
+class LoraModuleDef(ModuleDef):
     """A network that also takes the parameters of adapters; without any of them it is the plain one."""
 
-    lora: Lora | None = None
+    lora: LoraSpec | None = None
 
     def bind(self, params: Mapping[str, Array]) -> Any:
         """Returns the callable module, adapters in place."""
         module = super().bind(params)
         assert self.lora is not None
-        for layer in adapted_layers(params):
+        for layer in lora_layers(params):
             *way, last = self.paths[f"{layer}.kernel"][:-1]
             parent = functools.reduce(step_into, way, module)
-            names = {leaf: f"{layer}.{leaf}" for leaf in (DOWN, UP, MAGNITUDE) if f"{layer}.{leaf}" in params}
-            leaves = {leaf: placed(name, params[name]) for leaf, name in names.items()}
-            adapted = Adapted(step_into(parent, last), leaves, self.lora)
+            names = {leaf: f"{layer}.{leaf}" for leaf in (LORA_A, LORA_B, MAGNITUDE) if f"{layer}.{leaf}" in params}
+            leaves = {leaf: as_sharded(name, params[name]) for leaf, name in names.items()}
+            adapted = LoraLayer(step_into(parent, last), leaves, self.lora)
             if isinstance(last, int):
                 parent[last] = adapted
             else:
@@ -177,39 +177,39 @@ def step_into(module: Any, key: str | int) -> Any:
     return module[key] if isinstance(key, int) else getattr(module, key)
 
 
-def adapted_layers(params: Mapping[str, Any]) -> list[str]:
+def lora_layers(params: Mapping[str, Any]) -> list[str]:
     """Returns the layers whose adapters are among `params`."""
-    return [name.removesuffix(f".{DOWN}") for name in params if name.endswith(f".{DOWN}")]
+    return [name.removesuffix(f".{LORA_A}") for name in params if name.endswith(f".{LORA_A}")]
 
 
-def with_adapters(network: Network, lora: Lora) -> AdaptedNetwork:
+def with_adapters(network: ModuleDef, lora: LoraSpec) -> LoraModuleDef:
     """Returns the network that takes adapters."""
-    return AdaptedNetwork(network.graphdef, network.paths, network.shapes, lora)
+    return LoraModuleDef(network.graphdef, network.paths, network.shapes, lora)
 
 
-def merge(params: Params, lora: Lora) -> Params:
+def merge(params: Params, lora: LoraSpec) -> Params:
     """Adds a component's adapters to its kernels, in float32, and returns it without them. Pure."""
     merged = {name: value for name, value in params.items() if ".lora_" not in name}
-    for layer in adapted_layers(params):
+    for layer in lora_layers(params):
         kernel = params[f"{layer}.kernel"]
         total = kernel.astype(jnp.float32)
-        total += lora.scale * low_rank_kernel(params[f"{layer}.{DOWN}"], params[f"{layer}.{UP}"])
+        total += lora.scale * low_rank_kernel(params[f"{layer}.{LORA_A}"], params[f"{layer}.{LORA_B}"])
         if lora.dora:
             total *= params[f"{layer}.{MAGNITUDE}"] / output_norms(total)
         merged[f"{layer}.kernel"] = total.astype(kernel.dtype)
     return merged
 
 
-def merge_on_devices(params: dict[str, Params], lora: Lora | None) -> dict[str, Params]:
+def merge_on_devices(params: dict[str, Params], lora: LoraSpec | None) -> dict[str, Params]:
     """Merges the adapters of every component, in the place of the kernels; other parameters pass through.
 
     Args:
         params: component -> parameters. Those of components with adapters are donated, the adapters are not.
     """
-    return {name: merge_component(own, lora) if lora and adapted_layers(own) else own for name, own in params.items()}
+    return {name: merge_component(own, lora) if lora and lora_layers(own) else own for name, own in params.items()}
 
 
-def merge_component(params: Params, lora: Lora) -> Params:
+def merge_component(params: Params, lora: LoraSpec) -> Params:
     """`merge` on the devices; kernels are donated."""
     own = {name: value for name, value in params.items() if ".lora_" not in name}
     adapters = {name: value for name, value in params.items() if ".lora_" in name}

@@ -17,7 +17,7 @@ from jaxbooth.models.attention import Transformer2DModel
 from jaxbooth.models.config import UNetConfig
 from jaxbooth.models.layers import (
     Downsample2D,
-    Make,
+    Layers,
     ResnetBlock2D,
     TimestepEmbedding,
     Upsample2D,
@@ -61,14 +61,14 @@ class Block(nnx.Module):
         depths: transformer blocks after each ResNet; empty where there is no attention.
     """
 
-    def __init__(self, widths: list[int], level: Level, depths: tuple[int, ...], config: UNetConfig, make: Make):
+    def __init__(self, widths: list[int], level: Level, depths: tuple[int, ...], config: UNetConfig, layers: Layers):
         groups, eps = config.norm_num_groups, config.norm_eps
         self.resnets = nnx.List(
-            [ResnetBlock2D(width, level.channels, level.time_embed_dim, groups, eps, make) for width in widths]
+            [ResnetBlock2D(width, level.channels, level.time_embed_dim, groups, eps, layers) for width in widths]
         )
         self.attends = bool(depths)
         if self.attends:
-            self.attentions = nnx.List([transformer(level, depth, config, make) for depth in depths])
+            self.attentions = nnx.List([transformer(level, depth, config, layers) for depth in depths])
 
     def layer(self, index: int, x: Array, time_embedding: Array, context: Array, remat: Remat) -> Array:
         """Runs resnet `index` and its attention."""
@@ -76,7 +76,7 @@ class Block(nnx.Module):
         return call(self.attentions[index], remat, x, context) if self.attends else x
 
 
-def transformer(level: Level, depth: int, config: UNetConfig, make: Make) -> Transformer2DModel:
+def transformer(level: Level, depth: int, config: UNetConfig, layers: Layers) -> Transformer2DModel:
     """Builds a cross-attention stack of `depth` blocks."""
     return Transformer2DModel(
         level.channels,
@@ -85,7 +85,7 @@ def transformer(level: Level, depth: int, config: UNetConfig, make: Make) -> Tra
         config.text_width,
         config.norm_num_groups,
         config.use_linear_projection,
-        make,
+        layers,
     )
 
 
@@ -93,10 +93,10 @@ class DownBlock(Block):
     """`DownBlock2D` and `CrossAttnDownBlock2D`; the last level has no downsampler."""
 
     def __init__(
-        self, widths: list[int], level: Level, depths: tuple[int, ...], last: bool, config: UNetConfig, make: Make
+        self, widths: list[int], level: Level, depths: tuple[int, ...], last: bool, config: UNetConfig, layers: Layers
     ):
-        super().__init__(widths, level, depths, config, make)
-        self.downsamplers = None if last else nnx.List([Downsample2D(level.channels, make)])
+        super().__init__(widths, level, depths, config, layers)
+        self.downsamplers = None if last else nnx.List([Downsample2D(level.channels, layers)])
 
     def __call__(self, x: Array, time_embedding: Array, context: Array, remat: Remat) -> tuple[Array, list[Array]]:
         """Returns the output and every intermediate that the way up concatenates."""
@@ -114,10 +114,10 @@ class UpBlock(Block):
     """`UpBlock2D` and `CrossAttnUpBlock2D`; the last level has no upsampler."""
 
     def __init__(
-        self, widths: list[int], level: Level, depths: tuple[int, ...], last: bool, config: UNetConfig, make: Make
+        self, widths: list[int], level: Level, depths: tuple[int, ...], last: bool, config: UNetConfig, layers: Layers
     ):
-        super().__init__(widths, level, depths, config, make)
-        self.upsamplers = None if last else nnx.List([Upsample2D(level.channels, make)])
+        super().__init__(widths, level, depths, config, layers)
+        self.upsamplers = None if last else nnx.List([Upsample2D(level.channels, layers)])
 
     def __call__(self, x: Array, skips: list[Array], time_embedding: Array, context: Array, remat: Remat) -> Array:
         """Consumes `skips` from its end."""
@@ -130,13 +130,13 @@ class UpBlock(Block):
 class MidBlock(nnx.Module):
     """`UNetMidBlock2DCrossAttn`: ResNet, attention, ResNet at the lowest resolution."""
 
-    def __init__(self, level: Level, config: UNetConfig, make: Make):
+    def __init__(self, level: Level, config: UNetConfig, layers: Layers):
         groups, eps = config.norm_num_groups, config.norm_eps
         resnets = [
-            ResnetBlock2D(level.channels, level.channels, level.time_embed_dim, groups, eps, make) for _ in range(2)
+            ResnetBlock2D(level.channels, level.channels, level.time_embed_dim, groups, eps, layers) for _ in range(2)
         ]
         self.resnets = nnx.List(resnets)
-        self.attentions = nnx.List([transformer(level, config.mid_transformers, config, make)])
+        self.attentions = nnx.List([transformer(level, config.mid_transformers, config, layers)])
 
     def __call__(self, x: Array, time_embedding: Array, context: Array, remat: Remat) -> Array:
         x = call(self.resnets[0], remat, x, time_embedding)
@@ -151,21 +151,21 @@ class UNet2DConditionModel(nnx.Module):
         UserError: the configuration names a block type other than the Stable Diffusion ones.
     """
 
-    def __init__(self, config: UNetConfig, make: Make):
+    def __init__(self, config: UNetConfig, layers: Layers):
         channels = config.block_out_channels
         time_embed_dim = 4 * channels[0]
         levels = [Level(width, time_embed_dim, heads) for width, heads in zip(channels, config.heads, strict=True)]
         self.config = config
-        self.conv_in = make.conv(config.in_channels, channels[0])
-        self.time_embedding = TimestepEmbedding(channels[0], time_embed_dim, make)
+        self.conv_in = layers.conv(config.in_channels, channels[0])
+        self.time_embedding = TimestepEmbedding(channels[0], time_embed_dim, layers)
         if config.addition_embed_type == "text_time":
             width = config.projection_class_embeddings_input_dim or 0
-            self.add_embedding = TimestepEmbedding(width, time_embed_dim, make)
-        self.down_blocks = nnx.List(down_blocks(config, levels, make))
-        self.mid_block = MidBlock(levels[-1], config, make)
-        self.up_blocks = nnx.List(up_blocks(config, levels, make))
-        self.conv_norm_out = make.group_norm(channels[0], config.norm_num_groups, config.norm_eps, silu=True)
-        self.conv_out = make.conv(channels[0], config.out_channels)
+            self.add_embedding = TimestepEmbedding(width, time_embed_dim, layers)
+        self.down_blocks = nnx.List(down_blocks(config, levels, layers))
+        self.mid_block = MidBlock(levels[-1], config, layers)
+        self.up_blocks = nnx.List(up_blocks(config, levels, layers))
+        self.conv_norm_out = layers.group_norm(channels[0], config.norm_num_groups, config.norm_eps, silu=True)
+        self.conv_out = layers.conv(channels[0], config.out_channels)
 
     def __call__(
         self,
@@ -227,29 +227,29 @@ def check_block_type(kind: str, plain: str) -> None:
         )
 
 
-def down_blocks(config: UNetConfig, levels: list[Level], make: Make) -> list[DownBlock]:
+def down_blocks(config: UNetConfig, levels: list[Level], layers: Layers) -> list[DownBlock]:
     """Builds the way down, highest resolution first."""
     blocks, width = [], levels[0].channels
     for index, (kind, level) in enumerate(zip(config.down_block_types, levels, strict=True)):
         check_block_type(kind, "DownBlock2D")
         widths = [width] + [level.channels] * (config.layers[index] - 1)
         depths, last = config.down_transformers[index], index == len(levels) - 1
-        blocks.append(DownBlock(widths, level, depths, last, config, make))
+        blocks.append(DownBlock(widths, level, depths, last, config, layers))
         width = level.channels
     return blocks
 
 
-def up_blocks(config: UNetConfig, levels: list[Level], make: Make) -> list[UpBlock]:
+def up_blocks(config: UNetConfig, levels: list[Level], layers: Layers) -> list[UpBlock]:
     """Builds the way up, lowest resolution first. A resnet's input is the previous output beside its skip."""
     blocks, width = [], levels[-1].channels
     for index, (kind, level) in enumerate(zip(config.up_block_types, reversed(levels), strict=True)):
         check_block_type(kind, "UpBlock2D")
         outer = levels[max(len(levels) - 2 - index, 0)].channels  # of the next level up, whose output enters last here
-        layers = config.layers[::-1][index]
-        inputs = [width] + [level.channels] * layers
-        skips = [level.channels] * layers + [outer]
+        count = config.layers[::-1][index]
+        inputs = [width] + [level.channels] * count
+        skips = [level.channels] * count + [outer]
         widths = [a + b for a, b in zip(inputs, skips, strict=True)]
         depths, last = config.up_transformers[index], index == len(levels) - 1
-        blocks.append(UpBlock(widths, level, depths, last, config, make))
+        blocks.append(UpBlock(widths, level, depths, last, config, layers))
         width = level.channels
     return blocks

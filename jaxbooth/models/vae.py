@@ -9,7 +9,7 @@ from jax import Array
 from jaxbooth.errors import UserError
 from jaxbooth.models.attention import Projections
 from jaxbooth.models.config import VAEConfig
-from jaxbooth.models.layers import Downsample2D, Make, ResnetBlock2D, Upsample2D
+from jaxbooth.models.layers import Downsample2D, Layers, ResnetBlock2D, Upsample2D
 from jaxbooth.params import AnyArray
 
 EPS = 1e-6  # of every GroupNorm here
@@ -30,9 +30,9 @@ class Moments(NamedTuple):
 class PixelAttention(Projections):
     """Single-head self-attention over the pixels of a feature map, with its own GroupNorm and skip."""
 
-    def __init__(self, width: int, groups: int, make: Make):
-        super().__init__(width, heads=1, make=make, bias=True)
-        self.group_norm = make.group_norm(width, groups, EPS)
+    def __init__(self, width: int, groups: int, layers: Layers):
+        super().__init__(width, heads=1, layers=layers, bias=True)
+        self.group_norm = layers.group_norm(width, groups, EPS)
 
     def __call__(self, x: Array) -> Array:
         """Maps (b, h, w, c) to (b, h, w, c)."""
@@ -43,11 +43,11 @@ class PixelAttention(Projections):
 class MidBlock(nnx.Module):
     """`UNetMidBlock2D`: ResNet, optional attention, ResNet."""
 
-    def __init__(self, width: int, config: VAEConfig, make: Make):
+    def __init__(self, width: int, config: VAEConfig, layers: Layers):
         groups = config.norm_num_groups
-        self.resnets = nnx.List([ResnetBlock2D(width, width, None, groups, EPS, make) for _ in range(2)])
+        self.resnets = nnx.List([ResnetBlock2D(width, width, None, groups, EPS, layers) for _ in range(2)])
         has_attention = config.mid_block_add_attention
-        self.attentions = nnx.List([PixelAttention(width, groups, make)]) if has_attention else None
+        self.attentions = nnx.List([PixelAttention(width, groups, layers)]) if has_attention else None
 
     def __call__(self, x: Array) -> Array:
         x = self.resnets[0](x)
@@ -59,13 +59,13 @@ class MidBlock(nnx.Module):
 class Stage(nnx.Module):
     """ResNets at one resolution, then a resampler under the state dict's name for it (none in the last stage)."""
 
-    def __init__(self, inputs: int, outputs: int, layers: int, resampler: str | None, groups: int, make: Make):
-        widths = [inputs] + [outputs] * (layers - 1)
-        self.resnets = nnx.List([ResnetBlock2D(width, outputs, None, groups, EPS, make) for width in widths])
+    def __init__(self, inputs: int, outputs: int, depth: int, resampler: str | None, groups: int, layers: Layers):
+        widths = [inputs] + [outputs] * (depth - 1)
+        self.resnets = nnx.List([ResnetBlock2D(width, outputs, None, groups, EPS, layers) for width in widths])
         if resampler == "downsamplers":
-            self.downsamplers = nnx.List([Downsample2D(outputs, make, asymmetric=True)])
+            self.downsamplers = nnx.List([Downsample2D(outputs, layers, asymmetric=True)])
         elif resampler == "upsamplers":
-            self.upsamplers = nnx.List([Upsample2D(outputs, make)])
+            self.upsamplers = nnx.List([Upsample2D(outputs, layers)])
         self.resampler = resampler
 
     def __call__(self, x: Array) -> Array:
@@ -74,13 +74,13 @@ class Stage(nnx.Module):
         return getattr(self, self.resampler)[0](x) if self.resampler else x
 
 
-def stages(widths: tuple[int, ...], layers: int, resampler: str, groups: int, make: Make) -> nnx.List:
+def stages(widths: tuple[int, ...], depth: int, resampler: str, groups: int, layers: Layers) -> nnx.List:
     """Builds one stage for each of `widths`; every stage but the last ends in the resampler."""
     inputs = (widths[0], *widths[:-1])
     last = len(widths) - 1
     return nnx.List(
         [
-            Stage(before, after, layers, None if index == last else resampler, groups, make)
+            Stage(before, after, depth, None if index == last else resampler, groups, layers)
             for index, (before, after) in enumerate(zip(inputs, widths, strict=True))
         ]
     )
@@ -89,13 +89,13 @@ def stages(widths: tuple[int, ...], layers: int, resampler: str, groups: int, ma
 class Encoder(nnx.Module):
     """Pixels to moments."""
 
-    def __init__(self, config: VAEConfig, make: Make):
+    def __init__(self, config: VAEConfig, layers: Layers):
         widths, groups = config.block_out_channels, config.norm_num_groups
-        self.conv_in = make.conv(config.in_channels, widths[0])
-        self.down_blocks = stages(widths, config.layers_per_block, "downsamplers", groups, make)
-        self.mid_block = MidBlock(widths[-1], config, make)
-        self.conv_norm_out = make.group_norm(widths[-1], groups, EPS, silu=True)
-        self.conv_out = make.conv(widths[-1], 2 * config.latent_channels)
+        self.conv_in = layers.conv(config.in_channels, widths[0])
+        self.down_blocks = stages(widths, config.layers_per_block, "downsamplers", groups, layers)
+        self.mid_block = MidBlock(widths[-1], config, layers)
+        self.conv_norm_out = layers.group_norm(widths[-1], groups, EPS, silu=True)
+        self.conv_out = layers.conv(widths[-1], 2 * config.latent_channels)
 
     def __call__(self, x: Array) -> Array:
         x = self.conv_in(x)
@@ -107,13 +107,13 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Latents to pixels."""
 
-    def __init__(self, config: VAEConfig, make: Make):
+    def __init__(self, config: VAEConfig, layers: Layers):
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
-        self.conv_in = make.conv(config.latent_channels, widths[0])
-        self.mid_block = MidBlock(widths[0], config, make)
-        self.up_blocks = stages(widths, config.layers_per_block + 1, "upsamplers", groups, make)
-        self.conv_norm_out = make.group_norm(widths[-1], groups, EPS, silu=True)
-        self.conv_out = make.conv(widths[-1], config.out_channels)
+        self.conv_in = layers.conv(config.latent_channels, widths[0])
+        self.mid_block = MidBlock(widths[0], config, layers)
+        self.up_blocks = stages(widths, config.layers_per_block + 1, "upsamplers", groups, layers)
+        self.conv_norm_out = layers.group_norm(widths[-1], groups, EPS, silu=True)
+        self.conv_out = layers.conv(widths[-1], config.out_channels)
 
     def __call__(self, x: Array) -> Array:
         x = self.mid_block(self.conv_in(x))
@@ -129,15 +129,15 @@ class AutoencoderKL(nnx.Module):
         UserError: the configuration names a block type other than the Stable Diffusion ones.
     """
 
-    def __init__(self, config: VAEConfig, make: Make):
+    def __init__(self, config: VAEConfig, layers: Layers):
         for kind in (*config.down_block_types, *config.up_block_types):
             if kind not in ("DownEncoderBlock2D", "UpDecoderBlock2D"):
                 raise UserError(f"vae/config.json: block type {kind!r} is not supported.")
         latent = config.latent_channels
-        self.encoder = Encoder(config, make)
-        self.decoder = Decoder(config, make)
-        self.quant_conv = make.conv(2 * latent, 2 * latent, size=1) if config.use_quant_conv else None
-        self.post_quant_conv = make.conv(latent, latent, size=1) if config.use_post_quant_conv else None
+        self.encoder = Encoder(config, layers)
+        self.decoder = Decoder(config, layers)
+        self.quant_conv = layers.conv(2 * latent, 2 * latent, size=1) if config.use_quant_conv else None
+        self.post_quant_conv = layers.conv(latent, latent, size=1) if config.use_post_quant_conv else None
 
     def encode(self, pixels: Array) -> Moments:
         """Maps (b, H, W, 3) pixels in [-1, 1] to moments of shape (b, H/f, W/f, latent_channels)."""

@@ -12,7 +12,7 @@ from jax import Array
 from jaxbooth.models.broadcast import add_broadcast, broadcast
 from jaxbooth.models.config import Dinov2Config, ViTConfig
 from jaxbooth.models.encoder import MLP, SelfAttention, check_activation
-from jaxbooth.models.layers import Make
+from jaxbooth.models.layers import Layers
 from jaxbooth.models.positions import positions_for
 
 VisionConfig = ViTConfig | Dinov2Config
@@ -21,18 +21,18 @@ VisionConfig = ViTConfig | Dinov2Config
 class PatchEmbeddings(nnx.Module):
     """Pixels of each patch to one vector."""
 
-    def __init__(self, config: VisionConfig, make: Make):
-        self.projection = make.patches(config.num_channels, config.hidden_size, config.patch_size)
+    def __init__(self, config: VisionConfig, layers: Layers):
+        self.projection = layers.patches(config.num_channels, config.hidden_size, config.patch_size)
 
 
 class Embeddings(nnx.Module):
     """Patches after a class token, with learned positions."""
 
-    def __init__(self, config: VisionConfig, make: Make):
+    def __init__(self, config: VisionConfig, layers: Layers):
         entries = (config.image_size // config.patch_size) ** 2 + 1
         self.cls_token = nnx.Param(jnp.zeros((1, 1, config.hidden_size)))
         self.position_embeddings = nnx.Param(jnp.zeros((1, entries, config.hidden_size)))
-        self.patch_embeddings = PatchEmbeddings(config, make)
+        self.patch_embeddings = PatchEmbeddings(config, layers)
 
     def __call__(self, pixels: Array) -> Array:
         """Maps (b, h, w, channels) to (b, 1 + patches, hidden_size)."""
@@ -56,9 +56,9 @@ class LayerScale(nnx.Module):
 class SwiGLU(nnx.Module):
     """A perceptron of which one half of the hidden values gates the other, in DINOv2's giant."""
 
-    def __init__(self, width: int, inner: int, make: Make):
-        self.weights_in = make.linear(width, 2 * inner)
-        self.weights_out = make.linear(inner, width)
+    def __init__(self, width: int, inner: int, layers: Layers):
+        self.weights_in = layers.linear(width, 2 * inner)
+        self.weights_out = layers.linear(inner, width)
 
     def __call__(self, x: Array) -> Array:
         gates, values = jnp.split(self.weights_in(x), 2, axis=-1)
@@ -68,15 +68,15 @@ class SwiGLU(nnx.Module):
 class Layer(nnx.Module):
     """A pre-norm transformer layer; DINOv2 scales what it adds."""
 
-    def __init__(self, config: VisionConfig, make: Make):
+    def __init__(self, config: VisionConfig, layers: Layers):
         width, inner = config.hidden_size, config.intermediate_size
         is_second = isinstance(config, Dinov2Config)
-        self.norm1 = make.layer_norm(width, config.layer_norm_eps)
-        self.attention = SelfAttention(width, config.num_attention_heads, make, bias=config.qkv_bias)
+        self.norm1 = layers.layer_norm(width, config.layer_norm_eps)
+        self.attention = SelfAttention(width, config.num_attention_heads, layers, bias=config.qkv_bias)
         self.layer_scale1 = LayerScale(width) if is_second else None
-        self.norm2 = make.layer_norm(width, config.layer_norm_eps)
+        self.norm2 = layers.layer_norm(width, config.layer_norm_eps)
         gated = is_second and config.use_swiglu_ffn
-        self.mlp = SwiGLU(width, inner, make) if gated else MLP(width, inner, config.hidden_act, make)
+        self.mlp = SwiGLU(width, inner, layers) if gated else MLP(width, inner, config.hidden_act, layers)
         self.layer_scale2 = LayerScale(width) if is_second else None
 
     @jax.jit  # all are alike: traced once
@@ -91,8 +91,8 @@ class Layer(nnx.Module):
 class Encoder(nnx.Module):
     """The stack of layers."""
 
-    def __init__(self, config: VisionConfig, make: Make):
-        self.layer = nnx.List([Layer(config, make) for _ in range(config.num_hidden_layers)])
+    def __init__(self, config: VisionConfig, layers: Layers):
+        self.layer = nnx.List([Layer(config, layers) for _ in range(config.num_hidden_layers)])
 
 
 class VisionTransformer(nnx.Module):
@@ -102,11 +102,11 @@ class VisionTransformer(nnx.Module):
         UserError: the configuration's activation is not supported.
     """
 
-    def __init__(self, config: VisionConfig, make: Make):
+    def __init__(self, config: VisionConfig, layers: Layers):
         check_activation(config.hidden_act, "a vision transformer")
-        self.embeddings = Embeddings(config, make)
-        self.encoder = Encoder(config, make)
-        self.layernorm = make.layer_norm(config.hidden_size, config.layer_norm_eps)
+        self.embeddings = Embeddings(config, layers)
+        self.encoder = Encoder(config, layers)
+        self.layernorm = layers.layer_norm(config.hidden_size, config.layer_norm_eps)
 
     def __call__(self, pixels: Array) -> Array:
         """Maps (b, h, w, channels) normalised pixels of any size to (b, hidden_size)."""

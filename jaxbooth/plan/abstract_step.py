@@ -16,7 +16,7 @@ from jaxbooth.data.latents import Bank, Encoded
 from jaxbooth.params import Params
 from jaxbooth.plan.topology import Topology
 from jaxbooth.runs.folder import fill_resolution, state_of
-from jaxbooth.sharding import AXES, AnyMesh, axis_sizes, placement, replicated
+from jaxbooth.sharding import AXES, AnyMesh, axis_sizes, param_shardings, replicated
 from jaxbooth.storage.paths import local_path
 from jaxbooth.training.layout import Streams, make_streams
 from jaxbooth.training.optimizer import make_optimizer
@@ -101,7 +101,7 @@ def abstract_step(config: Config, base: Base, mesh: AnyMesh) -> AbstractStep:
     """
     trained = trained_shapes(base, config)
     whole, needed = whole_components(base, trained), needed_components(config, base)
-    place = placement(mesh)
+    place = param_shardings(mesh)
 
     def described(name: str) -> Params:
         dtype = jnp.float32 if name == "vae" else base.dtype

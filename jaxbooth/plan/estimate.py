@@ -28,7 +28,7 @@ from jaxbooth.plan.per_device_step import (
     walk_step,
 )
 from jaxbooth.plan.topology import Topology
-from jaxbooth.sharding import row_shards
+from jaxbooth.sharding import batch_shards
 
 UPDATE_FLOPS = 20  # of an optimizer, for each parameter
 # Of TPUs, read off compiled steps with 2 to 16 rows a device. A step copies the pictures' latents into a layout of its
@@ -147,7 +147,7 @@ def estimate(config: Config, base: Base, topology: Topology) -> Estimate:
     mesh = described_mesh(config, topology)
     step = abstract_step(config, base, mesh)
     platform = kernel_platform(topology)
-    rows = step.task.plan.number.shape[1] // row_shards(mesh)
+    rows = step.task.plan.number.shape[1] // batch_shards(mesh)
     walk = kept = walk_step(step, mesh, platform, rows)
     if topology.platform == "cpu" and config.train.remat_policy != "none":  # its compiler keeps what remat would drop
         plain = config.model_copy(update={"train": config.train.model_copy(update={"remat": "none"})})
@@ -162,7 +162,7 @@ def estimate(config: Config, base: Base, topology: Topology) -> Estimate:
         accumulated=bytes_on_device(params) if config.train.accumulation > 1 else 0,
         workspace=BANK_COPIES * held["pictures"] if is_tpu else 0,
         rows=rows,
-        shards=row_shards(mesh),
+        shards=batch_shards(mesh),
         moments=moments_of(kept),
         flops=walk.flops,
         halos=walk.halos,
@@ -196,7 +196,7 @@ def sent_bytes(step: AbstractStep, mesh: AbstractMesh) -> dict[str, float]:
         "all-gather": float(sum(gathered_bytes(name, leaf, mesh, dtype) for name, leaf in leaves)),
         "reduce-scatter": float(sum(used_bytes(name, leaf, dtype) for name, leaf in cut)),
         "all-reduce": float(sum(used_bytes(name, leaf, dtype) for name, leaf in whole))
-        if row_shards(mesh) > 1
+        if batch_shards(mesh) > 1
         else 0.0,
     }
 

@@ -13,7 +13,7 @@ from jaxbooth.params import Params, join
 from jaxbooth.plan.abstract_step import AbstractStep
 from jaxbooth.plan.per_device_step import bytes_on_device
 from jaxbooth.runs.watch import BATCH
-from jaxbooth.sharding import placement, replicated, rows_over
+from jaxbooth.sharding import batch_sharding, param_shardings, replicated
 from jaxbooth.training.state import result_params
 from jaxbooth.training.step import make_dispatch
 
@@ -41,7 +41,7 @@ def trace_sampling(config: Config, base: Base, params: dict[str, Params], mesh: 
 
     text = describe(text_shapes(base, rows))
     captions, indices = (
-        jax.ShapeDtypeStruct((rows,), kind, sharding=rows_over(mesh)) for kind in (jnp.int32, jnp.uint32)
+        jax.ShapeDtypeStruct((rows,), kind, sharding=batch_sharding(mesh)) for kind in (jnp.int32, jnp.uint32)
     )
     dials = describe(painter.dials(0))
     return painter.program.trace(params, text, captions, indices, dials)
@@ -67,7 +67,7 @@ def text_shapes(base: Base, prompts: int) -> Any:
 
 def sampled_params(step: AbstractStep, mesh: Mesh) -> dict[str, Params]:
     """Describes UNet and VAE as pictures are drawn with them: what was trained, beside what was not."""
-    place = placement(mesh)
+    place = param_shardings(mesh)
     trained: Any = {
         component: {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place(name, leaf.shape))

@@ -23,12 +23,12 @@ from jaxbooth.data.crops import Framing, framed
 from jaxbooth.data.file_names import listed
 from jaxbooth.data.image_grid import sheet, shrink
 from jaxbooth.data.images import Folder, Picture, left_out_names, open_picture, scan
-from jaxbooth.diffusion.samplers import make_grid
+from jaxbooth.diffusion.samplers import make_timestep_grid
 from jaxbooth.errors import UserError
 from jaxbooth.metrics.prompts import noun_phrase
 from jaxbooth.params import Params
 from jaxbooth.runs.folder import RunFolder
-from jaxbooth.sharding import row_shards
+from jaxbooth.sharding import batch_shards
 from jaxbooth.storage.files import write_json, write_png
 from jaxbooth.storage.text import read_json
 from jaxbooth.training.layout import filling_batch_size
@@ -66,9 +66,9 @@ def read_inputs(config: Config, base: Base) -> Inputs:
     """Scans the pictures, opens everything that could turn out unusable later, and says what the run will do."""
     check_resolution(base, config.resolution, "--data.resolution")
     check_schedule(config, base.schedule)
-    make_grid(base.schedule, config.validation.sampler, config.validation.steps, "--validation.steps")
+    make_timestep_grid(base.schedule, config.validation.sampler, config.validation.steps, "--validation.steps")
     if config.prior_rows:
-        make_grid(base.schedule, config.prior.sampler, config.prior.steps, "--prior.steps")
+        make_timestep_grid(base.schedule, config.prior.sampler, config.prior.steps, "--prior.steps")
     for component in base.components:
         find_tensors(base.folder / component, base.network(component))
     trained = trained_shapes(base, config)
@@ -270,7 +270,7 @@ def make_class_images(config: Config, base: Base, params: dict[str, Params], cla
     chosen = config.prior
     settings = Settings(chosen.sampler, chosen.steps, chosen.guidance_scale, config.resolution)
     # A device's share is the same on any mesh, for the last bit of a product may depend on how many rows it has.
-    painter = Painter(base, mesh, settings, chosen.batch_size * row_shards(mesh), quiet=True)
+    painter = Painter(base, mesh, settings, chosen.batch_size * batch_shards(mesh), quiet=True)
     prompt = classes.settings["prompt"]
 
     def paint(indices: list[int]) -> np.ndarray:

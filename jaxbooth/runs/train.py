@@ -47,7 +47,7 @@ from jaxbooth.runs.loop import Loop, compile_dispatches, describe_length
 from jaxbooth.runs.metric_writer import Writer
 from jaxbooth.runs.overlap import check_run_folders
 from jaxbooth.runs.validation import Validation
-from jaxbooth.sharding import check_heads, make_mesh, row_shards
+from jaxbooth.sharding import batch_shards, check_heads, make_mesh
 from jaxbooth.storage.remote import place
 from jaxbooth.training.optimizer import make_optimizer, rate_jump
 from jaxbooth.training.state import TrainState, checksums, initial_state, result_params
@@ -234,7 +234,7 @@ class Job:
             if not done:
                 validation(state, 0)
             tasks = [make_task(self.base, config, streams, self.mesh) for streams in feed.streams]
-            explain_padding(config, tasks[0].plan.number.size, row_shards(self.mesh))
+            explain_padding(config, tasks[0].plan.number.size, batch_shards(self.mesh))
             needed = {"unet", *(self.base.text_encoders if config.trains_text else ())}
             fixed = {name: params for name, params in frozen.items() if name in needed} | reference
             dispatches = [make_dispatch(task, self.tx, config.train.steps_per_dispatch, state) for task in tasks]

@@ -17,11 +17,11 @@ from jaxbooth.base.model import Base
 from jaxbooth.base.text_encoder import Text
 from jaxbooth.config.run_config import Config
 from jaxbooth.data.latents import Bank, gather_latents, gather_text
-from jaxbooth.diffusion.loss import Batch, Loss, Losses, reduce_rows, row_losses
+from jaxbooth.diffusion.loss import Batch, Losses, LossSpec, reduce_rows, row_losses
 from jaxbooth.diffusion.noise import TimestepSampling, offset_noise, perturb, sample_timesteps
 from jaxbooth.params import Params, by_component, cast_matrices, join, precision_of
 from jaxbooth.prng import root_key
-from jaxbooth.sharding import AnyMesh, placement, row_shards, rows_over, tracing_for
+from jaxbooth.sharding import AnyMesh, batch_sharding, batch_shards, mesh_context, param_shardings
 from jaxbooth.training.layout import RowPlan, Streams, pick_rows, plan_rows, row_keys
 from jaxbooth.training.optimizer import reported_rate
 from jaxbooth.training.state import TrainState
@@ -47,11 +47,11 @@ class Task:
     mesh: AnyMesh
 
     @property
-    def loss(self) -> Loss:
+    def loss(self) -> LossSpec:
         """The objective's settings."""
         chosen = self.config.loss
         space = chosen.space or self.base.schedule.prediction_type
-        return Loss(space, chosen.weighting, chosen.prior_weighting, chosen.snr_gamma, chosen.kind, chosen.huber_c)
+        return LossSpec(space, chosen.weighting, chosen.prior_weighting, chosen.snr_gamma, chosen.kind, chosen.huber_c)
 
     @property
     def timesteps(self) -> TimestepSampling:
@@ -114,7 +114,7 @@ def micro_loss(task: Task, cast: Params, frozen: dict[str, Params], bank: Bank, 
     base, batch, config = task.base, drawn.batch, task.config
     params = join(frozen, by_component(cast))
     encode = (lambda ids: base.text.encode(params, ids)) if config.trains_text else None
-    text = gather_text(bank.text, drawn.caption, encode, row_shards(task.mesh))
+    text = gather_text(bank.text, drawn.caption, encode, batch_shards(task.mesh))
     context, added = base.conditions(text, drawn.sizes)
     noisy = base.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
     seen = base.schedule.add_noise(batch.latents, drawn.seen, batch.timesteps)
@@ -135,7 +135,7 @@ def frozen_prediction(task: Task, frozen: dict[str, Params], bank: Bank, drawn: 
     assert isinstance(text, Text)
     context, added = task.base.conditions(gather_text(text, drawn.caption, None), drawn.sizes)
     model = task.base.unet.bind(frozen.get(REFERENCE) or frozen["unet"])
-    shards = row_shards(task.mesh)
+    shards = batch_shards(task.mesh)
     first = int(task.plan.is_prior.any(axis=0).reshape(shards, -1).any(axis=0).argmax())
 
     def apart(x: Array) -> Array:
@@ -156,9 +156,9 @@ def gradients(
 
     def one(part: RowPlan) -> tuple[Losses, Params]:
         drawn = make_batch(task, bank, step, bank_step, part)
-        drawn = jax.lax.with_sharding_constraint(drawn, rows_over(task.mesh))
+        drawn = jax.lax.with_sharding_constraint(drawn, batch_sharding(task.mesh))
         gradient = jax.grad(lambda values: micro_loss(task, values, frozen, bank, drawn), has_aux=True)
-        with precision_of(task.base.dtype), tracing_for(task.mesh):
+        with precision_of(task.base.dtype), mesh_context(task.mesh):
             grads, losses = gradient(cast)
         return losses, placed(grads, task.mesh)
 
@@ -178,7 +178,7 @@ def gradients(
 
 def placed(grads: Params, mesh: AnyMesh) -> Params:
     """Returns float32 gradients where their parameters are."""
-    place = placement(mesh)
+    place = param_shardings(mesh)
     return {
         name: jax.lax.with_sharding_constraint(grad.astype(jnp.float32), place(name, grad.shape))
         for name, grad in grads.items()
@@ -240,5 +240,5 @@ def make_dispatch(task: Task, tx: optax.GradientTransformation, longest: int, st
 def make_task(base: Base, config: Config, streams: Streams, mesh: AnyMesh) -> Task:
     """Plans the rows of a run."""
     train = config.train
-    plan = plan_rows(train.batch_size, config.prior_rows, train.prior_weight, train.accumulation, row_shards(mesh))
+    plan = plan_rows(train.batch_size, config.prior_rows, train.prior_weight, train.accumulation, batch_shards(mesh))
     return Task(base, config, streams, plan, mesh)

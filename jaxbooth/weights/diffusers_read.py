@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxbooth.errors import UserError
-from jaxbooth.params import Network, Params
+from jaxbooth.params import ModuleDef, Params
 from jaxbooth.storage.paths import plain_file_name, shown
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.names import (
@@ -134,7 +134,7 @@ def first(names: list[str]) -> str:
 
 
 def match_names(
-    stored: list[str], network: Network, folder: Path, renames: Renames = RENAMED_ON_IMPORT
+    stored: list[str], network: ModuleDef, folder: Path, renames: Renames = RENAMED_ON_IMPORT
 ) -> dict[str, str]:
     """Returns stored tensor name -> parameter name; buffers are left out.
 
@@ -155,7 +155,7 @@ def match_names(
     return {name: expected[today] for name, today in found.items()}
 
 
-def find_tensors(folder: Path, network: Network, renames: Renames = RENAMED_ON_IMPORT) -> dict[str, dict[str, str]]:
+def find_tensors(folder: Path, network: ModuleDef, renames: Renames = RENAMED_ON_IMPORT) -> dict[str, dict[str, str]]:
     """Returns file -> stored tensor name -> parameter name, once the heads of a component's files fit its structure.
 
     No weight is read and nothing is allocated, whatever the configuration asks for.
@@ -188,7 +188,7 @@ def check_shape(folder: Path, tensor: str, found: tuple[int, ...], wanted: tuple
 
 def load_component(
     folder: Path,
-    network: Network,
+    network: ModuleDef,
     place: Placement,
     dtype: jax.typing.DTypeLike,
     tick: Tick = lambda: None,

@@ -14,14 +14,14 @@ from jaxbooth.base.model import Base
 from jaxbooth.base.sampling import Painter, Settings
 from jaxbooth.config.run_config import Config
 from jaxbooth.plan.abstract_step import plan_base
-from jaxbooth.sharding import make_mesh, placement
+from jaxbooth.sharding import make_mesh, param_shardings
 
 
 def described(base: Base, name: str, mesh: Mesh) -> Any:
     """Describes a component's parameters as `jaxbooth sample` loads them."""
     dtype = jnp.float32 if name == "vae" else base.dtype
     return {
-        leaf: jax.ShapeDtypeStruct(shape.shape, dtype, sharding=placement(mesh)(leaf, shape.shape))
+        leaf: jax.ShapeDtypeStruct(shape.shape, dtype, sharding=param_shardings(mesh)(leaf, shape.shape))
         for leaf, shape in base.network(name).shapes.items()
     }
 

@@ -14,10 +14,10 @@ from flax import nnx
 
 from jaxbooth.models.clip import CLIPTextModel
 from jaxbooth.models.config import CLIPTextConfig, UNetConfig, VAEConfig, read_config
-from jaxbooth.models.layers import Make
+from jaxbooth.models.layers import Layers
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.models.vae import AutoencoderKL
-from jaxbooth.params import describe
+from jaxbooth.params import abstract_module
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.architectures import Family
 from jaxbooth.weights.diffusers_read import COMPONENTS
@@ -166,9 +166,9 @@ def torch_shapes(config: UNetConfig | VAEConfig | CLIPTextConfig, projected: boo
 
     def build(rngs: nnx.Rngs) -> nnx.Module:
         if isinstance(config, UNetConfig):
-            return UNet2DConditionModel(config, Make(rngs))
+            return UNet2DConditionModel(config, Layers(rngs))
         if isinstance(config, VAEConfig):
-            return AutoencoderKL(config, Make(rngs))
-        return CLIPTextModel(config, Make(rngs), projected)
+            return AutoencoderKL(config, Layers(rngs))
+        return CLIPTextModel(config, Layers(rngs), projected)
 
-    return {torch_name(name): torch_shape(name, leaf.shape) for name, leaf in describe(build).shapes.items()}
+    return {torch_name(name): torch_shape(name, leaf.shape) for name, leaf in abstract_module(build).shapes.items()}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jaxbooth.errors import UserError
 from jaxbooth.models.config import UNetConfig
-from jaxbooth.params import Network
+from jaxbooth.params import ModuleDef
 from jaxbooth.weights.architectures import Family
 from jaxbooth.weights.diffusers_read import COMPONENTS
 from jaxbooth.weights.ldm.names import unet_key
@@ -87,7 +87,7 @@ def spellings(component: str, module: str, config: UNetConfig) -> Iterator[str]:
     yield from (underscored(prefix, path) for prefix in prefixes[component] for path in paths)
 
 
-def modules_by_name(networks: Mapping[str, Network], config: UNetConfig) -> dict[str, tuple[str, str]]:
+def modules_by_name(networks: Mapping[str, ModuleDef], config: UNetConfig) -> dict[str, tuple[str, str]]:
     """Returns spelling -> (component, module) for every module with a kernel; a bare path is the first component's."""
     known: dict[str, tuple[str, str]] = {}
     for component in LORA_COMPONENTS:

@@ -17,8 +17,8 @@ import numpy as np
 
 from jaxbooth.errors import UserError
 from jaxbooth.models.config import UNetConfig
-from jaxbooth.models.lora import DOWN, MAGNITUDE, UP, adapted_layers
-from jaxbooth.params import Network
+from jaxbooth.models.lora import LORA_A, LORA_B, MAGNITUDE, lora_layers
+from jaxbooth.params import ModuleDef
 from jaxbooth.weights.diffusers_read import open_tensors
 from jaxbooth.weights.lora.alpha import METADATA_KEY, read_alphas
 from jaxbooth.weights.lora.names import (
@@ -74,8 +74,8 @@ class Adapter(NamedTuple):
 def to_adapters(lora: LoraWeights) -> list[Adapter]:
     """Splits a LoRA into its modules, in the order of their names."""
     adapters = []
-    for key in sorted(adapted_layers(lora.adapters)):
-        down, up = (export_array(leaf, np.asarray(lora.adapters[f"{key}.{leaf}"])) for leaf in (DOWN, UP))
+    for key in sorted(lora_layers(lora.adapters)):
+        down, up = (export_array(leaf, np.asarray(lora.adapters[f"{key}.{leaf}"])) for leaf in (LORA_A, LORA_B))
         component, _, module = key.partition(".")
         adapters.append(Adapter(component, module, down, up, lora.adapters.get(f"{key}.{MAGNITUDE}"), lora.alphas[key]))
     return adapters
@@ -86,7 +86,7 @@ def from_adapters(adapters: Iterable[Adapter]) -> LoraWeights:
     lora = LoraWeights({}, {})
     for adapter in adapters:
         key = f"{adapter.component}.{adapter.module}"
-        for leaf, value in ((DOWN, adapter.down), (UP, adapter.up)):
+        for leaf, value in ((LORA_A, adapter.down), (LORA_B, adapter.up)):
             lora.adapters[f"{key}.{leaf}"] = np.ascontiguousarray(value.transpose(import_axes(leaf, value.ndim)))
         if adapter.magnitude is not None:
             lora.adapters[f"{key}.{MAGNITUDE}"] = adapter.magnitude
@@ -94,7 +94,7 @@ def from_adapters(adapters: Iterable[Adapter]) -> LoraWeights:
     return lora
 
 
-def read_lora(path: Path, networks: Mapping[str, Network], unet_config: UNetConfig) -> LoraWeights:
+def read_lora(path: Path, networks: Mapping[str, ModuleDef], unet_config: UNetConfig) -> LoraWeights:
     """Reads a LoRA file in PEFT's, diffusers' older or kohya's layout.
 
     An `.alpha` tensor comes before diffusers' metadata, and without either alpha is the rank.
