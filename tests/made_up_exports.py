@@ -72,11 +72,12 @@ def write_models(root: Path) -> dict[str, Path]:
 class Export:
     """A run's made-up result, exported into `out`."""
 
-    def __init__(self, base: Base, mesh, out: Path, kind: str, dtype: str, settings: dict):
+    def __init__(self, base: Base, mesh, out: Path, format: str, dtype: str, settings: dict):
         self.config = configure((1, 1), **settings)
-        self.base, self.mesh, self.out, self.kind, self.dtype = prepare_base(base, self.config), mesh, out, kind, dtype
+        self.base, self.mesh = prepare_base(base, self.config), mesh
+        self.out, self.format, self.dtype = out, format, dtype
         self.trained = on_mesh(self.made_up(), mesh)
-        export_result(self.config, self.base, self.trained, mesh, out, kind, dtype)
+        export_result(self.config, self.base, self.trained, mesh, out, format, dtype)
 
     def made_up(self) -> dict[str, dict[str, np.ndarray]]:
         """Values as training might have left them: parameters moved a little, small adapters and embeddings."""
@@ -90,7 +91,7 @@ class Export:
 
     @property
     def arguments(self) -> tuple:
-        return self.config, self.base, self.trained, self.mesh, self.out, self.kind, self.dtype
+        return self.config, self.base, self.trained, self.mesh, self.out, self.format, self.dtype
 
     def verify(self, with_torch: bool = False) -> list[str]:
         return verify_export(*self.arguments, with_torch)

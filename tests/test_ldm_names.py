@@ -16,7 +16,7 @@ from transformers import CLIPTextModelWithProjection
 
 from jaxbooth.models.config import CLIPTextConfig, UNetConfig, VAEConfig, read_config
 from jaxbooth.weights.architectures import FAMILIES, family_folder
-from jaxbooth.weights.ldm.layout import tower_layout
+from jaxbooth.weights.ldm.layout import text_encoder_layout
 from jaxbooth.weights.ldm.names import UNET_PREFIX, VAE_PREFIX, clip_key, openclip_key, unet_key, vae_key
 
 from . import small_models
@@ -69,8 +69,8 @@ def test_diffusers_finds_every_tensor_of_an_openclip_tower_with_its_content():
     arrays = {name.removeprefix("text_model."): value.numpy() for name, value in expected.items()}
     single = {
         entry.name: torch.from_numpy(entry.join([arrays[source] for source in entry.sources]).copy())
-        for entry in tower_layout(stem, config, projected=True)
-        if not entry.filler
+        for entry in text_encoder_layout(stem, config, projected=True)
+        if not entry.placeholder
     }
     found = convert_open_clip_checkpoint(tower, single, prefix=f"{stem}model.")
     assert found.keys() == expected.keys()

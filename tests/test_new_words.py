@@ -12,7 +12,7 @@ from jaxbooth.base.model import Base, load_params
 from jaxbooth.base.sampling import Painter, Settings, picture_keys
 from jaxbooth.base.text_encoder import NEW_TOKENS, TABLE, Text, TextSide, initial_embeddings
 from jaxbooth.errors import UserError
-from jaxbooth.export.export import config_changes
+from jaxbooth.export.export import config_overrides
 from jaxbooth.export.reader_notes import end_token_line
 from jaxbooth.weights.diffusers_write import write_folder
 from tests.families import END, KINDS, LEGACY_END, in_torch, write_pipeline
@@ -114,7 +114,7 @@ def test_pictures_with_new_words_are_those_of_diffusers_though_the_configuration
     ours = Painter(base, mesh, Settings("ddim", 3, 7.5, 32), 1)(params, [prompt], 5, [0]).astype(float)
     if as_folder:
         (tmp_path / "out").mkdir()
-        write_folder(model, {}, tmp_path / "out", "float32", config_changes(base))
+        write_folder(model, {}, tmp_path / "out", "float32", config_overrides(base))
     pipe = in_torch(tmp_path / "out" if as_folder else model)
     add_words(pipe, rows)
     if not as_folder:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from jaxbooth.errors import UserError
-from jaxbooth.weights.pickles import load_pickle, unpickle
+from jaxbooth.weights.pickles import convert_pickle, load_pickle
 
 
 def stored(content: object) -> bytes:
@@ -43,7 +43,7 @@ def refusal(tmp_path):
         path = tmp_path / "model.ckpt"
         path.write_bytes(content)
         with pytest.raises(UserError) as refused:
-            unpickle(path, tmp_path / "model.safetensors")
+            convert_pickle(path, tmp_path / "model.safetensors")
         assert not (tmp_path / "model.safetensors").exists()
         assert str(refused.value).startswith(f"{path}")
         assert len(str(refused.value).removeprefix(str(path))) < 400

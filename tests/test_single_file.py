@@ -12,9 +12,10 @@ from safetensors.numpy import load_file, save, save_file
 from jaxbooth.errors import UserError
 from jaxbooth.weights.architectures import FAMILIES
 from jaxbooth.weights.ldm.layout import components
-from jaxbooth.weights.ldm.read import expected_names, pack, unpack
+from jaxbooth.weights.ldm.read import convert_single_file
+from jaxbooth.weights.ldm.write import single_file_shapes, write_single_file
 from jaxbooth.weights.names import canonical
-from jaxbooth.weights.safetensors_write import Tensor, write_tensors
+from jaxbooth.weights.safetensors_write import LazyTensor, write_tensors
 
 from .small_models import DTYPES, files_of, scheduler_of, weights, write_model
 
@@ -30,15 +31,15 @@ def metadata_of(file) -> dict[str, str]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_folder_comes_back_byte_for_byte(family, dtype, tmp_path):
     folder = write_model(family, tmp_path / "model", dtype)
-    pack(folder, {}, tmp_path / "one.safetensors")
-    unpack(tmp_path / "one.safetensors", tmp_path / "back", skeleton=folder)
+    write_single_file(folder, {}, tmp_path / "one.safetensors")
+    convert_single_file(tmp_path / "one.safetensors", tmp_path / "back", skeleton=folder)
     assert files_of(tmp_path / "back") == files_of(folder)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_diffusers_reads_the_same_tensors(family, tmp_path):
     folder = write_model(family, tmp_path / "model")
-    pack(folder, {}, tmp_path / "one.safetensors")
+    write_single_file(folder, {}, tmp_path / "one.safetensors")
     kind = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
     read = kind.from_single_file(str(tmp_path / "one.safetensors"), config=str(folder), local_files_only=True)
     for component in components(folder):
@@ -52,9 +53,9 @@ def test_diffusers_reads_the_same_tensors(family, tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_expected_names_are_those_of_the_file(family, tmp_path):
     folder = write_model(family, tmp_path / "model", prediction_type="v_prediction", rescale_betas_zero_snr=True)
-    count = pack(folder, {}, tmp_path / "one.safetensors")
+    count = write_single_file(folder, {}, tmp_path / "one.safetensors")
     found = {name: tensor.shape for name, tensor in load_file(tmp_path / "one.safetensors").items()}
-    assert expected_names(folder) == found
+    assert single_file_shapes(folder) == found
     assert count == len(found)
 
 
@@ -62,7 +63,7 @@ def test_trained_parameters_replace_the_folders(tmp_path):
     folder = write_model("sd15", tmp_path / "model", "float16")
     kernel = np.arange(3 * 3 * 4 * 32, dtype=np.float32).reshape(3, 3, 4, 32)
     params = {"unet": {"conv_in.kernel": kernel}, "text_encoder": {"final_layer_norm.scale": jax.numpy.full(24, 3.0)}}
-    pack(folder, params, tmp_path / "one.safetensors")
+    write_single_file(folder, params, tmp_path / "one.safetensors")
     found = load_file(tmp_path / "one.safetensors")
     written = found["model.diffusion_model.input_blocks.0.0.weight"]
     assert written.dtype == np.float16
@@ -76,13 +77,13 @@ def test_trained_parameters_replace_the_folders(tmp_path):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_file_has_the_dtype_that_is_asked_for(dtype, tmp_path):
     folder = write_model("sd21", tmp_path / "model")
-    pack(folder, {}, tmp_path / "one.safetensors", np.dtype(DTYPES[dtype]))
+    write_single_file(folder, {}, tmp_path / "one.safetensors", np.dtype(DTYPES[dtype]))
     assert {tensor.dtype for tensor in load_file(tmp_path / "one.safetensors").values()} == {np.dtype(DTYPES[dtype])}
 
 
 def test_sd_2_gets_the_last_layer_that_web_uis_build(tmp_path):
     folder = write_model("sd21", tmp_path / "model")
-    pack(folder, {}, tmp_path / "one.safetensors")
+    write_single_file(folder, {}, tmp_path / "one.safetensors")
     found = load_file(tmp_path / "one.safetensors")
     last = {name.partition("resblocks.2.")[2]: name for name in found if "resblocks.2." in name}
     assert len(last) == 12
@@ -94,7 +95,7 @@ def test_sd_2_gets_the_last_layer_that_web_uis_build(tmp_path):
 
 def test_the_projection_of_the_second_tower_is_stored_transposed(tmp_path):
     folder = write_model("sdxl", tmp_path / "model")
-    pack(folder, {}, tmp_path / "one.safetensors")
+    write_single_file(folder, {}, tmp_path / "one.safetensors")
     found = load_file(tmp_path / "one.safetensors")["conditioner.embedders.1.model.text_projection"]
     np.testing.assert_array_equal(found, weights(folder, "text_encoder_2")["text_projection.weight"].T)
 
@@ -110,7 +111,7 @@ def test_the_projection_of_the_second_tower_is_stored_transposed(tmp_path):
 )
 def test_the_metadata_says_what_the_model_is(family, prediction, architecture, word, tmp_path):
     folder = write_model(family, tmp_path / "model", prediction_type=prediction)
-    pack(folder, {}, tmp_path / "one.safetensors", metadata={"jaxbooth.steps": "800"})
+    write_single_file(folder, {}, tmp_path / "one.safetensors", metadata={"jaxbooth.steps": "800"})
     found = metadata_of(tmp_path / "one.safetensors")
     assert found["modelspec.architecture"] == architecture
     assert found["modelspec.prediction_type"] == word
@@ -119,12 +120,12 @@ def test_the_metadata_says_what_the_model_is(family, prediction, architecture, w
 
 def test_an_sdxl_file_that_predicts_v_carries_the_markers(tmp_path):
     folder = write_model("sdxl", tmp_path / "model", prediction_type="v_prediction", rescale_betas_zero_snr=True)
-    pack(folder, {}, tmp_path / "one.safetensors")
+    write_single_file(folder, {}, tmp_path / "one.safetensors")
     found = load_file(tmp_path / "one.safetensors")
     assert found["v_pred"].shape == found["ztsnr"].shape == (0,)
     (tmp_path / "plain").mkdir()
     plain = write_model("sdxl", tmp_path / "plain" / "model")
-    unpack(tmp_path / "one.safetensors", tmp_path / "back", skeleton=plain)
+    convert_single_file(tmp_path / "one.safetensors", tmp_path / "back", skeleton=plain)
     assert scheduler_of(tmp_path / "back") == scheduler_of(folder)
 
 
@@ -134,7 +135,7 @@ def test_an_sdxl_file_that_predicts_v_carries_the_markers(tmp_path):
 )
 def test_a_file_that_predicts_v_has_its_configuration_beside_it(family, heads, tower, tmp_path):
     folder = write_model(family, tmp_path / "model", prediction_type="v_prediction")
-    pack(folder, {}, tmp_path / "one.safetensors")
+    write_single_file(folder, {}, tmp_path / "one.safetensors")
     params = yaml.safe_load((tmp_path / "one.yaml").read_text())["model"]["params"]
     assert params["parameterization"] == "v"
     unet = params["unet_config"]["params"]
@@ -146,17 +147,17 @@ def test_a_file_that_predicts_v_has_its_configuration_beside_it(family, heads, t
 @pytest.mark.parametrize("family", ["sd15", "sd21"])
 def test_prediction_and_zero_snr_of_sd_1_and_2_survive_the_way_through_a_single_file(family, tmp_path):
     folder = write_model(family, tmp_path / "model", prediction_type="v_prediction", rescale_betas_zero_snr=True)
-    pack(folder, {}, tmp_path / "one.safetensors")
+    write_single_file(folder, {}, tmp_path / "one.safetensors")
     plain = write_model(family, tmp_path / "plain")
-    unpack(tmp_path / "one.safetensors", tmp_path / "back", skeleton=plain)
+    convert_single_file(tmp_path / "one.safetensors", tmp_path / "back", skeleton=plain)
     assert scheduler_of(tmp_path / "back") == scheduler_of(folder)
-    assert "v_pred" not in expected_names(folder)  # which readers know of SDXL files alone
+    assert "v_pred" not in single_file_shapes(folder)  # which readers know of SDXL files alone
 
 
 def test_a_prediction_type_that_no_single_file_can_tell_is_refused(tmp_path):
     folder = write_model("sd15", tmp_path / "model", prediction_type="sample")
     with pytest.raises(UserError, match="'sample' cannot be told"):
-        pack(folder, {}, tmp_path / "one.safetensors")
+        write_single_file(folder, {}, tmp_path / "one.safetensors")
 
 
 @pytest.mark.parametrize("existing", ["one.safetensors", "one.yaml"])
@@ -164,7 +165,7 @@ def test_pack_never_overwrites(existing, tmp_path):
     folder = write_model("sd21", tmp_path / "model", prediction_type="v_prediction")
     (tmp_path / existing).write_text("mine")
     with pytest.raises(UserError, match=f"{existing} exists already"):
-        pack(folder, {}, tmp_path / "one.safetensors")
+        write_single_file(folder, {}, tmp_path / "one.safetensors")
     assert (tmp_path / existing).read_text() == "mine"
 
 
@@ -172,7 +173,7 @@ def test_a_failed_pack_leaves_nothing(tmp_path):
     folder = write_model("sd15", tmp_path / "model")
     before = files_of(tmp_path)
     with pytest.raises(ValueError, match=r"input_blocks\.0\.0\.weight has shape|reshape"):
-        pack(folder, {"unet": {"conv_in.kernel": np.zeros((1, 1, 1, 1))}}, tmp_path / "one.safetensors")
+        write_single_file(folder, {"unet": {"conv_in.kernel": np.zeros((1, 1, 1, 1))}}, tmp_path / "one.safetensors")
     assert files_of(tmp_path) == before
 
 
@@ -181,13 +182,13 @@ def test_a_folder_without_a_tensor_is_named(tmp_path):
     file = folder / "vae" / "diffusion_pytorch_model.safetensors"
     save_file({name: value for name, value in load_file(file).items() if name != "quant_conv.bias"}, file)
     with pytest.raises(UserError, match=r"vae: the tensor quant_conv\.bias is missing"):
-        pack(folder, {}, tmp_path / "one.safetensors")
+        write_single_file(folder, {}, tmp_path / "one.safetensors")
 
 
 def test_the_stream_has_the_bytes_of_the_safetensors_library(tmp_path, rng):
     arrays = {f"{dtype}.{index}": rng.normal(size=(3, index)).astype(kind)
               for dtype, kind in DTYPES.items() for index in (2, 0, 5)}  # fmt: skip
     arrays["ids"] = np.arange(7)
-    tensors = [Tensor(name, value.dtype, value.shape, lambda value=value: value) for name, value in arrays.items()]
+    tensors = [LazyTensor(name, value.dtype, value.shape, lambda value=value: value) for name, value in arrays.items()]
     write_tensors(tmp_path / "mine", tensors, {"format": "pt"})
     assert (tmp_path / "mine").read_bytes() == save(arrays, {"format": "pt"})

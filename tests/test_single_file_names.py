@@ -17,7 +17,7 @@ from diffusers.loaders.single_file_utils import (
 )
 
 from jaxbooth.weights.architectures import FAMILIES, family_folder
-from jaxbooth.weights.ldm.read import expected_names
+from jaxbooth.weights.ldm.write import single_file_shapes
 from jaxbooth.weights.names import canonical
 
 OTHERS = {
@@ -78,7 +78,7 @@ def shapes_of(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_diffusers_makes_exactly_the_published_model_of_a_single_file(family):
-    names, seen = expected_names(family_folder(family)), set()
+    names, seen = single_file_shapes(family_folder(family)), set()
     assert len(names) == {"sd15": 1130, "sd21": 1228, "sdxl": 2514}[family]
     for folder in sorted(path.parent for path in family_folder(family).glob("*/config.json")):
         single = Seen({name: torch.empty(shape, device="meta") for name, shape in names.items()})

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from jaxbooth.base.model import Base
 from jaxbooth.errors import RunFailure
 from jaxbooth.export.export import PEFT_FILE, export_result
-from jaxbooth.weights.ldm.write import expected_names
+from jaxbooth.weights.ldm.write import single_file_shapes
 
 from .made_up_exports import DORA, FULL, LORA, WORDS, Export, write_models
 
@@ -56,7 +56,7 @@ def test_all_parameters_of_all_components_are_compared_in_a_folder(export, famil
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
 def test_all_names_of_its_family_are_compared_in_a_single_file(export, family):
     made = export(family, "single-file", "float16", **FULL)
-    count = len(expected_names(made.base.folder))
+    count = len(single_file_shapes(made.base.folder))
     assert made.verify() == [f"verified {count:,} of {count:,} tensors {EXACT}"]
 
 

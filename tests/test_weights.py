@@ -17,7 +17,7 @@ from jaxbooth.errors import UserError
 from jaxbooth.params import Params
 from jaxbooth.sharding import make_mesh, param_shardings, partition_spec
 from jaxbooth.storage.files import new_folder
-from jaxbooth.weights.component import Component, save_component
+from jaxbooth.weights.component import ComponentTensors, save_component
 from jaxbooth.weights.diffusers_read import load_component
 from jaxbooth.weights.diffusers_write import write_folder
 from jaxbooth.weights.names import canonical, export_array, import_axes
@@ -70,7 +70,7 @@ def test_a_sharded_folder_loads_and_exports_like_a_single_file(base, mesh, param
     assert all((np.asarray(loaded[name]) == params["unet"][name]).all() for name in base.unet.shapes)
     out = tmp_path / "out"
     out.mkdir()
-    save_component(Component(unet_folder, jax.device_get(loaded)), out)
+    save_component(ComponentTensors(unet_folder, jax.device_get(loaded)), out)
     shutil.copy(unet_folder / "config.json", out)
     assert files_of(out) == files_of(unet_folder)
 
@@ -175,7 +175,7 @@ def test_matrices_as_1x1_kernels_and_the_reverse_load_and_export_as_the_module_h
     loaded = load(unet_folder, base, mesh)
     out = tmp_path / "out"
     out.mkdir()
-    save_component(Component(unet_folder, jax.device_get(loaded)), out)
+    save_component(ComponentTensors(unet_folder, jax.device_get(loaded)), out)
     found, expected = load_file(out / UNET_FILE), load_file(DEMO_MODEL / "unet" / UNET_FILE)
     assert {name: (value.shape, value.tobytes()) for name, value in found.items()} == {
         name: (value.shape, value.tobytes()) for name, value in expected.items()
@@ -227,7 +227,7 @@ def test_buffers_of_old_text_encoders_survive_the_round_trip(base, mesh, tmp_pat
     tensors = load_file(source / "model.safetensors")
     tensors["text_model.embeddings.position_ids"] = np.arange(32)[None]
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
-    save_component(Component(source, jax.device_get(load(source, base, mesh, "text_encoder"))), out)
+    save_component(ComponentTensors(source, jax.device_get(load(source, base, mesh, "text_encoder"))), out)
     assert (out / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
 
 
@@ -238,7 +238,7 @@ def test_a_text_encoder_without_the_prefix_is_exported_with_it(base, mesh, tmp_p
     tensors = load_file(DEMO_MODEL / "text_encoder" / "model.safetensors")
     bare = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
     save_file(bare, source / "model.safetensors", metadata={"format": "pt"})
-    save_component(Component(source, jax.device_get(load(source, base, mesh, "text_encoder"))), out)
+    save_component(ComponentTensors(source, jax.device_get(load(source, base, mesh, "text_encoder"))), out)
     assert set(load_file(out / "model.safetensors")) == set(tensors)
 
 

@@ -16,10 +16,10 @@ from jaxbooth.console.progress import working
 from jaxbooth.data.image_grid import sheet, shrink
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.errors import UserError
-from jaxbooth.export.export import export_result, natural_format
-from jaxbooth.export.model_card import card_of
+from jaxbooth.export.export import default_format, export_result
+from jaxbooth.export.model_card import run_model_card
 from jaxbooth.export.reader_notes import reader_notes
-from jaxbooth.export.upload import check_target, push_folder
+from jaxbooth.export.upload import check_target, upload_folder
 from jaxbooth.export.verify import verify_export
 from jaxbooth.export.verify_torch import check_torch
 from jaxbooth.runs.folder import RunFolder, confirm_base, open_run, read_base, run_mesh, trained_params
@@ -134,7 +134,7 @@ def check_sample_folder(out: Path, source: str) -> None:
 def export(
     run_dir: str | Path,
     out: Path,
-    kind: ExportFormat | None = None,
+    format: ExportFormat | None = None,
     dtype: ExportDtype | None = None,
     push: str | None = None,
     public: bool = False,
@@ -145,7 +145,7 @@ def export(
     """Writes a checkpoint of a run for other tools; returns what was done, in sentences.
 
     Args:
-        kind: default: the run's natural format.
+        format: default: the run's default format.
         dtype: of the weights; default: see `default_dtype`.
         push: Hub repository ("owner/name") to upload `out` to.
         public: whether a repository that is created may be seen by everyone.
@@ -162,18 +162,18 @@ def export(
     refuse_existing(out)
     run, config = open_run(run_dir)
     check_output(out, run.root, config, allowed="export")
-    kind = kind or natural_format(config)
-    dtype = dtype or default_dtype(kind)
+    format = format or default_format(config)
+    dtype = dtype or default_dtype(format)
     if verify:
-        check_torch(kind)
+        check_torch(format)
     base, mesh = read_base(config), run_mesh(config)
     confirm_base(run, base)
     trained, step = trained_params(run, config, base, mesh, step)
-    written = export_result(config, base, trained, mesh, out, kind, dtype, step)
+    written = export_result(config, base, trained, mesh, out, format, dtype, step)
     done = [f"exported step {step} of {run_dir} to {written}"]
-    done += verify_export(config, base, trained, mesh, out, kind, dtype, with_torch=verify)
-    done += reader_notes(config, base, kind, dtype)
+    done += verify_export(config, base, trained, mesh, out, format, dtype, with_torch=verify)
+    done += reader_notes(config, base, format, dtype)
     if push:
-        card = card_of(run, config, base, push, kind, dtype, step, license, out)
-        done.append(f"pushed to {push_folder(out, push, card, private=not public)}")
+        card = run_model_card(run, config, base, push, format, dtype, step, license, out)
+        done.append(f"pushed to {upload_folder(out, push, card, private=not public)}")
     return done

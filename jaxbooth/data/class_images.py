@@ -26,7 +26,7 @@ from jaxbooth.storage.files import write_json, write_png
 from jaxbooth.storage.paths import short_name
 from jaxbooth.storage.remote import place
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.fingerprint import add_weights
+from jaxbooth.weights.fingerprint import update_with_weights
 
 MIN_CONTRAST = 3.0  # standard deviation over a picture's 8-bit values; below it the picture is a flat colour
 SCHEDULER = Path("scheduler", "scheduler_config.json")
@@ -42,7 +42,7 @@ def fingerprint(folder: Path, components: tuple[str, ...]) -> str:
     """
     digest = hashlib.sha256((folder / SCHEDULER).read_bytes())
     for component in components:
-        add_weights(digest, folder / component, f"{component}/")
+        update_with_weights(digest, folder / component, f"{component}/")
     return digest.hexdigest()[:16]
 
 

@@ -2,7 +2,7 @@
 
 Worked out anew are the parameters with adapters (added by numpy in float64, where the writer merges on the devices),
 the shapes in a folder (from the networks) and which tensors belong into which file. Shared with the writer, so that a
-mistake in them would be on both sides, are how a file's tensors are found and named (`Component`), the layouts
+mistake in them would be on both sides, are how a file's tensors are found and named (`ComponentTensors`), the layouts
 (`names`, `ldm_layout`), `constant` and the names of embedding files: `--verify` opens the export in PyTorch for those.
 The cast and everything that happens on the way to the disk and back is behind the comparison.
 """
@@ -15,16 +15,16 @@ import numpy as np
 
 from jaxbooth.base.model import Base
 from jaxbooth.base.text_encoder import NEW_TOKENS
-from jaxbooth.export.export import drop_embeddings
+from jaxbooth.export.export import without_embeddings
 from jaxbooth.export.upload import embedding_files
 from jaxbooth.models.lora import LORA_A, LORA_B, MAGNITUDE
 from jaxbooth.params import AnyArray, Params
-from jaxbooth.weights.component import Component
+from jaxbooth.weights.component import ComponentTensors
 from jaxbooth.weights.diffusers_read import match_names, plain_name, weight_files
 from jaxbooth.weights.diffusers_write import DTYPES, ExportDtype, ExportFormat
 from jaxbooth.weights.embeddings import SDXL_KEYS
-from jaxbooth.weights.ldm.layout import Entry, layout
-from jaxbooth.weights.ldm.write import constant, expected_names
+from jaxbooth.weights.ldm.layout import LdmTensor, layout
+from jaxbooth.weights.ldm.write import constant, single_file_shapes
 from jaxbooth.weights.names import canonical, export_array, import_axes, parameter_names, torch_shape
 
 FLOAT32 = np.dtype(np.float32)
@@ -51,7 +51,7 @@ class Expected(NamedTuple):
 Files = dict[Path, list[Expected]]
 
 
-class Weights(Component):
+class Weights(ComponentTensors):
     """What one component's parameters should be: trained, the base model's with adapters added, or the base model's.
 
     Attributes:
@@ -110,20 +110,20 @@ def add_adapter(kernel: np.ndarray, leaves: Mapping[str, np.ndarray], scale: flo
 
 
 def expected_weights(
-    base: Base, trained: Mapping[str, Params], kind: ExportFormat, dtype: ExportDtype
+    base: Base, trained: Mapping[str, Params], format: ExportFormat, dtype: ExportDtype
 ) -> dict[str, Weights]:
     """Returns component -> the weights of the model that readers of an export have, less what they add themselves.
 
     Under a LoRA and learned embeddings that is the base model as it is; otherwise all of it is of one dtype.
     """
-    if kind not in ("diffusers", "single-file"):
+    if format not in ("diffusers", "single-file"):
         return {component: Weights(base, component, {}, None) for component in base.components}
-    own = {component: drop_embeddings(trained.get(component, {})) for component in base.components}
+    own = {component: without_embeddings(trained.get(component, {})) for component in base.components}
     return {component: Weights(base, component, params, DTYPES[dtype]) for component, params in own.items()}
 
 
 def expected_files(
-    base: Base, trained: Mapping[str, Params], out: Path, kind: ExportFormat, dtype: ExportDtype
+    base: Base, trained: Mapping[str, Params], out: Path, format: ExportFormat, dtype: ExportDtype
 ) -> Files:
     """Returns weight file -> its tensors, for all of an export but a LoRA.
 
@@ -131,9 +131,9 @@ def expected_files(
         UserError: a component of a written folder has tensors that are not those of its network.
     """
     files: Files = {}
-    if kind in ("diffusers", "single-file"):
-        weights = expected_weights(base, trained, kind, dtype)
-        if kind == "single-file":
+    if format in ("diffusers", "single-file"):
+        weights = expected_weights(base, trained, format, dtype)
+        if format == "single-file":
             files[out / f"{out.name}.safetensors"] = single_file(base, weights)
         else:
             for component in weights.values():
@@ -173,11 +173,11 @@ def single_file(base: Base, weights: Mapping[str, Weights]) -> list[Expected]:
     empty = np.zeros(0, FLOAT32)
     return [
         tensors[name]._replace(shape=shape) if name in tensors else Expected(name, shape, FLOAT32, lambda: empty)
-        for name, shape in expected_names(base.folder).items()
+        for name, shape in single_file_shapes(base.folder).items()
     ]
 
 
-def entry_tensor(weights: Weights, entry: Entry) -> Expected:
+def entry_tensor(weights: Weights, entry: LdmTensor) -> Expected:
     """Returns one tensor of a single file, made of one or several of the component's."""
     dtype = weights.dtype_of(entry.sources[0] if entry.sources else next(iter(weights.stored)))
     if not entry.sources:

@@ -16,14 +16,14 @@ from jaxbooth.params import Params, flatten_components, join
 from jaxbooth.storage.files import new_folder
 from jaxbooth.training.optimizer import peak_rate
 from jaxbooth.weights.diffusers_write import DTYPES, ExportDtype, ExportFormat, default_dtype, write_folder
-from jaxbooth.weights.embeddings import write_words
-from jaxbooth.weights.ldm.write import pack
+from jaxbooth.weights.embeddings import write_embeddings
+from jaxbooth.weights.ldm.write import write_single_file
 from jaxbooth.weights.lora.read import LoraWeights, write_kohya, write_peft
 
 PEFT_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 
 
-def natural_format(config: Config) -> ExportFormat:
+def default_format(config: Config) -> ExportFormat:
     """Returns the smallest format that holds all of what a run trained."""
     if config.lora.rank:
         return "lora"
@@ -36,7 +36,7 @@ def export_result(
     trained: dict[str, Params],
     mesh: Mesh,
     out: Path,
-    kind: ExportFormat | None = None,
+    format: ExportFormat | None = None,
     dtype: ExportDtype | None = None,
     step: int | None = None,
 ) -> Path:
@@ -44,7 +44,7 @@ def export_result(
 
     Args:
         trained: component -> trained parameters; see `result_params`.
-        kind: default: the run's natural format. Learned embeddings lie beside every other format.
+        format: default: the run's default format. Learned embeddings lie beside every other format.
         dtype: of the weights; "base" keeps what the base model's files have (float32 for a LoRA). Default: see
             `default_dtype`.
         step: of the training, for the files' metadata; default: its last.
@@ -52,28 +52,28 @@ def export_result(
     Raises:
         UserError: `out` exists already, or the run trained nothing that the format can hold.
     """
-    kind, notes = kind or natural_format(config), facts(config, trained, step or config.train.steps)
-    dtype = dtype or default_dtype(kind)
+    format, notes = format or default_format(config), run_metadata(config, trained, step or config.train.steps)
+    dtype = dtype or default_dtype(format)
     if out.suffix == ".safetensors":
         raise UserError(f"--out {out} names a file; name a folder, the file in it is named after it.")
-    if kind == "lora" and not config.lora.rank:
+    if format == "lora" and not config.lora.rank:
         raise UserError("--format lora needs a run with --lora.rank; this one trained whole components, use diffusers.")
-    if kind == "embeddings" and not config.text.new_tokens:
+    if format == "embeddings" and not config.text.new_tokens:
         raise UserError("--format embeddings needs a run with --text.new-tokens; this one learned no new word.")
     with new_folder(out) as folder:
-        if kind == "diffusers":
-            write_folder(base.folder, full_params(base, trained, mesh), folder, dtype, config_changes(base))
-        if kind == "single-file":
+        if format == "diffusers":
+            write_folder(base.folder, full_params(base, trained, mesh), folder, dtype, config_overrides(base))
+        if format == "single-file":
             full = full_params(base, trained, mesh)
-            pack(base.folder, full, folder / f"{out.name}.safetensors", DTYPES[dtype], notes)
-        if kind == "lora":
+            write_single_file(base.folder, full, folder / f"{out.name}.safetensors", DTYPES[dtype], notes)
+        if format == "lora":
             write_lora(base, trained, folder, out.name, DTYPES[dtype], notes)
         if config.text.new_tokens:
-            write_embeddings(base, trained, folder)
-    return out / f"{out.name}.safetensors" if kind == "single-file" else out
+            write_learned_embeddings(base, trained, folder)
+    return out / f"{out.name}.safetensors" if format == "single-file" else out
 
 
-def config_changes(base: Base) -> dict[str, dict[str, int]]:
+def config_overrides(base: Base) -> dict[str, dict[str, int]]:
     """Returns component -> the keys of its `config.json` that readers of an export need to have another value."""
     end = base.text.end_token_to_set
     return {} if end is None else {base.text.towers[-1].name: {"eos_token_id": end}}
@@ -81,13 +81,13 @@ def config_changes(base: Base) -> dict[str, dict[str, int]]:
 
 def full_params(base: Base, trained: dict[str, Params], mesh: Mesh) -> dict[str, Params]:
     """Returns component -> its whole parameters, of the components that training changed; adapters are merged."""
-    changed = {name: drop_embeddings(params) for name, params in trained.items()}
+    changed = {name: without_embeddings(params) for name, params in trained.items()}
     changed = {name: params for name, params in changed.items() if params}
     adapted = tuple(name for name, params in changed.items() if lora_layers(params))
     return merge_on_devices(join(load_params(base, mesh, adapted, adapted) if adapted else {}, changed), base.lora)
 
 
-def drop_embeddings(params: Params) -> Params:
+def without_embeddings(params: Params) -> Params:
     """Returns the parameters without learned embeddings, which are files of their own."""
     return {name: value for name, value in params.items() if name != NEW_TOKENS}
 
@@ -97,7 +97,7 @@ def write_lora(
 ) -> None:
     """Writes the adapters twice: for diffusers, and for the web UIs, ComfyUI and kohya's tools."""
     assert base.lora is not None
-    flat = flatten_components({name: drop_embeddings(params) for name, params in trained.items()})
+    flat = flatten_components({name: without_embeddings(params) for name, params in trained.items()})
     adapters = {name: np.asarray(jax.device_get(value), np.float32) for name, value in flat.items()}
     alphas = {
         name.removesuffix(f".{LORA_A}"): base.lora.scale * base.lora.rank for name in adapters if name.endswith(LORA_A)
@@ -107,16 +107,16 @@ def write_lora(
     write_kohya(folder / f"{stem}_kohya.safetensors", lora, base.unet_config, notes, dtype=dtype)
 
 
-def write_embeddings(base: Base, trained: dict[str, Params], folder: Path) -> None:
+def write_learned_embeddings(base: Base, trained: dict[str, Params], folder: Path) -> None:
     """Writes learned embeddings, a file for each word."""
     learned = {name: params[NEW_TOKENS] for name, params in trained.items() if NEW_TOKENS in params}
     ends = np.cumsum([len(token.entries) for token in base.text.new_tokens])[:-1]
     rows = {name: np.split(np.asarray(jax.device_get(table), np.float32), ends) for name, table in learned.items()}
     words = [token.word for token in base.text.new_tokens]
-    write_words(folder, {word: {name: rows[name][index] for name in rows} for index, word in enumerate(words)})
+    write_embeddings(folder, {word: {name: rows[name][index] for name in rows} for index, word in enumerate(words)})
 
 
-def facts(config: Config, trained: dict[str, Params], step: int) -> dict[str, str]:
+def run_metadata(config: Config, trained: dict[str, Params], step: int) -> dict[str, str]:
     """Returns what a weight file's metadata says about its training. Of a local base model it names the last part."""
     lora = {
         "jaxbooth.lora_rank": str(config.lora.rank),

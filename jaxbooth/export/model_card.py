@@ -10,20 +10,20 @@ from jaxbooth.data.class_images import open_class_sets
 from jaxbooth.errors import UserError
 from jaxbooth.export.export import PEFT_FILE
 from jaxbooth.export.reader_notes import end_token_line, reader_notes
-from jaxbooth.export.upload import CardFacts, embedding_files, model_card
+from jaxbooth.export.upload import CardContent, embedding_files, model_card
 from jaxbooth.runs.folder import RunFolder
 from jaxbooth.training.optimizer import peak_rate
 from jaxbooth.weights.diffusers_write import ExportDtype, ExportFormat
 
-PICTURE = "samples.png"
+SAMPLES_FILE = "samples.png"
 
 
-def card_of(
+def run_model_card(
     run: RunFolder,
     config: Config,
     base: Base,
     repo: str,
-    kind: ExportFormat,
+    format: ExportFormat,
     dtype: ExportDtype,
     step: int,
     license: str | None,
@@ -39,26 +39,26 @@ def card_of(
     """
     grid = newest_grid(run, step)
     if grid:
-        (out / PICTURE).write_bytes(grid.read_bytes())
+        (out / SAMPLES_FILE).write_bytes(grid.read_bytes())
     weights = {"lora": PEFT_FILE, "single-file": f"{out.name}.safetensors"}
     has_prior = config.train.prior_weight > 0
-    facts = CardFacts(
+    card = CardContent(
         repo=repo,
         base_model=config.model,
-        kind=kind,
+        format=format,
         is_xl=base.text.is_xl,
         instance_prompts=tuple(subject.instance_prompt for subject in config.subjects),
         class_prompts=class_prompts(config) if has_prior else (),
         settings=settings(config, base, step),
         prior=prior_settings(config, base) if has_prior else {},
         license=license,
-        picture=PICTURE if grid else None,
-        weights=weights.get(kind),
+        image=SAMPLES_FILE if grid else None,
+        weights=weights.get(format),
         embeddings=embedding_files(config.text.new_tokens),
-        notes=tuple(reader_notes(config, base, kind, dtype)),
+        notes=tuple(reader_notes(config, base, format, dtype)),
         end_token_line=end_token_line(base) if base.text.end_token_to_set is not None else None,
     )
-    return model_card(facts)
+    return model_card(card)
 
 
 def newest_grid(run: RunFolder, step: int) -> Path | None:

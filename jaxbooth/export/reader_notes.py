@@ -11,7 +11,7 @@ from jaxbooth.weights.diffusers_write import ExportDtype, ExportFormat
 OUT, MLP = "out_proj", ("fc1", "fc2")  # a text encoder's output projection of attention, and its perceptron
 
 
-def reader_notes(config: Config, base: Base, kind: ExportFormat, dtype: ExportDtype) -> list[str]:
+def reader_notes(config: Config, base: Base, format: ExportFormat, dtype: ExportDtype) -> list[str]:
     """Returns the notes of an export, each one a sentence without its full stop.
 
     Args:
@@ -21,14 +21,14 @@ def reader_notes(config: Config, base: Base, kind: ExportFormat, dtype: ExportDt
     if config.text.clip_skip:
         skip = config.text.clip_skip
         notes.append(f"set clip_skip={skip} in diffusers, or clip skip {skip + 1} in a web UI: it was trained so")
-    if kind == "diffusers" and dtype not in ("float32", "base"):
+    if format == "diffusers" and dtype not in ("float32", "base"):
         notes.append(f"open it in PyTorch with torch_dtype=torch.{dtype}, or its parts disagree on the dtype")
-    if kind != "diffusers" and base.text.end_token_to_set is not None:
+    if format != "diffusers" and base.text.end_token_to_set is not None:
         notes.append(
             f"in diffusers, set `{end_token_line(base)}` before drawing: the base model's configuration names "
             "2 as the end token, and the pooled text would be read at a new word instead"
         )
-    if kind == "lora":
+    if format == "lora":
         notes += kohya_notes(config, base)
     return notes
 

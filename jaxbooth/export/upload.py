@@ -22,19 +22,19 @@ KINDS: dict[ExportFormat, str] = {
 
 
 @dataclass(frozen=True)
-class CardFacts:
+class CardContent:
     """What a model card tells.
 
     Attributes:
         repo: "owner/name" that the model is pushed to.
         base_model: as the user named it; a local path appears by its last part alone.
-        kind: the format that was exported.
+        format: the format that was exported.
         is_xl: SDXL, and not Stable Diffusion 1.x or 2.x.
         instance_prompts, class_prompts: of each subject.
         settings: name -> value, for the table.
         prior: what the class pictures are, name -> value; empty if there was no prior term.
         license: a Hub licence identifier; None where it is not known.
-        picture: file name of the sample grid in the pushed folder.
+        image: file name of the sample grid in the pushed folder.
         weights: the weight file of a single file or of a LoRA for diffusers.
         embeddings: learned word -> its file, which holds word -> vectors, and for SDXL `clip_l` and `clip_g`.
         notes: what readers must be told or not be given, in sentences.
@@ -43,14 +43,14 @@ class CardFacts:
 
     repo: str
     base_model: str
-    kind: ExportFormat
+    format: ExportFormat
     is_xl: bool
     instance_prompts: tuple[str, ...]
     class_prompts: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     prior: Mapping[str, Any] = field(default_factory=dict)
     license: str | None = None
-    picture: str | None = None
+    image: str | None = None
     weights: str | None = None
     embeddings: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
@@ -73,7 +73,7 @@ class CardFacts:
         return self.base_model.startswith((".", "/", "~")) or Path(self.base_model).exists()
 
 
-def push_folder(folder: Path, repo: str, card: str, private: bool = True) -> str:
+def upload_folder(folder: Path, repo: str, card: str, private: bool = True) -> str:
     """Uploads the files of a folder and a model card in one commit; files of the same names there are replaced.
 
     Args:
@@ -128,35 +128,35 @@ def check_target(repo: str) -> None:
         raise UserError(f"pushing to {repo} needs a token with write access: run `hf auth login` or set HF_TOKEN.")
 
 
-def model_card(facts: CardFacts) -> str:
+def model_card(card: CardContent) -> str:
     """Returns the content of README.md: front matter that the Hub reads, and Markdown."""
     parts = [
-        f"---\n{front_matter(facts)}\n---",
-        f"# {facts.repo.rpartition('/')[2]}",
-        introduction(facts),
-        f"![Pictures drawn with this model]({facts.picture})" if facts.picture else "",
-        "## Prompts\n\n" + prompts(facts),
-        f"## Use\n\n```python\n{snippet(facts)}\n```",
-        "\n".join(f"- {note[0].upper()}{note[1:]}." for note in facts.notes),
-        "## Training\n\n" + table(facts.settings) if facts.settings else "",
-        "## Class prior\n\n" + prior(facts),
+        f"---\n{front_matter(card)}\n---",
+        f"# {card.repo.rpartition('/')[2]}",
+        introduction(card),
+        f"![Pictures drawn with this model]({card.image})" if card.image else "",
+        "## Prompts\n\n" + prompts(card),
+        f"## Use\n\n```python\n{snippet(card)}\n```",
+        "\n".join(f"- {note[0].upper()}{note[1:]}." for note in card.notes),
+        "## Training\n\n" + table(card.settings) if card.settings else "",
+        "## Class prior\n\n" + prior(card),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def front_matter(facts: CardFacts) -> str:
+def front_matter(card: CardContent) -> str:
     """Returns the YAML block."""
     from huggingface_hub import ModelCardData
 
-    tags = ["text-to-image", "diffusers", "dreambooth", "stable-diffusion-xl" if facts.is_xl else "stable-diffusion"]
-    tags += ["lora", "template:sd-lora"] if facts.kind == "lora" else []
-    tags += ["textual_inversion"] if facts.embeddings else []
-    prompt = facts.instance_prompts[0] if facts.instance_prompts else None
-    widget = [{"text": prompt or " ", "output": {"url": facts.picture}}] if facts.picture else None
+    tags = ["text-to-image", "diffusers", "dreambooth", "stable-diffusion-xl" if card.is_xl else "stable-diffusion"]
+    tags += ["lora", "template:sd-lora"] if card.format == "lora" else []
+    tags += ["textual_inversion"] if card.embeddings else []
+    prompt = card.instance_prompts[0] if card.instance_prompts else None
+    widget = [{"text": prompt or " ", "output": {"url": card.image}}] if card.image else None
     data = ModelCardData(
-        base_model=facts.base_id,
+        base_model=card.base_id,
         library_name="diffusers",
-        license=facts.license or "other",
+        license=card.license or "other",
         pipeline_tag="text-to-image",
         tags=tags,
         instance_prompt=prompt,
@@ -165,20 +165,18 @@ def front_matter(facts: CardFacts) -> str:
     return data.to_yaml()
 
 
-def introduction(facts: CardFacts) -> str:
+def introduction(card: CardContent) -> str:
     """Returns what the model is, in two sentences."""
-    name = (
-        f"[{facts.base_id}](https://huggingface.co/{facts.base_id})" if facts.base_id else Path(facts.base_model).name
-    )
-    licence = "" if facts.license else " The base model's licence applies."
-    return f"{KINDS[facts.kind]} {name} with DreamBooth, trained with jaxbooth.{licence}"
+    name = f"[{card.base_id}](https://huggingface.co/{card.base_id})" if card.base_id else Path(card.base_model).name
+    licence = "" if card.license else " The base model's licence applies."
+    return f"{KINDS[card.format]} {name} with DreamBooth, trained with jaxbooth.{licence}"
 
 
-def prompts(facts: CardFacts) -> str:
+def prompts(card: CardContent) -> str:
     """Returns the prompts as a list."""
-    lines = [f"- subject: {quoted(prompt)}" for prompt in facts.instance_prompts]
-    lines += [f"- class: {quoted(prompt)}" for prompt in facts.class_prompts]
-    lines += [f"- new word: {quoted(token)}" for token in facts.embeddings]
+    lines = [f"- subject: {quoted(prompt)}" for prompt in card.instance_prompts]
+    lines += [f"- class: {quoted(prompt)}" for prompt in card.class_prompts]
+    lines += [f"- new word: {quoted(token)}" for token in card.embeddings]
     return "\n".join(lines)
 
 
@@ -195,50 +193,50 @@ def table(rows: Mapping[str, Any]) -> str:
     return "\n".join(["| setting | value |", "| --- | --- |", *lines])
 
 
-def prior(facts: CardFacts) -> str:
+def prior(card: CardContent) -> str:
     """Returns what the class pictures are."""
-    if not facts.prior:
+    if not card.prior:
         return "Trained without a prior term."
-    return "The model was also trained on pictures of its class:\n\n" + table(facts.prior)
+    return "The model was also trained on pictures of its class:\n\n" + table(card.prior)
 
 
-def snippet(facts: CardFacts) -> str:
+def snippet(card: CardContent) -> str:
     """Returns Python code that draws a picture with diffusers."""
-    prompt = facts.instance_prompts[0] if facts.instance_prompts else ""
+    prompt = card.instance_prompts[0] if card.instance_prompts else ""
     lines = ["import torch", "from diffusers import AutoPipelineForText2Image", ""]
-    is_part = facts.kind in ("lora", "embeddings")
-    repo = facts.base_id or Path(facts.base_model).name if is_part else facts.repo
-    file = facts.base_file if is_part else facts.weights
+    is_part = card.format in ("lora", "embeddings")
+    repo = card.base_id or Path(card.base_model).name if is_part else card.repo
+    file = card.base_file if is_part else card.weights
     load = f"AutoPipelineForText2Image.from_pretrained({repo!r}, torch_dtype=torch.float16)"
     if file:
-        pipeline = "StableDiffusionXLPipeline" if facts.is_xl else "StableDiffusionPipeline"
+        pipeline = "StableDiffusionXLPipeline" if card.is_xl else "StableDiffusionPipeline"
         lines = ["import torch", f"from diffusers import {pipeline}", "from huggingface_hub import hf_hub_download", ""]
         lines += [f"file = hf_hub_download({repo!r}, {file!r})"]
         # A folder on the Hub tells scheduler and tokenizer; without one, diffusers goes by the file's tensors.
-        config = f"config={facts.base_id!r}, " if facts.base_id and not facts.base_file else ""
+        config = f"config={card.base_id!r}, " if card.base_id and not card.base_file else ""
         load = f"{pipeline}.from_single_file(file, {config}torch_dtype=torch.float16)"
     lines += [f"pipe = {load}.to('cuda')"]
-    if facts.kind == "lora":
-        lines += [f"pipe.load_lora_weights({facts.repo!r}, weight_name={facts.weights!r})"]
-    lines += words(facts)
-    lines += [facts.end_token_line] if facts.end_token_line and facts.kind != "diffusers" else []
+    if card.format == "lora":
+        lines += [f"pipe.load_lora_weights({card.repo!r}, weight_name={card.weights!r})"]
+    lines += words(card)
+    lines += [card.end_token_line] if card.end_token_line and card.format != "diffusers" else []
     return "\n".join([*lines, f"image = pipe({prompt!r}).images[0]", "image.save('picture.png')"])
 
 
-def words(facts: CardFacts) -> list[str]:
+def words(card: CardContent) -> list[str]:
     """Returns the lines of Python that give learned words to a pipeline."""
-    if not facts.is_xl:
-        return [f"pipe.load_textual_inversion({facts.repo!r}, weight_name={file!r}, token={word!r})"
-                for word, file in facts.embeddings.items()]  # fmt: skip
+    if not card.is_xl:
+        return [f"pipe.load_textual_inversion({card.repo!r}, weight_name={file!r}, token={word!r})"
+                for word, file in card.embeddings.items()]  # fmt: skip
     lines = ["", "from huggingface_hub import hf_hub_download", "from safetensors.torch import load_file", ""]
-    for word, file in facts.embeddings.items():
-        lines += [f"vectors = load_file(hf_hub_download({facts.repo!r}, {file!r}))"]
+    for word, file in card.embeddings.items():
+        lines += [f"vectors = load_file(hf_hub_download({card.repo!r}, {file!r}))"]
         lines += [
             f"pipe.load_textual_inversion(vectors[{key!r}], token={word!r},\n"
             f"                            text_encoder=pipe.text_encoder{number}, tokenizer=pipe.tokenizer{number})"
             for key, number in (("clip_l", ""), ("clip_g", "_2"))
         ]
-    return lines if facts.embeddings else []
+    return lines if card.embeddings else []
 
 
 def embedding_files(words: Sequence[str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from jaxbooth.config.run_config import Config
 from jaxbooth.console.progress import progress
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.export.expected import FLOAT32, MERGE_ERROR, Expected, Files, expected_files
-from jaxbooth.export.export import PEFT_FILE, drop_embeddings
+from jaxbooth.export.export import PEFT_FILE, without_embeddings
 from jaxbooth.models.lora import LORA_B
 from jaxbooth.params import Params
 from jaxbooth.storage.text import read_json
@@ -62,7 +62,7 @@ def verify_export(
     trained: dict[str, Params],
     mesh: Mesh,
     out: Path,
-    kind: ExportFormat,
+    format: ExportFormat,
     dtype: ExportDtype,
     with_torch: bool,
 ) -> list[str]:
@@ -80,29 +80,29 @@ def verify_export(
     """
     findings = Findings()
     try:
-        if kind == "lora":
+        if format == "lora":
             check_lora(base, trained, out, DTYPES[dtype] or FLOAT32, findings)
-        files = expected_files(base, trained, out, kind, dtype)
+        files = expected_files(base, trained, out, format, dtype)
         if files:  # a LoRA alone has its own way
             check_files(files, out, findings)
     except (UserError, SafetensorError, OSError) as error:
         raise RunFailure(f"{out} is not what was trained: {error}") from None
-    done = [findings.sentence(out), *check_end_token(base, out, kind)]
+    done = [findings.sentence(out), *check_end_token(base, out, format)]
     if with_torch:
         from jaxbooth.export.verify_torch import compare_with_torch  # PyTorch is an extra
 
-        done.append(compare_with_torch(config, base, trained, mesh, out, kind, dtype))
+        done.append(compare_with_torch(config, base, trained, mesh, out, format, dtype))
     return done
 
 
-def check_end_token(base: Base, out: Path, kind: ExportFormat) -> list[str]:
+def check_end_token(base: Base, out: Path, format: ExportFormat) -> list[str]:
     """Makes sure that a folder names the end token where new tokens would be taken for it.
 
     Raises:
         RunFailure: it does not.
     """
     end, name = base.text.end_token_to_set, base.text_encoders[-1]
-    if kind != "diffusers" or end is None:
+    if format != "diffusers" or end is None:
         return []
     named = read_json(out / name / "config.json").get("eos_token_id")
     if named != end:
@@ -165,7 +165,7 @@ def check_lora(base: Base, trained: Mapping[str, Params], out: Path, dtype: np.d
     adapters = {
         f"{component}.{name}": value
         for component, params in trained.items()
-        for name, value in drop_embeddings(params).items()
+        for name, value in without_embeddings(params).items()
     }
     for path in (out / PEFT_FILE, out / f"{out.name}_kohya.safetensors"):
         lora = read_lora(path, networks, base.unet_config)

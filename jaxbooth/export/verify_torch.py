@@ -19,7 +19,7 @@ from jaxbooth.base.trainable import AnyArrays, on_mesh, prepare_base, start_from
 from jaxbooth.config.run_config import Config
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.export.expected import expected_weights
-from jaxbooth.export.export import PEFT_FILE, drop_embeddings
+from jaxbooth.export.export import PEFT_FILE, without_embeddings
 from jaxbooth.export.upload import embedding_files
 from jaxbooth.params import Params, full_precision, join
 from jaxbooth.weights.diffusers_read import index_file, open_tensors, weight_files
@@ -27,7 +27,7 @@ from jaxbooth.weights.diffusers_write import ExportDtype, ExportFormat, write_in
 from jaxbooth.weights.embeddings import SDXL_KEYS
 from jaxbooth.weights.ldm.read import PLAIN_PARTS
 from jaxbooth.weights.lora.read import read_lora
-from jaxbooth.weights.prepare import write_component
+from jaxbooth.weights.prepare import link_component
 
 # Of the largest output. Both sides compute in float32 with the weights as they were written, so that what remains is
 # the order of float32 sums: about 1e-6 for small models, 1e-5 for SDXL, where a wrong layer makes 1e-1.
@@ -35,13 +35,13 @@ TOLERANCE = 1e-3
 LATENTS = 4  # side of the latents at the UNet's innermost level: a small picture exercises every weight
 
 
-def check_torch(kind: ExportFormat) -> None:
+def check_torch(format: ExportFormat) -> None:
     """Refuses `--verify` where it cannot work.
 
     Raises:
         UserError: PyTorch, diffusers or (for a LoRA) peft is not installed.
     """
-    needed = ("torch", "diffusers", *(["peft"] if kind == "lora" else []))
+    needed = ("torch", "diffusers", *(["peft"] if format == "lora" else []))
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise UserError(f"--verify needs {' and '.join(missing)}: pip install 'jaxbooth[torch]'.")
@@ -53,7 +53,7 @@ def compare_with_torch(
     trained: dict[str, Params],
     mesh: Mesh,
     out: Path,
-    kind: ExportFormat,
+    format: ExportFormat,
     dtype: ExportDtype,
 ) -> str:
     """Encodes a prompt and denoises fixed latents once on both sides, in float32; says how far apart they are.
@@ -62,18 +62,18 @@ def compare_with_torch(
         UserError: see `check_torch`.
         RunFailure: diffusers does not open the export, or computes something else.
     """
-    check_torch(kind)
+    check_torch(format)
     plain = Base.read(base.folder, "float32", config.text.clip_skip)
     exact = prepare_base(plain, config)
     height, width, channels = exact.latent_shape(*(LATENTS * exact.resolution_multiple,) * 2)
     latents = np.random.default_rng(0).normal(size=(1, height, width, channels)).astype(np.float32)
     timestep = len(exact.schedule.alphas_cumprod) // 2
     prompt = prompt_of(config)
-    params = on_mesh(written_params(config, exact, trained, out, kind, dtype), mesh)
+    params = on_mesh(written_params(config, exact, trained, out, format, dtype), mesh)
     own = [np.asarray(part) for part in own_step(exact, params, prompt, latents, timestep)]
     del params
     try:
-        with torch_pipeline(exact, out, kind) as pipe:
+        with torch_pipeline(exact, out, format) as pipe:
             theirs = torch_step(pipe, exact, prompt, latents, timestep)
     except Exception as error:  # whatever keeps it from working is the finding
         raise RunFailure(f"{out} does not work in PyTorch diffusers: {type(error).__name__}: {error}") from error
@@ -100,18 +100,18 @@ def difference(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def written_params(
-    config: Config, exact: Base, trained: dict[str, Params], out: Path, kind: ExportFormat, dtype: ExportDtype
+    config: Config, exact: Base, trained: dict[str, Params], out: Path, format: ExportFormat, dtype: ExportDtype
 ) -> dict[str, dict[str, Any]]:
     """Returns component -> parameters, rounded as they were written; adapters of a LoRA stay beside their kernels."""
-    weights = expected_weights(exact, trained, kind, dtype)
+    weights = expected_weights(exact, trained, format, dtype)
     whole = {name: {own: part.read_back(key) for key, own in part.names.items()}
              for name, part in weights.items() if name != "vae"}  # fmt: skip
     words = {name: {NEW_TOKENS: params[NEW_TOKENS]} for name, params in trained.items() if NEW_TOKENS in params}
-    if kind != "lora":
+    if format != "lora":
         return join(whole, words)
     networks = {name: exact.network(name) for name in whole}
     lora = read_lora(out / PEFT_FILE, networks, exact.unet_config)
-    adapters: dict[str, AnyArrays] = {name: {**drop_embeddings(params)} for name, params in trained.items()}
+    adapters: dict[str, AnyArrays] = {name: {**without_embeddings(params)} for name, params in trained.items()}
     return join(whole, start_from(adapters, lora, exact, config), words)
 
 
@@ -119,7 +119,7 @@ def own_step(
     exact: Base, params: dict[str, Params], prompt: str, latents: np.ndarray, timestep: int
 ) -> tuple[Array, Array]:
     """Returns jaxbooth's features of a prompt (1, s, d) and its UNet's output (1, h, w, c)."""
-    size = jnp.array([picture_size(exact, latents)], jnp.float32)
+    size = jnp.array([time_ids_of(exact, latents)], jnp.float32)
 
     @jax.jit
     def run(params: dict[str, Params], latents: Array) -> tuple[Array, Array]:
@@ -132,7 +132,7 @@ def own_step(
     return run(params, jnp.asarray(latents))
 
 
-def picture_size(exact: Base, latents: np.ndarray) -> list[int]:
+def time_ids_of(exact: Base, latents: np.ndarray) -> list[int]:
     """Returns SDXL's six numbers for a whole picture: its size, no crop, its size."""
     height, width = (side * exact.vae_config.factor for side in latents.shape[1:3])
     return [height, width, 0, 0, height, width]
@@ -152,7 +152,7 @@ def torch_step(
             prompt=prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False,
             clip_skip=exact.text.clip_skip or None,
         )  # fmt: skip
-        time_ids = torch.tensor([picture_size(exact, latents)], dtype=torch.float32)
+        time_ids = torch.tensor([time_ids_of(exact, latents)], dtype=torch.float32)
         added = {"text_embeds": pooled[0], "time_ids": time_ids} if exact.text.is_xl else None
         noisy = torch.from_numpy(latents).permute(0, 3, 1, 2)
         output = pipe.unet(noisy, timestep, encoder_hidden_states=features, added_cond_kwargs=added).sample
@@ -160,15 +160,15 @@ def torch_step(
 
 
 @contextmanager
-def torch_pipeline(exact: Base, out: Path, kind: ExportFormat) -> Generator[Any]:
+def torch_pipeline(exact: Base, out: Path, format: ExportFormat) -> Generator[Any]:
     """Opens an export in float32 on the CPU, as its users do; a LoRA and new words on top of the base model."""
     import diffusers
     import torch
 
     with quiet(), TemporaryDirectory() as temporary:
-        if kind == "diffusers":
+        if format == "diffusers":
             pipe = diffusers.DiffusionPipeline.from_pretrained(out, local_files_only=True)
-        elif kind == "single-file":
+        elif format == "single-file":
             plain = base_folder(exact, Path(temporary), with_weights=False)
             name = "StableDiffusionXLPipeline" if exact.text.is_xl else "StableDiffusionPipeline"
             file = out / f"{out.name}.safetensors"
@@ -177,10 +177,10 @@ def torch_pipeline(exact: Base, out: Path, kind: ExportFormat) -> Generator[Any]
             plain = base_folder(exact, Path(temporary))
             pipe = diffusers.DiffusionPipeline.from_pretrained(plain, local_files_only=True)
         pipe.to(torch.float32)  # before embeddings would be rounded to the files' dtype
-        if kind == "lora":
+        if format == "lora":
             pipe.load_lora_weights(out, weight_name=PEFT_FILE)
         load_words(pipe, exact, out)
-        if kind != "diffusers" and exact.text.end_token_to_set is not None:  # as the export's notes say
+        if format != "diffusers" and exact.text.end_token_to_set is not None:  # as the export's notes say
             getattr(pipe, exact.text_encoders[-1]).text_model.eos_token_id = exact.text.end_token_to_set
         yield pipe
 
@@ -217,7 +217,7 @@ def base_folder(exact: Base, folder: Path, with_weights: bool = True) -> Path:
         source = exact.folder / component
         index = index_file(source)
         files = [*weight_files(source), *([index.name] if index else [])]
-        write_component(source, files if with_weights else [], folder / component)
+        link_component(source, files if with_weights else [], folder / component)
     write_index(exact.folder, folder)
     return folder
 

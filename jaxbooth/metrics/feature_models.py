@@ -14,9 +14,9 @@ from jaxbooth.metrics.preprocess import FILES
 from jaxbooth.models.config import architectures
 from jaxbooth.storage.paths import local_path, shown
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.fingerprint import add_weights
+from jaxbooth.weights.fingerprint import update_with_weights
 from jaxbooth.weights.hub import Read, fetch, listing, weights_in
-from jaxbooth.weights.prepare import choose_weights, file_names, kept, write_component
+from jaxbooth.weights.prepare import cached_folder, choose_weights, file_names, link_component
 
 CONFIG = "config.json"
 READ_AS_IT_IS = re.compile(
@@ -83,7 +83,7 @@ class Files:
         """Identifies the extractor by its configurations, and by the sizes and both ends of its weight files."""
         files = [self.folder / name for name in (CONFIG, *FILES)]
         digest = sha256(b"".join(file.read_bytes() for file in files if file.exists()))
-        add_weights(digest, self.weights)
+        update_with_weights(digest, self.weights)
         return digest.hexdigest()[:16]
 
 
@@ -179,4 +179,4 @@ def weights_of(kind: Kind, folder: Path, allow_pickle: bool) -> Path:
             f"{kind.flag}: {folder / files[0]} is a pickle, which can run code when it is opened, and there are no "
             "safetensors beside it; pass --allow-pickle if you trust where it comes from."
         )
-    return kept([folder], {"extractor": kind.name}, partial(write_component, folder, files))
+    return cached_folder([folder], {"extractor": kind.name}, partial(link_component, folder, files))

@@ -6,7 +6,7 @@ from jaxbooth.base.model import Base
 from jaxbooth.config.run_config import Config
 from jaxbooth.data.class_images import ClassSet
 from jaxbooth.errors import UserError
-from jaxbooth.export.export import natural_format
+from jaxbooth.export.export import default_format
 from jaxbooth.runs.checkpoint import checkpoint_steps
 from jaxbooth.runs.folder import RunFolder
 from jaxbooth.runs.metric_writer import SUPERSEDED, UNREADABLE
@@ -75,6 +75,6 @@ def run_needs(config: Config, base: Base, state: TrainState) -> list[Need]:
 
 def export_bytes(config: Config, base: Base, state: TrainState) -> int:
     """Returns about what the export will take: the whole model in float32, or what was trained, in two forms."""
-    if natural_format(config) != "diffusers":
+    if default_format(config) != "diffusers":
         return 2 * tree_bytes(state.params)
     return sum(4 * leaf.size for component in base.components for leaf in base.network(component).shapes.values())

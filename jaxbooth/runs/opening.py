@@ -19,7 +19,7 @@ from jaxbooth.sharding import make_mesh
 from jaxbooth.storage.paths import shown
 from jaxbooth.storage.remote import place
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.embeddings import read_words
+from jaxbooth.weights.embeddings import read_embeddings
 from jaxbooth.weights.resolve import Source, resolve_model
 
 XL_GUIDANCE = 5.0
@@ -69,7 +69,7 @@ def with_learned_words(base: Base) -> tuple[Base, dict[str, Params]]:
     Raises:
         UserError: a file is damaged, or its embeddings are not as wide as the text encoders are.
     """
-    words = read_words(base.folder)
+    words = read_embeddings(base.folder)
     rows: dict[str, list[np.ndarray]] = {}
     for word, towers in words.items():
         widths = {tower.name: tower.config.hidden_size for tower in base.text.towers}

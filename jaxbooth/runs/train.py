@@ -18,7 +18,7 @@ from jaxbooth.config.schema import DistributedConfig
 from jaxbooth.console.messages import is_main, result, say, shell_quoted
 from jaxbooth.console.progress import progress, working
 from jaxbooth.errors import RunFailure
-from jaxbooth.export.export import export_result, natural_format
+from jaxbooth.export.export import default_format, export_result
 from jaxbooth.export.reader_notes import reader_notes
 from jaxbooth.export.verify import verify_export
 from jaxbooth.hosts.link import Alone
@@ -267,7 +267,7 @@ class Job:
     def write_export(self, trained: dict[str, Any]) -> None:
         """Writes and verifies."""
         with self.run.new_export() as fresh:
-            kind = natural_format(self.config)
+            kind = default_format(self.config)
             what = (self.config, self.base, trained, self.mesh, fresh, kind, default_dtype(kind))
             export_result(*what)
             found = verify_export(*what, with_torch=False)

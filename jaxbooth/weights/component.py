@@ -19,10 +19,10 @@ from jaxbooth.storage.text import read_json
 from jaxbooth.weights.diffusers_read import index_file, open_tensors, plain_name, weight_files
 from jaxbooth.weights.lora.names import published_path
 from jaxbooth.weights.names import canonical, export_array, parameter_names, torch_shape, without_ones
-from jaxbooth.weights.safetensors_write import Tensor, stored_dtype, write_tensors
+from jaxbooth.weights.safetensors_write import LazyTensor, stored_dtype, write_tensors
 
 
-class Component:
+class ComponentTensors:
     """A component's tensors by today's state-dict names: what was trained, and else what its folder holds.
 
     Attributes:
@@ -101,20 +101,20 @@ class Component:
         is_text = self.folder.name.startswith("text_encoder")
         return published_path(self.folder.name, name) if is_text else self.stored_name(name)
 
-    def tensor(self, stored: str) -> Tensor:
+    def tensor(self, stored: str) -> LazyTensor:
         """Returns what becomes of one tensor of the files in a written folder; buffers stay as they are."""
         name = canonical(stored)
         if name is None:
             read = partial(self.stored_value, stored)
-            return Tensor(stored, self.stored_dtype(stored), self.stored_shape(stored), read)
-        return Tensor(self.published(name), self.dtype_of(name), self.shape_of(name), partial(self.written, name))
+            return LazyTensor(stored, self.stored_dtype(stored), self.stored_shape(stored), read)
+        return LazyTensor(self.published(name), self.dtype_of(name), self.shape_of(name), partial(self.written, name))
 
     def metadata(self, file: str) -> dict[str, Any] | None:
         """Returns the head of one of the files."""
         return self.opened[file].metadata()
 
 
-def save_component(component: Component, out: Path) -> None:
+def save_component(component: ComponentTensors, out: Path) -> None:
     """Writes a component's weights into the existing folder `out`, in the layout of its own folder.
 
     Raises:

@@ -13,7 +13,7 @@ from jaxbooth.params import Params
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.paths import plain_file_name
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.component import Component, save_component
+from jaxbooth.weights.component import ComponentTensors, save_component
 from jaxbooth.weights.diffusers_read import COMPONENTS, index_file, plain_name, weight_files
 
 ExportDtype = Literal["base", "float32", "float16", "bfloat16"]
@@ -54,7 +54,7 @@ def write_folder(
             bar.note(component)
             (out / component).mkdir()
             write_config(base / component, out / component, dtype, (changes or {}).get(component, {}))
-            written = Component(base / component, params.get(component, {}), DTYPES[dtype])
+            written = ComponentTensors(base / component, params.get(component, {}), DTYPES[dtype])
             if written.is_copied:
                 copy_weights(base / component, out / component)
             else:

@@ -19,26 +19,26 @@ from jaxbooth.weights.diffusers_read import open_tensors
 from jaxbooth.weights.values import finite, weight_dtype
 
 SDXL_KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
-WORD = "jaxbooth.word"
+TOKEN_KEY = "jaxbooth.token"
 
-Words = dict[str, dict[str, np.ndarray]]  # word -> text encoder -> (vectors, d)
+TokenEmbeddings = dict[str, dict[str, np.ndarray]]  # word -> text encoder -> (vectors, d)
 
 
-def write_words(folder: Path, words: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+def write_embeddings(folder: Path, words: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     """Writes one file for each word into a folder."""
     files = embedding_files(list(words))
     for word, towers in words.items():
         names = SDXL_KEYS if len(towers) > 1 else dict.fromkeys(towers, word)
         tensors = {names[tower]: np.ascontiguousarray(rows) for tower, rows in towers.items()}
-        write_bytes(folder / files[word], save(tensors, metadata={WORD: word}))
+        write_bytes(folder / files[word], save(tensors, metadata={TOKEN_KEY: word}))
 
 
-def read_words(folder: Path) -> Words:
-    """Reads the words that `write_words` left in a model folder, in the order of their files' names."""
+def read_embeddings(folder: Path) -> TokenEmbeddings:
+    """Reads the words that `write_embeddings` left in a model folder, in the order of their files' names."""
     towers, words = {key: tower for tower, key in SDXL_KEYS.items()}, {}
     for path in sorted(folder.glob("learned_embeds*.safetensors")):
         with open_tensors(path) as file:
-            word = (file.metadata() or {}).get(WORD)
+            word = (file.metadata() or {}).get(TOKEN_KEY)
             if word:
                 words[word] = {towers.get(key, "text_encoder"): read_rows(path, file, key) for key in file.keys()}  # noqa: SIM118
     return words

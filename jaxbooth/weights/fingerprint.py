@@ -15,7 +15,7 @@ class Digest(Protocol):
         """Takes in more bytes."""
 
 
-def add_weights(digest: Digest, folder: Path, label: str = "") -> None:
+def update_with_weights(digest: Digest, folder: Path, label: str = "") -> None:
     """Takes in names, sizes and both ends of a folder's weight files, which any training changes.
 
     Args:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxbooth.errors import UserError, brief
 from jaxbooth.storage.text import MAX_REASON
 from jaxbooth.weights.diffusers_read import open_tensors
-from jaxbooth.weights.safetensors_write import CODES, Tensor, stored_dtype, write_tensors
+from jaxbooth.weights.safetensors_write import CODES, LazyTensor, stored_dtype, write_tensors
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 ADVICE = re.compile(r"\. (?:In PyTorch 2\.6|This file can still be loaded)")  # of PyTorch, to run the code after all
@@ -42,7 +42,7 @@ def open_checkpoint(file: Path, allow_pickle: bool) -> Any:
     return PickledTensors(load_pickle(file), file)
 
 
-def unpickle(bin_file: Path, out: Path) -> None:
+def convert_pickle(bin_file: Path, out: Path) -> None:
     """Writes one of a component's `.bin` files as safetensors.
 
     Raises:
@@ -50,7 +50,7 @@ def unpickle(bin_file: Path, out: Path) -> None:
     """
     source = PickledTensors(load_pickle(bin_file), bin_file)
     tensors = [
-        Tensor(name, stored_dtype(source, name, bin_file), tuple(value.shape), partial(source.get_tensor, name))
+        LazyTensor(name, stored_dtype(source, name, bin_file), tuple(value.shape), partial(source.get_tensor, name))
         for name, value in source.state.items()
     ]
     write_tensors(out, tensors, {"format": "pt"})

@@ -30,11 +30,11 @@ from jaxbooth.weights.diffusers_read import (
     read_weight_map,
     variant_of,
 )
-from jaxbooth.weights.ldm.read import unpack, unpack_vae
-from jaxbooth.weights.pickles import PICKLES, unpickle
+from jaxbooth.weights.ldm.read import convert_single_file, convert_vae
+from jaxbooth.weights.pickles import PICKLES, convert_pickle
 
 LAYOUT_VERSION = 1  # of prepared folders; a change of what the converters write counts it up
-Make = Callable[[Path], None]  # writes one entry of a prepared folder
+Writer = Callable[[Path], None]  # writes one entry of a prepared folder
 
 
 def weight_sets(names: Iterable[str], kind: str) -> dict[str, list[str]]:
@@ -109,15 +109,15 @@ def prepare(
         RunFailure: the cache cannot be written.
     """
     if model.is_file():
-        model, prediction_type = unpacked(model, prediction_type, allow_pickle), None
-    makers = changes(model, vae, variant, allow_pickle, prediction_type)
+        model, prediction_type = converted_single_file(model, prediction_type, allow_pickle), None
+    makers = overrides(model, vae, variant, allow_pickle, prediction_type)
     if not makers:
         return model
     asked = {"variant": variant, "allow_pickle": allow_pickle, "prediction_type": prediction_type}
-    return kept([model, *([vae] if vae else [])], asked, partial(overlay, model, makers))
+    return cached_folder([model, *([vae] if vae else [])], asked, partial(write_overlay, model, makers))
 
 
-def unpacked(file: Path, prediction_type: str | None, allow_pickle: bool) -> Path:
+def converted_single_file(file: Path, prediction_type: str | None, allow_pickle: bool) -> Path:
     """Returns the diffusers folder of a checkpoint in one file."""
     if file.suffix.lower() == ".safetensors":
         try:
@@ -135,16 +135,16 @@ def unpacked(file: Path, prediction_type: str | None, allow_pickle: bool) -> Pat
 
     def build(folder: Path) -> None:
         say(f"{file} ({file.stat().st_size / 1e9:.2f} GB) is converted once, into {cache_folder()}.")
-        unpack(file, folder, prediction_type=prediction_type, allow_pickle=allow_pickle)
+        convert_single_file(file, folder, prediction_type=prediction_type, allow_pickle=allow_pickle)
 
-    return kept([file, file.with_suffix(".yaml")], {"prediction_type": prediction_type}, build)
+    return cached_folder([file, file.with_suffix(".yaml")], {"prediction_type": prediction_type}, build)
 
 
-def changes(
+def overrides(
     model: Path, vae: Path | None, variant: str | None, allow_pickle: bool, prediction_type: str | None
-) -> dict[str, Make]:
+) -> dict[str, Writer]:
     """Returns entry of the model's folder -> what writes it, for those that cannot stay as they are."""
-    makers: dict[str, Make] = {}
+    makers: dict[str, Writer] = {}
     parts = {part: file_names(model / part) for part in COMPONENTS if not (vae and part == "vae")}
     check_variant((f"{part}/{name}" for part, names in parts.items() for name in names), variant, f"model {model}")
     for part, names in parts.items():
@@ -152,7 +152,7 @@ def changes(
         renamed = [name for name in files if plain_name(name) != name]
         # A single file of any name is read as it is, unless a plain one beside it would go first.
         if any(".bin" in name for name in files) or (renamed and (variant or len(files) > 1)):
-            makers[part] = partial(write_component, model / part, files)
+            makers[part] = partial(link_component, model / part, files)
     if vae:
         makers["vae"] = partial(write_vae, vae, model, variant, allow_pickle)
     schedule = model / "scheduler" / "scheduler_config.json"
@@ -161,7 +161,7 @@ def changes(
     return makers
 
 
-def overlay(model: Path, makers: dict[str, Make], out: Path) -> None:
+def write_overlay(model: Path, makers: dict[str, Writer], out: Path) -> None:
     """Writes `out`: entries of `model` behind symlinks, but for those that are made."""
     out.mkdir()
     for entry in model.iterdir():
@@ -171,7 +171,7 @@ def overlay(model: Path, makers: dict[str, Make], out: Path) -> None:
         make(out / name)
 
 
-def write_component(source: Path, files: list[str], out: Path) -> None:
+def link_component(source: Path, files: list[str], out: Path) -> None:
     """Writes a component that has the weights `files` and no others, under plain names."""
     out.mkdir()
     if (source / "config.json").exists():
@@ -183,7 +183,7 @@ def write_component(source: Path, files: list[str], out: Path) -> None:
             names = {tensor: safetensors_name(file) for tensor, file in shards.items()}
             write_json(target, read_json(source / name) | {"weight_map": names})
         elif name.endswith(".bin"):
-            unpickle(source / name, target)
+            convert_pickle(source / name, target)
         else:
             target.symlink_to((source / name).absolute())
 
@@ -196,14 +196,14 @@ def safetensors_name(name: str) -> str:
 def write_vae(vae: Path, model: Path, variant: str | None, allow_pickle: bool, out: Path) -> None:
     """Writes the component `vae` from another model's, or from one file, for which `model` gives the configuration."""
     if vae.is_file():
-        unpack_vae(vae, out, config=model / "vae" / "config.json", allow_pickle=allow_pickle)
+        convert_vae(vae, out, config=model / "vae" / "config.json", allow_pickle=allow_pickle)
         return
     folder = vae if (vae / "config.json").exists() else vae / "vae"
     if not (folder / "config.json").exists():
         raise UserError(f"--vae {vae} is no VAE in diffusers layout: config.json is missing.")
     files = choose_weights(file_names(folder), variant, allow_pickle, str(folder))
     if files:
-        write_component(folder, files, out)
+        link_component(folder, files, out)
     else:
         out.symlink_to(folder.absolute())  # where the weights are looked for, what is wrong is named
 
@@ -218,7 +218,7 @@ def cache_folder() -> Path:
     return local_path(os.environ.get("JAXBOOTH_CACHE") or "~/.cache/jaxbooth") / "models"
 
 
-def kept(originals: Sequence[Path], asked: dict[str, Any], build: Make) -> Path:
+def cached_folder(originals: Sequence[Path], asked: dict[str, Any], build: Writer) -> Path:
     """Returns the prepared folder of these originals and wishes, after `build` has written it if it is not there.
 
     Args:

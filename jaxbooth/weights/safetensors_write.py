@@ -31,7 +31,7 @@ ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
-class Tensor:
+class LazyTensor:
     """A tensor to be written; `read` is called when its turn comes and returns something of this dtype and shape."""
 
     name: str
@@ -45,7 +45,7 @@ class Tensor:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
-def write_tensors(path: Path, tensors: Iterable[Tensor], metadata: Mapping[str, str] | None) -> None:
+def write_tensors(path: Path, tensors: Iterable[LazyTensor], metadata: Mapping[str, str] | None) -> None:
     """Writes a safetensors file, which appears whole or not at all.
 
     Args:
@@ -66,7 +66,7 @@ def write_tensors(path: Path, tensors: Iterable[Tensor], metadata: Mapping[str, 
         raise
 
 
-def write_to(file: BinaryIO, tensors: Iterable[Tensor], metadata: Mapping[str, str] | None) -> None:
+def write_to(file: BinaryIO, tensors: Iterable[LazyTensor], metadata: Mapping[str, str] | None) -> None:
     """Writes the content of a safetensors file."""
     ordered = sorted(tensors, key=lambda tensor: (ORDER.index(tensor.dtype), tensor.name))
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}

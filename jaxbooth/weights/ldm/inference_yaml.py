@@ -36,13 +36,13 @@ def inference_config(unet: UNetConfig, text: CLIPTextConfig) -> dict[str, Any]:
                 "use_ema": False,
                 "unet_config": unet_section(unet),
                 "first_stage_config": vae_section(),
-                "cond_stage_config": tower_section(text),
+                "cond_stage_config": text_encoder_section(text),
             },
         }
     }
 
 
-def tower_section(text: CLIPTextConfig) -> dict[str, Any]:
+def text_encoder_section(text: CLIPTextConfig) -> dict[str, Any]:
     """Returns the text tower's part: OpenAI's CLIP, which needs no settings, or OpenCLIP."""
     if not is_openclip(text):
         return {"target": f"{MODULES}.encoders.modules.FrozenCLIPEmbedder"}

@@ -29,7 +29,7 @@ CONFIGS = {"unet": UNetConfig, "vae": VAEConfig, "text_encoder": CLIPTextConfig,
 
 
 @dataclass(frozen=True)
-class Entry:
+class LdmTensor:
     """One tensor of a single file.
 
     Attributes:
@@ -37,14 +37,14 @@ class Entry:
         shape: in the single file.
         sources: state-dict names in the folder; several are stacked along the first axis, none is a constant.
         transposed: whether the single file holds the matrix the other way round.
-        filler: whether readers want it though no folder holds it; it is written and not read back.
+        placeholder: whether readers want it though no folder holds it; it is written and not read back.
     """
 
     name: str
     shape: Shape
     sources: tuple[str, ...]
     transposed: bool = False
-    filler: bool = False
+    placeholder: bool = False
 
     def join(self, arrays: list[np.ndarray]) -> np.ndarray:
         """Returns the single file's tensor from those of `sources`."""
@@ -92,7 +92,7 @@ def is_openclip(config: CLIPTextConfig) -> bool:
     return config.hidden_act == "gelu"
 
 
-def layout(folder: Path, component: str) -> list[Entry]:
+def layout(folder: Path, component: str) -> list[LdmTensor]:
     """Returns the single file's tensors of one component.
 
     Raises:
@@ -101,18 +101,18 @@ def layout(folder: Path, component: str) -> list[Entry]:
     config = component_config(folder, component)
     if isinstance(config, UNetConfig):
         shapes = torch_shapes(config)
-        return [Entry(UNET_PREFIX + unet_key(name, config), shape, (name,)) for name, shape in shapes.items()]
+        return [LdmTensor(UNET_PREFIX + unet_key(name, config), shape, (name,)) for name, shape in shapes.items()]
     if isinstance(config, VAEConfig):
         return vae_layout(config)
     projected = component == "text_encoder_2"
     stem = f"conditioner.embedders.{int(projected)}." if family(folder) == "sdxl" else "cond_stage_model."
-    return tower_layout(stem, config, projected)
+    return text_encoder_layout(stem, config, projected)
 
 
-def vae_layout(config: VAEConfig) -> list[Entry]:
+def vae_layout(config: VAEConfig) -> list[LdmTensor]:
     """Returns the tensors of a VAE; its attention's matrices are kernels of 1x1 convolutions."""
     return [
-        Entry(
+        LdmTensor(
             VAE_PREFIX + vae_key(name, config),
             (*shape, 1, 1) if ".attentions." in name and len(shape) == 2 else shape,
             (name,),
@@ -121,43 +121,43 @@ def vae_layout(config: VAEConfig) -> list[Entry]:
     ]
 
 
-def tower_layout(stem: str, config: CLIPTextConfig, projected: bool) -> list[Entry]:
+def text_encoder_layout(stem: str, config: CLIPTextConfig, projected: bool) -> list[LdmTensor]:
     """Returns the tensors of a text tower."""
     shapes = torch_shapes(config, projected)
     if not is_openclip(config):
-        return [Entry(f"{stem}transformer.{clip_key(name)}", shape, (name,)) for name, shape in shapes.items()]
+        return [LdmTensor(f"{stem}transformer.{clip_key(name)}", shape, (name,)) for name, shape in shapes.items()]
     entries = []
     for name, shape in shapes.items():
         key = f"{stem}model.{openclip_key(name)}"
         if ".q_proj." in name:
             sources = tuple(name.replace(".q_proj.", f".{letter}_proj.") for letter in "qkv")
-            entries.append(Entry(key, (3 * shape[0], *shape[1:]), sources))
+            entries.append(LdmTensor(key, (3 * shape[0], *shape[1:]), sources))
         elif name == "text_projection.weight":
-            entries.append(Entry(key, shape[::-1], (name,), transposed=True))
+            entries.append(LdmTensor(key, shape[::-1], (name,), transposed=True))
         elif ".k_proj." not in name and ".v_proj." not in name:
-            entries.append(Entry(key, shape, (name,)))
-    return entries + fillers(f"{stem}model.", entries, config, projected)
+            entries.append(LdmTensor(key, shape, (name,)))
+    return entries + placeholders(f"{stem}model.", entries, config, projected)
 
 
-def fillers(stem: str, entries: list[Entry], config: CLIPTextConfig, projected: bool) -> list[Entry]:
+def placeholders(stem: str, entries: list[LdmTensor], config: CLIPTextConfig, projected: bool) -> list[LdmTensor]:
     """Returns what readers of an OpenCLIP tower ask for and a diffusers folder lacks.
 
     SD 2.x conditions on the second last layer, so its folders end there and drop the last one and the projection.
     Web UIs build the whole tower: they get the last layer twice, as kohya's converter does it, and a projection that
     changes nothing. No picture depends on either.
     """
-    scale = Entry(f"{stem}logit_scale", (), (), filler=True)
+    scale = LdmTensor(f"{stem}logit_scale", (), (), placeholder=True)
     if projected:
         return [scale]
     last = f"{stem}transformer.resblocks.{config.num_hidden_layers - 1}."
     extra = f"{stem}transformer.resblocks.{config.num_hidden_layers}."
     repeated = [
-        Entry(entry.name.replace(last, extra), entry.shape, entry.sources, filler=True)
+        LdmTensor(entry.name.replace(last, extra), entry.shape, entry.sources, placeholder=True)
         for entry in entries
         if entry.name.startswith(last)
     ]
     width = config.hidden_size
-    return [*repeated, Entry(f"{stem}text_projection", (width, width), (), filler=True), scale]
+    return [*repeated, LdmTensor(f"{stem}text_projection", (width, width), (), placeholder=True), scale]
 
 
 @functools.cache  # a model's structure takes seconds to trace, and export asks for it again when it verifies

@@ -11,7 +11,7 @@ from jaxbooth.weights.architectures import Family
 from jaxbooth.weights.ldm.names import UNET_PREFIX
 
 V_MARKER, ZERO_SNR_MARKER = "v_pred", "ztsnr"  # empty tensors; NoobAI-XL began it, ComfyUI and Forge read them
-WORDS = {"v": "v_prediction", "eps": "epsilon", "v_prediction": "v_prediction", "epsilon": "epsilon"}
+TYPES = {"v": "v_prediction", "eps": "epsilon", "v_prediction": "v_prediction", "epsilon": "epsilon"}
 TELLTALE = f"{UNET_PREFIX}output_blocks.11.1.transformer_blocks.0.norm1.bias"
 V_SPREAD = 0.09
 
@@ -42,7 +42,7 @@ def read_prediction(tensors: Any, file: Path, asked: str | None, family: Family 
     said = (
         asked
         or ("v_prediction" if V_MARKER in names else None)
-        or word((tensors.metadata() or {}).get("modelspec.prediction_type"), f"{file}: modelspec.prediction_type")
+        or parse_type((tensors.metadata() or {}).get("modelspec.prediction_type"), f"{file}: modelspec.prediction_type")
         or read_inference_config(file.with_suffix(".yaml"))
     )
     if said is None and family == "sd21":
@@ -52,7 +52,7 @@ def read_prediction(tensors: Any, file: Path, asked: str | None, family: Family 
     return Prediction(said, ZERO_SNR_MARKER in names and said == "v_prediction")
 
 
-def word(found: Any, source: str) -> str | None:
+def parse_type(found: Any, source: str) -> str | None:
     """Returns diffusers' word for a prediction type.
 
     Raises:
@@ -60,9 +60,9 @@ def word(found: Any, source: str) -> str | None:
     """
     if found is None:
         return None
-    if not isinstance(found, str) or found not in WORDS:
-        raise UserError(f"{source} is {brief(found)}; expected one of {', '.join(WORDS)}, or pass --prediction-type.")
-    return WORDS[found]
+    if not isinstance(found, str) or found not in TYPES:
+        raise UserError(f"{source} is {brief(found)}; expected one of {', '.join(TYPES)}, or pass --prediction-type.")
+    return TYPES[found]
 
 
 def read_inference_config(path: Path) -> str | None:
@@ -75,6 +75,6 @@ def read_inference_config(path: Path) -> str | None:
         return None
     try:
         params = read_yaml(path)["model"]["params"]
-        return word(params.get("parameterization", "eps"), f"{path}: parameterization")
+        return parse_type(params.get("parameterization", "eps"), f"{path}: parameterization")
     except (TypeError, KeyError, AttributeError):
         raise UserError(f"{path} is no inference configuration of a checkpoint; correct it or move it away.") from None

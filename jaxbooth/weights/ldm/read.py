@@ -20,16 +20,13 @@ from jaxbooth.storage.text import read_json
 from jaxbooth.weights.architectures import Family, family_folder, write_skeleton
 from jaxbooth.weights.diffusers_write import write_index
 from jaxbooth.weights.ldm.identify import family_of, identify
-from jaxbooth.weights.ldm.layout import Entry, components, layout, vae_layout
+from jaxbooth.weights.ldm.layout import LdmTensor, components, layout, vae_layout
 from jaxbooth.weights.ldm.names import UNET_PREFIX, VAE_ATTENTION, VAE_PREFIX, vae_key
 from jaxbooth.weights.ldm.prediction import Prediction, read_prediction
-from jaxbooth.weights.ldm.write import expected_names, pack
 from jaxbooth.weights.names import canonical, without_ones
 from jaxbooth.weights.pickles import open_checkpoint
-from jaxbooth.weights.safetensors_write import Tensor, write_tensors
+from jaxbooth.weights.safetensors_write import LazyTensor, write_tensors
 from jaxbooth.weights.values import finite, weight_dtype
-
-__all__ = ["expected_names", "pack", "unpack", "unpack_vae"]
 
 PLAIN_PARTS = ("scheduler", "tokenizer", "tokenizer_2", "feature_extractor")  # folders without weights
 LISTED = 10  # missing tensors that an error names
@@ -50,7 +47,7 @@ class Checkpoint:
         names: list[str] = self.tensors.keys()
         self.stored = {(rename or proper_name)(name): name for name in names}
 
-    def tensor(self, entry: Entry, source: str, name: str) -> Tensor:
+    def tensor(self, entry: LdmTensor, source: str, name: str) -> LazyTensor:
         """Returns the part of an entry that becomes the folder's `source`, to be written as `name`.
 
         Raises:
@@ -68,7 +65,7 @@ class Checkpoint:
         def read() -> np.ndarray:
             return entry.part(finite(self.tensors.get_tensor(stored), stored, self.file), source)
 
-        return Tensor(name, dtype, entry.source_shape, read)
+        return LazyTensor(name, dtype, entry.source_shape, read)
 
 
 def proper_name(name: str) -> str:
@@ -79,7 +76,7 @@ def proper_name(name: str) -> str:
     return re.sub(r"^cond_stage_model\.transformer\.(?!text_model\.)", "cond_stage_model.transformer.text_model.", name)
 
 
-def unpack(
+def convert_single_file(
     file: Path,
     folder: Path,
     skeleton: Path | None = None,
@@ -115,13 +112,13 @@ def unpack(
             write_index(skeleton, aside)
 
 
-def check_complete(checkpoint: Checkpoint, layouts: dict[str, list[Entry]]) -> None:
+def check_complete(checkpoint: Checkpoint, layouts: dict[str, list[LdmTensor]]) -> None:
     """Compares a file's names with those of the architecture.
 
     Raises:
         UserError: tensors are missing, or the UNet has some that the architecture lacks.
     """
-    wanted = [entry.name for entries in layouts.values() for entry in entries if not entry.filler]
+    wanted = [entry.name for entries in layouts.values() for entry in entries if not entry.placeholder]
     missing = sorted(set(wanted) - set(checkpoint.stored))
     if missing:
         shown = ", ".join(missing[:LISTED]) + (", ..." if len(missing) > LISTED else "")
@@ -167,17 +164,17 @@ def edit_json(path: Path, changes: dict[str, Any]) -> None:
         write_json(path, read_json(path) | changes)
 
 
-def write_component(checkpoint: Checkpoint, entries: list[Entry], folder: Path, component: str) -> None:
+def write_component(checkpoint: Checkpoint, entries: list[LdmTensor], folder: Path, component: str) -> None:
     """Writes one component's weights; a text tower's names get the prefix that the Hub's folders have."""
     tensors = []
-    for entry in (entry for entry in entries if not entry.filler):
+    for entry in (entry for entry in entries if not entry.placeholder):
         for source in entry.sources:
             is_inner = component.startswith("text_encoder") and not source.startswith("text_projection.")
             tensors.append(checkpoint.tensor(entry, source, f"text_model.{source}" if is_inner else source))
     write_tensors(folder / WEIGHT_FILES.get(component, "model.safetensors"), tensors, {"format": "pt"})
 
 
-def unpack_vae(file: Path, folder: Path, config: Path | None = None, allow_pickle: bool = False) -> None:
+def convert_vae(file: Path, folder: Path, config: Path | None = None, allow_pickle: bool = False) -> None:
     """Writes a diffusers VAE folder from a file with LDM names (a whole checkpoint's too) or with diffusers names.
 
     Args:

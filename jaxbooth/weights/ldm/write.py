@@ -11,11 +11,11 @@ from jaxbooth.models.config import CLIPTextConfig, UNetConfig
 from jaxbooth.params import AnyArray
 from jaxbooth.storage.files import write_text
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.component import Component
+from jaxbooth.weights.component import ComponentTensors
 from jaxbooth.weights.ldm.inference_yaml import inference_config
-from jaxbooth.weights.ldm.layout import Entry, Shape, component_config, components, family, layout
+from jaxbooth.weights.ldm.layout import LdmTensor, Shape, component_config, components, family, layout
 from jaxbooth.weights.ldm.prediction import V_MARKER, ZERO_SNR_MARKER
-from jaxbooth.weights.safetensors_write import Tensor, write_tensors
+from jaxbooth.weights.safetensors_write import LazyTensor, write_tensors
 
 LOGIT_SCALE = np.log(100.0)  # where CLIP's training clips it, and where it ends
 MODELSPEC_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
@@ -29,7 +29,7 @@ ARCHITECTURES = {
 }
 
 
-def entry_tensor(component: Component, entry: Entry) -> Tensor:
+def entry_tensor(component: ComponentTensors, entry: LdmTensor) -> LazyTensor:
     """Returns an entry of the single file, to be read when its turn comes."""
     dtype = component.dtype_of(entry.sources[0] if entry.sources else next(iter(component.stored)))
 
@@ -38,7 +38,7 @@ def entry_tensor(component: Component, entry: Entry) -> Tensor:
             return constant(entry.shape, dtype)
         return entry.join([component.written(source).astype(dtype) for source in entry.sources])
 
-    return Tensor(entry.name, dtype, entry.shape, read)
+    return LazyTensor(entry.name, dtype, entry.shape, read)
 
 
 def constant(shape: Shape, dtype: np.dtype) -> np.ndarray:
@@ -46,7 +46,7 @@ def constant(shape: Shape, dtype: np.dtype) -> np.ndarray:
     return np.eye(*shape, dtype=dtype) if shape else np.asarray(LOGIT_SCALE, dtype)
 
 
-def pack(
+def write_single_file(
     folder: Path,
     params: Mapping[str, Mapping[str, AnyArray]],
     out: Path,
@@ -78,10 +78,10 @@ def pack(
             raise UserError(f"{path} exists already; choose another name or remove it.")
     tensors = []
     for name in components(folder):
-        component = Component(folder / name, params.get(name, {}), dtype)
+        component = ComponentTensors(folder / name, params.get(name, {}), dtype)
         tensors += [entry_tensor(component, entry) for entry in layout(folder, name)]
     empty = np.zeros(0, np.float32)
-    tensors += [Tensor(name, empty.dtype, (0,), lambda: empty) for name in markers(folder)]
+    tensors += [LazyTensor(name, empty.dtype, (0,), lambda: empty) for name in markers(folder)]
     header = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
@@ -103,8 +103,8 @@ def write_sidecar(folder: Path, path: Path) -> None:
     write_text(path, yaml.safe_dump(inference_config(unet, text), sort_keys=False))
 
 
-def expected_names(folder: Path) -> dict[str, Shape]:
-    """Returns name -> shape of every tensor that `pack` writes for a folder; its weights are not read."""
+def single_file_shapes(folder: Path) -> dict[str, Shape]:
+    """Returns name -> shape of every tensor that `write_single_file` writes for a folder; its weights are not read."""
     entries = [entry for component in components(folder) for entry in layout(folder, component)]
     return {entry.name: entry.shape for entry in entries} | dict.fromkeys(markers(folder), (0,))
 

@@ -31,7 +31,7 @@ from jaxbooth.weights.lora.names import (
     some,
 )
 from jaxbooth.weights.names import export_array, import_axes
-from jaxbooth.weights.safetensors_write import Tensor, write_tensors
+from jaxbooth.weights.safetensors_write import LazyTensor, write_tensors
 from jaxbooth.weights.values import finite, weight_dtype
 
 ALPHAS = 1e-30, 1e30  # nearer to 0 or infinity, alpha / rank is that in float32
@@ -283,6 +283,6 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[st
     tensors = []
     for name, value in arrays.items():
         kept = np.dtype(dtype or np.float32 if value.ndim else np.float32)
-        tensors.append(Tensor(name, kept, value.shape, partial(np.asarray, value, kept)))
+        tensors.append(LazyTensor(name, kept, value.shape, partial(np.asarray, value, kept)))
     write_tensors(path, tensors, metadata)
     return len(tensors)

@@ -15,7 +15,8 @@ from jaxbooth.base.model import Base
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.weights import prepare
 from jaxbooth.weights.diffusers_read import weight_files
-from jaxbooth.weights.ldm.read import pack, unpack
+from jaxbooth.weights.ldm.read import convert_single_file
+from jaxbooth.weights.ldm.write import write_single_file
 from jaxbooth.weights.resolve import Source, resolve_model
 
 from .small_models import bare
@@ -166,8 +167,8 @@ def test_a_cache_that_cannot_be_written_is_named(model, tmp_path, monkeypatch):
 @pytest.fixture
 def single_file(tmp_path, monkeypatch) -> Path:
     """The embedded model as one file; its architecture is not among those that a file is told by, so it is given."""
-    monkeypatch.setattr(prepare, "unpack", partial(unpack, skeleton=DEMO_MODEL))
-    pack(DEMO_MODEL, {}, tmp_path / "cat v1.safetensors")
+    monkeypatch.setattr(prepare, "convert_single_file", partial(convert_single_file, skeleton=DEMO_MODEL))
+    write_single_file(DEMO_MODEL, {}, tmp_path / "cat v1.safetensors")
     return tmp_path / "cat v1.safetensors"
 
 
@@ -205,8 +206,8 @@ def test_one_file_is_converted_again_when_the_yaml_beside_it_or_the_converter_ch
 def test_of_two_processes_that_prepare_the_same_the_first_wins(model, cache):
     def build(folder: Path) -> None:
         folder.mkdir()
-        (prepare.kept([model], {}, Path.mkdir) / "first").touch()  # the other process, from beginning to end
+        (prepare.cached_folder([model], {}, Path.mkdir) / "first").touch()  # the other process, from beginning to end
 
-    folder = prepare.kept([model], {}, build)
+    folder = prepare.cached_folder([model], {}, build)
     assert [path.name for path in folder.iterdir()] == ["first"]
     assert list(cache.iterdir()) == [folder]

@@ -12,13 +12,13 @@ from safetensors.numpy import save
 
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.errors import UserError
-from jaxbooth.export.upload import CardFacts, model_card, push_folder
+from jaxbooth.export.upload import CardContent, model_card, upload_folder
 
 pytest_plugins = ["tests.hub_server"]
 
-FACTS = CardFacts(
-    repo="me/sks-cat", base_model="a/model", kind="diffusers", is_xl=False, instance_prompts=("a photo of sks cat",),
-    class_prompts=("a photo of a cat",), settings={"steps": 800, "text|images": "a|b"}, picture="samples.png",
+FACTS = CardContent(
+    repo="me/sks-cat", base_model="a/model", format="diffusers", is_xl=False, instance_prompts=("a photo of sks cat",),
+    class_prompts=("a photo of a cat",), settings={"steps": 800, "text|images": "a|b"}, image="samples.png",
     prior={"pictures": 200, "sampler": "ddpm"}, license="mit",
 )  # fmt: skip
 
@@ -38,7 +38,7 @@ def export(tmp_path):
 def test_a_push_writes_the_files_and_the_card_into_a_private_repository(hub, export, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", hub.token)
     card = model_card(FACTS)
-    assert push_folder(export, "me/sks-cat", card) == f"{hub.url}/me/sks-cat"
+    assert upload_folder(export, "me/sks-cat", card) == f"{hub.url}/me/sks-cat"
     assert hub.repositories["me/sks-cat"].private
     assert hub.repositories["me/sks-cat"].revisions["main"] == {
         "README.md": card.encode(), "unet/config.json": b"{}", "unet/model.safetensors": b"weights" * 1000,
@@ -49,10 +49,10 @@ def test_a_push_writes_the_files_and_the_card_into_a_private_repository(hub, exp
 
 def test_a_private_push_does_not_go_to_a_public_repository(hub, export, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", hub.token)
-    push_folder(export, "me/open", model_card(FACTS), private=False)
+    upload_folder(export, "me/open", model_card(FACTS), private=False)
     assert not hub.repositories["me/open"].private
     with pytest.raises(UserError, match="me/open exists and is public"):
-        push_folder(export, "me/open", "another card")
+        upload_folder(export, "me/open", "another card")
     assert hub.repositories["me/open"].revisions["main"]["README.md"] == model_card(FACTS).encode()
 
 
@@ -68,7 +68,7 @@ def test_a_push_that_is_not_allowed_says_why_and_uploads_nothing(hub, export, mo
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(UserError, match=message):
-        push_folder(export, repo, model_card(FACTS))
+        upload_folder(export, repo, model_card(FACTS))
     assert not hub.large
     assert not hub.repositories
 
@@ -88,7 +88,7 @@ def test_a_card_says_what_the_hub_shows():
 
 
 def test_a_card_of_a_lora_on_a_local_model_does_not_show_its_path():
-    card = model_card(replace(FACTS, kind="lora", is_xl=True, base_model="/mnt/sdxl", license=None))
+    card = model_card(replace(FACTS, format="lora", is_xl=True, base_model="/mnt/sdxl", license=None))
     assert front_matter(card)["tags"][-3:] == ["stable-diffusion-xl", "lora", "template:sd-lora"]
     assert front_matter(card)["license"] == "other"
     assert "base_model" not in front_matter(card)
@@ -111,7 +111,7 @@ def test_the_code_in_a_card_draws_a_picture_with_diffusers(hub, tmp_path):
     files = {"lora.safetensors": save(adapter), "cat.safetensors": save({"<cat>": np.ones((2, 128), np.float32)})}
     hub.serve("a/model", DEMO_MODEL)
     hub.serve("me/lora", tmp_path, **files)
-    facts = replace(FACTS, repo="me/lora", kind="lora", weights="lora.safetensors", instance_prompts=("a <cat>",))
+    facts = replace(FACTS, repo="me/lora", format="lora", weights="lora.safetensors", instance_prompts=("a <cat>",))
     card = model_card(replace(facts, embeddings={"<cat>": "cat.safetensors"}))
     code = card.split("```python\n")[1].split("```")[0].replace("'cuda'", "'cpu'").replace("float16", "float32")
     code = code.replace("'a <cat>'", "'a <cat>', num_inference_steps=1")

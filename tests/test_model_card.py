@@ -12,7 +12,7 @@ from jaxbooth.base.model import Base
 from jaxbooth.base.trainable import prepare_base
 from jaxbooth.config.run_config import Config
 from jaxbooth.data.class_images import MANIFEST, wanted_settings
-from jaxbooth.export.model_card import card_of
+from jaxbooth.export.model_card import run_model_card
 from jaxbooth.export.upload import embedding_files
 from jaxbooth.runs.folder import RunFolder
 from jaxbooth.storage.files import write_json
@@ -42,7 +42,7 @@ def card(run, base, tmp_path):
 
     def write(kind: str = "diffusers", step: int = 80, license: str | None = None, **settings) -> str:
         config = configured(run, **settings)
-        return card_of(run, config, base, "me/sks-cat", kind, default_dtype(kind), step, license, out)
+        return run_model_card(run, config, base, "me/sks-cat", kind, default_dtype(kind), step, license, out)
 
     return write
 
@@ -155,7 +155,7 @@ def test_the_code_of_a_card_draws_a_picture_with_the_new_words(family, kind, set
     made = Export(Base.read(folders[family], "float32"), mesh, tmp_path / "out", kind, "base", settings)
     config = configured(run, model="owner/base", **settings)
     base = prepare_base(Base.read(folders[family]), config)
-    text = card_of(run, config, base, "me/cat", kind, "base", 80, None, made.out)
+    text = run_model_card(run, config, base, "me/cat", kind, "base", 80, None, made.out)
     hub.serve("owner/base", folders[family])
     hub.serve("me/cat", made.out)
     code = text.split("```python\n")[1].split("```")[0].replace("'cuda'", "'cpu'").replace("float16", "float32")

@@ -15,8 +15,9 @@ from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.diffusers_read import open_tensors
 from jaxbooth.weights.ldm.prediction import TELLTALE, read_prediction
-from jaxbooth.weights.ldm.read import pack, unpack, unpack_vae
-from jaxbooth.weights.pickles import unpickle
+from jaxbooth.weights.ldm.read import convert_single_file, convert_vae
+from jaxbooth.weights.ldm.write import write_single_file
+from jaxbooth.weights.pickles import convert_pickle
 
 from .small_models import files_of, scheduler_of, weights, write_model
 
@@ -34,7 +35,7 @@ def model(tmp_path_factory) -> Path:
 @pytest.fixture
 def single(model, tmp_path) -> Path:
     """The same as one file."""
-    pack(model, {}, tmp_path / "one.safetensors")
+    write_single_file(model, {}, tmp_path / "one.safetensors")
     return tmp_path / "one.safetensors"
 
 
@@ -77,7 +78,7 @@ def file_of(path: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
 def test_other_models_are_refused_by_name(said, shapes, tmp_path):
     file = file_of(tmp_path / "it.safetensors", shapes)
     with pytest.raises(UserError) as caught:
-        unpack(file, tmp_path / "out")
+        convert_single_file(file, tmp_path / "out")
     assert f"{file} is {said}" in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -86,7 +87,7 @@ def test_missing_tensors_are_counted_and_ten_are_listed(model, single, tmp_path)
     gone = [name for name in load_file(single) if name.startswith("first_stage_model.decoder.")]
     rewrite(single, lambda tensors: [tensors.pop(name) for name in gone])
     with pytest.raises(UserError) as caught:
-        unpack(single, tmp_path / "out", skeleton=model)
+        convert_single_file(single, tmp_path / "out", skeleton=model)
     assert f"lacks {len(gone)} of " in str(caught.value)
     assert str(caught.value).count("first_stage_model.decoder.") == 10
     assert files_of(tmp_path).keys() == {"one.safetensors"}
@@ -95,20 +96,20 @@ def test_missing_tensors_are_counted_and_ten_are_listed(model, single, tmp_path)
 def test_a_unet_with_more_than_its_architecture_is_refused(model, single, tmp_path):
     rewrite(single, lambda tensors: tensors.update({f"{UNET}input_blocks.1.2.motion.weight": np.zeros(3)}))
     with pytest.raises(UserError, match=r"1 tensors that its architecture lacks .*input_blocks\.1\.2\.motion\.weight"):
-        unpack(single, tmp_path / "out", skeleton=model)
+        convert_single_file(single, tmp_path / "out", skeleton=model)
 
 
 def test_a_wrong_shape_names_the_tensor(model, single, tmp_path):
     rewrite(single, lambda tensors: tensors.update({f"{UNET}out.2.bias": np.zeros(8, np.float16)}))
     with pytest.raises(UserError, match=r"out\.2\.bias has shape \(8,\), but this architecture asks for \(4,\)"):
-        unpack(single, tmp_path / "out", skeleton=model)
+        convert_single_file(single, tmp_path / "out", skeleton=model)
     assert files_of(tmp_path).keys() == {"one.safetensors"}
 
 
 def test_a_truncated_file_is_named(model, single, tmp_path):
     single.write_bytes(single.read_bytes()[:50_000])
     with pytest.raises(UserError, match=r"one\.safetensors cannot be read.*damaged or incomplete"):
-        unpack(single, tmp_path / "out", skeleton=model)
+        convert_single_file(single, tmp_path / "out", skeleton=model)
 
 
 @pytest.mark.parametrize(
@@ -126,14 +127,14 @@ def test_what_is_no_float_of_16_bits_is_refused(model, single, tmp_path, dtype, 
     tensors = load_torch(single)
     save_torch(tensors | {f"{UNET}out.2.bias": tensors[f"{UNET}out.2.bias"].to(dtype)}, single)
     with pytest.raises(UserError, match=rf"one\.safetensors: '{re.escape(UNET)}out\.2\.bias' {said}"):
-        unpack(single, tmp_path / "out", skeleton=model)
+        convert_single_file(single, tmp_path / "out", skeleton=model)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_weight_that_is_not_finite_is_named_and_nothing_is_left(model, single, tmp_path, value):
     rewrite(single, lambda tensors: tensors.update({f"{UNET}out.2.bias": np.full(4, value, np.float16)}))
     with pytest.raises(UserError, match=r"one\.safetensors: '.*out\.2\.bias' holds NaN or infinite values"):
-        unpack(single, tmp_path / "out", skeleton=model)
+        convert_single_file(single, tmp_path / "out", skeleton=model)
     assert files_of(tmp_path).keys() == {"one.safetensors"}
 
 
@@ -141,7 +142,7 @@ def test_unpack_never_overwrites(model, single, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep")
     with pytest.raises(UserError, match="exists already"):
-        unpack(single, tmp_path / "out", skeleton=model)
+        convert_single_file(single, tmp_path / "out", skeleton=model)
     assert files_of(tmp_path / "out") == {"mine.txt": b"keep"}
 
 
@@ -153,7 +154,7 @@ def test_names_of_careless_merges_are_read(model, single, tmp_path):
         tensors["model_ema.decay"] = np.zeros(1, np.float32)
 
     rewrite(single, damage)
-    unpack(single, tmp_path / "out", skeleton=model)
+    convert_single_file(single, tmp_path / "out", skeleton=model)
     for component in ("text_encoder", "vae"):
         expected = weights(model, component)
         assert all((value == expected[name]).all() for name, value in weights(tmp_path / "out", component).items())
@@ -204,7 +205,7 @@ def test_a_useless_yaml_beside_the_file_is_named(text, tmp_path):
 
 
 def test_the_prediction_type_is_written_into_the_schedulers_configuration(model, single, tmp_path):
-    unpack(single, tmp_path / "out", skeleton=model, prediction_type="v_prediction")
+    convert_single_file(single, tmp_path / "out", skeleton=model, prediction_type="v_prediction")
     assert scheduler_of(tmp_path / "out") == scheduler_of(model) | {"prediction_type": "v_prediction"}
 
 
@@ -219,8 +220,8 @@ def pickled(single) -> Path:
 
 def test_a_pickle_is_read_only_when_asked_for(model, pickled, tmp_path):
     with pytest.raises(UserError, match=r"one\.ckpt is a pickle.*--allow-pickle"):
-        unpack(pickled, tmp_path / "out", skeleton=model)
-    unpack(pickled, tmp_path / "out", skeleton=model, allow_pickle=True)
+        convert_single_file(pickled, tmp_path / "out", skeleton=model)
+    convert_single_file(pickled, tmp_path / "out", skeleton=model, allow_pickle=True)
     expected = {name: value.astype("bfloat16") for name, value in weights(model, "unet").items()}
     found = weights(tmp_path / "out", "unet")
     assert all((found[name] == expected[name]).all() for name in expected)
@@ -239,7 +240,7 @@ class Code:
 def test_code_in_a_pickle_does_not_run(tmp_path):
     torch.save({"state_dict": Code(tmp_path / "ran")}, tmp_path / "evil.ckpt")
     with pytest.raises(UserError, match=r"evil\.ckpt cannot be read"):
-        unpack(tmp_path / "evil.ckpt", tmp_path / "out", allow_pickle=True)
+        convert_single_file(tmp_path / "evil.ckpt", tmp_path / "out", allow_pickle=True)
     assert not (tmp_path / "ran").exists()
 
 
@@ -248,7 +249,7 @@ def test_a_component_in_a_bin_becomes_safetensors(legacy, tmp_path):
     expected = load_file(DEMO_MODEL / "text_encoder" / "model.safetensors")
     tensors = {name: torch.from_numpy(value) for name, value in expected.items()}
     torch.save(tensors, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
-    unpickle(tmp_path / "pytorch_model.bin", tmp_path / "model.safetensors")
+    convert_pickle(tmp_path / "pytorch_model.bin", tmp_path / "model.safetensors")
     found = load_file(tmp_path / "model.safetensors")
     assert found.keys() == expected.keys()
     assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
@@ -272,14 +273,14 @@ def test_a_vae_in_one_file_becomes_a_folder(kind, model, single, tmp_path):
         "whole checkpoint": lambda: load_file(single),
     }[kind]()
     save_file(tensors, tmp_path / "vae.safetensors")
-    unpack_vae(tmp_path / "vae.safetensors", tmp_path / "out", config=model / "vae" / "config.json")
+    convert_vae(tmp_path / "vae.safetensors", tmp_path / "out", config=model / "vae" / "config.json")
     assert files_of(tmp_path / "out") == files_of(model / "vae")
 
 
 def test_a_vae_of_another_architecture_is_refused(model, single, tmp_path):
     save_file(ldm_vae(single, ""), tmp_path / "vae.safetensors")
     with pytest.raises(UserError, match=r"lacks \d+ of 248 tensors"):
-        unpack_vae(tmp_path / "vae.safetensors", tmp_path / "out")
+        convert_vae(tmp_path / "vae.safetensors", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -288,6 +289,6 @@ def test_a_skeleton_may_name_a_safety_checker_that_no_single_file_has(model, sin
     index = read_json(skeleton / "model_index.json")
     checker = ["stable_diffusion", "StableDiffusionSafetyChecker"]
     write_json(skeleton / "model_index.json", index | {"safety_checker": checker})
-    unpack(single, tmp_path / "out", skeleton=skeleton)
+    convert_single_file(single, tmp_path / "out", skeleton=skeleton)
     found = read_json(tmp_path / "out" / "model_index.json")
     assert (found["safety_checker"], found["requires_safety_checker"]) == ([None, None], False)
