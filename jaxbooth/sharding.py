@@ -33,7 +33,7 @@ TENSOR_RULES = (
     (r".*(attn\d\.to_out\.0|out_proj|fc2|net\.2)(\.lora_A)?\.kernel", 2, -2),
 )
 HALVED = r".*\.net\.0\.proj\..*"  # used as two halves of the last dimension, which is therefore stored in one piece
-EMBEDDING = r".*embedding"  # looked up, and lengthened by new words, along the first dimension
+EMBEDDING = r".*embedding"  # looked up, and lengthened by placeholder tokens, along the first dimension
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:

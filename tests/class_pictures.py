@@ -1,4 +1,4 @@
-"""A class folder whose painter is a plain function of the picture numbers."""
+"""A class folder whose image_sampler is a plain function of the picture numbers."""
 
 import dataclasses
 import functools
@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.base.model import Base
+from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import DataConfig, PriorConfig
 from jaxbooth.data.class_images import ClassSet, generate_missing, open_class_set
 
 
 class Stopped(Exception):
-    """What an interrupted painter raises."""
+    """What an interrupted image_sampler raises."""
 
 
 def config(folder: Path, total: int = 7, **changes) -> Config:
@@ -47,7 +47,7 @@ def paint_flat_at(bad: set[int], colour: tuple[int, int, int] = (40, 40, 40)):
 
 
 def stopping(paint, batches: int):
-    """A painter that is interrupted after some batches."""
+    """A image_sampler that is interrupted after some batches."""
     left = iter(range(batches))
 
     def paint_until(indices: list[int]) -> np.ndarray:
@@ -65,9 +65,9 @@ def opened(config: Config, model: Path = DEMO_MODEL) -> ClassSet:
 
 
 @functools.cache
-def demo_base() -> Base:
+def demo_base() -> BaseModel:
     """The embedded model's structure."""
-    return Base.read(DEMO_MODEL, "float32")
+    return BaseModel.read(DEMO_MODEL, "float32")
 
 
 def generate(folder: Path, paint=paint, batch: int = 3, total: int = 7):

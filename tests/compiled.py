@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxbooth.base.model import Base
-from jaxbooth.base.trainable import prepare_base, trained_shapes, whole_components, without_gradient
+from jaxbooth.base.model import BaseModel
+from jaxbooth.base.trainable import add_trainable, fully_trained, trained_shapes, unused_parameters
 from jaxbooth.sharding import make_mesh, param_shardings, partition_spec, replicated
 from jaxbooth.training.layout import make_streams
 from jaxbooth.training.optimizer import make_optimizer
@@ -30,15 +30,15 @@ class Step(NamedTuple):
     parameters: dict[str, tuple[int, ...]]
 
 
-def lower_step(base: Base, mesh: Mesh, rows: tuple[int, int], **settings: Any) -> Step:
+def lower_step(base: BaseModel, mesh: Mesh, rows: tuple[int, int], **settings: Any) -> Step:
     """Lowers a dispatch of up to four steps; the mesh's devices may be described ones."""
     config = configure(rows, **settings)
-    base, everywhere, place = prepare_base(base, config), replicated(mesh), param_shardings(mesh)
+    base, everywhere, place = add_trainable(base, config), replicated(mesh), param_shardings(mesh)
     shapes = trained_shapes(base, config)
-    tx = make_optimizer(config, without_gradient(base, shapes))
+    tx = make_optimizer(config, unused_parameters(base, shapes))
     state = abstract_state(shapes, tx, config.train.ema_decay is not None, mesh)
-    whole = whole_components(base, shapes)
-    reads = ["unet", *(base.text_encoders if config.trains_text else ())]
+    whole = fully_trained(base, shapes)
+    reads = ["unet", *(base.text_encoder_names if config.trains_text else ())]
     frozen = {name: name for name in reads if name not in whole}
     if "unet" in whole and config.loss.prior_target == "frozen":
         frozen[REFERENCE] = "unet"
@@ -46,7 +46,7 @@ def lower_step(base: Base, mesh: Mesh, rows: tuple[int, int], **settings: Any) -
     def described(component: str) -> dict[str, jax.ShapeDtypeStruct]:
         return {
             name: jax.ShapeDtypeStruct(leaf.shape, base.dtype, sharding=place(name, leaf.shape))
-            for name, leaf in base.network(component).shapes.items()
+            for name, leaf in base.module(component).shapes.items()
         }
 
     fixed = {name: described(component) for name, component in frozen.items()}

@@ -21,7 +21,7 @@ import torch
 from jax.sharding import Mesh
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.base.model import Base, load_params
+from jaxbooth.base.model import BaseModel, load_params
 from jaxbooth.models.layers import Layers
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.params import Params, abstract_module
@@ -38,20 +38,20 @@ def mesh() -> Mesh:
 
 
 @pytest.fixture(scope="session")
-def base() -> Base:
+def base() -> BaseModel:
     """The embedded model's structure, in float32."""
-    return Base.read(DEMO_MODEL, "float32")
+    return BaseModel.read(DEMO_MODEL, "float32")
 
 
 @pytest.fixture(scope="session")
-def params(base: Base, mesh: Mesh) -> dict[str, Params]:
+def params(base: BaseModel, mesh: Mesh) -> dict[str, Params]:
     """The embedded model's weights, in float32, on the host so that no test can donate them away."""
     loaded = load_params(base, mesh, trained=("unet", "vae", "text_encoder"))
     return {name: {key: np.asarray(value) for key, value in values.items()} for name, values in loaded.items()}
 
 
 @pytest.fixture(scope="session")
-def micro(base: Base) -> Base:
+def micro(base: BaseModel) -> BaseModel:
     """The embedded model with a UNet of two small levels, which compiles quickly."""
     config = dataclasses.replace(
         base.unet_config,
@@ -65,7 +65,7 @@ def micro(base: Base) -> Base:
 
 
 @pytest.fixture(scope="session")
-def micro_params(micro: Base, params: dict[str, Params]) -> dict[str, Params]:
+def micro_params(micro: BaseModel, params: dict[str, Params]) -> dict[str, Params]:
     """The embedded model's weights with a random UNet."""
     draw = np.random.default_rng(0)
     unet = {name: initial(name, leaf.shape, draw) for name, leaf in micro.unet.shapes.items()}

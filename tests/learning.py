@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from safetensors.numpy import load_file, save_file
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.base.model import Base, Pipeline
+from jaxbooth.base.model import BaseModel, Pipeline
 from jaxbooth.data.crops import Framing, framed
 from jaxbooth.data.images import scan
 from jaxbooth.storage.files import write_json
@@ -75,12 +75,12 @@ def denoising_error(source: Path, prompt: str, subject: Path, mesh: Mesh, draws:
     return float(noise_error(base)(pipeline.params, ids, latents, noise, timesteps, sizes))
 
 
-def noise_error(base: Base) -> Callable[..., jax.Array]:
+def noise_error(base: BaseModel) -> Callable[..., jax.Array]:
     """Returns the compiled mean squared error of the UNet's output against the noise."""
 
     @jax.jit
     def error(params, ids, latents, noise, timesteps, sizes):
-        context, added = base.conditions(base.text.encode(params, ids), sizes)
+        context, added = base.denoiser_conditioning(base.text.encode(params, ids), sizes)
         noisy = base.schedule.add_noise(latents, noise, timesteps)
         return jnp.mean(jnp.square(base.unet.bind(params["unet"])(noisy, timesteps, context, added) - noise))
 

@@ -9,8 +9,8 @@ import torch
 import transformers
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.base.model import Base, load_params
-from jaxbooth.base.trainable import on_mesh, prepare_base, trained_shapes
+from jaxbooth.base.model import BaseModel, load_params
+from jaxbooth.base.trainable import add_trainable, shard_params, trained_shapes
 from jaxbooth.export.export import export_result
 from jaxbooth.export.verify import verify_export
 from jaxbooth.export.verify_torch import compare_with_torch
@@ -24,8 +24,8 @@ from .training import configure
 FULL = {"text_encoder": True}
 LORA = {"text_encoder": True, "lora": {"rank": 4, "alpha": 2.0, "targets": "attention+ff+conv"}}
 DORA = {"lora": {"rank": 3, "alpha": 5.0, "dora": True, "rslora": True}}
-WORDS = {"text": {"new_tokens": ("<sks>", "<toy>"), "vectors_per_token": 2}}
-ALONE = {"text": {"new_tokens": ("<sks>",), "vectors_per_token": 2, "token_phase": "alone"}}
+WORDS = {"text": {"placeholder_tokens": ("<sks>", "<toy>"), "vectors_per_token": 2}}
+ALONE = {"text": {"placeholder_tokens": ("<sks>",), "vectors_per_token": 2, "token_phase": "alone"}}
 
 CLIP = {"vocab_size": 2246, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
         "max_position_embeddings": 32, "eos_token_id": 2245, "bos_token_id": 2244, "pad_token_id": 2245}  # fmt: skip
@@ -72,11 +72,11 @@ def write_models(root: Path) -> dict[str, Path]:
 class Export:
     """A run's made-up result, exported into `out`."""
 
-    def __init__(self, base: Base, mesh, out: Path, format: str, dtype: str, settings: dict):
+    def __init__(self, base: BaseModel, mesh, out: Path, format: str, dtype: str, settings: dict):
         self.config = configure((1, 1), **settings)
-        self.base, self.mesh = prepare_base(base, self.config), mesh
+        self.base, self.mesh = add_trainable(base, self.config), mesh
         self.out, self.format, self.dtype = out, format, dtype
-        self.trained = on_mesh(self.made_up(), mesh)
+        self.trained = shard_params(self.made_up(), mesh)
         export_result(self.config, self.base, self.trained, mesh, out, format, dtype)
 
     def made_up(self) -> dict[str, dict[str, np.ndarray]]:

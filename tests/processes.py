@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.base.model import Base
+from jaxbooth.base.model import BaseModel
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.names import export_array, parameter_names
@@ -28,7 +28,7 @@ SHORT = [
 ]  # fmt: skip
 
 
-def write_micro_model(micro: Base, unet: Mapping[str, np.ndarray], folder: Path) -> Path:
+def write_micro_model(micro: BaseModel, unet: Mapping[str, np.ndarray], folder: Path) -> Path:
     """Writes the embedded model with another UNet, the one of conftest's `micro`."""
     shutil.copytree(DEMO_MODEL, folder)
     write_json(folder / "unet" / "config.json", read_json(DEMO_MODEL / "unet" / "config.json") | UNET)

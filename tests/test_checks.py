@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.base.model import Base
+from jaxbooth.base.model import BaseModel
 from jaxbooth.base.trainable import trained_shapes
 from jaxbooth.config.rules import check_config, check_schedule
 from jaxbooth.config.run_config import Config, explain, load_config
@@ -18,7 +18,7 @@ from jaxbooth.runs.inputs import check_masks, check_new_words
 from jaxbooth.training.optimizer import make_optimizer
 
 WORD = {"instance_prompt": "a photo of <sks>"}
-NEW = {"new_tokens": ("<sks>",)}
+NEW = {"placeholder_tokens": ("<sks>",)}
 LORA = {"rank": 4}
 SUBJECTS = [
     {"instance_dir": "cats", "instance_prompt": "a <a> cat", "class_prompt": "a cat"},
@@ -48,10 +48,10 @@ IDLE = [
     ({"lora": {"dora": True}}, "--lora.dora needs --lora.rank"),
     ({"lora": {"targets": "attention+ff"}}, "--lora.targets needs --lora.rank"),
     ({"lora": {"init": "a.safetensors"}}, "--lora.init needs --lora.rank"),
-    ({"text": {"vectors_per_token": 2}}, "--text.vectors-per-token needs --text.new-tokens"),
-    ({"text": {"initializer": "dog"}}, "--text.initializer needs --text.new-tokens"),
-    ({"text": {"token_learning_rate": 1e-3}}, "--text.token-learning-rate needs --text.new-tokens"),
-    ({"text": {"token_phase": "first"}}, "--text.token-phase needs --text.new-tokens"),
+    ({"text": {"vectors_per_token": 2}}, "--text.vectors-per-token needs --text.placeholder-tokens"),
+    ({"text": {"initializer": "dog"}}, "--text.initializer needs --text.placeholder-tokens"),
+    ({"text": {"token_learning_rate": 1e-3}}, "--text.token-learning-rate needs --text.placeholder-tokens"),
+    ({"text": {"token_phase": "first"}}, "--text.token-phase needs --text.placeholder-tokens"),
     ({"text": NEW | {"token_share": 0.2}, "data": WORD}, "--text.token-share only acts with --text.token-phase first"),
     ({"loss": {"huber_c": 0.2}}, "--loss.huber-c only acts with --loss.kind huber"),
     ({"loss": {"timestep_mean": 0.5}}, "--loss.timestep-mean only acts with --loss.timesteps logit_normal"),
@@ -81,8 +81,10 @@ INPUTS = [
     ({"data": several({}, {"instance_prompt": ""})}, "data.subjects, entry 2: instance_prompt is empty"),
     ({"data": several({}, {"class_prompt": None})}, "data.subjects, entry 2: class_prompt is missing"),
     ({"data": several({}, {"instance_prompt": "a <a> cat"})}, "entry 2: 'a <a> cat' is another subject's prompt too"),
-    ({"data": WORD | {"class_prompt": "a photo of <sks>"}, "text": NEW}, "--data.class-prompt holds the new word"),
-    ({"data": several({}, {"class_prompt": "a <b>"}), "text": {"new_tokens": ("<b>",)}}, "entry 2: .* new word <b>"),
+    ({"data": WORD | {"class_prompt": "a photo of <sks>"}, "text": NEW},
+        "--data.class-prompt holds the placeholder token"),
+    ({"data": several({}, {"class_prompt": "a <b>"}), "text": {"placeholder_tokens": ("<b>",)}}, 
+        "entry 2: .* placeholder token <b>"),
     ({"train": {"batch_size": 3, "accumulation": 2}}, "--train.batch-size 3 is not a multiple of --train.accumulation"),
     ({"train": {"batch_size": 2, "prior_batch_size": 3, "accumulation": 2}}, "--train.prior-batch-size 3 is not a"),
     ({"validation": {"prompts": ("a", " ")}}, "--validation.prompts holds an empty prompt"),
@@ -93,10 +95,11 @@ INPUTS = [
 ALONE = NEW | {"token_phase": "alone"}
 OFF = {"prior_weight": 0}
 TRAINING = [
-    ({"text": ALONE, "train": OFF | {"text_encoder": True}}, "--train.text-encoder trains more than the new words"),
-    ({"text": ALONE, "train": OFF, "lora": LORA}, "--lora.rank trains more than the new words"),
-    ({"text": ALONE, "train": OFF | {"weight_decay": 0.1}}, "--train.weight-decay does not act on new words"),
-    ({"text": ALONE | {"dropout": 0.1}, "train": OFF}, "--text.dropout makes rows without the new words"),
+    ({"text": ALONE, "train": OFF | {"text_encoder": True}}, 
+        "--train.text-encoder trains more than the placeholder tokens"),
+    ({"text": ALONE, "train": OFF, "lora": LORA}, "--lora.rank trains more than the placeholder tokens"),
+    ({"text": ALONE, "train": OFF | {"weight_decay": 0.1}}, "--train.weight-decay does not act on placeholder tokens"),
+    ({"text": ALONE | {"dropout": 0.1}, "train": OFF}, "--text.dropout makes rows without the placeholder tokens"),
     ({"text": ALONE, "train": OFF | {"learning_rate": 1e-4}}, "--train.learning-rate is the UNet's, which is frozen"),
     ({"text": ALONE}, "--text.token-phase alone .* prior rows would teach nothing; set --train.prior-weight 0"),
     ({"text": NEW, "train": OFF, "data": {"class_prompt": None}}, "--text.initializer is missing"),
@@ -203,9 +206,9 @@ def test_targets_have_to_match_a_layer_of_every_trained_component(base):
 
 @pytest.mark.parametrize("clip_skip", [4, 12])
 def test_leaving_out_every_layer_is_refused(clip_skip):
-    Base.read(DEMO_MODEL, clip_skip=3)
+    BaseModel.read(DEMO_MODEL, clip_skip=3)
     with pytest.raises(UserError, match=rf"--text\.clip-skip {clip_skip} leaves nothing .* of 4 layers"):
-        Base.read(DEMO_MODEL, clip_skip=clip_skip)
+        BaseModel.read(DEMO_MODEL, clip_skip=clip_skip)
 
 
 @pytest.mark.parametrize(("share", "steps"), [(0.5, 100), (0.1, 500)])
@@ -220,10 +223,10 @@ def test_a_warmup_longer_than_a_phase_is_refused(share, steps):
 
 
 def test_a_new_word_that_no_caption_has_is_refused(tmp_path):
-    config = configure(text={"new_tokens": ("<a>", "<b>")})
+    config = configure(text={"placeholder_tokens": ("<a>", "<b>")})
     folder = Folder([Picture(tmp_path / "0.png", "a photo of <a>"), Picture(tmp_path / "1.png", "a cat")], 0)
     check_new_words(config, [folder, Folder([Picture(tmp_path / "2.png", "<b>")], 0)])
-    with pytest.raises(UserError, match=r"--text\.new-tokens <b>: no instance caption has this word"):
+    with pytest.raises(UserError, match=r"--text\.placeholder-tokens <b>: no instance caption has this word"):
         check_new_words(config, [folder])
 
 

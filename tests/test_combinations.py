@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbooth.base.text_encoder import NEW_TOKENS
-from jaxbooth.base.trainable import initial_values, prepare_base, read_start, trained_shapes
+from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
+from jaxbooth.base.trainable import add_trainable, init_trainable, read_lora_init, trained_shapes
 from jaxbooth.errors import UserError
 from jaxbooth.models.lora import MAGNITUDE, merge
 from jaxbooth.params import Params
@@ -14,14 +14,14 @@ from jaxbooth.training.step import gradients
 from jaxbooth.weights.lora.read import LoraWeights, write_peft
 from tests.training import CAPTIONS, configure, run, setup
 
-WORD = {"new_tokens": ("sks",)}  # in the captions of `tests.training`
+WORD = {"placeholder_tokens": ("sks",)}  # in the captions of `tests.training`
 TARGETS = "attention+ff"
 
 
 def moved(before: Params, after: Params) -> set[str]:
     """What changed: tokens, unet."""
     changed = [name for name, value in after.items() if not np.array_equal(value, before[name])]
-    return {"tokens" if name.endswith(NEW_TOKENS) else name.split(".")[0] for name in changed}
+    return {"tokens" if name.endswith(PLACEHOLDER_EMBEDDING) else name.split(".")[0] for name in changed}
 
 
 def on_host(params: Params) -> dict[str, np.ndarray]:
@@ -65,9 +65,9 @@ def test_a_frozen_target_is_met_at_the_start_whatever_captions_are_dropped(train
 def lora_file(folder, base, params, **settings):
     """A LoRA file of random values in the layout that `settings` ask for."""
     config = configure((2, 2), lora=settings)
-    base = prepare_base(base, config)
+    base = add_trainable(base, config)
     draw, adapters = np.random.default_rng(3), {}
-    for component, values in initial_values(base, config, trained_shapes(base, config), params).items():
+    for component, values in init_trainable(base, config, trained_shapes(base, config), params).items():
         for name, value in values.items():
             noise = 0.1 * draw.normal(size=value.shape).astype(np.float32)
             adapters[f"{component}.{name}"] = np.asarray(value) * (name.endswith(MAGNITUDE)) + noise
@@ -92,8 +92,8 @@ def merge_all(base, params, adapters) -> dict[str, np.ndarray]:
 def test_a_run_starts_as_the_model_of_its_file(settings, micro, micro_params, tmp_path):
     path, expected = lora_file(tmp_path, micro, micro_params, rank=2, alpha=5, targets="attention")
     config = configure((2, 2), lora=settings | {"init": path})
-    base = prepare_base(micro, config)
-    found = initial_values(base, config, trained_shapes(base, config), micro_params)
+    base = add_trainable(micro, config)
+    found = init_trainable(base, config, trained_shapes(base, config), micro_params)
     merged = merge_all(base, micro_params, {f"unet.{name}": value for name, value in found["unet"].items()})
     for name, value in merged.items():
         np.testing.assert_allclose(value, expected[name], atol=2e-6, err_msg=name)
@@ -102,8 +102,8 @@ def test_a_run_starts_as_the_model_of_its_file(settings, micro, micro_params, tm
 def test_a_dora_run_starts_as_the_model_of_its_file(micro, micro_params, tmp_path):
     path, expected = lora_file(tmp_path, micro, micro_params, rank=2, dora=True)
     config = configure((2, 2), lora={"rank": 4, "dora": True, "init": path})
-    base = prepare_base(micro, config)
-    found = initial_values(base, config, trained_shapes(base, config), micro_params)
+    base = add_trainable(micro, config)
+    found = init_trainable(base, config, trained_shapes(base, config), micro_params)
     merged = merge_all(base, micro_params, {f"unet.{name}": value for name, value in found["unet"].items()})
     for name, value in merged.items():
         np.testing.assert_allclose(value, expected[name], atol=2e-6, err_msg=name)
@@ -118,6 +118,6 @@ def test_a_dora_run_starts_as_the_model_of_its_file(micro, micro_params, tmp_pat
 def test_a_file_of_another_kind_is_refused(file, settings, message, micro, micro_params, tmp_path):
     path, _ = lora_file(tmp_path, micro, micro_params, **file)
     config = configure((2, 2), lora=settings | {"init": path})
-    base = prepare_base(micro, config)
+    base = add_trainable(micro, config)
     with pytest.raises(UserError, match=message):
-        read_start(base, config, trained_shapes(base, config))
+        read_lora_init(base, config, trained_shapes(base, config))

@@ -158,7 +158,7 @@ ODD = Config(
     ),
     loss=LossConfig(space="x0", weighting="min_snr", max_timestep=500),
     lora=LoraConfig(rank=4, targets=r"unet\..*\.to_q", init=Path("x.safetensors")),
-    text=TextConfig(new_tokens=("<a>", "b"), clip_skip=1),
+    text=TextConfig(placeholder_tokens=("<a>", "b"), clip_skip=1),
     prior=PriorConfig(sampler="euler", guidance_scale=1),
     train=TrainConfig(
         learning_rate=1e-7, prior_batch_size=0, b2=0.95, ema_decay=0.999, dtype="bfloat16",

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxbooth.base.model import Base
+from jaxbooth.base.model import BaseModel
 from jaxbooth.base.sampling import check_resolution
 from jaxbooth.diffusion.samplers import make_timestep_grid
 from jaxbooth.errors import RunFailure, UserError
@@ -32,13 +32,13 @@ QUIET = settings(
 
 def read_all(folder: Path) -> None:
     """Reads a model as `sample` and `train` do, up to the first weight."""
-    base = Base.read(resolve_model(str(folder)), "float32")
+    base = BaseModel.read(resolve_model(str(folder)), "float32")
     for component in base.components:
-        find_tensors(base.folder / component, base.network(component))
+        find_tensors(base.folder / component, base.module(component))
     check_resolution(base, 64, "--resolution")
     make_timestep_grid(base.schedule, "dpmpp_2m", 25)
     base.text.tokenize(["a photo of a cat", ""])
-    base.text.lost_text("a photo of a cat")
+    base.text.truncated_text("a photo of a cat")
 
 
 @settings(QUIET, max_examples=40)

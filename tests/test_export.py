@@ -9,7 +9,7 @@ import torch
 
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.base.model import Pipeline
-from jaxbooth.base.sampling import Painter, Settings, picture_keys
+from jaxbooth.base.sampling import ImageSampler, SamplingConfig, image_keys
 from jaxbooth.weights.diffusers_write import write_folder
 
 PROMPTS = ["an emoji of a cat", "an emoji of a red apple"]
@@ -35,9 +35,9 @@ def exported(moved, tmp_path_factory):
 
 
 def test_diffusers_draws_the_same_picture(exported, moved, base, mesh):
-    settings = Settings("ddim", STEPS, GUIDANCE, 64)
-    ours = Painter(base, mesh, settings, 2)(moved, PROMPTS, seed=3, indices=[0, 1])
-    keys = [jax.random.fold_in(key, 0) for key in picture_keys(jax.random.key(3), jnp.arange(2))]
+    settings = SamplingConfig("ddim", STEPS, GUIDANCE, 64)
+    ours = ImageSampler(base, mesh, settings, 2).generate(moved, PROMPTS, seed=3, indices=[0, 1])
+    keys = [jax.random.fold_in(key, 0) for key in image_keys(jax.random.key(3), jnp.arange(2))]
     latents = np.stack([jax.random.normal(key, base.latent_shape(64, 64)) for key in keys])
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(exported, torch_dtype=torch.float32)
     pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jaxbooth.base.model import Base
+from jaxbooth.base.model import BaseModel
 from jaxbooth.errors import UserError
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
@@ -37,13 +37,13 @@ def copy_of(models, tmp_path):
 def refusal(folder: Path, **options: Any) -> str:
     """The message, less the path of the folder."""
     with pytest.raises(UserError) as error:
-        Base.read(folder, "float32", **options)
+        BaseModel.read(folder, "float32", **options)
     return re.sub(rf"{folder}/?", "", str(error.value))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_family_is_read(models, family):
-    base = Base.read(models[family], "float32")
+    base = BaseModel.read(models[family], "float32")
     towers = ("text_encoder", "text_encoder_2") if family == "sdxl" else ("text_encoder",)
     assert base.components == ("unet", "vae", *towers)
     assert base.text.is_xl == (family == "sdxl")
@@ -146,7 +146,7 @@ def test_a_value_that_cannot_be_is_named_with_its_file_and_key(copy_of, file, ke
 
 def test_the_length_that_transformers_writes_where_nobody_set_one_is_read(copy_of):
     folder = copy_of("sd15", {"tokenizer/tokenizer_config.json": {"model_max_length": int(1e30)}})
-    assert Base.read(folder, "float32").text.towers[0].length == 77
+    assert BaseModel.read(folder, "float32").text.encoders[0].max_length == 77
 
 
 def test_text_encoders_that_read_different_lengths_are_named(copy_of):
@@ -156,7 +156,7 @@ def test_text_encoders_that_read_different_lengths_are_named(copy_of):
 
 @pytest.mark.parametrize(("family", "most"), [("sd15", 2), ("sd21", 2), ("sdxl", 1)])
 def test_a_clip_skip_that_leaves_no_layer_is_refused(models, family, most):
-    assert Base.read(models[family], "float32", clip_skip=most).text.clip_skip == most
+    assert BaseModel.read(models[family], "float32", clip_skip=most).text.clip_skip == most
     message = refusal(models[family], clip_skip=most + 1)
     assert message == f"--text.clip-skip {most + 1} leaves nothing of a text encoder of 3 layers."
 

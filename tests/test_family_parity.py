@@ -12,8 +12,8 @@ import pytest
 import torch
 import transformers
 
-from jaxbooth.base.model import Base, Pipeline, load_params
-from jaxbooth.base.sampling import Painter, Settings, picture_keys
+from jaxbooth.base.model import BaseModel, Pipeline, load_params
+from jaxbooth.base.sampling import ImageSampler, SamplingConfig, image_keys
 from jaxbooth.errors import UserError
 from jaxbooth.sharding import make_mesh
 from jaxbooth.storage.files import write_json
@@ -43,14 +43,14 @@ def sdxl(tmp_path_factory) -> Path:
 def in_jaxbooth(folder: Path, mesh, negative: str = "", dtype: str = "float32") -> np.ndarray:
     """(prompts, H, W, 3) in 0..255."""
     pipeline = Pipeline.load(folder, dtype, mesh)
-    settings = Settings("ddim", STEPS, GUIDANCE, pipeline.resolution, negative, *SIZE)
-    return Painter(pipeline.base, mesh, settings, 2)(pipeline.params, PROMPTS, SEED, [0, 1]).astype(float)
+    settings = SamplingConfig("ddim", STEPS, GUIDANCE, pipeline.resolution, negative, *SIZE)
+    return ImageSampler(pipeline.base, mesh, settings, 2).generate(pipeline.params, PROMPTS, SEED, [0, 1]).astype(float)
 
 
 @pytest.fixture(scope="module")
 def in_diffusers() -> Callable[..., np.ndarray]:
     """The same pictures, from the same noise."""
-    keys = [jax.random.fold_in(key, 0) for key in picture_keys(jax.random.key(SEED), jnp.arange(2))]
+    keys = [jax.random.fold_in(key, 0) for key in image_keys(jax.random.key(SEED), jnp.arange(2))]
     noise = np.stack([jax.random.normal(key, (SIZE[0] // 2, SIZE[1] // 2, 4)) for key in keys])
     latents = torch.tensor(noise).permute(0, 3, 1, 2)
 
@@ -120,7 +120,7 @@ def test_an_sdxl_folder_is_a_pipeline_like_any_other(sdxl, mesh):
 
 
 def test_only_what_is_trained_is_held_in_float32(sdxl, mesh):
-    base = Base.read(sdxl, "bfloat16")
+    base = BaseModel.read(sdxl, "bfloat16")
     params = load_params(base, mesh, trained=("text_encoder_2",))
     matrices = {name: {value.dtype for value in part.values() if value.ndim > 1} for name, part in params.items()}
     assert matrices == {
@@ -143,17 +143,17 @@ def projecting(tmp_path_factory) -> Path:
 
 def test_a_projection_that_nothing_reads_changes_nothing(projecting, mesh):
     assert read_json(projecting / "model_index.json")["text_encoder"] == ["transformers", "CLIPTextModel"]
-    base = Base.read(projecting, "float32")
+    base = BaseModel.read(projecting, "float32")
     params = load_params(base, mesh, components=("text_encoder",))
     found = jax.jit(base.text.encode)(params, base.text.tokenize(PROMPTS))
     with torch.no_grad():
         expected, _ = in_torch(projecting).encode_prompt(PROMPTS, "cpu", 1, False)
-    assert found.pooled is None
-    assert relative_error(found.context, expected.numpy()) < TOLERANCE
+    assert found.pooled_prompt_embeds is None
+    assert relative_error(found.prompt_embeds, expected.numpy()) < TOLERANCE
 
 
 def test_a_projection_that_nothing_reads_is_exported_as_it_was(projecting, mesh, tmp_path):
-    params = load_params(Base.read(projecting, "float32"), mesh, components=("text_encoder",))
+    params = load_params(BaseModel.read(projecting, "float32"), mesh, components=("text_encoder",))
     write_folder(projecting, params, tmp_path)
     before, after = (weights(folder, "text_encoder") for folder in (projecting, tmp_path))
     np.testing.assert_array_equal(after["text_projection.weight"], before["text_projection.weight"])

@@ -10,7 +10,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
-from jaxbooth.base.model import Base
+from jaxbooth.base.model import BaseModel
 from jaxbooth.weights.diffusers_write import default_dtype, write_folder
 
 from .made_up_exports import DORA, FULL, Export, write_models
@@ -50,7 +50,7 @@ def dtypes(folder: Path) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("settings", [FULL, DORA], ids=["full", "lora"])
 def test_a_folder_made_from_float16_opens_and_draws_without_a_dtype(half, mesh, tmp_path, settings):
-    made = Export(Base.read(half, "float32"), mesh, tmp_path / "out", "diffusers", None, settings)
+    made = Export(BaseModel.read(half, "float32"), mesh, tmp_path / "out", "diffusers", None, settings)
     assert drawn(made.out).shape == (1, 16, 16, 3)
     found = dtypes(made.out)
     assert all(found[name] == {"float32"} for name in made.base.components)

@@ -132,7 +132,7 @@ def test_a_wide_picture_covers_a_wide_rectangle_by_the_side_that_needs_it():
 @pytest.mark.parametrize("size", [(1, 300), (300, 1), (17, 16), (333, 500)])
 def test_every_shape_fills_the_rectangle(size):
     found = Framing(16, 40, 2, True, 0).apply(Opened(Image.new("RGB", size), None), 0)
-    assert (found.pixels.shape, found.sizes.shape, found.masks.shape) == ((4, 16, 40, 3), (4, 6), (4, 16, 40))
+    assert (found.pixels.shape, found.time_ids.shape, found.masks.shape) == ((4, 16, 40, 3), (4, 6), (4, 16, 40))
 
 
 # Strips
@@ -157,7 +157,7 @@ def test_cutting_before_resizing_shows_what_resizing_before_cutting_does(monkeyp
     cut = Framing(24, 32, crops, True, 1).apply(image, 0)
     np.testing.assert_allclose(cut.pixels.astype(int), whole.pixels, atol=2)
     assert np.abs(cut.masks - whole.masks).mean() < 0.01  # a pixel on the edge between two may count to either
-    np.testing.assert_array_equal(cut.sizes, whole.sizes)
+    np.testing.assert_array_equal(cut.time_ids, whole.time_ids)
 
 
 # Sizes, in the order of SDXL's time_ids: original height, width; crop top, left; target height, width
@@ -165,13 +165,13 @@ def test_cutting_before_resizing_shows_what_resizing_before_cutting_does(monkeyp
 
 def test_the_center_crop_tells_its_sizes():
     found = Framing(16, 16, 0, False, 0).apply(opened(noise(30, 16)), 0)
-    np.testing.assert_array_equal(found.sizes, np.float32([[16, 30, 0, 7, 16, 16]]))
-    assert found.sizes.dtype == np.float32
+    np.testing.assert_array_equal(found.time_ids, np.float32([[16, 30, 0, 7, 16, 16]]))
+    assert found.time_ids.dtype == np.float32
 
 
 def test_original_sizes_are_those_before_resizing_and_corners_those_after():
     found = Framing(16, 24, 0, False, 0).apply(opened(noise(60, 48)), 0)
-    np.testing.assert_array_equal(found.sizes, [[48, 60, 1, 0, 16, 24]])
+    np.testing.assert_array_equal(found.time_ids, [[48, 60, 1, 0, 16, 24]])
 
 
 def test_original_sizes_are_those_of_the_upright_picture(tmp_path):
@@ -179,23 +179,23 @@ def test_original_sizes_are_those_of_the_upright_picture(tmp_path):
     exif[0x0112] = 6  # stored lying, shown standing
     Image.fromarray(noise(32, 16)).save(tmp_path / "a.jpg", exif=exif)
     (variants,) = framed([Picture(tmp_path / "a.jpg", "x")], CENTER)
-    np.testing.assert_array_equal(variants.sizes, [[32, 16, 8, 0, 16, 16]])
+    np.testing.assert_array_equal(variants.time_ids, [[32, 16, 8, 0, 16, 16]])
 
 
 def test_a_crop_is_found_at_its_corner_of_the_picture_or_of_the_mirrored_one():
     pixels = noise(41, 33)
     found = Framing(33, 24, 5, True, 0).apply(opened(pixels), 0)
-    lefts = found.sizes[:, 3].astype(int)
+    lefts = found.time_ids[:, 3].astype(int)
     assert len(set(lefts[:5])) > 1
     for index, (crop, left) in enumerate(zip(found.pixels, lefts, strict=True)):
         shown = pixels if index < 5 else pixels[:, ::-1]
         np.testing.assert_array_equal(crop, shown[:, left : left + 24])
-    np.testing.assert_array_equal(found.sizes[:, [0, 1, 2, 4, 5]], [[33, 41, 0, 33, 24]] * 10)
+    np.testing.assert_array_equal(found.time_ids[:, [0, 1, 2, 4, 5]], [[33, 41, 0, 33, 24]] * 10)
 
 
 def test_an_odd_rest_leaves_the_mirrored_center_crop_one_further_right():
     found = Framing(16, 16, 0, True, 0).apply(opened(noise(19, 16)), 0)
-    np.testing.assert_array_equal(found.sizes[:, 3], [1, 2])
+    np.testing.assert_array_equal(found.time_ids[:, 3], [1, 2])
 
 
 # Sheets

@@ -8,7 +8,7 @@ import pytest
 from transformers import CLIPTokenizer
 
 from jaxbooth.base.identifier import MANY_MORE, find_identifier, spell, suggest_identifiers
-from jaxbooth.base.text_encoder import TextSide
+from jaxbooth.base.text_encoder import TextEncoders
 from jaxbooth.config.schema import Subject
 from jaxbooth.runs.inputs import explain_identifier
 from jaxbooth.weights.architectures import write_tokenizer
@@ -18,15 +18,17 @@ EXAMPLE = re.compile(r"(?:a|an|photo of) (\w+) (?:dog|cat|toy|teapot)\b")
 
 
 @pytest.fixture(scope="module")
-def sides(base, tmp_path_factory) -> dict[str, TextSide]:
+def sides(base, tmp_path_factory) -> dict[str, TextEncoders]:
     """The demo's text side, and one with the tokenizer of Stable Diffusion."""
     folder = tmp_path_factory.mktemp("clip")
     write_tokenizer(folder)
-    tower = dataclasses.replace(base.text.towers[0], tokenizer=CLIPTokenizer.from_pretrained(folder), vocabulary=49408)
-    return {"demo": base.text, "clip": dataclasses.replace(base.text, towers=(tower,))}
+    tower = dataclasses.replace(
+        base.text.encoders[0], tokenizer=CLIPTokenizer.from_pretrained(folder), vocabulary_size=49408
+    )
+    return {"demo": base.text, "clip": dataclasses.replace(base.text, encoders=(tower,))}
 
 
-def said(capsys, side: TextSide, instance: str, kind: str | None, used: tuple[str, ...] = ()) -> str:
+def said(capsys, side: TextEncoders, instance: str, kind: str | None, used: tuple[str, ...] = ()) -> str:
     subject = Subject(instance_dir=Path("photos"), instance_prompt=instance, class_prompt=kind)
     capsys.readouterr()
     explain_identifier(side, subject, used, has_prior=kind is not None)
@@ -39,7 +41,7 @@ def said(capsys, side: TextSide, instance: str, kind: str | None, used: tuple[st
     ("clip", "rex", 1, True), ("clip", "xjqzk", 5, False),
 ])  # fmt: skip
 def test_a_words_tokens_depend_on_the_vocabulary(sides, model, word, tokens, is_common):
-    found = spell(sides[model].towers[0], word)
+    found = spell(sides[model].encoders[0], word)
     assert (len(found.ids), found.is_common) == (tokens, is_common)
 
 
@@ -88,6 +90,6 @@ def test_identifiers_in_the_docs_are_good_ones_for_stable_diffusion(sides):
     words = {word for word in EXAMPLE.findall(text) if len(word) <= 4} - {"of", "a", "the", "my", "blue", "red"}
     assert "sks" in words
     for word in words:
-        found = spell(sides["clip"].towers[0], word)
+        found = spell(sides["clip"].encoders[0], word)
         assert len(found.ids) < 1 + MANY_MORE, word
         assert not found.is_common, word

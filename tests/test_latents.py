@@ -35,7 +35,7 @@ def test_every_variant_is_the_encoding_of_its_pixels(pictures, encode, base, par
     seen = framing.apply(open_picture(pictures[1].path), 1)
     expected = base.vae.bind(params["vae"]).encode(jnp.asarray(seen.pixels[3:], jnp.float32) / 127.5 - 1)
     np.testing.assert_allclose(images.mean[1, 3], expected.mean[0], atol=2e-4)
-    np.testing.assert_array_equal(images.sizes[1], seen.sizes)
+    np.testing.assert_array_equal(images.time_ids[1], seen.time_ids)
     assert images.masks is None
 
 

@@ -26,7 +26,7 @@ QUICK = [
     "--no-export", "--data.num-class-images", 8, "--prior.sampler", "dpmpp_2m", "--prior.steps", 20,
     "--train.checkpoint-every", 1000, "--validation.every", 1000, "--validation.num", 2,
 ]  # fmt: skip
-NEW = ["--text.new-tokens", "<cat>", "--data.instance-prompt", WORD]
+NEW = ["--text.placeholder-tokens", "<cat>", "--data.instance-prompt", WORD]
 NO_PRIOR = ["--train.prior-weight", 0]
 LORA, DORA = ["--lora.rank", 8], ["--lora.rank", 8, "--lora.dora"]
 

@@ -9,8 +9,8 @@ from safetensors import safe_open
 
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.base.model import Pipeline
-from jaxbooth.base.text_encoder import NEW_TOKENS
-from jaxbooth.base.trainable import initial_values, initializer_of, on_mesh, trained_shapes
+from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
+from jaxbooth.base.trainable import init_trainable, initializer_token, shard_params, trained_shapes
 from jaxbooth.cli.main import main
 from jaxbooth.config.run_config import dump_config, first_conflict
 from jaxbooth.errors import UserError
@@ -39,7 +39,7 @@ def run_dir(tmp_path_factory, params, mesh):
     config = configure((1, 1), lora={"rank": 2}, text={"clip_skip": 1})
     config = config.model_copy(update={"run_dir": root, "data": config.data.model_copy(update={"resolution": 64})})
     base = read_base(config, "float32")
-    values = on_mesh(initial_values(base, config, trained_shapes(base, config), params), mesh)
+    values = shard_params(init_trainable(base, config, trained_shapes(base, config), params), mesh)
     root.mkdir()
     (root / "config.yaml").write_text(dump_config(config))
     checkpoints = Checkpoints(root / "checkpoints", 1)
@@ -110,8 +110,8 @@ def test_words_beside_a_model_are_read_with_it(params, mesh, tmp_path):
     write_embeddings(folder, {"<sks>": {"text_encoder": rows}})
     pipeline = Pipeline.load(folder, mesh=mesh)
     side = pipeline.base.text
-    assert side.words(side.towers[0], "a <sks>")[1:] == [2246, 2247]  # after the 2246 of the vocabulary
-    np.testing.assert_array_equal(pipeline.params["text_encoder"][NEW_TOKENS], rows)
+    assert side.token_ids(side.encoders[0], "a <sks>")[1:] == [2246, 2247]  # after the 2246 of the vocabulary
+    np.testing.assert_array_equal(pipeline.params["text_encoder"][PLACEHOLDER_EMBEDDING], rows)
 
 
 def test_several_words_have_a_file_each_and_are_read_back(tmp_path):
@@ -125,15 +125,15 @@ def test_several_words_have_a_file_each_and_are_read_back(tmp_path):
 
 
 def test_each_new_word_starts_from_the_class_of_its_subject():
-    text = {"new_tokens": ("<x>", "<y>")}
+    text = {"placeholder_tokens": ("<x>", "<y>")}
     config = configure((1, 1), text=text, data=NO_FOLDER | {"subjects": SUBJECTS})
-    assert [initializer_of(config, word) for word in ("<x>", "<y>")] == ["cat", "apple"]
+    assert [initializer_token(config, word) for word in ("<x>", "<y>")] == ["cat", "apple"]
     config = configure((1, 1), text=text | {"initializer": "thing"}, data=NO_FOLDER | {"subjects": SUBJECTS})
-    assert initializer_of(config, "<y>") == "thing"
+    assert initializer_token(config, "<y>") == "thing"
 
 
 def test_the_number_of_steps_is_fixed_where_it_decides_which_belong_to_the_new_words():
-    text = {"new_tokens": ("<sks>",), "token_phase": "first"}
+    text = {"placeholder_tokens": ("<sks>",), "token_phase": "first"}
     short, long = (configure((1, 1), text=text, steps=steps) for steps in (10, 40))
     assert first_conflict(short, long) == ("train.steps", 10, 40)
     assert first_conflict(configure((1, 1), steps=10), configure((1, 1), steps=40)) is None

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxbooth.base.sampling import Painter, Settings
+from jaxbooth.base.sampling import ImageSampler, SamplingConfig
 from jaxbooth.sharding import batch_shards, make_mesh
 from tests.training import run, setup
 
@@ -52,10 +52,10 @@ def test_rows_that_do_not_fill_the_devices_train_the_same(trained_on, mesh):
 
 @pytest.mark.parametrize("sizes", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 4, 1)])
 def test_class_pictures_are_the_same_bytes_on_any_mesh(micro, micro_params, mesh, sizes):
-    settings, prompts = Settings("ddpm", 3, 3.0, 64), ["an emoji of a cat"] * 16
+    settings, prompts = SamplingConfig("ddpm", 3, 3.0, 64), ["an emoji of a cat"] * 16
 
     def draw(mesh):  # two pictures on each device, as for class images
-        return Painter(micro, mesh, settings, 2 * batch_shards(mesh))(micro_params, prompts, 1, range(16))
+        return ImageSampler(micro, mesh, settings, 2 * batch_shards(mesh)).generate(micro_params, prompts, 1, range(16))
 
     one = draw(mesh)
     assert len({picture.tobytes() for picture in one}) == 16

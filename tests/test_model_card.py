@@ -8,8 +8,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from jaxbooth.base.model import Base
-from jaxbooth.base.trainable import prepare_base
+from jaxbooth.base.model import BaseModel
+from jaxbooth.base.trainable import add_trainable
 from jaxbooth.config.run_config import Config
 from jaxbooth.data.class_images import MANIFEST, wanted_settings
 from jaxbooth.export.model_card import run_model_card
@@ -82,21 +82,22 @@ def test_the_settings_of_a_full_fine_tuning(card):
         "steps": "80", "batch": "2 instance + 1 prior", "learning rate": "0.0001", "resolution": "64",
         "text encoder": "trained", "prior weight": "1.0", "weighting": "uniform", "seed": "7",
     } == found  # fmt: skip
-    assert not {"LoRA", "new words", "clip skip"} & set(found)
+    assert not {"LoRA", "placeholder tokens", "clip skip"} & set(found)
     assert "jaxbooth" in found
 
 
 def test_the_settings_of_a_lora_with_new_words(card):
     found = cells(card("lora", **LORA, **WORDS, loss={"weighting": "min_snr"}))
     assert found | {
-        "LoRA": "rank 4, alpha 2", "LoRA targets": "attention+ff+conv", "new words": "<sks>, <toy>",
-        "vectors for each new word": "2", "learning rate of new words": "0.0005", "weighting": "min_snr (gamma 5)",
+        "LoRA": "rank 4, alpha 2", "LoRA targets": "attention+ff+conv", "placeholder tokens": "<sks>, <toy>",
+        "vectors for each placeholder token": "2", "learning rate of placeholder tokens": "0.0005",
+        "weighting": "min_snr (gamma 5)",
     } == found  # fmt: skip
 
 
 def test_a_run_with_embeddings_alone_has_no_other_learning_rate(card):
     found = cells(card("embeddings", **ALONE))
-    assert found["learning rate of new words"] == "0.0005"
+    assert found["learning rate of placeholder tokens"] == "0.0005"
     assert "learning rate" not in found
 
 
@@ -152,15 +153,15 @@ def test_words_that_are_spelled_alike_have_files_of_their_own():
 )
 def test_the_code_of_a_card_draws_a_picture_with_the_new_words(family, kind, settings, hub, mesh, run, tmp_path):
     folders = write_models(tmp_path / "models")
-    made = Export(Base.read(folders[family], "float32"), mesh, tmp_path / "out", kind, "base", settings)
+    made = Export(BaseModel.read(folders[family], "float32"), mesh, tmp_path / "out", kind, "base", settings)
     config = configured(run, model="owner/base", **settings)
-    base = prepare_base(Base.read(folders[family]), config)
+    base = add_trainable(BaseModel.read(folders[family]), config)
     text = run_model_card(run, config, base, "me/cat", kind, "base", 80, None, made.out)
     hub.serve("owner/base", folders[family])
     hub.serve("me/cat", made.out)
     code = text.split("```python\n")[1].split("```")[0].replace("'cuda'", "'cpu'").replace("float16", "float32")
     code = code.replace("pipe('a <sks> cat')", "pipe('a <sks> cat', num_inference_steps=2, height=16, width=16)")
-    check = f"assert {set(config.text.new_tokens)} <= set(pipe.tokenizer.get_vocab())\n"
+    check = f"assert {set(config.text.placeholder_tokens)} <= set(pipe.tokenizer.get_vocab())\n"
     if family == "sdxl-legacy":
         check += "assert pipe.text_encoder_2.text_model.eos_token_id == pipe.tokenizer_2.eos_token_id\n"
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.base.model import Base, load_params
+from jaxbooth.base.model import BaseModel, load_params
 from jaxbooth.base.tokenizer import read_tokenizer
 from jaxbooth.cli.commands import sample
 from jaxbooth.errors import UserError
@@ -66,7 +66,7 @@ def test_an_index_that_names_a_shard_outside_of_its_folder_is_refused_wherever_i
     with pytest.raises(UserError, match=sentence):
         weight_files(model / "unet")
     with pytest.raises(UserError, match=sentence):
-        load_params(Base.read(model, "float32"), mesh)
+        load_params(BaseModel.read(model, "float32"), mesh)
     with pytest.raises(UserError, match=sentence):
         sample(str(model), "a cat", out)
     with pytest.raises(UserError, match=sentence), new_folder(out) as folder:
@@ -88,7 +88,7 @@ def test_shards_behind_symlinks_are_read_and_an_export_of_them_is_files_of_its_o
     model = indexed(tmp_path / "model", "part.safetensors")
     (model / "unet" / "part.safetensors").symlink_to(victim)
     before = victim.read_bytes()
-    loaded = load_params(Base.read(model, "float32"), mesh)
+    loaded = load_params(BaseModel.read(model, "float32"), mesh)
     np.testing.assert_array_equal(loaded["unet"]["conv_in.bias"], params["unet"]["conv_in.bias"])
     changed = params["unet"] | {"conv_in.bias": params["unet"]["conv_in.bias"] + 1}
     with new_folder(tmp_path / "out") as folder:

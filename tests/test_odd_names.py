@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from jaxbooth.base.model import Base
+from jaxbooth.base.model import BaseModel
 from jaxbooth.cli.main import main
 from jaxbooth.console.messages import console, say, shell_quoted
 from jaxbooth.storage.files import new_folder, write_text
@@ -103,7 +103,7 @@ def test_a_model_is_opened_converted_and_written_in_folders_of_any_name(name, mo
         write_folder(model, {}, folder)
     assert files_of(Path("out") / name) == files_of(model)
     prepared = resolve_model(Source(f"out/{name}", prediction_type="v_prediction"))
-    assert Base.read(prepared).schedule.prediction_type == "v"
+    assert BaseModel.read(prepared).schedule.prediction_type == "v"
     assert files_of(Path("out") / name) == files_of(model)
     assert [path.name for path in Path("out").iterdir()] == [name]
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers.optimization import Adafactor
 
-from jaxbooth.base.model import Base, load_params
-from jaxbooth.base.trainable import prepare_base, trained_shapes, without_gradient
+from jaxbooth.base.model import BaseModel, load_params
+from jaxbooth.base.trainable import add_trainable, trained_shapes, unused_parameters
 from jaxbooth.config.run_config import Config
 from jaxbooth.params import flatten_components
 from jaxbooth.training.optimizer import averaged_params, learning_rate_schedule, make_optimizer, rate_jump
@@ -203,22 +203,22 @@ def torch_features(pipe, clip_skip: int) -> list[torch.Tensor]:
 @pytest.mark.parametrize("clip_skip", [0, 1, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_nothing_reads_is_what_pytorch_gives_no_gradient(folders, kind, clip_skip):
-    pipe, base = in_torch(folders[kind]), Base.read(folders[kind], "float32", clip_skip)
+    pipe, base = in_torch(folders[kind]), BaseModel.read(folders[kind], "float32", clip_skip)
     sum(feature.sum() for feature in torch_features(pipe, clip_skip)).backward()
     expected = set()
     for name, model in encoders(pipe).items():
-        names = parameter_names(base.network(name).shapes)
+        names = parameter_names(base.module(name).shapes)
         expected |= {f"{name}.{names[canonical(key)]}" for key, p in model.named_parameters() if p.grad is None}
     config = configure((1, 1), text_encoder=True, text={"clip_skip": clip_skip})
-    found = without_gradient(base, trained_shapes(base, config))
+    found = unused_parameters(base, trained_shapes(base, config))
     assert found == expected
     assert bool(found) == (kind == "sdxl" or clip_skip > 0)
 
 
 def test_adapters_of_layers_that_nothing_reads_are_among_it(folders):
     config = configure((1, 1), text_encoder=True, lora={"rank": 2}, text={"clip_skip": 1})
-    base = prepare_base(Base.read(folders["sdxl"], "float32", 1), config)
-    found = without_gradient(base, trained_shapes(base, config))
+    base = add_trainable(BaseModel.read(folders["sdxl"], "float32", 1), config)
+    found = unused_parameters(base, trained_shapes(base, config))
     assert {name.split(".self_attn")[0] for name in found} == {
         "text_encoder.encoder.layers.2",
         "text_encoder.encoder.layers.3",
@@ -228,14 +228,14 @@ def test_adapters_of_layers_that_nothing_reads_are_among_it(folders):
 
 def test_text_encoders_after_ten_adamw_steps_are_those_of_pytorch(folders, mesh, rng):
     config = configure((1, 1), text_encoder=True, weight_decay=0.1, learning_rate=1e-3)
-    base = Base.read(folders["sdxl"], "float32")
-    params = flatten_components(load_params(base, mesh, base.text_encoders, base.text_encoders))
-    no_gradient = without_gradient(base, trained_shapes(base, config))
+    base = BaseModel.read(folders["sdxl"], "float32")
+    params = flatten_components(load_params(base, mesh, base.text_encoder_names, base.text_encoder_names))
+    no_gradient = unused_parameters(base, trained_shapes(base, config))
     ids, pull = base.text.tokenize(["a cat"]), {}
 
     def loss(params: dict) -> jax.Array:
         towers = {name: {k.removeprefix(f"{name}."): v for k, v in params.items() if k.startswith(f"{name}.")}
-                  for name in base.text_encoders}  # fmt: skip
+                  for name in base.text_encoder_names}  # fmt: skip
         return sum(jnp.vdot(part, pull[part.shape]) for part in base.text.encode(towers, ids))
 
     pipe = in_torch(folders["sdxl"])
@@ -251,7 +251,7 @@ def test_text_encoders_after_ten_adamw_steps_are_those_of_pytorch(folders, mesh,
         optimizer.step()
     found, _ = descend(config, params, jax.jit(lambda params, step: jax.grad(loss)(params)), no_gradient, steps=10)
     for name, model in models.items():
-        names = parameter_names(base.network(name).shapes)
+        names = parameter_names(base.module(name).shapes)
         for key, value in model.named_parameters():
             own = names[canonical(key)]
             expected = value.detach().numpy().transpose(import_axes(own, value.ndim))

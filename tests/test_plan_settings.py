@@ -70,7 +70,7 @@ def test_a_trained_text_encoder_is_no_longer_frozen_and_is_run_in_the_step(estim
 
 
 def test_new_words_read_a_text_encoder_that_stays_as_it_is(estimated):
-    plain, words = estimated(), estimated(text={"new_tokens": ["<sks>"]}, data={"class_prompt": "a cat"})
+    plain, words = estimated(), estimated(text={"placeholder_tokens": ["<sks>"]}, data={"class_prompt": "a cat"})
     assert held(words, "frozen") == held(plain, "frozen")
     assert words.resident < plain.resident  # the step reads it
     assert held(words, "parameters") == held(plain, "parameters") + 4 * 24

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.base.model import Base
+from jaxbooth.base.model import BaseModel
 from jaxbooth.models.attention_kernels import chunked_attention, xla_attention
 from jaxbooth.models.layers import Layers
 from jaxbooth.models.unet import UNet2DConditionModel
@@ -30,10 +30,10 @@ LIKE_TORCH = 1.2  # times torch's error: rounding is as good as random, and mean
 
 
 @pytest.fixture(scope="module")
-def short(micro) -> Base:
+def short(micro) -> BaseModel:
     """`micro` in bfloat16."""
     network = abstract_module(lambda rngs: UNet2DConditionModel(micro.unet_config, Layers(rngs, jnp.bfloat16)))
-    return dataclasses.replace(Base.read(DEMO_MODEL, "bfloat16"), unet_config=micro.unet_config, unet=network)
+    return dataclasses.replace(BaseModel.read(DEMO_MODEL, "bfloat16"), unet_config=micro.unet_config, unet=network)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def short(micro) -> Base:
         {},
         {"lora": {"rank": 4, "targets": "attention+ff+conv"}},
         {"lora": {"rank": 4, "targets": "attention+ff+conv", "dora": True}},
-        {"text_encoder": True, "text": {"new_tokens": ["<sks>"]}},
+        {"text_encoder": True, "text": {"placeholder_tokens": ["<sks>"]}},
     ],
     ids=["whole", "lora", "dora", "text"],
 )
@@ -61,7 +61,7 @@ def in_torch(unet, task, bank, step, dtype):
     noisy = to_torch(np.asarray(task.base.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)))
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         timesteps = torch.tensor(np.asarray(batch.timesteps)).long()
-        output = unet(noisy, timesteps, torch.tensor(np.asarray(bank.text.context[drawn.caption]))).sample
+        output = unet(noisy, timesteps, torch.tensor(np.asarray(bank.text.prompt_embeds[drawn.caption]))).sample
     squares = torch.square(output.float() - to_torch(np.asarray(batch.noise))).mean(dim=(1, 2, 3))
     return torch_gradients(unet, (torch.tensor(np.asarray(batch.weight)) * squares).sum(), task.base.unet.shapes)
 
@@ -108,10 +108,10 @@ def test_gradients_of_every_kind_of_parameter_are_as_good_as_torch_autocasts(sho
 def test_gradients_of_embeddings_are_as_good_as_torch_autocasts(base, short, params):
     ids = np.random.default_rng(0).integers(0, 4, (64, 32))  # four tokens, each of them 512 times
     weights = np.random.default_rng(1).normal(1, 1, (64, 32, 128)).astype(np.float32)
-    values, tower = params["text_encoder"], short.text.towers[0]
+    values, tower = params["text_encoder"], short.text.encoders[0]
 
     def loss(values):
-        model = tower.network.bind(values)
+        model = tower.module.bind(values)
         return jnp.sum(model.final_layer_norm(model(jnp.asarray(ids))[-1]) * weights)
 
     ours = jax.jit(jax.grad(lambda values: loss(cast_matrices(values, jnp.bfloat16))))(values)

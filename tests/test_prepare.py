@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxbooth.base.trainable import prepare_base
+from jaxbooth.base.trainable import add_trainable
 from jaxbooth.config.run_config import Config
 from jaxbooth.data.crops import framed
 from jaxbooth.data.image_grid import GAP, LINE
@@ -34,7 +34,7 @@ def put_noise(folder: Path, sizes: list[tuple[int, int]]) -> Path:
 def inputs(base, folder: Path, **sections) -> tuple[Config, Inputs]:
     """A run's configuration and what it finds."""
     config = configure(folder, **sections)
-    return config, read_inputs(config, prepare_base(base, config))
+    return config, read_inputs(config, add_trainable(base, config))
 
 
 # Shapes
@@ -162,11 +162,13 @@ def test_a_new_word_in_the_caption_of_a_class_picture_is_refused(base, tmp_path)
     put(tmp_path / "class" / "own.png")
     sections = {
         "data": {"class_dir": tmp_path / "class", "class_prompt": "a cat", "instance_prompt": "a <sks> cat"},
-        "text": {"new_tokens": ("<sks>",)}, "train": {},
+        "text": {"placeholder_tokens": ("<sks>",)}, "train": {},
     }  # fmt: skip
     inputs(base, folder, **sections)
     (tmp_path / "class" / "own.txt").write_text("a <sks> cat")
-    with pytest.raises(UserError, match=r"own\.png: the caption of this class picture holds the new word <sks>"):
+    with pytest.raises(
+        UserError, match=r"own\.png: the caption of this class picture holds the placeholder token <sks>"
+    ):
         inputs(base, folder, **sections)
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.base.model import Base
+from jaxbooth.base.model import BaseModel
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.weights import prepare
 from jaxbooth.weights.diffusers_read import weight_files
@@ -71,7 +71,7 @@ def test_a_variant_is_taken_by_the_components_that_have_it(model, cache):
     assert folder.parent == cache
     assert [path.name for path in (folder / "unet").iterdir() if path.suffix == ".safetensors"] == [UNET]
     assert {part: dtypes(folder / part) for part in ("unet", "vae")} == {"unet": {"float32"}, "vae": {"float16"}}
-    assert Base.read(folder).unet.shapes == Base.read(DEMO_MODEL).unet.shapes
+    assert BaseModel.read(folder).unet.shapes == BaseModel.read(DEMO_MODEL).unet.shapes
     assert dtypes(resolve_model(str(model)) / "unet") == {"float16"}
 
 
@@ -122,7 +122,7 @@ def test_a_prediction_type_changes_the_schedule_alone_and_copies_no_weights(mode
     changed = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     original = json.loads((model / "scheduler" / "scheduler_config.json").read_text())
     assert changed == original | {"prediction_type": "v_prediction"}
-    assert Base.read(folder).schedule.prediction_type == "v"
+    assert BaseModel.read(folder).schedule.prediction_type == "v"
     assert (folder / "unet").resolve() == model / "unet"
 
 
@@ -194,9 +194,9 @@ def test_one_file_of_a_hub_repository_is_fetched_and_converted(single_file, hub,
 def test_one_file_is_converted_again_when_the_yaml_beside_it_or_the_converter_changes(single_file, monkeypatch):
     save_file(load_file(single_file), single_file)  # without metadata, which would say what it predicts
     first = resolve_model(str(single_file))
-    assert Base.read(first).schedule.prediction_type == "epsilon"
+    assert BaseModel.read(first).schedule.prediction_type == "epsilon"
     single_file.with_suffix(".yaml").write_text("model: {params: {parameterization: v}}")
-    assert Base.read(resolve_model(str(single_file))).schedule.prediction_type == "v"
+    assert BaseModel.read(resolve_model(str(single_file))).schedule.prediction_type == "v"
     single_file.with_suffix(".yaml").unlink()
     assert resolve_model(str(single_file)) == first
     monkeypatch.setattr(prepare, "LAYOUT_VERSION", prepare.LAYOUT_VERSION + 1)

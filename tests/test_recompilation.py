@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxbooth.base.sampling import Painter, Settings
+from jaxbooth.base.sampling import ImageSampler, SamplingConfig
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.step import make_dispatch
 from tests.commands import SHORT, environment, jaxbooth, succeed
@@ -40,8 +40,8 @@ def test_another_guidance_and_another_number_of_steps_are_the_same_sampler(base,
     rows, indices = np.zeros(2, np.int32), np.zeros(2, np.uint32)
 
     def text(steps, guidance):
-        painter = Painter(base, mesh, Settings("dpmpp_2m", steps, guidance, 64), 2)
-        return painter.program.lower(used, shapes, rows, indices, painter.dials(0)).as_text()
+        image_sampler = ImageSampler(base, mesh, SamplingConfig("dpmpp_2m", steps, guidance, 64), 2)
+        return image_sampler.program.lower(used, shapes, rows, indices, image_sampler.inputs(0)).as_text()
 
     assert text(20, 7.5) == text(50, 4.0)
     assert text(20, 7.5) != text(20, 1.0)  # no guidance, half of the work

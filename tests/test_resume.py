@@ -1,4 +1,4 @@
-"""Resuming with everything on at once: adapters, new words in phases, buckets, an average, a frozen target."""
+"""Resuming with everything on at once: adapters, placeholder tokens in phases, buckets, an average, a frozen target."""
 
 import shutil
 from pathlib import Path
@@ -18,7 +18,7 @@ SETTINGS = {
     "seed": 1,
     "train": {"batch_size": 2, "checkpoint_every": 12, "ema_decay": 0.9, "text_encoder": True, "steps": 24},
     "lora": {"rank": 4, "dora": True},
-    "text": {"new_tokens": ["<sks>"], "token_phase": "first", "token_share": 0.3, "learning_rate": 5e-5,
+    "text": {"placeholder_tokens": ["<sks>"], "token_phase": "first", "token_share": 0.3, "learning_rate": 5e-5,
              "vectors_per_token": 2, "dropout": 0.1},
     "loss": {"prior_target": "frozen"},
     "validation": {"every": 100, "num": 1, "steps": 2},

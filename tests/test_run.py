@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.base.model import Base
+from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import load_config
 from jaxbooth.runs.folder import RunFolder, trained_params
 from jaxbooth.runs.metric_writer import read_metrics
@@ -28,7 +28,7 @@ def straight(tmp_path_factory) -> tuple[Path, str]:
     return run_dir, succeed(train(run_dir))
 
 
-def weights(run_dir: Path, base: Base, mesh) -> dict[str, np.ndarray]:
+def weights(run_dir: Path, base: BaseModel, mesh) -> dict[str, np.ndarray]:
     run = RunFolder(run_dir)
     params, _ = trained_params(run, load_config(run.config), base, mesh)
     return jax.device_get(params["unet"])

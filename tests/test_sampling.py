@@ -4,25 +4,25 @@ import numpy as np
 import pytest
 
 from jaxbooth.base.model import Pipeline
-from jaxbooth.base.sampling import Painter, Settings
+from jaxbooth.base.sampling import ImageSampler, SamplingConfig
 from jaxbooth.errors import UserError
 from jaxbooth.sharding import make_mesh
 
-SETTINGS = Settings("ddpm", 3, 3.0, 64)
+SETTINGS = SamplingConfig("ddpm", 3, 3.0, 64)
 
 
 def test_a_picture_depends_on_seed_and_index_alone(micro, micro_params, mesh):
     prompts = ["an emoji of a cat"] * 5
-    whole = Painter(micro, mesh, SETTINGS, 5)(micro_params, prompts, 1, range(5))
-    parts = Painter(micro, mesh, SETTINGS, 2)(micro_params, prompts, 1, range(5))
+    whole = ImageSampler(micro, mesh, SETTINGS, 5).generate(micro_params, prompts, 1, range(5))
+    parts = ImageSampler(micro, mesh, SETTINGS, 2).generate(micro_params, prompts, 1, range(5))
     assert np.abs(whole.astype(int) - parts).max() <= 1  # one rounding step of 8 bits
     assert len({picture.tobytes() for picture in whole}) == 5
-    single = Painter(micro, mesh, SETTINGS, 1)(micro_params, prompts[:1], 1, [3])
+    single = ImageSampler(micro, mesh, SETTINGS, 1).generate(micro_params, prompts[:1], 1, [3])
     assert np.abs(whole[3].astype(int) - single[0]).max() <= 1
 
 
 def test_seeds_that_share_their_lower_half_draw_other_pictures(micro, micro_params, mesh):
-    draw = Painter(micro, mesh, SETTINGS, 1)
+    draw = ImageSampler(micro, mesh, SETTINGS, 1)
     pictures = [draw(micro_params, ["an emoji of a cat"], seed, [0]) for seed in (7, 7 + 2**32, 7 + 2**62)]
     assert len({picture.tobytes() for picture in pictures}) == 3
     assert draw.program._cache_size() == 1
@@ -54,8 +54,8 @@ def test_an_argument_out_of_range_is_named(micro, micro_params, mesh, name, valu
 
 def test_the_number_of_devices_does_not_matter(micro, micro_params, mesh):
     prompts = ["an emoji of a cat"] * 3
-    one = Painter(micro, mesh, SETTINGS, 3)(micro_params, prompts, 1, range(3))
-    four = Painter(micro, make_mesh(data=2, fsdp=2, devices=mesh_devices(4)), SETTINGS, 3)(
+    one = ImageSampler(micro, mesh, SETTINGS, 3).generate(micro_params, prompts, 1, range(3))
+    four = ImageSampler(micro, make_mesh(data=2, fsdp=2, devices=mesh_devices(4)), SETTINGS, 3).generate(
         micro_params, prompts, 1, range(3)
     )
     assert np.abs(one.astype(int) - four).max() <= 1
@@ -69,22 +69,26 @@ def mesh_devices(count):
 
 def test_guidance_one_is_the_conditional_model(micro, micro_params, mesh):
     prompts = ["an emoji of a cat"]
-    plain = Painter(micro, mesh, Settings("ddim", 3, 1.0, 64), 1)(micro_params, prompts, 0, [0])
-    nearly = Painter(micro, mesh, Settings("ddim", 3, 1.0 + 1e-6, 64), 1)(micro_params, prompts, 0, [0])
+    plain = ImageSampler(micro, mesh, SamplingConfig("ddim", 3, 1.0, 64), 1).generate(micro_params, prompts, 0, [0])
+    nearly = ImageSampler(micro, mesh, SamplingConfig("ddim", 3, 1.0 + 1e-6, 64), 1).generate(
+        micro_params, prompts, 0, [0]
+    )
     assert np.abs(plain.astype(int) - nearly).max() <= 1
 
 
 def test_prompt_and_negative_prompt_change_the_picture(base, params, mesh):
-    plain = Painter(base, mesh, Settings("ddim", 4, 4.0, 64), 2)
+    plain = ImageSampler(base, mesh, SamplingConfig("ddim", 4, 4.0, 64), 2)
     cat, apple = plain(params, ["a cat", "a red apple"], 0, [0, 0]).astype(int)
     assert np.abs(cat - apple).mean() > 5
-    negative = Painter(base, mesh, Settings("ddim", 4, 4.0, 64, "a cat"), 1)(params, ["a cat"], 0, [0])
+    negative = ImageSampler(base, mesh, SamplingConfig("ddim", 4, 4.0, 64, "a cat"), 1).generate(
+        params, ["a cat"], 0, [0]
+    )
     assert np.abs(cat - negative[0]).mean() > 5
 
 
 def test_a_resolution_that_does_not_divide_is_refused_with_the_nearest_that_does(base, mesh):
     with pytest.raises(UserError, match="100 is not a multiple of 16, which this model needs; try 96"):
-        Painter(base, mesh, Settings("ddim", 4, 4.0, 100), 1)
+        ImageSampler(base, mesh, SamplingConfig("ddim", 4, 4.0, 100), 1)
 
 
 def test_the_library_draws_pil_images(mesh):

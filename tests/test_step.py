@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbooth.base.text_encoder import Text
+from jaxbooth.base.text_encoder import TextEmbeddings
 from jaxbooth.data.latents import Rows, gather_latents, gather_text, index_in_epochs
 from jaxbooth.models.layers import Layers
 from jaxbooth.models.unet import UNet2DConditionModel
@@ -97,17 +97,17 @@ def test_a_row_has_its_images_latents_and_its_images_caption(micro, mesh):
     text = gather_text(bank.text, bank.caption[rows.image], None)
     for row, (image, variant) in enumerate(zip(rows.image, rows.variant, strict=True)):
         np.testing.assert_array_equal(latents[row], mean[image, variant] * np.float32(0.5))
-        np.testing.assert_array_equal(text.context[row], bank.text.context[bank.caption[image]])
+        np.testing.assert_array_equal(text.prompt_embeds[row], bank.text.prompt_embeds[bank.caption[image]])
 
 
 def test_captions_are_encoded_alike_by_caption_and_by_row(micro, mesh):
     bank = make_bank(micro, mesh, trains_text=True)
-    encode = lambda ids: Text(ids["text_encoder"].astype(jnp.float32)[..., None])  # noqa: E731
+    encode = lambda ids: TextEmbeddings(ids["text_encoder"].astype(jnp.float32)[..., None])  # noqa: E731
     many, few = np.array([2, 0, 7, 3, 1]), np.array([2, 7])  # more and fewer rows than captions
     for image in (many, few):
         caption = bank.caption[image]
         expected = bank.text["text_encoder"][caption].astype(jnp.float32)[..., None]
-        np.testing.assert_array_equal(gather_text(bank.text, caption, encode).context, expected)
+        np.testing.assert_array_equal(gather_text(bank.text, caption, encode).prompt_embeds, expected)
 
 
 def test_rows_with_the_same_image_have_their_own_noise(micro, micro_params, mesh):

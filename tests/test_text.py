@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from jaxbooth.base.model import Base, load_params
-from jaxbooth.base.text_encoder import Text, warn_about_lost_text
+from jaxbooth.base.model import BaseModel, load_params
+from jaxbooth.base.text_encoder import TextEmbeddings, warn_about_truncation
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
 from tests.families import END, KINDS, LEGACY_END, in_torch, write_pipeline
@@ -37,12 +37,12 @@ def encode(mesh):
     """Encodes at most three prompts with a folder's own weights."""
 
     @functools.cache
-    def program(folder: Path, clip_skip: int, chunks: int) -> Callable[[list[str]], Text]:
-        base = Base.read(folder, "float32", clip_skip, chunks)
-        params, run = load_params(base, mesh, components=base.text_encoders), jax.jit(base.text.encode)
+    def program(folder: Path, clip_skip: int, chunks: int) -> Callable[[list[str]], TextEmbeddings]:
+        base = BaseModel.read(folder, "float32", clip_skip, chunks)
+        params, run = load_params(base, mesh, components=base.text_encoder_names), jax.jit(base.text.encode)
         return lambda prompts: run(params, base.text.tokenize(prompts))
 
-    def run(folder: Path, prompts: list[str], clip_skip: int = 0, chunks: int = 1) -> Text:
+    def run(folder: Path, prompts: list[str], clip_skip: int = 0, chunks: int = 1) -> TextEmbeddings:
         padded = [*prompts, "", "", ""][:3]  # one program for all
         found = program(folder, clip_skip, chunks)(padded)
         return jax.tree.map(lambda array: array[: len(prompts)], found)
@@ -59,13 +59,13 @@ def in_diffusers(folder: Path, prompts: list[str], clip_skip: int = 0) -> tuple[
     return context.numpy(), pooled[0].numpy() if pooled else None
 
 
-def check(found: Text, context: np.ndarray, pooled: np.ndarray | None) -> None:
-    assert found.context.shape == context.shape
-    assert relative_error(found.context, context) < TOLERANCE
-    assert (found.pooled is None) == (pooled is None)
+def check(found: TextEmbeddings, context: np.ndarray, pooled: np.ndarray | None) -> None:
+    assert found.prompt_embeds.shape == context.shape
+    assert relative_error(found.prompt_embeds, context) < TOLERANCE
+    assert (found.pooled_prompt_embeds is None) == (pooled is None)
     if pooled is not None:
-        assert found.pooled.shape == pooled.shape
-        assert relative_error(found.pooled, pooled) < TOLERANCE
+        assert found.pooled_prompt_embeds.shape == pooled.shape
+        assert relative_error(found.pooled_prompt_embeds, pooled) < TOLERANCE
 
 
 @pytest.mark.parametrize("clip_skip", [0, 1, 2])
@@ -93,10 +93,10 @@ def test_sdxls_default_negative_prompt_is_what_the_pipeline_says(folder_of, enco
     with torch.no_grad():
         _, context, _, pooled = in_torch(folder).encode_prompt("a cat", device="cpu", do_classifier_free_guidance=True)
     found = encode(folder, ["", "a cat"])
-    np.testing.assert_allclose(found.context[0], context[0].numpy(), atol=TOLERANCE)
-    np.testing.assert_allclose(found.pooled[0], pooled[0].numpy(), atol=TOLERANCE)
-    assert np.any(found.context[0]) != zeros
-    assert np.abs(found.context[1]).max() > 0.1
+    np.testing.assert_allclose(found.prompt_embeds[0], context[0].numpy(), atol=TOLERANCE)
+    np.testing.assert_allclose(found.pooled_prompt_embeds[0], pooled[0].numpy(), atol=TOLERANCE)
+    assert np.any(found.prompt_embeds[0]) != zeros
+    assert np.abs(found.prompt_embeds[1]).max() > 0.1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -110,12 +110,12 @@ def test_what_the_pipeline_does_not_say_of_an_empty_prompt_is_diffusers_default(
             ["a cat"], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True
         )
     found = encode(folder, ["", "a cat"])
-    np.testing.assert_allclose(found.context[0], expected[1][0].numpy(), atol=TOLERANCE)
-    assert np.any(found.context[0]) == (kind != "sdxl")
+    np.testing.assert_allclose(found.prompt_embeds[0], expected[1][0].numpy(), atol=TOLERANCE)
+    assert np.any(found.prompt_embeds[0]) == (kind != "sdxl")
 
 
 def test_each_tower_of_sdxl_pads_with_its_own_token(folder_of):
-    side = Base.read(folder_of("sdxl"), "float32").text
+    side = BaseModel.read(folder_of("sdxl"), "float32").text
     ids = side.tokenize(["a cat"])
     first, second = ids["text_encoder"][0, 0], ids["text_encoder_2"][0, 0]
     assert first[0] == second[0] == END - 1
@@ -148,7 +148,7 @@ def encoded_apart(folder: Path, prompt: str, chunks: int) -> tuple[np.ndarray, n
 def test_chunks_are_encoded_apart_and_joined(folder_of, encode, kind, chunks):
     folder = folder_of(kind)
     found = encode(folder, [LONG], chunks=chunks)
-    assert found.context.shape[1] == 32 * chunks
+    assert found.prompt_embeds.shape[1] == 32 * chunks
     check(found, *encoded_apart(folder, LONG, chunks))
 
 
@@ -157,28 +157,28 @@ def test_a_short_prompt_is_followed_by_empty_chunks(folder_of, encode, kind):
     settings = {"force_zeros_for_empty_prompt": False} if kind == "sdxl" else {}
     folder = folder_of(kind, **settings)
     one, three = encode(folder, ["a cat", ""]), encode(folder, ["a cat", ""], chunks=3)
-    np.testing.assert_allclose(three.context[0, :32], one.context[0], atol=1e-5)
-    np.testing.assert_allclose(three.context[0, 32:64], one.context[1], atol=1e-5)
-    np.testing.assert_allclose(three.context[0, 64:], one.context[1], atol=1e-5)
+    np.testing.assert_allclose(three.prompt_embeds[0, :32], one.prompt_embeds[0], atol=1e-5)
+    np.testing.assert_allclose(three.prompt_embeds[0, 32:64], one.prompt_embeds[1], atol=1e-5)
+    np.testing.assert_allclose(three.prompt_embeds[0, 64:], one.prompt_embeds[1], atol=1e-5)
     if kind == "sdxl":
-        np.testing.assert_allclose(three.pooled, one.pooled, atol=1e-5)
+        np.testing.assert_allclose(three.pooled_prompt_embeds, one.pooled_prompt_embeds, atol=1e-5)
 
 
 @pytest.mark.parametrize(("chunks", "kept"), [(1, 30), (2, 60)])
 def test_the_end_that_does_not_fit_is_named_as_it_was_written(folder_of, capsys, chunks, kept):
-    side = Base.read(folder_of("sd1"), "float32", chunks=chunks).text
+    side = BaseModel.read(folder_of("sd1"), "float32", max_token_chunks=chunks).text
     words = ["a", "Cat"] * 31  # a token each
     lost = " ".join(words[kept:])
-    assert side.lost_text(" ".join(words)) == lost
-    assert side.lost_text(" ".join(words[:kept])) == ""
-    warn_about_lost_text(side, ["a cat", " ".join(words), " ".join(words)])
+    assert side.truncated_text(" ".join(words)) == lost
+    assert side.truncated_text(" ".join(words[:kept])) == ""
+    warn_about_truncation(side, ["a cat", " ".join(words), " ".join(words)])
     printed = " ".join(capsys.readouterr().out.split())
     assert f"1 of 2 prompts longer than {kept + 2} tokens; lost text: '{lost}'" in printed
 
 
 def test_a_long_text_that_does_not_fit_is_shown_in_part(folder_of, capsys):
-    side = Base.read(folder_of("sd1"), "float32").text
-    warn_about_lost_text(side, ["a cat " * 500])
+    side = BaseModel.read(folder_of("sd1"), "float32").text
+    warn_about_truncation(side, ["a cat " * 500])
     printed = capsys.readouterr().out
     assert " ..." in printed
     assert len(printed) < 400

@@ -74,7 +74,7 @@ def test_adapters_after_ten_adamw_steps_are_equal(dora, micro, micro_params, mes
     draw = jax.jit(lambda step: make_batch(task, bank, step, step, part))
     for step in range(STEPS):
         drawn = draw(jnp.int32(step))
-        loss, _, _ = torch_loss(unet, scheduler, drawn.batch, bank.text.context[drawn.caption])
+        loss, _, _ = torch_loss(unet, scheduler, drawn.batch, bank.text.prompt_embeds[drawn.caption])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)

@@ -41,7 +41,7 @@ def torch_run(base, params, mesh):
     losses, norms, first = [], [], {}
     for step in range(STEPS):
         drawn = jax.jit(lambda step: make_batch(task, bank, step, step, part))(jnp.int32(step))
-        values = torch_loss(unet, scheduler, drawn.batch, bank.text.context[drawn.caption])
+        values = torch_loss(unet, scheduler, drawn.batch, bank.text.prompt_embeds[drawn.caption])
         optimizer.zero_grad()
         values[0].backward()
         first = first or {name: p.grad.numpy().copy() for name, p in unet.named_parameters()}

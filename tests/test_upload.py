@@ -104,7 +104,7 @@ def test_a_card_lists_prompts_settings_and_how_the_prior_was_made():
 
 
 def test_the_code_in_a_card_draws_a_picture_with_diffusers(hub, tmp_path):
-    """A LoRA of nothing with a new word of two vectors, as a reader of its card loads it."""
+    """A LoRA of nothing with a placeholder token of two vectors, as a reader of its card loads it."""
     shapes = {"A": (1, 128, 1, 1), "B": (128, 1, 1, 1)}
     adapter = {f"unet.mid_block.attentions.0.proj_in.lora_{side}.weight": np.zeros(shape, np.float32)
                for side, shape in shapes.items()}  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from jaxbooth.base.model import Base
+from jaxbooth.base.model import BaseModel
 from jaxbooth.errors import RunFailure
 from jaxbooth.export.export import PEFT_FILE, export_result
 from jaxbooth.weights.ldm.write import single_file_shapes
@@ -29,7 +29,7 @@ def export(folders, mesh, tmp_path):
     """Exports a made-up result of a family's small model."""
 
     def run(family: str, kind: str, dtype: str = "base", **settings) -> Export:
-        return Export(Base.read(folders[family], "float32"), mesh, tmp_path / "out", kind, dtype, settings)
+        return Export(BaseModel.read(folders[family], "float32"), mesh, tmp_path / "out", kind, dtype, settings)
 
     return run
 
@@ -49,7 +49,7 @@ def edit(path: Path, change) -> None:
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
 def test_all_parameters_of_all_components_are_compared_in_a_folder(export, family, dtype):
     made = export(family, "diffusers", dtype, **FULL)
-    count = sum(len(made.base.network(name).shapes) for name in made.base.components)
+    count = sum(len(made.base.module(name).shapes) for name in made.base.components)
     assert made.verify() == [f"verified {count:,} of {count:,} tensors {EXACT}"]
 
 

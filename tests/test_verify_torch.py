@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from jaxbooth.base.model import Base
+from jaxbooth.base.model import BaseModel
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.export.reader_notes import reader_notes
 from jaxbooth.export.verify_torch import check_torch
@@ -25,7 +25,7 @@ def export(folders, mesh, tmp_path):
     """Exports a made-up result of a family's small model."""
 
     def run(family: str, kind: str, dtype: str = "base", **settings) -> Export:
-        return Export(Base.read(folders[family], "float32"), mesh, tmp_path / "out", kind, dtype, settings)
+        return Export(BaseModel.read(folders[family], "float32"), mesh, tmp_path / "out", kind, dtype, settings)
 
     return run
 

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxbooth.assets import DEMO_CLIP, DEMO_MODEL
-from jaxbooth.base.model import Base
+from jaxbooth.base.model import BaseModel
 from jaxbooth.errors import UserError
 from jaxbooth.params import Params
 from jaxbooth.sharding import make_mesh, param_shardings, partition_spec
@@ -25,8 +25,8 @@ from jaxbooth.weights.names import canonical, export_array, import_axes
 UNET_FILE = "diffusion_pytorch_model.safetensors"
 
 
-def load(folder: Path, base: Base, mesh, component: str = "unet", dtype=np.float32) -> Params:
-    return load_component(folder, base.network(component), param_shardings(mesh), dtype)
+def load(folder: Path, base: BaseModel, mesh, component: str = "unet", dtype=np.float32) -> Params:
+    return load_component(folder, base.module(component), param_shardings(mesh), dtype)
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_an_index_beside_a_single_file_is_left_out(params, tmp_path):
 def test_a_folder_that_is_no_part_of_the_pipeline_is_neither_read_nor_exported(params, tmp_path):
     model = Path(shutil.copytree(DEMO_MODEL, tmp_path / "model"))
     shutil.copytree(DEMO_CLIP, model / "clip")
-    assert Base.read(model, "float32").components == ("unet", "vae", "text_encoder")
+    assert BaseModel.read(model, "float32").components == ("unet", "vae", "text_encoder")
     export_folder(model, {"unet": params["unet"]}, tmp_path / "out")
     assert files_of(tmp_path / "out") == files_of(DEMO_MODEL)
 

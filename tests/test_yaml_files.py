@@ -88,7 +88,7 @@ def test_a_tag_that_would_run_code_is_not_valid(reason, content):
         ("lora: {rank: [4]}", "lora.rank = [4]"),
         ("model: {a: 1}", "model = {'a': 1}"),
         ("train: null", "train = None"),
-        ("text: {new_tokens: sks}", "text.new_tokens = 'sks'"),
+        ("text: {placeholder_tokens: sks}", "text.placeholder_tokens = 'sks'"),
         ('data: {instance_prompt: "a \\uDCFF"}', "data.instance_prompt = 'a \\udcff'"),
         ("5: 1", "5 = 5"),
     ],

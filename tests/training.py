@@ -6,15 +6,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxbooth.base.model import Base
-from jaxbooth.base.text_encoder import Text
+from jaxbooth.base.model import BaseModel
+from jaxbooth.base.text_encoder import TextEmbeddings
 from jaxbooth.base.trainable import (
-    initial_values,
-    on_mesh,
-    prepare_base,
+    add_trainable,
+    fully_trained,
+    init_trainable,
+    shard_params,
     trained_shapes,
-    whole_components,
-    without_gradient,
+    unused_parameters,
 )
 from jaxbooth.config.run_config import Config
 from jaxbooth.data.latents import Bank, Encoded
@@ -41,7 +41,7 @@ class Setup(NamedTuple):
 
 
 def make_bank(
-    base: Base, mesh: Mesh, trains_text: bool = False, variants: int = 2, masked: bool = False, seed: int = SEED
+    base: BaseModel, mesh: Mesh, trains_text: bool = False, variants: int = 2, masked: bool = False, seed: int = SEED
 ) -> Bank:
     """Random moments and captions; image i's latents are near i, and its caption's text holds its number."""
     rng = np.random.default_rng(1)
@@ -57,12 +57,12 @@ def make_bank(
     return jax.device_put(bank, replicated(mesh))
 
 
-def random_text(base: Base, rng: np.random.Generator) -> Text:
+def random_text(base: BaseModel, rng: np.random.Generator) -> TextEmbeddings:
     """Features of all CAPTIONS."""
-    tower = base.text.towers[-1]
-    context = rng.normal(size=(len(CAPTIONS), tower.length, base.text.width)).astype(np.float32)
+    tower = base.text.encoders[-1]
+    context = rng.normal(size=(len(CAPTIONS), tower.max_length, base.text.width)).astype(np.float32)
     pooled = rng.normal(size=(len(CAPTIONS), tower.config.projection_dim)).astype(np.float32)
-    return Text(context, pooled if base.text.is_xl else None)
+    return TextEmbeddings(context, pooled if base.text.is_xl else None)
 
 
 def configure(rows: tuple[int, int], **settings) -> Config:
@@ -73,21 +73,21 @@ def configure(rows: tuple[int, int], **settings) -> Config:
     return Config.model_validate({"seed": SEED, "train": train, "data": data | sections.pop("data", {})} | sections)
 
 
-def setup(base: Base, params: dict, mesh: Mesh, rows: tuple[int, int], **settings) -> Setup:
+def setup(base: BaseModel, params: dict, mesh: Mesh, rows: tuple[int, int], **settings) -> Setup:
     """Returns a task, its fresh state, frozen parameters and bank, for (instance, prior) rows."""
     config = configure(rows, **settings)
-    base, place = prepare_base(base, config), param_shardings(mesh)
+    base, place = add_trainable(base, config), param_shardings(mesh)
     shapes = trained_shapes(base, config)
-    whole = whole_components(base, shapes)
+    whole = fully_trained(base, shapes)
     placed = {
         name: {key: jax.device_put(value, place(key, value.shape)) for key, value in values.items()}
         for name, values in params.items()
     }
-    values = on_mesh(initial_values(base, config, shapes, placed), mesh)
+    values = shard_params(init_trainable(base, config, shapes, placed), mesh)
     frozen = {name: values for name, values in placed.items() if name not in whole and name != "vae"}
     if not config.trains_text:
         frozen = {name: values for name, values in frozen.items() if name == "unet"}
-    tx = make_optimizer(config, without_gradient(base, shapes))
+    tx = make_optimizer(config, unused_parameters(base, shapes))
     state = initial_state(values, tx, config.train.ema_decay is not None, mesh)
     streams = make_streams([INSTANCES], [PRIORS], [0], [1.0])
     bank = make_bank(base, mesh, config.trains_text, masked=config.data.masks, seed=config.seed)
@@ -96,7 +96,7 @@ def setup(base: Base, params: dict, mesh: Mesh, rows: tuple[int, int], **setting
 
 def run(task: Task, state: TrainState, frozen: dict[str, Params], bank: Bank, counts: list[int], longest: int = 4):
     """Dispatches `counts` steps, one dispatch for each; returns the last state and all metrics by name."""
-    tx = make_optimizer(task.config, without_gradient(task.base, trained_shapes(task.base, task.config)))
+    tx = make_optimizer(task.config, unused_parameters(task.base, trained_shapes(task.base, task.config)))
     dispatch = make_dispatch(task, tx, longest, state)
     columns: dict[str, list[np.ndarray]] = {}
     for count in counts:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from pydantic.dataclasses import dataclass
 
-from jaxbooth.base.text_encoder import TextSide, Tower
+from jaxbooth.base.text_encoder import TextEncoder, TextEncoders
 from jaxbooth.base.tokenizer import read_tokenizer
 from jaxbooth.errors import UserError
 from jaxbooth.models.clip import CLIPTextModel
@@ -23,12 +23,12 @@ class Family(NamedTuple):
 
     Attributes:
         name: as in messages.
-        towers: folders of its text encoders.
+        text_encoders: folders of its text encoders.
         is_xl: conditions on pooled text and picture sizes too.
     """
 
     name: str
-    towers: tuple[str, ...]
+    text_encoders: tuple[str, ...]
     is_xl: bool
 
 
@@ -71,7 +71,7 @@ class ModelIndex:
     force_zeros_for_empty_prompt: bool | None = None
 
 
-def read_index(folder: Path) -> dict[str, Any]:
+def read_model_index(folder: Path) -> dict[str, Any]:
     """Reads `model_index.json`.
 
     Raises:
@@ -113,7 +113,7 @@ def read_component_config(kind: type, folder: Path) -> Any:
     return read_config(kind, read_json(folder / "config.json"), str(folder / "config.json"))
 
 
-def read_tower(folder: Path, name: str, dtype: Any) -> Tower:
+def read_text_encoder(folder: Path, name: str, dtype: Any) -> TextEncoder:
     """Reads one text encoder's configuration and its tokenizer."""
     file = folder / name / "config.json"
     raw = read_json(file)
@@ -123,10 +123,10 @@ def read_tower(folder: Path, name: str, dtype: Any) -> Tower:
     # Some first towers were saved with a projection that nothing reads; it is kept, so that they load and export.
     projects = name == "text_encoder_2" or "CLIPTextModelWithProjection" in architectures(raw, str(file))
     network = abstract_module(lambda rngs: CLIPTextModel(config, Layers(rngs, dtype), projection=projects))
-    return Tower(name, tokenizer, network, config, len(tokenizer))
+    return TextEncoder(name, tokenizer, network, config, len(tokenizer))
 
 
-def check_parts(folder: Path, family: Family, unet: UNetConfig, vae: VAEConfig, text: TextSide) -> None:
+def check_components(folder: Path, family: Family, unet: UNetConfig, vae: VAEConfig, text: TextEncoders) -> None:
     """Refuses parts that do not fit each other.
 
     Raises:
@@ -149,19 +149,19 @@ def check_parts(folder: Path, family: Family, unet: UNetConfig, vae: VAEConfig, 
             f"{source} is {found}, but model_index.json says {family.name}; the parts must be of one model."
         )
     if family.is_xl:
-        check_pooled(source, unet, text.towers[-1].config.projection_dim)
+        check_pooled(source, unet, text.encoders[-1].config.projection_dim)
     if unet.text_width != text.width:
         raise UserError(
             f"{source}: cross_attention_dim {unet.text_width} does not fit the text encoder's width "
             f"{text.width}; the parts are of different families and must be of one model."
         )
-    lengths = [tower.length for tower in text.towers]
+    lengths = [tower.max_length for tower in text.encoders]
     if len(set(lengths)) > 1:
         raise UserError(
             f"{folder}: the text encoders read {' and '.join(map(str, lengths))} tokens (max_position_embeddings, or "
             "the tokenizers' model_max_length); they must read as many."
         )
-    deepest = min(tower.config.num_hidden_layers for tower in text.towers)
+    deepest = min(tower.config.num_hidden_layers for tower in text.encoders)
     if text.clip_skip >= deepest - family.is_xl:
         raise UserError(f"--text.clip-skip {text.clip_skip} leaves nothing of a text encoder of {deepest} layers.")
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from jaxbooth.base.text_encoder import TextSide, Tower
+from jaxbooth.base.text_encoder import TextEncoder, TextEncoders
 
 # CLIP's ids follow the order in which byte pairs were merged, the frequent ones first; this is 0.6 of its 49,408.
 COMMON_IDS = 29_645
@@ -39,30 +39,32 @@ def prompt_words(prompt: str) -> list[str]:
     return re.findall(r"[\w<>-]+", prompt.lower())
 
 
-def spell(tower: Tower, word: str) -> Identifier:
+def spell(tower: TextEncoder, word: str) -> Identifier:
     """Returns a word with its tokens."""
     return Identifier(word, tuple(tower.tokenizer(word, add_special_tokens=False)["input_ids"]))
 
 
-def find_identifier(side: TextSide, subject_words: Sequence[str], class_words: Collection[str]) -> Identifier | None:
-    """Returns the rarest word of the subject's that its class lacks and that is not a new word of the run, if any."""
-    learned = [word for token in side.new_tokens for word in prompt_words(token.word)]
-    spelled = [spell(side.towers[0], word) for word in subject_words if word not in {*class_words, *learned}]
+def find_identifier(
+    side: TextEncoders, subject_words: Sequence[str], class_words: Collection[str]
+) -> Identifier | None:
+    """Returns the rarest word of the subject's that its class lacks and that is no placeholder token, if any."""
+    learned = [word for token in side.placeholder_tokens for word in prompt_words(token.text)]
+    spelled = [spell(side.encoders[0], word) for word in subject_words if word not in {*class_words, *learned}]
     return max(spelled, key=lambda identifier: (len(identifier.ids), max(identifier.ids, default=0)), default=None)
 
 
-def suggest_identifiers(side: TextSide, used: Collection[str] = ()) -> list[Identifier]:
+def suggest_identifiers(side: TextEncoders, used: Collection[str] = ()) -> list[Identifier]:
     """Returns a few rare words with the fewest tokens in the model's vocabulary.
 
     Args:
         used: words that are taken.
     """
-    spelled = [spell(side.towers[0], word) for word in CANDIDATES if word not in used]
+    spelled = [spell(side.encoders[0], word) for word in CANDIDATES if word not in used]
     fewest = min(len(identifier.ids) for identifier in spelled)
     return [identifier for identifier in spelled if len(identifier.ids) == fewest][:SUGGESTED]
 
 
-def token_texts(side: TextSide, identifier: Identifier) -> str:
+def token_texts(side: TextEncoders, identifier: Identifier) -> str:
     """Returns an identifier's tokens as text, "sk + s"."""
-    tokens = side.towers[0].tokenizer.convert_ids_to_tokens(list(identifier.ids))
+    tokens = side.encoders[0].tokenizer.convert_ids_to_tokens(list(identifier.ids))
     return " + ".join(token.removesuffix("</w>") for token in tokens)

@@ -1,7 +1,7 @@
 """What belongs together: text side, UNet, VAE and schedule of one base model.
 
-`Base` is the structure, cheap to read; `Pipeline` adds the parameters and draws pictures. The families (SD 1.x, 2.x,
-XL) differ in their configurations and in what `Base.conditions` hands to the UNet; nothing else asks for a family.
+`BaseModel` is the structure, cheap to read; `Pipeline` adds the parameters and generates images. The families (SD 1.x,
+2.x, XL) differ in their configurations and in what `BaseModel.denoiser_conditioning` hands to the UNet.
 """
 
 from dataclasses import dataclass, replace
@@ -13,8 +13,14 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxbooth.base.components import check_parts, family_of, read_component_config, read_index, read_tower
-from jaxbooth.base.text_encoder import Text, TextSide
+from jaxbooth.base.components import (
+    check_components,
+    family_of,
+    read_component_config,
+    read_model_index,
+    read_text_encoder,
+)
+from jaxbooth.base.text_encoder import TextEmbeddings, TextEncoders
 from jaxbooth.config.limits import (
     ChunkCount,
     ClipSkip,
@@ -51,7 +57,7 @@ def compute_dtype(choice: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseModel:
     """A base model without its weights."""
 
     folder: Path
@@ -60,32 +66,34 @@ class Base:
     vae_config: VAEConfig
     unet: ModuleDef
     vae: ModuleDef
-    text: TextSide
+    text: TextEncoders
     dtype: Any
     lora: LoraSpec | None = None
 
     @classmethod
-    def read(cls, folder: Path, dtype: str = "auto", clip_skip: int = 0, chunks: int = 1) -> "Base":
+    def read(cls, folder: Path, dtype: str = "auto", clip_skip: int = 0, max_token_chunks: int = 1) -> "BaseModel":
         """Reads the configurations of a diffusers folder.
 
         Args:
             dtype: compute dtype of UNet and text encoders; the VAE always computes in float32.
             clip_skip: layers that the text encoders leave out.
-            chunks: parts of 75 tokens in a prompt.
+            max_token_chunks: parts of 75 tokens in a prompt.
 
         Raises:
             UserError: the folder is not a Stable Diffusion text-to-image model that jaxbooth supports.
         """
-        index = read_index(folder)
+        index = read_model_index(folder)
         family = family_of(index, folder)
         unet_config = read_component_config(UNetConfig, folder / "unet")
         vae_config = read_component_config(VAEConfig, folder / "vae")
         compute = compute_dtype(dtype)
-        towers = tuple(read_tower(folder, name, compute) for name in family.towers)
-        zero_empty = family.is_xl and bool(index.get("force_zeros_for_empty_prompt", True))  # diffusers' own default
-        text = TextSide(towers, family.is_xl, clip_skip, chunks, zero_empty)
+        towers = tuple(read_text_encoder(folder, name, compute) for name in family.text_encoders)
+        force_zeros_for_empty_prompt = family.is_xl and bool(
+            index.get("force_zeros_for_empty_prompt", True)
+        )  # diffusers' own default
+        text = TextEncoders(towers, family.is_xl, clip_skip, max_token_chunks, force_zeros_for_empty_prompt)
         scheduler = folder / "scheduler" / "scheduler_config.json"
-        check_parts(folder, family, unet_config, vae_config, text)
+        check_components(folder, family, unet_config, vae_config, text)
         return cls(
             folder=folder,
             schedule=read_schedule(read_json(scheduler), str(scheduler)),
@@ -100,32 +108,32 @@ class Base:
     @property
     def components(self) -> tuple[str, ...]:
         """Names of the folders that hold weights."""
-        return ("unet", "vae", *(tower.name for tower in self.text.towers))
+        return ("unet", "vae", *(tower.name for tower in self.text.encoders))
 
     @property
-    def text_encoders(self) -> tuple[str, ...]:
+    def text_encoder_names(self) -> tuple[str, ...]:
         """Names of the text encoders."""
-        return tuple(tower.name for tower in self.text.towers)
+        return tuple(tower.name for tower in self.text.encoders)
 
-    def network(self, component: str) -> ModuleDef:
+    def module(self, component: str) -> ModuleDef:
         """Returns the structure of one of `components`."""
-        networks = {"unet": self.unet, "vae": self.vae} | {tower.name: tower.network for tower in self.text.towers}
+        networks = {"unet": self.unet, "vae": self.vae} | {tower.name: tower.module for tower in self.text.encoders}
         return networks[component]
 
-    def with_text(self, text: TextSide) -> "Base":
+    def with_text(self, text: TextEncoders) -> "BaseModel":
         """Returns the base with another text side."""
         return replace(self, text=text)
 
-    def with_lora(self, lora: LoraSpec) -> "Base":
+    def with_lora(self, lora: LoraSpec) -> "BaseModel":
         """Returns the base whose UNet and text encoders also take adapters."""
-        towers = tuple(replace(tower, network=with_adapters(tower.network, lora)) for tower in self.text.towers)
-        text = replace(self.text, towers=towers)
+        towers = tuple(replace(tower, module=with_adapters(tower.module, lora)) for tower in self.text.encoders)
+        text = replace(self.text, encoders=towers)
         return replace(self, unet=with_adapters(self.unet, lora), text=text, lora=lora)
 
     @property
     def attention_heads(self) -> set[int]:
         """Head counts that occur in the UNet and the text encoders."""
-        return self.unet_config.attention_heads | {tower.config.num_attention_heads for tower in self.text.towers}
+        return self.unet_config.attention_heads | {tower.config.num_attention_heads for tower in self.text.encoders}
 
     @property
     def resolution_multiple(self) -> int:
@@ -142,18 +150,20 @@ class Base:
         factor = self.vae_config.factor
         return height // factor, width // factor, self.vae_config.latent_channels
 
-    def conditions(self, text: Text, sizes: Array) -> tuple[Array, AddedConditions | None]:
+    def denoiser_conditioning(self, text: TextEmbeddings, time_ids: Array) -> tuple[Array, AddedConditions | None]:
         """Returns what the UNet takes besides latents and timesteps.
 
         Args:
-            sizes: (b, 6) original height and width, crop top and left, target height and width, in pixels; only SDXL
+            time_ids: (b, 6) original height and width, crop top and left, target height and width, in pixels; only SDXL
                 looks at them.
         """
-        return text.context, None if text.pooled is None else AddedConditions(text.pooled, sizes)
+        return text.prompt_embeds, None if text.pooled_prompt_embeds is None else AddedConditions(
+            text.pooled_prompt_embeds, time_ids
+        )
 
 
 def load_params(
-    base: Base, mesh: Mesh, trained: tuple[str, ...] = (), components: tuple[str, ...] | None = None
+    base: BaseModel, mesh: Mesh, trained: tuple[str, ...] = (), components: tuple[str, ...] | None = None
 ) -> dict[str, Params]:
     """Loads the weights of components under a progress bar.
 
@@ -165,12 +175,12 @@ def load_params(
         UserError: weights are missing, damaged or of another shape.
     """
     params, components = {}, base.components if components is None else components
-    with progress("load", sum(len(base.network(name).shapes) for name in components)) as bar:
+    with progress("load", sum(len(base.module(name).shapes) for name in components)) as bar:
         for name in components:
             bar.note(name)
             dtype = jnp.float32 if name in trained or name == "vae" else base.dtype
             params[name] = load_component(
-                base.folder / name, base.network(name), param_shardings(mesh), dtype, bar.advance
+                base.folder / name, base.module(name), param_shardings(mesh), dtype, bar.advance
             )
     return params
 
@@ -182,7 +192,7 @@ class SamplingDefaults(NamedTuple):
     steps: int = 25
     guidance_scale: float = 7.5
 
-    def with_asked(
+    def override(
         self, sampler: SamplerName | None, steps: int | None, guidance_scale: float | None
     ) -> "SamplingDefaults":
         """Returns what is asked for, and the defaults in place of None."""
@@ -190,7 +200,7 @@ class SamplingDefaults(NamedTuple):
         return SamplingDefaults(sampler or self.sampler, self.steps if steps is None else steps, guidance)
 
 
-USUAL = SamplingDefaults()
+DEFAULT_SAMPLING = SamplingDefaults()
 
 
 @dataclass(frozen=True)
@@ -204,12 +214,12 @@ class Pipeline:
         defaults: a run's are those of its sample grids.
     """
 
-    base: Base
+    base: BaseModel
     params: dict[str, Params]
     mesh: Mesh
     resolution: int
     step: int = 0
-    defaults: SamplingDefaults = USUAL
+    defaults: SamplingDefaults = DEFAULT_SAMPLING
 
     @classmethod
     @checked
@@ -219,14 +229,14 @@ class Pipeline:
         dtype: str | None = None,
         mesh: Mesh | None = None,
         clip_skip: ClipSkip = 0,
-        chunks: ChunkCount = 1,
+        max_token_chunks: ChunkCount = 1,
         step: Step | None = None,
     ) -> "Pipeline":
         """Loads a model folder, a Hub id, or a run folder.
 
         Args:
             dtype: compute dtype; default: the run's, and "auto" for a plain model.
-            clip_skip, chunks: of a plain model; see `Base.read`.
+            clip_skip, max_token_chunks: of a plain model; see `BaseModel.read`.
             step: of a run's checkpoint; default: its newest.
 
         Raises:
@@ -234,7 +244,7 @@ class Pipeline:
         """
         from jaxbooth.runs.opening import load_pipeline  # a run folder is more than a pipeline, and builds on it
 
-        return load_pipeline(path, dtype, mesh, clip_skip, chunks, step)
+        return load_pipeline(path, dtype, mesh, clip_skip, max_token_chunks, step)
 
     @checked
     def sample(
@@ -259,10 +269,10 @@ class Pipeline:
         Raises:
             UserError: an argument is out of its range, or the model's downsampling does not divide a side.
         """
-        from jaxbooth.base.sampling import Settings, draw  # sampling builds on Base
+        from jaxbooth.base.sampling import SamplingConfig, generate  # sampling builds on Base
 
         if not prompt.strip():
             raise UserError("Pipeline.sample: the prompt is empty; say what to draw.")
-        how = self.defaults.with_asked(sampler, steps, guidance_scale)
-        settings = Settings(*how, resolution or self.resolution, negative_prompt, height, width)
-        return list(draw(self, settings, prompt, range(num), seed))
+        how = self.defaults.override(sampler, steps, guidance_scale)
+        settings = SamplingConfig(*how, resolution or self.resolution, negative_prompt, height, width)
+        return list(generate(self, settings, prompt, range(num), seed))

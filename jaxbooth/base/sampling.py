@@ -15,8 +15,8 @@ from jax import Array
 from jax.sharding import Mesh
 from PIL import Image
 
-from jaxbooth.base.model import Base
-from jaxbooth.base.text_encoder import Text, TokenIds
+from jaxbooth.base.model import BaseModel
+from jaxbooth.base.text_encoder import TextEmbeddings, TokenIds
 from jaxbooth.config.limits import MAX_ENLARGEMENT
 from jaxbooth.console.progress import progress
 from jaxbooth.diffusion.samplers import SAMPLERS, Denoiser, SamplerName, SamplerStep, TimestepGrid, make_timestep_grid
@@ -30,11 +30,11 @@ from jaxbooth.transfer import put
 if TYPE_CHECKING:
     from jaxbooth.base.model import Pipeline
 
-BATCH = 8  # pictures that a command draws at once, at most
+BATCH_SIZE = 8  # pictures that a command draws at once, at most
 
 
 @dataclass(frozen=True)
-class Settings:
+class SamplingConfig:
     """How a picture is drawn. Guidance 1 means none, and costs half. Height and width default to the resolution."""
 
     sampler: SamplerName
@@ -50,7 +50,7 @@ class Settings:
         """Height and width in pixels."""
         return self.height or self.resolution, self.width or self.resolution
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What a PNG's text chunk says about it."""
         return {
             "sampler": self.sampler,
@@ -60,7 +60,7 @@ class Settings:
         }
 
 
-class Dials(NamedTuple):
+class SamplingInputs(NamedTuple):
     """What a compiled program draws with, and takes as data: any seed, guidance (but 1) and number of steps.
 
     Attributes:
@@ -74,7 +74,7 @@ class Dials(NamedTuple):
     grid: TimestepGrid
 
 
-def check_resolution(base: Base, resolution: int, flag: str) -> None:
+def check_resolution(base: BaseModel, resolution: int, flag: str) -> None:
     """Refuses a side that the model's downsampling does not divide, or that is far beyond what it was trained at.
 
     Raises:
@@ -90,7 +90,7 @@ def check_resolution(base: Base, resolution: int, flag: str) -> None:
         raise UserError(f"{flag} {resolution} is not a multiple of {multiple}, which this model needs; try {nearest}.")
 
 
-def picture_keys(root: Array, indices: Array) -> Array:
+def image_keys(root: Array, indices: Array) -> Array:
     """Returns one PRNG key for each picture: a function of (seed, index) alone, not of batches or devices.
 
     Args:
@@ -101,7 +101,12 @@ def picture_keys(root: Array, indices: Array) -> Array:
 
 
 def guided_denoiser(
-    base: Base, unet: Params, text: Text, negative: Text, size: tuple[int, int], guidance: Array | None
+    base: BaseModel,
+    unet: Params,
+    text: TextEmbeddings,
+    negative: TextEmbeddings,
+    size: tuple[int, int],
+    guidance: Array | None,
 ) -> Denoiser:
     """Returns z_t -> x with classifier-free guidance, eps_u + g (eps_c - eps_u) (Ho and Salimans 2022, equation 6).
 
@@ -111,12 +116,12 @@ def guided_denoiser(
         guidance: scalar g, or None to run the conditional half alone.
     """
     model = base.unet.bind(cast_matrices(unet, base.dtype))
-    rows = len(text.context)
+    rows = len(text.prompt_embeds)
     # A row's two halves stay neighbours, so that a batch split over devices stays split where it is.
     pairs = jax.tree.map(lambda a, b: jnp.stack([a, b], axis=1).reshape(2 * rows, *a.shape[1:]), negative, text)
     shown = text if guidance is None else pairs
     whole_picture = jnp.array([*size, 0, 0, *size], jnp.float32)
-    context, added = base.conditions(shown, jnp.broadcast_to(whole_picture, (len(shown.context), 6)))
+    context, added = base.denoiser_conditioning(shown, jnp.broadcast_to(whole_picture, (len(shown.prompt_embeds), 6)))
 
     def denoise(z: Array, point: SamplerStep) -> Array:
         if guidance is None:
@@ -130,8 +135,14 @@ def guided_denoiser(
     return denoise
 
 
-def draw_latents(
-    base: Base, settings: Settings, unet: Params, text: Text, negative: Text, keys: Array, dials: Dials
+def sample_latents(
+    base: BaseModel,
+    settings: SamplingConfig,
+    unet: Params,
+    text: TextEmbeddings,
+    negative: TextEmbeddings,
+    keys: Array,
+    inputs: SamplingInputs,
 ) -> Array:
     """Runs the sampler from each row's own noise; (b, h, w, c) scaled latents. Pure, for use under `jax.jit`."""
     shape = base.latent_shape(*settings.size)
@@ -139,13 +150,13 @@ def draw_latents(
     def noise(index: Array) -> Array:
         return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index + 1), shape))(keys)
 
-    scale = None if settings.guidance_scale == 1 else dials.guidance_scale
+    scale = None if settings.guidance_scale == 1 else inputs.guidance_scale
     denoise = guided_denoiser(base, unet, text, negative, settings.size, scale)
-    first = dials.grid.init_noise_sigma * noise(jnp.array(-1))
-    return SAMPLERS[settings.sampler].run(denoise, first, dials.grid, noise, base.schedule)
+    first = inputs.grid.init_noise_sigma * noise(jnp.array(-1))
+    return SAMPLERS[settings.sampler].run(denoise, first, inputs.grid, noise, base.schedule)
 
 
-def decode_pixels(base: Base, vae: Params, latents: Array, shards: int) -> Array:
+def decode_pixels(base: BaseModel, vae: Params, latents: Array, shards: int) -> Array:
     """Maps scaled latents to (b, H, W, 3) uint8 pixels.
 
     Each of the `shards` parts of the batch is decoded one picture at a time, to bound the decoder's memory; the parts
@@ -159,7 +170,7 @@ def decode_pixels(base: Base, vae: Params, latents: Array, shards: int) -> Array
     return jnp.round(jnp.clip(pixels * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)
 
 
-class Painter:
+class ImageSampler:
     """Draws pictures with fixed settings; compiled once, whatever the prompts, seeds, steps and weights.
 
     Args:
@@ -167,10 +178,10 @@ class Painter:
         quiet: show no progress bar, because the caller has one.
 
     Attributes:
-        program: the jitted (params of unet and vae, text, captions, indices, dials) -> pixels.
+        program: the jitted (params of unet and vae, text, captions, indices, inputs) -> pixels.
     """
 
-    def __init__(self, base: Base, mesh: Mesh, settings: Settings, batch: int, quiet: bool = False):
+    def __init__(self, base: BaseModel, mesh: Mesh, settings: SamplingConfig, batch: int, quiet: bool = False):
         for side in settings.size:
             check_resolution(base, side, "resolution")
         self.base, self.mesh, self.settings, self.quiet = base, mesh, settings, quiet
@@ -178,21 +189,23 @@ class Painter:
         self._encode = jax.jit(lambda params, ids: encode_prompts(base, mesh, params, ids))
         self.program = jax.jit(self._trace, out_shardings=replicated(mesh))
 
-    def dials(self, seed: int) -> Dials:
+    def inputs(self, seed: int) -> SamplingInputs:
         """Returns what the settings and a seed give the program, on the host."""
         chosen = self.settings
         host: Any = (key_data(seed), np.array(chosen.guidance_scale, np.float32))
-        return Dials(*host, make_timestep_grid(self.base.schedule, chosen.sampler, chosen.steps))
+        return SamplingInputs(*host, make_timestep_grid(self.base.schedule, chosen.sampler, chosen.steps))
 
-    def _trace(self, params: dict[str, Params], text: Text, captions: Array, indices: Array, dials: Dials) -> Array:
-        shown, negative = take(text, captions), take(text, jnp.zeros_like(captions))
-        keys = picture_keys(root_key(dials.root), indices)
+    def _trace(
+        self, params: dict[str, Params], text: TextEmbeddings, captions: Array, indices: Array, inputs: SamplingInputs
+    ) -> Array:
+        shown, negative = select_prompts(text, captions), select_prompts(text, jnp.zeros_like(captions))
+        keys = image_keys(root_key(inputs.root), indices)
         with mesh_context(self.mesh):
             with precision_of(self.base.dtype):
-                latents = draw_latents(self.base, self.settings, params["unet"], shown, negative, keys, dials)
+                latents = sample_latents(self.base, self.settings, params["unet"], shown, negative, keys, inputs)
             return decode_pixels(self.base, params["vae"], latents, batch_shards(self.mesh))
 
-    def __call__(
+    def generate(
         self, params: dict[str, Params], prompts: Sequence[str], seed: int, indices: Sequence[int]
     ) -> np.ndarray:
         """Draws one picture for each prompt.
@@ -215,43 +228,43 @@ class Painter:
     def batches(
         self, params: dict[str, Params], prompts: Sequence[str], seed: int, indices: Sequence[int]
     ) -> Iterator[np.ndarray]:
-        """Yields the pictures of `__call__` as they are drawn, a batch at a time."""
+        """Yields the pictures of `generate` as they are drawn, a batch at a time."""
         distinct = list(dict.fromkeys([self.settings.negative_prompt, *prompts]))
-        filled = distinct + distinct[:1] * (room_for(len(distinct)) - len(distinct))
-        encoders = {name: params[name] for name in self.base.text_encoders}
+        filled = distinct + distinct[:1] * (padded_count(len(distinct)) - len(distinct))
+        encoders = {name: params[name] for name in self.base.text_encoder_names}
         text = self._encode(encoders, self.base.text.tokenize(filled))
         captions = np.array([distinct.index(prompt) for prompt in prompts], np.int32)
-        numbers, dials = np.array(indices, np.uint32), put(self.dials(seed), replicated(self.mesh))
+        numbers, inputs = np.array(indices, np.uint32), put(self.inputs(seed), replicated(self.mesh))
         used = {name: params[name] for name in ("unet", "vae")}
         for start in range(0, len(prompts), self.batch):
             rows = np.minimum(np.arange(start, start + self.batch), len(prompts) - 1)  # the last batch is padded
-            inputs = put((captions[rows], numbers[rows]), batch_sharding(self.mesh))
-            drawn = self.program(used, text, *inputs, dials)
+            batch = put((captions[rows], numbers[rows]), batch_sharding(self.mesh))
+            drawn = self.program(used, text, *batch, inputs)
             yield jax.device_get(drawn)[: len(prompts) - start]
 
 
-def room_for(prompts: int) -> int:
+def padded_count(prompts: int) -> int:
     """Returns the next power of two from 2 on: how many prompts are encoded, so that few counts are compiled."""
     return max(2, 1 << (prompts - 1).bit_length())
 
 
-def encode_prompts(base: Base, mesh: Mesh, params: dict[str, Params], ids: TokenIds) -> Text:
+def encode_prompts(base: BaseModel, mesh: Mesh, params: dict[str, Params], ids: TokenIds) -> TextEmbeddings:
     """Runs the text encoders once, ahead of everything that uses the features; float32. Pure."""
     with precision_of(base.dtype), mesh_context(mesh):
         return base.text.encode(params, ids)
 
 
-def take(text: Text, rows: Array) -> Text:
+def select_prompts(text: TextEmbeddings, rows: Array) -> TextEmbeddings:
     """Returns the text of (rows,) prompts."""
     return jax.tree.map(lambda x: x[rows], text)
 
 
-def draw(
-    pipeline: "Pipeline", settings: Settings, prompt: str, numbers: Sequence[int], seed: int
+def generate(
+    pipeline: "Pipeline", settings: SamplingConfig, prompt: str, numbers: Sequence[int], seed: int
 ) -> Iterator[Image.Image]:
     """Yields the pictures of one prompt that have these numbers, a batch at a time, under a progress bar."""
-    painter = Painter(pipeline.base, pipeline.mesh, settings, min(len(numbers), BATCH))
+    image_sampler = ImageSampler(pipeline.base, pipeline.mesh, settings, min(len(numbers), BATCH_SIZE))
     with progress("sample", len(numbers), transient=True) as bar:
-        for batch in painter.batches(pipeline.params, [prompt] * len(numbers), seed, numbers):
+        for batch in image_sampler.batches(pipeline.params, [prompt] * len(numbers), seed, numbers):
             yield from map(Image.fromarray, batch)
             bar.advance(len(batch))

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxbooth.base.model import Base
-from jaxbooth.base.text_encoder import NEW_TOKENS, initial_embeddings
+from jaxbooth.base.model import BaseModel
+from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING, init_placeholder_embeddings
 from jaxbooth.config.run_config import Config
 from jaxbooth.console.messages import say, warn
 from jaxbooth.errors import UserError
@@ -18,64 +18,64 @@ from jaxbooth.params import AnyArray, Params, Shapes
 from jaxbooth.sharding import param_shardings
 from jaxbooth.weights.lora.read import LoraWeights, read_lora
 
-Trained = dict[str, Shapes]  # component -> names and shapes
+TrainedShapes = dict[str, Shapes]  # component -> names and shapes
 AnyArrays = dict[str, AnyArray]
 
 
-def prepare_base(base: Base, config: Config) -> Base:
-    """Gives a base model the run's adapters and new words.
+def add_trainable(base: BaseModel, config: Config) -> BaseModel:
+    """Gives a base model the run's adapters and placeholder tokens.
 
     Raises:
-        UserError: a new word is in the vocabulary already.
+        UserError: a placeholder token is in the vocabulary already.
     """
-    if config.text.new_tokens:
-        side = base.text.with_words(config.text.new_tokens, config.text.vectors_per_token)
+    if config.text.placeholder_tokens:
+        side = base.text.add_placeholder_tokens(config.text.placeholder_tokens, config.text.vectors_per_token)
         base = base.with_text(side)
-    lora = lora_settings(config)
+    lora = run_lora_spec(config)
     return base.with_lora(lora) if lora else base
 
 
-def lora_settings(config: Config) -> LoraSpec | None:
+def run_lora_spec(config: Config) -> LoraSpec | None:
     """Returns what the run's adapters share, or None for full fine-tuning."""
     chosen = config.lora
     return lora_spec(chosen.rank, chosen.alpha, chosen.rslora, chosen.dora) if chosen.rank else None
 
 
-def trained_shapes(base: Base, config: Config) -> Trained:
+def trained_shapes(base: BaseModel, config: Config) -> TrainedShapes:
     """Returns names and shapes of everything that the run trains, by component.
 
     Raises:
         UserError: --lora.targets matches nothing.
     """
-    components = ["unet", *(base.text_encoders if config.train.text_encoder else ())]
-    found: Trained = {}
+    components = ["unet", *(base.text_encoder_names if config.train.text_encoder else ())]
+    found: TrainedShapes = {}
     if config.text.token_phase != "alone":
-        found = {name: base.network(name).shapes for name in components}
-        lora = lora_settings(config)
+        found = {name: base.module(name).shapes for name in components}
+        lora = run_lora_spec(config)
         if lora:
-            layers = {name: target_layers(base.network(name), name, config.lora_targets) for name in components}
+            layers = {name: target_layers(base.module(name), name, config.lora_targets) for name in components}
             if not all(layers.values()):
                 empty = next(name for name in components if not layers[name])
                 raise UserError(f"--lora.targets {config.lora_targets!r} matches no layer of the {empty}.")
-            found = {name: lora_shapes(base.network(name), layers[name], lora) for name in components}
-    entries = sum(len(token.entries) for token in base.text.new_tokens)
-    for tower in base.text.towers if entries else ():
+            found = {name: lora_shapes(base.module(name), layers[name], lora) for name in components}
+    entries = sum(len(token.entries) for token in base.text.placeholder_tokens)
+    for tower in base.text.encoders if entries else ():
         leaf = jax.ShapeDtypeStruct((entries, tower.config.hidden_size), np.float32)
-        found[tower.name] = found.get(tower.name, {}) | {NEW_TOKENS: leaf}
+        found[tower.name] = found.get(tower.name, {}) | {PLACEHOLDER_EMBEDDING: leaf}
     return found
 
 
-def check_rank(base: Base, config: Config) -> None:
+def check_rank(base: BaseModel, config: Config) -> None:
     """Refuses a rank that no adapted layer of the base model has: a product of such adapters has a smaller one.
 
     Raises:
         UserError: the message names the largest rank.
     """
-    lora = lora_settings(config)
+    lora = run_lora_spec(config)
     if not lora or config.text.token_phase == "alone":
         return
-    components = ["unet", *(base.text_encoders if config.train.text_encoder else ())]
-    networks = {name: base.network(name) for name in components}
+    components = ["unet", *(base.text_encoder_names if config.train.text_encoder else ())]
+    networks = {name: base.module(name) for name in components}
     kernels = [
         networks[name].shapes[f"{layer}.kernel"].shape
         for name in components
@@ -88,15 +88,15 @@ def check_rank(base: Base, config: Config) -> None:
         )
 
 
-def without_gradient(base: Base, trained: Trained) -> frozenset[str]:
+def unused_parameters(base: BaseModel, trained: TrainedShapes) -> frozenset[str]:
     """Returns `<component>.<parameter>` of everything trained that nothing reads, so that it never has a gradient.
 
     A text encoder is read up to the layer that `TextSide.encode` takes its features from; SDXL's second one also to its
     end, for the pooled feature.
     """
     found = set()
-    for tower in base.text.towers:
-        if base.text.is_xl and tower is base.text.towers[-1]:
+    for tower in base.text.encoders:
+        if base.text.is_xl and tower is base.text.encoders[-1]:
             continue
         skipped, count = base.text.clip_skip + base.text.is_xl, tower.config.num_hidden_layers
         unread = [f"encoder.layers.{index}." for index in range(count - skipped, count)] + ["text_projection."]
@@ -105,42 +105,44 @@ def without_gradient(base: Base, trained: Trained) -> frozenset[str]:
     return frozenset(found)
 
 
-def whole_components(base: Base, trained: Trained) -> tuple[str, ...]:
+def fully_trained(base: BaseModel, trained: TrainedShapes) -> tuple[str, ...]:
     """Returns the components whose own parameters are trained; they live in the train state alone."""
-    return tuple(name for name, shapes in trained.items() if any(leaf in shapes for leaf in base.network(name).shapes))
+    return tuple(name for name, shapes in trained.items() if any(leaf in shapes for leaf in base.module(name).shapes))
 
 
-def initial_values(base: Base, config: Config, trained: Trained, params: Mapping[str, Params]) -> dict[str, AnyArrays]:
+def init_trainable(
+    base: BaseModel, config: Config, trained: TrainedShapes, params: Mapping[str, Params]
+) -> dict[str, AnyArrays]:
     """Returns the trained parameters before the first step.
 
     Args:
         params: component -> the base model's parameters.
     """
-    lora_file = read_start(base, config, trained) if config.lora.init else None
+    lora_file = read_lora_init(base, config, trained) if config.lora.init else None
     if lora_file:
         total = sum(".lora_" in leaf for shapes in trained.values() for leaf in shapes)
         missing = total - len(lora_file.adapters)
         if missing:
             warn(f"{config.lora.init} has no values for {missing} of {total} trained tensors; those start afresh.")
     embeddings = {}
-    if base.text.new_tokens:
-        starts = [initializer_of(config, token.word) for token in base.text.new_tokens]
-        embeddings = initial_embeddings(base.text, params, starts)
-        for token, word in zip(base.text.new_tokens, starts, strict=True):
-            say(f"new word {token.word} starts as '{word}'")
+    if base.text.placeholder_tokens:
+        starts = [initializer_token(config, token.text) for token in base.text.placeholder_tokens]
+        embeddings = init_placeholder_embeddings(base.text, params, starts)
+        for token, word in zip(base.text.placeholder_tokens, starts, strict=True):
+            say(f"placeholder token {token.text} starts as '{word}'")
     values: dict[str, AnyArrays] = {}
     for name, shapes in trained.items():
         own = {leaf: params[name][leaf] for leaf in shapes if leaf in params[name]}
         adapters = {leaf: shape for leaf, shape in shapes.items() if ".lora_" in leaf}
         fresh = init_lora(params[name], adapters, config.seed)
         values[name] = own | fresh
-        if NEW_TOKENS in shapes:
-            values[name][NEW_TOKENS] = embeddings[name]
-    return start_from(values, lora_file, base, config) if lora_file else values
+        if PLACEHOLDER_EMBEDDING in shapes:
+            values[name][PLACEHOLDER_EMBEDDING] = embeddings[name]
+    return load_lora_init(values, lora_file, base, config) if lora_file else values
 
 
-def initializer_of(config: Config, word: str) -> str:
-    """Returns what a new word's embedding starts from: as set, or the class of the subject whose prompt has the word.
+def initializer_token(config: Config, word: str) -> str:
+    """Returns the word that a placeholder token starts from: as set, or the class of the subject whose prompt has it.
 
     Raises:
         UserError: there is no class prompt to take it from.
@@ -154,7 +156,7 @@ def initializer_of(config: Config, word: str) -> str:
     return class_words[-1]
 
 
-def read_start(base: Base, config: Config, trained: Trained) -> LoraWeights:
+def read_lora_init(base: BaseModel, config: Config, trained: TrainedShapes) -> LoraWeights:
     """Reads --lora.init and makes sure that this run can go on from it.
 
     Raises:
@@ -162,7 +164,7 @@ def read_start(base: Base, config: Config, trained: Trained) -> LoraWeights:
     """
     path, rank = config.lora.init, config.lora.rank or 0
     assert path is not None
-    networks = {name: base.network(name) for name in ("unet", *base.text_encoders)}
+    networks = {name: base.module(name) for name in ("unet", *base.text_encoder_names)}
     lora = read_lora(path, networks, base.unet_config)
     expected = {f"{component}.{leaf}" for component, shapes in trained.items() for leaf in shapes}
     surplus = sorted(set(lora.adapters) - expected)
@@ -179,7 +181,9 @@ def read_start(base: Base, config: Config, trained: Trained) -> LoraWeights:
     return lora
 
 
-def start_from(values: dict[str, AnyArrays], lora: LoraWeights, base: Base, config: Config) -> dict[str, AnyArrays]:
+def load_lora_init(
+    values: dict[str, AnyArrays], lora: LoraWeights, base: BaseModel, config: Config
+) -> dict[str, AnyArrays]:
     """Puts a file's adapters in place of the fresh ones.
 
     A smaller rank fills the first columns of A and rows of B. The file's own alpha / rank goes into B.
@@ -200,7 +204,7 @@ def start_from(values: dict[str, AnyArrays], lora: LoraWeights, base: Base, conf
     return values
 
 
-def on_mesh(values: Mapping[str, Mapping[str, AnyArray]], mesh: Mesh) -> dict[str, Params]:
+def shard_params(values: Mapping[str, Mapping[str, AnyArray]], mesh: Mesh) -> dict[str, Params]:
     """Places trained values by the partition rule, as float32."""
     place = param_shardings(mesh)
 

@@ -85,8 +85,8 @@ class ExportArguments(Arguments):
     out: Path
     """Folder to write; it must not exist yet."""
     format: ExportFormat | None = None
-    """diffusers: a whole folder; single-file: for A1111 and ComfyUI; lora: adapters for both; embeddings: new words.
-    Default: the smallest that holds what was trained."""
+    """diffusers: a whole folder; single-file: for A1111 and ComfyUI; lora: adapters for both; embeddings: placeholder
+    tokens. Default: the smallest that holds what was trained."""
     dtype: ExportDtype | None = None
     """Of the written weights; base: as in the base model's files (float32 for a LoRA). Default: float32 for a
     diffusers folder, which then opens without naming a dtype, and base for everything else."""

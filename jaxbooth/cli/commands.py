@@ -8,8 +8,8 @@ import numpy as np
 
 from jaxbooth.backend import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.base.model import Pipeline
-from jaxbooth.base.sampling import Settings, draw
-from jaxbooth.base.text_encoder import warn_about_lost_text
+from jaxbooth.base.sampling import SamplingConfig, generate
+from jaxbooth.base.text_encoder import warn_about_truncation
 from jaxbooth.config.run_config import load_config
 from jaxbooth.console.messages import counted
 from jaxbooth.console.progress import working
@@ -88,19 +88,19 @@ def sample(
         raise UserError(f"--out {out} holds an image numbered {first - 1} of seed {seed}; choose another folder.")
     enable_compilation_cache()
     warn_about_cpu_fallback()
-    pipeline = Pipeline.load(source, clip_skip=clip_skip, chunks=chunks, step=step)
-    warn_about_lost_text(pipeline.base.text, [prompt, negative_prompt])
-    how = pipeline.defaults.with_asked(sampler, steps, guidance_scale)
-    settings = Settings(*how, resolution or pipeline.resolution, negative_prompt, height, width)
+    pipeline = Pipeline.load(source, clip_skip=clip_skip, max_token_chunks=chunks, step=step)
+    warn_about_truncation(pipeline.base.text, [prompt, negative_prompt])
+    how = pipeline.defaults.override(sampler, steps, guidance_scale)
+    settings = SamplingConfig(*how, resolution or pipeline.resolution, negative_prompt, height, width)
     facts = {
         "prompt": prompt,
         "seed": seed,
         "model": name,
         "step": pipeline.step,
-    } | settings.facts()
+    } | settings.metadata()
     numbers = range(first, first + num)
     images, tiles = [], []
-    for number, image in zip(numbers, draw(pipeline, settings, prompt, numbers, seed), strict=True):
+    for number, image in zip(numbers, generate(pipeline, settings, prompt, numbers, seed), strict=True):
         images.append(out / f"{seed}-{number:03d}.png")
         write_png(images[-1], image, facts | {"index": number})
         tiles += [shrink(np.asarray(image), SHEET_SIDE)] if len(tiles) < SHEET_TILES else []

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from jaxbooth.base.trainable import initializer_of
+from jaxbooth.base.trainable import initializer_token
 from jaxbooth.config.limits import MAX_ROWS_TRAINED, MAX_SAMPLED_IMAGES
 from jaxbooth.config.run_config import Config, flag, flatten
 from jaxbooth.config.schema import Subject
@@ -23,10 +23,10 @@ NEEDS = (
     ("lora.rank", "lora.dora", "needs --lora.rank"),
     ("lora.rank", "lora.targets", "needs --lora.rank"),
     ("lora.rank", "lora.init", "needs --lora.rank, the rank of the file or a larger one"),
-    ("text.new_tokens", "text.vectors_per_token", "needs --text.new-tokens"),
-    ("text.new_tokens", "text.initializer", "needs --text.new-tokens"),
-    ("text.new_tokens", "text.token_learning_rate", "needs --text.new-tokens"),
-    ("text.new_tokens", "text.token_phase", "needs --text.new-tokens"),
+    ("text.placeholder_tokens", "text.vectors_per_token", "needs --text.placeholder-tokens"),
+    ("text.placeholder_tokens", "text.initializer", "needs --text.placeholder-tokens"),
+    ("text.placeholder_tokens", "text.token_learning_rate", "needs --text.placeholder-tokens"),
+    ("text.placeholder_tokens", "text.token_phase", "needs --text.placeholder-tokens"),
     ("evaluation.every", "evaluation.num_prompts", "needs --evaluation.every"),
     ("evaluation.every", "evaluation.num", "needs --evaluation.every"),
     ("evaluation.every", "evaluation.class_num", "needs --evaluation.every"),
@@ -52,10 +52,10 @@ HIGH_RATE = 100  # times the default
 PRIOR_KEYS = ("data.class_dir", "loss.prior_weighting", "loss.prior_target")
 # key -> why it does not go with --text.token-phase alone
 IDLE_ALONE = {
-    "train.text_encoder": "trains more than the new words",
-    "lora.rank": "trains more than the new words",
-    "train.weight_decay": "does not act on new words",
-    "text.dropout": "makes rows without the new words, which would teach nothing",
+    "train.text_encoder": "trains more than the placeholder tokens",
+    "lora.rank": "trains more than the placeholder tokens",
+    "train.weight_decay": "does not act on placeholder tokens",
+    "text.dropout": "makes rows without the placeholder tokens, which would teach nothing",
 }
 # optimizer -> keys that it has no use for
 UNUSED_BY = {
@@ -193,9 +193,11 @@ def check_class(config: Config, subject: Subject, key: str) -> None:
             f"{key} is missing: prior preservation is on (--train.prior-weight {weight}). "
             "Name the class, such as 'a photo of dog', or set --train.prior-weight 0."
         )
-    for word in config.text.new_tokens:
+    for word in config.text.placeholder_tokens:
         if word in prompt:
-            raise UserError(f"{key} holds the new word {word}, which the frozen model does not know; leave it out.")
+            raise UserError(
+                f"{key} holds the placeholder token {word}, which the frozen model does not know; leave it out."
+            )
 
 
 def check_rows(config: Config) -> None:
@@ -215,10 +217,10 @@ def check_rows(config: Config) -> None:
 def check_training(config: Config) -> None:
     """Refuses parts of the training that cannot go together."""
     train, loss = config.train, config.loss
-    if config.text.new_tokens:
+    if config.text.placeholder_tokens:
         check_tokens(config)
     if train.optimizer == "schedule_free_adamw":
-        if config.text.new_tokens or config.text.learning_rate:
+        if config.text.placeholder_tokens or config.text.learning_rate:
             raise UserError("--train.optimizer schedule_free_adamw knows one learning rate; choose adamw.")
         if train.ema_decay is not None:
             raise UserError(
@@ -231,14 +233,14 @@ def check_training(config: Config) -> None:
 
 
 def check_tokens(config: Config) -> None:
-    """Refuses what does not go with new words."""
+    """Refuses what does not go with placeholder tokens."""
     train, text = config.train, config.text
-    for word in text.new_tokens:
-        initializer_of(config, word)
+    for word in text.placeholder_tokens:
+        initializer_token(config, word)
     if text.token_phase == "first" and not 0 < token_steps(config) < train.steps:
         raise UserError(
-            f"--text.token-share {text.token_share} of {train.steps} steps leaves none for the new words or none for "
-            "the rest; set another share, or --text.token-phase together."
+            f"--text.token-share {text.token_share} of {train.steps} steps leaves none for the placeholder tokens or "
+            "none for the rest; set another share, or --text.token-phase together."
         )
     if text.token_phase != "alone":
         return
@@ -253,14 +255,14 @@ def check_tokens(config: Config) -> None:
         )
     if config.prior_rows:
         raise UserError(
-            "--text.token-phase alone keeps the model as it is, and class prompts hold no new word, so prior rows "
-            "would teach nothing; set --train.prior-weight 0."
+            "--text.token-phase alone keeps the model as it is, and class prompts hold no placeholder token, so prior "
+            "rows would teach nothing; set --train.prior-weight 0."
         )
 
 
 def check_prodigy(config: Config) -> None:
     """Refuses learning rates with which Prodigy, which finds the rate itself, would hardly move."""
-    trains_unet = not (config.text.new_tokens and config.text.token_phase == "alone")
+    trains_unet = not (config.text.placeholder_tokens and config.text.token_phase == "alone")
     rates = {
         "--train.learning-rate": peak_rate(config) if trains_unet else 1.0,
         "--text.learning-rate": config.text.learning_rate or 1.0,

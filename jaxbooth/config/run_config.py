@@ -115,7 +115,7 @@ class Config(Section):
     @property
     def trains_text(self) -> bool:
         """Whether captions must be encoded in the step."""
-        return self.train.text_encoder or bool(self.text.new_tokens)
+        return self.train.text_encoder or bool(self.text.placeholder_tokens)
 
     @property
     def resolution(self) -> int:
@@ -264,7 +264,7 @@ def dump_config(config: Config) -> str:
 def first_conflict(old: Config, new: Config) -> tuple[str, Any, Any] | None:
     """Returns the first key, with both values, in which `new` may not continue a run that was started as `old`."""
     before, after = flatten(old), flatten(new)
-    # Where new words have the first share of the steps, the number of steps decides which those are.
+    # Where placeholder tokens have the first share of the steps, the number of steps decides which those are.
     free = FREE_TO_CHANGE - ({"train.steps"} if new.text.token_phase == "first" else set())
     for key, value in after.items():
         if key not in free and key.split(".")[0] not in FREE_SECTIONS and before[key] != value:

@@ -30,11 +30,11 @@ from jaxbooth.config.limits import (
     LogitStd,
     MeshAxis,
     MeshRest,
-    NewWords,
     NoiseStrength,
     PairedImageCount,
     Patience,
     Pixels,
+    PlaceholderTokens,
     PositiveWeight,
     PriorBatchSize,
     ProcessCount,
@@ -212,7 +212,7 @@ class DefaultRates(Section):
     lora: Rate = 1e-4
     """Of adapters."""
     tokens: Rate = 5e-4
-    """Of new words' embeddings."""
+    """Of placeholder tokens' embeddings."""
 
 
 class LossConfig(Section):
@@ -277,10 +277,10 @@ class TextConfig(Section):
     """Layers of the text encoder to leave out at its end."""
     chunks: ChunkCount = 1
     """Chunks of 75 tokens that a prompt may have; 1 is the model's own length."""
-    new_tokens: NewWords = ()
+    placeholder_tokens: PlaceholderTokens = ()
     """Words to add to the vocabulary and learn, such as "<sks>"; use them in the prompts (textual inversion)."""
     vectors_per_token: VectorCount = 1
-    """Embeddings learned for each new word."""
+    """Embeddings learned for each placeholder token."""
     initializer: Word | None = None
     """Word whose embedding the new ones start from; default: the last word of the subject's class prompt."""
     token_learning_rate: Rate | None = None

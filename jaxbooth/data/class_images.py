@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxbooth.base.model import Base
+from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import Subject
 from jaxbooth.console.messages import is_main
@@ -46,7 +46,7 @@ def fingerprint(folder: Path, components: tuple[str, ...]) -> str:
     return digest.hexdigest()[:16]
 
 
-def wanted_settings(config: Config, base: Base, prompt: str) -> dict[str, Any]:
+def wanted_settings(config: Config, base: BaseModel, prompt: str) -> dict[str, Any]:
     """What decides the generated pictures, and is recorded with them."""
     return {
         "model": config.model,
@@ -118,7 +118,7 @@ def class_folder(config: Config, subject: Subject) -> Path:
     return prior / name if config.data.subjects else prior
 
 
-def open_class_sets(config: Config, base: Base) -> tuple[list[ClassSet], list[int]]:
+def open_class_sets(config: Config, base: BaseModel) -> tuple[list[ClassSet], list[int]]:
     """Opens the class folders of a run, and says which one goes with each subject; equal classes share one.
 
     Raises:
@@ -134,7 +134,7 @@ def open_class_sets(config: Config, base: Base) -> tuple[list[ClassSet], list[in
     return sets, [distinct.index(pair) for pair in wanted]
 
 
-def open_class_set(config: Config, base: Base, prompt: str, folder: Path) -> ClassSet:
+def open_class_set(config: Config, base: BaseModel, prompt: str, folder: Path) -> ClassSet:
     """Reads a class folder and its manifest; neither needs to exist yet.
 
     Raises:

@@ -18,14 +18,14 @@ class Variants(NamedTuple):
 
     Attributes:
         pixels: (variants, height, width, 3) uint8.
-        sizes: (variants, 6) float32, each row in the order of SDXL's `time_ids`: height and width of the upright file,
+        time_ids: (variants, 6) float32, each row as SDXL's `time_ids`: height and width of the upright file,
             top and left of the crop in the resized picture (mirrored first where the variant is), target height and
             width.
         masks: (variants, height, width) float32, 1 where the picture is learned and 0 where it is ignored.
     """
 
     pixels: np.ndarray
-    sizes: np.ndarray
+    time_ids: np.ndarray
     masks: np.ndarray
 
 
@@ -72,7 +72,7 @@ class Framing(NamedTuple):
         return spare[None] // 2
 
     def facts(self, opened: Opened, corners: np.ndarray) -> np.ndarray:
-        """Returns (crops, 6) rows of `Variants.sizes`."""
+        """Returns (crops, 6) rows of `Variants.time_ids`."""
         width, height = opened.size
         return np.array([(height, width, *corner, self.height, self.width) for corner in corners], np.float32)
 

@@ -14,8 +14,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxbooth.base.model import Base
-from jaxbooth.base.text_encoder import Text, TokenIds
+from jaxbooth.base.model import BaseModel
+from jaxbooth.base.text_encoder import TextEmbeddings, TokenIds
 from jaxbooth.console.progress import Bar
 from jaxbooth.data.crops import Framing, Variants, framed
 from jaxbooth.data.images import Picture
@@ -31,13 +31,13 @@ class Encoded(NamedTuple):
 
     Attributes:
         mean, logvar: VAE moments (images, variants, h, w, c) float32, unscaled.
-        sizes: (images, variants, 6) float32, SDXL's size, crop and target numbers in pixels.
+        time_ids: (images, variants, 6) float32, SDXL's size, crop and target numbers in pixels.
         masks: (images, variants, h, w, 1) float32 in [0, 1], or None where everything counts.
     """
 
     mean: AnyArray
     logvar: AnyArray
-    sizes: AnyArray
+    time_ids: AnyArray
     masks: AnyArray | None
 
 
@@ -47,18 +47,18 @@ class Bank(NamedTuple):
     Attributes:
         images: the subjects' images, then the classes'.
         caption: (images,) int32 row of `text`.
-        text: `Text` of the distinct captions when the text side is frozen, else their token ids. With dropout, the
-            last one is the empty prompt.
+        text: `TextEmbeddings` of the distinct captions where the text encoders are frozen, else their token ids. With
+            dropout, the last one is the empty prompt.
         seed: (2,) uint32, see `key_data`; rows, noise and timesteps are drawn from it. An array, so that a run with
             another seed takes the same compiled program.
-        frozen_text: the frozen model's `Text` of the same captions, where the prior's target needs it.
+        frozen_text: the frozen model's `TextEmbeddings` of the same captions, where the prior's target needs it.
     """
 
     images: Encoded
     caption: AnyArray
-    text: Text | TokenIds
+    text: TextEmbeddings | TokenIds
     seed: AnyArray
-    frozen_text: Text | None = None
+    frozen_text: TextEmbeddings | None = None
 
 
 class Rows(NamedTuple):
@@ -94,7 +94,7 @@ class Encoder:
         batch: pictures that are encoded at once.
     """
 
-    def __init__(self, base: Base, params: Params, mesh: Mesh):
+    def __init__(self, base: BaseModel, params: Params, mesh: Mesh):
         self.params, self.mesh, self.batch = params, mesh, batch_shards(mesh)
 
         def encode(params: Params, pictures: Array) -> Moments:
@@ -114,7 +114,7 @@ class Encoder:
 
 
 def encode_pictures(
-    base: Base,
+    base: BaseModel,
     encode: Encoder,
     pictures: list[Picture],
     framing: Framing,
@@ -138,7 +138,7 @@ def encode_pictures(
             if not all(np.isfinite(part).all() for part in parts):
                 raise RunFailure(f"{picture.path}: the VAE encodes this picture to non-finite latents; remove it.")
         masks = np.stack([shrink_masks(each, base.vae_config.factor) for each in variants]) if masked else None
-        groups.append(Encoded(moments.mean, moments.logvar, np.stack([each.sizes for each in variants]), masks))
+        groups.append(Encoded(moments.mean, moments.logvar, np.stack([each.time_ids for each in variants]), masks))
         if bar:
             bar.advance(len(some))
     return concatenate(groups)
@@ -169,8 +169,11 @@ def gather_latents(images: Encoded, rows: Rows, noise: Array, scaling_factor: fl
 
 
 def gather_text(
-    text: Text | TokenIds, caption: Array, encode: Callable[[TokenIds], Text] | None, shards: int = 1
-) -> Text:
+    text: TextEmbeddings | TokenIds,
+    caption: Array,
+    encode: Callable[[TokenIds], TextEmbeddings] | None,
+    shards: int = 1,
+) -> TextEmbeddings:
     """Returns the text of (rows,) captions.
 
     Args:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from tyro.conf import Positional
 
 from jaxbooth.backend import enable_compilation_cache, warn_about_cpu_fallback
-from jaxbooth.base.sampling import Settings
+from jaxbooth.base.sampling import SamplingConfig
 from jaxbooth.config.limits import MAX_EVALUATED_IMAGES, GuidanceScale, PairedImageCount, SamplerSteps, Seed, Step
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import Section
@@ -88,7 +88,7 @@ class Evaluation:
     arguments: EvaluateArguments
     config: Config
     entries: list[Entry]
-    settings: Settings
+    settings: SamplingConfig
     mesh: Mesh
     out: Path
 
@@ -107,7 +107,7 @@ class Evaluation:
             "seed": self.arguments.seed,
             "resolution": self.settings.resolution,
         }
-        open_grid(folder, made | self.settings.facts())
+        open_grid(folder, made | self.settings.metadata())
         drawn = draw_missing(pipeline, self.entries, self.wanted, self.settings, self.arguments.seed, folder)
         say(f"{model.label}: {counted(drawn, 'image')} drawn, {len(self.wanted) - drawn} found in {folder}")
         return read_grid(folder, self.entries, self.wanted)
@@ -141,7 +141,7 @@ def entries_of(arguments: EvaluateArguments, config: Config) -> list[Entry]:
 def prepare(arguments: EvaluateArguments, config: Config, root: Path, mesh: Mesh) -> Evaluation:
     """Puts together what every model is asked for."""
     chosen = config.validation
-    settings = Settings(
+    settings = SamplingConfig(
         arguments.sampler or chosen.sampler,
         arguments.steps or chosen.steps,
         arguments.guidance_scale or chosen.guidance_scale,
@@ -219,7 +219,7 @@ def facts(evaluation: Evaluation, extractors: Extractors, scored: Sequence[tuple
     return {
         "format": FORMAT,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "settings": chosen | settings.facts() | {"resolution": settings.resolution},
+        "settings": chosen | settings.metadata() | {"resolution": settings.resolution},
         "extractors": extractors.facts(),
         "definitions": {name: DEFINITIONS[name].facts(extractors.dino is not None) for name in base},
         "models": models,

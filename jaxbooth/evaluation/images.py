@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from jaxbooth.base.model import Pipeline
-from jaxbooth.base.sampling import Painter, Settings
+from jaxbooth.base.sampling import ImageSampler, SamplingConfig
 from jaxbooth.console.progress import progress
 from jaxbooth.data.decoding import decode
 from jaxbooth.errors import UserError
@@ -61,21 +61,26 @@ def open_grid(folder: Path, made: dict[str, Any]) -> None:
 
 
 def draw_missing(
-    pipeline: Pipeline, entries: Sequence[Entry], wanted: Sequence[Place], settings: Settings, seed: int, folder: Path
+    pipeline: Pipeline,
+    entries: Sequence[Entry],
+    wanted: Sequence[Place],
+    settings: SamplingConfig,
+    seed: int,
+    folder: Path,
 ) -> int:
     """Draws the pictures that are not there yet, saving each batch; returns how many it drew."""
     missing = [place for place in wanted if not (folder / picture_name(place)).exists()]
     if not missing:
         return 0
     batch = min(BATCH * batch_shards(pipeline.mesh), len(wanted))
-    painter = Painter(pipeline.base, pipeline.mesh, settings, batch, quiet=True)
+    image_sampler = ImageSampler(pipeline.base, pipeline.mesh, settings, batch, quiet=True)
     prompts = [entries[prompt].prompt for prompt, _ in missing]
     done = 0
     with progress("draw", len(wanted), done=len(wanted) - len(missing)) as bar:
-        for drawn in painter.batches(pipeline.params, prompts, seed, [number for _, number in missing]):
+        for drawn in image_sampler.batches(pipeline.params, prompts, seed, [number for _, number in missing]):
             for place, pixels in zip(missing[done : done + len(drawn)], drawn, strict=True):
                 facts = {"prompt": entries[place[0]].prompt, "seed": seed, "index": place[1], "step": pipeline.step}
-                write_png(folder / picture_name(place), Image.fromarray(pixels), facts | settings.facts())
+                write_png(folder / picture_name(place), Image.fromarray(pixels), facts | settings.metadata())
             done += len(drawn)
             bar.advance(len(drawn))
     return done

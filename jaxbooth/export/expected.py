@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxbooth.base.model import Base
-from jaxbooth.base.text_encoder import NEW_TOKENS
+from jaxbooth.base.model import BaseModel
+from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
 from jaxbooth.export.export import without_embeddings
 from jaxbooth.export.upload import embedding_files
 from jaxbooth.models.lora import LORA_A, LORA_B, MAGNITUDE
@@ -62,9 +62,9 @@ class Weights(ComponentTensors):
         dtype: of the export; None keeps each tensor's own of the base model.
     """
 
-    def __init__(self, base: Base, component: str, trained: Params, dtype: np.dtype | None):
+    def __init__(self, base: BaseModel, component: str, trained: Params, dtype: np.dtype | None):
         super().__init__(base.folder / component, trained, dtype)
-        self.network, self.lora = base.network(component), base.lora
+        self.network, self.lora = base.module(component), base.lora
         self.names = parameter_names(self.network.shapes)
 
     def network_shape(self, name: str) -> tuple[int, ...]:
@@ -110,7 +110,7 @@ def add_adapter(kernel: np.ndarray, leaves: Mapping[str, np.ndarray], scale: flo
 
 
 def expected_weights(
-    base: Base, trained: Mapping[str, Params], format: ExportFormat, dtype: ExportDtype
+    base: BaseModel, trained: Mapping[str, Params], format: ExportFormat, dtype: ExportDtype
 ) -> dict[str, Weights]:
     """Returns component -> the weights of the model that readers of an export have, less what they add themselves.
 
@@ -123,7 +123,7 @@ def expected_weights(
 
 
 def expected_files(
-    base: Base, trained: Mapping[str, Params], out: Path, format: ExportFormat, dtype: ExportDtype
+    base: BaseModel, trained: Mapping[str, Params], out: Path, format: ExportFormat, dtype: ExportDtype
 ) -> Files:
     """Returns weight file -> its tensors, for all of an export but a LoRA.
 
@@ -165,7 +165,7 @@ def component_tensor(weights: Weights, stored: str) -> Expected:
     )
 
 
-def single_file(base: Base, weights: Mapping[str, Weights]) -> list[Expected]:
+def single_file(base: BaseModel, weights: Mapping[str, Weights]) -> list[Expected]:
     """Returns what a single file should hold: every name of its family."""
     tensors = {
         entry.name: entry_tensor(part, entry) for name, part in weights.items() for entry in layout(base.folder, name)
@@ -189,16 +189,16 @@ def entry_tensor(weights: Weights, entry: LdmTensor) -> Expected:
     )
 
 
-def embeddings(base: Base, trained: Mapping[str, Params], out: Path) -> Files:
+def embeddings(base: BaseModel, trained: Mapping[str, Params], out: Path) -> Files:
     """Returns what the files of learned embeddings should hold: (vectors, d) of one word each, for every encoder."""
     files, start = {}, 0
-    names = embedding_files([token.word for token in base.text.new_tokens])
-    for token in base.text.new_tokens:
+    names = embedding_files([token.text for token in base.text.placeholder_tokens])
+    for token in base.text.placeholder_tokens:
         rows = slice(start, start := start + len(token.entries))
-        files[out / names[token.word]] = [
-            embedding(SDXL_KEYS[name] if base.text.is_xl else token.word, params[NEW_TOKENS], rows)
+        files[out / names[token.text]] = [
+            embedding(SDXL_KEYS[name] if base.text.is_xl else token.text, params[PLACEHOLDER_EMBEDDING], rows)
             for name, params in trained.items()
-            if NEW_TOKENS in params
+            if PLACEHOLDER_EMBEDDING in params
         ]
     return files
 

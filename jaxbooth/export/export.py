@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxbooth.base.model import Base, load_params
-from jaxbooth.base.text_encoder import NEW_TOKENS
+from jaxbooth.base.model import BaseModel, load_params
+from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
 from jaxbooth.config.run_config import Config
 from jaxbooth.errors import UserError
 from jaxbooth.models.lora import LORA_A, lora_layers, merge_on_devices
@@ -27,12 +27,12 @@ def default_format(config: Config) -> ExportFormat:
     """Returns the smallest format that holds all of what a run trained."""
     if config.lora.rank:
         return "lora"
-    return "embeddings" if config.text.token_phase == "alone" and config.text.new_tokens else "diffusers"
+    return "embeddings" if config.text.token_phase == "alone" and config.text.placeholder_tokens else "diffusers"
 
 
 def export_result(
     config: Config,
-    base: Base,
+    base: BaseModel,
     trained: dict[str, Params],
     mesh: Mesh,
     out: Path,
@@ -58,8 +58,10 @@ def export_result(
         raise UserError(f"--out {out} names a file; name a folder, the file in it is named after it.")
     if format == "lora" and not config.lora.rank:
         raise UserError("--format lora needs a run with --lora.rank; this one trained whole components, use diffusers.")
-    if format == "embeddings" and not config.text.new_tokens:
-        raise UserError("--format embeddings needs a run with --text.new-tokens; this one learned no new word.")
+    if format == "embeddings" and not config.text.placeholder_tokens:
+        raise UserError(
+            "--format embeddings needs a run with --text.placeholder-tokens; this one learned no placeholder token."
+        )
     with new_folder(out) as folder:
         if format == "diffusers":
             write_folder(base.folder, full_params(base, trained, mesh), folder, dtype, config_overrides(base))
@@ -68,18 +70,18 @@ def export_result(
             write_single_file(base.folder, full, folder / f"{out.name}.safetensors", DTYPES[dtype], notes)
         if format == "lora":
             write_lora(base, trained, folder, out.name, DTYPES[dtype], notes)
-        if config.text.new_tokens:
+        if config.text.placeholder_tokens:
             write_learned_embeddings(base, trained, folder)
     return out / f"{out.name}.safetensors" if format == "single-file" else out
 
 
-def config_overrides(base: Base) -> dict[str, dict[str, int]]:
+def config_overrides(base: BaseModel) -> dict[str, dict[str, int]]:
     """Returns component -> the keys of its `config.json` that readers of an export need to have another value."""
-    end = base.text.end_token_to_set
-    return {} if end is None else {base.text.towers[-1].name: {"eos_token_id": end}}
+    end = base.text.eos_token_id_to_set
+    return {} if end is None else {base.text.encoders[-1].name: {"eos_token_id": end}}
 
 
-def full_params(base: Base, trained: dict[str, Params], mesh: Mesh) -> dict[str, Params]:
+def full_params(base: BaseModel, trained: dict[str, Params], mesh: Mesh) -> dict[str, Params]:
     """Returns component -> its whole parameters, of the components that training changed; adapters are merged."""
     changed = {name: without_embeddings(params) for name, params in trained.items()}
     changed = {name: params for name, params in changed.items() if params}
@@ -89,11 +91,16 @@ def full_params(base: Base, trained: dict[str, Params], mesh: Mesh) -> dict[str,
 
 def without_embeddings(params: Params) -> Params:
     """Returns the parameters without learned embeddings, which are files of their own."""
-    return {name: value for name, value in params.items() if name != NEW_TOKENS}
+    return {name: value for name, value in params.items() if name != PLACEHOLDER_EMBEDDING}
 
 
 def write_lora(
-    base: Base, trained: dict[str, Params], folder: Path, stem: str, dtype: np.dtype | None, notes: Mapping[str, str]
+    base: BaseModel,
+    trained: dict[str, Params],
+    folder: Path,
+    stem: str,
+    dtype: np.dtype | None,
+    notes: Mapping[str, str],
 ) -> None:
     """Writes the adapters twice: for diffusers, and for the web UIs, ComfyUI and kohya's tools."""
     assert base.lora is not None
@@ -107,12 +114,14 @@ def write_lora(
     write_kohya(folder / f"{stem}_kohya.safetensors", lora, base.unet_config, notes, dtype=dtype)
 
 
-def write_learned_embeddings(base: Base, trained: dict[str, Params], folder: Path) -> None:
+def write_learned_embeddings(base: BaseModel, trained: dict[str, Params], folder: Path) -> None:
     """Writes learned embeddings, a file for each word."""
-    learned = {name: params[NEW_TOKENS] for name, params in trained.items() if NEW_TOKENS in params}
-    ends = np.cumsum([len(token.entries) for token in base.text.new_tokens])[:-1]
+    learned = {
+        name: params[PLACEHOLDER_EMBEDDING] for name, params in trained.items() if PLACEHOLDER_EMBEDDING in params
+    }
+    ends = np.cumsum([len(token.entries) for token in base.text.placeholder_tokens])[:-1]
     rows = {name: np.split(np.asarray(jax.device_get(table), np.float32), ends) for name, table in learned.items()}
-    words = [token.word for token in base.text.new_tokens]
+    words = [token.text for token in base.text.placeholder_tokens]
     write_embeddings(folder, {word: {name: rows[name][index] for name in rows} for index, word in enumerate(words)})
 
 

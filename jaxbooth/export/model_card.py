@@ -4,7 +4,7 @@ import importlib.metadata
 from pathlib import Path
 from typing import Any
 
-from jaxbooth.base.model import Base
+from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
 from jaxbooth.data.class_images import open_class_sets
 from jaxbooth.errors import UserError
@@ -21,7 +21,7 @@ SAMPLES_FILE = "samples.png"
 def run_model_card(
     run: RunFolder,
     config: Config,
-    base: Base,
+    base: BaseModel,
     repo: str,
     format: ExportFormat,
     dtype: ExportDtype,
@@ -54,9 +54,9 @@ def run_model_card(
         license=license,
         image=SAMPLES_FILE if grid else None,
         weights=weights.get(format),
-        embeddings=embedding_files(config.text.new_tokens),
+        embeddings=embedding_files(config.text.placeholder_tokens),
         notes=tuple(reader_notes(config, base, format, dtype)),
-        end_token_line=end_token_line(base) if base.text.end_token_to_set is not None else None,
+        end_token_line=end_token_line(base) if base.text.eos_token_id_to_set is not None else None,
     )
     return model_card(card)
 
@@ -72,7 +72,7 @@ def class_prompts(config: Config) -> tuple[str, ...]:
     return tuple(dict.fromkeys(subject.class_prompt for subject in config.subjects if subject.class_prompt))
 
 
-def settings(config: Config, base: Base, step: int) -> dict[str, Any]:
+def settings(config: Config, base: BaseModel, step: int) -> dict[str, Any]:
     """Returns what a reader wants to know of the training, name -> value; None is left out."""
     train, lora, text, loss = config.train, config.lora, config.text, config.loss
     extras = [name for name, used in (("rsLoRA", lora.rslora), ("DoRA", lora.dora)) if used]
@@ -82,14 +82,14 @@ def settings(config: Config, base: Base, step: int) -> dict[str, Any]:
         "optimizer": train.optimizer,
         "learning rate": peak_rate(config) if text.token_phase != "alone" else None,
         "learning rate of the text encoder": peak_rate(config, "text") if train.text_encoder else None,
-        "learning rate of new words": peak_rate(config, "tokens") if text.new_tokens else None,
+        "learning rate of placeholder tokens": peak_rate(config, "tokens") if text.placeholder_tokens else None,
         "resolution": config.resolution,
         "LoRA": f"rank {lora.rank}, alpha {lora.alpha or lora.rank:g}" if lora.rank else None,
         "LoRA targets": config.lora_targets if lora.rank else None,
         "LoRA variant": ", ".join(extras) or None,
         "text encoder": "trained" if train.text_encoder else "frozen",
-        "new words": ", ".join(text.new_tokens) or None,
-        "vectors for each new word": text.vectors_per_token if text.new_tokens else None,
+        "placeholder tokens": ", ".join(text.placeholder_tokens) or None,
+        "vectors for each placeholder token": text.vectors_per_token if text.placeholder_tokens else None,
         "clip skip": text.clip_skip or None,
         "prior weight": train.prior_weight,
         "prior target": "the base model's prediction" if loss.prior_target == "frozen" else None,
@@ -103,7 +103,7 @@ def settings(config: Config, base: Base, step: int) -> dict[str, Any]:
     }
 
 
-def prior_settings(config: Config, base: Base) -> dict[str, Any]:
+def prior_settings(config: Config, base: BaseModel) -> dict[str, Any]:
     """Returns what the class pictures are, name -> value: how many the model drew, and how, and how many it did not."""
     asked = config.prior
     try:

@@ -36,9 +36,9 @@ class CardContent:
         license: a Hub licence identifier; None where it is not known.
         image: file name of the sample grid in the pushed folder.
         weights: the weight file of a single file or of a LoRA for diffusers.
-        embeddings: learned word -> its file, which holds word -> vectors, and for SDXL `clip_l` and `clip_g`.
+        embeddings: placeholder token -> its file, which holds word -> vectors, and for SDXL `clip_l` and `clip_g`.
         notes: what readers must be told or not be given, in sentences.
-        end_token_line: Python that a pipeline needs before it draws with learned words; a folder needs none.
+        end_token_line: Python that a pipeline needs before it draws with placeholder tokens; a folder needs none.
     """
 
     repo: str
@@ -176,7 +176,7 @@ def prompts(card: CardContent) -> str:
     """Returns the prompts as a list."""
     lines = [f"- subject: {quoted(prompt)}" for prompt in card.instance_prompts]
     lines += [f"- class: {quoted(prompt)}" for prompt in card.class_prompts]
-    lines += [f"- new word: {quoted(token)}" for token in card.embeddings]
+    lines += [f"- placeholder token: {quoted(token)}" for token in card.embeddings]
     return "\n".join(lines)
 
 
@@ -224,7 +224,7 @@ def snippet(card: CardContent) -> str:
 
 
 def words(card: CardContent) -> list[str]:
-    """Returns the lines of Python that give learned words to a pipeline."""
+    """Returns the lines of Python that give placeholder tokens to a pipeline."""
     if not card.is_xl:
         return [f"pipe.load_textual_inversion({card.repo!r}, weight_name={file!r}, token={word!r})"
                 for word, file in card.embeddings.items()]  # fmt: skip
@@ -240,7 +240,7 @@ def words(card: CardContent) -> list[str]:
 
 
 def embedding_files(words: Sequence[str]) -> dict[str, str]:
-    """Returns learned word -> name of its file: readers take one word from a file."""
+    """Returns placeholder token -> name of its file: readers take one word from a file."""
     if len(words) == 1:
         return {words[0]: EMBEDDINGS_FILE}
     stems = [short_name("".join(filter(str.isalnum, word))) for word in words]

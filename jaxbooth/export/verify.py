@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from safetensors import SafetensorError
 
-from jaxbooth.base.model import Base
+from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
 from jaxbooth.console.progress import progress
 from jaxbooth.errors import RunFailure, UserError
@@ -58,7 +58,7 @@ class Findings:
 
 def verify_export(
     config: Config,
-    base: Base,
+    base: BaseModel,
     trained: dict[str, Params],
     mesh: Mesh,
     out: Path,
@@ -69,7 +69,7 @@ def verify_export(
     """Reads what `export_result` wrote with the same arguments, and returns what was found, in sentences.
 
     Args:
-        base: with the run's adapters and new words.
+        base: with the run's adapters and placeholder tokens.
         trained: component -> trained parameters.
         out: the export's folder.
         with_torch: also open the export in PyTorch and compare a denoising step.
@@ -95,20 +95,20 @@ def verify_export(
     return done
 
 
-def check_end_token(base: Base, out: Path, format: ExportFormat) -> list[str]:
+def check_end_token(base: BaseModel, out: Path, format: ExportFormat) -> list[str]:
     """Makes sure that a folder names the end token where new tokens would be taken for it.
 
     Raises:
         RunFailure: it does not.
     """
-    end, name = base.text.end_token_to_set, base.text_encoders[-1]
+    end, name = base.text.eos_token_id_to_set, base.text_encoder_names[-1]
     if format != "diffusers" or end is None:
         return []
     named = read_json(out / name / "config.json").get("eos_token_id")
     if named != end:
         raise RunFailure(
             f"{out / name / 'config.json'}: eos_token_id is {named} and should be {end}, or PyTorch reads the pooled "
-            "text at a new word. Remove this export and export again."
+            "text at a placeholder token. Remove this export and export again."
         )
     return [f"its {name} names the end token {end}"]
 
@@ -155,13 +155,13 @@ def spacing(size: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return size * float(facts.eps) + float(facts.smallest_subnormal)
 
 
-def check_lora(base: Base, trained: Mapping[str, Params], out: Path, dtype: np.dtype, findings: Findings) -> None:
+def check_lora(base: BaseModel, trained: Mapping[str, Params], out: Path, dtype: np.dtype, findings: Findings) -> None:
     """Reads both files of a LoRA and compares their adapters with the trained ones.
 
     Raises:
         UserError: a file is missing, or is no LoRA for this base model.
     """
-    networks = {name: base.network(name) for name in ("unet", *base.text_encoders)}
+    networks = {name: base.module(name) for name in ("unet", *base.text_encoder_names)}
     adapters = {
         f"{component}.{name}": value
         for component, params in trained.items()
@@ -181,7 +181,7 @@ def check_lora(base: Base, trained: Mapping[str, Params], out: Path, dtype: np.d
             findings.add(f"{path.name}: {name}", 0.0, "should not be there")
 
 
-def expected_adapter(base: Base, name: str, trained: Any, lora: LoraWeights, dtype: np.dtype) -> Expected:
+def expected_adapter(base: BaseModel, name: str, trained: Any, lora: LoraWeights, dtype: np.dtype) -> Expected:
     """Returns an adapter's matrix as a file should hold it: what the file's alpha does not say is in its B."""
     assert base.lora is not None
     value, factor = np.asarray(trained), 1.0

@@ -13,9 +13,9 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxbooth.base.model import Base
-from jaxbooth.base.text_encoder import NEW_TOKENS
-from jaxbooth.base.trainable import AnyArrays, on_mesh, prepare_base, start_from
+from jaxbooth.base.model import BaseModel
+from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
+from jaxbooth.base.trainable import AnyArrays, add_trainable, load_lora_init, shard_params
 from jaxbooth.config.run_config import Config
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.export.expected import expected_weights
@@ -49,7 +49,7 @@ def check_torch(format: ExportFormat) -> None:
 
 def compare_with_torch(
     config: Config,
-    base: Base,
+    base: BaseModel,
     trained: dict[str, Params],
     mesh: Mesh,
     out: Path,
@@ -63,13 +63,13 @@ def compare_with_torch(
         RunFailure: diffusers does not open the export, or computes something else.
     """
     check_torch(format)
-    plain = Base.read(base.folder, "float32", config.text.clip_skip)
-    exact = prepare_base(plain, config)
+    plain = BaseModel.read(base.folder, "float32", config.text.clip_skip)
+    exact = add_trainable(plain, config)
     height, width, channels = exact.latent_shape(*(LATENTS * exact.resolution_multiple,) * 2)
     latents = np.random.default_rng(0).normal(size=(1, height, width, channels)).astype(np.float32)
     timestep = len(exact.schedule.alphas_cumprod) // 2
     prompt = prompt_of(config)
-    params = on_mesh(written_params(config, exact, trained, out, format, dtype), mesh)
+    params = shard_params(written_params(config, exact, trained, out, format, dtype), mesh)
     own = [np.asarray(part) for part in own_step(exact, params, prompt, latents, timestep)]
     del params
     try:
@@ -87,9 +87,9 @@ def compare_with_torch(
 
 
 def prompt_of(config: Config) -> str:
-    """Returns a prompt of the run with all its new words."""
+    """Returns a prompt of the run with all its placeholder tokens."""
     prompt = config.subjects[0].instance_prompt
-    return " ".join([prompt, *(word for word in config.text.new_tokens if word not in prompt)])
+    return " ".join([prompt, *(word for word in config.text.placeholder_tokens if word not in prompt)])
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:
@@ -100,23 +100,27 @@ def difference(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def written_params(
-    config: Config, exact: Base, trained: dict[str, Params], out: Path, format: ExportFormat, dtype: ExportDtype
+    config: Config, exact: BaseModel, trained: dict[str, Params], out: Path, format: ExportFormat, dtype: ExportDtype
 ) -> dict[str, dict[str, Any]]:
     """Returns component -> parameters, rounded as they were written; adapters of a LoRA stay beside their kernels."""
     weights = expected_weights(exact, trained, format, dtype)
     whole = {name: {own: part.read_back(key) for key, own in part.names.items()}
              for name, part in weights.items() if name != "vae"}  # fmt: skip
-    words = {name: {NEW_TOKENS: params[NEW_TOKENS]} for name, params in trained.items() if NEW_TOKENS in params}
+    words = {
+        name: {PLACEHOLDER_EMBEDDING: params[PLACEHOLDER_EMBEDDING]}
+        for name, params in trained.items()
+        if PLACEHOLDER_EMBEDDING in params
+    }
     if format != "lora":
         return join(whole, words)
-    networks = {name: exact.network(name) for name in whole}
+    networks = {name: exact.module(name) for name in whole}
     lora = read_lora(out / PEFT_FILE, networks, exact.unet_config)
     adapters: dict[str, AnyArrays] = {name: {**without_embeddings(params)} for name, params in trained.items()}
-    return join(whole, start_from(adapters, lora, exact, config), words)
+    return join(whole, load_lora_init(adapters, lora, exact, config), words)
 
 
 def own_step(
-    exact: Base, params: dict[str, Params], prompt: str, latents: np.ndarray, timestep: int
+    exact: BaseModel, params: dict[str, Params], prompt: str, latents: np.ndarray, timestep: int
 ) -> tuple[Array, Array]:
     """Returns jaxbooth's features of a prompt (1, s, d) and its UNet's output (1, h, w, c)."""
     size = jnp.array([time_ids_of(exact, latents)], jnp.float32)
@@ -125,26 +129,26 @@ def own_step(
     def run(params: dict[str, Params], latents: Array) -> tuple[Array, Array]:
         with full_precision():
             text = exact.text.encode(params, exact.text.tokenize([prompt]))
-            context, added = exact.conditions(text, size)
+            context, added = exact.denoiser_conditioning(text, size)
             model = exact.unet.bind(params["unet"])
-            return text.context, model(latents, jnp.full(1, timestep), context, added)
+            return text.prompt_embeds, model(latents, jnp.full(1, timestep), context, added)
 
     return run(params, jnp.asarray(latents))
 
 
-def time_ids_of(exact: Base, latents: np.ndarray) -> list[int]:
+def time_ids_of(exact: BaseModel, latents: np.ndarray) -> list[int]:
     """Returns SDXL's six numbers for a whole picture: its size, no crop, its size."""
     height, width = (side * exact.vae_config.factor for side in latents.shape[1:3])
     return [height, width, 0, 0, height, width]
 
 
 def torch_step(
-    pipe: Any, exact: Base, prompt: str, latents: np.ndarray, timestep: int
+    pipe: Any, exact: BaseModel, prompt: str, latents: np.ndarray, timestep: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the same two as `own_step`, of a diffusers pipeline."""
     import torch
 
-    for tower in filter(None, (getattr(pipe, name, None) for name in exact.text_encoders)):
+    for tower in filter(None, (getattr(pipe, name, None) for name in exact.text_encoder_names)):
         # diffusers 0.42's `clip_skip` asks for the inner module that transformers 5 took away.
         object.__setattr__(tower, "text_model", getattr(tower, "text_model", tower))
     with torch.no_grad():
@@ -160,8 +164,8 @@ def torch_step(
 
 
 @contextmanager
-def torch_pipeline(exact: Base, out: Path, format: ExportFormat) -> Generator[Any]:
-    """Opens an export in float32 on the CPU, as its users do; a LoRA and new words on top of the base model."""
+def torch_pipeline(exact: BaseModel, out: Path, format: ExportFormat) -> Generator[Any]:
+    """Opens an export in float32 on the CPU, as its users do: a LoRA and embeddings on top of the base model."""
     import diffusers
     import torch
 
@@ -180,8 +184,8 @@ def torch_pipeline(exact: Base, out: Path, format: ExportFormat) -> Generator[An
         if format == "lora":
             pipe.load_lora_weights(out, weight_name=PEFT_FILE)
         load_words(pipe, exact, out)
-        if format != "diffusers" and exact.text.end_token_to_set is not None:  # as the export's notes say
-            getattr(pipe, exact.text_encoders[-1]).text_model.eos_token_id = exact.text.end_token_to_set
+        if format != "diffusers" and exact.text.eos_token_id_to_set is not None:  # as the export's notes say
+            getattr(pipe, exact.text_encoder_names[-1]).text_model.eos_token_id = exact.text.eos_token_id_to_set
         yield pipe
 
 
@@ -204,7 +208,7 @@ def quiet() -> Generator[None]:
             library.enable_progress_bar()
 
 
-def base_folder(exact: Base, folder: Path, with_weights: bool = True) -> Path:
+def base_folder(exact: BaseModel, folder: Path, with_weights: bool = True) -> Path:
     """Fills `folder` with the base model as diffusers wants it: plain file names, and no part that is missing.
 
     Args:
@@ -222,11 +226,11 @@ def base_folder(exact: Base, folder: Path, with_weights: bool = True) -> Path:
     return folder
 
 
-def load_words(pipe: Any, exact: Base, out: Path) -> None:
+def load_words(pipe: Any, exact: BaseModel, out: Path) -> None:
     """Adds the learned embeddings to a pipeline."""
     import torch
 
-    for word, file in embedding_files([token.word for token in exact.text.new_tokens]).items():
+    for word, file in embedding_files([token.text for token in exact.text.placeholder_tokens]).items():
         if not exact.text.is_xl:
             pipe.load_textual_inversion(out, weight_name=file, token=word)
             continue

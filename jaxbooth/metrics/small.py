@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxbooth.base.sampling import Painter
+from jaxbooth.base.sampling import ImageSampler
 from jaxbooth.config.run_config import Config
 from jaxbooth.evaluation.images import places
 from jaxbooth.metrics.bootstrap import estimate
@@ -27,7 +27,9 @@ def few_entries(config: Config) -> list[Entry]:
     return entries + class_entries(config.subjects)
 
 
-def small_evaluation(config: Config, mesh: Mesh, painter: Painter, shown: Sequence[Sequence[np.ndarray]]) -> Assess:
+def small_evaluation(
+    config: Config, mesh: Mesh, image_sampler: ImageSampler, shown: Sequence[Sequence[np.ndarray]]
+) -> Assess:
     """Opens the extractors, and returns what draws and measures.
 
     Args:
@@ -42,7 +44,7 @@ def small_evaluation(config: Config, mesh: Mesh, painter: Painter, shown: Sequen
 
     def assess(params: dict[str, Params]) -> dict[str, float]:
         prompts = [entries[prompt].prompt for prompt, _ in wanted]
-        drawn = painter(params, prompts, config.seed, [number for _, number in wanted])
+        drawn = image_sampler.generate(params, prompts, config.seed, [number for _, number in wanted])
         scores = measure(by_entry(list(drawn), [prompt for prompt, _ in wanted], len(entries)))
         return {f"eval/{name}": estimate(each).mean for name, each in scores.items()}
 

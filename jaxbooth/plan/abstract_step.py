@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
-from jaxbooth.base.model import Base
-from jaxbooth.base.text_encoder import Text, TokenIds
-from jaxbooth.base.trainable import prepare_base, trained_shapes, whole_components, without_gradient
+from jaxbooth.base.model import BaseModel
+from jaxbooth.base.text_encoder import TextEmbeddings, TokenIds
+from jaxbooth.base.trainable import add_trainable, fully_trained, trained_shapes, unused_parameters
 from jaxbooth.config.run_config import Config
 from jaxbooth.data.latents import Bank, Encoded
 from jaxbooth.params import Params
@@ -53,8 +53,8 @@ class AbstractStep(NamedTuple):
     bank: Bank
 
 
-def plan_base(config: Config, platform: str | None = None) -> tuple[Config, Base]:
-    """Reads the structure of a configuration's model, with its adapters and new words, and fills in the resolution.
+def plan_base(config: Config, platform: str | None = None) -> tuple[Config, BaseModel]:
+    """Reads a configuration's model, with its adapters and placeholder tokens, and fills in the resolution.
 
     SD 1.5, 2.1 and XL are known without network or files; a local folder needs no weights.
 
@@ -69,8 +69,8 @@ def plan_base(config: Config, platform: str | None = None) -> tuple[Config, Base
         dtype = "float32" if platform == "cpu" else "bfloat16"
         config = config.model_copy(update={"train": config.train.model_copy(update={"dtype": dtype})})
 
-    def read(folder: Path) -> Base:
-        return prepare_base(Base.read(folder, config.train.dtype, text.clip_skip, text.chunks), config)
+    def read(folder: Path) -> BaseModel:
+        return add_trainable(BaseModel.read(folder, config.train.dtype, text.clip_skip, text.chunks), config)
 
     folder = local_path(config.model)
     if config.model in PUBLISHED and not folder.exists():
@@ -92,22 +92,22 @@ def described_mesh(config: Config, topology: Topology) -> AbstractMesh:
     return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def abstract_step(config: Config, base: Base, mesh: AnyMesh) -> AbstractStep:
+def abstract_step(config: Config, base: BaseModel, mesh: AnyMesh) -> AbstractStep:
     """Describes the real train step on a mesh; the devices of the mesh may be described ones too.
 
     Args:
         config: with its resolution.
-        base: with the run's adapters and new words.
+        base: with the run's adapters and placeholder tokens.
     """
     trained = trained_shapes(base, config)
-    whole, needed = whole_components(base, trained), needed_components(config, base)
+    whole, needed = fully_trained(base, trained), needed_components(config, base)
     place = param_shardings(mesh)
 
     def described(name: str) -> Params:
         dtype = jnp.float32 if name == "vae" else base.dtype
         shapes: Any = {
             leaf: jax.ShapeDtypeStruct(shape.shape, dtype, sharding=place(leaf, shape.shape))
-            for leaf, shape in base.network(name).shapes.items()
+            for leaf, shape in base.module(name).shapes.items()
         }
         return shapes
 
@@ -119,13 +119,13 @@ def abstract_step(config: Config, base: Base, mesh: AnyMesh) -> AbstractStep:
     streams = streams_of(config)
     task = make_task(base, config, streams, mesh)
     state = state_of(config, base, mesh)
-    tx = make_optimizer(config, without_gradient(base, trained))
+    tx = make_optimizer(config, unused_parameters(base, trained))
     return AbstractStep(task, tx, state, step_reads, resident, bank_of(config, base, streams, mesh))
 
 
-def needed_components(config: Config, base: Base) -> set[str]:
+def needed_components(config: Config, base: BaseModel) -> set[str]:
     """Returns the components whose parameters the step reads."""
-    return {"unet", *(base.text_encoders if config.trains_text else ())}
+    return {"unet", *(base.text_encoder_names if config.trains_text else ())}
 
 
 def streams_of(config: Config) -> Streams:
@@ -135,7 +135,7 @@ def streams_of(config: Config) -> Streams:
     return make_streams([PICTURES] * subjects, classes, list(range(subjects)), [1.0] * subjects)
 
 
-def bank_of(config: Config, base: Base, streams: Streams, mesh: AnyMesh) -> Bank:
+def bank_of(config: Config, base: BaseModel, streams: Streams, mesh: AnyMesh) -> Bank:
     """Describes the bank of `streams`: square pictures, one caption for each subject and each class."""
     everywhere, data = replicated(mesh), config.data
 
@@ -147,10 +147,10 @@ def bank_of(config: Config, base: Base, streams: Streams, mesh: AnyMesh) -> Bank
     latents = (pictures, variants, *base.latent_shape(config.resolution, config.resolution))
     masks = leaf(*latents[:-1], 1) if data.masks else None
     captions = len(streams.instances) + len(streams.classes) + (config.text.dropout > 0)
-    tower, chunks = base.text.towers[-1], config.text.chunks
+    tower, chunks = base.text.encoders[-1], config.text.chunks
     pooled = leaf(captions, tower.config.projection_dim) if base.text.is_xl else None
-    text = Text(leaf(captions, chunks * tower.length, base.text.width), pooled)
-    ids: TokenIds = {t.name: leaf(captions, chunks, t.length, dtype=jnp.int32) for t in base.text.towers}
+    text = TextEmbeddings(leaf(captions, chunks * tower.max_length, base.text.width), pooled)
+    ids: TokenIds = {t.name: leaf(captions, chunks, t.max_length, dtype=jnp.int32) for t in base.text.encoders}
     keeps_text = config.trains_text and config.loss.prior_target == "frozen" and config.prior_rows
     return Bank(
         Encoded(leaf(*latents), leaf(*latents), leaf(*latents[:2], 6), masks),

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from jaxbooth.base.model import Base
-from jaxbooth.base.trainable import lora_settings
+from jaxbooth.base.model import BaseModel
+from jaxbooth.base.trainable import run_lora_spec
 from jaxbooth.config.rules import check_rows, check_training, idle_options
 from jaxbooth.config.run_config import Config, flag
 from jaxbooth.errors import UserError
@@ -18,7 +18,7 @@ MOST = 2  # proposals: the cheapest, and another to choose from
 Changes = dict[str, Any]  # dotted key -> value
 
 
-def cheapest_fit(config: Config, base: Base, topology: Topology, estimated: Estimate) -> list[str]:
+def cheapest_fit(config: Config, base: BaseModel, topology: Topology, estimated: Estimate) -> list[str]:
     """Returns the flags of up to two changes that make a step fit by its estimate; the cheaper first.
 
     Accumulation costs little and leaves the result as it is; remat costs a third more time; FSDP costs traffic between
@@ -41,7 +41,7 @@ def cheapest_fit(config: Config, base: Base, topology: Topology, estimated: Esti
     return [sentence(changes) for changes in found]
 
 
-def fits(config: Config, base: Base, topology: Topology) -> bool:
+def fits(config: Config, base: BaseModel, topology: Topology) -> bool:
     """Whether a step fits; traced only where what is always held leaves room."""
     step = abstract_step(config, base, described_mesh(config, topology))
     limit = topology.chip.memory
@@ -80,9 +80,9 @@ def with_changes(config: Config, changes: Changes) -> Config:
     return config
 
 
-def with_lora(base: Base, config: Config) -> Base:
+def with_lora(base: BaseModel, config: Config) -> BaseModel:
     """Gives a base the adapters of a configuration, if it has some and the base has not."""
-    lora = lora_settings(config)
+    lora = run_lora_spec(config)
     return base.with_lora(lora) if lora and base.lora is None else base
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jax.sharding import AbstractMesh
 
-from jaxbooth.base.model import Base
+from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
 from jaxbooth.models.attention_kernels import TPUS_WITHOUT_SPLASH
 from jaxbooth.plan.abstract_step import AbstractStep, abstract_step, described_mesh
@@ -129,17 +129,17 @@ class Estimate:
         return low
 
 
-def largest_batch(config: Config, base: Base, topology: Topology) -> int | None:
+def largest_batch(config: Config, base: BaseModel, topology: Topology) -> int | None:
     """Estimates the most instance rows for each device; see `Estimate.largest_batch`."""
     return estimate(config, base, topology).largest_batch()
 
 
-def estimate(config: Config, base: Base, topology: Topology) -> Estimate:
+def estimate(config: Config, base: BaseModel, topology: Topology) -> Estimate:
     """Traces a device's share of a step and walks through it.
 
     Args:
         config: with its resolution.
-        base: with the run's adapters and new words, and the topology's compute dtype; see `plan_base`.
+        base: with the run's adapters and placeholder tokens, and the topology's compute dtype; see `plan_base`.
 
     Raises:
         UserError: the mesh does not make the topology's devices.

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbooth.backend import enable_compilation_cache
-from jaxbooth.base.model import Base
+from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
 from jaxbooth.console.progress import progress
 from jaxbooth.plan.abstract_step import abstract_step
@@ -40,7 +40,7 @@ def reason_not_to_measure(estimated: Estimate, topology: Topology, compiles: boo
     return None
 
 
-def measure_step(config: Config, base: Base, topology: Topology) -> float:
+def measure_step(config: Config, base: BaseModel, topology: Topology) -> float:
     """Compiles the train step for this machine and returns the median seconds of STEPS steps.
 
     Args:

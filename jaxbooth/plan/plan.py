@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from jaxbooth.base.model import Base
+from jaxbooth.base.model import BaseModel
 from jaxbooth.base.sampling import check_resolution
 from jaxbooth.base.trainable import check_rank
 from jaxbooth.config.rules import check_rows, idle_options
@@ -111,7 +111,7 @@ def scaled(estimated: Estimate, compiled: Compiled) -> Estimate:
     return replace(estimated, topology=replace(estimated.topology, chip=estimated.topology.chip._replace(memory=room)))
 
 
-def advice(config: Config, base: Base, estimated: Estimate) -> Iterator[str]:
+def advice(config: Config, base: BaseModel, estimated: Estimate) -> Iterator[str]:
     """Yields what would help, in sentences."""
     yield from cheapest_fit(config, base, estimated.topology, estimated)
     rows, parts = config.train.batch_size + config.prior_rows, config.train.accumulation

@@ -7,7 +7,7 @@ import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all
 from jax.sharding import Mesh
 
-from jaxbooth.base.model import Base
+from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
 from jaxbooth.console.messages import say
 from jaxbooth.errors import UserError
@@ -21,12 +21,12 @@ from jaxbooth.plan.topology import Topology, device_memory, sized
 MEMINFO = Path("/proc/meminfo")
 
 
-def check_memory(config: Config, base: Base, mesh: Mesh) -> Config:
+def check_memory(config: Config, base: BaseModel, mesh: Mesh) -> Config:
     """Estimates a run's step on the devices that it will use, and settles what the backward pass computes again.
 
     Args:
         config: with its resolution.
-        base: with the run's adapters and new words.
+        base: with the run's adapters and placeholder tokens.
 
     Returns:
         The run with a named `--train.remat`, the same on all processes.
@@ -48,7 +48,7 @@ def check_memory(config: Config, base: Base, mesh: Mesh) -> Config:
     return config.model_copy(update={"train": config.train.model_copy(update={"remat": policy})})
 
 
-def too_large(config: Config, base: Base, estimated: Estimate) -> UserError:
+def too_large(config: Config, base: BaseModel, estimated: Estimate) -> UserError:
     """Returns the error of a step that does not fit."""
     topology, needed = estimated.topology, estimated.at().hbm_bytes
     limit = topology.chip.memory or 0

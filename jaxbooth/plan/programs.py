@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxbooth.base.model import Base
-from jaxbooth.base.sampling import Painter, Settings
+from jaxbooth.base.model import BaseModel
+from jaxbooth.base.sampling import ImageSampler, SamplingConfig
 from jaxbooth.config.run_config import Config
 from jaxbooth.params import Params, join
 from jaxbooth.plan.abstract_step import AbstractStep
@@ -25,16 +25,16 @@ def trace_train(config: Config, step: AbstractStep) -> Any:
     return dispatch.trace(step.state, step.frozen, step.bank, count, count)
 
 
-def trace_sampling(config: Config, base: Base, params: dict[str, Params], mesh: Mesh) -> Any:
+def trace_sampling(config: Config, base: BaseModel, params: dict[str, Params], mesh: Mesh) -> Any:
     """Traces the drawing of one batch of a sample grid, from noise to pixels.
 
     Args:
         params: see `sampled_params`.
     """
     chosen = config.validation
-    settings = Settings(chosen.sampler, chosen.steps, chosen.guidance_scale, config.resolution)
-    painter = Painter(base, mesh, settings, grid_batch(config))
-    rows, everywhere = painter.batch, replicated(mesh)
+    settings = SamplingConfig(chosen.sampler, chosen.steps, chosen.guidance_scale, config.resolution)
+    image_sampler = ImageSampler(base, mesh, settings, grid_batch(config))
+    rows, everywhere = image_sampler.batch, replicated(mesh)
 
     def describe(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), tree)
@@ -43,8 +43,8 @@ def trace_sampling(config: Config, base: Base, params: dict[str, Params], mesh: 
     captions, indices = (
         jax.ShapeDtypeStruct((rows,), kind, sharding=batch_sharding(mesh)) for kind in (jnp.int32, jnp.uint32)
     )
-    dials = describe(painter.dials(0))
-    return painter.program.trace(params, text, captions, indices, dials)
+    inputs = describe(image_sampler.inputs(0))
+    return image_sampler.program.trace(params, text, captions, indices, inputs)
 
 
 def grid_batch(config: Config) -> int:
@@ -54,12 +54,12 @@ def grid_batch(config: Config) -> int:
     return -(-pictures // -(-pictures // BATCH))
 
 
-def text_shapes(base: Base, prompts: int) -> Any:
+def text_shapes(base: BaseModel, prompts: int) -> Any:
     """Describes the features of encoded prompts, float32."""
-    encoders = {tower.name: tower.network.shapes for tower in base.text.towers}
+    encoders = {tower.name: tower.module.shapes for tower in base.text.encoders}
     ids: Any = {
-        tower.name: jax.ShapeDtypeStruct((prompts, base.text.chunks, tower.length), jnp.int32)
-        for tower in base.text.towers
+        tower.name: jax.ShapeDtypeStruct((prompts, base.text.max_token_chunks, tower.max_length), jnp.int32)
+        for tower in base.text.encoders
     }
     text = jax.eval_shape(base.text.encode, encoders, ids)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), text)

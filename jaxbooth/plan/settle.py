@@ -1,6 +1,6 @@
 """What `--train.remat auto` comes to on given devices."""
 
-from jaxbooth.base.model import Base
+from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
 from jaxbooth.models.remat import Remat
 from jaxbooth.plan.estimate import Estimate, estimate
@@ -9,7 +9,7 @@ from jaxbooth.plan.topology import Topology
 AUTO: tuple[Remat, ...] = ("none", "attention", "blocks")  # an estimate sees no gain in `dots`, see docs/speed.md
 
 
-def settle(config: Config, base: Base, topology: Topology) -> tuple[Config, Estimate]:
+def settle(config: Config, base: BaseModel, topology: Topology) -> tuple[Config, Estimate]:
     """Returns the run with a named policy, and the estimate of its step.
 
     `auto` becomes the first of AUTO with which a step fits, and the last one where none does. On a CPU it becomes

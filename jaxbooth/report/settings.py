@@ -65,10 +65,10 @@ def in_words(value: Any) -> str:
 
 def trained_part(config: Config) -> str:
     """Says what of the model is trained."""
-    words = ", ".join(config.text.new_tokens)
+    words = ", ".join(config.text.placeholder_tokens)
     if words and config.text.token_phase == "alone":
-        return f"the new words {words}"
+        return f"the placeholder tokens {words}"
     parts = [f"LoRA of rank {config.lora.rank}" if config.lora.rank else "the whole UNet"]
     parts += ["text encoder"] if config.train.text_encoder else []
-    parts += [f"the new words {words}"] if words else []
+    parts += [f"the placeholder tokens {words}"] if words else []
     return ", ".join(parts)

@@ -2,7 +2,7 @@
 
 import os
 
-from jaxbooth.base.model import Base
+from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
 from jaxbooth.data.class_images import ClassSet
 from jaxbooth.errors import UserError
@@ -15,7 +15,7 @@ from jaxbooth.storage.remote import is_local, place
 from jaxbooth.training.state import TrainState, tree_bytes
 
 
-def check_folders(config: Config, base: Base, classes: list[ClassSet], state: TrainState) -> None:
+def check_folders(config: Config, base: BaseModel, classes: list[ClassSet], state: TrainState) -> None:
     """Makes sure that the run's and the class folders can be written, and that their disks have room.
 
     An object store has room, and is written to at once.
@@ -54,7 +54,7 @@ def check_entries(run: RunFolder) -> None:
             raise UserError(f"{path} is no {kind}, and a run writes a {kind} of that name; move it away.")
 
 
-def run_needs(config: Config, base: Base, state: TrainState) -> list[Need]:
+def run_needs(config: Config, base: BaseModel, state: TrainState) -> list[Need]:
     """Returns what a run will write into its own folder from where it stands."""
     run, needs = RunFolder(place(config.run_dir)), []
     if not is_local(run.root):
@@ -73,8 +73,8 @@ def run_needs(config: Config, base: Base, state: TrainState) -> list[Need]:
     return needs
 
 
-def export_bytes(config: Config, base: Base, state: TrainState) -> int:
+def export_bytes(config: Config, base: BaseModel, state: TrainState) -> int:
     """Returns about what the export will take: the whole model in float32, or what was trained, in two forms."""
     if default_format(config) != "diffusers":
         return 2 * tree_bytes(state.params)
-    return sum(4 * leaf.size for component in base.components for leaf in base.network(component).shapes.values())
+    return sum(4 * leaf.size for component in base.components for leaf in base.module(component).shapes.values())

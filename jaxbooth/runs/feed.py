@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxbooth.base.model import Base
+from jaxbooth.base.model import BaseModel
 from jaxbooth.base.sampling import encode_prompts
-from jaxbooth.base.text_encoder import Text, TokenIds
+from jaxbooth.base.text_encoder import TextEmbeddings, TokenIds
 from jaxbooth.config.run_config import Config
 from jaxbooth.console.progress import progress
 from jaxbooth.data.buckets import BucketOrder
@@ -73,11 +73,11 @@ def make_feed(
 
 
 def encode_captions(
-    config: Config, base: Base, mesh: Mesh, params: dict[str, Params], captions: Sequence[str]
-) -> tuple[Text | TokenIds, Text | None]:
+    config: Config, base: BaseModel, mesh: Mesh, params: dict[str, Params], captions: Sequence[str]
+) -> tuple[TextEmbeddings | TokenIds, TextEmbeddings | None]:
     """Returns the captions as the step takes them, and as the frozen model sees them where the prior needs that."""
     ids = base.text.tokenize(captions)
-    encoders = {name: params[name] for name in base.text_encoders}
+    encoders = {name: params[name] for name in base.text_encoder_names}
     encode = jax.jit(lambda values, ids: encode_prompts(base, mesh, values, ids))
     if not config.trains_text:
         return encode(encoders, ids), None

@@ -11,8 +11,8 @@ from etils import epath
 from jax.sharding import Mesh
 
 from jaxbooth.assets import DEMO_SUBJECT
-from jaxbooth.base.model import Base
-from jaxbooth.base.trainable import prepare_base, trained_shapes, without_gradient
+from jaxbooth.base.model import BaseModel
+from jaxbooth.base.trainable import add_trainable, trained_shapes, unused_parameters
 from jaxbooth.config.run_config import Config, load_config
 from jaxbooth.config.schema import DataConfig, Subject
 from jaxbooth.console.messages import is_main
@@ -171,13 +171,13 @@ def resolve_paths(config: Config) -> Config:
     )
 
 
-def fill_resolution(config: Config, base: Base) -> Config:
+def fill_resolution(config: Config, base: BaseModel) -> Config:
     """Takes the base model's own resolution where none is set."""
     data = config.data.model_copy(update={"resolution": config.data.resolution or base.native_resolution})
     return config.model_copy(update={"data": data})
 
 
-def confirm_base(run: RunFolder, base: Base, record: bool = False) -> None:
+def confirm_base(run: RunFolder, base: BaseModel, record: bool = False) -> None:
     """Makes sure that the base model is the one that a run was started on; what was trained means nothing on another.
 
     Args:
@@ -242,10 +242,10 @@ def refuse_missing(name: str) -> None:
         raise no_such_run(name, "run or model")
 
 
-def state_of(config: Config, base: Base, mesh: AnyMesh) -> TrainState:
+def state_of(config: Config, base: BaseModel, mesh: AnyMesh) -> TrainState:
     """Returns the shapes and shardings of a run's train state: what its checkpoints are read into."""
     shapes = trained_shapes(base, config)
-    tx = make_optimizer(config, without_gradient(base, shapes))
+    tx = make_optimizer(config, unused_parameters(base, shapes))
     return abstract_state(shapes, tx, config.train.ema_decay is not None, mesh)
 
 
@@ -266,7 +266,7 @@ def opened(run: RunFolder) -> Checkpoints:
 
 
 def trained_params(
-    run: RunFolder, config: Config, base: Base, mesh: Mesh, step: int | None = None
+    run: RunFolder, config: Config, base: BaseModel, mesh: Mesh, step: int | None = None
 ) -> tuple[dict[str, Params], int]:
     """Returns component -> trained parameters of a step (default: the run's newest sound checkpoint), and the step.
 
@@ -285,12 +285,12 @@ def run_mesh(config: Config) -> Mesh:
         return make_mesh()
 
 
-def read_base(config: Config, dtype: str | None = None) -> Base:
-    """Reads a run's base model, with the run's adapters and new words.
+def read_base(config: Config, dtype: str | None = None) -> BaseModel:
+    """Reads a run's base model, with the run's adapters and placeholder tokens.
 
     Args:
         dtype: compute dtype; default: the run's.
     """
     text = config.text
-    base = Base.read(resolve_model(config.source), dtype or config.train.dtype, text.clip_skip, text.chunks)
-    return prepare_base(base, config)
+    base = BaseModel.read(resolve_model(config.source), dtype or config.train.dtype, text.clip_skip, text.chunks)
+    return add_trainable(base, config)

@@ -9,10 +9,10 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from jaxbooth.base.identifier import MANY_MORE, find_identifier, prompt_words, suggest_identifiers, token_texts
-from jaxbooth.base.model import Base
-from jaxbooth.base.sampling import Painter, Settings, check_resolution
-from jaxbooth.base.text_encoder import TextSide, warn_about_lost_text
-from jaxbooth.base.trainable import check_rank, read_start, trained_shapes
+from jaxbooth.base.model import BaseModel
+from jaxbooth.base.sampling import ImageSampler, SamplingConfig, check_resolution
+from jaxbooth.base.text_encoder import TextEncoders, warn_about_truncation
+from jaxbooth.base.trainable import check_rank, read_lora_init, trained_shapes
 from jaxbooth.config.rules import check_schedule
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import Subject
@@ -50,7 +50,7 @@ class Inputs:
         shapes: (height, width) -> pictures of each subject in that shape.
     """
 
-    base: Base
+    base: BaseModel
     instances: list[Folder]
     classes: list[ClassSet]
     class_of: list[int]
@@ -62,7 +62,7 @@ class Inputs:
         return [picture for folder in self.instances for picture in folder.pictures]
 
 
-def read_inputs(config: Config, base: Base) -> Inputs:
+def read_inputs(config: Config, base: BaseModel) -> Inputs:
     """Scans the pictures, opens everything that could turn out unusable later, and says what the run will do."""
     check_resolution(base, config.resolution, "--data.resolution")
     check_schedule(config, base.schedule)
@@ -70,11 +70,11 @@ def read_inputs(config: Config, base: Base) -> Inputs:
     if config.prior_rows:
         make_timestep_grid(base.schedule, config.prior.sampler, config.prior.steps, "--prior.steps")
     for component in base.components:
-        find_tensors(base.folder / component, base.network(component))
+        find_tensors(base.folder / component, base.module(component))
     trained = trained_shapes(base, config)
     check_rank(base, config)
     if config.lora.init:
-        read_start(base, config, trained)
+        read_lora_init(base, config, trained)
     instances = [scan_subject(config, index) for index in range(len(config.subjects))]
     for index, folder in enumerate(instances):
         skipped = f", {counted(folder.skipped, 'other file')} skipped" if folder.skipped else ""
@@ -110,11 +110,13 @@ def explain_left_out(folder: Folder, path: Path) -> None:
 
 
 def check_new_words(config: Config, instances: list[Folder]) -> None:
-    """Raises UserError for a new word that no caption has, so that nothing would teach it."""
+    """Raises UserError for a placeholder token that no caption has, so that nothing would teach it."""
     captions = [picture.caption for folder in instances for picture in folder.pictures]
-    for word in config.text.new_tokens:
+    for word in config.text.placeholder_tokens:
         if not any(word in caption for caption in captions):
-            raise UserError(f"--text.new-tokens {word}: no instance caption has this word; write it in the prompt.")
+            raise UserError(
+                f"--text.placeholder-tokens {word}: no instance caption has this word; write it in the prompt."
+            )
 
 
 def check_masks(config: Config, instances: list[Folder]) -> None:
@@ -124,7 +126,7 @@ def check_masks(config: Config, instances: list[Folder]) -> None:
         raise UserError("--data.masks: no picture has a mask, neither <stem>.mask.png beside it nor an alpha channel.")
 
 
-def shapes_of(config: Config, base: Base, instances: list[Folder]) -> dict[tuple[int, int], list[list[Picture]]]:
+def shapes_of(config: Config, base: BaseModel, instances: list[Folder]) -> dict[tuple[int, int], list[list[Picture]]]:
     """Groups every subject's pictures by the shape that they are trained in: one square, or aspect-ratio buckets."""
     side, multiple = config.resolution, base.resolution_multiple
     # Coarser steps than the model needs keep the number of compiled programs small.
@@ -191,10 +193,10 @@ def explain_prompts(config: Config, inputs: Inputs) -> None:
         explain_identifier(side, subject, used, has_prior=bool(config.prior_rows))
     captions = [picture.caption for picture in inputs.pictures]
     class_prompts = [subject.class_prompt or "" for subject in config.subjects]
-    warn_about_lost_text(side, [*captions, *class_prompts, *config.validation.prompts])
+    warn_about_truncation(side, [*captions, *class_prompts, *config.validation.prompts])
 
 
-def explain_identifier(side: TextSide, subject: Subject, used: Collection[str], has_prior: bool) -> None:
+def explain_identifier(side: TextEncoders, subject: Subject, used: Collection[str], has_prior: bool) -> None:
     """Shows how the rarest word that only the instance prompt has is spelled, and warns of one that will not bind well.
 
     Without a class prompt it is the first word of what the prompt shows.
@@ -207,7 +209,7 @@ def explain_identifier(side: TextSide, subject: Subject, used: Collection[str], 
     else:
         found = find_identifier(side, prompt_words(noun_phrase(subject.instance_prompt))[:1], ())
     if found is None:
-        if has_prior and not side.new_tokens:
+        if has_prior and not side.placeholder_tokens:
             warn(f"the instance prompt has no word that the class prompt lacks; give the subject a name, say {better}.")
         return
     say(f"identifier '{found.word}': {counted(len(found.ids), 'token')}, {token_texts(side, found)}")
@@ -263,20 +265,22 @@ def note_pictures(run: RunFolder, groups: dict[str, list[Picture]]) -> None:
         write_json(run.pictures, names)
 
 
-def make_class_images(config: Config, base: Base, params: dict[str, Params], classes: ClassSet, mesh: Mesh) -> None:
+def make_class_images(
+    config: Config, base: BaseModel, params: dict[str, Params], classes: ClassSet, mesh: Mesh
+) -> None:
     """Generates the class images that are missing, with the frozen base model."""
     if not classes.missing:
         return
     chosen = config.prior
-    settings = Settings(chosen.sampler, chosen.steps, chosen.guidance_scale, config.resolution)
+    settings = SamplingConfig(chosen.sampler, chosen.steps, chosen.guidance_scale, config.resolution)
     # A device's share is the same on any mesh, for the last bit of a product may depend on how many rows it has.
-    painter = Painter(base, mesh, settings, chosen.batch_size * batch_shards(mesh), quiet=True)
+    image_sampler = ImageSampler(base, mesh, settings, chosen.batch_size * batch_shards(mesh), quiet=True)
     prompt = classes.settings["prompt"]
 
     def paint(indices: list[int]) -> np.ndarray:
-        return painter(params, [prompt] * len(indices), chosen.seed, indices)
+        return image_sampler.generate(params, [prompt] * len(indices), chosen.seed, indices)
 
-    generate_missing(classes, paint, painter.batch)
+    generate_missing(classes, paint, image_sampler.batch)
 
 
 def class_pictures(config: Config, classes: list[ClassSet]) -> list[list[Picture]]:
@@ -288,13 +292,13 @@ def class_folders(config: Config, classes: list[ClassSet]) -> list[Folder]:
     """Scans every class folder.
 
     Raises:
-        UserError: a caption of the user's own holds a new word.
+        UserError: a caption of the user's own holds a placeholder token.
     """
     found = [scan(classset.folder, classset.settings["prompt"], "--data.class-dir") for classset in classes]
     for picture in (picture for folder in found for picture in folder.pictures):
-        for word in config.text.new_tokens:
+        for word in config.text.placeholder_tokens:
             if word in picture.caption:
                 raise UserError(
-                    f"{picture.path}: the caption of this class picture holds the new word {word}; remove it."
+                    f"{picture.path}: the caption of this class picture holds the placeholder token {word}; remove it."
                 )
     return found

@@ -1,4 +1,4 @@
-"""From what a user calls a model or a run to a pipeline: a run at a step, or a plain model with its learned words."""
+"""Opens a run at a step, or a plain model with its learned embeddings, as a pipeline."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxbooth.base.model import Base, Pipeline, SamplingDefaults, load_params
-from jaxbooth.base.text_encoder import NEW_TOKENS
-from jaxbooth.base.trainable import trained_shapes, whole_components
+from jaxbooth.base.model import BaseModel, Pipeline, SamplingDefaults, load_params
+from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
+from jaxbooth.base.trainable import fully_trained, trained_shapes
 from jaxbooth.config.run_config import Config, flag, load_config
 from jaxbooth.errors import UserError
 from jaxbooth.models.lora import merge_on_devices
@@ -26,34 +26,34 @@ XL_GUIDANCE = 5.0
 TURBO_STEPS = 4
 
 
-def load_result(run: RunFolder, config: Config, base: Base, mesh: Mesh, step: int | None = None) -> Pipeline:
+def load_run(run: RunFolder, config: Config, base: BaseModel, mesh: Mesh, step: int | None = None) -> Pipeline:
     """Loads a run at a step (default: its newest): adapters merged in float32, learned embeddings beside the table."""
     confirm_base(run, base)
     trained, step = trained_params(run, config, base, mesh, step)
-    whole = whole_components(base, trained_shapes(base, config))
+    whole = fully_trained(base, trained_shapes(base, config))
     params = join(load_params(base, mesh, components=tuple(set(base.components) - set(whole))), trained)
     # Rounded to bfloat16, a kernel would swallow most of a small change; there the adapters stay beside it.
     if base.dtype == jnp.float32:
         params = merge_on_devices(params, base.lora)
-    return Pipeline(base, params, mesh, config.resolution, step, grid_settings(config))
+    return Pipeline(base, params, mesh, config.resolution, step, validation_sampling(config))
 
 
-def grid_settings(config: Config) -> SamplingDefaults:
+def validation_sampling(config: Config) -> SamplingDefaults:
     """Returns how a run's sample grids are made."""
     chosen = config.validation
     return SamplingDefaults(chosen.sampler, chosen.steps, chosen.guidance_scale)
 
 
-def model_defaults(name: str, base: Base) -> SamplingDefaults:
+def default_sampling(name: str, base: BaseModel) -> SamplingDefaults:
     """Returns how a plain model is sampled: the embedded one as its runs are, others with their pipelines' guidance."""
     if name == "demo":
-        return grid_settings(load_config("demo"))
+        return validation_sampling(load_config("demo"))
     if is_turbo(base):
         return SamplingDefaults("euler_ancestral", TURBO_STEPS, 1.0)
     return SamplingDefaults(guidance_scale=XL_GUIDANCE) if base.text.is_xl else SamplingDefaults()
 
 
-def is_turbo(base: Base) -> bool:
+def is_turbo(base: BaseModel) -> bool:
     """Whether a model was distilled to a few steps without guidance, as SD Turbo and SDXL Turbo were.
 
     Those predict epsilon, and come with an Euler scheduler at trailing timesteps.
@@ -63,7 +63,7 @@ def is_turbo(base: Base) -> bool:
     return is_euler and schedule.timestep_spacing == "trailing" and schedule.prediction_type == "epsilon"
 
 
-def with_learned_words(base: Base) -> tuple[Base, dict[str, Params]]:
+def load_embeddings(base: BaseModel) -> tuple[BaseModel, dict[str, Params]]:
     """Adds the words whose embeddings lie in a model folder, where an export put them; returns their rows too.
 
     Raises:
@@ -72,17 +72,17 @@ def with_learned_words(base: Base) -> tuple[Base, dict[str, Params]]:
     words = read_embeddings(base.folder)
     rows: dict[str, list[np.ndarray]] = {}
     for word, towers in words.items():
-        widths = {tower.name: tower.config.hidden_size for tower in base.text.towers}
+        widths = {tower.name: tower.config.hidden_size for tower in base.text.encoders}
         vectors = len(next(iter(towers.values())))
         if {name: table.shape for name, table in towers.items()} != {name: (vectors, widths[name]) for name in widths}:
             raise UserError(
                 f"{base.folder}: the learned embeddings of {shown(word)} do not fit the text encoders; "
                 "they must be of this model."
             )
-        base = base.with_text(base.text.with_words((word,), vectors))
+        base = base.with_text(base.text.add_placeholder_tokens((word,), vectors))
         for name, table in towers.items():
             rows.setdefault(name, []).append(table)
-    return base, {name: {NEW_TOKENS: jnp.asarray(np.concatenate(tables))} for name, tables in rows.items()}
+    return base, {name: {PLACEHOLDER_EMBEDDING: jnp.asarray(np.concatenate(tables))} for name, tables in rows.items()}
 
 
 def load_pipeline(
@@ -90,7 +90,7 @@ def load_pipeline(
     dtype: str | None,
     mesh: Mesh | None,
     clip_skip: int = 0,
-    chunks: int = 1,
+    max_token_chunks: int = 1,
     step: int | None = None,
 ) -> Pipeline:
     """Opens a run folder at a step (default: its newest checkpoint), or a model folder, file or Hub id as it is.
@@ -103,14 +103,16 @@ def load_pipeline(
     if not RunFolder(place(source.name)).config.exists():
         if step is not None:
             raise UserError(f"--step {step} is about the checkpoints of a run, and {source.name} is not a run folder.")
-        base = Base.read(resolve_model(source), dtype or "auto", clip_skip, chunks)
-        base, learned = with_learned_words(base)
+        base = BaseModel.read(resolve_model(source), dtype or "auto", clip_skip, max_token_chunks)
+        base, learned = load_embeddings(base)
         mesh = mesh or make_mesh()
-        defaults = model_defaults(source.name, base)
+        defaults = default_sampling(source.name, base)
         return Pipeline(base, join(load_params(base, mesh), learned), mesh, base.native_resolution, 0, defaults)
     set_here = [field.name for field in fields(source)[1:] if getattr(source, field.name)]
-    set_here += [name for name, given in (("clip_skip", clip_skip), ("chunks", chunks > 1)) if given]
+    set_here += [
+        name for name, given in (("clip_skip", clip_skip), ("max_token_chunks", max_token_chunks > 1)) if given
+    ]
     if set_here:
         raise UserError(f"{flag(set_here[0])} is about a plain model; {source.name} is a run, which has its own.")
     run, config = open_run(source.name)
-    return load_result(run, config, read_base(config, dtype), mesh or run_mesh(config), step)
+    return load_run(run, config, read_base(config, dtype), mesh or run_mesh(config), step)

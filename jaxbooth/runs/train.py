@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxbooth.backend import enable_compilation_cache, warn_about_cpu_fallback
-from jaxbooth.base.model import Base, load_params
-from jaxbooth.base.trainable import initial_values, on_mesh, trained_shapes, whole_components, without_gradient
+from jaxbooth.base.model import BaseModel, load_params
+from jaxbooth.base.trainable import fully_trained, init_trainable, shard_params, trained_shapes, unused_parameters
 from jaxbooth.config.rules import check_config
 from jaxbooth.config.run_config import Config, load_config, with_overrides
 from jaxbooth.config.schema import DistributedConfig
@@ -103,7 +103,7 @@ def train_joined(config: Config, link: Alone) -> Result:
     base = read_base(config)
     check_heads(mesh.shape["tensor"], base.attention_heads)
     config = fill_resolution(config, base)
-    tx = make_optimizer(config, without_gradient(base, trained_shapes(base, config)))
+    tx = make_optimizer(config, unused_parameters(base, trained_shapes(base, config)))
     inputs = read_inputs(config, base)
     explain_prompts(config, inputs)
     settled = check_memory(config, base, mesh)
@@ -146,8 +146,8 @@ class Job:
     link: Alone
 
     @property
-    def base(self) -> Base:
-        """The base model, ready for the run's adapters and new words."""
+    def base(self) -> BaseModel:
+        """The base model, ready for the run's adapters and placeholder tokens."""
         return self.inputs.base
 
     def execute(self) -> Result:
@@ -165,10 +165,10 @@ class Job:
             result(f"{self.run.root} is complete at step {done} of {total}; raise {flags} to train on.")
             return Result(self.run, done, complete=True)
         shapes = trained_shapes(self.base, self.config)
-        whole = whole_components(self.base, shapes)
+        whole = fully_trained(self.base, shapes)
         params = load_params(self.base, self.mesh, whole)
         feed = self.make_feed(params)
-        values = on_mesh(initial_values(self.base, self.config, shapes, params), self.mesh)
+        values = shard_params(init_trainable(self.base, self.config, shapes, params), self.mesh)
         start = jax.device_get(checksums(flatten_components(values)))
         reference = self.reference(params["unet"]) if "unet" in whole else {}
         frozen = {name: values for name, values in params.items() if name not in whole}
@@ -235,7 +235,7 @@ class Job:
                 validation(state, 0)
             tasks = [make_task(self.base, config, streams, self.mesh) for streams in feed.streams]
             explain_padding(config, tasks[0].plan.number.size, batch_shards(self.mesh))
-            needed = {"unet", *(self.base.text_encoders if config.trains_text else ())}
+            needed = {"unet", *(self.base.text_encoder_names if config.trains_text else ())}
             fixed = {name: params for name, params in frozen.items() if name in needed} | reference
             dispatches = [make_dispatch(task, self.tx, config.train.steps_per_dispatch, state) for task in tasks]
             compiled = compile_dispatches(dispatches, state, fixed, feed)

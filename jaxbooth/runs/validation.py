@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxbooth.base.model import Base
+from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
 from jaxbooth.data.latents import Encoder
 from jaxbooth.metrics.scorer import references
@@ -40,7 +40,7 @@ class Validation:
         cls,
         config: Config,
         run: RunFolder,
-        base: Base,
+        base: BaseModel,
         mesh: Mesh,
         frozen: dict[str, Params],
         checkpoints: Checkpoints,
@@ -57,7 +57,7 @@ class Validation:
         shown = references(config)
         together = np.stack([pixels for pictures in shown for pixels in pictures])
         gauge = Gauge(together, Encoder(base, frozen["vae"], mesh), base.vae_config.scaling_factor, run.base_latents)
-        assess = small_evaluation(config, mesh, watch.painter, shown) if config.evaluation.every else None
+        assess = small_evaluation(config, mesh, watch.image_sampler, shown) if config.evaluation.every else None
         keeper = Keeper(run.kept, config, done)
         checkpoints.pinned = keeper.kept.pinned
         return cls(config, run, watch, gauge, assess, frozen, checkpoints, writer, keeper)

@@ -9,8 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from jaxbooth.base.model import Base
-from jaxbooth.base.sampling import Painter, Settings
+from jaxbooth.base.model import BaseModel
+from jaxbooth.base.sampling import ImageSampler, SamplingConfig
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import Subject
 from jaxbooth.data.image_grid import sheet
@@ -48,7 +48,7 @@ class Watch:
         num: pictures of each prompt.
     """
 
-    painter: Painter
+    image_sampler: ImageSampler
     prompts: list[str]
     subjects: list[str]
     classes: list[str]
@@ -57,23 +57,23 @@ class Watch:
     seed: int
 
     @classmethod
-    def make(cls, config: Config, base: Base, mesh: Mesh) -> "Watch":
-        """Builds the painter that the configuration asks for."""
+    def make(cls, config: Config, base: BaseModel, mesh: Mesh) -> "Watch":
+        """Builds the image_sampler that the configuration asks for."""
         chosen = config.validation
-        settings = Settings(chosen.sampler, chosen.steps, chosen.guidance_scale, config.resolution)
+        settings = SamplingConfig(chosen.sampler, chosen.steps, chosen.guidance_scale, config.resolution)
         subjects = list(dict.fromkeys(subject.instance_prompt for subject in config.subjects))
         classes = list(dict.fromkeys(subject.class_prompt for subject in config.subjects if subject.class_prompt))
         prompts = validation_prompts(config)
         drawn = list(dict.fromkeys([*prompts, *subjects, *classes]))
         pictures = len(drawn) * chosen.num
         batches = -(-pictures // BATCH)
-        painter = Painter(base, mesh, settings, batch=-(-pictures // batches))
-        return cls(painter, prompts, subjects, classes, drawn, chosen.num, config.seed)
+        image_sampler = ImageSampler(base, mesh, settings, batch=-(-pictures // batches))
+        return cls(image_sampler, prompts, subjects, classes, drawn, chosen.num, config.seed)
 
     def draw(self, params: dict[str, Params]) -> np.ndarray:
         """Returns (prompts, num, H, W, 3) uint8; picture i of every prompt starts from the same noise."""
         rows = [prompt for prompt in self.drawn for _ in range(self.num)]
-        pictures = self.painter(params, rows, self.seed, list(range(self.num)) * len(self.drawn))
+        pictures = self.image_sampler.generate(params, rows, self.seed, list(range(self.num)) * len(self.drawn))
         return pictures.reshape(-1, self.num, *pictures.shape[1:])
 
     def grid(self, drawn: np.ndarray, step: int) -> tuple[Image.Image, dict[str, Any]]:
@@ -81,7 +81,7 @@ class Watch:
         labels = [prompt for prompt in self.prompts for _ in range(self.num)]
         facts = {"prompts": json.dumps(self.prompts), "seed": self.seed, "step": step}
         shown = drawn[: len(self.prompts)].reshape(-1, *drawn.shape[2:])
-        return sheet(list(shown), labels, self.num), facts | self.painter.settings.facts()
+        return sheet(list(shown), labels, self.num), facts | self.image_sampler.settings.metadata()
 
     def subject_and_class(self, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the pictures under the instance prompts and under the class prompts, each (n, H, W, 3) uint8."""

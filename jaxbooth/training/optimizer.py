@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from optax.contrib import ScheduleFreeState, prodigy, schedule_free, schedule_free_eval_params
 
-from jaxbooth.base.text_encoder import NEW_TOKENS
+from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import TrainConfig
 from jaxbooth.errors import UserError
@@ -27,7 +27,7 @@ GROUPS: tuple[Group, ...] = ("unet", "text", "tokens")
 
 def group_of(name: str) -> Group:
     """Returns the group of a trained parameter."""
-    if name.endswith(f".{NEW_TOKENS}"):
+    if name.endswith(f".{PLACEHOLDER_EMBEDDING}"):
         return "tokens"
     return "unet" if name.startswith("unet.") else "text"
 
@@ -50,7 +50,9 @@ def peak_rate(config: Config, group: Group = "unet") -> float:
 def token_steps(config: Config) -> int:
     """Returns the steps at the start that belong to the learned embeddings alone."""
     text = config.text
-    return round(config.train.steps * text.token_share) if text.new_tokens and text.token_phase == "first" else 0
+    return (
+        round(config.train.steps * text.token_share) if text.placeholder_tokens and text.token_phase == "first" else 0
+    )
 
 
 def learning_rate_schedule(config: Config, group: Group = "unet") -> optax.Schedule:
@@ -81,7 +83,7 @@ def learning_rate_schedule(config: Config, group: Group = "unet") -> optax.Sched
 
 def reported_rate(config: Config) -> optax.Schedule:
     """Returns step of the run -> the UNet's learning rate, or the embeddings' where they are trained alone."""
-    if config.text.new_tokens and config.text.token_phase == "alone":
+    if config.text.placeholder_tokens and config.text.token_phase == "alone":
         return learning_rate_schedule(config, "tokens")
     unet, first = learning_rate_schedule(config), token_steps(config)
     return optax.join_schedules([learning_rate_schedule(config, "tokens"), unet], [first]) if first else unet
@@ -133,7 +135,7 @@ def make_optimizer(config: Config, no_gradient: Collection[str] = ()) -> optax.G
 
 def has_groups(config: Config) -> bool:
     """Whether not everything is trained at one rate."""
-    return config.text.learning_rate is not None or bool(config.text.new_tokens)
+    return config.text.learning_rate is not None or bool(config.text.placeholder_tokens)
 
 
 def labels_of(params: Mapping[str, Any]) -> dict[str, Group]:

@@ -13,8 +13,8 @@ import numpy as np
 import optax
 from jax import Array
 
-from jaxbooth.base.model import Base
-from jaxbooth.base.text_encoder import Text
+from jaxbooth.base.model import BaseModel
+from jaxbooth.base.text_encoder import TextEmbeddings
 from jaxbooth.config.run_config import Config
 from jaxbooth.data.latents import Bank, gather_latents, gather_text
 from jaxbooth.diffusion.loss import Batch, Losses, LossSpec, reduce_rows, row_losses
@@ -40,7 +40,7 @@ class Task:
         plan: roles of the rows.
     """
 
-    base: Base
+    base: BaseModel
     config: Config
     streams: Streams
     plan: RowPlan
@@ -67,13 +67,13 @@ class Drawn(NamedTuple):
     Attributes:
         seen: the noise that the network's input is made with; `batch.noise` unless it is perturbed.
         caption: (rows,) int32, into the bank's text.
-        sizes: (rows, 6) float32.
+        time_ids: (rows, 6) float32.
     """
 
     batch: Batch
     seen: Array
     caption: Array
-    sizes: Array
+    time_ids: Array
 
 
 def make_batch(task: Task, bank: Bank, step: Array, bank_step: Array, part: RowPlan) -> Drawn:
@@ -98,11 +98,11 @@ def make_batch(task: Task, bank: Bank, step: Array, bank_step: Array, part: RowP
     latents = gather_latents(images, rows, normal(posterior), task.base.vae_config.scaling_factor)
     mask = None if images.masks is None else jnp.asarray(images.masks)[rows.image, rows.variant]
     batch = Batch(latents, noise, timesteps, part.weight * rows.weight, part.is_prior, mask)
-    caption, sizes = jnp.asarray(bank.caption)[rows.image], jnp.asarray(images.sizes)[rows.image, rows.variant]
+    caption, time_ids = jnp.asarray(bank.caption)[rows.image], jnp.asarray(images.time_ids)[rows.image, rows.variant]
     if config.text.dropout:
         dropped = jax.vmap(jax.random.uniform)(drop) < config.text.dropout
         caption = jnp.where(dropped, len(jax.tree.leaves(bank.text)[0]) - 1, caption)
-    return Drawn(batch, perturb(noise, extra, config.loss.input_perturbation), caption, sizes)
+    return Drawn(batch, perturb(noise, extra, config.loss.input_perturbation), caption, time_ids)
 
 
 def micro_loss(task: Task, cast: Params, frozen: dict[str, Params], bank: Bank, drawn: Drawn) -> tuple[Array, Losses]:
@@ -115,7 +115,7 @@ def micro_loss(task: Task, cast: Params, frozen: dict[str, Params], bank: Bank, 
     params = join(frozen, by_component(cast))
     encode = (lambda ids: base.text.encode(params, ids)) if config.trains_text else None
     text = gather_text(bank.text, drawn.caption, encode, batch_shards(task.mesh))
-    context, added = base.conditions(text, drawn.sizes)
+    context, added = base.denoiser_conditioning(text, drawn.time_ids)
     noisy = base.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
     seen = base.schedule.add_noise(batch.latents, drawn.seen, batch.timesteps)
     output = base.unet.bind(params["unet"])(seen, batch.timesteps, context, added, config.train.remat_policy)
@@ -132,8 +132,8 @@ def frozen_prediction(task: Task, frozen: dict[str, Params], bank: Bank, drawn: 
     Every shard of the batch begins with instance rows; it computes what comes after as many as all of them have.
     """
     text = bank.text if bank.frozen_text is None else bank.frozen_text
-    assert isinstance(text, Text)
-    context, added = task.base.conditions(gather_text(text, drawn.caption, None), drawn.sizes)
+    assert isinstance(text, TextEmbeddings)
+    context, added = task.base.denoiser_conditioning(gather_text(text, drawn.caption, None), drawn.time_ids)
     model = task.base.unet.bind(frozen.get(REFERENCE) or frozen["unet"])
     shards = batch_shards(task.mesh)
     first = int(task.plan.is_prior.any(axis=0).reshape(shards, -1).any(axis=0).argmax())
@@ -237,7 +237,7 @@ def make_dispatch(task: Task, tx: optax.GradientTransformation, longest: int, st
     return jax.jit(run, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def make_task(base: Base, config: Config, streams: Streams, mesh: AnyMesh) -> Task:
+def make_task(base: BaseModel, config: Config, streams: Streams, mesh: AnyMesh) -> Task:
     """Plans the rows of a run."""
     train = config.train
     plan = plan_rows(train.batch_size, config.prior_rows, train.prior_weight, train.accumulation, batch_shards(mesh))

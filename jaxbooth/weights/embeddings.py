@@ -1,4 +1,4 @@
-"""Learned words as files: what `load_textual_inversion` and the web UIs read, float32, one file for each word.
+"""Placeholder tokens as files: what `load_textual_inversion` and the web UIs read, float32, one file for each word.
 
 SD 1.x and 2.x have one tensor (vectors, d) under the word; SDXL has one for each text encoder, under the names that the
 web UIs gave them. The word itself is in the file's metadata too.

@@ -13,7 +13,7 @@ from jax_common import machine, peak_bytes, random_like
 from worker import Subject, serve, timed
 
 from jaxbooth.backend import enable_compilation_cache
-from jaxbooth.base.model import Base
+from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
 from jaxbooth.models.unet import AddedConditions
 from jaxbooth.params import by_component
@@ -34,7 +34,7 @@ def config_of(arguments: argparse.Namespace) -> Config:
     )
 
 
-def useful_flops(config: Config, base: Base) -> float:
+def useful_flops(config: Config, base: BaseModel) -> float:
     """Returns the FLOPs of products that training on one row cannot do without.
 
     A forward pass, as much again for the gradient of the activations, and once more for that of whole weights. Kernels
@@ -43,10 +43,10 @@ def useful_flops(config: Config, base: Base) -> float:
     _, plain = plan_base(config.model_copy(update={"lora": config.lora.model_copy(update={"rank": None})}), "cpu")
     side = base.latent_shape(config.resolution, config.resolution)
     text = plain.text.width
-    shapes: Any = [(1, *side), (1,), (1, plain.text.towers[-1].length, text)]
+    shapes: Any = [(1, *side), (1,), (1, plain.text.encoders[-1].length, text)]
     added = None
     if base.text.is_xl:
-        added = AddedConditions(jnp.zeros((1, base.text.towers[-1].config.projection_dim)), jnp.zeros((1, 6)))
+        added = AddedConditions(jnp.zeros((1, base.text.encoders[-1].config.projection_dim)), jnp.zeros((1, 6)))
     run = jax.make_jaxpr(lambda params, *inputs: plain.unet.bind(params)(*inputs, added))
     jaxpr = run(plain.unet.shapes, *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
     return product_flops(jaxpr.jaxpr) * (2 if config.lora.rank else 3)

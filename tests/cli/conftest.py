@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.base.model import Base, load_params
+from jaxbooth.base.model import BaseModel, load_params
 from jaxbooth.cli.main import main
 from jaxbooth.config.run_config import Config, dump_config
 from jaxbooth.config.schema import TrainConfig
@@ -47,7 +47,7 @@ def trained(tmp_path_factory, mesh) -> Path:
     folder.mkdir()
     config = Config(run_dir=folder, train=TrainConfig(optimizer="lion"))
     (folder / "config.yaml").write_text(dump_config(config))
-    unet = load_params(Base.read(DEMO_MODEL), mesh, ("unet",), ("unet",))
+    unet = load_params(BaseModel.read(DEMO_MODEL), mesh, ("unet",), ("unet",))
     checkpoints = Checkpoints(folder / "checkpoints", 1)
     checkpoints.save(initial_state(unet, make_optimizer(config), False, mesh), 1, config)
     checkpoints.close()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jaxbooth.assets import shipped_configs
-from jaxbooth.base.trainable import initializer_of
+from jaxbooth.base.trainable import initializer_token
 from jaxbooth.cli.parse import starting_config
 from jaxbooth.config.run_config import Config, for_another, load_config
 from jaxbooth.config.schema import Subject
@@ -25,10 +25,10 @@ def own(name: str, instance: str, kind: str | None, **sections: dict) -> Config:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_prompts_words_and_grids_are_the_users(name):
-    text = {"new_tokens": ("<rex>",)}
+    text = {"placeholder_tokens": ("<rex>",)}
     config = own(name, "a photo of a <rex> dog", "a photo of a dog.", text=text)
     assert validation_prompts(config) == ["a photo of a <rex> dog", "a photo of a dog.", "a photo of a red apple"]
-    assert initializer_of(config, "<rex>") == "dog"
+    assert initializer_token(config, "<rex>") == "dog"
     assert name_subject(config.subjects[0]) == ("<rex> dog", "dog")
 
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxbooth.base.model import Base, SamplingDefaults
+from jaxbooth.base.model import BaseModel, SamplingDefaults
 from jaxbooth.cli.commands import next_number, sample
 from jaxbooth.cli.main import main
 from jaxbooth.config.run_config import Config, dump_config, load_config
 from jaxbooth.config.schema import ValidationConfig
 from jaxbooth.errors import UserError
 from jaxbooth.evaluation.models import other
-from jaxbooth.runs.opening import grid_settings, model_defaults
+from jaxbooth.runs.opening import default_sampling, validation_sampling
 from tests.cli.arguments import contents, train
 from tests.commands import read_facts
 from tests.small_models import write_model
@@ -76,7 +76,7 @@ def test_a_folder_that_is_not_there_yet_begins_at_zero(tmp_path):
 
 
 def test_the_embedded_model_is_sampled_as_its_runs_are(base):
-    assert model_defaults("demo", base) == grid_settings(load_config("demo")) == ("dpmpp_2m", 20, 4.0)
+    assert default_sampling("demo", base) == validation_sampling(load_config("demo")) == ("dpmpp_2m", 20, 4.0)
 
 
 @pytest.mark.parametrize(("family", "scheduler", "expected"), [
@@ -87,15 +87,15 @@ def test_the_embedded_model_is_sampled_as_its_runs_are(base):
     ("sd15", TURBO | {"prediction_type": "v_prediction"}, ("dpmpp_2m", 25, 7.5)),
 ])  # fmt: skip
 def test_a_plain_models_guidance_is_its_familys_and_none_for_turbo_models(tmp_path, family, scheduler, expected):
-    base = Base.read(write_model(family, tmp_path / "model", **scheduler), "float32")
-    assert model_defaults("model", base) == expected
+    base = BaseModel.read(write_model(family, tmp_path / "model", **scheduler), "float32")
+    assert default_sampling("model", base) == expected
 
 
 def test_a_run_is_sampled_as_its_grids_unless_asked_otherwise():
-    defaults = grid_settings(Config(validation=ValidationConfig(sampler="ddim", steps=8, guidance_scale=3)))
+    defaults = validation_sampling(Config(validation=ValidationConfig(sampler="ddim", steps=8, guidance_scale=3)))
     assert defaults == ("ddim", 8, 3.0)
-    assert defaults.with_asked(None, 5, None) == ("ddim", 5, 3.0)
-    assert SamplingDefaults().with_asked("euler", None, 1.0) == ("euler", 25, 1.0)
+    assert defaults.override(None, 5, None) == ("ddim", 5, 3.0)
+    assert SamplingDefaults().override("euler", None, 1.0) == ("euler", 25, 1.0)
 
 
 # Names at which nothing is

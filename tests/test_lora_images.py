@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.base.sampling import Painter, Settings, picture_keys
-from jaxbooth.base.trainable import prepare_base, trained_shapes
+from jaxbooth.base.sampling import ImageSampler, SamplingConfig, image_keys
+from jaxbooth.base.trainable import add_trainable, trained_shapes
 from jaxbooth.config.run_config import Config
 from jaxbooth.export.export import PEFT_FILE, export_result
 from jaxbooth.params import join
@@ -22,18 +22,18 @@ STEPS, GUIDANCE = 6, 4.0
 def test_diffusers_draws_the_same_picture_with_the_lora(file, base, params, mesh, tmp_path):
     lora = {"rank": 4, "alpha": 2, "targets": "attention+ff+conv"}
     config = Config.model_validate({"lora": lora, "train": {"text_encoder": True}, "data": {"instance_dir": "cats"}})
-    adapted, rng = prepare_base(base, config), np.random.default_rng(0)
+    adapted, rng = add_trainable(base, config), np.random.default_rng(0)
     shapes = trained_shapes(adapted, config)
     trained = {
         component: {name: (0.08 * rng.normal(size=leaf.shape)).astype(np.float32) for name, leaf in leaves.items()}
         for component, leaves in shapes.items()
     }
     export_result(config, adapted, trained, mesh, tmp_path / "cat")
-    settings = Settings("ddim", STEPS, GUIDANCE, 64)
-    ours = Painter(adapted, mesh, settings, 2)(join(params, trained), PROMPTS, seed=3, indices=[0, 1])
-    plain = Painter(base, mesh, settings, 2)(params, PROMPTS, seed=3, indices=[0, 1])
+    settings = SamplingConfig("ddim", STEPS, GUIDANCE, 64)
+    ours = ImageSampler(adapted, mesh, settings, 2).generate(join(params, trained), PROMPTS, seed=3, indices=[0, 1])
+    plain = ImageSampler(base, mesh, settings, 2).generate(params, PROMPTS, seed=3, indices=[0, 1])
     assert np.abs(ours.astype(int) - plain).mean() > 10  # the LoRA does something
-    keys = [jax.random.fold_in(key, 0) for key in picture_keys(jax.random.key(3), jnp.arange(2))]
+    keys = [jax.random.fold_in(key, 0) for key in image_keys(jax.random.key(3), jnp.arange(2))]
     latents = np.stack([jax.random.normal(key, base.latent_shape(64, 64)) for key in keys])
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(DEMO_MODEL, dtype=torch.float32)
     pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)

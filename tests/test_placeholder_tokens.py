@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from jaxbooth.base.model import Base, load_params
-from jaxbooth.base.sampling import Painter, Settings, picture_keys
-from jaxbooth.base.text_encoder import NEW_TOKENS, TABLE, Text, TextSide, initial_embeddings
+from jaxbooth.base.model import BaseModel, load_params
+from jaxbooth.base.sampling import ImageSampler, SamplingConfig, image_keys
+from jaxbooth.base.text_encoder import (
+    PLACEHOLDER_EMBEDDING,
+    TOKEN_EMBEDDING,
+    TextEmbeddings,
+    TextEncoders,
+    init_placeholder_embeddings,
+)
 from jaxbooth.errors import UserError
 from jaxbooth.export.export import config_overrides
 from jaxbooth.export.reader_notes import end_token_line
@@ -29,22 +35,23 @@ def folder(request, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def side(folder: Path) -> TextSide:
-    return Base.read(folder, "float32").text
+def side(folder: Path) -> TextEncoders:
+    return BaseModel.read(folder, "float32").text
 
 
-def learned(side: TextSide, entries: int) -> dict[str, np.ndarray]:
+def learned(side: TextEncoders, entries: int) -> dict[str, np.ndarray]:
     """Embeddings as large as the table's own."""
     draw = np.random.default_rng(1)
     return {
-        tower.name: draw.normal(0, 0.6, (entries, tower.config.hidden_size)).astype(np.float32) for tower in side.towers
+        tower.name: draw.normal(0, 0.6, (entries, tower.config.hidden_size)).astype(np.float32)
+        for tower in side.encoders
     }
 
 
-def encode(folder: Path, side: TextSide, rows: dict[str, np.ndarray], prompts: list[str], mesh) -> Text:
-    base = Base.read(folder, "float32").with_text(side)
-    params = load_params(base, mesh, components=base.text_encoders)
-    params = {name: values | {NEW_TOKENS: rows[name]} for name, values in params.items()}
+def encode(folder: Path, side: TextEncoders, rows: dict[str, np.ndarray], prompts: list[str], mesh) -> TextEmbeddings:
+    base = BaseModel.read(folder, "float32").with_text(side)
+    params = load_params(base, mesh, components=base.text_encoder_names)
+    params = {name: values | {PLACEHOLDER_EMBEDDING: rows[name]} for name, values in params.items()}
     return jax.jit(side.encode)(params, side.tokenize(prompts))
 
 
@@ -70,7 +77,7 @@ def add_words(pipe, rows: dict[str, np.ndarray]) -> None:
 
 def test_prompts_with_new_words_are_encoded_as_in_diffusers(folder, side, mesh):
     rows = learned(side, VECTORS * len(WORDS))
-    found = encode(folder, side.with_words(WORDS, VECTORS), rows, PROMPTS, mesh)
+    found = encode(folder, side.add_placeholder_tokens(WORDS, VECTORS), rows, PROMPTS, mesh)
     expected = in_diffusers(folder, rows, PROMPTS)
     given = [part for part in found if part is not None]
     assert len(given) == len(expected)
@@ -79,18 +86,18 @@ def test_prompts_with_new_words_are_encoded_as_in_diffusers(folder, side, mesh):
 
 
 def test_each_word_is_spelled_with_all_its_vectors_in_every_tower(side):
-    new = side.with_words(WORDS, VECTORS)
-    for tower in new.towers:
-        ids = new.words(tower, "<toy>, a <SKS>")
+    new = side.add_placeholder_tokens(WORDS, VECTORS)
+    for tower in new.encoders:
+        ids = new.token_ids(tower, "<toy>, a <SKS>")
         assert ids[:2] == [FIRST + 2, FIRST + 3]
         assert ids[-2:] == [FIRST, FIRST + 1]
-        assert new.words(tower, "a <sks>") == new.words(tower, "a  <SKS>")
+        assert new.token_ids(tower, "a <sks>") == new.token_ids(tower, "a  <SKS>")
 
 
 def test_the_text_side_itself_learns_no_word(side):
     before = side.tokenize(["a <sks>"])
-    side.with_words(WORDS, VECTORS)
-    side.with_words(WORDS, 3)
+    side.add_placeholder_tokens(WORDS, VECTORS)
+    side.add_placeholder_tokens(WORDS, 3)
     np.testing.assert_equal(side.tokenize(["a <sks>"]), before)
 
 
@@ -98,20 +105,22 @@ def test_old_configurations_find_the_end_among_larger_ids(tmp_path, mesh):
     found = []
     for end in (END, LEGACY_END):
         folder = write_pipeline("sdxl", tmp_path / str(end), end)
-        side = Base.read(folder, "float32").text.with_words(WORDS, VECTORS)
-        found.append(encode(folder, side, learned(side, 4), ["a <sks> cat"], mesh).pooled)
+        side = BaseModel.read(folder, "float32").text.add_placeholder_tokens(WORDS, VECTORS)
+        found.append(encode(folder, side, learned(side, 4), ["a <sks> cat"], mesh).pooled_prompt_embeds)
     np.testing.assert_allclose(found[0], found[1], atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("as_folder", [True, False], ids=["folder", "line"])
 def test_pictures_with_new_words_are_those_of_diffusers_though_the_configuration_is_old(as_folder, mesh, tmp_path):
     model = write_pipeline("sdxl", tmp_path / "model", LEGACY_END)
-    base = Base.read(model, "float32")
-    base = base.with_text(base.text.with_words(WORDS, VECTORS))
+    base = BaseModel.read(model, "float32")
+    base = base.with_text(base.text.add_placeholder_tokens(WORDS, VECTORS))
     rows, prompt = learned(base.text, VECTORS * len(WORDS)), "a photo of a <toy> and a <sks> cat"
-    params = {name: values | ({NEW_TOKENS: rows[name]} if name in rows else {})
+    params = {name: values | ({PLACEHOLDER_EMBEDDING: rows[name]} if name in rows else {})
               for name, values in load_params(base, mesh).items()}  # fmt: skip
-    ours = Painter(base, mesh, Settings("ddim", 3, 7.5, 32), 1)(params, [prompt], 5, [0]).astype(float)
+    ours = (
+        ImageSampler(base, mesh, SamplingConfig("ddim", 3, 7.5, 32), 1).generate(params, [prompt], 5, [0]).astype(float)
+    )
     if as_folder:
         (tmp_path / "out").mkdir()
         write_folder(model, {}, tmp_path / "out", "float32", config_overrides(base))
@@ -119,7 +128,7 @@ def test_pictures_with_new_words_are_those_of_diffusers_though_the_configuration
     add_words(pipe, rows)
     if not as_folder:
         exec(end_token_line(base), {"pipe": pipe})
-    key = jax.random.fold_in(picture_keys(jax.random.key(5), np.zeros(1, np.uint32))[0], 0)
+    key = jax.random.fold_in(image_keys(jax.random.key(5), np.zeros(1, np.uint32))[0], 0)
     latents = torch.tensor(np.array(jax.random.normal(key, base.latent_shape(32, 32)))).permute(2, 0, 1)[None]
     options = {"latents": latents, "num_inference_steps": 3, "guidance_scale": 7.5, "height": 32, "width": 32}
     theirs = 255 * pipe(prompt, output_type="np", **options).images
@@ -130,34 +139,34 @@ def test_pictures_with_new_words_are_those_of_diffusers_though_the_configuration
 
 def test_learned_rows_follow_a_table_that_is_longer_than_the_vocabulary(tmp_path, mesh):
     folder = write_pipeline("sd1", tmp_path, text={"vocab_size": END + 8})
-    side = Base.read(folder, "float32").text.with_words(("<sks>",), 1)
-    assert side.words(side.towers[0], "a <sks> cat")[1] == END + 8
-    cat = initial_embeddings(side, load_params(Base.read(folder, "float32"), mesh), ["cat"])
-    found = encode(folder, side, cat, ["a <sks> emoji", "a cat emoji"], mesh).context
+    side = BaseModel.read(folder, "float32").text.add_placeholder_tokens(("<sks>",), 1)
+    assert side.token_ids(side.encoders[0], "a <sks> cat")[1] == END + 8
+    cat = init_placeholder_embeddings(side, load_params(BaseModel.read(folder, "float32"), mesh), ["cat"])
+    found = encode(folder, side, cat, ["a <sks> emoji", "a cat emoji"], mesh).prompt_embeds
     np.testing.assert_allclose(found[0], found[1], atol=1e-6)
 
 
 def test_new_words_start_as_the_initializers_tokens_in_turn(folder, side, mesh):
-    params = load_params(Base.read(folder, "float32"), mesh)
-    new = side.with_words(WORDS, 3)
-    found = initial_embeddings(new, params, ["Red apple"] * 2)
-    for tower in new.towers:
-        red, apple = (params[tower.name][TABLE][side.words(tower, word)[0]] for word in ("red", "apple"))
+    params = load_params(BaseModel.read(folder, "float32"), mesh)
+    new = side.add_placeholder_tokens(WORDS, 3)
+    found = init_placeholder_embeddings(new, params, ["Red apple"] * 2)
+    for tower in new.encoders:
+        red, apple = (params[tower.name][TOKEN_EMBEDDING][side.token_ids(tower, word)[0]] for word in ("red", "apple"))
         np.testing.assert_array_equal(found[tower.name], np.stack([red, apple, red] * 2))
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory) -> tuple[TextSide, Path]:
+def plain(tmp_path_factory) -> tuple[TextEncoders, Path]:
     folder = write_pipeline("sd1", tmp_path_factory.mktemp("plain"))
-    return Base.read(folder, "float32").text, folder
+    return BaseModel.read(folder, "float32").text, folder
 
 
-@pytest.mark.parametrize(("initializer", "message"), [("", "has no token"), ("<sks>", "is a new word itself")])
+@pytest.mark.parametrize(("initializer", "message"), [("", "has no token"), ("<sks>", "is a placeholder token itself")])
 def test_an_initializer_needs_known_tokens(plain, mesh, initializer, message):
     side, folder = plain
-    params = load_params(Base.read(folder, "float32"), mesh)
+    params = load_params(BaseModel.read(folder, "float32"), mesh)
     with pytest.raises(UserError, match=message):
-        initial_embeddings(side.with_words(WORDS, 1), params, [initializer] * 2)
+        init_placeholder_embeddings(side.add_placeholder_tokens(WORDS, 1), params, [initializer] * 2)
 
 
 @pytest.mark.parametrize(
@@ -172,20 +181,20 @@ def test_an_initializer_needs_known_tokens(plain, mesh, initializer, message):
         (("MyDog",), "CLIP reads lower case only; name it 'mydog'"),
         (("<SKS>",), "CLIP reads lower case only; name it '<sks>'"),
         (("<sks>", "<toy>", "<sks>"), "names '<sks>' twice"),
-        (("<sks>_1", "<sks>"), "'<sks>' is part of another new word"),
+        (("<sks>_1", "<sks>"), "'<sks>' is part of another placeholder token"),
     ],
 )
 def test_a_word_that_would_be_misread_is_refused(plain, words, message):
     with pytest.raises(UserError) as error:
-        plain[0].with_words(words, 1)
-    assert str(error.value).startswith("--text.new-tokens ")
+        plain[0].add_placeholder_tokens(words, 1)
+    assert str(error.value).startswith("--text.placeholder-tokens ")
     assert message in str(error.value)
 
 
 def test_a_word_that_begins_like_another_is_told_apart(plain):
     side, _ = plain
-    new = side.with_words(("<sk>", "<sks>", "zqdog"), 1)
-    ids = new.words(new.towers[0], "<sks> <sk> zqdog")
+    new = side.add_placeholder_tokens(("<sk>", "<sks>", "zqdog"), 1)
+    ids = new.token_ids(new.encoders[0], "<sks> <sk> zqdog")
     assert ids == [FIRST + 1, FIRST, FIRST + 2]
 
 
@@ -193,19 +202,19 @@ def test_a_word_is_found_inside_a_longer_one_as_in_transformers(plain):
     side, folder = plain
     tokenizer = in_torch(folder).tokenizer
     tokenizer.add_tokens(["zqdog"])
-    new = side.with_words(("zqdog",), 1)
-    ids = new.words(new.towers[0], "my zqdogs, <zqdog>")
+    new = side.add_placeholder_tokens(("zqdog",), 1)
+    ids = new.token_ids(new.encoders[0], "my zqdogs, <zqdog>")
     assert ids == tokenizer("my zqdogs, <zqdog>", add_special_tokens=False).input_ids
     assert ids.count(FIRST) == 2
 
 
 def test_a_new_word_counts_with_all_its_vectors_in_what_is_lost(plain):
-    new = plain[0].with_words(("<sks>",), 4)
-    assert new.lost_text("a cat " * 13 + "<SKS> dog") == "dog"  # 26 + 4 tokens fit
-    assert new.lost_text("a cat " * 14 + "<SKS> dog") == "<SKS> dog"
-    assert dataclasses.replace(new, chunks=2).lost_text("a cat " * 14 + "<SKS> dog") == ""
+    new = plain[0].add_placeholder_tokens(("<sks>",), 4)
+    assert new.truncated_text("a cat " * 13 + "<SKS> dog") == "dog"  # 26 + 4 tokens fit
+    assert new.truncated_text("a cat " * 14 + "<SKS> dog") == "<SKS> dog"
+    assert dataclasses.replace(new, max_token_chunks=2).truncated_text("a cat " * 14 + "<SKS> dog") == ""
 
 
 def test_a_second_call_goes_on_after_the_first(plain):
-    new = plain[0].with_words(("<sks>",), 2).with_words(("<toy>",), 1)
-    assert new.words(new.towers[0], "<toy> <sks>") == [FIRST + 2, FIRST, FIRST + 1]
+    new = plain[0].add_placeholder_tokens(("<sks>",), 2).add_placeholder_tokens(("<toy>",), 1)
+    assert new.token_ids(new.encoders[0], "<toy> <sks>") == [FIRST + 2, FIRST, FIRST + 1]
