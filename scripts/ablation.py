@@ -20,7 +20,7 @@ import numpy as np
 from jaxbooth import load_config, train
 from jaxbooth.config.run_config import Config
 from jaxbooth.evaluation.evaluate import EvaluateArguments, evaluate
-from jaxbooth.metrics.bootstrap import Estimate, estimate
+from jaxbooth.metrics.bootstrap import Estimate, bootstrap_mean
 from jaxbooth.storage.files import write_json, write_text
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -112,7 +112,7 @@ def together(found: list[dict[str, dict[str, list[np.ndarray]]]]) -> dict[str, d
         for metric in METRICS:
             runs = [run for scores in found for run in scores[setting][metric]]
             changes = [run - scores[BASE][metric][0] for scores in found for run in scores[setting][metric]]
-            results.setdefault(setting, {})[metric] = Row(float(np.mean(runs)), estimate(changes))
+            results.setdefault(setting, {})[metric] = Row(float(np.mean(runs)), bootstrap_mean(changes))
     return results
 
 
@@ -174,7 +174,7 @@ def head_of(subjects: list[Task], seeds: int, steps: int) -> str:
 
 The embedded base model, {steps} steps of 4 + 4 rows, {seeds} seeds; subjects:
 {", ".join(task.name for task in subjects)}.
-Every run draws 25 prompts with 2 pictures each and 16 class pictures, and the embedded CLIP measures them. A cell is
+Every run draws 25 prompts with 2 images each and 16 class images, and the embedded CLIP measures them. A cell is
 the mean over all runs, and in brackets its change against the base model on the same prompts and seeds, with a 95 %
 bootstrap interval that draws runs first and prompts within them. Made by `python scripts/ablation.py`.
 """

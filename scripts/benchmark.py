@@ -213,12 +213,12 @@ def main() -> None:
     parser.add_argument("--subjects", nargs="+", default=["jaxbooth", "torch"])
     parser.add_argument("--model", default="demo", help=f"{', '.join(FAMILIES)}, demo, or a diffusers folder")
     parser.add_argument(
-        "--rows", type=int, nargs="+", default=[4], help="instance rows, beside as many prior rows; or pictures"
+        "--rows", type=int, nargs="+", default=[4], help="instance rows, beside as many prior rows; or images"
     )
     parser.add_argument("--lora-rank", type=int, default=None)
     parser.add_argument("--remat", default=None)
     parser.add_argument("--dispatch", type=int, default=None, help="steps a dispatch (jaxbooth)")
-    parser.add_argument("--steps", type=int, default=None, help="network evaluations of a picture")
+    parser.add_argument("--steps", type=int, default=None, help="network evaluations of an image")
     parser.add_argument("--sampler", default=None, choices=["dpmpp_2m", "ddpm"])
     parser.add_argument("--xla-flags", action="append", default=[], help="jaxbooth once more, with these XLA_FLAGS")
     parser.add_argument("--rounds", type=int, default=5)

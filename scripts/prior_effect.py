@@ -1,13 +1,13 @@
-"""What the prior term does, in numbers and pictures: the demo trained with it and without it.
+"""What the prior term does, in numbers and images: the demo trained with it and without it.
 
     python scripts/prior_effect.py --out runs/prior-effect
 
 Trains twice (about a minute each on 2 CPU cores, reusing one set of class images), draws the subject and the class
 with the base model and with both runs from the same seeds, and prints a Markdown table:
 
-* subject distance: how far pictures of the subject prompt are from the nearest training picture (lower: learned);
-* leakage distance: the same for pictures of the class prompt (lower: the class has turned into the subject);
-* class drift: mean squared distance in latent space between class pictures and the base model's of the same seed.
+* subject distance: how far images of the subject prompt are from the nearest training image (lower: learned);
+* leakage distance: the same for images of the class prompt (lower: the class has turned into the subject);
+* class drift: mean squared distance in latent space between class images and the base model's of the same seed.
 """
 
 import argparse
@@ -28,23 +28,23 @@ SHOWN = 4
 
 
 def draw(source: str | Path, prompt: str, num: int) -> np.ndarray:
-    """Returns (num, H, W, 3) float pictures in [0, 1]."""
+    """Returns (num, H, W, 3) float images in [0, 1]."""
     images = Pipeline.load(source).sample(prompt, num, seed=1000, steps=20, guidance_scale=4.0)
     return np.stack([np.asarray(image) for image in images]) / 255.0
 
 
-def nearest(pictures: np.ndarray, references: np.ndarray) -> float:
-    """Median over pictures of the mean squared pixel distance to the nearest reference."""
-    distances = np.square(pictures[:, None] - references[None]).mean(axis=(2, 3, 4))
+def nearest(images: np.ndarray, references: np.ndarray) -> float:
+    """Median over images of the mean squared pixel distance to the nearest reference."""
+    distances = np.square(images[:, None] - references[None]).mean(axis=(2, 3, 4))
     return float(np.median(distances.min(axis=1)))
 
 
-def latents(pictures: np.ndarray) -> np.ndarray:
-    """Encodes pictures with the demo's VAE; scaled posterior means."""
+def latents(images: np.ndarray) -> np.ndarray:
+    """Encodes images with the demo's VAE; scaled posterior means."""
     pipeline = Pipeline.load("demo")
     base = pipeline.base
     encode = jax.jit(lambda params, pixels: base.vae.bind(params).encode(pixels).mean)
-    found = encode(pipeline.params["vae"], (pictures * 2 - 1).astype(np.float32))
+    found = encode(pipeline.params["vae"], (images * 2 - 1).astype(np.float32))
     return np.asarray(found) * base.vae_config.scaling_factor
 
 
@@ -69,22 +69,22 @@ def main() -> None:
     """Trains, draws, prints the table and saves the grid."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/prior-effect"))
-    parser.add_argument("--num", type=int, default=32, help="pictures of each prompt")
+    parser.add_argument("--num", type=int, default=32, help="images of each prompt")
     parser.add_argument("--steps", type=int, default=250, help="training steps")
     arguments = parser.parse_args()
     config = resolve_paths(load_config("demo"))
     subject, kind = config.data.instance_prompt, config.data.class_prompt or ""
     assert config.data.instance_dir
-    pictures = scan(config.data.instance_dir, subject, "instance").pictures
+    images = scan(config.data.instance_dir, subject, "instance").pictures
     framing = Framing(64, 64, 0, False, 0)
-    references = np.concatenate([seen.pixels for seen in framed(pictures, framing)]) / 255.0
+    references = np.concatenate([seen.pixels for seen in framed(images, framing)]) / 255.0
 
     sources = {"base model": "demo"} | runs(arguments.out, arguments.steps)
     drawn = {
         name: (draw(path, subject, arguments.num), draw(path, kind, arguments.num)) for name, path in sources.items()
     }
     base_latents = latents(drawn["base model"][1])
-    print(f"| {arguments.num} pictures each | subject distance | leakage distance | class drift (latent MSE) |")
+    print(f"| {arguments.num} images each | subject distance | leakage distance | class drift (latent MSE) |")
     print("|---|---|---|---|")
     for name, (subjects, classes) in drawn.items():
         drift = float(np.square(latents(classes) - base_latents).mean())

@@ -36,9 +36,9 @@ def made_up_run(
 
     Args:
         logged: last step in its metrics; default: `steps`.
-        prompts: of its sample grids, with two pictures each.
+        prompts: of its sample grids, with two images each.
         samples: steps of the grids.
-        side: of all pictures, in pixels.
+        side: of all images, in pixels.
         sections: of the configuration, beside what every run has.
     """
     data = {"instance_dir": "/photos", "instance_prompt": prompts[0], "class_prompt": "a photo of a cat"}
@@ -70,11 +70,11 @@ def write_metrics(folder: Path, steps: int, has_prior: bool = True) -> None:
 
 
 def write_grid(folder: Path, step: int, prompts: tuple[str, ...], side: int) -> None:
-    """Writes the sample grid of a step: two pictures of each prompt."""
-    pictures = [photo(1000 * step + index, side) for index in range(2 * len(prompts))]
+    """Writes the sample grid of a step: two images of each prompt."""
+    images = [photo(1000 * step + index, side) for index in range(2 * len(prompts))]
     labels = [prompt for prompt in prompts for _ in range(2)]
     facts = {"prompts": json.dumps(prompts), "seed": 0, "step": step, "sampler": "dpmpp_2m", "negative_prompt": ""}
-    write_png(folder / "samples" / f"step_{step:06d}.png", sheet(pictures, labels, 2), facts)
+    write_png(folder / "samples" / f"step_{step:06d}.png", sheet(images, labels, 2), facts)
 
 
 def evaluated(folder: Path, models: tuple[str, ...] = ("base", "cat-000040"), side: int = 64) -> Path:
@@ -88,18 +88,18 @@ def evaluated(folder: Path, models: tuple[str, ...] = ("base", "cat-000040"), si
     found = []
     for number, name in enumerate(models):
         score = {"mean": 0.7 + number / 10, "low": 0.68 + number / 10, "high": 0.73 + number / 10, "count": 4}
-        pictures = [f"pictures/{name}/{index:03d}-000.png" for index in range(len(prompts))]
-        for index, path in enumerate(pictures):
+        images = [f"images/{name}/{index:03d}-000.png" for index in range(len(prompts))]
+        for index, path in enumerate(images):
             write_png(folder / "evaluation" / path, Image.fromarray(photo(number * 10 + index, side)), {})
         rows = [
-            {"prompt": prompt, "group": group, "pictures": [path], "metrics": {"clip_i": score}}
-            for (prompt, group), path in zip(prompts, pictures, strict=True)
+            {"prompt": prompt, "group": group, "images": [path], "metrics": {"clip_i": score}}
+            for (prompt, group), path in zip(prompts, images, strict=True)
         ]
         facts = {"name": name, "label": "base model" if name == "base" else name, "source": name, "step": number * 40}
         difference = {"mean": 0.1, "low": 0.05, "high": 0.15, "count": 4}
         own = {"differences": dict.fromkeys(titles, difference)} if number else {}
         metrics = dict.fromkeys(titles, score)
-        found.append({**facts, "pictures": f"pictures/{name}", "metrics": metrics, "prompts": rows, **own})
+        found.append({**facts, "images": f"images/{name}", "metrics": metrics, "prompts": rows, **own})
     content = {
         "format": 1,
         "settings": {"prompts": "live", "num": 1, "seed": 0, "sampler": "dpmpp_2m"},

@@ -71,7 +71,7 @@ def test_differences_are_to_the_base_model(found):
 
 
 def test_pictures_say_what_made_them(found, run):
-    paths = [run / "evaluation" / path for one in found["models"][1]["prompts"] for path in one["pictures"]]
+    paths = [run / "evaluation" / path for one in found["models"][1]["prompts"] for path in one["images"]]
     assert len(paths) == 2 + 2 + 3
     facts = read_facts(paths[1])
     assert (facts["prompt"], facts["seed"], facts["index"], facts["step"]) == ("a sks cat in the snow", "0", "1", "6")
@@ -79,7 +79,7 @@ def test_pictures_say_what_made_them(found, run):
 
 def test_what_is_drawn_is_kept_and_only_the_rest_is_made(found, run, prompts, tmp_path, capsys):
     shutil.copytree(run / "evaluation", tmp_path / "evaluation")
-    (tmp_path / "evaluation" / "pictures" / "run-000006" / "001-001.png").unlink()
+    (tmp_path / "evaluation" / "images" / "run-000006" / "001-001.png").unlink()
     again = measure(run, prompts, out=tmp_path / "evaluation")
     output = capsys.readouterr().out
     assert "step 6: 1 image drawn, 6 found" in output
@@ -88,12 +88,12 @@ def test_what_is_drawn_is_kept_and_only_the_rest_is_made(found, run, prompts, tm
 
 
 def test_pictures_made_otherwise_are_not_mixed_in(found, run, prompts):
-    with pytest.raises(UserError, match=r"base holds pictures with another steps .*choose another --out"):
+    with pytest.raises(UserError, match=r"base holds images with another steps .*choose another --out"):
         measure(run, prompts, steps=3)
 
 
 def test_a_folder_of_something_else_is_left_alone(run, prompts, tmp_path):
-    own = tmp_path / "pictures" / "base" / "000-000.png"
+    own = tmp_path / "images" / "base" / "000-000.png"
     own.parent.mkdir(parents=True)
     own.write_bytes(b"mine")
     with pytest.raises(UserError, match="exists already"):

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from jaxbooth.metrics.bootstrap import estimate
-from jaxbooth.metrics.definitions import Embedded, distances, score, similarities
-from jaxbooth.metrics.prompts import Entry
+from jaxbooth.metrics.bootstrap import bootstrap_mean
+from jaxbooth.metrics.definitions import ImageFeatures, compute_scores, distances, similarities
+from jaxbooth.metrics.prompts import EvalPrompt
 
 ENTRIES = [
-    Entry("a sks cat", "a cat", "subject", 0),
-    Entry("a red zwx dog", "a red dog", "subject", 1),
-    Entry("a cat", "a cat", "class", 0),
+    EvalPrompt("a sks cat", "a cat", "subject", 0),
+    EvalPrompt("a red zwx dog", "a red dog", "subject", 1),
+    EvalPrompt("a cat", "a cat", "class", 0),
 ]
 
 
@@ -19,15 +19,15 @@ def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return (features / np.linalg.norm(features, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def embedded(rng: np.random.Generator, width: int) -> Embedded:
-    return Embedded([unit(rng, n, width) for n in (3, 3, 5)], [unit(rng, r, width) for r in (4, 6)])
+def embedded(rng: np.random.Generator, width: int) -> ImageFeatures:
+    return ImageFeatures([unit(rng, n, width) for n in (3, 3, 5)], [unit(rng, r, width) for r in (4, 6)])
 
 
 def test_similarity_is_the_mean_over_all_references():
     rng = np.random.default_rng(0)
-    pictures, references = unit(rng, 3, 8), unit(rng, 5, 8)
-    expected = [np.mean([np.dot(p, r) for r in references.astype(np.float64)]) for p in pictures.astype(np.float64)]
-    np.testing.assert_allclose(similarities(pictures, references), expected, atol=1e-6)
+    images, references = unit(rng, 3, 8), unit(rng, 5, 8)
+    expected = [np.mean([np.dot(p, r) for r in references.astype(np.float64)]) for p in images.astype(np.float64)]
+    np.testing.assert_allclose(similarities(images, references), expected, atol=1e-6)
 
 
 def test_equal_pictures_have_no_distance_and_opposite_ones_two():
@@ -37,33 +37,33 @@ def test_equal_pictures_have_no_distance_and_opposite_ones_two():
 def test_each_metric_uses_its_features_and_its_subject():
     rng = np.random.default_rng(1)
     clip, dino, captions = embedded(rng, 8), embedded(rng, 6), unit(rng, 3, 8)
-    found = score(ENTRIES, clip, captions, dino)
-    np.testing.assert_array_equal(found["dino"][1], similarities(dino.pictures[1], dino.references[1]))
-    np.testing.assert_array_equal(found["clip_i"][0], similarities(clip.pictures[0], clip.references[0]))
-    np.testing.assert_allclose(found["clip_t"][1], clip.pictures[1] @ captions[1])
-    np.testing.assert_array_equal(found["pres"][0], similarities(dino.pictures[2], dino.references[0]))
-    np.testing.assert_array_equal(found["div"][0], distances(dino.pictures[2]))
+    found = compute_scores(ENTRIES, clip, captions, dino)
+    np.testing.assert_array_equal(found["dino"][1], similarities(dino.images[1], dino.references[1]))
+    np.testing.assert_array_equal(found["clip_i"][0], similarities(clip.images[0], clip.references[0]))
+    np.testing.assert_allclose(found["clip_t"][1], clip.images[1] @ captions[1])
+    np.testing.assert_array_equal(found["pres"][0], similarities(dino.images[2], dino.references[0]))
+    np.testing.assert_array_equal(found["div"][0], distances(dino.images[2]))
     assert [len(each) for each in found["div_subject"]] == [3, 3]
 
 
 def test_without_dino_the_class_is_measured_with_clip():
     rng = np.random.default_rng(1)
     clip = embedded(rng, 8)
-    found = score(ENTRIES, clip, unit(rng, 3, 8), None)
+    found = compute_scores(ENTRIES, clip, unit(rng, 3, 8), None)
     assert set(found) == {"clip_i", "clip_t", "pres", "div", "div_subject"}
-    np.testing.assert_array_equal(found["pres"][0], similarities(clip.pictures[2], clip.references[0]))
+    np.testing.assert_array_equal(found["pres"][0], similarities(clip.images[2], clip.references[0]))
 
 
 def test_without_a_class_prompt_nothing_is_said_of_the_class():
     rng = np.random.default_rng(1)
-    found = score(ENTRIES[:2], embedded(rng, 8), unit(rng, 2, 8), None)
+    found = compute_scores(ENTRIES[:2], embedded(rng, 8), unit(rng, 2, 8), None)
     assert set(found) == {"clip_i", "clip_t", "div_subject"}
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_approximation():
-    # One prompt, so that only pictures are drawn: 1.96 standard errors to each side.
+    # One prompt, so that only images are drawn: 1.96 standard errors to each side.
     scores = np.random.default_rng(2).normal(0.7, 0.1, size=400)
-    found = estimate([scores])
+    found = bootstrap_mean([scores])
     error = scores.std() / 20
     assert found.mean == pytest.approx(scores.mean(), abs=1e-12)
     assert found.low == pytest.approx(scores.mean() - 1.96 * error, abs=0.15 * error)
@@ -71,9 +71,9 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_approximation():
 
 
 def test_prompts_that_differ_widen_the_interval():
-    # Pictures of a prompt agree; with k prompts the standard error is that of k numbers, not of k * n.
+    # Images of a prompt agree; with k prompts the standard error is that of k numbers, not of k * n.
     prompts = np.random.default_rng(3).normal(0.5, 0.1, size=100)
-    found = estimate([np.full(4, value) for value in prompts])
+    found = bootstrap_mean([np.full(4, value) for value in prompts])
     assert found.low is not None
     assert found.high is not None
     assert found.high - found.low == pytest.approx(2 * 1.96 * prompts.std() / 10, rel=0.1)
@@ -81,16 +81,16 @@ def test_prompts_that_differ_widen_the_interval():
 
 def test_a_picture_is_no_pair_with_itself():
     pairs = np.array([[0, 0.2, 0.4], [0.2, 0, 0.6], [0.4, 0.6, 0]])
-    found = estimate([pairs])
+    found = bootstrap_mean([pairs])
     assert found.mean == pytest.approx(0.4)
     assert found.low is not None
     assert found.low >= 0.2 - 1e-12
 
 
 def test_one_picture_has_no_interval():
-    assert estimate([np.array([0.3])]) == (0.3, None, None, 1)
+    assert bootstrap_mean([np.array([0.3])]) == (0.3, None, None, 1)
 
 
 def test_the_same_scores_have_the_same_interval():
     scores = [np.linspace(0, 1, 4), np.linspace(0, 2, 4)]
-    assert estimate(scores) == estimate(scores)
+    assert bootstrap_mean(scores) == bootstrap_mean(scores)

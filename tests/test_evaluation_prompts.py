@@ -8,16 +8,16 @@ import pytest
 from jaxbooth.config.schema import Subject
 from jaxbooth.errors import UserError
 from jaxbooth.metrics.prompts import (
-    LIVE,
-    OBJECT,
-    Entry,
-    Named,
-    class_entries,
+    LIVE_TEMPLATES,
+    OBJECT_TEMPLATES,
+    EvalPrompt,
+    SubjectName,
+    class_prompts,
     name_subject,
+    prompts_without_subject,
     read_templates,
-    subject_entries,
-    template_kind,
-    without_subject,
+    subject_prompts,
+    template_set,
 )
 from tests.pictures import CASES
 
@@ -30,7 +30,7 @@ def subject(instance: str, kind: str | None = None) -> Subject:
 
 def test_the_templates_are_the_published_ones():
     blocks = PUBLISHED.read_text().split("prompt_list = [")[1:]
-    for block, ours in zip(blocks, (OBJECT, LIVE), strict=True):
+    for block, ours in zip(blocks, (OBJECT_TEMPLATES, LIVE_TEMPLATES), strict=True):
         published = re.findall(r"'(.*?)'\.format", block)
         assert len(published) == 25
         assert list(ours) == [template.replace("{0} {1}", "{}") for template in published]
@@ -42,7 +42,7 @@ def test_the_templates_are_the_published_ones():
         ("a photo of sks dog", "a photo of dog", ("sks dog", "dog")),
         ("an emoji of a sks cat", "an emoji of a cat", ("sks cat", "cat")),
         ("a sks teapot", "a teapot", ("sks teapot", "teapot")),
-        ("a picture of the ohwx rubber duck", "a rubber duck", ("ohwx rubber duck", "rubber duck")),
+        ("an image of the ohwx rubber duck", "a rubber duck", ("ohwx rubber duck", "rubber duck")),
         ("a photo of sks dog", None, ("sks dog", "dog")),
         ("sks", None, ("sks", "sks")),
         ("a photo of my sks dog.", "a photo of my dog.", ("sks dog", "dog")),
@@ -61,26 +61,26 @@ def test_what_the_user_says_goes_first():
     ("noun", "kind"), [("dog", "live"), ("tabby cat", "live"), ("hot dog stand", "live"), ("teapot", "object")]
 )
 def test_animals_and_people_wear_hats(noun: str, kind: str):
-    assert template_kind(noun) == kind
+    assert template_set(noun) == kind
 
 
 def test_captions_leave_the_identifier_out():
-    entries = subject_entries(["a {} in the snow", "portrait of sks dog"], Named("sks dog", "dog"), 0)
+    entries = subject_prompts(["a {} in the snow", "portrait of sks dog"], SubjectName("sks dog", "dog"), 0)
     assert entries == [
-        Entry("a sks dog in the snow", "a dog in the snow", "subject", 0),
-        Entry("portrait of sks dog", "portrait of dog", "subject", 0),
+        EvalPrompt("a sks dog in the snow", "a dog in the snow", "subject", 0),
+        EvalPrompt("portrait of sks dog", "portrait of dog", "subject", 0),
     ]
 
 
 def test_prompts_without_the_identifier_are_found():
-    named = Named("sks dog", "dog")
-    entries = subject_entries(["a {} in the snow", "a dog at sea"], named, 0) + class_entries([subject("a", "a dog")])
-    assert without_subject(entries, [named]) == ["a dog at sea"]
+    named = SubjectName("sks dog", "dog")
+    entries = subject_prompts(["a {} in the snow", "a dog at sea"], named, 0) + class_prompts([subject("a", "a dog")])
+    assert prompts_without_subject(entries, [named]) == ["a dog at sea"]
 
 
 def test_a_class_is_compared_with_each_of_its_subjects():
     subjects = [subject("a sks dog", "a dog"), subject("a zwx cat"), subject("an ohwx dog", "a dog")]
-    assert [(entry.prompt, entry.subject) for entry in class_entries(subjects)] == [("a dog", 0), ("a dog", 2)]
+    assert [(entry.prompt, entry.subject) for entry in class_prompts(subjects)] == [("a dog", 0), ("a dog", 2)]
 
 
 def test_a_file_holds_one_prompt_a_line(tmp_path: Path):

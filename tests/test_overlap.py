@@ -8,7 +8,7 @@ from jaxbooth.cli.commands import export, sample
 from jaxbooth.config.run_config import Config
 from jaxbooth.errors import UserError
 from jaxbooth.evaluation.evaluate import EvaluateArguments
-from jaxbooth.evaluation.evaluate import prepare as prepare_evaluation
+from jaxbooth.evaluation.evaluate import prepare_evaluation as prepare_evaluation
 from jaxbooth.report.report import make_report
 from jaxbooth.runs.folder import open_run
 from jaxbooth.runs.overlap import check_run_folders

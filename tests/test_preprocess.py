@@ -1,4 +1,4 @@
-"""Preparing pictures, against transformers' own image processors in their PIL form."""
+"""Preparing images, against transformers' own image processors in their PIL form."""
 
 import math
 
@@ -9,7 +9,7 @@ import transformers
 from jaxbooth.errors import UserError
 from jaxbooth.metrics.preprocess import read_preprocessing
 from jaxbooth.storage.files import write_json
-from tests.extractor_folders import pictures
+from tests.feature_model_folders import sample_images
 
 PROCESSORS = {
     "clip": transformers.CLIPImageProcessorPil,
@@ -51,7 +51,7 @@ def prepared(tmp_path, model_type, raw, images):
          "8-bit values", "crop alone"],
 )  # fmt: skip
 def test_pixels_equal_those_of_transformers(model_type, raw, tmp_path, rng):
-    images = [image.convert("RGB") for image in pictures(rng)]
+    images = [image.convert("RGB") for image in sample_images(rng)]
     found = prepared(tmp_path, model_type, raw, images)
     theirs = PROCESSORS[model_type].from_pretrained(tmp_path)
     expected = np.stack([theirs(image, return_tensors="np")["pixel_values"][0] for image in images])
@@ -65,11 +65,11 @@ def test_pixels_follow_the_formula(tmp_path, rng):
 
 
 def test_a_processor_file_of_transformers_5_is_read(tmp_path, rng):
-    picture = pictures(rng)[0]
-    expected = prepared(tmp_path, "clip", OPENAI, [picture])[0]
+    image = sample_images(rng)[0]
+    expected = prepared(tmp_path, "clip", OPENAI, [image])[0]
     (tmp_path / "preprocessor_config.json").unlink()
     write_json(tmp_path / "processor_config.json", {"image_processor": OPENAI, "processor_class": "CLIPProcessor"})
-    np.testing.assert_array_equal(read_preprocessing(tmp_path, "clip")(picture), expected)
+    np.testing.assert_array_equal(read_preprocessing(tmp_path, "clip")(image), expected)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from jaxbooth.cli.main import main
 from jaxbooth.config.run_config import Config
 from jaxbooth.errors import UserError
 from jaxbooth.report import make_report
-from jaxbooth.report.settings import settings_of
+from jaxbooth.report.settings import compare_settings
 from tests.commands import jaxbooth, succeed
 from tests.made_up_runs import evaluated, made_up_run, write_grid
 from tests.stores import install_meanwhile
@@ -22,7 +22,7 @@ LOADS = ("src", "href", "srcset", "action", "data", "poster", "background")
 
 
 class Page(HTMLParser):
-    """A page's text, the values of attributes that load or link, its headings, and its pictures."""
+    """A page's text, the values of attributes that load or link, its headings, and its images."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -81,7 +81,7 @@ def test_the_head_says_what_was_trained_and_how_far(page, run):
 
 def test_settings_that_differ_from_the_defaults_come_with_them(page):
     assert "train.steps 40 default 1000" in page.text
-    assert f"All {len(settings_of([Config()]))} settings, resolved" in page.text
+    assert f"All {len(compare_settings([Config()]))} settings, resolved" in page.text
     assert "loss.snr_gamma 5 5" in page.text
 
 
@@ -99,19 +99,19 @@ def test_samples_are_laid_out_by_prompt_with_every_step_in_the_slider(page):
     strips = page.data["samples"]["strips"]
     assert [strip["prompt"] for strip in strips] == ["a photo of a sks cat", "a photo of a cat"]
     assert all([len(uris) for uris in strip["uris"]] == [2, 2] for strip in strips)
-    assert "a photo of a cat, cat, step 40, picture 2" in page.alts
+    assert "a photo of a cat, cat, step 40, image 2" in page.alts
 
 
 def test_the_pictures_that_were_learned_from_are_there(page, run):
-    assert "Training pictures with their captions" in page.alts
-    assert f"3 class pictures. {run}/prior" in page.text
+    assert "Training images with their captions" in page.alts
+    assert f"3 class images. {run}/prior" in page.text
 
 
 def test_the_evaluation_stands_beside_the_base_model(page):
     assert "CLIP-I ↑ higher is better subject fidelity 0.700 [0.680, 0.730] 0.800 [0.780, 0.830]" in page.text
     assert "+0.100 [+0.050, +0.150]" in page.text
     assert "dino: no DINO model was named" in page.text
-    assert "a sks cat in the snow, base model, picture 1" in page.alts
+    assert "a sks cat in the snow, base model, image 1" in page.alts
 
 
 def test_time_is_what_the_metrics_say(page):
@@ -157,7 +157,7 @@ def test_several_runs_say_in_what_they_differ_and_share_what_is_alike(tmp_path, 
     prior = next(chart for chart in page.data["charts"] if chart["title"] == "Prior loss")
     assert [series["run"] for series in prior["series"]] == ["cat"]
     assert f"Not evaluated yet: jaxbooth evaluate {plain} does it." in page.text
-    assert page.alts.count("Training pictures with their captions") == 1
+    assert page.alts.count("Training images with their captions") == 1
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
@@ -173,8 +173,8 @@ def test_an_unfinished_run_without_samples_or_prior(tmp_path):
         (folder / gone).unlink()
     page = Page(make_report([folder]))
     assert "at step 13 of 40" in page.text
-    assert "There are no sample pictures yet" in page.text
-    assert "No run here has class pictures." in page.text
+    assert "There are no sample images yet" in page.text
+    assert "No run here has class images." in page.text
 
 
 def test_a_damaged_sample_grid_is_named_and_left_out(tmp_path):
@@ -182,7 +182,7 @@ def test_a_damaged_sample_grid_is_named_and_left_out(tmp_path):
     grid = folder / "samples" / "step_000020.png"
     grid.write_bytes(grid.read_bytes()[:2000])
     page = Page(make_report([folder]))
-    assert f"These pictures cannot be read and are left out: {grid}." in page.text
+    assert f"These images cannot be read and are left out: {grid}." in page.text
     assert page.data["samples"]["steps"] == [0, 40]
 
 
@@ -190,7 +190,7 @@ def test_a_pipe_in_the_place_of_a_sample_grid_is_left_out_too(tmp_path):
     folder = made_up_run(tmp_path / "run")
     pipe = folder / "samples" / "step_000030.png"
     os.mkfifo(pipe)
-    assert f"These pictures cannot be read and are left out: {pipe}." in Page(make_report([folder])).text
+    assert f"These images cannot be read and are left out: {pipe}." in Page(make_report([folder])).text
 
 
 def test_prompts_that_changed_on_the_way_have_their_own_steps(tmp_path):

@@ -1,4 +1,4 @@
-"""The report's arithmetic: thinning and smoothing of curves, sizes of pictures, sheets taken apart."""
+"""The report's arithmetic: thinning and smoothing of curves, sizes of images, sheets taken apart."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ from PIL import Image
 
 from jaxbooth.data.image_grid import cut, sheet
 from jaxbooth.report.charts import curve_chart, interval_chart, library
-from jaxbooth.report.curves import Curve, extremes, read_curves, smoothed, table_steps, value_at
-from jaxbooth.report.images import Size, embed, fitting_size
+from jaxbooth.report.curves import Curve, keep_extremes, read_curves, smoothed, table_steps, value_at
+from jaxbooth.report.images import EmbeddedSize, embed, fitting_size
 from jaxbooth.report.timing import duration
 from tests.made_up_runs import photo
 
@@ -19,7 +19,7 @@ def curve(values: np.ndarray) -> Curve:
 def test_a_spike_survives_thinning():
     values = np.zeros(10_000)
     values[[1234, 8765]] = 7, -3
-    thin = extremes(curve(values))
+    thin = keep_extremes(curve(values))
     assert len(thin.steps) <= 602
     assert (thin.steps[0], thin.steps[-1]) == (1, 10_000)
     assert thin.values[thin.steps == 1235] == 7
@@ -28,7 +28,7 @@ def test_a_spike_survives_thinning():
 
 def test_a_short_curve_is_not_thinned():
     whole = curve(np.arange(600.0))
-    assert extremes(whole) is whole
+    assert keep_extremes(whole) is whole
 
 
 @pytest.mark.parametrize("length", [1, 2, 17, 400, 12_345])
@@ -91,12 +91,12 @@ def test_a_curve_has_no_value_beyond_its_end():
 
 @pytest.mark.parametrize(("side", "columns", "rows"), [(64, 4, 3), (100, 1, 2), (512, 2, 1)])
 def test_a_sheet_is_taken_apart_pixel_for_pixel(side, columns, rows):
-    pictures = [photo(number, side) for number in range(columns * rows)]
-    found = cut(sheet(pictures, ["label"] * len(pictures), columns), rows, side)
+    images = [photo(number, side) for number in range(columns * rows)]
+    found = cut(sheet(images, ["label"] * len(images), columns), rows, side)
     assert found is not None
     assert [len(row) for row in found] == [columns] * rows
-    for picture, pixels in zip((picture for row in found for picture in row), pictures, strict=True):
-        np.testing.assert_array_equal(np.asarray(picture), pixels)
+    for image, pixels in zip((image for row in found for image in row), images, strict=True):
+        np.testing.assert_array_equal(np.asarray(image), pixels)
 
 
 def test_a_sheet_of_another_layout_stays_whole():
@@ -106,18 +106,18 @@ def test_a_sheet_of_another_layout_stays_whole():
 
 
 def test_pixel_art_keeps_every_pixel():
-    shown = embed(Image.fromarray(photo(1, 64)), Size(32, 10))
+    shown = embed(Image.fromarray(photo(1, 64)), EmbeddedSize(32, 10))
     assert (shown.width, shown.height, shown.crisp) == (64, 64, True)
 
 
 def test_a_large_picture_is_shrunk_to_its_longest_side():
-    shown = embed(Image.fromarray(photo(1, 512)).resize((512, 256)), Size(256, 80))
+    shown = embed(Image.fromarray(photo(1, 512)).resize((512, 256)), EmbeddedSize(256, 80))
     assert (shown.width, shown.height, shown.crisp) == (256, 128, False)
 
 
 def test_more_pictures_are_shown_smaller():
-    pictures = [Image.fromarray(photo(number, 512)) for number in range(2)]
-    sizes = [fitting_size(pictures, count, 2_000_000).longest for count in (10, 100, 100_000)]
+    images = [Image.fromarray(photo(number, 512)) for number in range(2)]
+    sizes = [fitting_size(images, count, 2_000_000).longest for count in (10, 100, 100_000)]
     assert sizes[0] == 512
     assert 128 < sizes[1] < 512
     assert sizes[2] == 128

@@ -9,9 +9,9 @@ import pytest
 
 from jaxbooth.data.images import Picture
 from jaxbooth.errors import UserError
-from jaxbooth.evaluation.images import open_grid
+from jaxbooth.evaluation.images import open_image_folder
 from jaxbooth.report.report import make_report
-from jaxbooth.report.run_data import checkpoint_sizes, size_of
+from jaxbooth.report.run_data import checkpoint_sizes, folder_size
 from jaxbooth.runs.checkpoint import checkpoint_steps
 from jaxbooth.runs.drift import read_array
 from jaxbooth.runs.folder import RunFolder, confirm_base
@@ -45,7 +45,7 @@ def test_sizes_follow_no_symlinks(tmp_path):
     (tmp_path / "run" / "file").write_text("12345")
     (tmp_path / "run" / "all").symlink_to("/")
     (tmp_path / "run" / "loop").symlink_to(".")
-    assert size_of(tmp_path / "run") == 5
+    assert folder_size(tmp_path / "run") == 5
 
 
 GROUPS = {"instance": [Picture(Path("a.png"), "a cat")]}
@@ -86,9 +86,9 @@ def test_another_fingerprint_names_the_file_that_holds_it(base, tmp_path):
 
 @pytest.mark.parametrize("content", ["[7]", "", '{"seed": {"a": 1}}', "{}"])
 def test_an_edited_manifest_of_an_evaluation_is_a_sentence(content, tmp_path):
-    (tmp_path / "grid.json").write_text(content)
+    (tmp_path / "generation.json").write_text(content)
     with pytest.raises(UserError, match=r"move that folder away"):
-        open_grid(tmp_path, {"seed": 0})
+        open_image_folder(tmp_path, {"seed": 0})
 
 
 @pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: whole[:-5], lambda whole: b"PK\x03\x04" + whole])

@@ -19,22 +19,22 @@ from jaxbooth.console.messages import counted, result, say, warn
 from jaxbooth.console.progress import working
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.errors import UserError
-from jaxbooth.evaluation.images import Place, draw_missing, open_grid, places, read_grid
-from jaxbooth.evaluation.models import Compared, base_of, other, run_at
-from jaxbooth.evaluation.results import FORMAT, by_prompt, differences, overall
+from jaxbooth.evaluation.images import Cell, cells, generate_missing, open_image_folder, read_images
+from jaxbooth.evaluation.models import ComparedModel, base_model, parse_model, run_model
+from jaxbooth.evaluation.results import FORMAT, differences, metric_means, prompt_results
 from jaxbooth.evaluation.table import print_table
 from jaxbooth.metrics.definitions import DEFINITIONS, Scores
 from jaxbooth.metrics.prompts import (
     TEMPLATES,
-    Entry,
-    class_entries,
+    EvalPrompt,
+    class_prompts,
     name_subject,
+    prompts_without_subject,
     read_templates,
-    subject_entries,
-    template_kind,
-    without_subject,
+    subject_prompts,
+    template_set,
 )
-from jaxbooth.metrics.scorer import Extractors, Measure, open_extractors, references
+from jaxbooth.metrics.scorer import FeatureModels, Scorer, load_feature_models, reference_images
 from jaxbooth.runs.folder import RunFolder, open_run, run_mesh
 from jaxbooth.runs.overlap import check_output
 from jaxbooth.storage.disk import check_writable
@@ -56,9 +56,9 @@ class EvaluateArguments(Section):
     prompts: str = "auto"
     """live or object (the paper's 25 each; auto: by class), or a text file, one prompt a line, {} for the subject."""
     num: PairedImageCount = 4
-    """Pictures of each prompt; the paper has 4."""
+    """Images of each prompt; the paper has 4."""
     class_num: PairedImageCount = 32
-    """Pictures of the class prompt."""
+    """Images of the class prompt."""
     subject: str | None = None
     """What fills {}, such as "sks dog"; default: read off the instance prompt."""
     noun: str | None = None
@@ -74,11 +74,11 @@ class EvaluateArguments(Section):
     sampler: SamplerName | None = None
     """Default: the run's validation sampler."""
     steps: SamplerSteps | None = None
-    """Network evaluations for one picture; default: as in the run's validation."""
+    """Network evaluations for one image; default: as in the run's validation."""
     guidance_scale: GuidanceScale | None = None
     """Default: the run's validation guidance."""
     out: Path | None = None
-    """Folder for evaluation.json and the pictures; default: RUN/evaluation."""
+    """Folder for evaluation.json and the images; default: RUN/evaluation."""
 
 
 @dataclass(frozen=True)
@@ -87,33 +87,33 @@ class Evaluation:
 
     arguments: EvaluateArguments
     config: Config
-    entries: list[Entry]
+    entries: list[EvalPrompt]
     settings: SamplingConfig
     mesh: Mesh
     out: Path
 
     @property
-    def wanted(self) -> list[Place]:
-        """All pictures of one model."""
-        return places(self.entries, self.arguments.num, self.arguments.class_num)
+    def wanted(self) -> list[Cell]:
+        """All images of one model."""
+        return cells(self.entries, self.arguments.num, self.arguments.class_num)
 
-    def pictures(self, model: Compared) -> list[list[np.ndarray]]:
-        """Draws what is missing of a model's pictures, and reads them all."""
+    def images(self, model: ComparedModel) -> list[list[np.ndarray]]:
+        """Draws what is missing of a model's images, and reads them all."""
         pipeline = model.load(self.config, self.mesh)
-        folder = self.out / "pictures" / model.name
+        folder = self.out / "images" / model.name
         made = {
             "weights": model.weights(pipeline),
             "prompts": [entry.prompt for entry in self.entries],
             "seed": self.arguments.seed,
             "resolution": self.settings.resolution,
         }
-        open_grid(folder, made | self.settings.metadata())
-        drawn = draw_missing(pipeline, self.entries, self.wanted, self.settings, self.arguments.seed, folder)
+        open_image_folder(folder, made | self.settings.metadata())
+        drawn = generate_missing(pipeline, self.entries, self.wanted, self.settings, self.arguments.seed, folder)
         say(f"{model.label}: {counted(drawn, 'image')} drawn, {len(self.wanted) - drawn} found in {folder}")
-        return read_grid(folder, self.entries, self.wanted)
+        return read_images(folder, self.entries, self.wanted)
 
 
-def entries_of(arguments: EvaluateArguments, config: Config) -> list[Entry]:
+def evaluation_prompts(arguments: EvaluateArguments, config: Config) -> list[EvalPrompt]:
     """Returns the prompts of every subject, and of every class.
 
     Raises:
@@ -125,20 +125,20 @@ def entries_of(arguments: EvaluateArguments, config: Config) -> list[Entry]:
     names = [name_subject(subject, arguments.subject, arguments.noun) for subject in subjects]
     entries = []
     for number, named in enumerate(names):
-        kind = template_kind(named.noun) if arguments.prompts == "auto" else arguments.prompts
+        kind = template_set(named.noun) if arguments.prompts == "auto" else arguments.prompts
         templates = TEMPLATES[kind] if kind in TEMPLATES else read_templates(Path(kind))
-        entries += subject_entries(templates, named, number)
+        entries += subject_prompts(templates, named, number)
         say(f"subject '{named.phrase}', class '{named.noun}': {len(templates)} prompts ({kind})")
-    missing = without_subject(entries, names)
+    missing = prompts_without_subject(entries, names)
     if missing:
         warn(
             f"the subject is not named in {counted(len(missing), 'prompt')}, such as '{missing[0]}'; write {{}} where "
             "it goes."
         )
-    return entries + class_entries(subjects)
+    return entries + class_prompts(subjects)
 
 
-def prepare(arguments: EvaluateArguments, config: Config, root: Path, mesh: Mesh) -> Evaluation:
+def prepare_evaluation(arguments: EvaluateArguments, config: Config, root: Path, mesh: Mesh) -> Evaluation:
     """Puts together what every model is asked for."""
     chosen = config.validation
     settings = SamplingConfig(
@@ -151,7 +151,7 @@ def prepare(arguments: EvaluateArguments, config: Config, root: Path, mesh: Mesh
     if is_local(out):
         check_writable(out, "--out")
         check_output(out, root, config, allowed="evaluation")
-    evaluation = Evaluation(arguments, config, entries_of(arguments, config), settings, mesh, out)
+    evaluation = Evaluation(arguments, config, evaluation_prompts(arguments, config), settings, mesh, out)
     if len(evaluation.wanted) > MAX_EVALUATED_IMAGES:
         raise UserError(
             f"{len(evaluation.wanted):,} images of each model are too many, and {MAX_EVALUATED_IMAGES:,} is the most; "
@@ -160,7 +160,7 @@ def prepare(arguments: EvaluateArguments, config: Config, root: Path, mesh: Mesh
     return evaluation
 
 
-def skipped(evaluation: Evaluation, extractors: Extractors) -> dict[str, str]:
+def skipped_metrics(evaluation: Evaluation, extractors: FeatureModels) -> dict[str, str]:
     """Returns why some metrics are missing."""
     found = {}
     if not extractors.dino:
@@ -170,15 +170,15 @@ def skipped(evaluation: Evaluation, extractors: Extractors) -> dict[str, str]:
     if not any(entry.group == "class" for entry in evaluation.entries):
         found |= dict.fromkeys(("pres", "div"), "the run has no class prompt.")
     elif evaluation.arguments.class_num == 1:
-        found["div"] = "one picture of the class has nothing to differ from; raise --class-num."
+        found["div"] = "one image of the class has nothing to differ from; raise --class-num."
     if evaluation.arguments.num == 1:
-        found["div_subject"] = "one picture a prompt has nothing to differ from; raise --num."
+        found["div_subject"] = "one image a prompt has nothing to differ from; raise --num."
     return found
 
 
 @working()
 def evaluate(arguments: EvaluateArguments) -> Path:
-    """Draws the pictures, computes the metrics, prints them and writes them down; returns the path of the result.
+    """Draws the images, computes the metrics, prints them and writes them down; returns the path of the result.
 
     Raises:
         UserError: the run, a model or an extractor cannot be used as it is.
@@ -187,15 +187,15 @@ def evaluate(arguments: EvaluateArguments) -> Path:
     warn_about_cpu_fallback()
     run, config = open_run(arguments.run)
     mesh = run_mesh(config)
-    models = [base_of(config), run_at(run.root, arguments.step, "run"), *map(other, arguments.compare)]
-    evaluation = prepare(arguments, config, run.root, mesh)
-    extractors = open_extractors(config, arguments.clip, arguments.dino, mesh, arguments.allow_pickle)
-    measure = Measure(extractors, evaluation.entries, references(config))
-    left_out = skipped(evaluation, extractors)
+    models = [base_model(config), run_model(run.root, arguments.step, "run"), *map(parse_model, arguments.compare)]
+    evaluation = prepare_evaluation(arguments, config, run.root, mesh)
+    extractors = load_feature_models(config, arguments.clip, arguments.dino, mesh, arguments.allow_pickle)
+    measure = Scorer(extractors, evaluation.entries, reference_images(config))
+    left_out = skipped_metrics(evaluation, extractors)
     for name, reason in left_out.items():
         say(f"{DEFINITIONS[name].title.format('').replace(' ( distance)', '')} is left out: {reason}")
-    scored = [(model, measure(evaluation.pictures(model))) for model in models]
-    found = facts(evaluation, extractors, scored) | {"skipped": left_out}
+    scored = [(model, measure(evaluation.images(model))) for model in models]
+    found = evaluation_json(evaluation, extractors, scored) | {"skipped": left_out}
     path = evaluation.out / RESULT
     write_json(path, found)
     print_table(found)
@@ -203,18 +203,20 @@ def evaluate(arguments: EvaluateArguments) -> Path:
     return path
 
 
-def facts(evaluation: Evaluation, extractors: Extractors, scored: Sequence[tuple[Compared, Scores]]) -> dict[str, Any]:
+def evaluation_json(
+    evaluation: Evaluation, extractors: FeatureModels, scored: Sequence[tuple[ComparedModel, Scores]]
+) -> dict[str, Any]:
     """Returns the content of `evaluation.json`."""
     arguments, settings = evaluation.arguments, evaluation.settings
     base = scored[0][1]
     models = []
     for model, scores in scored:
-        folder = f"pictures/{model.name}"
+        folder = f"images/{model.name}"
         entry: dict[str, Any] = {"name": model.name, "label": model.label, "source": model.path, "step": model.step}
-        entry |= {"pictures": folder, "metrics": overall(scores)}
+        entry |= {"images": folder, "metrics": metric_means(scores)}
         if scores is not base:
             entry["differences"] = differences(scores, base)
-        models.append(entry | {"prompts": by_prompt(evaluation.entries, evaluation.wanted, scores, folder)})
+        models.append(entry | {"prompts": prompt_results(evaluation.entries, evaluation.wanted, scores, folder)})
     chosen = {key: getattr(arguments, key) for key in ("prompts", "num", "class_num", "seed")}
     return {
         "format": FORMAT,

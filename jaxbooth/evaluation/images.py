@@ -1,6 +1,6 @@
-"""The pictures of an evaluation: every prompt with the same seeds, drawn once and kept.
+"""The images of an evaluation: every prompt with the same seeds, drawn once and kept.
 
-Picture i of a prompt depends on (seed, i) alone. What is there already is not drawn again, so that an interrupted
+Image i of a prompt depends on (seed, i) alone. What is there already is not drawn again, so that an interrupted
 evaluation goes on, and one with more seeds adds to it.
 """
 
@@ -16,23 +16,23 @@ from jaxbooth.base.sampling import ImageSampler, SamplingConfig
 from jaxbooth.console.progress import progress
 from jaxbooth.data.decoding import decode
 from jaxbooth.errors import UserError
-from jaxbooth.metrics.prompts import Entry
+from jaxbooth.metrics.prompts import EvalPrompt
 from jaxbooth.sharding import batch_shards
 from jaxbooth.storage.files import refuse_existing, write_json, write_png
 from jaxbooth.storage.text import read_json
 
-MANIFEST = "grid.json"
-BATCH = 8  # pictures that each device draws at once, at most
-Place = tuple[int, int]  # number of the prompt, number of the picture
+MANIFEST = "generation.json"
+BATCH_SIZE = 8  # images that each device draws at once, at most
+Cell = tuple[int, int]  # number of the prompt, number of the image
 
 
-def picture_name(place: Place) -> str:
-    """Returns the name of a picture's file."""
+def image_name(place: Cell) -> str:
+    """Returns the name of an image's file."""
     return f"{place[0]:03d}-{place[1]:03d}.png"
 
 
-def places(entries: Sequence[Entry], num: int, class_num: int) -> list[Place]:
-    """Returns all pictures that are wanted."""
+def cells(entries: Sequence[EvalPrompt], num: int, class_num: int) -> list[Cell]:
+    """Returns all images that are wanted."""
     return [
         (prompt, number)
         for prompt, entry in enumerate(entries)
@@ -40,8 +40,8 @@ def places(entries: Sequence[Entry], num: int, class_num: int) -> list[Place]:
     ]
 
 
-def open_grid(folder: Path, made: dict[str, Any]) -> None:
-    """Makes sure that the pictures of a folder are made as `made` says; the folder need not exist.
+def open_image_folder(folder: Path, made: dict[str, Any]) -> None:
+    """Makes sure that the images of a folder are made as `made` says; the folder need not exist.
 
     Raises:
         UserError: they are made otherwise, or are something else.
@@ -55,24 +55,24 @@ def open_grid(folder: Path, made: dict[str, Any]) -> None:
     for key, value in made.items():
         if recorded.get(key) != value:
             raise UserError(
-                f"{folder} holds pictures with another {key.replace('_', ' ')} (see {MANIFEST}); choose another --out, "
+                f"{folder} holds images with another {key.replace('_', ' ')} (see {MANIFEST}); choose another --out, "
                 "or move that folder away."
             )
 
 
-def draw_missing(
+def generate_missing(
     pipeline: Pipeline,
-    entries: Sequence[Entry],
-    wanted: Sequence[Place],
+    entries: Sequence[EvalPrompt],
+    wanted: Sequence[Cell],
     settings: SamplingConfig,
     seed: int,
     folder: Path,
 ) -> int:
-    """Draws the pictures that are not there yet, saving each batch; returns how many it drew."""
-    missing = [place for place in wanted if not (folder / picture_name(place)).exists()]
+    """Draws the images that are not there yet, saving each batch; returns how many it drew."""
+    missing = [place for place in wanted if not (folder / image_name(place)).exists()]
     if not missing:
         return 0
-    batch = min(BATCH * batch_shards(pipeline.mesh), len(wanted))
+    batch = min(BATCH_SIZE * batch_shards(pipeline.mesh), len(wanted))
     image_sampler = ImageSampler(pipeline.base, pipeline.mesh, settings, batch, quiet=True)
     prompts = [entries[prompt].prompt for prompt, _ in missing]
     done = 0
@@ -80,19 +80,19 @@ def draw_missing(
         for drawn in image_sampler.batches(pipeline.params, prompts, seed, [number for _, number in missing]):
             for place, pixels in zip(missing[done : done + len(drawn)], drawn, strict=True):
                 facts = {"prompt": entries[place[0]].prompt, "seed": seed, "index": place[1], "step": pipeline.step}
-                write_png(folder / picture_name(place), Image.fromarray(pixels), facts | settings.metadata())
+                write_png(folder / image_name(place), Image.fromarray(pixels), facts | settings.metadata())
             done += len(drawn)
             bar.advance(len(drawn))
     return done
 
 
-def read_grid(folder: Path, entries: Sequence[Entry], wanted: Sequence[Place]) -> list[list[np.ndarray]]:
-    """Returns the pictures of each prompt, (H, W, 3) uint8.
+def read_images(folder: Path, entries: Sequence[EvalPrompt], wanted: Sequence[Cell]) -> list[list[np.ndarray]]:
+    """Returns the images of each prompt, (H, W, 3) uint8.
 
     Raises:
         UserError: one is damaged; the message names it.
     """
-    pictures: list[list[np.ndarray]] = [[] for _ in entries]
+    images: list[list[np.ndarray]] = [[] for _ in entries]
     for place in wanted:
-        pictures[place[0]].append(np.asarray(decode(folder / picture_name(place), "white").image))
-    return pictures
+        images[place[0]].append(np.asarray(decode(folder / image_name(place), "white").image))
+    return images

@@ -16,15 +16,15 @@ from jaxbooth.storage.paths import short_name
 from jaxbooth.storage.remote import place
 from jaxbooth.weights.resolve import Source
 
-AT = re.compile(r"(.+)@([0-9]{1,9})")  # RUN@STEP
+RUN_AT_STEP = re.compile(r"(.+)@([0-9]{1,9})")  # RUN@STEP
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedModel:
     """One model of an evaluation.
 
     Attributes:
-        name: of the folder of its pictures.
+        name: of the folder of its images.
         label: for people.
         source: run folder, or a base model as it is looked for.
         step: of a run's checkpoint.
@@ -81,12 +81,12 @@ def existing_step(run: RunFolder, step: int | None) -> int:
     return newest
 
 
-def base_of(config: Config) -> Compared:
+def base_model(config: Config) -> ComparedModel:
     """Returns a run's base model."""
-    return Compared("base", f"base model ({config.model})", config.source, None)
+    return ComparedModel("base", f"base model ({config.model})", config.source, None)
 
 
-def run_at(path: str | Path, step: int | None, name: str | None = None) -> Compared:
+def run_model(path: str | Path, step: int | None, name: str | None = None) -> ComparedModel:
     """Returns a run at a step; default: its newest.
 
     Raises:
@@ -94,21 +94,21 @@ def run_at(path: str | Path, step: int | None, name: str | None = None) -> Compa
     """
     run, _ = open_run(path)
     step = existing_step(run, step)
-    return Compared(f"{name or slug(str(path))}-{step:06d}", f"{path}, step {step}", str(path), step)
+    return ComparedModel(f"{name or slug(str(path))}-{step:06d}", f"{path}, step {step}", str(path), step)
 
 
-def other(text: str) -> Compared:
+def parse_model(text: str) -> ComparedModel:
     """Reads an entry of --compare: a run, RUN@STEP, or a model as --model takes it.
 
     Raises:
-        UserError: see `run_at`.
+        UserError: see `run_model`.
     """
-    match = AT.fullmatch(text)
+    match = RUN_AT_STEP.fullmatch(text)
     path, step = (match[1], int(match[2])) if match and not Path(text).exists() else (text, None)
     if RunFolder(place(path)).config.exists() or step is not None:
-        return run_at(path, step)
+        return run_model(path, step)
     refuse_missing(text)
-    return Compared(slug(text), text, Source(text), None)
+    return ComparedModel(slug(text), text, Source(text), None)
 
 
 def slug(text: str) -> str:

@@ -19,12 +19,12 @@ from jaxbooth.weights.hub import Read, fetch, listing, weights_in
 from jaxbooth.weights.prepare import cached_folder, choose_weights, file_names, link_component
 
 CONFIG = "config.json"
-READ_AS_IT_IS = re.compile(
+SMALL_FILES = re.compile(
     r"(config|preprocessor_config|processor_config|tokenizer|tokenizer_config|special_tokens_map|vocab)\.json|merges\.txt"
 )
 
 
-class Kind(NamedTuple):
+class ModelKind(NamedTuple):
     """What an extractor is made of.
 
     Attributes:
@@ -41,12 +41,12 @@ class Kind(NamedTuple):
     embedded: Path | None = None
 
 
-CLIP = Kind("CLIP", "--clip", {"clip": "CLIPModel"}, "openai/clip-vit-base-patch32", DEMO_CLIP)
-DINO = Kind("DINO", "--dino", {"vit": "ViTModel", "dinov2": "Dinov2Model"}, "facebook/dino-vits16")
+CLIP = ModelKind("CLIP", "--clip", {"clip": "CLIPModel"}, "openai/clip-vit-base-patch32", DEMO_CLIP)
+DINO = ModelKind("DINO", "--dino", {"vit": "ViTModel", "dinov2": "Dinov2Model"}, "facebook/dino-vits16")
 
 
 @dataclass(frozen=True)
-class Source:
+class FeatureModelSource:
     """An extractor as it is looked for.
 
     Attributes:
@@ -63,7 +63,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Files:
+class FeatureModelFiles:
     """Where an extractor's files lie.
 
     Attributes:
@@ -87,20 +87,20 @@ class Files:
         return digest.hexdigest()[:16]
 
 
-def find(kind: Kind, source: Source) -> Files:
+def find_files(kind: ModelKind, source: FeatureModelSource) -> FeatureModelFiles:
     """Returns an extractor's files, fetched if they are on the Hub.
 
     Raises:
         UserError: there is nothing of that name, it is another model, or it has no usable weights.
         RunFailure: the Hub could not be reached, or the cache cannot be written.
     """
-    folder = locate(kind, source)
-    config = read_config_of(kind, folder, f"{kind.flag} {source.name}")
+    folder = find_folder(kind, source)
+    config = read_model_config(kind, folder, f"{kind.flag} {source.name}")
     tokenizer = DEMO_MODEL / "tokenizer" if folder == kind.embedded else folder
-    return Files(folder, weights_of(kind, folder, source.allow_pickle), tokenizer, config)
+    return FeatureModelFiles(folder, find_weights(kind, folder, source.allow_pickle), tokenizer, config)
 
 
-def locate(kind: Kind, source: Source) -> Path:
+def find_folder(kind: ModelKind, source: FeatureModelSource) -> Path:
     """Returns the local folder that `source` means, fetched if it is on the Hub.
 
     Raises:
@@ -121,16 +121,16 @@ def locate(kind: Kind, source: Source) -> Path:
 
     def choose(files: list[str], read: Read) -> list[str]:
         if CONFIG in files:
-            check_kind(kind, read_json(read(CONFIG)), what)
+            check_model_type(kind, read_json(read(CONFIG)), what)
         else:
             raise UserError(f"{what} has no {CONFIG}, so it is no {kind.name}; it holds {listing(files)}.")
-        small = [file for file in files if READ_AS_IT_IS.fullmatch(file)]
+        small = [file for file in files if SMALL_FILES.fullmatch(file)]
         return sorted([*small, *weights_in("", files, None, source.allow_pickle, title)])
 
     return fetch(name, source.revision, source.offline, title, choose)
 
 
-def read_config_of(kind: Kind, folder: Path, what: str) -> dict[str, Any]:
+def read_model_config(kind: ModelKind, folder: Path, what: str) -> dict[str, Any]:
     """Reads a folder's `config.json`.
 
     Raises:
@@ -140,11 +140,11 @@ def read_config_of(kind: Kind, folder: Path, what: str) -> dict[str, Any]:
         holds = "a diffusers pipeline" if (folder / "model_index.json").exists() else f"no {CONFIG}"
         raise UserError(f"{what}: {folder} holds {holds}, and no {kind.name}; name one, such as {kind.example}.")
     config = read_json(folder / CONFIG)
-    check_kind(kind, config, what)
+    check_model_type(kind, config, what)
     return config
 
 
-def check_kind(kind: Kind, config: Mapping[str, Any], what: str) -> None:
+def check_model_type(kind: ModelKind, config: Mapping[str, Any], what: str) -> None:
     """Refuses other models than those of `kind`.
 
     Raises:
@@ -161,7 +161,7 @@ def check_kind(kind: Kind, config: Mapping[str, Any], what: str) -> None:
         )
 
 
-def weights_of(kind: Kind, folder: Path, allow_pickle: bool) -> Path:
+def find_weights(kind: ModelKind, folder: Path, allow_pickle: bool) -> Path:
     """Returns the folder of a model's safetensors: its own, or one in the cache that is made from its pickles once.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Features of pictures and prompts: CLIP (Radford et al. 2021, arXiv 2103.00020), DINO (Caron et al. 2021, arXiv
+"""Features of images and prompts: CLIP (Radford et al. 2021, arXiv 2103.00020), DINO (Caron et al. 2021, arXiv
 2104.14294) and DINOv2 (Oquab et al. 2023, arXiv 2304.07193).
 
 Everything is computed in float32, whatever dtype the files have.
@@ -17,7 +17,7 @@ from PIL import Image
 from jaxbooth.base.tokenizer import read_tokenizer
 from jaxbooth.console.progress import progress
 from jaxbooth.errors import UserError
-from jaxbooth.metrics.feature_models import CLIP, CONFIG, DINO, Files, Source, find
+from jaxbooth.metrics.feature_models import CLIP, CONFIG, DINO, FeatureModelFiles, FeatureModelSource, find_files
 from jaxbooth.metrics.preprocess import Preprocessing, read_preprocessing
 from jaxbooth.models.clip_model import CLIPModel
 from jaxbooth.models.config import CLIPTextConfig, Dinov2Config, ViTConfig, read_clip_config, read_config
@@ -32,7 +32,7 @@ from jaxbooth.weights.names import RENAMED_IN_CLIP_MODELS, RENAMED_IN_VISION_TRA
 BATCH = 16  # rows of one program
 
 
-class Features:
+class FeatureProgram:
     """Rows of a network's input to normalised features, in batches of one size, so that one program does.
 
     Args:
@@ -71,19 +71,19 @@ class Features:
         return np.concatenate(found)
 
 
-class ImageExtractor:
-    """Features of pictures.
+class FeatureModel:
+    """Features of images.
 
     Attributes:
         name: as the user calls it.
         fingerprint: of its weights and configurations.
     """
 
-    def __init__(self, name: str, fingerprint: str, images: Features):
+    def __init__(self, name: str, fingerprint: str, images: FeatureProgram):
         self.name, self.fingerprint, self._images = name, fingerprint, images
 
     def images(self, pixels: Sequence[np.ndarray | Image.Image]) -> np.ndarray:
-        """Returns the (n, d) float32 features of n pictures of any size, each of length 1.
+        """Returns the (n, d) float32 features of n images of any size, each of length 1.
 
         Args:
             pixels: PIL images, or (h, w, 3) uint8 arrays.
@@ -91,10 +91,10 @@ class ImageExtractor:
         return self._images(pixels)
 
 
-class ClipExtractor(ImageExtractor):
-    """Features of pictures and of texts, which can be compared: their product is CLIP's similarity."""
+class ClipFeatureModel(FeatureModel):
+    """Features of images and of texts, which can be compared: their product is CLIP's similarity."""
 
-    def __init__(self, name: str, fingerprint: str, images: Features, texts: Features):
+    def __init__(self, name: str, fingerprint: str, images: FeatureProgram, texts: FeatureProgram):
         super().__init__(name, fingerprint, images)
         self._texts = texts
 
@@ -103,9 +103,9 @@ class ClipExtractor(ImageExtractor):
         return self._texts(prompts)
 
 
-def open_clip(
+def load_clip(
     source: str, mesh: Mesh, *, revision: str | None = None, offline: bool = False, allow_pickle: bool = False
-) -> ClipExtractor:
+) -> ClipFeatureModel:
     """Loads a CLIP onto the devices of a mesh.
 
     Args:
@@ -118,62 +118,62 @@ def open_clip(
         UserError: nothing usable of that name exists, or it is no CLIP.
         RunFailure: the Hub could not be reached, or the cache cannot be written.
     """
-    files = find(CLIP, Source(source, revision, offline, allow_pickle))
+    files = find_files(CLIP, FeatureModelSource(source, revision, offline, allow_pickle))
     config = read_clip_config(files.config, str(files.folder / CONFIG))
-    prepare = read_pixels(files, config.vision.num_channels, config.vision.image_size)
-    tokenize = read_words(files, config.text)
+    prepare = check_preprocessing(files, config.vision.num_channels, config.vision.image_size)
+    tokenize = make_tokenize(files, config.text)
     network = abstract_module(lambda rngs: CLIPModel(config, Layers(rngs)))
-    params = load(network, files, mesh, RENAMED_IN_CLIP_MODELS)
-    images = Features(network, params, mesh, CLIPModel.image_features, prepare, config.projection_dim)
-    texts = Features(network, params, mesh, CLIPModel.text_features, tokenize, config.projection_dim)
-    return ClipExtractor(source, files.fingerprint, images, texts)
+    params = load_weights(network, files, mesh, RENAMED_IN_CLIP_MODELS)
+    images = FeatureProgram(network, params, mesh, CLIPModel.image_features, prepare, config.projection_dim)
+    texts = FeatureProgram(network, params, mesh, CLIPModel.text_features, tokenize, config.projection_dim)
+    return ClipFeatureModel(source, files.fingerprint, images, texts)
 
 
-def open_dino(
+def load_dino(
     source: str, mesh: Mesh, *, revision: str | None = None, offline: bool = False, allow_pickle: bool = False
-) -> ImageExtractor:
-    """Loads a DINO or DINOv2 onto the devices of a mesh; a picture's feature is that of the class token.
+) -> FeatureModel:
+    """Loads a DINO or DINOv2 onto the devices of a mesh; an image's feature is that of the class token.
 
     Args:
         source: a folder in transformers' layout, or a Hub id.
-        revision, offline, allow_pickle: as `open_clip`.
+        revision, offline, allow_pickle: as `load_clip`.
 
     Raises:
         UserError: nothing usable of that name exists, or it is neither of them.
         RunFailure: the Hub could not be reached, or the cache cannot be written.
     """
-    files = find(DINO, Source(source, revision, offline, allow_pickle))
+    files = find_files(DINO, FeatureModelSource(source, revision, offline, allow_pickle))
     kind = Dinov2Config if files.config["model_type"] == "dinov2" else ViTConfig
     config = read_config(kind, files.config, str(files.folder / CONFIG))
-    prepare = read_pixels(files, config.num_channels)
+    prepare = check_preprocessing(files, config.num_channels)
     network = abstract_module(lambda rngs: VisionTransformer(config, Layers(rngs)))
-    params = load(network, files, mesh, RENAMED_IN_VISION_TRANSFORMERS)
-    images = Features(network, params, mesh, VisionTransformer.__call__, prepare, config.hidden_size)
-    return ImageExtractor(source, files.fingerprint, images)
+    params = load_weights(network, files, mesh, RENAMED_IN_VISION_TRANSFORMERS)
+    images = FeatureProgram(network, params, mesh, VisionTransformer.__call__, prepare, config.hidden_size)
+    return FeatureModel(source, files.fingerprint, images)
 
 
-def read_pixels(files: Files, channels: int, side: int | None = None) -> Preprocessing:
-    """Reads how pictures are prepared.
+def check_preprocessing(files: FeatureModelFiles, channels: int, side: int | None = None) -> Preprocessing:
+    """Reads how images are prepared.
 
     Args:
-        side: in pixels, of a network that takes no other pictures.
+        side: in pixels, of a network that takes no other images.
 
     Raises:
         UserError: see `read_preprocessing`; or the network asks for something else.
     """
     if channels != 3:
-        raise UserError(f"{files.folder / CONFIG}: num_channels {channels} is not supported; pictures have 3.")
+        raise UserError(f"{files.folder / CONFIG}: num_channels {channels} is not supported; images have 3.")
     preprocessing = read_preprocessing(files.folder, files.config["model_type"])
     if side and preprocessing.size != (side, side):
         height, width = preprocessing.size
         raise UserError(
-            f"{files.folder}: preprocessor_config.json makes pictures of {height}x{width} pixels, but config.json asks "
+            f"{files.folder}: preprocessor_config.json makes images of {height}x{width} pixels, but config.json asks "
             f"for {side}x{side}; fetch the model again."
         )
     return preprocessing
 
 
-def read_words(files: Files, config: CLIPTextConfig) -> Callable[[str], np.ndarray]:
+def make_tokenize(files: FeatureModelFiles, config: CLIPTextConfig) -> Callable[[str], np.ndarray]:
     """Reads the tokenizer; returns prompt -> (length,) int32, padded and cut off.
 
     Raises:
@@ -189,7 +189,7 @@ def read_words(files: Files, config: CLIPTextConfig) -> Callable[[str], np.ndarr
     return tokenize
 
 
-def load(network: ModuleDef, files: Files, mesh: Mesh, renames: Renames) -> Params:
+def load_weights(network: ModuleDef, files: FeatureModelFiles, mesh: Mesh, renames: Renames) -> Params:
     """Loads all weights in float32 under a progress bar."""
     with progress("load", len(network.shapes)) as bar:
         bar.note(files.folder.name)

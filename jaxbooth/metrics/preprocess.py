@@ -1,4 +1,4 @@
-"""From a picture to the pixels that a network was trained on, as its folder's `preprocessor_config.json` says.
+"""From an image to the pixels that a network was trained on, as its folder's `preprocessor_config.json` says.
 
 What transformers' image processors do in their PIL form (`image_processing_backends.py`, `PilBackend`): resize, crop
 the middle, scale to [0, 1], normalise.
@@ -77,30 +77,30 @@ class Preprocessing:
     def size(self) -> tuple[int, int]:
         """Height and width of what comes out."""
         size = self.cropped or self.resized
-        assert isinstance(size, tuple), "pictures would keep shapes of their own"
+        assert isinstance(size, tuple), "images would keep shapes of their own"
         return size
 
-    def __call__(self, picture: Image.Image | np.ndarray) -> np.ndarray:
-        """Maps a picture of any size, (h, w, 3) uint8 if an array, to (*size, 3) float32."""
-        image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    def __call__(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        """Maps an image of any size, (h, w, 3) uint8 if an array, to (*size, 3) float32."""
+        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
         image = image.convert("RGB")
         if self.resized:
-            height, width = self.resized if isinstance(self.resized, tuple) else shorter_to(self.resized, image)
+            height, width = self.resized if isinstance(self.resized, tuple) else scaled_shape(self.resized, image)
             image = image.resize((width, height), self.resample)
         pixels = np.asarray(image)
         if self.cropped:
-            pixels = middle(pixels, self.cropped)
+            pixels = center_crop(pixels, self.cropped)
         scaled = (pixels.astype(np.float64) * self.scale).astype(np.float32)
         return (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
 
 
-def shorter_to(side: int, image: Image.Image) -> tuple[int, int]:
+def scaled_shape(side: int, image: Image.Image) -> tuple[int, int]:
     """Returns the height and width at which the shorter side has `side` pixels; the longer one is rounded down."""
     longer = int(side * max(image.size) / min(image.size))
     return (longer, side) if image.height > image.width else (side, longer)
 
 
-def middle(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def center_crop(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Cuts the middle out of (h, w, 3) pixels; what is too small gets a black border."""
     for axis, wanted in enumerate(size):
         missing = max(wanted - pixels.shape[axis], 0)
@@ -134,31 +134,31 @@ def read_preprocessing(folder: Path, model_type: str) -> Preprocessing:
         what = f"the processor {shown(named)}" if kind not in DEFAULTS else "do_pad"
         raise UserError(f"{file}: {what} is not supported; known are those of {', '.join(DEFAULTS)}, without padding.")
     values = DEFAULTS[kind] | {key: value for key, value in raw.items() if value is not None}
-    return preprocessing_of(typed(ProcessorConfig, values, str(file)), file)
+    return build_preprocessing(typed(ProcessorConfig, values, str(file)), file)
 
 
-def preprocessing_of(config: ProcessorConfig, file: Path) -> Preprocessing:
+def build_preprocessing(config: ProcessorConfig, file: Path) -> Preprocessing:
     """Returns the steps that complete settings ask for.
 
     Raises:
-        UserError: a size is of no known form, or pictures of different shapes would come out.
+        UserError: a size is of no known form, or images of different shapes would come out.
     """
     is_square = config.crop_size is None  # a single number means both sides, else the shorter one
     resized = read_size(config.size, is_square, file) if config.do_resize else None
     cropped = read_size(config.crop_size, True, file) if config.do_center_crop else None
     if not isinstance(cropped or resized, tuple):
-        raise UserError(f"{file} leaves pictures in shapes of their own; set do_center_crop, or a height and a width.")
+        raise UserError(f"{file} leaves images in shapes of their own; set do_center_crop, or a height and a width.")
     return Preprocessing(
         resized=resized,
         cropped=cropped if isinstance(cropped, tuple) else None,
         resample=Image.Resampling(config.resample),
         scale=config.rescale_factor if config.do_rescale else 1.0,
-        mean=each_channel(config.image_mean if config.do_normalize else 0.0),
-        std=each_channel(config.image_std if config.do_normalize else 1.0),
+        mean=per_channel(config.image_mean if config.do_normalize else 0.0),
+        std=per_channel(config.image_std if config.do_normalize else 1.0),
     )
 
 
-def each_channel(value: float | tuple[float, ...]) -> tuple[float, ...]:
+def per_channel(value: float | tuple[float, ...]) -> tuple[float, ...]:
     """Returns three numbers of three, or of one for all."""
     return value if isinstance(value, tuple) else (value,) * 3
 

@@ -15,7 +15,7 @@ from jaxbooth.storage.text import read_lines
 
 MAX_PROMPTS_BYTES = 2**20
 GAP = "{}"  # where the subject goes
-PLACES = (
+SCENES = (
     "a {} in the jungle",
     "a {} in the snow",
     "a {} on the beach",
@@ -28,8 +28,8 @@ PLACES = (
     "a {} on top of a purple rug in a forest",
 )
 PROPERTIES = ("a red {}", "a purple {}", "a shiny {}", "a wet {}", "a cube shaped {}")
-OBJECT = (
-    *PLACES,
+OBJECT_TEMPLATES = (
+    *SCENES,
     "a {} with a wheat field in the background",
     "a {} with a tree and autumn leaves in the background",
     "a {} with the Eiffel Tower in the background",
@@ -42,8 +42,8 @@ OBJECT = (
     "a {} on top of a white rug",
     *PROPERTIES,
 )
-LIVE = (
-    *PLACES,
+LIVE_TEMPLATES = (
+    *SCENES,
     "a {} wearing a red hat",
     "a {} wearing a santa hat",
     "a {} wearing a rainbow scarf",
@@ -56,7 +56,7 @@ LIVE = (
     "a {} in a purple wizard outfit",
     *PROPERTIES,
 )
-TEMPLATES = {"object": OBJECT, "live": LIVE}
+TEMPLATES = {"object": OBJECT_TEMPLATES, "live": LIVE_TEMPLATES}
 # The paper's live subjects are cats and dogs; these are what else people train.
 LIVE_NOUNS = frozenset(
     ("animal", "baby", "bear", "bird", "boy", "cat", "child", "cow", "dog", "face", "fox", "girl", "hamster", "horse",
@@ -66,7 +66,7 @@ LIVE_NOUNS = frozenset(
 ARTICLES = ("a", "an", "the", "my", "our")
 
 
-class Named(NamedTuple):
+class SubjectName(NamedTuple):
     """What a subject is called.
 
     Attributes:
@@ -78,12 +78,12 @@ class Named(NamedTuple):
     noun: str
 
 
-class Entry(NamedTuple):
+class EvalPrompt(NamedTuple):
     """One prompt of an evaluation.
 
     Attributes:
         prompt: what is drawn.
-        caption: what pictures are compared with: the prompt without the identifier, which means nothing to CLIP.
+        caption: what images are compared with: the prompt without the identifier, which means nothing to CLIP.
         group: whether it shows the subject or the bare class.
         subject: its number in the run.
     """
@@ -95,7 +95,7 @@ class Entry(NamedTuple):
 
 
 def noun_phrase(prompt: str) -> str:
-    """Returns what a prompt is a picture of: what follows its last "of" up to a comma, without an article."""
+    """Returns what a prompt is an image of: what follows its last "of" up to a comma, without an article."""
     words = prompt.split()
     if "of" in words:
         words = words[len(words) - words[::-1].index("of") :]
@@ -103,7 +103,7 @@ def noun_phrase(prompt: str) -> str:
     return " ".join(words[1:] if words and words[0].lower() in ARTICLES else words)
 
 
-def name_subject(subject: Subject, phrase: str | None = None, noun: str | None = None) -> Named:
+def name_subject(subject: Subject, phrase: str | None = None, noun: str | None = None) -> SubjectName:
     """Reads a subject's name and class off its prompts.
 
     Args:
@@ -112,10 +112,10 @@ def name_subject(subject: Subject, phrase: str | None = None, noun: str | None =
     phrase = phrase or noun_phrase(subject.instance_prompt)
     if not noun:
         noun = noun_phrase(subject.class_prompt) if subject.class_prompt else " ".join(phrase.split()[1:])
-    return Named(phrase, noun or phrase)
+    return SubjectName(phrase, noun or phrase)
 
 
-def template_kind(noun: str) -> str:
+def template_set(noun: str) -> str:
     """Returns which of the paper's two lists suits a class: that for live subjects, or that for objects."""
     return "live" if any(word.lower() in LIVE_NOUNS for word in noun.split()) else "object"
 
@@ -141,10 +141,10 @@ def read_templates(path: Path) -> tuple[str, ...]:
     return templates
 
 
-def subject_entries(templates: Sequence[str], named: Named, subject: int) -> list[Entry]:
+def subject_prompts(templates: Sequence[str], named: SubjectName, subject: int) -> list[EvalPrompt]:
     """Fills templates; one without a gap is a prompt as it stands, whose identifier is found in it."""
     return [
-        Entry(
+        EvalPrompt(
             template.replace(GAP, named.phrase),
             template.replace(GAP, named.noun).replace(named.phrase, named.noun),
             "subject",
@@ -154,16 +154,16 @@ def subject_entries(templates: Sequence[str], named: Named, subject: int) -> lis
     ]
 
 
-def class_entries(subjects: Sequence[Subject]) -> list[Entry]:
-    """Returns the class prompts; the pictures of a class are compared with each of its subjects."""
+def class_prompts(subjects: Sequence[Subject]) -> list[EvalPrompt]:
+    """Returns the class prompts; the images of a class are compared with each of its subjects."""
     return [
-        Entry(subject.class_prompt, subject.class_prompt, "class", number)
+        EvalPrompt(subject.class_prompt, subject.class_prompt, "class", number)
         for number, subject in enumerate(subjects)
         if subject.class_prompt
     ]
 
 
-def without_subject(entries: Sequence[Entry], names: Sequence[Named]) -> list[str]:
+def prompts_without_subject(entries: Sequence[EvalPrompt], names: Sequence[SubjectName]) -> list[str]:
     """Returns the subject prompts that do not hold their subject's identifier."""
     return [
         entry.prompt
@@ -172,6 +172,6 @@ def without_subject(entries: Sequence[Entry], names: Sequence[Named]) -> list[st
     ]
 
 
-def identifier(named: Named) -> list[str]:
+def identifier(named: SubjectName) -> list[str]:
     """Returns the words that the subject's name has and its class lacks."""
     return [word for word in named.phrase.split() if word not in named.noun.split()]

@@ -68,7 +68,7 @@ def curve_chart(names: Sequence[str], scale: str, zero: bool) -> dict[str, Any]:
     """Returns the Vega-Lite specification of a metric over steps.
 
     Data "raw", "smooth" and "points" hold rows {run, step, value}. Signals: "reading" is the step that is read,
-    "shown" the one whose pictures are shown; each is a vertical line, or null for none.
+    "shown" the one whose images are shown; each is a vertical line, or null for none.
 
     Args:
         names: of all runs of the report.

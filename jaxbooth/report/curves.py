@@ -30,7 +30,7 @@ class Curve(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Panel:
+class ChartStyle:
     """How a metric is shown.
 
     Attributes:
@@ -48,26 +48,26 @@ class Panel:
     zero: bool = False
 
 
-PANELS = {
-    "loss": Panel("Loss", "instance loss and weighted prior loss", smooth=True, logarithmic=True),
-    "instance_loss": Panel("Instance loss", "on the subject's pictures", smooth=True, logarithmic=True),
-    "prior_loss": Panel("Prior loss", "on the class pictures, before its weight", smooth=True, logarithmic=True),
-    "grad_norm": Panel("Gradient norm", "before clipping", smooth=True, logarithmic=True),
-    "learning_rate": Panel("Learning rate", zero=True),
-    "images_per_second": Panel("Images per second", "instance and prior rows", zero=True),
-    "eval/drift": Panel("Drift of the class", "latent distance to the base model's pictures; lower is better"),
-    "eval/subject_distance": Panel("Subject distance", "to the nearest training picture; lower is better"),
-    "eval/dino": Panel("DINO", "subject fidelity; higher is better"),
-    "eval/clip_i": Panel("CLIP-I", "subject fidelity; higher is better"),
-    "eval/clip_t": Panel("CLIP-T", "prompt fidelity; higher is better"),
-    "eval/pres": Panel("PRES", "class pictures that look like the subject; lower is better"),
-    "eval/div": Panel("DIV", "diversity of the class; higher is better"),
+CHART_STYLES = {
+    "loss": ChartStyle("Loss", "instance loss and weighted prior loss", smooth=True, logarithmic=True),
+    "instance_loss": ChartStyle("Instance loss", "on the subject's images", smooth=True, logarithmic=True),
+    "prior_loss": ChartStyle("Prior loss", "on the class images, before its weight", smooth=True, logarithmic=True),
+    "grad_norm": ChartStyle("Gradient norm", "before clipping", smooth=True, logarithmic=True),
+    "learning_rate": ChartStyle("Learning rate", zero=True),
+    "images_per_second": ChartStyle("Images per second", "instance and prior rows", zero=True),
+    "eval/drift": ChartStyle("Drift of the class", "latent distance to the base model's images; lower is better"),
+    "eval/subject_distance": ChartStyle("Subject distance", "to the nearest training image; lower is better"),
+    "eval/dino": ChartStyle("DINO", "subject fidelity; higher is better"),
+    "eval/clip_i": ChartStyle("CLIP-I", "subject fidelity; higher is better"),
+    "eval/clip_t": ChartStyle("CLIP-T", "prompt fidelity; higher is better"),
+    "eval/pres": ChartStyle("PRES", "class images that look like the subject; lower is better"),
+    "eval/div": ChartStyle("DIV", "diversity of the class; higher is better"),
 }
 
 
-def panel_of(metric: str) -> Panel:
+def chart_style(metric: str) -> ChartStyle:
     """Returns how a metric is shown, also one that is not known here."""
-    return PANELS.get(metric, Panel(metric.removeprefix("eval/").replace("_", " ").capitalize()))
+    return CHART_STYLES.get(metric, ChartStyle(metric.removeprefix("eval/").replace("_", " ").capitalize()))
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
@@ -82,16 +82,16 @@ def read_curves(path: Path) -> dict[str, Curve]:
         for name, value in line.values.items():
             if name != "step" and isinstance(value, int | float) and abs(value) <= sys.float_info.max:
                 points.setdefault(name, {})[line.step] = float(value)
-    return {name: curve_of(found) for name, found in points.items()}
+    return {name: make_curve(found) for name, found in points.items()}
 
 
-def curve_of(points: Mapping[int, float]) -> Curve:
+def make_curve(points: Mapping[int, float]) -> Curve:
     """Makes a curve of step -> value."""
     steps = sorted(points)
     return Curve(np.array(steps, np.int64), np.array([points[step] for step in steps], np.float64))
 
 
-def extremes(curve: Curve, bins: int = RAW_BINS) -> Curve:
+def keep_extremes(curve: Curve, bins: int = RAW_BINS) -> Curve:
     """Thins a curve to the least and the largest value of each of `bins` stretches, and both ends."""
     if len(curve.steps) <= 2 * bins:
         return curve
@@ -126,10 +126,10 @@ def smoothing_span(curve: Curve) -> int:
 def table_steps(curves: list[Curve], rows: int = TABLE_ROWS) -> list[int]:
     """Returns steps of several curves to write down, the first and the last among them."""
     steps = np.unique(np.concatenate([curve.steps for curve in curves]))
-    return [int(steps[index]) for index in evenly(len(steps), rows)]
+    return [int(steps[index]) for index in evenly_spread(len(steps), rows)]
 
 
-def evenly(total: int, most: int) -> list[int]:
+def evenly_spread(total: int, most: int) -> list[int]:
     """Returns at most `most` indices below `total`, evenly spread, with both ends."""
     return sorted({round(index) for index in np.linspace(0, total - 1, min(total, most)).tolist()}) if total else []
 

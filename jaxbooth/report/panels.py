@@ -6,17 +6,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxbooth.report.curves import (
-    PANELS,
+    CHART_STYLES,
+    ChartStyle,
     Curve,
-    Panel,
-    extremes,
-    panel_of,
+    chart_style,
+    keep_extremes,
     smoothed,
     smoothing_span,
     table_steps,
     value_at,
 )
-from jaxbooth.report.run_data import Run
+from jaxbooth.report.run_data import RunData
 
 DIGITS = 5  # significant ones of what the page holds
 FEW_POINTS = 60  # up to here each value of a curve gets a dot
@@ -35,14 +35,14 @@ class Chart(NamedTuple):
 
     metric: str
     group: str
-    panel: Panel
+    panel: ChartStyle
     span: int
     header: list[str]
     rows: list[tuple[int, list[str]]]
     data: dict[str, Any]
 
 
-def panels_of(runs: Sequence[Run]) -> list[Chart]:
+def make_charts(runs: Sequence[RunData]) -> list[Chart]:
     """Returns the charts, those of every step first, in an order that does not depend on the runs."""
     found = []
     for group, logs in (
@@ -50,27 +50,27 @@ def panels_of(runs: Sequence[Run]) -> list[Chart]:
         ("validation", [run.figures for run in runs]),
     ):
         names = {name for log in logs for name in log}
-        known = [name for name in PANELS if name in names]
+        known = [name for name in CHART_STYLES if name in names]
         for metric in known + sorted(names - set(known)):
-            found.append(chart_of(metric, group, [log.get(metric) for log in logs], [run.name for run in runs]))
+            found.append(make_chart(metric, group, [log.get(metric) for log in logs], [run.name for run in runs]))
     return found
 
 
-def logged(run: Run) -> dict[str, Curve]:
+def logged(run: RunData) -> dict[str, Curve]:
     """Returns what a run logged, without a prior loss that it does not have."""
     return {name: curve for name, curve in run.curves.items() if name != "prior_loss" or run.config.prior_rows}
 
 
-def chart_of(metric: str, group: str, curves: Sequence[Curve | None], names: Sequence[str]) -> Chart:
+def make_chart(metric: str, group: str, curves: Sequence[Curve | None], names: Sequence[str]) -> Chart:
     """Makes a metric's chart.
 
     Args:
         curves: of each run; None where it has none.
     """
-    panel = panel_of(metric)
+    panel = chart_style(metric)
     own = [(name, curve) for name, curve in zip(names, curves, strict=True) if curve is not None]
-    lines = [(name, curve, smoothed(curve) if panel.smooth else extremes(curve)) for name, curve in own]
-    series = [series_of(name, curve, line, panel) for name, curve, line in lines]
+    lines = [(name, curve, smoothed(curve) if panel.smooth else keep_extremes(curve)) for name, curve in own]
+    series = [make_series(name, curve, line, panel) for name, curve, line in lines]
     steps = table_steps([line for _, _, line in lines])
     rows = [(step, [number(value_at(line, step)) for _, _, line in lines]) for step in steps]
     data = {"title": panel.title, "log": panel.logarithmic, "zero": panel.zero, "series": series}
@@ -78,10 +78,10 @@ def chart_of(metric: str, group: str, curves: Sequence[Curve | None], names: Seq
     return Chart(metric, group, panel, span, [name for name, _ in own], rows, data)
 
 
-def series_of(name: str, curve: Curve, line: Curve, panel: Panel) -> dict[str, Any]:
+def make_series(name: str, curve: Curve, line: Curve, panel: ChartStyle) -> dict[str, Any]:
     """Returns a run's curves: the one that is read, the noise behind it, and dots where there are few values."""
     dots = curve if len(curve.steps) <= FEW_POINTS and not panel.smooth else None
-    raw = extremes(curve) if panel.smooth else None
+    raw = keep_extremes(curve) if panel.smooth else None
     return {"run": name, "smooth": columns(line), "raw": columns(raw), "points": columns(dots)}
 
 

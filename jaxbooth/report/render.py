@@ -9,13 +9,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from jaxbooth.report.charts import curve_chart, run_colour, scripts
-from jaxbooth.report.panels import panels_of
-from jaxbooth.report.run_data import Run
-from jaxbooth.report.samples import samples_of
-from jaxbooth.report.scores import evaluation_of
-from jaxbooth.report.settings import settings_of, trained_part
-from jaxbooth.report.timing import facts_of, memory
-from jaxbooth.report.training_images import class_sets, contact_sheets
+from jaxbooth.report.panels import make_charts
+from jaxbooth.report.run_data import RunData
+from jaxbooth.report.samples import collect_samples
+from jaxbooth.report.scores import read_scores
+from jaxbooth.report.settings import compare_settings, describe_trained
+from jaxbooth.report.timing import memory, timing_facts
+from jaxbooth.report.training_images import class_images, contact_sheets
 
 GENERATOR = '<meta name="generator" content="jaxbooth report">'  # by which a report is known
 
@@ -31,23 +31,23 @@ class Head(NamedTuple):
     facts: dict[str, str]
 
 
-def render(runs: Sequence[Run]) -> str:
+def render(runs: Sequence[RunData]) -> str:
     """Returns the page."""
     names = [run.name for run in runs]
-    panels, samples = panels_of(runs), samples_of(runs)
-    evaluations = [evaluation_of(run, number, len(runs)) for number, run in enumerate(runs)]
+    panels, samples = make_charts(runs), collect_samples(runs)
+    evaluations = [read_scores(run, number, len(runs)) for number, run in enumerate(runs)]
     view = {
         "generator": Markup(GENERATOR),
         "version": importlib.metadata.version("jaxbooth"),
-        "made": in_words(datetime.now(UTC)),
-        "heads": [head_of(run, number) for number, run in enumerate(runs)],
-        "settings": settings_of([run.config for run in runs]),
+        "made": format_time(datetime.now(UTC)),
+        "heads": [run_head(run, number) for number, run in enumerate(runs)],
+        "settings": compare_settings([run.config for run in runs]),
         "panels": panels,
         "samples": samples,
         "sheets": contact_sheets(runs),
-        "classes": class_sets(runs),
+        "classes": class_images(runs),
         "evaluations": evaluations,
-        "times": [facts_of(run) for run in runs],
+        "times": [timing_facts(run) for run in runs],
         "memory_logged": any(memory(run) for run in runs),
         "damaged": [path for run in runs for path in run.damaged],
         "scripts": Markup(scripts()),
@@ -72,23 +72,23 @@ def environment() -> Environment:
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
-def head_of(run: Run, number: int) -> Head:
+def run_head(run: RunData, number: int) -> Head:
     """Returns what is said first."""
     config, first = run.config, run.config.subjects[0]
     others = f", and {len(config.subjects) - 1} more" if len(config.subjects) > 1 else ""
     facts: dict[str, Any] = {
         "base model": config.model + (f" at {config.revision}" if config.revision else ""),
-        "trained": trained_part(config),
+        "trained": describe_trained(config),
         "subject": first.instance_prompt + others,
         "class": (first.class_prompt or "") + others if config.train.prior_weight else "no prior term",
         "best checkpoint": f"step {run.best}" if run.best is not None else "",
-        "last step logged": in_words(run.written),
+        "last step logged": format_time(run.written),
     }
     complete = run.stopped is not None or run.step >= config.train.steps
     shown = {key: value for key, value in facts.items() if value}
     return Head(run.name, run_colour(number), run.state, complete, str(run.folder.root), shown)
 
 
-def in_words(moment: datetime) -> str:
+def format_time(moment: datetime) -> str:
     """Writes a time in UTC."""
     return f"{moment.day} {moment:%B %Y, %H:%M} UTC"

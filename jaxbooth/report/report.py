@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from jaxbooth.errors import UserError
 from jaxbooth.report.charts import COLOURS, library
 from jaxbooth.report.render import GENERATOR, render
-from jaxbooth.report.run_data import gather
+from jaxbooth.report.run_data import read_runs
 from jaxbooth.runs.overlap import check_output
 from jaxbooth.storage.disk import check_writable
 from jaxbooth.storage.files import write_text
@@ -22,7 +22,7 @@ HEAD = 2000  # bytes of a file in which a report says that it is one
 
 
 class ReportArguments(BaseModel):
-    """Write runs as one HTML page that needs no network: curves, sample pictures over the steps, settings, scores."""
+    """Write runs as one HTML page that needs no network: curves, sample images over the steps, settings, scores."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -47,8 +47,8 @@ def make_report(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[s
     if len(runs) > COLOURS:
         raise UserError(f"{len(runs)} runs are too many to tell apart; name at most {COLOURS}.")
     target = place(out) if out is not None else default_file(runs)
-    refuse_foreign(target)
-    found = gather([os.fspath(run) for run in runs])
+    check_target(target)
+    found = read_runs([os.fspath(run) for run in runs])
     for run in found:
         check_output(target, run.folder.root, run.config)
     library()
@@ -62,7 +62,7 @@ def default_file(runs: Sequence[str | os.PathLike[str]]) -> Path:
     return (first if len(runs) == 1 else first.parent) / FILE
 
 
-def refuse_foreign(path: Path) -> None:
+def check_target(path: Path) -> None:
     """Raises UserError if there is something at `path` that is not a report."""
     if is_local(path):
         check_writable(path.parent, "the folder of --out")

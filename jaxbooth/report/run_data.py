@@ -11,7 +11,7 @@ from jaxbooth.data.class_images import class_folder
 from jaxbooth.data.images import picture_files
 from jaxbooth.errors import UserError
 from jaxbooth.report.curves import Curve, read_curves
-from jaxbooth.report.sample_grids import Grid, read_grid
+from jaxbooth.report.sample_grids import SampleGrid, read_grid
 from jaxbooth.runs.checkpoint import checkpoint_steps
 from jaxbooth.runs.early_stopping import read_kept
 from jaxbooth.runs.folder import RunFolder, open_run
@@ -21,8 +21,8 @@ from jaxbooth.storage.text import read_json
 EVALUATION = Path("evaluation", "evaluation.json")
 
 
-class ClassPictures(NamedTuple):
-    """The class pictures of one class prompt."""
+class ClassImageFiles(NamedTuple):
+    """The class images of one class prompt."""
 
     prompt: str
     folder: Path
@@ -30,7 +30,7 @@ class ClassPictures(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Run:
+class RunData:
     """One run.
 
     Attributes:
@@ -44,7 +44,7 @@ class Run:
         evaluation: what `jaxbooth evaluate` found, or None.
         checkpoints: step -> bytes.
         exported: bytes of the export; 0 where there is none.
-        damaged: pictures that cannot be read.
+        damaged: images that cannot be read.
     """
 
     name: str
@@ -56,8 +56,8 @@ class Run:
     stopped: int | None
     best: int | None
     written: datetime
-    grids: list[Grid]
-    classes: list[ClassPictures]
+    grids: list[SampleGrid]
+    classes: list[ClassImageFiles]
     evaluation: dict[str, Any] | None
     checkpoints: dict[int, int]
     exported: int
@@ -72,7 +72,7 @@ class Run:
         return f"complete, {total} steps" if self.step >= total else f"at step {self.step} of {total}"
 
 
-def gather(folders: Sequence[str | Path]) -> list[Run]:
+def read_runs(folders: Sequence[str | Path]) -> list[RunData]:
     """Reads run folders, local ones or on an object store.
 
     Raises:
@@ -83,10 +83,10 @@ def gather(folders: Sequence[str | Path]) -> list[Run]:
     for root in roots:
         if roots.count(root) > 1:
             raise UserError(f"{root} is named twice; name each run once.")
-    return [gather_run(*pair, name) for pair, name in zip(opened, short_names(roots), strict=True)]
+    return [read_run(*pair, name) for pair, name in zip(opened, short_names(roots), strict=True)]
 
 
-def gather_run(run: RunFolder, config: Config, name: str) -> Run:
+def read_run(run: RunFolder, config: Config, name: str) -> RunData:
     """Reads one run.
 
     Raises:
@@ -98,7 +98,7 @@ def gather_run(run: RunFolder, config: Config, name: str) -> Run:
     kept = read_kept(run.kept)
     paths = sorted(run.samples(0).parent.glob("step_*.png"))
     grids = [read_grid(path) for path in paths]
-    return Run(
+    return RunData(
         name=name,
         folder=run,
         config=config,
@@ -109,10 +109,10 @@ def gather_run(run: RunFolder, config: Config, name: str) -> Run:
         best=kept.best,
         written=datetime.fromtimestamp(modified(run.metrics), UTC),
         grids=sorted((grid for grid in grids if grid), key=lambda grid: grid.step),
-        classes=class_pictures(config),
-        evaluation=read_object(run.root / EVALUATION),
+        classes=class_image_files(config),
+        evaluation=read_evaluation(run.root / EVALUATION),
         checkpoints=checkpoint_sizes(run.checkpoints),
-        exported=size_of(run.export) if run.is_exported else 0,
+        exported=folder_size(run.export) if run.is_exported else 0,
         damaged=[path for path, grid in zip(paths, grids, strict=True) if grid is None],
     )
 
@@ -127,16 +127,16 @@ def short_names(roots: Sequence[Path]) -> list[str]:
     return [str(root) for root in roots]
 
 
-def class_pictures(config: Config) -> list[ClassPictures]:
-    """Finds the class pictures of a run with a prior term; a folder that several subjects share comes once."""
+def class_image_files(config: Config) -> list[ClassImageFiles]:
+    """Finds the class images of a run with a prior term; a folder that several subjects share comes once."""
     if not config.train.prior_weight:
         return []
     found = {str(class_folder(config, each)): each.class_prompt or "" for each in config.subjects}
     folders = [(prompt, place(folder)) for folder, prompt in found.items()]
-    return [ClassPictures(prompt, folder, picture_files(folder)) for prompt, folder in folders if folder.is_dir()]
+    return [ClassImageFiles(prompt, folder, picture_files(folder)) for prompt, folder in folders if folder.is_dir()]
 
 
-def read_object(path: Path) -> dict[str, Any] | None:
+def read_evaluation(path: Path) -> dict[str, Any] | None:
     """Reads a JSON object, or returns None where there is no file.
 
     Raises:
@@ -152,15 +152,15 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 def checkpoint_sizes(folder: Path) -> dict[int, int]:
     """Returns step -> bytes of the checkpoints that are whole."""
-    return {step: size_of(folder / str(step)) for step in checkpoint_steps(folder)}
+    return {step: folder_size(folder / str(step)) for step in checkpoint_steps(folder)}
 
 
-def size_of(folder: Path) -> int:
+def folder_size(folder: Path) -> int:
     """Returns the bytes of all files below a folder."""
-    return sum(map(size, walk(folder))) if folder.exists() else 0
+    return sum(map(size, files_below(folder))) if folder.exists() else 0
 
 
-def walk(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
     """Returns all files below a folder, also on an object store; symlinks, which may lead anywhere, are left out."""
     entries = [path for path in folder.iterdir() if not is_local(path) or not path.is_symlink()]
-    return [file for path in entries for file in (walk(path) if path.is_dir() else [path])]
+    return [file for path in entries for file in (files_below(path) if path.is_dir() else [path])]

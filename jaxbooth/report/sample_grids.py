@@ -1,4 +1,4 @@
-"""Sample grids, taken apart into pictures and laid out by prompt, so that several runs stand side by side."""
+"""Sample grids, taken apart into images and laid out by prompt, so that several runs stand side by side."""
 
 import io
 import json
@@ -12,18 +12,18 @@ from PIL import Image
 
 from jaxbooth.data.image_grid import cut
 from jaxbooth.errors import UserError
-from jaxbooth.report.curves import evenly
-from jaxbooth.report.images import Shown, Size, embed, fitting_size
+from jaxbooth.report.curves import evenly_spread
+from jaxbooth.report.images import EmbeddedImage, EmbeddedSize, embed, fitting_size
 from jaxbooth.storage.text import read_bytes
 
-BUDGET = 9_000_000  # bytes of WebP for all sample pictures of a page
-MOST_PICTURES = 1500
-MOST_STEPS = 60
-WHOLE = 3  # times as long as a single picture is the longest side of a sheet that stays whole
+BUDGET = 9_000_000  # bytes of WebP for all sample images of a page
+MAX_IMAGES = 1500
+MAX_STEPS = 60
+WHOLE = 3  # times as long as a single image is the longest side of a sheet that stays whole
 
 
 @dataclass(frozen=True)
-class Grid:
+class SampleGrid:
     """The sample grid of one step.
 
     Attributes:
@@ -37,14 +37,14 @@ class Grid:
     settings: dict[str, str]
 
 
-class Tiles(NamedTuple):
-    """A grid taken apart: the pictures of each prompt, or the whole sheet where its layout is an unknown one."""
+class GridTiles(NamedTuple):
+    """A grid taken apart: the images of each prompt, or the whole sheet where its layout is an unknown one."""
 
     rows: dict[str, list[Image.Image]]
     whole: bool
 
 
-def read_grid(path: Path) -> Grid | None:
+def read_grid(path: Path) -> SampleGrid | None:
     """Reads a grid's text chunks, or returns None where the file is damaged or none."""
     try:
         with Image.open(io.BytesIO(read_bytes(path)), formats=["PNG"]) as image:
@@ -54,10 +54,10 @@ def read_grid(path: Path) -> Grid | None:
         return None
     step = facts.pop("step", path.stem.removeprefix("step_"))
     is_step = re.fullmatch(r"[0-9]{1,18}", step)
-    return Grid(int(step), path, prompts_of(facts.pop("prompts", "")), facts) if is_step else None
+    return SampleGrid(int(step), path, parse_prompts(facts.pop("prompts", "")), facts) if is_step else None
 
 
-def prompts_of(text: str) -> tuple[str, ...]:
+def parse_prompts(text: str) -> tuple[str, ...]:
     """Returns the prompts that a text chunk lists."""
     try:
         found = json.loads(text)
@@ -66,50 +66,52 @@ def prompts_of(text: str) -> tuple[str, ...]:
     return tuple(map(str, found)) if isinstance(found, list) else ()
 
 
-def tiles_of(grid: Grid, side: int | None) -> Tiles:
+def split_tiles(grid: SampleGrid, side: int | None) -> GridTiles:
     """Takes a grid apart.
 
     Args:
-        side: of its pictures, in pixels.
+        side: of its images, in pixels.
     """
     with Image.open(io.BytesIO(grid.path.read_bytes())) as image:
         sheet = image.convert("RGB")
     rows = cut(sheet, len(grid.prompts), side) if side and grid.prompts else None
     if rows is None:
-        return Tiles({" / ".join(grid.prompts) or "samples": [sheet]}, whole=True)
-    return Tiles(dict(zip(grid.prompts, rows, strict=True)), whole=False)
+        return GridTiles({" / ".join(grid.prompts) or "samples": [sheet]}, whole=True)
+    return GridTiles(dict(zip(grid.prompts, rows, strict=True)), whole=False)
 
 
-def chosen_grids(runs: Sequence[Sequence[Grid]]) -> list[list[Grid]]:
+def thin_grids(runs: Sequence[Sequence[SampleGrid]]) -> list[list[SampleGrid]]:
     """Thins the grids of each run evenly, to as many as a page can hold; the first and the last are always there."""
     rows = max((len(grid.prompts) for grids in runs for grid in grids), default=1)
-    most = min(MOST_STEPS, max(2, MOST_PICTURES // (max(1, len(runs)) * max(1, rows) * 4)))
-    return [[grids[index] for index in evenly(len(grids), most)] for grids in runs]
+    most = min(MAX_STEPS, max(2, MAX_IMAGES // (max(1, len(runs)) * max(1, rows) * 4)))
+    return [[grids[index] for index in evenly_spread(len(grids), most)] for grids in runs]
 
 
-def embedded_size(grids: Sequence[Sequence[Grid]], sides: Sequence[int | None]) -> Size:
-    """Returns how large the sample pictures of all runs can be, judged by each run's last grid."""
+def choose_size(grids: Sequence[Sequence[SampleGrid]], sides: Sequence[int | None]) -> EmbeddedSize:
+    """Returns how large the sample images of all runs can be, judged by each run's last grid."""
     probes, count = [], 0
     for each, side in zip(grids, sides, strict=True):
         if each:
-            tiles = tiles_of(each[-1], side)
-            last = [picture for row in tiles.rows.values() for picture in row]
+            tiles = split_tiles(each[-1], side)
+            last = [image for row in tiles.rows.values() for image in row]
             probes += last
             count += len(each) * len(last) * (WHOLE**2 if tiles.whole else 1)
     return fitting_size(probes, count, BUDGET)
 
 
-def embedded_grids(grids: Sequence[Grid], side: int | None, size: Size) -> dict[str, list[list[Shown]]]:
-    """Returns prompt -> the pictures at each of the grids; a prompt that was not drawn there has none."""
-    found: dict[str, list[list[Shown]]] = {}
+def embed_grids(
+    grids: Sequence[SampleGrid], side: int | None, size: EmbeddedSize
+) -> dict[str, list[list[EmbeddedImage]]]:
+    """Returns prompt -> the images at each of the grids; a prompt that was not drawn there has none."""
+    found: dict[str, list[list[EmbeddedImage]]] = {}
     for number, grid in enumerate(grids):
-        tiles = tiles_of(grid, side)
-        own = Size(size.longest * WHOLE, size.quality) if tiles.whole else size
-        for prompt, pictures in tiles.rows.items():
-            found.setdefault(prompt, [[] for _ in grids])[number] = [embed(each, own) for each in pictures]
+        tiles = split_tiles(grid, side)
+        own = EmbeddedSize(size.longest * WHOLE, size.quality) if tiles.whole else size
+        for prompt, images in tiles.rows.items():
+            found.setdefault(prompt, [[] for _ in grids])[number] = [embed(each, own) for each in images]
     return found
 
 
-def sampled_with(grid: Grid) -> dict[str, Any]:
-    """Returns what made a grid's pictures, in words; what is empty is left out."""
+def sampled_with(grid: SampleGrid) -> dict[str, Any]:
+    """Returns what made a grid's images, in words; what is empty is left out."""
     return {key.replace("_", " "): value for key, value in grid.settings.items() if value}

@@ -1,22 +1,22 @@
-"""The sample pictures of all runs, prompt by prompt, with what the page's step slider needs."""
+"""The sample images of all runs, prompt by prompt, with what the page's step slider needs."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxbooth.report.charts import run_colour
-from jaxbooth.report.images import Shown
-from jaxbooth.report.run_data import Run
-from jaxbooth.report.sample_grids import chosen_grids, embedded_grids, embedded_size, sampled_with
+from jaxbooth.report.images import EmbeddedImage
+from jaxbooth.report.run_data import RunData
+from jaxbooth.report.sample_grids import choose_size, embed_grids, sampled_with, thin_grids
 
 
-class Strip(NamedTuple):
-    """One run's pictures for one prompt, at the last step at which it drew it."""
+class PromptRow(NamedTuple):
+    """One run's images for one prompt, at the last step at which it drew it."""
 
     run: int
     name: str
     colour: str
     step: int
-    pictures: list[Shown]
+    images: list[EmbeddedImage]
 
 
 class Samples(NamedTuple):
@@ -27,35 +27,35 @@ class Samples(NamedTuple):
         steps: at which any run drew.
         left_out: sentences on grids that the page has no room for.
         drawn_with: settings of the sampler, one line for all runs or one for each.
-        data: for the page's script; the last pictures are in the page already, and left out of it.
+        data: for the page's script; the last images are in the page already, and left out of it.
     """
 
-    prompts: dict[str, list[Strip]]
+    prompts: dict[str, list[PromptRow]]
     steps: list[int]
     left_out: list[str]
     drawn_with: list[str]
     data: dict[str, Any]
 
 
-def samples_of(runs: Sequence[Run]) -> Samples | None:
-    """Returns the pictures, or None where no run has any."""
+def collect_samples(runs: Sequence[RunData]) -> Samples | None:
+    """Returns the images, or None where no run has any."""
     sides = [run.config.data.resolution for run in runs]
-    chosen = chosen_grids([run.grids for run in runs])
+    chosen = thin_grids([run.grids for run in runs])
     if not any(chosen):
         return None
-    size = embedded_size(chosen, sides)
-    found = [embedded_grids(grids, side, size) for grids, side in zip(chosen, sides, strict=True)]
-    prompts: dict[str, list[Strip]] = {}
-    pictures: list[dict[str, Any]] = []
+    size = choose_size(chosen, sides)
+    found = [embed_grids(grids, side, size) for grids, side in zip(chosen, sides, strict=True)]
+    prompts: dict[str, list[PromptRow]] = {}
+    images: list[dict[str, Any]] = []
     for number, (run, grids, drawn) in enumerate(zip(runs, chosen, found, strict=True)):
         for prompt, by_step in drawn.items():
             own = [(grid.step, shown) for grid, shown in zip(grids, by_step, strict=True) if shown]
             step, last = own[-1]
-            prompts.setdefault(prompt, []).append(Strip(number, run.name, run_colour(number), step, last))
+            prompts.setdefault(prompt, []).append(PromptRow(number, run.name, run_colour(number), step, last))
             uris = [[each.uri for each in shown] for _, shown in own[:-1]]
-            pictures.append({"prompt": prompt, "run": run.name, "steps": [step for step, _ in own], "uris": uris})
+            images.append({"prompt": prompt, "run": run.name, "steps": [step for step, _ in own], "uris": uris})
     order = {(prompt, strip.name): None for prompt, strips in prompts.items() for strip in strips}
-    by_strip = {(each["prompt"], each["run"]): each for each in pictures}
+    by_strip = {(each["prompt"], each["run"]): each for each in images}
     steps = sorted({grid.step for grids in chosen for grid in grids})
     return Samples(
         prompts=prompts,
@@ -66,7 +66,7 @@ def samples_of(runs: Sequence[Run]) -> Samples | None:
     )
 
 
-def left_out(runs: Sequence[Run], shown: Sequence[int]) -> list[str]:
+def left_out(runs: Sequence[RunData], shown: Sequence[int]) -> list[str]:
     """Says which runs have more grids than the page shows."""
     return [
         f"{run.name}: {count} of {len(run.grids)} sample grids are shown, evenly spread."
@@ -75,8 +75,8 @@ def left_out(runs: Sequence[Run], shown: Sequence[int]) -> list[str]:
     ]
 
 
-def drawn_with(runs: Sequence[Run]) -> list[str]:
-    """Says what made the pictures; once, where it is the same for all runs."""
+def drawn_with(runs: Sequence[RunData]) -> list[str]:
+    """Says what made the images; once, where it is the same for all runs."""
     lines = {
         run.name: ", ".join(f"{key} {value}" for key, value in sampled_with(run.grids[-1]).items())
         for run in runs

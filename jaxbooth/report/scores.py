@@ -1,4 +1,4 @@
-"""An evaluation for a reader: the table with intervals, a chart of each metric, and every prompt with its pictures."""
+"""An evaluation for a reader: the table with intervals, a chart of each metric, and every prompt with its images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,20 +6,20 @@ from typing import Any, NamedTuple
 
 from jaxbooth.errors import UserError
 from jaxbooth.report.charts import interval_chart, run_colour
-from jaxbooth.report.images import Shown, embed, fitting_size, read_picture
-from jaxbooth.report.run_data import EVALUATION, Run
+from jaxbooth.report.images import EmbeddedImage, embed, fitting_size, read_image
+from jaxbooth.report.run_data import EVALUATION, RunData
 from jaxbooth.storage.paths import relative_file_name
 
 FORMAT = 1
-BUDGET = 3_000_000  # bytes of WebP for all evaluation pictures of a page
+BUDGET = 3_000_000  # bytes of WebP for all evaluation images of a page
 LARGEST = 256  # pixels
-MOST_PICTURES = 600
+MAX_IMAGES = 600
 ARROWS = {"higher": "↑", "lower": "↓"}
 MINUS = "\N{MINUS SIGN}"
 BASE_COLOUR = "var(--base)"
 
 
-class Estimate(NamedTuple):
+class ScoreCell(NamedTuple):
     """A mean with its interval, and the difference to the base model's, in words.
 
     Attributes:
@@ -32,7 +32,7 @@ class Estimate(NamedTuple):
     differs: bool
 
 
-class Metric(NamedTuple):
+class MetricRow(NamedTuple):
     """A row of the table.
 
     Attributes:
@@ -45,31 +45,31 @@ class Metric(NamedTuple):
     arrow: str
     what: str
     text: str
-    cells: list[Estimate | None]
+    cells: list[ScoreCell | None]
     chart: dict[str, Any]
 
 
-class Model(NamedTuple):
+class ModelColumn(NamedTuple):
     """A column of the table."""
 
     label: str
     colour: str
 
 
-class Drawn(NamedTuple):
+class ModelImages(NamedTuple):
     """What a model drew for a prompt, and what was measured there, title -> value."""
 
-    model: Model
-    pictures: list[Shown]
+    model: ModelColumn
+    images: list[EmbeddedImage]
     metrics: dict[str, str]
 
 
-class Prompt(NamedTuple):
+class PromptScores(NamedTuple):
     """A prompt, and what each model drew for it."""
 
     prompt: str
     group: str
-    drawn: list[Drawn]
+    drawn: list[ModelImages]
 
 
 class Evaluation(NamedTuple):
@@ -80,14 +80,14 @@ class Evaluation(NamedTuple):
         skipped: why a metric is missing, in sentences.
     """
 
-    models: list[Model]
-    metrics: list[Metric]
-    prompts: list[Prompt]
+    models: list[ModelColumn]
+    metrics: list[MetricRow]
+    prompts: list[PromptScores]
     settings: dict[str, str]
     skipped: list[str]
 
 
-def evaluation_of(run: Run, number: int, runs: int) -> Evaluation | None:
+def read_scores(run: RunData, number: int, runs: int) -> Evaluation | None:
     """Returns a run's evaluation, or None where there is none.
 
     Args:
@@ -103,11 +103,11 @@ def evaluation_of(run: Run, number: int, runs: int) -> Evaluation | None:
     if found.get("format") != FORMAT:
         raise UserError(f"{path} is not an evaluation of format {FORMAT}; make it again with `jaxbooth evaluate`.")
     try:
-        models = models_of(found["models"], number)
+        models = model_columns(found["models"], number)
         return Evaluation(
             models=models,
-            metrics=[metric_of(name, each, found["models"], models) for name, each in found["definitions"].items()],
-            prompts=prompts_of(found, models, path.parent, runs),
+            metrics=[metric_row(name, each, found["models"], models) for name, each in found["definitions"].items()],
+            prompts=prompt_scores(found, models, path.parent, runs),
             settings={key.replace("_", " "): str(value) for key, value in found["settings"].items() if value != ""},
             skipped=[f"{name}: {reason}" for name, reason in found.get("skipped", {}).items()],
         )
@@ -116,37 +116,37 @@ def evaluation_of(run: Run, number: int, runs: int) -> Evaluation | None:
         raise UserError(f"{path} is incomplete ({what}); make it again with `jaxbooth evaluate`.") from None
 
 
-def models_of(found: Sequence[dict[str, Any]], number: int) -> list[Model]:
+def model_columns(found: Sequence[dict[str, Any]], number: int) -> list[ModelColumn]:
     """Names and colours the models: the base is grey, the run itself has its own colour."""
     colours = iter(run_colour(number + index) for index in range(len(found)))
-    return [Model(each["label"], BASE_COLOUR if each["name"] == "base" else next(colours)) for each in found]
+    return [ModelColumn(each["label"], BASE_COLOUR if each["name"] == "base" else next(colours)) for each in found]
 
 
-def metric_of(
-    name: str, definition: dict[str, Any], found: Sequence[dict[str, Any]], models: Sequence[Model]
-) -> Metric:
+def metric_row(
+    name: str, definition: dict[str, Any], found: Sequence[dict[str, Any]], models: Sequence[ModelColumn]
+) -> MetricRow:
     """Returns the row of a metric."""
     values = [each["metrics"].get(name) for each in found]
     differences = [each.get("differences", {}).get(name) for each in found]
-    cells = [estimate_of(*pair) if pair[0] else None for pair in zip(values, differences, strict=True)]
+    cells = [score_cell(*pair) if pair[0] else None for pair in zip(values, differences, strict=True)]
     rows = [
         {"model": model.label, "colour": model.colour} | {key: value.get(key) for key in ("mean", "low", "high")}
         for model, value in zip(models, values, strict=True)
         if value
     ]
     words = (definition["title"], ARROWS.get(definition["better"], ""), definition["what"], definition.get("text", ""))
-    return Metric(name, *words, cells, interval_chart(rows))
+    return MetricRow(name, *words, cells, interval_chart(rows))
 
 
-def estimate_of(value: dict[str, Any], difference: dict[str, Any] | None) -> Estimate:
+def score_cell(value: dict[str, Any], difference: dict[str, Any] | None) -> ScoreCell:
     """Writes a mean, its interval and its difference to the base model."""
     mean, interval = f"{value['mean']:.3f}", between(value)
     if difference is None:
-        return Estimate(mean, interval, "", differs=False)
+        return ScoreCell(mean, interval, "", differs=False)
     known = difference["low"] is not None and difference["high"] is not None
     differs = known and difference["low"] * difference["high"] > 0
     words = f"{difference['mean']:+.3f} {between(difference, '+')}".strip()
-    return Estimate(mean, interval, words.replace("-", MINUS), differs)
+    return ScoreCell(mean, interval, words.replace("-", MINUS), differs)
 
 
 def between(value: dict[str, Any], sign: str = "") -> str:
@@ -156,28 +156,27 @@ def between(value: dict[str, Any], sign: str = "") -> str:
     return f"[{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]"
 
 
-def prompts_of(found: dict[str, Any], models: Sequence[Model], folder: Path, runs: int) -> list[Prompt]:
+def prompt_scores(found: dict[str, Any], models: Sequence[ModelColumn], folder: Path, runs: int) -> list[PromptScores]:
     """Puts what the models drew for the same prompt side by side, as many and as large as a page can hold."""
     columns = [each["prompts"] for each in found["models"]]
     rows = list(zip(*columns, strict=False))
     titles = {name: definition["title"] for name, definition in found["definitions"].items()}
-    each = max(1, MOST_PICTURES // max(1, runs * len(rows) * len(columns)))
+    each = max(1, MAX_IMAGES // max(1, runs * len(rows) * len(columns)))
     source = str(folder / EVALUATION.name)
     paths = [
-        [[folder / relative_file_name(name, source) for name in cell["pictures"][:each]] for cell in row]
-        for row in rows
+        [[folder / relative_file_name(name, source) for name in cell["images"][:each]] for cell in row] for row in rows
     ]
     flat = [path for row in paths for cell in row for path in cell]
-    probes = [picture for path in flat[:: max(1, len(flat) // 6)] if (picture := read_picture(path))]
+    probes = [image for path in flat[:: max(1, len(flat) // 6)] if (image := read_image(path))]
     size = fitting_size(probes, len(flat), BUDGET // runs, largest=LARGEST)
 
-    def drawn(model: Model, cell: dict[str, Any], files: list[Path]) -> Drawn:
-        shown = [embed(image, size) for path in files if (image := read_picture(path))]
-        return Drawn(model, shown, words(cell, titles))
+    def drawn(model: ModelColumn, cell: dict[str, Any], files: list[Path]) -> ModelImages:
+        shown = [embed(image, size) for path in files if (image := read_image(path))]
+        return ModelImages(model, shown, words(cell, titles))
 
     return [
-        Prompt(row[0]["prompt"], row[0]["group"], list(map(drawn, models, row, pictures)))
-        for row, pictures in zip(rows, paths, strict=True)
+        PromptScores(row[0]["prompt"], row[0]["group"], list(map(drawn, models, row, images)))
+        for row, images in zip(rows, paths, strict=True)
     ]
 
 

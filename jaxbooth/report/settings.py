@@ -34,17 +34,17 @@ class Setting(NamedTuple):
         return len(set(self.values)) > 1
 
 
-def settings_of(configs: Sequence[Config]) -> list[Setting]:
+def compare_settings(configs: Sequence[Config]) -> list[Setting]:
     """Returns all settings of one or several runs, in schema order."""
     flat, defaults = [flatten(config) for config in configs], flatten(Config())
     return [
-        Setting(key, tuple(in_words(each[key]) for each in flat), in_words(default))
+        Setting(key, tuple(format_value(each[key]) for each in flat), format_value(default))
         for key, default in defaults.items()
         if not key.startswith(ELSEWHERE)
     ]
 
 
-def in_words(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Writes a value as a YAML file would, without its punctuation."""
     match value:
         case None | ():
@@ -54,16 +54,16 @@ def in_words(value: Any) -> str:
         case float():
             return f"{value:g}"
         case tuple():
-            return "\n".join(map(in_words, value))
+            return "\n".join(map(format_value, value))
         case BaseModel():
             given = {key: each for key, each in value if each is not None}
-            return ", ".join(f"{key}: {in_words(each)}" for key, each in given.items())
+            return ", ".join(f"{key}: {format_value(each)}" for key, each in given.items())
         case PurePath() | str() | int():
             return str(value)
     return repr(value)
 
 
-def trained_part(config: Config) -> str:
+def describe_trained(config: Config) -> str:
     """Says what of the model is trained."""
     words = ", ".join(config.text.placeholder_tokens)
     if words and config.text.token_phase == "alone":

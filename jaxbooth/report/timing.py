@@ -3,15 +3,15 @@
 import numpy as np
 
 from jaxbooth.plan.report import metric
-from jaxbooth.report.run_data import Run
+from jaxbooth.report.run_data import RunData
 
 
-def facts_of(run: Run) -> dict[str, str]:
+def timing_facts(run: RunData) -> dict[str, str]:
     """Returns name -> value, in words; what a run does not say is left out."""
     return rates(run) | memory(run) | sizes(run)
 
 
-def rates(run: Run) -> dict[str, str]:
+def rates(run: RunData) -> dict[str, str]:
     """Says how fast the steps were, by the images/s that each of them logged."""
     found = run.curves.get("images_per_second")
     if found is None or not (found.values > 0).any():
@@ -25,13 +25,13 @@ def rates(run: Run) -> dict[str, str]:
     }
 
 
-def memory(run: Run) -> dict[str, str]:
+def memory(run: RunData) -> dict[str, str]:
     """Says the largest value of what was logged about memory."""
     logged = {name: curve for name, curve in (run.curves | run.figures).items() if "memory" in name}
     return {f"{name.replace('_', ' ')}, largest": f"{curve.values.max():.4g}" for name, curve in logged.items()}
 
 
-def sizes(run: Run) -> dict[str, str]:
+def sizes(run: RunData) -> dict[str, str]:
     """Says what lies on the disk."""
     steps = ", ".join(map(str, run.checkpoints))
     found = {"checkpoints": f"{metric(sum(run.checkpoints.values()), 'B')} (step {steps})"} if steps else {}

@@ -1,26 +1,26 @@
-"""What a run learned from: its contact sheet, and some of its class pictures."""
+"""What a run learned from: its contact sheet, and some of its class images."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxbooth.report.curves import evenly
-from jaxbooth.report.images import Shown, Size, embed, read_picture
-from jaxbooth.report.run_data import ClassPictures, Run
+from jaxbooth.report.curves import evenly_spread
+from jaxbooth.report.images import EmbeddedImage, EmbeddedSize, embed, read_image
+from jaxbooth.report.run_data import ClassImageFiles, RunData
 
-SHEET = Size(1400, 82)
-CLASS_PICTURE = Size(160, 76)
-MOST = 24  # class pictures shown of each set
+SHEET = EmbeddedSize(1400, 82)
+CLASS_IMAGE = EmbeddedSize(160, 76)
+MOST = 24  # class images shown of each set
 
 
-class Sheet(NamedTuple):
+class ContactSheet(NamedTuple):
     """A contact sheet, and the runs that have it."""
 
     runs: list[str]
-    picture: Shown
+    image: EmbeddedImage
 
 
-class ClassSet(NamedTuple):
-    """Class pictures, and the runs that use them.
+class ClassImages(NamedTuple):
+    """Class images, and the runs that use them.
 
     Attributes:
         total: how many there are.
@@ -31,33 +31,33 @@ class ClassSet(NamedTuple):
     prompt: str
     folder: str
     total: int
-    shown: list[Shown]
+    shown: list[EmbeddedImage]
 
 
-def contact_sheets(runs: Sequence[Run]) -> list[Sheet]:
-    """Returns the contact sheets; runs with the same pictures share one."""
-    sheets: dict[bytes, Sheet] = {}
+def contact_sheets(runs: Sequence[RunData]) -> list[ContactSheet]:
+    """Returns the contact sheets; runs with the same images share one."""
+    sheets: dict[bytes, ContactSheet] = {}
     for run in runs:
         path = run.folder.contact_sheet
-        image = read_picture(path) if path.exists() else None
+        image = read_image(path) if path.exists() else None
         if image:
-            sheets.setdefault(image.tobytes(), Sheet([], embed(image, SHEET))).runs.append(run.name)
+            sheets.setdefault(image.tobytes(), ContactSheet([], embed(image, SHEET))).runs.append(run.name)
     return list(sheets.values())
 
 
-def class_sets(runs: Sequence[Run]) -> list[ClassSet]:
-    """Returns the class pictures; runs that use the same folder share them."""
+def class_images(runs: Sequence[RunData]) -> list[ClassImages]:
+    """Returns the class images; runs that use the same folder share them."""
     users: dict[str, list[str]] = {}
-    sets: dict[str, ClassPictures] = {}
+    sets: dict[str, ClassImageFiles] = {}
     for run in runs:
         for each in run.classes:
             users.setdefault(str(each.folder), []).append(run.name)
             sets[str(each.folder)] = each
-    return [class_set(each, users[folder]) for folder, each in sets.items()]
+    return [embed_class_images(each, users[folder]) for folder, each in sets.items()]
 
 
-def class_set(found: ClassPictures, runs: list[str]) -> ClassSet:
-    """Shrinks some pictures of a set, evenly spread."""
-    chosen = [found.files[index] for index in evenly(len(found.files), MOST)]
-    shown = [embed(image, CLASS_PICTURE) for path in chosen if (image := read_picture(path))]
-    return ClassSet(runs, found.prompt, str(found.folder), len(found.files), shown)
+def embed_class_images(found: ClassImageFiles, runs: list[str]) -> ClassImages:
+    """Shrinks some images of a set, evenly spread."""
+    chosen = [found.files[index] for index in evenly_spread(len(found.files), MOST)]
+    shown = [embed(image, CLASS_IMAGE) for path in chosen if (image := read_image(path))]
+    return ClassImages(runs, found.prompt, str(found.folder), len(found.files), shown)

@@ -8,8 +8,8 @@ from jax.sharding import Mesh
 from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
 from jaxbooth.data.latents import Encoder
-from jaxbooth.metrics.scorer import references
-from jaxbooth.metrics.small import Assess, small_evaluation
+from jaxbooth.metrics.scorer import reference_images
+from jaxbooth.metrics.small import EvaluateParams, training_evaluation
 from jaxbooth.params import Params, join
 from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.runs.drift import Gauge
@@ -29,7 +29,7 @@ class Validation:
     run: RunFolder
     watch: Watch
     gauge: Gauge
-    assess: Assess | None
+    assess: EvaluateParams | None
     frozen: dict[str, Params]
     checkpoints: Checkpoints
     writer: Writer
@@ -54,10 +54,10 @@ class Validation:
             done: steps that an earlier process did.
         """
         watch = Watch.make(config, base, mesh)
-        shown = references(config)
+        shown = reference_images(config)
         together = np.stack([pixels for pictures in shown for pixels in pictures])
         gauge = Gauge(together, Encoder(base, frozen["vae"], mesh), base.vae_config.scaling_factor, run.base_latents)
-        assess = small_evaluation(config, mesh, watch.image_sampler, shown) if config.evaluation.every else None
+        assess = training_evaluation(config, mesh, watch.image_sampler, shown) if config.evaluation.every else None
         keeper = Keeper(run.kept, config, done)
         checkpoints.pinned = keeper.kept.pinned
         return cls(config, run, watch, gauge, assess, frozen, checkpoints, writer, keeper)

@@ -1,6 +1,6 @@
 """The step of diffusers 0.39's `train_dreambooth_flax.py` on random weights, but with latents and text features cached.
 
-The script encodes pictures and prompts in every step, and copies the batch from the host; neither is done here.
+The script encodes images and prompts in every step, and copies the batch from the host; neither is done here.
 """
 
 import argparse

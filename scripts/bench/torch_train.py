@@ -1,6 +1,6 @@
 """The step of diffusers' `train_dreambooth.py` in PyTorch, on random weights: AdamW, clipping, bfloat16 autocast.
 
-With `--vae` as the script has it by default: pictures are encoded, and prompts too, in every step. Without, latents and
+With `--vae` as the script has it by default: images are encoded, and prompts too, in every step. Without, latents and
 text features are there already, which the script cannot do.
 """
 

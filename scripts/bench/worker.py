@@ -15,7 +15,7 @@ class Subject(NamedTuple):
     """A program that is ready to be timed.
 
     Attributes:
-        run: does `count` units of work (steps, or pictures), waits for the last one, and returns its seconds.
+        run: does `count` units of work (steps, or images), waits for the last one, and returns its seconds.
         facts: what does not change: device, versions.
         peak_bytes: most memory of the device used so far; None where nobody counts it.
         outside: share of the time that passes outside of the device's own work; None where that is not known.

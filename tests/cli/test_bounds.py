@@ -4,8 +4,8 @@ import pytest
 
 from jaxbooth.config.run_config import Config
 from jaxbooth.errors import UserError
-from jaxbooth.evaluation.evaluate import EvaluateArguments, prepare
-from jaxbooth.evaluation.models import other
+from jaxbooth.evaluation.evaluate import EvaluateArguments, prepare_evaluation
+from jaxbooth.evaluation.models import parse_model
 from tests.cli.arguments import CLASS, SHORT, train
 
 SUBJECT = ("--data.instance-dir", "demo", *SHORT, *CLASS)
@@ -82,7 +82,7 @@ def test_an_evaluation_of_more_images_than_fit_into_memory_is_refused(tmp_path, 
     subject = {"instance_dir": "dog", "instance_prompt": "a sks dog", "class_prompt": "a dog", "resolution": 64}
     arguments = EvaluateArguments(run="run", num=1000, class_num=10)
     with pytest.raises(UserError, match=r"^25,010 images of each model are too many, and 20,000 is the most; lower"):
-        prepare(arguments, Config.model_validate({"data": subject}), tmp_path, mesh)
+        prepare_evaluation(arguments, Config.model_validate({"data": subject}), tmp_path, mesh)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -127,7 +127,7 @@ def test_a_port_or_a_step_of_thousands_of_digits_is_refused(refused):
     error = refused("train", *SUBJECT, "--distributed.coordinator", f"host:{digits}", *place)
     assert error.endswith("is not HOST:PORT, such as 10.0.0.2:8476.")
     with pytest.raises(UserError, match="no such run"):
-        other(f"runs/none@{10**12}")
+        parse_model(f"runs/none@{10**12}")
 
 
 def test_a_prompt_that_is_no_text_is_refused(refused):

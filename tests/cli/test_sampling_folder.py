@@ -13,7 +13,7 @@ from jaxbooth.cli.main import main
 from jaxbooth.config.run_config import Config, dump_config, load_config
 from jaxbooth.config.schema import ValidationConfig
 from jaxbooth.errors import UserError
-from jaxbooth.evaluation.models import other
+from jaxbooth.evaluation.models import parse_model
 from jaxbooth.runs.opening import default_sampling, validation_sampling
 from tests.cli.arguments import contents, train
 from tests.commands import read_facts
@@ -126,12 +126,12 @@ def test_every_command_says_that_there_is_no_such_run(refused, tmp_path, command
 def test_a_run_to_compare_with_that_is_not_there_is_no_hub_id(tmp_path):
     run_folder(tmp_path / "runs" / "dog")
     with pytest.raises(UserError, match=r"no such run or model: runs/dgo \(did you mean runs/dog\?\)"):
-        other("runs/dgo")
+        parse_model("runs/dgo")
 
 
 def test_a_hub_id_is_still_one_beside_runs(tmp_path):
     run_folder(tmp_path / "runs" / "dog")
-    assert other("stabilityai/sdxl-turbo").path == "stabilityai/sdxl-turbo"
+    assert parse_model("stabilityai/sdxl-turbo").path == "stabilityai/sdxl-turbo"
 
 
 def test_a_checkpoint_file_that_is_not_there_is_a_model_that_is_not_there(refused):

@@ -144,7 +144,7 @@
       const uri = strip.uris[index][number];
       image.hidden = !uri;
       if (uri) image.src = uri;
-      image.alt = `${strip.element.dataset.alt}, step ${strip.steps[index]}, picture ${number + 1}`;
+      image.alt = `${strip.element.dataset.alt}, step ${strip.steps[index]}, image ${number + 1}`;
     });
   }
 

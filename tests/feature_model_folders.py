@@ -53,8 +53,8 @@ def save_dinov2(folder: Path, gated: bool = False, **how: Any) -> Path:
     return save(model, folder, processor, **how)
 
 
-def pictures(rng: np.random.Generator) -> list[Image.Image]:
-    """Returns five pictures of different sizes and modes."""
+def sample_images(rng: np.random.Generator) -> list[Image.Image]:
+    """Returns five images of different sizes and modes."""
     shapes = [(40, 60, 3), (33, 32, 3), (7, 90, 3), (64, 64), (50, 31, 4)]
     return [Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for shape in shapes]
 
@@ -65,7 +65,7 @@ def unit(features: torch.Tensor) -> np.ndarray:
 
 
 def pixel_values(folder: Path, model_type: str, images: list[Image.Image]) -> torch.Tensor:
-    """Returns the prepared pictures in PyTorch's layout."""
+    """Returns the prepared images in PyTorch's layout."""
     prepare = read_preprocessing(folder, model_type)
     return torch.from_numpy(np.stack([prepare(image) for image in images])).permute(0, 3, 1, 2)
 

@@ -1,4 +1,4 @@
-"""Features of pictures and prompts, from the embedded CLIP and from folders that transformers saved."""
+"""Features of images and prompts, from the embedded CLIP and from folders that transformers saved."""
 
 import jax
 import numpy as np
@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from jaxbooth.assets import DEMO_CLIP, DEMO_SUBJECT
-from jaxbooth.metrics.features import BATCH, open_clip, open_dino
+from jaxbooth.metrics.features import BATCH, load_clip, load_dino
 from jaxbooth.sharding import make_mesh
-from tests.extractor_folders import clip_in_torch, dino_in_torch, pictures, save_clip, save_dino, save_dinov2
+from tests.feature_model_folders import clip_in_torch, dino_in_torch, sample_images, save_clip, save_dino, save_dinov2
 
 TOLERANCE = 1e-5  # features have length 1
 PROMPTS = ["an emoji of a cat", "", "a 3d emoji of a red apple on a blue background and " + "many more words " * 20]
@@ -17,7 +17,7 @@ SUBJECT = ["cat-face", "crying", "grinning", "heart-eyes", "wry-smile"]
 
 @pytest.fixture(scope="module")
 def demo(mesh):
-    return open_clip("demo", mesh)
+    return load_clip("demo", mesh)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_the_embedded_clip_tells_faces_apart(demo, subject):
 
 
 def test_the_embedded_clip_equals_transformers(demo, subject, rng):
-    images = [*subject, *pictures(rng)]
+    images = [*subject, *sample_images(rng)]
     expected_images, expected_texts = clip_in_torch(DEMO_CLIP, images, PROMPTS)
     np.testing.assert_allclose(demo.images(images), expected_images, atol=TOLERANCE)
     np.testing.assert_allclose(demo.texts(PROMPTS), expected_texts, atol=TOLERANCE)
@@ -57,8 +57,8 @@ def test_features_do_not_depend_on_what_else_is_in_the_batch_or_on_its_end(demo,
 
 
 def test_pictures_of_any_size_take_one_program(demo, rng):
-    demo.images(pictures(rng))
-    demo.images(pictures(rng)[:2])
+    demo.images(sample_images(rng))
+    demo.images(sample_images(rng)[:2])
     demo.texts(PROMPTS[:1])
     demo.texts(PROMPTS * 8)
     assert demo._images.program._cache_size() == 1
@@ -71,7 +71,7 @@ def test_nothing_has_no_features(demo):
 
 
 def test_eight_devices_see_what_one_sees(demo, subject):
-    spread = open_clip("demo", make_mesh(data=2, fsdp=2, tensor=2))
+    spread = load_clip("demo", make_mesh(data=2, fsdp=2, tensor=2))
     kernel = spread._images.params["vision_model.encoder.layers.0.mlp.fc1.kernel"]
     assert kernel.sharding.shard_shape((192, 768)) == (96, 384)
     np.testing.assert_allclose(spread.images(subject), demo.images(subject), atol=TOLERANCE)
@@ -83,8 +83,8 @@ def test_eight_devices_see_what_one_sees(demo, subject):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_a_saved_clip_of_any_dtype_equals_transformers_in_float32(dtype, mesh, tmp_path, rng):
-    folder, images = save_clip(tmp_path / "clip", dtype), pictures(rng)
-    clip = open_clip(str(folder), mesh)
+    folder, images = save_clip(tmp_path / "clip", dtype), sample_images(rng)
+    clip = load_clip(str(folder), mesh)
     expected_images, expected_texts = clip_in_torch(folder, images, PROMPTS)
     assert clip.images(images).shape == (5, 20)
     np.testing.assert_allclose(clip.images(images), expected_images, atol=TOLERANCE)
@@ -92,38 +92,38 @@ def test_a_saved_clip_of_any_dtype_equals_transformers_in_float32(dtype, mesh, t
 
 
 def test_a_sharded_clip_equals_a_whole_one(mesh, tmp_path, rng):
-    whole = open_clip(str(save_clip(tmp_path / "whole")), mesh)
+    whole = load_clip(str(save_clip(tmp_path / "whole")), mesh)
     folder = save_clip(tmp_path / "parts", max_shard_size="100KB")
     assert len(list(folder.glob("*.safetensors"))) > 1
-    np.testing.assert_array_equal(open_clip(str(folder), mesh).texts(PROMPTS), whole.texts(PROMPTS))
+    np.testing.assert_array_equal(load_clip(str(folder), mesh).texts(PROMPTS), whole.texts(PROMPTS))
 
 
 @pytest.mark.parametrize("published", [True, False], ids=["published names", "names of transformers 5"])
 @pytest.mark.parametrize("save", [save_dino, save_dinov2])
 def test_a_saved_dino_equals_transformers(save, published, mesh, tmp_path, rng):
-    folder, images = save(tmp_path / "dino", save_original_format=published), pictures(rng)
-    dino = open_dino(str(folder), mesh)
+    folder, images = save(tmp_path / "dino", save_original_format=published), sample_images(rng)
+    dino = load_dino(str(folder), mesh)
     np.testing.assert_allclose(dino.images(images), dino_in_torch(folder, images), atol=TOLERANCE)
 
 
 def test_a_gated_dinov2_equals_transformers(mesh, tmp_path, rng):
-    folder, images = save_dinov2(tmp_path / "giant", gated=True), pictures(rng)
-    found = open_dino(str(folder), mesh).images(images)
+    folder, images = save_dinov2(tmp_path / "giant", gated=True), sample_images(rng)
+    found = load_dino(str(folder), mesh).images(images)
     np.testing.assert_allclose(found, dino_in_torch(folder, images), atol=TOLERANCE)
 
 
 def test_names_and_fingerprints_tell_extractors_apart(demo, mesh, tmp_path):
     folders = [str(save_clip(tmp_path / name, dtype)) for name, dtype in (("a", "float32"), ("b", "float16"))]
-    opened = [open_clip(folder, mesh) for folder in (*folders, folders[0])]
+    opened = [load_clip(folder, mesh) for folder in (*folders, folders[0])]
     assert [clip.name for clip in (demo, *opened)] == ["demo", folders[0], folders[1], folders[0]]
     prints = [clip.fingerprint for clip in (demo, *opened)]
     assert len(set(prints)) == 3
     assert prints[1] == prints[3]
     settings = tmp_path / "a" / "preprocessor_config.json"
     settings.write_text(settings.read_text().replace('"resample": 3', '"resample": 2'))
-    assert open_clip(folders[0], mesh).fingerprint != prints[1]
+    assert load_clip(folders[0], mesh).fingerprint != prints[1]
 
 
 def test_no_weight_is_held_in_less_than_float32(mesh, tmp_path):
-    clip = open_clip(str(save_clip(tmp_path / "clip", "bfloat16")), mesh)
+    clip = load_clip(str(save_clip(tmp_path / "clip", "bfloat16")), mesh)
     assert {value.dtype for value in jax.tree.leaves(clip._images.params)} == {np.dtype(np.float32)}
