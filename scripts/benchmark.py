@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxbooth.assets import ASSETS
-from jaxbooth.plan.chips import chip_of
+from jaxbooth.plan.chips import find_chip
 from jaxbooth.storage.files import write_json
 from jaxbooth.weights.architectures import FAMILIES, write_skeleton
 
@@ -171,7 +171,7 @@ def row_of(peer: Peer, flops_per_row: float | None) -> dict[str, Any]:
     """Returns a subject's figures."""
     rows = peer.facts["rows"]
     rates = sorted(rows / seconds for seconds in peer.seconds)
-    chip = chip_of(peer.facts["device"])
+    chip = find_chip(peer.facts["device"])
     rate = statistics.median(rates)
     mfu = rate * flops_per_row / chip.flops if flops_per_row and chip and chip.flops else None
     return {

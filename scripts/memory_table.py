@@ -9,10 +9,10 @@ from typing import Any
 
 from jaxbooth.config.run_config import Config
 from jaxbooth.models.remat import REMATS
-from jaxbooth.plan.abstract_step import plan_base
+from jaxbooth.plan.abstract_step import abstract_base
 from jaxbooth.plan.chips import GIB
 from jaxbooth.plan.estimate import estimate
-from jaxbooth.plan.figures import Figures
+from jaxbooth.plan.figures import StepCost
 from jaxbooth.plan.topology import find_topology
 from jaxbooth.weights.architectures import FAMILIES
 
@@ -24,10 +24,10 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 CASES = {"whole UNet": None, "LoRA of rank 16": 16}
 
 
-def figures_of(model: str, rank: int | None, **train: Any) -> Figures:
+def figures_of(model: str, rank: int | None, **train: Any) -> StepCost:
     """Estimates a step of 1 + 1 rows."""
     config = Config.model_validate({"model": model, "lora": {"rank": rank}, "train": {"batch_size": 1} | train})
-    config, base = plan_base(config, "tpu")
+    config, base = abstract_base(config, "tpu")
     return estimate(config, base, find_topology("v6e:1x1")).at()
 
 

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 from jaxbooth.config.run_config import Config, load_config
 from jaxbooth.plan.chips import GIB
-from jaxbooth.plan.compile import compile_facts, train_figures
-from jaxbooth.plan.figures import Figures
+from jaxbooth.plan.compile import compile_programs, train_cost
+from jaxbooth.plan.figures import StepCost
 from jaxbooth.plan.plan import make_plan
-from jaxbooth.plan.report import Plan, plan_facts
+from jaxbooth.plan.report import Plan, plan_json
 from jaxbooth.plan.roofline import expected_run, roofline
 from jaxbooth.plan.topology import Topology, find_topology
 from jaxbooth.storage.files import write_json, write_text
@@ -65,12 +65,12 @@ def path_of(name: str, topology: Topology) -> Path:
 def compile_row(name: str, topology: Topology, sampling: bool) -> None:
     """Compiles one row's step and keeps what the compiler says."""
     config = config_of(name, topology)
-    facts = compile_facts(config, topology, sampling)
+    facts = compile_programs(config, topology, sampling)
     write_json(path_of(name, topology), {"config": config.model_dump(mode="json"), "facts": facts})
     print(f"{name} on {topology.name}: compiled in {facts['train']['compile_seconds']:.0f} s", flush=True)
 
 
-def table_row(name: str, plan: Plan, figures: Figures, how: str, fits: bool, largest: int | None) -> str:
+def table_row(name: str, plan: Plan, figures: StepCost, how: str, fits: bool, largest: int | None) -> str:
     """Returns one row in Markdown."""
     bound = roofline(figures, plan.topology.chip, plan.config.mesh.fsdp)
     run = expected_run(plan.config, plan.topology, bound)
@@ -91,7 +91,7 @@ def compiled_row(name: str, plan: Plan, errors: list[str]) -> str | None:
     path = path_of(name, plan.topology)
     if not path.exists():
         return None
-    figures = train_figures(plan.config, json.loads(path.read_text())["facts"], plan.estimated)
+    figures = train_cost(plan.config, json.loads(path.read_text())["facts"], plan.estimated)
     limit = plan.topology.chip.memory
     assert limit
     changes = [
@@ -121,7 +121,7 @@ def write_table() -> None:
     for name in CASES:
         for topology in map(find_topology, TOPOLOGIES):
             plan = make_plan(config_of(name, topology), topology)
-            facts.append({"run": name} | plan_facts(plan))
+            facts.append({"run": name} | plan_json(plan))
             rows.append(table_row(name, plan, plan.figures, "estimated", plan.fits, plan.largest))
             rows += filter(None, [compiled_row(name, plan, errors)])
     errors = ["| run | slice | memory | FLOPs | bytes moved |\n|---|---|---|---|---|", *errors]

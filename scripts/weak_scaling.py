@@ -15,7 +15,7 @@ from typing import Any
 
 from jaxbooth.config.run_config import Config
 from jaxbooth.plan.chips import TPUS
-from jaxbooth.plan.compile import compile_facts
+from jaxbooth.plan.compile import compile_programs
 from jaxbooth.plan.topology import find_topology
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
@@ -46,7 +46,7 @@ def compile_slice(shape: str, rows: int, fsdp: int) -> dict[str, Any]:
             "train": {"batch_size": rows * topology.devices, "dtype": "bfloat16"},
             "mesh": {"fsdp": fsdp},
         }
-        facts = compile_facts(Config.model_validate(asked), topology, sampling=False)
+        facts = compile_programs(Config.model_validate(asked), topology, sampling=False)
     return {"topology": topology.name, "chips": topology.chips, "rows": rows, "fsdp": fsdp} | facts
 
 
@@ -56,8 +56,8 @@ def row_of(facts: dict[str, Any], first: dict[str, Any]) -> str:
     train, before = facts["train"], first["train"]
     assert chip.flops
     assert chip.link
-    flops, moved = train["flops"] + train["hidden_flops"], train["bytes_accessed"]
-    changes = (flops / (before["flops"] + before["hidden_flops"]) - 1, moved / before["bytes_accessed"] - 1)
+    flops, moved = train["flops"] + train["uncounted_flops"], train["bytes_accessed"]
+    changes = (flops / (before["flops"] + before["uncounted_flops"]) - 1, moved / before["bytes_accessed"] - 1)
     sizes = {kind: found["bytes"] for kind, found in train["collectives"].items()}
     sent = sum(sizes.values())
     kinds = ", ".join(f"{kind} {size / 1e6:.1f}" for kind, size in sizes.items())

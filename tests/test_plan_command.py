@@ -101,7 +101,7 @@ def test_sd21_is_planned_at_its_own_768_pixels(planned):
     facts = planned("sd21", "--topology", "v5p:2x2x1", "--train.batch-size", "4")
     assert facts["fits"] is True
     assert facts["bound"] in ("compute", "memory")
-    assert facts["memory"]["pictures"] == pytest.approx(205 * 2 * 4 * 96 * 96 * 4, rel=0.1)  # moments of 205 pictures
+    assert facts["memory"]["latents"] == pytest.approx(205 * 2 * 4 * 96 * 96 * 4, rel=0.1)  # moments of 205 pictures
 
 
 def test_a_run_that_does_not_fit_names_changes_that_do(planned, small):

@@ -5,7 +5,7 @@ import pytest
 
 from jaxbooth.config.run_config import Config
 from jaxbooth.errors import UserError
-from jaxbooth.plan.abstract_step import abstract_step, plan_base
+from jaxbooth.plan.abstract_step import abstract_base, abstract_step
 from jaxbooth.plan.estimate import estimate, largest_batch
 from jaxbooth.plan.programs import trace_train
 from jaxbooth.plan.topology import find_topology
@@ -30,7 +30,7 @@ def estimated(small):
         sections = {name: settings.pop(name) for name in ("loss", "lora", "mesh", "text", "data") if name in settings}
         config = Config.model_validate({"model": model, "train": {"batch_size": ROWS} | settings} | sections)
         where = find_topology(topology)
-        return estimate(*plan_base(config, where.platform), where)
+        return estimate(*abstract_base(config, where.platform), where)
 
     return run
 
@@ -39,7 +39,7 @@ def estimated(small):
 def whole():
     """SD 1.5, all of its UNet trained, on one v5e chip."""
     where = find_topology("v5e:1x1")
-    return estimate(*plan_base(Config.model_validate({"model": "sd15", "train": {"batch_size": 4}}), "tpu"), where)
+    return estimate(*abstract_base(Config.model_validate({"model": "sd15", "train": {"batch_size": 4}}), "tpu"), where)
 
 
 def test_whole_sd15_holds_float32_masters_two_moments_and_what_pictures_are_drawn_with(whole):
@@ -47,7 +47,7 @@ def test_whole_sd15_holds_float32_masters_two_moments_and_what_pictures_are_draw
     assert memory["parameters"] == 4 * UNET
     assert memory["optimizer"] == pytest.approx(8 * UNET, abs=64)
     assert memory["frozen"] == whole.resident == 2 * TEXT + 4 * VAE
-    assert memory["pictures"] == pytest.approx(2 * 4 * (200 + 5) * 64 * 64 * 4, rel=0.02)  # means and log-variances
+    assert memory["latents"] == pytest.approx(2 * 4 * (200 + 5) * 64 * 64 * 4, rel=0.02)  # means and log-variances
 
 
 def test_whole_sd15_does_not_fit_one_v5e_chip_without_remat_at_any_useful_batch(whole):
@@ -104,7 +104,7 @@ def test_a_step_on_a_cpu_agrees_with_its_compiled_form(small, settings, error):
     """In a model as small as this one, element-wise FLOPs have a share; XLA fuses, and so repeats, some of them."""
     config = Config.model_validate({"model": small} | settings)
     where = find_topology("cpu:1")
-    config, base = plan_base(config, "cpu")
+    config, base = abstract_base(config, "cpu")
     step = estimate(config, base, where)
     mesh = make_mesh(devices=jax.devices()[:1])
     compiled = trace_train(config, abstract_step(config, base, mesh)).lower().compile()
@@ -122,7 +122,7 @@ def test_largest_batch_is_the_last_that_fits(estimated, small):
     assert not step.fits(most + 1)
     where = find_topology("v5e:1x1")
     config = Config.model_validate({"model": small, "train": {"batch_size": 4, "prior_batch_size": 2}})
-    assert largest_batch(*plan_base(config, "tpu"), where) == most
+    assert largest_batch(*abstract_base(config, "tpu"), where) == most
 
 
 def test_prior_rows_keep_their_proportion(estimated):
@@ -134,7 +134,7 @@ def test_prior_rows_keep_their_proportion(estimated):
 def test_unknown_memory_holds_everything(estimated):
     where = estimated("cpu:1").topology
     unknown = where.__class__(where.name, where.chip._replace(memory=None), 1, (), "cpu")
-    step = estimate(*plan_base(estimated("cpu:1").config, "cpu"), unknown)
+    step = estimate(*abstract_base(estimated("cpu:1").config, "cpu"), unknown)
     assert step.fits()
     assert step.largest_batch() is None
 

@@ -5,16 +5,16 @@ import pytest
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import TrainConfig
 from jaxbooth.plan.chips import Chip
-from jaxbooth.plan.figures import Figures
-from jaxbooth.plan.report import duration, significant
+from jaxbooth.plan.figures import StepCost
+from jaxbooth.plan.report import format_duration, format_significant
 from jaxbooth.plan.roofline import EFFICIENCY, Roofline, expected_run, roofline
 from jaxbooth.plan.topology import Topology, find_topology
 
 CHIP = Chip("round", (), flops=100e12, memory=16e9, bandwidth=1e12, link=50e9)
 
 
-def figures(flops: float = 0, moved: float = 0, **collectives: float) -> Figures:
-    return Figures({}, flops, moved, {kind.replace("_", "-"): size for kind, size in collectives.items()})
+def figures(flops: float = 0, moved: float = 0, **collectives: float) -> StepCost:
+    return StepCost({}, flops, moved, {kind.replace("_", "-"): size for kind, size in collectives.items()})
 
 
 def test_each_resource_takes_its_work_over_its_peak():
@@ -64,8 +64,8 @@ def test_a_device_of_unknown_speed_has_no_time():
     [(0.0548, "54.8 ms"), (4.79, "4.79 s"), (97.2, "97.2 s"), (2700, "45 min"), (9720, "2.7 h"), (4.5e6, "1,250 h")],
 )
 def test_a_time_is_shown_in_a_unit_that_people_read(seconds, shown):
-    assert duration(seconds) == shown
+    assert format_duration(seconds) == shown
 
 
 def test_no_number_is_shown_with_an_exponent():
-    assert [significant(number) for number in (0.0274, 20.8, 1234.5)] == ["0.0274", "20.8", "1,234"]
+    assert [format_significant(number) for number in (0.0274, 20.8, 1234.5)] == ["0.0274", "20.8", "1,234"]

@@ -4,7 +4,7 @@ import pytest
 
 from jaxbooth.config.run_config import Config
 from jaxbooth.params import is_matrix
-from jaxbooth.plan.abstract_step import plan_base
+from jaxbooth.plan.abstract_step import abstract_base
 from jaxbooth.plan.estimate import estimate
 from jaxbooth.plan.topology import find_topology
 from tests.small_models import write_model
@@ -24,7 +24,7 @@ def estimated(tmp_path_factory):
         config = Config.model_validate({"model": model, "train": {"batch_size": ROWS} | settings} | sections)
         where = find_topology(topology)
         if key not in known:
-            known[key] = estimate(*plan_base(config, where.platform), where)
+            known[key] = estimate(*abstract_base(config, where.platform), where)
         return known[key]
 
     return run
@@ -92,7 +92,7 @@ def test_a_lora_reads_frozen_kernels_and_needs_no_gradient_of_them(estimated):
 def test_one_device_sends_nothing_and_copies_sum_gradients_of_kernels_in_the_compute_dtype(estimated):
     assert estimated().at().collectives == {}
     copies = estimated("v5e:2x2", batch_size=4 * ROWS)
-    shapes = plan_base(copies.config)[1].unet.shapes
+    shapes = abstract_base(copies.config)[1].unet.shapes
     others = sum(leaf.size for name, leaf in shapes.items() if not is_matrix(name, leaf))  # summed in float32
     assert others > 1000
     assert copies.at().collectives == {"all-reduce": held(copies, "parameters") / 2 + 2 * others}
@@ -134,7 +134,7 @@ def test_a_cpu_keeps_what_remat_would_drop(estimated):
 def test_auto_is_the_compute_dtype_of_the_planned_platform(tmp_path):
     model = str(write_model("sd15", tmp_path / "sd15"))
     config = Config.model_validate({"model": model})
-    found = {platform: plan_base(config, platform)[1].dtype.name for platform in ("tpu", "gpu", "cpu")}
+    found = {platform: abstract_base(config, platform)[1].dtype.name for platform in ("tpu", "gpu", "cpu")}
     assert found == {"tpu": "bfloat16", "gpu": "bfloat16", "cpu": "float32"}
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from jaxbooth.config.run_config import Config
 from jaxbooth.models.remat import REMATS
-from jaxbooth.plan.abstract_step import plan_base
+from jaxbooth.plan.abstract_step import abstract_base
 from jaxbooth.plan.estimate import estimate
-from jaxbooth.plan.settle import AUTO, settle
+from jaxbooth.plan.settle import AUTO_POLICIES, resolve_remat
 from jaxbooth.plan.topology import find_topology
 from jaxbooth.training.step import gradients
 from tests.training import setup
@@ -72,11 +72,11 @@ def test_auto_keeps_everything_until_somebody_has_looked_what_fits(counts):
 
 @pytest.fixture(scope="module")
 def whole():
-    """Returns a function from policy and bytes of memory to what `settle` needs: training all of the demo's UNet."""
+    """Returns a function from policy and bytes of memory to the arguments of `resolve_remat`."""
 
     def asked(policy, memory):
         train = {"batch_size": 32, "remat": policy, "dtype": "bfloat16"}
-        config, base = plan_base(Config.model_validate({"model": "demo", "train": train}), "tpu")
+        config, base = abstract_base(Config.model_validate({"model": "demo", "train": train}), "tpu")
         topology = find_topology("v6e:1x1")
         return config, base, replace(topology, chip=topology.chip._replace(memory=memory))
 
@@ -84,11 +84,11 @@ def whole():
 
 
 def test_auto_takes_the_first_policy_that_fits(whole):
-    needs = {policy: estimate(*whole(policy, 1e12)).at().hbm_bytes for policy in AUTO}
+    needs = {policy: estimate(*whole(policy, 1e12)).at().hbm_bytes for policy in AUTO_POLICIES}
     assert needs["blocks"] < needs["attention"] < needs["none"]
-    assert settle(*whole("auto", needs["attention"]))[0].train.remat == "attention"
-    assert settle(*whole("auto", needs["blocks"] - 1))[0].train.remat == "blocks"
+    assert resolve_remat(*whole("auto", needs["attention"]))[0].train.remat == "attention"
+    assert resolve_remat(*whole("auto", needs["blocks"] - 1))[0].train.remat == "blocks"
 
 
 def test_a_named_policy_stays(whole):
-    assert settle(*whole("attention", 1e12))[0].train.remat == "attention"
+    assert resolve_remat(*whole("attention", 1e12))[0].train.remat == "attention"

@@ -25,7 +25,7 @@ from jaxbooth.training.step import REFERENCE, Task, make_task
 from jaxbooth.weights.architectures import FAMILIES, Family, write_skeleton
 from jaxbooth.weights.resolve import resolve_model
 
-PICTURES = 5  # of a subject, where nobody has looked
+IMAGES_OF_SUBJECT = 5  # of a subject, where nobody has looked
 # Models of the Hub whose configurations ship with jaxbooth.
 PUBLISHED: dict[str, Family] = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
@@ -53,7 +53,7 @@ class AbstractStep(NamedTuple):
     bank: Bank
 
 
-def plan_base(config: Config, platform: str | None = None) -> tuple[Config, BaseModel]:
+def abstract_base(config: Config, platform: str | None = None) -> tuple[Config, BaseModel]:
     """Reads a configuration's model, with its adapters and placeholder tokens, and fills in the resolution.
 
     SD 1.5, 2.1 and XL are known without network or files; a local folder needs no weights.
@@ -82,7 +82,7 @@ def plan_base(config: Config, platform: str | None = None) -> tuple[Config, Base
     return fill_resolution(config, base), base
 
 
-def described_mesh(config: Config, topology: Topology) -> AbstractMesh:
+def abstract_mesh(config: Config, topology: Topology) -> AbstractMesh:
     """Returns the mesh of a configuration over devices that need not exist.
 
     Raises:
@@ -100,7 +100,7 @@ def abstract_step(config: Config, base: BaseModel, mesh: AnyMesh) -> AbstractSte
         base: with the run's adapters and placeholder tokens.
     """
     trained = trained_shapes(base, config)
-    whole, needed = fully_trained(base, trained), needed_components(config, base)
+    whole, needed = fully_trained(base, trained), step_components(config, base)
     place = param_shardings(mesh)
 
     def described(name: str) -> Params:
@@ -116,26 +116,26 @@ def abstract_step(config: Config, base: BaseModel, mesh: AnyMesh) -> AbstractSte
     resident = {name: params for name, params in frozen.items() if name not in needed}
     if "unet" in whole and config.loss.prior_target == "frozen":
         step_reads[REFERENCE] = described("unet")
-    streams = streams_of(config)
+    streams = abstract_slices(config)
     task = make_task(base, config, streams, mesh)
     state = state_of(config, base, mesh)
     tx = make_optimizer(config, unused_parameters(base, trained))
-    return AbstractStep(task, tx, state, step_reads, resident, bank_of(config, base, streams, mesh))
+    return AbstractStep(task, tx, state, step_reads, resident, abstract_latent_cache(config, base, streams, mesh))
 
 
-def needed_components(config: Config, base: BaseModel) -> set[str]:
+def step_components(config: Config, base: BaseModel) -> set[str]:
     """Returns the components whose parameters the step reads."""
     return {"unet", *(base.text_encoder_names if config.trains_text else ())}
 
 
-def streams_of(config: Config) -> Streams:
+def abstract_slices(config: Config) -> Streams:
     """Lays out a usual number of pictures."""
     subjects = max(1, len(config.data.subjects))
     classes = [config.data.num_class_images] * subjects if config.prior_rows else []
-    return make_streams([PICTURES] * subjects, classes, list(range(subjects)), [1.0] * subjects)
+    return make_streams([IMAGES_OF_SUBJECT] * subjects, classes, list(range(subjects)), [1.0] * subjects)
 
 
-def bank_of(config: Config, base: BaseModel, streams: Streams, mesh: AnyMesh) -> Bank:
+def abstract_latent_cache(config: Config, base: BaseModel, streams: Streams, mesh: AnyMesh) -> Bank:
     """Describes the bank of `streams`: square pictures, one caption for each subject and each class."""
     everywhere, data = replicated(mesh), config.data
 

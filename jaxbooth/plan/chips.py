@@ -104,7 +104,7 @@ GPUS = (
 CPU = Chip("cpu", ("cpu",), None, None, None, None)
 
 
-def chip_of(device_kind: str) -> Chip | None:
+def find_chip(device_kind: str) -> Chip | None:
     """Returns the chip behind a device that JAX has, or None for an unknown one.
 
     The longest match counts: "TPU v5 lite" is not a "TPU v5". A match ends with a word: an A100 is no "NVIDIA A10".

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from jaxbooth.config.run_config import Config
 from jaxbooth.console.progress import progress
 from jaxbooth.errors import RunFailure, UserError
-from jaxbooth.plan.compile_child import compile_programs
-from jaxbooth.plan.figures import Figures
+from jaxbooth.plan.compile_child import compile_here
+from jaxbooth.plan.figures import StepCost
 from jaxbooth.plan.topology import Topology
 
 # libtpu asks the metadata server of a TPU VM unless it is told where it runs, logs into the temporary folder, and locks
@@ -31,16 +31,16 @@ class Compiled(NamedTuple):
         figures: of the train step.
         sampling_bytes: memory that a device needs while sample pictures are drawn between steps.
         sampling_flops: of one batch of pictures; None where the program does not fit.
-        facts: see `compile_programs`.
+        facts: see `compile_here`.
     """
 
-    figures: Figures
+    figures: StepCost
     sampling_bytes: float
     sampling_flops: float | None
     facts: dict[str, Any]
 
 
-def compile_plan(config: Config, topology: Topology, estimated: Figures) -> Compiled:
+def compile_plan(config: Config, topology: Topology, estimated: StepCost) -> Compiled:
     """Compiles the train step and the sampling step of a configuration.
 
     Args:
@@ -51,12 +51,12 @@ def compile_plan(config: Config, topology: Topology, estimated: Figures) -> Comp
         UserError: libtpu is missing, or this machine cannot compile for the topology.
         RunFailure: the compiler failed.
     """
-    facts = compile_facts(config, topology)
-    return Compiled(train_figures(config, facts, estimated), *sampling_needs(facts), facts)
+    facts = compile_programs(config, topology)
+    return Compiled(train_cost(config, facts, estimated), *sampling_cost(facts), facts)
 
 
-def compile_facts(config: Config, topology: Topology, sampling: bool = True) -> dict[str, Any]:
-    """Returns what `compile_programs` finds, in this process or in one that can describe the topology.
+def compile_programs(config: Config, topology: Topology, sampling: bool = True) -> dict[str, Any]:
+    """Returns what `compile_here` finds, in this process or in one that can describe the topology.
 
     Raises:
         UserError, RunFailure: see `compile_plan`.
@@ -64,14 +64,14 @@ def compile_facts(config: Config, topology: Topology, sampling: bool = True) -> 
     environment = child_environment(topology)
     with progress("compile", total=None):
         if topology.is_here:  # another process could not open an accelerator that this one holds
-            return compile_programs(config, topology, sampling)
+            return compile_here(config, topology, sampling)
         return compile_elsewhere(config, topology, sampling, environment)
 
 
 def compile_elsewhere(
     config: Config, topology: Topology, sampling: bool, environment: dict[str, str]
 ) -> dict[str, Any]:
-    """Returns what `compile_programs` finds in another process."""
+    """Returns what `compile_here` finds in another process."""
     asked = json.dumps({"config": config.model_dump(mode="json"), "topology": topology.name, "sampling": sampling})
     command = [sys.executable, "-m", "jaxbooth.plan.compile_child"]
     done = subprocess.run(command, input=asked, env=environment, capture_output=True, text=True)
@@ -107,7 +107,7 @@ def child_environment(topology: Topology) -> dict[str, str]:
     )
 
 
-def train_figures(config: Config, facts: dict[str, Any], estimated: Figures) -> Figures:
+def train_cost(config: Config, facts: dict[str, Any], estimated: StepCost) -> StepCost:
     """Returns what a compiler's facts say of one step on one device."""
     held, train = dict(facts["held"]), facts["train"]
     resident = held.pop("resident")
@@ -116,9 +116,9 @@ def train_figures(config: Config, facts: dict[str, Any], estimated: Figures) -> 
     memory = held | {"frozen": held["frozen"] + resident, "activations": activations, "program": code}
     if "exceeds" in train:
         return estimated._replace(memory=memory)
-    flops = (train["flops"] or 0.0) + train["hidden_flops"]
+    flops = (train["flops"] or 0.0) + train["uncounted_flops"]
     moved = {kind: float(found["bytes"]) for kind, found in train["collectives"].items()}
-    return Figures(memory, flops, step_bytes(config, facts), moved)
+    return StepCost(memory, flops, step_bytes_accessed(config, facts), moved)
 
 
 def program_bytes(program: dict[str, Any]) -> float:
@@ -129,7 +129,7 @@ def program_bytes(program: dict[str, Any]) -> float:
     return program["argument_bytes"] + written + program["temp_bytes"] + program["code_bytes"]
 
 
-def step_bytes(config: Config, facts: dict[str, Any]) -> float:
+def step_bytes_accessed(config: Config, facts: dict[str, Any]) -> float:
     """Returns the bytes that a step moves. XLA counts one micro-batch; the others move all but the optimizer's bytes.
 
     An update reads parameters, state and gradients and writes the first two.
@@ -139,8 +139,8 @@ def step_bytes(config: Config, facts: dict[str, Any]) -> float:
     return counted + (config.train.accumulation - 1) * max(0.0, counted - update)
 
 
-def sampling_needs(facts: dict[str, Any]) -> tuple[float, float | None]:
+def sampling_cost(facts: dict[str, Any]) -> tuple[float, float | None]:
     """Returns the memory of a device while it draws, the run's other arrays included, and the FLOPs of a batch."""
     sampling, held = facts["sampling"], sum(facts["held"].values())
     own = program_bytes(sampling) - sampling["params_bytes"]
-    return held + own, None if "exceeds" in sampling else (sampling["flops"] or 0.0) + sampling["hidden_flops"]
+    return held + own, None if "exceeds" in sampling else (sampling["flops"] or 0.0) + sampling["uncounted_flops"]

@@ -18,13 +18,13 @@ from jax.experimental import topologies
 from jaxbooth.backend import enable_compilation_cache
 from jaxbooth.config.run_config import Config
 from jaxbooth.errors import UserError
-from jaxbooth.plan.abstract_step import abstract_step, plan_base
+from jaxbooth.plan.abstract_step import abstract_base, abstract_step
 from jaxbooth.plan.chips import GIB
 from jaxbooth.plan.estimate import kernel_platform
 from jaxbooth.plan.hlo import collectives
-from jaxbooth.plan.programs import bytes_on_device, held_bytes, sampled_params, trace_sampling, trace_train
+from jaxbooth.plan.programs import device_bytes, held_bytes, sampling_params, trace_sampling, trace_train
 from jaxbooth.plan.topology import Topology, find_topology
-from jaxbooth.plan.uncounted_flops import hidden_flops
+from jaxbooth.plan.uncounted_flops import uncounted_flops
 from jaxbooth.sharding import make_mesh
 
 MEGACORE = ("v4",)  # its two cores act as one device
@@ -48,7 +48,7 @@ def devices_of(topology: Topology) -> Sequence[jax.Device]:
     return topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options).devices
 
 
-def compiled_facts(traced: Any, topology: Topology, turns: int = 1) -> dict[str, Any]:
+def compile_and_analyze(traced: Any, topology: Topology, turns: int = 1) -> dict[str, Any]:
     """Compiles a program, whose loop is to take `turns`, and returns what XLA says of one device's share.
 
     A program that the compiler cannot fit has `exceeds`, the bytes that it would need, in place of its facts.
@@ -70,17 +70,17 @@ def compiled_facts(traced: Any, topology: Topology, turns: int = 1) -> dict[str,
         "temp_bytes": memory.temp_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
         "flops": cost.get("flops"),
-        "hidden_flops": hidden_flops(traced.jaxpr, kernel_platform(topology), topology.devices, turns),
+        "uncounted_flops": uncounted_flops(traced.jaxpr, kernel_platform(topology), topology.devices, turns),
         "bytes_accessed": cost.get("bytes accessed"),
         "collectives": collectives(compiled.as_text()),
     }
 
 
-def compile_programs(config: Config, topology: Topology, sampling: bool) -> dict[str, Any]:
+def compile_here(config: Config, topology: Topology, sampling: bool) -> dict[str, Any]:
     """Compiles the train step and, if asked, the drawing of sample pictures.
 
     Returns:
-        held: see `held_bytes`; train and sampling: see `compiled_facts`, and `params_bytes` of what draws pictures.
+        held: see `held_bytes`; train and sampling: see `compile_and_analyze`, and `params_bytes`, what sampling reads.
 
     Raises:
         UserError: the mesh does not fit the devices, or there is no such model.
@@ -88,13 +88,13 @@ def compile_programs(config: Config, topology: Topology, sampling: bool) -> dict
     if not is_described(topology):  # programs for devices that are not here cannot be loaded again
         enable_compilation_cache()
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices_of(topology))
-    config, base = plan_base(config, topology.platform)
+    config, base = abstract_base(config, topology.platform)
     step = abstract_step(config, base, mesh)
-    facts = {"held": held_bytes(step), "train": compiled_facts(trace_train(config, step), topology)}
+    facts = {"held": held_bytes(step), "train": compile_and_analyze(trace_train(config, step), topology)}
     if sampling:
-        used = sampled_params(step, mesh)
-        drawn = compiled_facts(trace_sampling(config, base, used, mesh), topology, config.validation.steps)
-        facts["sampling"] = drawn | {"params_bytes": bytes_on_device(used)}
+        used = sampling_params(step, mesh)
+        drawn = compile_and_analyze(trace_sampling(config, base, used, mesh), topology, config.validation.steps)
+        facts["sampling"] = drawn | {"params_bytes": device_bytes(used)}
     return facts
 
 
@@ -103,7 +103,7 @@ def main() -> None:
     asked = json.load(sys.stdin)
     config, topology = Config.model_validate(asked["config"]), find_topology(asked["topology"])
     try:
-        facts = compile_programs(config, topology, asked["sampling"])
+        facts = compile_here(config, topology, asked["sampling"])
     except UserError as error:
         facts = {"error": str(error)}
     print(json.dumps(facts))

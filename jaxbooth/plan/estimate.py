@@ -13,19 +13,19 @@ from jax.sharding import AbstractMesh
 from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
 from jaxbooth.models.attention_kernels import TPUS_WITHOUT_SPLASH
-from jaxbooth.plan.abstract_step import AbstractStep, abstract_step, described_mesh
-from jaxbooth.plan.figures import Figures
+from jaxbooth.plan.abstract_step import AbstractStep, abstract_mesh, abstract_step
+from jaxbooth.plan.figures import StepCost
 from jaxbooth.plan.flops import KERNEL
-from jaxbooth.plan.jaxpr_values import Amount
+from jaxbooth.plan.jaxpr_values import Cost
 from jaxbooth.plan.per_device_step import (
-    Moments,
-    bytes_on_device,
+    MemoryTimeline,
+    analyze_step,
+    device_bytes,
     gathered_bytes,
     is_sharded,
-    moments_of,
+    memory_timeline,
     named_leaves,
     used_bytes,
-    walk_step,
 )
 from jaxbooth.plan.topology import Topology
 from jaxbooth.sharding import batch_shards
@@ -64,11 +64,11 @@ class Estimate:
     workspace: float
     rows: int
     shards: int
-    moments: Moments
-    flops: dict[str, Amount]
-    halos: Amount
-    traffic: Amount
-    partial_sums: Amount
+    moments: MemoryTimeline
+    flops: dict[str, Cost]
+    halos: Cost
+    traffic: Cost
+    partial_sums: Cost
     sent: dict[str, float]
 
     def rows_of(self, batch_size: int) -> int:
@@ -77,7 +77,7 @@ class Estimate:
         prior = -(-batch_size * self.config.prior_rows // train.batch_size)
         return -(-(-(-batch_size // parts) - -prior // parts) // self.shards)
 
-    def at(self, batch_size: int | None = None) -> Figures:
+    def at(self, batch_size: int | None = None) -> StepCost:
         """Returns the figures of a step with `batch_size` instance rows over all devices; default: the run's."""
         rows = self.rows_of(batch_size or self.config.train.batch_size)
         scale, parts, held = rows / self.rows, self.config.train.accumulation, self.held
@@ -93,7 +93,7 @@ class Estimate:
         }
         state = held["parameters"] + held["optimizer"]
         work = sum(amount.at(scale) for amount in (*self.flops.values(), *([self.halos] if is_cut else [])))
-        return Figures(
+        return StepCost(
             memory,
             parts * work + UPDATE_FLOPS * held["parameters"] / 4,
             parts * self.traffic.at(scale) + 2 * state + float(grads[-2]) + self.accumulated,
@@ -144,26 +144,26 @@ def estimate(config: Config, base: BaseModel, topology: Topology) -> Estimate:
     Raises:
         UserError: the mesh does not make the topology's devices.
     """
-    mesh = described_mesh(config, topology)
+    mesh = abstract_mesh(config, topology)
     step = abstract_step(config, base, mesh)
     platform = kernel_platform(topology)
     rows = step.task.plan.number.shape[1] // batch_shards(mesh)
-    walk = kept = walk_step(step, mesh, platform, rows)
+    walk = kept = analyze_step(step, mesh, platform, rows)
     if topology.platform == "cpu" and config.train.remat_policy != "none":  # its compiler keeps what remat would drop
         plain = config.model_copy(update={"train": config.train.model_copy(update={"remat": "none"})})
-        kept = walk_step(abstract_step(plain, base, mesh), mesh, platform, rows)
+        kept = analyze_step(abstract_step(plain, base, mesh), mesh, platform, rows)
     held, params = held_bytes(step), step.state.params
     is_tpu = topology.platform == "tpu"
     return Estimate(
         config=config,
         topology=topology,
         held=held | ({"program": PROGRAM_BYTES * walk.equations} if is_tpu else {}),
-        resident=bytes_on_device(step.resident),
-        accumulated=bytes_on_device(params) if config.train.accumulation > 1 else 0,
-        workspace=BANK_COPIES * held["pictures"] if is_tpu else 0,
+        resident=device_bytes(step.resident),
+        accumulated=device_bytes(params) if config.train.accumulation > 1 else 0,
+        workspace=BANK_COPIES * held["latents"] if is_tpu else 0,
         rows=rows,
         shards=batch_shards(mesh),
-        moments=moments_of(kept),
+        moments=memory_timeline(kept),
         flops=walk.flops,
         halos=walk.halos,
         traffic=walk.traffic,
@@ -175,10 +175,10 @@ def estimate(config: Config, base: BaseModel, topology: Topology) -> Estimate:
 def held_bytes(step: AbstractStep) -> dict[str, float]:
     """Returns kind -> bytes that one device holds all through a run."""
     return {
-        "parameters": bytes_on_device((step.state.params, step.state.ema)),
-        "optimizer": bytes_on_device(step.state.opt_state),
-        "frozen": bytes_on_device((step.frozen, step.resident)),
-        "pictures": bytes_on_device(step.bank),
+        "parameters": device_bytes((step.state.params, step.state.ema)),
+        "optimizer": device_bytes(step.state.opt_state),
+        "frozen": device_bytes((step.frozen, step.resident)),
+        "latents": device_bytes(step.bank),
     }
 
 

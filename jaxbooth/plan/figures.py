@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class Figures(NamedTuple):
+class StepCost(NamedTuple):
     """One device's share of one optimizer step.
 
     Attributes:

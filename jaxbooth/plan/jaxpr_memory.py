@@ -24,7 +24,7 @@ from typing import Any
 from jax.extend.core import Literal
 
 from jaxbooth.plan.flops import ARITHMETIC, CONV, DOT, KERNEL, KINDS, equation_flops, halo_flops
-from jaxbooth.plan.jaxpr_values import LARGE, Amount, Buffer, Value, large, nbytes, roots_of
+from jaxbooth.plan.jaxpr_values import LARGE, Buffer, Cost, TracedValue, large, nbytes, roots_of
 
 INLINED = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters that hold the body of a call
 REDUCTIONS = ("reduce_", "arg", "cum")
@@ -37,7 +37,7 @@ LANES = 128  # of a TPU's registers: the last dimension of what a kernel takes a
 
 
 @dataclass
-class Walk:
+class JaxprAnalysis:
     """Goes through a jaxpr in its order.
 
     Attributes:
@@ -52,15 +52,15 @@ class Walk:
     platform: str
     tensor: int = 1
     buffers: list[Buffer] = field(default_factory=list)
-    flops: dict[str, Amount] = field(default_factory=lambda: dict.fromkeys(KINDS, Amount()))
-    traffic: Amount = field(default_factory=Amount)
-    reduced: Amount = field(default_factory=Amount)
-    halos: Amount = field(default_factory=Amount)
+    flops: dict[str, Cost] = field(default_factory=lambda: dict.fromkeys(KINDS, Cost()))
+    traffic: Cost = field(default_factory=Cost)
+    reduced: Cost = field(default_factory=Cost)
+    halos: Cost = field(default_factory=Cost)
     equations: int = 0
     now: int = 0
     factor: int = 1  # repetitions of the loop that the walk is in
 
-    def argument(self, aval: Any, varies: bool = False, size: int = 0, is_split: bool = False) -> Value:
+    def argument(self, aval: Any, varies: bool = False, size: int = 0, is_split: bool = False) -> TracedValue:
         """Returns the value of an argument.
 
         Args:
@@ -69,9 +69,9 @@ class Walk:
         """
         buffer = Buffer(size, nbytes(aval), varies, is_parameter=not varies)
         self.buffers.append(buffer)
-        return Value(frozenset([buffer]), varies, is_split=is_split)
+        return TracedValue(frozenset([buffer]), varies, is_split=is_split)
 
-    def run(self, jaxpr: Any, arguments: list[Value], wanted: Sequence[bool] | None = None) -> list[Value]:
+    def run(self, jaxpr: Any, arguments: list[TracedValue], wanted: Sequence[bool] | None = None) -> list[TracedValue]:
         """Walks a jaxpr without constants and returns the values of its results."""
         wanted = wanted or [True] * len(jaxpr.outvars)
         needed = needed_equations(jaxpr, wanted)
@@ -79,10 +79,10 @@ class Walk:
         uses.update(var for var in jaxpr.outvars if not isinstance(var, Literal))
         left, known = Counter(uses), dict(zip(jaxpr.invars, arguments, strict=True))
 
-        def read(var: Any) -> Value:
+        def read(var: Any) -> TracedValue:
             if isinstance(var, Literal):
-                return Value()
-            value = known.get(var, Value())
+                return TracedValue()
+            value = known.get(var, TracedValue())
             if left[var]:
                 return value._replace(exclusive=None)
             return value._replace(is_sole=value.is_sole and uses[var] == 1)
@@ -101,9 +101,9 @@ class Walk:
             known.update(zip(equation.outvars, results, strict=True))
         arguments[:] = [known[var] for var in jaxpr.invars]
         left.clear()
-        return [read(var) if want else Value() for var, want in zip(jaxpr.outvars, wanted, strict=True)]
+        return [read(var) if want else TracedValue() for var, want in zip(jaxpr.outvars, wanted, strict=True)]
 
-    def apply(self, equation: Any, operands: list[Value], wanted: Sequence[bool]) -> list[Value]:
+    def apply(self, equation: Any, operands: list[TracedValue], wanted: Sequence[bool]) -> list[TracedValue]:
         """Returns the results of one equation; `operands` become what is stored of them, where it stores them."""
         name, params = equation.primitive.name, equation.params
         if name == "scan":
@@ -121,7 +121,7 @@ class Walk:
             return self.store(equation, operands, is_split)
         return [self.fuse(equation, operands, out.aval, is_split) for out in equation.outvars]
 
-    def count(self, equation: Any, operands: list[Value]) -> bool:
+    def count(self, equation: Any, operands: list[TracedValue]) -> bool:
         """Counts an equation's FLOPs and returns whether its result is split over `tensor`.
 
         A product of a split parameter with a split activation sums over the split dimension; any other product with
@@ -140,7 +140,7 @@ class Walk:
             self.reduced = self.reduced.plus(nbytes(equation.outvars[0].aval) * self.factor, varies)
         return not sums
 
-    def store(self, equation: Any, operands: list[Value], is_split: bool) -> list[Value]:
+    def store(self, equation: Any, operands: list[TracedValue], is_split: bool) -> list[TracedValue]:
         """Stores the results of an equation, after reading its operands."""
         varies = any(operand.varies for operand in operands)
         self.touch(operands)
@@ -152,7 +152,7 @@ class Walk:
         fills = equation.primitive.name == KERNEL or (len(aval.shape) == 4 and width > LANES)
         return size // width * -(-width // LANES) * LANES if fills and width and self.platform == "tpu" else size
 
-    def fuse(self, equation: Any, operands: list[Value], aval: Any, is_split: bool) -> Value:
+    def fuse(self, equation: Any, operands: list[TracedValue], aval: Any, is_split: bool) -> TracedValue:
         """Returns a value that is computed where it is needed, or stored in place of an operand."""
         roots, varies = roots_of(operands), any(operand.varies for operand in operands)
         size = self.bytes_of(equation, aval, is_split)
@@ -164,13 +164,13 @@ class Walk:
             if only and equation.primitive.name == "convert_element_type" and size < only.size:
                 self.traffic = self.traffic.plus((size - only.read) * self.factor, only.varies)
                 only.size = only.read = size
-            return Value(roots, varies, only, is_split, computed, bool(free) and free[0].is_sole)
+            return TracedValue(roots, varies, only, is_split, computed, bool(free) and free[0].is_sole)
         if not free:
-            return Value(roots, varies, None, is_split, computed)
+            return TracedValue(roots, varies, None, is_split, computed)
         taken = max(free, key=lambda operand: (operand.is_sole, operand.exclusive.read if operand.exclusive else 0))
         replaced = taken.exclusive
         assert replaced
-        self.touch([Value(roots)])
+        self.touch([TracedValue(roots)])
         if taken.is_sole:  # one kernel makes both
             replaced.size = 0
             self.traffic = self.traffic.plus(-2 * replaced.read * self.factor, replaced.varies)
@@ -178,7 +178,7 @@ class Walk:
             replaced.last, size = self.now - 1, min(size, replaced.read)
         return self.new(size, varies, is_split)
 
-    def stored(self, value: Value, var: Any, equation: Any) -> Value:
+    def stored(self, value: TracedValue, var: Any, equation: Any) -> TracedValue:
         """Stores what an equation reads, if it is computed from several large arrays or laid out for a convolution."""
         size = self.bytes_of(equation, var.aval, value.is_split)
         is_picture = (
@@ -192,14 +192,14 @@ class Walk:
             buffer.is_picture = is_picture
         return made
 
-    def shared(self, value: Value, var: Any, uses: int) -> Value:
+    def shared(self, value: TracedValue, var: Any, uses: int) -> TracedValue:
         """Stores what is computed once and read several times, as a CPU does."""
         if not value.is_computed or uses < 2 or not large(value.roots, nbytes(var.aval)):
             return value
         self.touch([value])
         return self.new(nbytes(var.aval), value.varies, value.is_split)
 
-    def loop(self, equation: Any, operands: list[Value]) -> list[Value]:
+    def loop(self, equation: Any, operands: list[TracedValue]) -> list[TracedValue]:
         """Walks the body of a scan once, inside of the time in which everything that it is given lives."""
         params = equation.params
         carried, length = params["num_carry"], params["length"]
@@ -215,14 +215,14 @@ class Walk:
             for out, result in zip(equation.outvars, results, strict=True)
         ]
 
-    def new(self, size: int, varies: bool, is_split: bool = False) -> Value:
+    def new(self, size: int, varies: bool, is_split: bool = False) -> TracedValue:
         """Makes a buffer."""
         buffer = Buffer(size, size, varies, self.now, self.now)
         self.buffers.append(buffer)
         self.traffic = self.traffic.plus(size * self.factor, varies)
-        return Value(frozenset([buffer]), varies, buffer, is_split)
+        return TracedValue(frozenset([buffer]), varies, buffer, is_split)
 
-    def touch(self, values: Iterable[Value], moves: bool = True) -> None:
+    def touch(self, values: Iterable[TracedValue], moves: bool = True) -> None:
         """Reads everything that values are computed from; time goes on."""
         self.now += 1
         for buffer in roots_of(values):

@@ -33,7 +33,7 @@ class Buffer:
     is_picture: bool = False
 
 
-class Value(NamedTuple):
+class TracedValue(NamedTuple):
     """A value of the jaxpr: the buffers that it is computed from.
 
     Attributes:
@@ -52,7 +52,7 @@ class Value(NamedTuple):
     is_sole: bool = True
 
 
-class Amount(NamedTuple):
+class Cost(NamedTuple):
     """A quantity of the traced program: what varies with its rows, and what does not."""
 
     varying: float = 0
@@ -62,9 +62,9 @@ class Amount(NamedTuple):
         """Returns the quantity at `scale` times the traced rows."""
         return self.varying * scale + self.fixed
 
-    def plus(self, amount: float, varies: bool) -> "Amount":
+    def plus(self, amount: float, varies: bool) -> "Cost":
         """Adds to one of the two."""
-        return Amount(self.varying + amount * varies, self.fixed + amount * (not varies))
+        return Cost(self.varying + amount * varies, self.fixed + amount * (not varies))
 
 
 def large(roots: Iterable[Buffer], size: int) -> list[Buffer]:
@@ -72,7 +72,7 @@ def large(roots: Iterable[Buffer], size: int) -> list[Buffer]:
     return [root for root in roots if LARGE * root.read >= size]
 
 
-def roots_of(values: Iterable[Value]) -> frozenset[Buffer]:
+def roots_of(values: Iterable[TracedValue]) -> frozenset[Buffer]:
     """Returns everything that values are computed from."""
     return frozenset().union(*(value.roots for value in values))
 

@@ -17,7 +17,7 @@ from jaxbooth.console.progress import progress
 from jaxbooth.plan.abstract_step import abstract_step
 from jaxbooth.plan.estimate import Estimate
 from jaxbooth.plan.programs import trace_train
-from jaxbooth.plan.report import metric
+from jaxbooth.plan.report import format_metric
 from jaxbooth.plan.topology import Topology
 from jaxbooth.sharding import make_mesh
 
@@ -35,7 +35,7 @@ def reason_not_to_measure(estimated: Estimate, topology: Topology, compiles: boo
     if not estimated.fits():
         return "not measured: the step does not fit into the memory"
     if flops > MOST_FLOPS and not compiles:
-        work = metric(flops, "FLOP")
+        work = format_metric(flops, "FLOP")
         return f"not measured: a step of {work} may take minutes to compile here; --compile does it and times a step"
     return None
 

@@ -10,14 +10,14 @@ from jax.sharding import AbstractMesh
 
 from jaxbooth.params import is_matrix
 from jaxbooth.plan.abstract_step import AbstractStep
-from jaxbooth.plan.jaxpr_memory import Walk
-from jaxbooth.plan.jaxpr_values import Buffer, Value, large, nbytes, timeline
+from jaxbooth.plan.jaxpr_memory import JaxprAnalysis
+from jaxbooth.plan.jaxpr_values import Buffer, TracedValue, large, nbytes, timeline
 from jaxbooth.sharding import tensor_dimension
 from jaxbooth.training.layout import RowPlan
 from jaxbooth.training.step import gradients
 
 
-class Moments(NamedTuple):
+class MemoryTimeline(NamedTuple):
     """Bytes alive at each moment of a micro-batch, as arrays.
 
     Attributes:
@@ -33,14 +33,14 @@ class Moments(NamedTuple):
     gradients: np.ndarray
 
 
-def size_on_device(leaf: Any) -> int:
+def shard_bytes(leaf: Any) -> int:
     """Returns the bytes of one device's part of a described array."""
     return int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
 
 
-def bytes_on_device(tree: Any) -> int:
+def device_bytes(tree: Any) -> int:
     """Returns the bytes of one device's parts of described arrays."""
-    return sum(map(size_on_device, jax.tree.leaves(tree)))
+    return sum(map(shard_bytes, jax.tree.leaves(tree)))
 
 
 def is_sharded(leaf: Any, axis: str) -> bool:
@@ -48,23 +48,25 @@ def is_sharded(leaf: Any, axis: str) -> bool:
     return axis in leaf.sharding.spec
 
 
-def walk_step(step: AbstractStep, mesh: AbstractMesh, platform: str, rows: int) -> Walk:
+def analyze_step(step: AbstractStep, mesh: AbstractMesh, platform: str, rows: int) -> JaxprAnalysis:
     """Walks through the losses and gradients of one device's rows of a micro-batch.
 
     Args:
-        platform: as `Walk` wants it.
+        platform: as `JaxprAnalysis` wants it.
     """
-    walk, (jaxpr, names) = Walk(platform, mesh.shape["tensor"]), trace(step, mesh, rows)
+    walk, (jaxpr, names) = JaxprAnalysis(platform, mesh.shape["tensor"]), trace(step, mesh, rows)
     dtype, remat = step.task.base.dtype, step.task.config.train.remat_policy != "none"
     params = named_leaves(step.state.params) + named_leaves(step.frozen)
     arguments = [
-        walk.argument(leaf, size=copy_bytes(name, leaf, mesh, dtype, remat), is_split=is_tensor_split(name, leaf, mesh))
+        walk.argument(
+            leaf, size=param_copy_bytes(name, leaf, mesh, dtype, remat), is_split=is_tensor_split(name, leaf, mesh)
+        )
         for name, leaf in params
     ]
     rest = jaxpr.jaxpr.invars[len(arguments) :]
     arguments += [walk.argument(var.aval, varies=var is rest[-1]) for var in rest]
     results = walk.run(jaxpr.jaxpr, arguments)
-    own_gradients(results[-len(names) :], names, step, jaxpr.out_avals[-len(names) :])
+    mark_gradients(results[-len(names) :], names, step, jaxpr.out_avals[-len(names) :])
     walk.touch(results, moves=False)
     return walk
 
@@ -99,7 +101,7 @@ def trace(step: AbstractStep, mesh: AbstractMesh, rows: int) -> tuple[Any, Seque
 def used_bytes(name: str, leaf: Any, dtype: Any) -> int:
     """Returns the bytes of a device's part of a parameter in the dtype in which it is used."""
     itemsize = np.dtype(dtype).itemsize if is_matrix(name, leaf) else leaf.dtype.itemsize
-    return size_on_device(leaf) // leaf.dtype.itemsize * min(itemsize, leaf.dtype.itemsize)
+    return shard_bytes(leaf) // leaf.dtype.itemsize * min(itemsize, leaf.dtype.itemsize)
 
 
 def gathered_bytes(name: str, leaf: Any, mesh: AbstractMesh, dtype: Any) -> int:
@@ -107,7 +109,7 @@ def gathered_bytes(name: str, leaf: Any, mesh: AbstractMesh, dtype: Any) -> int:
     return used_bytes(name, leaf, dtype) * mesh.shape["fsdp"] if is_sharded(leaf, "fsdp") else 0
 
 
-def copy_bytes(name: str, leaf: Any, mesh: AbstractMesh, dtype: Any, remat: bool) -> int:
+def param_copy_bytes(name: str, leaf: Any, mesh: AbstractMesh, dtype: Any, remat: bool) -> int:
     """Returns the bytes that a parameter takes between its first and its last use, beside its place in the state.
 
     A cast is stored where it is sent or used in two passes, and else made by what reads it. XLA gathers early, and
@@ -117,17 +119,19 @@ def copy_bytes(name: str, leaf: Any, mesh: AbstractMesh, dtype: Any, remat: bool
     return gathered_bytes(name, leaf, mesh, dtype) + is_cast * used_bytes(name, leaf, dtype)
 
 
-def own_gradients(results: Sequence[Value], names: Sequence[str], step: AbstractStep, avals: Sequence[Any]) -> None:
+def mark_gradients(
+    results: Sequence[TracedValue], names: Sequence[str], step: AbstractStep, avals: Sequence[Any]
+) -> None:
     """Marks the buffers that hold a gradient; under FSDP only a device's part of them stays."""
     for value, name, aval in zip(results, names, avals, strict=True):
         leaf = step.state.params[name]
         for buffer in large(value.roots, nbytes(aval) // 2):
             if not buffer.is_parameter:
                 buffer.owner = name
-                buffer.size = buffer.size * size_on_device(leaf) // nbytes(leaf)
+                buffer.size = buffer.size * shard_bytes(leaf) // nbytes(leaf)
 
 
-def moments_of(walk: Walk) -> Moments:
+def memory_timeline(walk: JaxprAnalysis) -> MemoryTimeline:
     """Returns what is alive at each moment, by kind."""
 
     def of(chosen: Callable[[Buffer], bool]) -> np.ndarray:
@@ -136,7 +140,7 @@ def moments_of(walk: Walk) -> Moments:
     def is_activation(buffer: Buffer) -> bool:
         return buffer.owner is None and not buffer.is_parameter
 
-    return Moments(
+    return MemoryTimeline(
         varying=of(lambda buffer: is_activation(buffer) and buffer.varies),
         fixed=of(lambda buffer: is_activation(buffer) and not buffer.varies),
         pictures=of(lambda buffer: is_activation(buffer) and buffer.is_picture),

@@ -16,14 +16,14 @@ from jaxbooth.config.rules import check_rows, idle_options
 from jaxbooth.config.run_config import Config
 from jaxbooth.console.messages import show
 from jaxbooth.errors import UserError
-from jaxbooth.plan.abstract_step import plan_base
-from jaxbooth.plan.advise import cheapest_fit
+from jaxbooth.plan.abstract_step import abstract_base
+from jaxbooth.plan.advise import suggest
 from jaxbooth.plan.compile import Compiled, compile_plan
 from jaxbooth.plan.estimate import Estimate
 from jaxbooth.plan.measure import measure_step, reason_not_to_measure
-from jaxbooth.plan.report import Plan, plan_facts, plan_table
+from jaxbooth.plan.report import Plan, plan_json, plan_table
 from jaxbooth.plan.roofline import expected_run, roofline
-from jaxbooth.plan.settle import settle
+from jaxbooth.plan.settle import resolve_remat
 from jaxbooth.plan.topology import Topology, find_topology
 
 
@@ -54,7 +54,7 @@ def plan_command(arguments: PlanArguments) -> None:
     with contextlib.redirect_stdout(sys.stderr) if arguments.as_json else contextlib.nullcontext():
         plan = make_plan(arguments.config, find_topology(arguments.topology), arguments.compile)
     if arguments.as_json:
-        print(json.dumps(plan_facts(plan), indent=2))
+        print(json.dumps(plan_json(plan), indent=2))
     else:
         show(plan_table(plan))
 
@@ -69,10 +69,10 @@ def make_plan(config: Config, topology: Topology, compiles: bool = False) -> Pla
     check_rows(config)
     for problem in idle_options(config):
         raise UserError(problem)
-    asked, (config, base) = config, plan_base(config, topology.platform)
+    asked, (config, base) = config, abstract_base(config, topology.platform)
     check_resolution(base, config.resolution, "--data.resolution")
     check_rank(base, config)
-    config, estimated = settle(config, base, topology)
+    config, estimated = resolve_remat(config, base, topology)
     guess, compiled = estimated.at(), None
     if compiles:
         settled = asked.train.model_copy(update={"remat": config.train.remat})
@@ -113,7 +113,7 @@ def scaled(estimated: Estimate, compiled: Compiled) -> Estimate:
 
 def advice(config: Config, base: BaseModel, estimated: Estimate) -> Iterator[str]:
     """Yields what would help, in sentences."""
-    yield from cheapest_fit(config, base, estimated.topology, estimated)
+    yield from suggest(config, base, estimated.topology, estimated)
     rows, parts = config.train.batch_size + config.prior_rows, config.train.accumulation
     filled = estimated.rows * estimated.shards * parts
     if filled > rows:

@@ -12,11 +12,11 @@ from jaxbooth.config.run_config import Config
 from jaxbooth.console.messages import say
 from jaxbooth.errors import UserError
 from jaxbooth.models.remat import REMATS
-from jaxbooth.plan.advise import cheapest_fit
-from jaxbooth.plan.chips import GIB, Chip, chip_of
+from jaxbooth.plan.advise import suggest
+from jaxbooth.plan.chips import GIB, Chip, find_chip
 from jaxbooth.plan.estimate import Estimate
-from jaxbooth.plan.settle import settle
-from jaxbooth.plan.topology import Topology, device_memory, sized
+from jaxbooth.plan.settle import resolve_remat
+from jaxbooth.plan.topology import Topology, device_memory, with_host_memory
 
 MEMINFO = Path("/proc/meminfo")
 
@@ -34,25 +34,25 @@ def check_memory(config: Config, base: BaseModel, mesh: Mesh) -> Config:
     Raises:
         UserError: it does not fit, and `--force` was not given; the message names the cheapest change that does.
     """
-    topology = topology_of(mesh)
+    topology = mesh_topology(mesh)
     limit = topology.chip.memory
     if limit is None:
         return config
-    settled, estimated = settle(config, base, topology)
+    settled, estimated = resolve_remat(config, base, topology)
     needed = estimated.at().hbm_bytes
     if needed > limit and not config.force:
-        raise too_large(settled, base, estimated)
+        raise out_of_memory_error(settled, base, estimated)
     policy = REMATS[int(broadcast_one_to_all(np.int32(REMATS.index(settled.train.remat_policy))))]
     if policy != config.train.remat_policy:
         say(f"--train.remat {policy}: a step needs {needed / GIB:.1f} GiB with it, the device has {limit / GIB:.1f}")
     return config.model_copy(update={"train": config.train.model_copy(update={"remat": policy})})
 
 
-def too_large(config: Config, base: BaseModel, estimated: Estimate) -> UserError:
+def out_of_memory_error(config: Config, base: BaseModel, estimated: Estimate) -> UserError:
     """Returns the error of a step that does not fit."""
     topology, needed = estimated.topology, estimated.at().hbm_bytes
     limit = topology.chip.memory or 0
-    advice = cheapest_fit(config, base, topology, estimated)
+    advice = suggest(config, base, topology, estimated)
     others = f" (or {' or '.join(advice[1:])})" if advice[1:] else ""
     change = f"the cheapest change that fits: {advice[0]}{others}" if advice else "no change of settings makes it fit"
     return UserError(
@@ -60,17 +60,17 @@ def too_large(config: Config, base: BaseModel, estimated: Estimate) -> UserError
     )
 
 
-def topology_of(mesh: Mesh) -> Topology:
+def mesh_topology(mesh: Mesh) -> Topology:
     """Describes the devices of a mesh, with the memory that this process's own ones have."""
     first = mesh.local_devices[0]
-    chip = chip_of(first.device_kind) or Chip(first.device_kind, (), None, None, None, None)
+    chip = find_chip(first.device_kind) or Chip(first.device_kind, (), None, None, None, None)
     limit = device_memory(first) or chip.memory
     if first.platform == "cpu":
-        limit = host_memory(chip, len(mesh.local_devices))
+        limit = available_host_memory(chip, len(mesh.local_devices))
     return Topology(first.device_kind, chip._replace(memory=limit), mesh.size, (), first.platform, is_here=True)
 
 
-def host_memory(chip: Chip, devices: int) -> float | None:
+def available_host_memory(chip: Chip, devices: int) -> float | None:
     """Returns a CPU device's share of the memory that nothing uses, or of all of it where that is not told."""
     told = re.search(r"MemAvailable:\s+(\d+) kB", MEMINFO.read_text()) if MEMINFO.exists() else None
-    return int(told[1]) * 1024 / devices if told else sized(chip, devices).memory
+    return int(told[1]) * 1024 / devices if told else with_host_memory(chip, devices).memory

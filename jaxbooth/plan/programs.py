@@ -11,7 +11,7 @@ from jaxbooth.base.sampling import ImageSampler, SamplingConfig
 from jaxbooth.config.run_config import Config
 from jaxbooth.params import Params, join
 from jaxbooth.plan.abstract_step import AbstractStep
-from jaxbooth.plan.per_device_step import bytes_on_device
+from jaxbooth.plan.per_device_step import device_bytes
 from jaxbooth.runs.watch import BATCH
 from jaxbooth.sharding import batch_sharding, param_shardings, replicated
 from jaxbooth.training.state import result_params
@@ -29,17 +29,17 @@ def trace_sampling(config: Config, base: BaseModel, params: dict[str, Params], m
     """Traces the drawing of one batch of a sample grid, from noise to pixels.
 
     Args:
-        params: see `sampled_params`.
+        params: see `sampling_params`.
     """
     chosen = config.validation
     settings = SamplingConfig(chosen.sampler, chosen.steps, chosen.guidance_scale, config.resolution)
-    image_sampler = ImageSampler(base, mesh, settings, grid_batch(config))
+    image_sampler = ImageSampler(base, mesh, settings, sampling_batch(config))
     rows, everywhere = image_sampler.batch, replicated(mesh)
 
     def describe(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), tree)
 
-    text = describe(text_shapes(base, rows))
+    text = describe(abstract_text(base, rows))
     captions, indices = (
         jax.ShapeDtypeStruct((rows,), kind, sharding=batch_sharding(mesh)) for kind in (jnp.int32, jnp.uint32)
     )
@@ -47,14 +47,14 @@ def trace_sampling(config: Config, base: BaseModel, params: dict[str, Params], m
     return image_sampler.program.trace(params, text, captions, indices, inputs)
 
 
-def grid_batch(config: Config) -> int:
+def sampling_batch(config: Config) -> int:
     """Returns how many pictures of a sample grid are drawn at once."""
     prompts = len(config.validation.prompts) or 2 * max(1, len(config.data.subjects)) + 1
     pictures = prompts * config.validation.num
     return -(-pictures // -(-pictures // BATCH))
 
 
-def text_shapes(base: BaseModel, prompts: int) -> Any:
+def abstract_text(base: BaseModel, prompts: int) -> Any:
     """Describes the features of encoded prompts, float32."""
     encoders = {tower.name: tower.module.shapes for tower in base.text.encoders}
     ids: Any = {
@@ -65,7 +65,7 @@ def text_shapes(base: BaseModel, prompts: int) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), text)
 
 
-def sampled_params(step: AbstractStep, mesh: Mesh) -> dict[str, Params]:
+def sampling_params(step: AbstractStep, mesh: Mesh) -> dict[str, Params]:
     """Describes UNet and VAE as pictures are drawn with them: what was trained, beside what was not."""
     place = param_shardings(mesh)
     trained: Any = {
@@ -83,9 +83,9 @@ def held_bytes(step: AbstractStep) -> dict[str, int]:
     """Returns kind -> bytes that one device holds all through a run; `resident` ones are no arguments of a step."""
     state = step.state
     return {
-        "parameters": bytes_on_device((state.params, state.ema)),
-        "optimizer": bytes_on_device((state.opt_state, state.step)),
-        "frozen": bytes_on_device(step.frozen),
-        "resident": bytes_on_device(step.resident),
-        "pictures": bytes_on_device(step.bank),
+        "parameters": device_bytes((state.params, state.ema)),
+        "optimizer": device_bytes((state.opt_state, state.step)),
+        "frozen": device_bytes(step.frozen),
+        "resident": device_bytes(step.resident),
+        "latents": device_bytes(step.bank),
     }

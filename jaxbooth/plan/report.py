@@ -10,8 +10,8 @@ from rich.table import Table
 from jaxbooth.config.run_config import Config
 from jaxbooth.plan.chips import GIB
 from jaxbooth.plan.compile import Compiled
-from jaxbooth.plan.figures import Figures
-from jaxbooth.plan.roofline import EFFICIENCY, Roofline, Run
+from jaxbooth.plan.figures import StepCost
+from jaxbooth.plan.roofline import EFFICIENCY, ExpectedRun, Roofline
 from jaxbooth.plan.topology import Topology
 
 PREFIXES = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1))
@@ -33,14 +33,14 @@ class Plan:
 
     config: Config
     topology: Topology
-    estimated: Figures
-    figures: Figures
+    estimated: StepCost
+    figures: StepCost
     compiled: Compiled | None
     largest: int | None
     bound: Roofline
     measured: float | None
     unmeasured: str | None
-    run: Run
+    run: ExpectedRun
     advice: list[str]
 
     @property
@@ -55,7 +55,7 @@ class Plan:
         return limit is None or self.needed <= limit
 
 
-def plan_facts(plan: Plan) -> dict[str, Any]:
+def plan_json(plan: Plan) -> dict[str, Any]:
     """Returns what `--json` prints; bytes, FLOPs and collectives are those of one device and one step."""
     figures, compiled = plan.figures, plan.compiled
     facts: dict[str, Any] = {
@@ -92,36 +92,36 @@ def plan_table(plan: Plan) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in lines(plan):
+    for name, value in table_rows(plan):
         table.add_row(name, escape(value))
     return table
 
 
-def lines(plan: Plan) -> Iterator[tuple[str, str]]:
+def table_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     """Yields the rows of the table."""
     topology, figures, config = plan.topology, plan.figures, plan.config
     how = "compiled by XLA" if plan.compiled else "estimated from shapes; --compile asks the compiler"
-    yield "plan", f"{config.model} on {topology.name}, {count(topology.chips, 'chip')}: {how}"
+    yield "plan", f"{config.model} on {topology.name}, {format_count(topology.chips, 'chip')}: {how}"
     yield "fits", verdict(plan)
     yield "remat", config.train.remat_policy
     parts = sorted(figures.memory.items(), key=lambda item: -item[1])
-    shown = ", ".join(f"{kind} {gib(size)}" for kind, size in parts if size >= SMALLEST_SHOWN)
-    yield "memory", f"{gib(figures.hbm_bytes)} a device: {shown}"
+    shown = ", ".join(f"{kind} {format_gib(size)}" for kind, size in parts if size >= SMALLEST_SHOWN)
+    yield "memory", f"{format_gib(figures.hbm_bytes)} a device: {shown}"
     if plan.compiled:
-        yield "sampling", f"{gib(plan.compiled.sampling_bytes)} a device while sample pictures are drawn"
+        yield "sampling", f"{format_gib(plan.compiled.sampling_bytes)} a device while sample pictures are drawn"
     if plan.largest is not None:
         yield "largest batch", largest_batch(plan)
-    yield "FLOPs a step", f"{metric(figures.flops, 'FLOP')} a device"
-    yield "bytes moved", f"{metric(figures.bytes_accessed, 'B')} a device and step"
+    yield "FLOPs a step", f"{format_metric(figures.flops, 'FLOP')} a device"
+    yield "bytes moved", f"{format_metric(figures.bytes_accessed, 'B')} a device and step"
     if figures.collectives:
-        sizes = ", ".join(f"{kind} {metric(size, 'B')}" for kind, size in figures.collectives.items())
+        sizes = ", ".join(f"{kind} {format_metric(size, 'B')}" for kind, size in figures.collectives.items())
         yield "collectives", f"{sizes} a device and step"
-    yield from times(plan)
+    yield from time_rows(plan)
     for sentence in plan.advice:
         yield "what helps", sentence
 
 
-def times(plan: Plan) -> Iterator[tuple[str, str]]:
+def time_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     """Yields the rows about time."""
     run = plan.run
     if plan.unmeasured:
@@ -137,17 +137,19 @@ def roofline_times(plan: Plan) -> Iterator[tuple[str, str]]:
     """Yields the rows about time on devices whose peaks are known."""
     bound = plan.bound
     assert bound.seconds is not None
-    each = ", ".join(f"{name} {duration(seconds)}" for name, seconds in bound._asdict().items() if seconds is not None)
-    yield "roofline", f"{duration(bound.seconds)} a step, bound by {bound.bound} ({each})"
+    each = ", ".join(
+        f"{name} {format_duration(seconds)}" for name, seconds in bound._asdict().items() if seconds is not None
+    )
+    yield "roofline", f"{format_duration(bound.seconds)} a step, bound by {bound.bound} ({each})"
     yield "expected", f"{rate_in_words(plan.run)}, assuming {EFFICIENCY:.0%} of the roofline"
     yield "the run", length_in_words(plan)
 
 
-def rate_in_words(run: Run) -> str:
+def rate_in_words(run: ExpectedRun) -> str:
     """Writes a run's speed; it is known."""
     assert run.seconds_per_step is not None
     assert run.images_per_second is not None
-    return f"{significant(run.images_per_second)} images/s, {duration(run.seconds_per_step)} a step"
+    return f"{format_significant(run.images_per_second)} images/s, {format_duration(run.seconds_per_step)} a step"
 
 
 def length_in_words(plan: Plan) -> str:
@@ -155,10 +157,9 @@ def length_in_words(plan: Plan) -> str:
     run = plan.run
     assert run.hours is not None
     assert run.chip_hours is not None
-    length = (
-        f"{plan.config.train.steps} steps in {duration(run.hours * 3600)}, {significant(run.chip_hours)} chip-hours"
-    )
-    return f"{length}; class images, compiling and sample images come on top"
+    length, chip_hours = format_duration(run.hours * 3600), format_significant(run.chip_hours)
+    steps = plan.config.train.steps
+    return f"{steps} steps in {length}, {chip_hours} chip-hours; class images, compiling and sample images come on top"
 
 
 def verdict(plan: Plan) -> str:
@@ -167,8 +168,12 @@ def verdict(plan: Plan) -> str:
     if limit is None:
         return f"unknown: jaxbooth does not know the memory of {plan.topology.chip.name}"
     difference = limit - plan.needed
-    share = f"{gib(plan.needed)} of {gib(limit)}"
-    return f"yes, {share}: {gib(difference)} to spare" if plan.fits else f"no, {share}: {gib(-difference)} too much"
+    share = f"{format_gib(plan.needed)} of {format_gib(limit)}"
+    return (
+        f"yes, {share}: {format_gib(difference)} to spare"
+        if plan.fits
+        else f"no, {share}: {format_gib(-difference)} too much"
+    )
 
 
 def largest_batch(plan: Plan) -> str:
@@ -177,31 +182,31 @@ def largest_batch(plan: Plan) -> str:
     if not plan.largest:
         return f"not even one instance row a device fits{source}"
     prior = " with their prior rows" if plan.config.prior_rows else ""
-    return f"{count(plan.largest, 'instance row')} a device{prior}{source}"
+    return f"{format_count(plan.largest, 'instance row')} a device{prior}{source}"
 
 
-def count(number: int, noun: str) -> str:
+def format_count(number: int, noun: str) -> str:
     """Returns `1 chip` or `4 chips`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def gib(size: float) -> str:
+def format_gib(size: float) -> str:
     """Returns bytes in GiB; small sizes in MiB."""
     return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 
-def metric(amount: float, unit: str) -> str:
+def format_metric(amount: float, unit: str) -> str:
     """Returns an amount with a decimal prefix, such as `1.72 GB`."""
     prefix, scale = next((prefix, scale) for prefix, scale in PREFIXES if amount >= scale or scale == 1)
     return f"{amount / scale:.3g} {prefix}{unit}"
 
 
-def significant(amount: float) -> str:
+def format_significant(amount: float) -> str:
     """Returns a number with three digits, or all of a larger one's, and no exponent."""
     return f"{amount:,.0f}" if amount >= 100 else f"{amount:.3g}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Returns a time in the unit that reads best, such as `54.8 ms`, `1.6 min` or `2.7 h`."""
     scale, unit = next((scale, unit) for start, scale, unit in TIMES if seconds >= start)
-    return f"{significant(seconds / scale)} {unit}"
+    return f"{format_significant(seconds / scale)} {unit}"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from jaxbooth.config.run_config import Config
 from jaxbooth.plan.chips import Chip
-from jaxbooth.plan.figures import Figures
+from jaxbooth.plan.figures import StepCost
 from jaxbooth.plan.topology import Topology
 
 EFFICIENCY = 0.5
@@ -36,7 +36,7 @@ class Roofline(NamedTuple):
         return getattr(self, bound) if bound else None
 
 
-class Run(NamedTuple):
+class ExpectedRun(NamedTuple):
     """What to expect of a run, at EFFICIENCY or as measured; None where nothing is known of the device.
 
     Attributes:
@@ -51,7 +51,7 @@ class Run(NamedTuple):
     chip_hours: float | None
 
 
-def roofline(figures: Figures, chip: Chip, fsdp: int) -> Roofline:
+def roofline(figures: StepCost, chip: Chip, fsdp: int) -> Roofline:
     """Divides a step's work by the device's peaks.
 
     The compute peak is bfloat16's. Collectives are timed on the links of one axis, which is how a ring uses a torus.
@@ -69,11 +69,11 @@ def roofline(figures: Figures, chip: Chip, fsdp: int) -> Roofline:
     )
 
 
-def expected_run(config: Config, topology: Topology, bound: Roofline, measured: float | None = None) -> Run:
+def expected_run(config: Config, topology: Topology, bound: Roofline, measured: float | None = None) -> ExpectedRun:
     """Returns the time of a run that reaches EFFICIENCY of its roofline, or whose steps take the `measured` seconds."""
     step = bound.seconds / EFFICIENCY if bound.seconds is not None else measured
     if step is None:
-        return Run(None, None, None, None)
+        return ExpectedRun(None, None, None, None)
     hours = config.train.steps * step / 3600
     rows = config.train.batch_size + config.prior_rows
-    return Run(step, rows / step, hours, hours * topology.chips)
+    return ExpectedRun(step, rows / step, hours, hours * topology.chips)

@@ -10,19 +10,19 @@ import jax
 import numpy as np
 
 from jaxbooth.errors import UserError
-from jaxbooth.plan.chips import CPU, GPUS, TPUS, Chip, chip_of
+from jaxbooth.plan.chips import CPU, GPUS, TPUS, Chip, find_chip
 
-FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")  # of v2, v3 (less 1x1), v5e, v6e
-CUBE = (
+SHAPES_2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")  # of v2, v3 (less 1x1), v5e, v6e
+SHAPES_3D = (
     "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16",
 )  # fmt: skip
-CUBIC = ("v4", "v5p", "tpu7x")
-SINGLE_HOST = ("1x1", "2x2", "2x4")  # of v5e and v6e; larger slices have four chips a host
+CHIPS_3D = ("v4", "v5p", "tpu7x")
+SINGLE_HOST_SHAPES = ("1x1", "2x2", "2x4")  # of v5e and v6e; larger slices have four chips a host
 MAX_GPUS = 4096
-GOOGLE_NAME = re.compile(
+ACCELERATOR_TYPE = re.compile(
     r"(v2|v3|v4|v5p|v5e|v5litepod|v6e|tpu7x)-(\d{1,5})"
 )  # an accelerator type, such as v5litepod-8
-GOOGLE_CHIPS = {"v5litepod": "v5e"}
+ACCELERATOR_TYPE_CHIPS = {"v5litepod": "v5e"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Topology:
     @property
     def host_bounds(self) -> tuple[int, int, int]:
         """Chips of one host along each axis, as libtpu wants to hear it."""
-        if "x".join(map(str, self.shape)) in SINGLE_HOST and len(self.shape) == 2:
+        if "x".join(map(str, self.shape)) in SINGLE_HOST_SHAPES and len(self.shape) == 2:
             return (self.shape[0], self.shape[1], 1)
         return (2, 2, 1)
 
@@ -68,19 +68,19 @@ def find_topology(name: str) -> Topology:
         if size:
             raise UserError(f"--topology {name}: {kind} is what this machine has, without a number; leave :{size} out.")
         return local_topology(name, kind)
-    google = GOOGLE_NAME.fullmatch(kind)
+    google = ACCELERATOR_TYPE.fullmatch(kind)
     if google and not size:
-        return google_topology(name, GOOGLE_CHIPS.get(google[1], google[1]), int(google[2]))
+        return accelerator_type_topology(name, ACCELERATOR_TYPE_CHIPS.get(google[1], google[1]), int(google[2]))
     devices = DEVICES.get(device_key(kind))
     if devices is None:
-        raise UserError(f"--topology {name} is not known; {near_names(kind)}")
+        raise UserError(f"--topology {name} is not known; {suggest_names(kind)}")
     if devices in TPUS:
         return tpu_topology(name, devices, size)
     number = size or "1"
     if not number.isdecimal() or len(number) > len(str(MAX_GPUS)) or not 0 < int(number) <= MAX_GPUS:
         raise UserError(f"--topology {name}: a number from 1 to {MAX_GPUS} follows {devices.name}:, such as :8.")
     platform = "cpu" if devices is CPU else "gpu"
-    return Topology(f"{devices.name}:{int(number)}", sized(devices, int(number)), int(number), (), platform)
+    return Topology(f"{devices.name}:{int(number)}", with_host_memory(devices, int(number)), int(number), (), platform)
 
 
 def device_key(kind: str) -> str:
@@ -112,32 +112,32 @@ def tpu_topology(name: str, chip: Chip, size: str) -> Topology:
     Raises:
         UserError: there is no slice of that shape.
     """
-    sizes = slices_of(chip.name)
+    sizes = slice_shapes(chip.name)
     if size not in sizes:
         raise UserError(f"--topology {name}: {chip.name} comes as {', '.join(f':{known}' for known in sizes)}.")
     shape = tuple(map(int, size.split("x")))
     return Topology(f"{chip.name}:{size}", chip, int(np.prod(shape)) * chip.cores, shape, "tpu")
 
 
-def google_topology(name: str, kind: str, number: int) -> Topology:
+def accelerator_type_topology(name: str, kind: str, number: int) -> Topology:
     """Describes a slice by Google's accelerator type, whose number counts chips of v5e, v6e and tpu7x, and else cores.
 
     Raises:
         UserError: there is no slice of that number.
     """
     chips_each = 1 if kind in ("v5e", "v6e", "tpu7x") else 2
-    sizes = {chips_each * int(np.prod([int(side) for side in size.split("x")])): size for size in slices_of(kind)}
+    sizes = {chips_each * int(np.prod([int(side) for side in size.split("x")])): size for size in slice_shapes(kind)}
     if number not in sizes:
         raise UserError(f"--topology {name}: {kind} comes as {', '.join(f'{kind}-{known}' for known in sizes)}.")
     return tpu_topology(name, DEVICES[device_key(kind)], sizes[number])
 
 
-def slices_of(kind: str) -> tuple[str, ...]:
+def slice_shapes(kind: str) -> tuple[str, ...]:
     """Returns the shapes of a TPU's slices."""
-    return CUBE if kind in CUBIC else FLAT
+    return SHAPES_3D if kind in CHIPS_3D else SHAPES_2D
 
 
-def near_names(kind: str) -> str:
+def suggest_names(kind: str) -> str:
     """Says which names are close to one that is not known, and where all are listed."""
     near = [chip.name for chip in DEVICES.values() if kind and chip.name.startswith(kind)]
     near += [DEVICES[key].name for key in get_close_matches(device_key(kind), DEVICES, n=8, cutoff=0.5)]
@@ -156,9 +156,9 @@ def local_topology(name: str, kind: str) -> Topology:
     except RuntimeError:
         raise UserError(f"--topology {name}: JAX finds no {kind} here; name one, such as a100-80gb:1.") from None
     first = devices[0]
-    chip = chip_of(first.device_kind) or Chip(first.device_kind, (), None, None, None, None)
+    chip = find_chip(first.device_kind) or Chip(first.device_kind, (), None, None, None, None)
     limit = device_memory(first)
-    chip = chip._replace(memory=limit) if limit else sized(chip, len(devices))
+    chip = chip._replace(memory=limit) if limit else with_host_memory(chip, len(devices))
     return Topology(name, chip, len(devices), (), first.platform, is_here=True)
 
 
@@ -167,7 +167,7 @@ def device_memory(device: Any) -> int | None:
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
-def sized(chip: Chip, devices: int) -> Chip:
+def with_host_memory(chip: Chip, devices: int) -> Chip:
     """Fills in a CPU device's share of this machine's memory."""
     if chip.memory is not None or not hasattr(os, "sysconf"):
         return chip

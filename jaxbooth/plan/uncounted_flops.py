@@ -29,7 +29,7 @@ class Place:
     seen: bool = True
 
 
-def hidden_flops(jaxpr: Any, platform: str, devices: int, turns: int = 1) -> float:
+def uncounted_flops(jaxpr: Any, platform: str, devices: int, turns: int = 1) -> float:
     """Returns one device's FLOPs of a traced program that `cost_analysis` does not count.
 
     A kernel is counted by its grid and its body, so that what it computes again is included; cuDNN's, which has no

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxbooth.plan.report import metric
+from jaxbooth.plan.report import format_metric
 from jaxbooth.report.run_data import RunData
 
 
@@ -34,8 +34,8 @@ def memory(run: RunData) -> dict[str, str]:
 def sizes(run: RunData) -> dict[str, str]:
     """Says what lies on the disk."""
     steps = ", ".join(map(str, run.checkpoints))
-    found = {"checkpoints": f"{metric(sum(run.checkpoints.values()), 'B')} (step {steps})"} if steps else {}
-    return found | ({"export": metric(run.exported, "B")} if run.exported else {})
+    found = {"checkpoints": f"{format_metric(sum(run.checkpoints.values()), 'B')} (step {steps})"} if steps else {}
+    return found | ({"export": format_metric(run.exported, "B")} if run.exported else {})
 
 
 def duration(seconds: float) -> str:

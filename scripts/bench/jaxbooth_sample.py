@@ -13,7 +13,7 @@ from jaxbooth.backend import enable_compilation_cache
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.sampling import ImageSampler, SamplingConfig
 from jaxbooth.config.run_config import Config
-from jaxbooth.plan.abstract_step import plan_base
+from jaxbooth.plan.abstract_step import abstract_base
 from jaxbooth.sharding import make_mesh, param_shardings
 
 
@@ -29,7 +29,7 @@ def described(base: BaseModel, name: str, mesh: Mesh) -> Any:
 def build(arguments: argparse.Namespace) -> Subject:
     """Makes a image_sampler and its weights."""
     enable_compilation_cache()
-    config, base = plan_base(Config.model_validate({"model": arguments.model}))
+    config, base = abstract_base(Config.model_validate({"model": arguments.model}))
     mesh = make_mesh()
     params = random_like({name: described(base, name, mesh) for name in base.components})
     settings = SamplingConfig(arguments.sampler, arguments.steps, 7.5, config.resolution)

@@ -17,7 +17,7 @@ from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
 from jaxbooth.models.unet import AddedConditions
 from jaxbooth.params import by_component
-from jaxbooth.plan.abstract_step import abstract_step, plan_base
+from jaxbooth.plan.abstract_step import abstract_base, abstract_step
 from jaxbooth.plan.flops import dot_flops
 from jaxbooth.sharding import make_mesh
 from jaxbooth.training.state import initial_state
@@ -40,7 +40,7 @@ def useful_flops(config: Config, base: BaseModel) -> float:
     A forward pass, as much again for the gradient of the activations, and once more for that of whole weights. Kernels
     and recomputation do more; that is not counted for anybody.
     """
-    _, plain = plan_base(config.model_copy(update={"lora": config.lora.model_copy(update={"rank": None})}), "cpu")
+    _, plain = abstract_base(config.model_copy(update={"lora": config.lora.model_copy(update={"rank": None})}), "cpu")
     side = base.latent_shape(config.resolution, config.resolution)
     text = plain.text.width
     shapes: Any = [(1, *side), (1,), (1, plain.text.encoders[-1].length, text)]
@@ -75,7 +75,7 @@ class Step:
     """A compiled dispatch and its state."""
 
     def __init__(self, config: Config):
-        config, base = plan_base(config)
+        config, base = abstract_base(config)
         self.flops_per_row = useful_flops(config, base)
         mesh = make_mesh()
         described = abstract_step(config, base, mesh)

@@ -7,7 +7,7 @@ import pytest
 from jaxbooth.models.attention import attention
 from jaxbooth.models.conv import conv2d
 from jaxbooth.plan.flops import CONV, DOT, ELEMENTS, KERNEL, meeting_pairs
-from jaxbooth.plan.jaxpr_memory import Walk
+from jaxbooth.plan.jaxpr_memory import JaxprAnalysis
 from jaxbooth.plan.jaxpr_values import timeline
 
 BATCH, LENGTH, HEADS, WIDTH = 2, 4096, 4, 40
@@ -17,7 +17,7 @@ def walked(function, *shapes, platform="tpu", dtype=jnp.bfloat16):
     """Walks a function of arrays that all vary with the rows."""
     arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
     jaxpr = jax.make_jaxpr(function)(*arrays)
-    walk = Walk(platform)
+    walk = JaxprAnalysis(platform)
     results = walk.run(jaxpr.jaxpr, [walk.argument(array, varies=True) for array in arrays])
     walk.touch(results)
     return walk

@@ -7,10 +7,10 @@ import pytest
 from jaxbooth.config.run_config import Config
 from jaxbooth.errors import UserError
 from jaxbooth.plan import precheck
-from jaxbooth.plan.abstract_step import plan_base
-from jaxbooth.plan.advise import cheapest_fit, is_allowed, most_parts, sentence, with_changes, with_lora
+from jaxbooth.plan.abstract_step import abstract_base
+from jaxbooth.plan.advise import add_lora, apply_changes, format_flags, is_valid, max_accumulation, suggest
 from jaxbooth.plan.estimate import estimate
-from jaxbooth.plan.precheck import check_memory, topology_of
+from jaxbooth.plan.precheck import check_memory, mesh_topology
 from jaxbooth.plan.topology import find_topology
 from jaxbooth.sharding import make_mesh
 from tests.small_models import write_model
@@ -30,7 +30,7 @@ def planned(small):
 
     def run(share, topology="a100-80gb:1", **train):
         where = find_topology(topology)
-        config, base = plan_base(Config.model_validate({"model": small, "train": train}), where.platform)
+        config, base = abstract_base(Config.model_validate({"model": small, "train": train}), where.platform)
         needed = estimate(config, base, where).at().hbm_bytes
         where = replace(where, chip=where.chip._replace(memory=share * needed))
         return config, base, where
@@ -47,12 +47,12 @@ def changed(config, flags):
             given = words[place + 1] if place + 1 < len(words) and not words[place + 1].startswith("--") else "True"
             key = word.removeprefix("--").replace("-", "_")
             changes[key] = int(given) if given.isdecimal() else True if given == "True" else given
-    return with_changes(config, changes)
+    return apply_changes(config, changes)
 
 
 def advice_of(config, base, where):
     """Asks for advice."""
-    return cheapest_fit(config, base, where, estimate(config, base, where))
+    return suggest(config, base, where, estimate(config, base, where))
 
 
 def test_a_run_that_fits_needs_no_advice(planned):
@@ -72,7 +72,7 @@ def test_every_proposal_fits_when_it_is_estimated_again(planned):
     assert len(proposals) == 2
     for flags in proposals:
         other = changed(config, flags)
-        assert estimate(other, with_lora(base, other), where).fits()
+        assert estimate(other, add_lora(base, other), where).fits()
 
 
 def test_a_single_row_cannot_be_cut_and_the_state_is_what_is_too_large(planned):
@@ -88,18 +88,20 @@ def test_nothing_fits_a_device_that_is_far_too_small(planned):
 
 def test_a_setting_that_train_would_refuse_is_not_proposed():
     factored = {"train.optimizer": "adafactor"}
-    assert is_allowed(with_changes(Config(), factored))
-    assert not is_allowed(with_changes(Config.model_validate({"train": {"b1": 0.8}}), factored))
+    assert is_valid(apply_changes(Config(), factored))
+    assert not is_valid(apply_changes(Config.model_validate({"train": {"b1": 0.8}}), factored))
 
 
 def test_rows_are_cut_into_parts_that_divide_both_kinds():
     rows = [(1, 1), (4, 2), (6, 9), (8, 0)]
     configs = [Config.model_validate({"train": {"batch_size": n, "prior_batch_size": m}}) for n, m in rows]
-    assert [most_parts(config) for config in configs] == [1, 2, 3, 8]
+    assert [max_accumulation(config) for config in configs] == [1, 2, 3, 8]
 
 
 def test_changes_are_said_as_flags():
-    assert sentence({"mesh.data": -1, "mesh.fsdp": 4, "train.remat": "blocks"}) == "--mesh.fsdp 4 --train.remat blocks"
+    assert (
+        format_flags({"mesh.data": -1, "mesh.fsdp": 4, "train.remat": "blocks"}) == "--mesh.fsdp 4 --train.remat blocks"
+    )
 
 
 def with_available(monkeypatch, tmp_path, size):
@@ -136,6 +138,6 @@ def test_a_run_that_nothing_makes_fit_is_said_so(monkeypatch, tmp_path, planned,
 
 def test_this_machines_devices_share_its_memory(monkeypatch, tmp_path):
     with_available(monkeypatch, tmp_path, 800 * MIB)
-    here = topology_of(make_mesh())
+    here = mesh_topology(make_mesh())
     assert (here.devices, here.platform, here.chip.name) == (8, "cpu", "cpu")
     assert here.chip.memory == pytest.approx(100 * MIB, rel=1e-3)

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from jaxbooth.errors import UserError
-from jaxbooth.plan.chips import GIB, GPUS, TPUS, chip_of
+from jaxbooth.plan.chips import GIB, GPUS, TPUS, find_chip
 from jaxbooth.plan.plan import PlanArguments
 from jaxbooth.plan.topology import find_topology
 
@@ -81,7 +81,7 @@ def test_geforce_cards_of_three_generations_are_known(card):
     chip = find_topology(card).chip
     assert chip.flops is not None
     assert 2e13 < chip.flops < 3e14
-    assert chip_of(chip.kinds[0]) is chip
+    assert find_chip(chip.kinds[0]) is chip
 
 
 def test_the_help_lists_every_device_name():
@@ -125,7 +125,7 @@ def test_a_device_is_recognised_by_the_longest_name():
     names = {
         kind: chip.name
         for kind in ("TPU v5 lite", "TPU v5", "NVIDIA H100 80GB HBM3", "NVIDIA A10G", "NVIDIA L40S")
-        if (chip := chip_of(kind))
+        if (chip := find_chip(kind))
     }
     assert names == {
         "TPU v5 lite": "v5e",
@@ -134,5 +134,5 @@ def test_a_device_is_recognised_by_the_longest_name():
         "NVIDIA A10G": "a10g",
         "NVIDIA L40S": "l40s",
     }
-    assert chip_of("NVIDIA A100X") is None
-    assert chip_of("Abacus") is None
+    assert find_chip("NVIDIA A100X") is None
+    assert find_chip("Abacus") is None
