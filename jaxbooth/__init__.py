@@ -7,7 +7,7 @@ from jaxbooth.config.run_config import Config, load_config
 from jaxbooth.errors import RunFailure, UserError
 
 if TYPE_CHECKING:
-    from jaxbooth.base.model import Pipeline
+    from jaxbooth.pipeline import Pipeline
     from jaxbooth.runs.train import Result, train
 
 __version__ = version("jaxbooth")
@@ -17,7 +17,7 @@ __all__ = ["Config", "Pipeline", "Result", "RunFailure", "UserError", "__version
 def __getattr__(name: str) -> Any:
     """Imports the heavy half on first use, so that `jaxbooth --help` stays quick."""
     if name == "Pipeline":
-        from jaxbooth.base.model import Pipeline
+        from jaxbooth.pipeline import Pipeline
 
         return Pipeline
     if name in ("Result", "train"):

@@ -13,9 +13,10 @@ from PIL import Image, ImageDraw
 from safetensors.numpy import load_file, save_file
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.base.model import BaseModel, Pipeline
+from jaxbooth.base.model import BaseModel
 from jaxbooth.data.crops import Framing, framed
 from jaxbooth.data.images import scan
+from jaxbooth.pipeline import Pipeline
 from jaxbooth.storage.files import write_json
 from jaxbooth.training.layout import row_keys
 from tests.small_models import CLASSES, OPENCLIP, UNETS, weights, write_weights

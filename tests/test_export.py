@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.base.model import Pipeline
 from jaxbooth.base.sampling import ImageSampler, SamplingConfig, image_keys
+from jaxbooth.pipeline import Pipeline
 from jaxbooth.weights.diffusers_write import write_folder
 
 PROMPTS = ["an emoji of a cat", "an emoji of a red apple"]

@@ -12,9 +12,10 @@ import pytest
 import torch
 import transformers
 
-from jaxbooth.base.model import BaseModel, Pipeline, load_params
+from jaxbooth.base.model import BaseModel, load_params
 from jaxbooth.base.sampling import ImageSampler, SamplingConfig, image_keys
 from jaxbooth.errors import UserError
+from jaxbooth.pipeline import Pipeline
 from jaxbooth.sharding import make_mesh
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json

@@ -8,7 +8,6 @@ import pytest
 from safetensors import safe_open
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.base.model import Pipeline
 from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
 from jaxbooth.base.trainable import init_trainable, initializer_token, shard_params, trained_shapes
 from jaxbooth.cli.main import main
@@ -16,6 +15,7 @@ from jaxbooth.config.run_config import dump_config, first_conflict
 from jaxbooth.errors import UserError
 from jaxbooth.export.export import PEFT_FILE, export_result
 from jaxbooth.models.lora import LORA_A, lora_layers
+from jaxbooth.pipeline import Pipeline
 from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.runs.folder import confirm_base, open_run, read_base, state_of, trained_params
 from jaxbooth.storage.lock import locked

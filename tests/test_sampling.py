@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from jaxbooth.base.model import Pipeline
 from jaxbooth.base.sampling import ImageSampler, SamplingConfig
 from jaxbooth.errors import UserError
+from jaxbooth.pipeline import Pipeline
 from jaxbooth.sharding import make_mesh
 
 SETTINGS = SamplingConfig("ddpm", 3, 3.0, 64)
@@ -22,10 +22,10 @@ def test_a_picture_depends_on_seed_and_index_alone(micro, micro_params, mesh):
 
 
 def test_seeds_that_share_their_lower_half_draw_other_pictures(micro, micro_params, mesh):
-    draw = ImageSampler(micro, mesh, SETTINGS, 1)
-    pictures = [draw(micro_params, ["an emoji of a cat"], seed, [0]) for seed in (7, 7 + 2**32, 7 + 2**62)]
+    image_sampler = ImageSampler(micro, mesh, SETTINGS, 1)
+    pictures = [image_sampler.generate(micro_params, ["an emoji of a cat"], seed, [0]) for seed in (7, 7 + 2**32, 7 + 2**62)]
     assert len({picture.tobytes() for picture in pictures}) == 3
-    assert draw.program._cache_size() == 1
+    assert image_sampler.program._cache_size() == 1
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_guidance_one_is_the_conditional_model(micro, micro_params, mesh):
 
 def test_prompt_and_negative_prompt_change_the_picture(base, params, mesh):
     plain = ImageSampler(base, mesh, SamplingConfig("ddim", 4, 4.0, 64), 2)
-    cat, apple = plain(params, ["a cat", "a red apple"], 0, [0, 0]).astype(int)
+    cat, apple = plain.generate(params, ["a cat", "a red apple"], 0, [0, 0]).astype(int)
     assert np.abs(cat - apple).mean() > 5
     negative = ImageSampler(base, mesh, SamplingConfig("ddim", 4, 4.0, 64, "a cat"), 1).generate(
         params, ["a cat"], 0, [0]

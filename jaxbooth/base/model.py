@@ -1,12 +1,8 @@
-"""What belongs together: text side, UNet, VAE and schedule of one base model.
-
-`BaseModel` is the structure, cheap to read; `Pipeline` adds the parameters and generates images. The families (SD 1.x,
-2.x, XL) differ in their configurations and in what `BaseModel.denoiser_conditioning` hands to the UNet.
-"""
+"""A base model: text encoders, denoiser, VAE and noise schedule, read from a diffusers folder, and their weights."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,22 +17,8 @@ from jaxbooth.base.components import (
     read_text_encoder,
 )
 from jaxbooth.base.text_encoder import TextEmbeddings, TextEncoders
-from jaxbooth.config.limits import (
-    ChunkCount,
-    ClipSkip,
-    GuidanceScale,
-    ImageCount,
-    Pixels,
-    Prompt,
-    SamplerSteps,
-    Seed,
-    Step,
-    checked,
-)
 from jaxbooth.console.progress import progress
-from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.diffusion.schedule import NoiseSchedule, read_schedule
-from jaxbooth.errors import UserError
 from jaxbooth.models.config import UNetConfig, VAEConfig
 from jaxbooth.models.layers import Layers
 from jaxbooth.models.lora import LoraSpec, with_adapters
@@ -46,7 +28,6 @@ from jaxbooth.params import ModuleDef, Params, abstract_module
 from jaxbooth.sharding import param_shardings
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.diffusers_read import load_component
-from jaxbooth.weights.resolve import Source
 
 
 def compute_dtype(choice: str) -> Any:
@@ -183,96 +164,3 @@ def load_params(
                 base.folder / name, base.module(name), param_shardings(mesh), dtype, bar.advance
             )
     return params
-
-
-class SamplingDefaults(NamedTuple):
-    """How a model is sampled where nothing else is asked for; guidance 1 means none."""
-
-    sampler: SamplerName = "dpmpp_2m"
-    steps: int = 25
-    guidance_scale: float = 7.5
-
-    def override(
-        self, sampler: SamplerName | None, steps: int | None, guidance_scale: float | None
-    ) -> "SamplingDefaults":
-        """Returns what is asked for, and the defaults in place of None."""
-        guidance = self.guidance_scale if guidance_scale is None else guidance_scale
-        return SamplingDefaults(sampler or self.sampler, self.steps if steps is None else steps, guidance)
-
-
-DEFAULT_SAMPLING = SamplingDefaults()
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """A model with its weights on the devices of a mesh.
-
-    Attributes:
-        params: component -> parameters.
-        resolution: side in pixels that it was trained at.
-        step: of its training; 0 is a base model.
-        defaults: a run's are those of its sample grids.
-    """
-
-    base: BaseModel
-    params: dict[str, Params]
-    mesh: Mesh
-    resolution: int
-    step: int = 0
-    defaults: SamplingDefaults = DEFAULT_SAMPLING
-
-    @classmethod
-    @checked
-    def load(
-        cls,
-        path: str | Path | Source,
-        dtype: str | None = None,
-        mesh: Mesh | None = None,
-        clip_skip: ClipSkip = 0,
-        max_token_chunks: ChunkCount = 1,
-        step: Step | None = None,
-    ) -> "Pipeline":
-        """Loads a model folder, a Hub id, or a run folder.
-
-        Args:
-            dtype: compute dtype; default: the run's, and "auto" for a plain model.
-            clip_skip, max_token_chunks: of a plain model; see `BaseModel.read`.
-            step: of a run's checkpoint; default: its newest.
-
-        Raises:
-            UserError: nothing usable is there.
-        """
-        from jaxbooth.runs.opening import load_pipeline  # a run folder is more than a pipeline, and builds on it
-
-        return load_pipeline(path, dtype, mesh, clip_skip, max_token_chunks, step)
-
-    @checked
-    def sample(
-        self,
-        prompt: Prompt,
-        num: ImageCount = 1,
-        seed: Seed = 0,
-        negative_prompt: Prompt = "",
-        sampler: SamplerName | None = None,
-        steps: SamplerSteps | None = None,
-        guidance_scale: GuidanceScale | None = None,
-        resolution: Pixels | None = None,
-        height: Pixels | None = None,
-        width: Pixels | None = None,
-    ) -> list[Any]:
-        """Generates `num` images of a prompt and returns them as PIL images; image i depends on (seed, i) alone.
-
-        Args:
-            sampler, steps, guidance_scale: default: the pipeline's `defaults`.
-            resolution: side in pixels; default: what the model was trained at. Height and width go before it.
-
-        Raises:
-            UserError: an argument is out of its range, or the model's downsampling does not divide a side.
-        """
-        from jaxbooth.base.sampling import SamplingConfig, generate  # sampling builds on Base
-
-        if not prompt.strip():
-            raise UserError("Pipeline.sample: the prompt is empty; say what to draw.")
-        how = self.defaults.override(sampler, steps, guidance_scale)
-        settings = SamplingConfig(*how, resolution or self.resolution, negative_prompt, height, width)
-        return list(generate(self, settings, prompt, range(num), seed))

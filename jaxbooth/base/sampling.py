@@ -6,14 +6,13 @@ Validation, class pictures and `jaxbooth sample` all come here.
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
-from PIL import Image
 
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.text_encoder import TextEmbeddings, TokenIds
@@ -26,9 +25,6 @@ from jaxbooth.params import Params, cast_matrices, pixel_precision, precision_of
 from jaxbooth.prng import key_data, root_key
 from jaxbooth.sharding import batch_sharding, batch_shards, mesh_context, replicated
 from jaxbooth.transfer import put
-
-if TYPE_CHECKING:
-    from jaxbooth.base.model import Pipeline
 
 BATCH_SIZE = 8  # pictures that a command draws at once, at most
 
@@ -257,14 +253,3 @@ def encode_prompts(base: BaseModel, mesh: Mesh, params: dict[str, Params], ids: 
 def select_prompts(text: TextEmbeddings, rows: Array) -> TextEmbeddings:
     """Returns the text of (rows,) prompts."""
     return jax.tree.map(lambda x: x[rows], text)
-
-
-def generate(
-    pipeline: "Pipeline", settings: SamplingConfig, prompt: str, numbers: Sequence[int], seed: int
-) -> Iterator[Image.Image]:
-    """Yields the pictures of one prompt that have these numbers, a batch at a time, under a progress bar."""
-    image_sampler = ImageSampler(pipeline.base, pipeline.mesh, settings, min(len(numbers), BATCH_SIZE))
-    with progress("sample", len(numbers), transient=True) as bar:
-        for batch in image_sampler.batches(pipeline.params, [prompt] * len(numbers), seed, numbers):
-            yield from map(Image.fromarray, batch)
-            bar.advance(len(batch))

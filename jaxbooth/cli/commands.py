@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxbooth.backend import enable_compilation_cache, warn_about_cpu_fallback
-from jaxbooth.base.model import Pipeline
-from jaxbooth.base.sampling import SamplingConfig, generate
+from jaxbooth.base.sampling import SamplingConfig
 from jaxbooth.base.text_encoder import warn_about_truncation
 from jaxbooth.config.run_config import load_config
 from jaxbooth.console.messages import counted
@@ -22,6 +21,7 @@ from jaxbooth.export.reader_notes import reader_notes
 from jaxbooth.export.upload import check_target, upload_folder
 from jaxbooth.export.verify import verify_export
 from jaxbooth.export.verify_torch import check_torch
+from jaxbooth.pipeline import Pipeline
 from jaxbooth.runs.folder import RunFolder, confirm_base, open_run, read_base, run_mesh, trained_params
 from jaxbooth.runs.overlap import check_output, check_output_of_model
 from jaxbooth.storage.disk import check_writable
@@ -100,7 +100,7 @@ def sample(
     } | settings.metadata()
     numbers = range(first, first + num)
     images, tiles = [], []
-    for number, image in zip(numbers, generate(pipeline, settings, prompt, numbers, seed), strict=True):
+    for number, image in zip(numbers, pipeline.generate(settings, prompt, numbers, seed), strict=True):
         images.append(out / f"{seed}-{number:03d}.png")
         write_png(images[-1], image, facts | {"index": number})
         tiles += [shrink(np.asarray(image), SHEET_SIDE)] if len(tiles) < SHEET_TILES else []

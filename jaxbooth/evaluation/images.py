@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxbooth.base.model import Pipeline
 from jaxbooth.base.sampling import ImageSampler, SamplingConfig
 from jaxbooth.console.progress import progress
 from jaxbooth.data.decoding import decode
 from jaxbooth.errors import UserError
 from jaxbooth.metrics.prompts import EvalPrompt
+from jaxbooth.pipeline import Pipeline
 from jaxbooth.sharding import batch_shards
 from jaxbooth.storage.files import refuse_existing, write_json, write_png
 from jaxbooth.storage.text import read_json

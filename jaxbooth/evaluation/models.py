@@ -8,9 +8,9 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from jaxbooth.base.model import Pipeline
 from jaxbooth.config.run_config import Config
 from jaxbooth.data.class_images import fingerprint
+from jaxbooth.pipeline import Pipeline
 from jaxbooth.runs.folder import RunFolder, open_run, opened, refuse_missing
 from jaxbooth.storage.paths import short_name
 from jaxbooth.storage.remote import place

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxbooth.base.model import BaseModel, SamplingDefaults
+from jaxbooth.base.model import BaseModel
 from jaxbooth.cli.commands import next_number, sample
 from jaxbooth.cli.main import main
 from jaxbooth.config.run_config import Config, dump_config, load_config
 from jaxbooth.config.schema import ValidationConfig
 from jaxbooth.errors import UserError
 from jaxbooth.evaluation.models import parse_model
-from jaxbooth.runs.opening import default_sampling, validation_sampling
+from jaxbooth.pipeline import SamplingDefaults, default_sampling, validation_sampling
 from tests.cli.arguments import contents, train
 from tests.commands import read_facts
 from tests.small_models import write_model
