@@ -23,7 +23,9 @@ def test_a_picture_depends_on_seed_and_index_alone(micro, micro_params, mesh):
 
 def test_seeds_that_share_their_lower_half_draw_other_pictures(micro, micro_params, mesh):
     image_sampler = ImageSampler(micro, mesh, SETTINGS, 1)
-    pictures = [image_sampler.generate(micro_params, ["an emoji of a cat"], seed, [0]) for seed in (7, 7 + 2**32, 7 + 2**62)]
+    pictures = [
+        image_sampler.generate(micro_params, ["an emoji of a cat"], seed, [0]) for seed in (7, 7 + 2**32, 7 + 2**62)
+    ]
     assert len({picture.tobytes() for picture in pictures}) == 3
     assert image_sampler.program._cache_size() == 1
 
