@@ -10,8 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxbooth.base.model import BaseModel
-from jaxbooth.base.sampling import check_resolution
+from jaxbooth.base.model import BaseModel, check_resolution
 from jaxbooth.diffusion.samplers import make_timestep_grid
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.weights.diffusers_read import find_tensors

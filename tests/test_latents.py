@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxbooth.base.vae import ImageEncoder
 from jaxbooth.data.crops import Framing
 from jaxbooth.data.images import Picture, open_picture
-from jaxbooth.data.latents import Encoder, concatenate, distinct_captions, encode_pictures
+from jaxbooth.data.latents import concatenate, distinct_captions, encode_pictures
 from jaxbooth.errors import RunFailure
 from jaxbooth.sharding import make_mesh
 
@@ -25,7 +26,7 @@ def pictures(tmp_path, rng):
 
 @pytest.fixture
 def encode(base, params, mesh):
-    return Encoder(base, params["vae"], mesh)
+    return ImageEncoder(base, params["vae"], mesh)
 
 
 def test_every_variant_is_the_encoding_of_its_pixels(pictures, encode, base, params):
@@ -42,15 +43,15 @@ def test_every_variant_is_the_encoding_of_its_pixels(pictures, encode, base, par
 def test_pictures_are_the_same_on_one_device_and_spread_over_several(pictures, encode, base, params):
     framing = Framing(64, 64, crops=2, flip=False, seed=0)
     three = [*pictures, pictures[0]]
-    spread = Encoder(base, params["vae"], make_mesh(data=2, fsdp=2, tensor=2))
-    assert (encode.batch, spread.batch) == (1, 4)
+    spread = ImageEncoder(base, params["vae"], make_mesh(data=2, fsdp=2, tensor=2))
+    assert (encode.batch_size, spread.batch_size) == (1, 4)
     expected, found = (encode_pictures(base, each, three, framing, masked=True) for each in (encode, spread))
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), expected, found)
 
 
 def test_more_pictures_than_devices_keep_their_order(pictures, base, params):
     framing, many = Framing(64, 64, 0, False, 0), [*pictures, *pictures, pictures[1]]
-    spread = Encoder(base, params["vae"], make_mesh(devices=jax.devices()[:2]))
+    spread = ImageEncoder(base, params["vae"], make_mesh(devices=jax.devices()[:2]))
     found = encode_pictures(base, spread, many, framing, masked=False)
     np.testing.assert_array_equal(found.mean, found.mean[[0, 1, 0, 1, 1]])
     assert not np.allclose(found.mean[0], found.mean[1], atol=0.1)
@@ -59,7 +60,7 @@ def test_more_pictures_than_devices_keep_their_order(pictures, base, params):
 def test_a_non_finite_latent_names_its_picture(pictures, base, params, mesh):
     broken = params["vae"] | {"encoder.conv_in.bias": np.full(32, np.nan, np.float32)}
     with pytest.raises(RunFailure, match=r"0\.png: the VAE encodes this picture to non-finite latents"):
-        encode_pictures(base, Encoder(base, broken, mesh), pictures, Framing(64, 64, 0, False, 0), masked=False)
+        encode_pictures(base, ImageEncoder(base, broken, mesh), pictures, Framing(64, 64, 0, False, 0), masked=False)
 
 
 def test_a_mask_is_the_share_of_a_latents_pixels_that_counts(pictures, encode, base):

@@ -1,5 +1,6 @@
 """A base model: text encoders, denoiser, VAE and noise schedule, read from a diffusers folder, and their weights."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,18 @@ from jaxbooth.base.components import (
     read_model_index,
     read_text_encoder,
 )
-from jaxbooth.base.text_encoder import TextEmbeddings, TextEncoders
+from jaxbooth.base.text_encoder import TextEmbeddings, TextEncoders, TokenIds
+from jaxbooth.config.limits import MAX_ENLARGEMENT
 from jaxbooth.console.progress import progress
 from jaxbooth.diffusion.schedule import NoiseSchedule, read_schedule
+from jaxbooth.errors import UserError
 from jaxbooth.models.config import UNetConfig, VAEConfig
 from jaxbooth.models.layers import Layers
 from jaxbooth.models.lora import LoraSpec, with_adapters
 from jaxbooth.models.unet import AddedConditions, UNet2DConditionModel
 from jaxbooth.models.vae import AutoencoderKL
-from jaxbooth.params import ModuleDef, Params, abstract_module
-from jaxbooth.sharding import param_shardings
+from jaxbooth.params import ModuleDef, Params, abstract_module, precision_of
+from jaxbooth.sharding import mesh_context, param_shardings
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.diffusers_read import load_component
 
@@ -141,6 +144,29 @@ class BaseModel:
         return text.prompt_embeds, None if text.pooled_prompt_embeds is None else AddedConditions(
             text.pooled_prompt_embeds, time_ids
         )
+
+
+def check_resolution(base: BaseModel, resolution: int, flag: str) -> None:
+    """Refuses a side that the model's downsampling does not divide, or that is far beyond what it was trained at.
+
+    Raises:
+        UserError: the message names a side that would do.
+    """
+    multiple = base.resolution_multiple
+    largest = MAX_ENLARGEMENT * base.native_resolution
+    if resolution > largest:
+        raise UserError(
+            f"{flag} {resolution} is far beyond this model's {base.native_resolution} px; {largest} is the most."
+        )
+    if resolution % multiple:
+        nearest = max(multiple, round(resolution / multiple) * multiple)
+        raise UserError(f"{flag} {resolution} is not a multiple of {multiple}, which this model needs; try {nearest}.")
+
+
+def encode_prompts(base: BaseModel, mesh: Mesh, params: Mapping[str, Params], ids: TokenIds) -> TextEmbeddings:
+    """Runs the text encoders once, ahead of everything that uses the embeddings; float32. Pure."""
+    with precision_of(base.dtype), mesh_context(mesh):
+        return base.text.encode(params, ids)
 
 
 def load_params(

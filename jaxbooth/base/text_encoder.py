@@ -44,6 +44,11 @@ class TextEmbeddings(NamedTuple):
     pooled_prompt_embeds: Array | None = None
 
 
+def select_prompts(text: TextEmbeddings, indices: Array) -> TextEmbeddings:
+    """Returns the embeddings of the prompts that have these indices; prompts may occur several times."""
+    return jax.tree.map(lambda column: column[indices], text)
+
+
 class PlaceholderToken(NamedTuple):
     """A word to learn, such as `<sks>`, and the vocabulary entries that spell it (one for each vector)."""
 

@@ -16,13 +16,14 @@ from jax.sharding import Mesh
 
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.text_encoder import TextEmbeddings, TokenIds
+from jaxbooth.base.vae import ImageEncoder
 from jaxbooth.console.progress import Bar
 from jaxbooth.data.crops import Framing, Variants, framed
 from jaxbooth.data.images import Picture
 from jaxbooth.errors import RunFailure
 from jaxbooth.models.vae import Moments
-from jaxbooth.params import AnyArray, Params, full_precision
-from jaxbooth.sharding import batch_sharding, batch_shards, mesh_context, replicated
+from jaxbooth.params import AnyArray
+from jaxbooth.sharding import replicated
 from jaxbooth.transfer import put
 
 
@@ -84,38 +85,9 @@ def index_in_epochs(key: Array, positions: Array, count: int) -> Array:
     return jax.vmap(pick)(positions)
 
 
-class Encoder:
-    """The VAE's encoder, in float32. Every part of the mesh that has rows of its own encodes one picture at a time.
-
-    Args:
-        params: of the VAE.
-
-    Attributes:
-        batch: pictures that are encoded at once.
-    """
-
-    def __init__(self, base: BaseModel, params: Params, mesh: Mesh):
-        self.params, self.mesh, self.batch = params, mesh, batch_shards(mesh)
-
-        def encode(params: Params, pictures: Array) -> Moments:
-            model = base.vae.bind(params)
-            with full_precision(), mesh_context(mesh):  # one variant at a time bounds the encoder's memory
-                moments = jax.lax.map(lambda some: model.encode(some / 127.5 - 1.0), pictures.swapaxes(0, 1))
-            return jax.tree.map(lambda part: part.swapaxes(0, 1), moments)
-
-        self._encode = jax.jit(encode, out_shardings=replicated(mesh))
-
-    def __call__(self, pictures: np.ndarray) -> Moments:
-        """Maps the (p, v, h, w, 3) uint8 variants of up to `batch` pictures to (p, v, ...) moments on the host."""
-        count = len(pictures)
-        filled = np.resize(pictures, (self.batch, *pictures.shape[1:])).astype(np.float32)
-        moments = self._encode(self.params, put(filled, batch_sharding(self.mesh)))
-        return jax.tree.map(lambda part: part[:count], jax.device_get(moments))
-
-
 def encode_pictures(
     base: BaseModel,
-    encode: Encoder,
+    encode: ImageEncoder,
     pictures: list[Picture],
     framing: Framing,
     masked: bool,
@@ -130,8 +102,8 @@ def encode_pictures(
         RunFailure: a latent is not finite; the message names the picture.
     """
     groups = []
-    for start in range(0, len(pictures), encode.batch):
-        some = pictures[start : start + encode.batch]
+    for start in range(0, len(pictures), encode.batch_size):
+        some = pictures[start : start + encode.batch_size]
         variants = list(framed(some, framing, masked))
         moments = encode(np.stack([each.pixels for each in variants]))
         for picture, *parts in zip(some, *moments, strict=True):

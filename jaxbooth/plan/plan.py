@@ -9,8 +9,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from jaxbooth.base.model import BaseModel
-from jaxbooth.base.sampling import check_resolution
+from jaxbooth.base.model import BaseModel, check_resolution
 from jaxbooth.base.trainable import check_rank
 from jaxbooth.config.rules import check_rows, idle_options
 from jaxbooth.config.run_config import Config

@@ -34,7 +34,7 @@ def trace_sampling(config: Config, base: BaseModel, params: dict[str, Params], m
     chosen = config.validation
     settings = SamplingConfig(chosen.sampler, chosen.steps, chosen.guidance_scale, config.resolution)
     image_sampler = ImageSampler(base, mesh, settings, sampling_batch(config))
-    rows, everywhere = image_sampler.batch, replicated(mesh)
+    rows, everywhere = image_sampler.batch_size, replicated(mesh)
 
     def describe(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), tree)

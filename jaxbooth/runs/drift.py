@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxbooth.base.vae import ImageEncoder
 from jaxbooth.console.messages import is_main
-from jaxbooth.data.latents import Encoder
 from jaxbooth.errors import UserError
 from jaxbooth.storage.files import write_bytes
 
@@ -46,7 +46,7 @@ class Gauge:
     """
 
     references: np.ndarray
-    encode: Encoder
+    encode: ImageEncoder
     scaling_factor: float
     path: Path
     base: np.ndarray | None = None
@@ -67,7 +67,7 @@ class Gauge:
 
     def latents(self, pictures: np.ndarray) -> np.ndarray:
         """Encodes pictures to the scaled means of their posteriors."""
-        size = self.encode.batch
+        size = self.encode.batch_size
         parts = [self.encode(pictures[i : i + size, None]).mean[:, 0] for i in range(0, len(pictures), size)]
         return np.concatenate(parts) * self.scaling_factor
 

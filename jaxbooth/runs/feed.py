@@ -7,14 +7,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxbooth.base.model import BaseModel
-from jaxbooth.base.sampling import encode_prompts
+from jaxbooth.base.model import BaseModel, encode_prompts
 from jaxbooth.base.text_encoder import TextEmbeddings, TokenIds
+from jaxbooth.base.vae import ImageEncoder
 from jaxbooth.config.run_config import Config
 from jaxbooth.console.progress import progress
 from jaxbooth.data.buckets import BucketOrder
 from jaxbooth.data.images import Picture
-from jaxbooth.data.latents import Bank, Encoder, concatenate, distinct_captions, encode_pictures, on_devices
+from jaxbooth.data.latents import Bank, concatenate, distinct_captions, encode_pictures, on_devices
 from jaxbooth.params import Params
 from jaxbooth.prng import key_data
 from jaxbooth.runs.inputs import Inputs, framing_of
@@ -51,7 +51,7 @@ def make_feed(
     class_pictures = [picture for pictures in classes for picture in pictures]
     captions = distinct_captions([*inputs.pictures, *class_pictures], config.text.dropout > 0)
     text, frozen_text = encode_captions(config, inputs.base, mesh, params, captions)
-    encode = Encoder(inputs.base, params["vae"], mesh)
+    encode = ImageEncoder(inputs.base, params["vae"], mesh)
     banks, streams, counts = [], [], []
     with progress("encode", len(inputs.pictures) + len(inputs.shapes) * len(class_pictures)) as bar:
         for shape, subjects in inputs.shapes.items():

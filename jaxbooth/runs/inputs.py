@@ -9,8 +9,8 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from jaxbooth.base.identifier import MANY_MORE, find_identifier, prompt_words, suggest_identifiers, token_texts
-from jaxbooth.base.model import BaseModel
-from jaxbooth.base.sampling import ImageSampler, SamplingConfig, check_resolution
+from jaxbooth.base.model import BaseModel, check_resolution
+from jaxbooth.base.sampling import ImageSampler, SamplingConfig
 from jaxbooth.base.text_encoder import TextEncoders, warn_about_truncation
 from jaxbooth.base.trainable import check_rank, read_lora_init, trained_shapes
 from jaxbooth.config.rules import check_schedule
@@ -280,7 +280,7 @@ def make_class_images(
     def paint(indices: list[int]) -> np.ndarray:
         return image_sampler.generate(params, [prompt] * len(indices), chosen.seed, indices)
 
-    generate_missing(classes, paint, image_sampler.batch)
+    generate_missing(classes, paint, image_sampler.batch_size)
 
 
 def class_pictures(config: Config, classes: list[ClassSet]) -> list[list[Picture]]:

@@ -6,8 +6,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxbooth.base.model import BaseModel
+from jaxbooth.base.vae import ImageEncoder
 from jaxbooth.config.run_config import Config
-from jaxbooth.data.latents import Encoder
 from jaxbooth.metrics.scorer import reference_images
 from jaxbooth.metrics.small import EvaluateParams, training_evaluation
 from jaxbooth.params import Params, join
@@ -56,7 +56,9 @@ class Validation:
         watch = Watch.make(config, base, mesh)
         shown = reference_images(config)
         together = np.stack([pixels for pictures in shown for pixels in pictures])
-        gauge = Gauge(together, Encoder(base, frozen["vae"], mesh), base.vae_config.scaling_factor, run.base_latents)
+        gauge = Gauge(
+            together, ImageEncoder(base, frozen["vae"], mesh), base.vae_config.scaling_factor, run.base_latents
+        )
         assess = training_evaluation(config, mesh, watch.image_sampler, shown) if config.evaluation.every else None
         keeper = Keeper(run.kept, config, done)
         checkpoints.pinned = keeper.kept.pinned

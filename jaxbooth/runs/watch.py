@@ -67,7 +67,7 @@ class Watch:
         drawn = list(dict.fromkeys([*prompts, *subjects, *classes]))
         pictures = len(drawn) * chosen.num
         batches = -(-pictures // BATCH)
-        image_sampler = ImageSampler(base, mesh, settings, batch=-(-pictures // batches))
+        image_sampler = ImageSampler(base, mesh, settings, batch_size=-(-pictures // batches))
         return cls(image_sampler, prompts, subjects, classes, drawn, chosen.num, config.seed)
 
     def draw(self, params: dict[str, Params]) -> np.ndarray:
@@ -81,7 +81,7 @@ class Watch:
         labels = [prompt for prompt in self.prompts for _ in range(self.num)]
         facts = {"prompts": json.dumps(self.prompts), "seed": self.seed, "step": step}
         shown = drawn[: len(self.prompts)].reshape(-1, *drawn.shape[2:])
-        return sheet(list(shown), labels, self.num), facts | self.image_sampler.settings.metadata()
+        return sheet(list(shown), labels, self.num), facts | self.image_sampler.config.metadata()
 
     def subject_and_class(self, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the pictures under the instance prompts and under the class prompts, each (n, H, W, 3) uint8."""

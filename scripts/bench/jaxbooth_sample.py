@@ -41,7 +41,7 @@ def build(arguments: argparse.Namespace) -> Subject:
             lambda: [image_sampler.generate(params, prompts, seed, range(arguments.rows)) for seed in range(count)]
         )
 
-    return Subject(run, machine() | {"rows": image_sampler.batch}, peak_bytes)
+    return Subject(run, machine() | {"rows": image_sampler.batch_size}, peak_bytes)
 
 
 if __name__ == "__main__":
