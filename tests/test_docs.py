@@ -76,6 +76,26 @@ def flags() -> dict[str, set[str]]:
     return found
 
 
+# Structure
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_the_readme_has_the_command_that_runs_the_tests():
+    command = ".venv/bin/pip install -q -e '.[test]' && .venv/bin/pytest"
+    assert f"    {command}\n" in (ROOT / "README.md").read_text()
+    assert f"\n{command}\n" in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda path: path.name)
+def test_every_page_is_in_the_index(page):
+    index = ROOT / "docs" / "README.md"
+    notes = ROOT / "docs" / "ablation-notes.md"  # the end of ablation.md, which its script puts together
+    assert page in (index, notes) or f"]({page.name})" in index.read_text()
+
+
 # Names
 
 
@@ -159,26 +179,26 @@ def test_the_tables_of_other_trainers_flags_are_current():
 # Keys of files
 
 
-def table_keys(heading: str) -> list[str]:
-    """The keys in the first column of the table under a heading of docs/files.md."""
-    text = (ROOT / "docs" / "files.md").read_text()
+def table_keys(page: str, heading: str) -> list[str]:
+    """The keys in the first column of the table under a heading of a page in docs/."""
+    text = (ROOT / "docs" / page).read_text()
     part = text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     cells = re.findall(r"^\| (`[^|]*`) \|", part, re.M)
     return [key for cell in cells for key in re.findall(r"`([^`]+)`", cell)]
 
 
 def test_the_metrics_are_those_that_a_step_logs():
-    assert sorted(table_keys("metrics.jsonl")) == sorted(["step", *METRICS, "images_per_second"])
+    assert sorted(table_keys("run-folder.md", "metrics.jsonl")) == sorted(["step", *METRICS, "images_per_second"])
 
 
 def test_the_manifests_keys_are_those_that_are_written(base):
     written = wanted_settings(load_config("demo"), base, "a cat")
-    assert table_keys("Class pictures and their manifest") == [*(f"settings.{key}" for key in written), "images"]
+    assert table_keys("run-folder.md", "Class images and their manifest") == [*(f"settings.{key}" for key in written), "images"]
 
 
 def test_the_keys_of_a_plan_are_those_that_are_printed(capsys):
     main(["plan", "demo", "--topology", "cpu:1", "--json"])
     printed = json.loads(capsys.readouterr().out)
-    described = table_keys("plan --json")
+    described = table_keys("plan.md", "plan --json")
     assert sorted(set(described) - set(printed)) == ["compiler", "estimated", "sampling"]
     assert set(printed) <= set(described)
