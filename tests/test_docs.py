@@ -193,7 +193,10 @@ def test_the_metrics_are_those_that_a_step_logs():
 
 def test_the_manifests_keys_are_those_that_are_written(base):
     written = wanted_settings(load_config("demo"), base, "a cat")
-    assert table_keys("run-folder.md", "Class images and their manifest") == [*(f"settings.{key}" for key in written), "images"]
+    assert table_keys("run-folder.md", "Class images and their manifest") == [
+        *(f"settings.{key}" for key in written),
+        "images",
+    ]
 
 
 def test_the_keys_of_a_plan_are_those_that_are_printed(capsys):
