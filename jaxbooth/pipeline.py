@@ -40,7 +40,6 @@ from jaxbooth.storage.text import read_json
 from jaxbooth.weights.embeddings import read_embeddings
 from jaxbooth.weights.resolve import Source, resolve_model
 
-XL_GUIDANCE = 5.0
 TURBO_STEPS = 4
 
 
@@ -200,7 +199,7 @@ def default_sampling(name: str, base: BaseModel) -> SamplingDefaults:
         return validation_sampling(load_config("demo"))
     if is_turbo(base):
         return SamplingDefaults("euler_ancestral", TURBO_STEPS, 1.0)
-    return SamplingDefaults(guidance_scale=XL_GUIDANCE) if base.text.is_xl else SamplingDefaults()
+    return SamplingDefaults(guidance_scale=base.family.guidance_scale)
 
 
 def is_turbo(base: BaseModel) -> bool:

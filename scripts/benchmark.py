@@ -27,7 +27,8 @@ from typing import Any
 from jaxbooth.assets import ASSETS
 from jaxbooth.plan.chips import find_chip
 from jaxbooth.storage.files import write_json
-from jaxbooth.weights.architectures import FAMILIES, write_skeleton
+from jaxbooth.weights.architectures import FAMILIES
+from jaxbooth.weights.skeleton import write_skeleton
 
 HERE = Path(__file__).parent / "bench"
 PEER_FOLDER = Path("~/.cache/jaxbooth/bench-flax").expanduser()

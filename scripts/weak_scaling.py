@@ -19,7 +19,7 @@ from jaxbooth.plan.compile import compile_programs
 from jaxbooth.plan.topology import find_topology
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.architectures import write_skeleton
+from jaxbooth.weights.skeleton import write_skeleton
 
 FOLDER = Path(__file__).parent / "plan"
 SHAPES = ("2x2", "4x4", "8x8", "16x16")

@@ -11,7 +11,6 @@ from safetensors.numpy import load_file, save_file
 
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.storage.files import write_json
-from jaxbooth.weights.architectures import Family
 from jaxbooth.weights.ldm.layout import components, layout
 
 WEIGHTS = {"unet": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors",
@@ -49,7 +48,7 @@ CLASSES = {
 }  # fmt: skip
 
 
-def write_model(family: Family, folder: Path, dtype: str = "float32", **scheduler: Any) -> Path:
+def write_model(family: str, folder: Path, dtype: str = "float32", **scheduler: Any) -> Path:
     """Writes a model with random weights; `scheduler` goes into its scheduler's configuration."""
     is_xl = family == "sdxl"
     write_json(folder / "unet" / "config.json", UNETS[family])

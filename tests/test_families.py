@@ -20,8 +20,9 @@ from jaxbooth.models.layers import Layers
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.models.vae import AutoencoderKL
 from jaxbooth.params import ModuleDef, abstract_module
-from jaxbooth.weights.architectures import FAMILIES, Family, family_folder, write_skeleton, write_tokenizer
+from jaxbooth.weights.architectures import FAMILIES
 from jaxbooth.weights.names import canonical, import_axes, torch_name
+from jaxbooth.weights.skeleton import write_skeleton, write_tokenizer
 from tests.conftest import initial
 from tests.torch_parity import from_torch, relative_error, to_torch, torch_state
 
@@ -71,7 +72,7 @@ def stored_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 @pytest.mark.parametrize(("family", "component"), PARAMETERS, ids=["-".join(key) for key in PARAMETERS])
 def test_every_name_and_shape_is_pytorchs(family, component):
-    config = read(family_folder(family) / component / "config.json")
+    config = read(FAMILIES[family].folder / component / "config.json")
     theirs = {canonical(name): tuple(tensor.shape) for name, tensor in in_torch(config).state_dict().items()}
     network = in_jaxbooth(config, component)
     ours = {torch_name(name): stored_shape(name, leaf.shape) for name, leaf in network.shapes.items()}
@@ -80,7 +81,7 @@ def test_every_name_and_shape_is_pytorchs(family, component):
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def skeleton(request, tmp_path_factory) -> tuple[Family, Path]:
+def skeleton(request, tmp_path_factory) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp(request.param)
     write_skeleton(request.param, folder)
     return request.param, folder
@@ -171,7 +172,7 @@ def test_the_vocabulary_has_clips_order(tokenizer):
 
 @pytest.mark.slow
 def test_the_full_size_sd15_unet_equals_diffusers(rng):
-    config = read(family_folder("sd15") / "unet" / "config.json")
+    config = read(FAMILIES["sd15"].folder / "unet" / "config.json")
     network = in_jaxbooth(config, "unet")
     params = {name: initial(name, leaf.shape, rng) for name, leaf in network.shapes.items()}
     sample = rng.normal(size=(1, 64, 64, 4)).astype(np.float32)

@@ -46,7 +46,8 @@ def test_each_family_is_read(models, family):
     base = BaseModel.read(models[family], "float32")
     towers = ("text_encoder", "text_encoder_2") if family == "sdxl" else ("text_encoder",)
     assert base.components == ("unet", "vae", *towers)
-    assert base.text.is_xl == (family == "sdxl")
+    assert base.family.name == family
+    assert base.text.conditioning.has_pooled == (family == "sdxl")
     assert base.text.width == base.unet_config.cross_attention_dim
 
 

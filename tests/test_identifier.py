@@ -11,7 +11,7 @@ from jaxbooth.base.identifier import MANY_MORE, find_identifier, spell, suggest_
 from jaxbooth.base.text_encoder import TextEncoders
 from jaxbooth.config.schema import Subject
 from jaxbooth.runs.inputs import explain_identifier
-from jaxbooth.weights.architectures import write_tokenizer
+from jaxbooth.weights.skeleton import write_tokenizer
 from tests.test_docs import PAGES
 
 EXAMPLE = re.compile(r"(?:a|an|photo of) (\w+) (?:dog|cat|toy|teapot)\b")

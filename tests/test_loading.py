@@ -21,6 +21,7 @@ from jaxbooth.runs.folder import confirm_base, open_run, read_base, state_of, tr
 from jaxbooth.storage.lock import locked
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.state import initial_state
+from jaxbooth.weights.architectures import FAMILIES
 from jaxbooth.weights.embeddings import read_embeddings, write_embeddings
 from jaxbooth.weights.resolve import Source
 from tests.training import configure
@@ -107,7 +108,7 @@ def test_a_file_name_as_out_is_refused(run_dir, base, mesh, tmp_path):
 def test_words_beside_a_model_are_read_with_it(params, mesh, tmp_path):
     folder = shutil.copytree(DEMO_MODEL, tmp_path / "model")
     rows = np.random.default_rng(0).normal(size=(2, 128)).astype(np.float32)
-    write_embeddings(folder, {"<sks>": {"text_encoder": rows}})
+    write_embeddings(folder, {"<sks>": {"text_encoder": rows}}, FAMILIES["sd15"])
     pipeline = Pipeline.load(folder, mesh=mesh)
     side = pipeline.base.text
     assert side.token_ids(side.encoders[0], "a <sks>")[1:] == [2246, 2247]  # after the 2246 of the vocabulary
@@ -117,7 +118,7 @@ def test_words_beside_a_model_are_read_with_it(params, mesh, tmp_path):
 def test_several_words_have_a_file_each_and_are_read_back(tmp_path):
     rows = {"<x>": {"text_encoder": np.ones((1, 4), np.float32), "text_encoder_2": np.ones((1, 6), np.float32)}}
     rows["<y>"] = {name: 2 * table for name, table in rows["<x>"].items()}
-    write_embeddings(tmp_path, rows)
+    write_embeddings(tmp_path, rows, FAMILIES["sdxl"])
     assert len(list(tmp_path.iterdir())) == 2
     found = read_embeddings(tmp_path)
     assert set(found) == {"<x>", "<y>"}

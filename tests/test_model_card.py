@@ -13,10 +13,10 @@ from jaxbooth.base.trainable import add_trainable
 from jaxbooth.config.run_config import Config
 from jaxbooth.data.class_images import MANIFEST, wanted_settings
 from jaxbooth.export.model_card import run_model_card
-from jaxbooth.export.upload import embedding_files
 from jaxbooth.runs.folder import RunFolder
 from jaxbooth.storage.files import write_json
 from jaxbooth.weights.diffusers_write import default_dtype
+from jaxbooth.weights.embeddings import embedding_files
 
 from .made_up_exports import ALONE, FULL, LORA, WORDS, Export, write_models
 from .training import configure

@@ -10,7 +10,7 @@ from jaxbooth.config.run_config import Config, flag, flatten
 from jaxbooth.plan.chips import GIB
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.architectures import write_skeleton
+from jaxbooth.weights.skeleton import write_skeleton
 
 KEYS = {
     "fits", "hbm_bytes", "hbm_limit_bytes", "memory", "flops", "bytes_accessed", "collectives",

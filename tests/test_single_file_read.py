@@ -13,6 +13,7 @@ from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.errors import UserError
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
+from jaxbooth.weights.architectures import FAMILIES
 from jaxbooth.weights.diffusers_read import open_tensors
 from jaxbooth.weights.ldm.prediction import TELLTALE, read_prediction
 from jaxbooth.weights.ldm.read import convert_single_file, convert_vae
@@ -58,7 +59,7 @@ def file_of(path: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
         ("a FLUX model", {"double_blocks.0.img_attn.qkv.weight": (4, 4)}),
         ("a Stable Cascade model", {"clip_txt_mapper.weight": (4, 4)}),
         ("a PixArt model", {"t_block.1.weight": (4, 4)}),
-        ("Playground v2.5", {"edm_mean": (4,), INPUT: (8, 4, 3, 3), ATTENDS: (8, 2048)}),
+        ("a Playground v2.5 model", {"edm_mean": (4,), INPUT: (8, 4, 3, 3), ATTENDS: (8, 2048)}),
         ("the SDXL refiner", {INPUT: (8, 4, 3, 3), ATTENDS: (8, 1280), f"{UNET}label_emb.0.0.weight": (4, 2560)}),
         ("an SD 1.x inpainting model", {INPUT: (8, 9, 3, 3), ATTENDS: (8, 768)}),
         ("an SDXL inpainting model", {INPUT: (8, 9, 3, 3), ATTENDS: (8, 2048)}),
@@ -175,13 +176,13 @@ def test_the_first_that_says_something_decides_the_prediction_type(tmp_path):
     assert prediction_of(file, v, spec, asked="epsilon") == ("epsilon", False)
     (tmp_path / "one.yaml").unlink()
     assert prediction_of(file) == (None, False)
-    assert prediction_of(file, family="sdxl") == ("epsilon", False)
+    assert prediction_of(file, family=FAMILIES["sdxl"]) == ("epsilon", False)
 
 
 @pytest.mark.parametrize(("spread", "expected"), [(0.2, "v_prediction"), (0.01, "epsilon")])
 def test_the_kinds_of_sd_2_are_told_apart_by_the_spread_of_a_bias(spread, expected, tmp_path, rng):
     bias = (spread * rng.normal(size=320)).astype(np.float16)
-    assert prediction_of(tmp_path / "one.safetensors", {TELLTALE: bias}, family="sd21") == (expected, False)
+    assert prediction_of(tmp_path / "one.safetensors", {TELLTALE: bias}, family=FAMILIES["sd21"]) == (expected, False)
 
 
 def test_a_yaml_may_have_a_byte_order_mark_and_other_line_ends(tmp_path):

@@ -13,12 +13,14 @@ from safetensors.numpy import save
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.errors import UserError
 from jaxbooth.export.upload import CardContent, model_card, upload_folder
+from jaxbooth.weights.architectures import FAMILIES
 
 pytest_plugins = ["tests.hub_server"]
 
 FACTS = CardContent(
-    repo="me/sks-cat", base_model="a/model", format="diffusers", is_xl=False, instance_prompts=("a photo of sks cat",),
-    class_prompts=("a photo of a cat",), settings={"steps": 800, "text|images": "a|b"}, image="samples.png",
+    repo="me/sks-cat", base_model="a/model", format="diffusers", family=FAMILIES["sd15"],
+    instance_prompts=("a photo of sks cat",), class_prompts=("a photo of a cat",),
+    settings={"steps": 800, "text|images": "a|b"}, image="samples.png",
     prior={"pictures": 200, "sampler": "ddpm"}, license="mit",
 )  # fmt: skip
 
@@ -88,7 +90,7 @@ def test_a_card_says_what_the_hub_shows():
 
 
 def test_a_card_of_a_lora_on_a_local_model_does_not_show_its_path():
-    card = model_card(replace(FACTS, format="lora", is_xl=True, base_model="/mnt/sdxl", license=None))
+    card = model_card(replace(FACTS, format="lora", family=FAMILIES["sdxl"], base_model="/mnt/sdxl", license=None))
     assert front_matter(card)["tags"][-3:] == ["stable-diffusion-xl", "lora", "template:sd-lora"]
     assert front_matter(card)["license"] == "other"
     assert "base_model" not in front_matter(card)

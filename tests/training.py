@@ -62,7 +62,7 @@ def random_text(base: BaseModel, rng: np.random.Generator) -> TextEmbeddings:
     tower = base.text.encoders[-1]
     context = rng.normal(size=(len(CAPTIONS), tower.max_length, base.text.width)).astype(np.float32)
     pooled = rng.normal(size=(len(CAPTIONS), tower.config.projection_dim)).astype(np.float32)
-    return TextEmbeddings(context, pooled if base.text.is_xl else None)
+    return TextEmbeddings(context, pooled if base.text.conditioning.has_pooled else None)
 
 
 def configure(rows: tuple[int, int], **settings) -> Config:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic.dataclasses import dataclass
 
@@ -16,51 +16,10 @@ from jaxbooth.params import abstract_module
 from jaxbooth.storage.paths import shown
 from jaxbooth.storage.text import read_json
 from jaxbooth.storage.typed import STRICT, typed
+from jaxbooth.weights.architectures import PIPELINES, Family, TextEncoderSpec, check_pipeline, family_of
 
-
-class Family(NamedTuple):
-    """What a pipeline class says.
-
-    Attributes:
-        name: as in messages.
-        text_encoders: folders of its text encoders.
-        is_xl: conditions on pooled text and picture sizes too.
-    """
-
-    name: str
-    text_encoders: tuple[str, ...]
-    is_xl: bool
-
-
-SUPPORTED = {
-    "StableDiffusionPipeline": Family("Stable Diffusion 1.x or 2.x", ("text_encoder",), False),
-    "StableDiffusionXLPipeline": Family("SDXL", ("text_encoder", "text_encoder_2"), True),
-}
 RGB = 3  # channels of an image
 MAX_NATIVE = 4096  # pixels along a side that a model was trained at; published ones have 512 to 1024
-# Pipeline classes of other models, by the start of their names, for messages.
-OTHERS = {
-    "StableDiffusion3": "Stable Diffusion 3",
-    "StableDiffusionXLInpaint": "an SDXL inpainting model",
-    "StableDiffusionXLImg2Img": "the SDXL refiner",
-    "StableDiffusionXLControlNet": "an SDXL ControlNet pipeline",
-    "StableDiffusionInpaint": "an inpainting model",
-    "StableDiffusionDepth2Img": "a depth model",
-    "StableDiffusionInstructPix2Pix": "InstructPix2Pix",
-    "StableDiffusionUpscale": "an upscaler",
-    "StableCascade": "Stable Cascade",
-    "Flux": "FLUX",
-    "Kandinsky": "Kandinsky",
-    "PixArt": "PixArt",
-    "Sana": "Sana",
-    "Wuerstchen": "Wuerstchen",
-    "QwenImage": "Qwen-Image",
-    "ZImage": "Z-Image",
-    "HunyuanDiT": "Hunyuan-DiT",
-    "AuraFlow": "AuraFlow",
-    "Lumina": "Lumina",
-    "HiDream": "HiDream",
-}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -92,20 +51,24 @@ def is_part(value: Any) -> bool:
     return is_pair and all(part is None or isinstance(part, str) for part in value)
 
 
-def family_of(index: Mapping[str, Any], folder: Path) -> Family:
-    """Returns the family that `model_index.json` names.
+def read_family(model_index: Mapping[str, Any], unet: UNetConfig, folder: Path) -> Family:
+    """Returns the family that `model_index.json` and the UNet's configuration agree on.
 
     Raises:
-        UserError: it is none that jaxbooth trains; the message names it.
+        UserError: they do not, or it is none that jaxbooth trains; the message names what it is.
     """
-    kind = shown(index.get("_class_name")).strip("'")
-    if kind in SUPPORTED:
-        return SUPPORTED[kind]
-    other = next((name for start, name in OTHERS.items() if kind.startswith(start)), None)
-    raise UserError(
-        f"{folder / 'model_index.json'}: {f'{other} ({kind})' if other else kind} is not supported; "
-        "jaxbooth trains Stable Diffusion 1.x, 2.x and SDXL text-to-image models."
-    )
+    check_pipeline(model_index, folder)
+    pipeline, source = model_index["_class_name"], folder / "unet" / "config.json"
+    added = unet.addition_embed_type
+    if added not in (None, "text_time"):
+        raise UserError(f"{source}: addition_embed_type = {shown(added)} is not supported; only SDXL's 'text_time' is.")
+    family = family_of(unet)
+    if family.pipeline != pipeline:
+        found = "an SDXL UNet" if added else "not an SDXL UNet"
+        raise UserError(
+            f"{source} is {found}, but model_index.json says {PIPELINES[pipeline]}; the parts must be of one model."
+        )
+    return family
 
 
 def read_component_config(kind: type, folder: Path) -> Any:
@@ -113,17 +76,16 @@ def read_component_config(kind: type, folder: Path) -> Any:
     return read_config(kind, read_json(folder / "config.json"), str(folder / "config.json"))
 
 
-def read_text_encoder(folder: Path, name: str, dtype: Any) -> TextEncoder:
+def read_text_encoder(folder: Path, spec: TextEncoderSpec, dtype: Any) -> TextEncoder:
     """Reads one text encoder's configuration and its tokenizer."""
-    file = folder / name / "config.json"
+    file = folder / spec.component / "config.json"
     raw = read_json(file)
     config = read_config(CLIPTextConfig, raw, str(file))
-    words = folder / name.replace("text_encoder", "tokenizer")
-    tokenizer = read_tokenizer(words, config.max_position_embeddings, config.vocab_size)
+    tokenizer = read_tokenizer(folder / spec.tokenizer, config.max_position_embeddings, config.vocab_size)
     # Some first towers were saved with a projection that nothing reads; it is kept, so that they load and export.
-    projects = name == "text_encoder_2" or "CLIPTextModelWithProjection" in architectures(raw, str(file))
+    projects = spec.has_projection or "CLIPTextModelWithProjection" in architectures(raw, str(file))
     network = abstract_module(lambda rngs: CLIPTextModel(config, Layers(rngs, dtype), projection=projects))
-    return TextEncoder(name, tokenizer, network, config, len(tokenizer))
+    return TextEncoder(spec.component, tokenizer, network, config, len(tokenizer))
 
 
 def check_components(folder: Path, family: Family, unet: UNetConfig, vae: VAEConfig, text: TextEncoders) -> None:
@@ -140,15 +102,7 @@ def check_components(folder: Path, family: Family, unet: UNetConfig, vae: VAECon
             f"{kind.get(unet.in_channels, 'this model')} cannot be trained."
         )
     check_channels(folder, unet, vae)
-    added = unet.addition_embed_type
-    if added not in (None, "text_time"):
-        raise UserError(f"{source}: addition_embed_type = {shown(added)} is not supported; only SDXL's 'text_time' is.")
-    if bool(added) != family.is_xl:
-        found = "an SDXL UNet" if added else "not an SDXL UNet"
-        raise UserError(
-            f"{source} is {found}, but model_index.json says {family.name}; the parts must be of one model."
-        )
-    if family.is_xl:
+    if family.conditioning.has_pooled:
         check_pooled(source, unet, text.encoders[-1].config.projection_dim)
     if unet.text_width != text.width:
         raise UserError(
@@ -162,7 +116,7 @@ def check_components(folder: Path, family: Family, unet: UNetConfig, vae: VAECon
             "the tokenizers' model_max_length); they must read as many."
         )
     deepest = min(tower.config.num_hidden_layers for tower in text.encoders)
-    if text.clip_skip >= deepest - family.is_xl:
+    if text.clip_skip >= deepest - family.conditioning.skipped_layers:
         raise UserError(f"--text.clip-skip {text.clip_skip} leaves nothing of a text encoder of {deepest} layers.")
 
 

@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 
 from jaxbooth.base.components import (
     check_components,
-    family_of,
     read_component_config,
+    read_family,
     read_model_index,
     read_text_encoder,
 )
@@ -30,6 +30,7 @@ from jaxbooth.models.vae import AutoencoderKL
 from jaxbooth.params import ModuleDef, Params, abstract_module, precision_of
 from jaxbooth.sharding import mesh_context, param_shardings
 from jaxbooth.storage.text import read_json
+from jaxbooth.weights.architectures import Family
 from jaxbooth.weights.diffusers_read import load_component
 
 
@@ -45,6 +46,7 @@ class BaseModel:
     """A base model without its weights."""
 
     folder: Path
+    family: Family
     schedule: NoiseSchedule
     unet_config: UNetConfig
     vae_config: VAEConfig
@@ -67,19 +69,20 @@ class BaseModel:
             UserError: the folder is not a Stable Diffusion text-to-image model that jaxbooth supports.
         """
         index = read_model_index(folder)
-        family = family_of(index, folder)
         unet_config = read_component_config(UNetConfig, folder / "unet")
+        family = read_family(index, unet_config, folder)
         vae_config = read_component_config(VAEConfig, folder / "vae")
         compute = compute_dtype(dtype)
-        towers = tuple(read_text_encoder(folder, name, compute) for name in family.text_encoders)
-        force_zeros_for_empty_prompt = family.is_xl and bool(
+        towers = tuple(read_text_encoder(folder, spec, compute) for spec in family.text_encoders)
+        force_zeros_for_empty_prompt = family.conditioning.zeros_for_empty_prompt and bool(
             index.get("force_zeros_for_empty_prompt", True)
         )  # diffusers' own default
-        text = TextEncoders(towers, family.is_xl, clip_skip, max_token_chunks, force_zeros_for_empty_prompt)
+        text = TextEncoders(towers, family.conditioning, clip_skip, max_token_chunks, force_zeros_for_empty_prompt)
         scheduler = folder / "scheduler" / "scheduler_config.json"
         check_components(folder, family, unet_config, vae_config, text)
         return cls(
             folder=folder,
+            family=family,
             schedule=read_schedule(read_json(scheduler), str(scheduler)),
             unet_config=unet_config,
             vae_config=vae_config,

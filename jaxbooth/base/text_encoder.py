@@ -22,6 +22,7 @@ from jaxbooth.models.config import CLIPTextConfig
 from jaxbooth.params import AnyArray, ModuleDef, Params
 from jaxbooth.sharding import gather_param, param_sharding
 from jaxbooth.transfer import to_host
+from jaxbooth.weights.architectures import Conditioning
 
 PLACEHOLDER_EMBEDDING = (
     "placeholder_tokens.embedding"  # parameter name of learned embeddings (tokens, d), in a tower's parameters
@@ -82,7 +83,7 @@ class TextEncoders:
     """All towers of a model and how they are read.
 
     Attributes:
-        is_xl: read the penultimate hidden states and the last tower's pooled feature.
+        conditioning: which hidden states are read, and whether the last tower's pooled feature is.
         clip_skip: layers left out at the end.
         max_token_chunks: parts of 75 tokens in a prompt.
         force_zeros_for_empty_prompt: an empty prompt is all zeros, as in SDXL: a negative prompt that is not
@@ -91,7 +92,7 @@ class TextEncoders:
     """
 
     encoders: tuple[TextEncoder, ...]
-    is_xl: bool = False
+    conditioning: Conditioning
     clip_skip: int = 0
     max_token_chunks: int = 1
     force_zeros_for_empty_prompt: bool = False
@@ -109,7 +110,7 @@ class TextEncoders:
         Configurations that name 2 make it read at the highest id, which is the end token's until tokens are added.
         """
         tower = self.encoders[-1]
-        misread = self.is_xl and self.placeholder_tokens and tower.config.eos_token_id == LEGACY_EOS
+        misread = self.conditioning.has_pooled and self.placeholder_tokens and tower.config.eos_token_id == LEGACY_EOS
         return tower.tokenizer.eos_token_id if misread else None
 
     def spellings(self, tower: TextEncoder) -> dict[int, list[int]]:
@@ -164,10 +165,10 @@ class TextEncoders:
             flat = tokens.reshape(rows * chunks, length)
             model = tower.module.bind(params[tower.name])
             states = model(flat, placeholder_embeddings(params[tower.name]))
-            state = states[(-2 if self.is_xl else -1) - self.clip_skip]
-            context = state if self.is_xl else model.final_layer_norm(state)
+            state = states[-1 - self.conditioning.skipped_layers - self.clip_skip]
+            context = model.final_layer_norm(state) if self.conditioning.has_final_norm else state
             contexts.append(context.reshape(rows, chunks * length, -1))
-            if self.is_xl and tower is self.encoders[-1]:
+            if self.conditioning.has_pooled and tower is self.encoders[-1]:
                 pooled = model.pooled(states[-1].reshape(rows, chunks, length, -1)[:, 0], tokens[:, 0])
         text = TextEmbeddings(jnp.concatenate(contexts, axis=-1), pooled)
         return self.zero_empty_prompts(text, ids) if self.force_zeros_for_empty_prompt else text

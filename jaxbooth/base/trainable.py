@@ -96,11 +96,12 @@ def unused_parameters(base: BaseModel, trained: TrainedShapes) -> frozenset[str]
     """
     found = set()
     for tower in base.text.encoders:
-        if base.text.is_xl and tower is base.text.encoders[-1]:
+        if base.text.conditioning.has_pooled and tower is base.text.encoders[-1]:
             continue
-        skipped, count = base.text.clip_skip + base.text.is_xl, tower.config.num_hidden_layers
+        skipped = base.text.clip_skip + base.text.conditioning.skipped_layers
+        count = tower.config.num_hidden_layers
         unread = [f"encoder.layers.{index}." for index in range(count - skipped, count)] + ["text_projection."]
-        unread += ["final_layer_norm."] if base.text.is_xl else []
+        unread += [] if base.text.conditioning.has_final_norm else ["final_layer_norm."]
         found |= {f"{tower.name}.{leaf}" for leaf in trained.get(tower.name, {}) if leaf.startswith(tuple(unread))}
     return frozenset(found)
 

@@ -16,13 +16,12 @@ import numpy as np
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
 from jaxbooth.export.export import without_embeddings
-from jaxbooth.export.upload import embedding_files
 from jaxbooth.models.lora import LORA_A, LORA_B, MAGNITUDE
 from jaxbooth.params import AnyArray, Params
 from jaxbooth.weights.component import ComponentTensors
 from jaxbooth.weights.diffusers_read import match_names, plain_name, weight_files
 from jaxbooth.weights.diffusers_write import DTYPES, ExportDtype, ExportFormat
-from jaxbooth.weights.embeddings import SDXL_KEYS
+from jaxbooth.weights.embeddings import embedding_files, tensor_name
 from jaxbooth.weights.ldm.layout import LdmTensor, layout
 from jaxbooth.weights.ldm.write import constant, single_file_shapes
 from jaxbooth.weights.names import canonical, export_array, import_axes, parameter_names, torch_shape
@@ -196,9 +195,8 @@ def embeddings(base: BaseModel, trained: Mapping[str, Params], out: Path) -> Fil
     for token in base.text.placeholder_tokens:
         rows = slice(start, start := start + len(token.entries))
         files[out / names[token.text]] = [
-            embedding(SDXL_KEYS[name] if base.text.is_xl else token.text, params[PLACEHOLDER_EMBEDDING], rows)
-            for name, params in trained.items()
-            if PLACEHOLDER_EMBEDDING in params
+            embedding(tensor_name(encoder, token.text), trained[encoder.component][PLACEHOLDER_EMBEDDING], rows)
+            for encoder in base.family.text_encoders
         ]
     return files
 

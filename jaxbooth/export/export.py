@@ -122,7 +122,8 @@ def write_learned_embeddings(base: BaseModel, trained: dict[str, Params], folder
     ends = np.cumsum([len(token.entries) for token in base.text.placeholder_tokens])[:-1]
     rows = {name: np.split(np.asarray(jax.device_get(table), np.float32), ends) for name, table in learned.items()}
     words = [token.text for token in base.text.placeholder_tokens]
-    write_embeddings(folder, {word: {name: rows[name][index] for name in rows} for index, word in enumerate(words)})
+    embeddings = {word: {name: rows[name][index] for name in rows} for index, word in enumerate(words)}
+    write_embeddings(folder, embeddings, base.family)
 
 
 def run_metadata(config: Config, trained: dict[str, Params], step: int) -> dict[str, str]:

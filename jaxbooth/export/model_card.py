@@ -10,10 +10,11 @@ from jaxbooth.data.class_images import open_class_sets
 from jaxbooth.errors import UserError
 from jaxbooth.export.export import PEFT_FILE
 from jaxbooth.export.reader_notes import end_token_line, reader_notes
-from jaxbooth.export.upload import CardContent, embedding_files, model_card
+from jaxbooth.export.upload import CardContent, model_card
 from jaxbooth.runs.folder import RunFolder
 from jaxbooth.training.optimizer import peak_rate
 from jaxbooth.weights.diffusers_write import ExportDtype, ExportFormat
+from jaxbooth.weights.embeddings import embedding_files
 
 SAMPLES_FILE = "samples.png"
 
@@ -46,7 +47,7 @@ def run_model_card(
         repo=repo,
         base_model=config.model,
         format=format,
-        is_xl=base.text.is_xl,
+        family=base.family,
         instance_prompts=tuple(subject.instance_prompt for subject in config.subjects),
         class_prompts=class_prompts(config) if has_prior else (),
         settings=settings(config, base, step),

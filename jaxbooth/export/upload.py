@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxbooth.errors import UserError
-from jaxbooth.storage.paths import short_name
+from jaxbooth.weights.architectures import Family
 from jaxbooth.weights.diffusers_write import ExportFormat
 from jaxbooth.weights.hub import hub_errors, reason_of
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-EMBEDDINGS_FILE = "learned_embeds.safetensors"
 KINDS: dict[ExportFormat, str] = {
     "diffusers": "A full fine-tuning of",
     "single-file": "A full fine-tuning of",
@@ -29,7 +28,7 @@ class CardContent:
         repo: "owner/name" that the model is pushed to.
         base_model: as the user named it; a local path appears by its last part alone.
         format: the format that was exported.
-        is_xl: SDXL, and not Stable Diffusion 1.x or 2.x.
+        family: of the base model.
         instance_prompts, class_prompts: of each subject.
         settings: name -> value, for the table.
         prior: what the class pictures are, name -> value; empty if there was no prior term.
@@ -44,7 +43,7 @@ class CardContent:
     repo: str
     base_model: str
     format: ExportFormat
-    is_xl: bool
+    family: Family
     instance_prompts: tuple[str, ...]
     class_prompts: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -148,7 +147,7 @@ def front_matter(card: CardContent) -> str:
     """Returns the YAML block."""
     from huggingface_hub import ModelCardData
 
-    tags = ["text-to-image", "diffusers", "dreambooth", "stable-diffusion-xl" if card.is_xl else "stable-diffusion"]
+    tags = ["text-to-image", "diffusers", "dreambooth", card.family.hub_tag]
     tags += ["lora", "template:sd-lora"] if card.format == "lora" else []
     tags += ["textual_inversion"] if card.embeddings else []
     prompt = card.instance_prompts[0] if card.instance_prompts else None
@@ -209,7 +208,7 @@ def snippet(card: CardContent) -> str:
     file = card.base_file if is_part else card.weights
     load = f"AutoPipelineForText2Image.from_pretrained({repo!r}, torch_dtype=torch.float16)"
     if file:
-        pipeline = "StableDiffusionXLPipeline" if card.is_xl else "StableDiffusionPipeline"
+        pipeline = card.family.pipeline
         lines = ["import torch", f"from diffusers import {pipeline}", "from huggingface_hub import hf_hub_download", ""]
         lines += [f"file = hf_hub_download({repo!r}, {file!r})"]
         # A folder on the Hub tells scheduler and tokenizer; without one, diffusers goes by the file's tensors.
@@ -225,24 +224,15 @@ def snippet(card: CardContent) -> str:
 
 def words(card: CardContent) -> list[str]:
     """Returns the lines of Python that give placeholder tokens to a pipeline."""
-    if not card.is_xl:
+    if len(card.family.text_encoders) == 1:
         return [f"pipe.load_textual_inversion({card.repo!r}, weight_name={file!r}, token={word!r})"
                 for word, file in card.embeddings.items()]  # fmt: skip
     lines = ["", "from huggingface_hub import hf_hub_download", "from safetensors.torch import load_file", ""]
     for word, file in card.embeddings.items():
         lines += [f"vectors = load_file(hf_hub_download({card.repo!r}, {file!r}))"]
         lines += [
-            f"pipe.load_textual_inversion(vectors[{key!r}], token={word!r},\n"
-            f"                            text_encoder=pipe.text_encoder{number}, tokenizer=pipe.tokenizer{number})"
-            for key, number in (("clip_l", ""), ("clip_g", "_2"))
+            f"pipe.load_textual_inversion(vectors[{encoder.embedding_key!r}], token={word!r},\n"
+            f"                            text_encoder=pipe.{encoder.component}, tokenizer=pipe.{encoder.tokenizer})"
+            for encoder in card.family.text_encoders
         ]
     return lines if card.embeddings else []
-
-
-def embedding_files(words: Sequence[str]) -> dict[str, str]:
-    """Returns placeholder token -> name of its file: readers take one word from a file."""
-    if len(words) == 1:
-        return {words[0]: EMBEDDINGS_FILE}
-    stems = [short_name("".join(filter(str.isalnum, word))) for word in words]
-    distinct = [stem if stem and stems.count(stem) == 1 else f"{stem}{index}" for index, stem in enumerate(stems)]
-    return {word: f"learned_embeds_{stem}.safetensors" for word, stem in zip(words, distinct, strict=True)}

@@ -20,11 +20,10 @@ from jaxbooth.config.run_config import Config
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.export.expected import expected_weights
 from jaxbooth.export.export import PEFT_FILE, without_embeddings
-from jaxbooth.export.upload import embedding_files
 from jaxbooth.params import Params, full_precision, join
 from jaxbooth.weights.diffusers_read import index_file, open_tensors, weight_files
 from jaxbooth.weights.diffusers_write import ExportDtype, ExportFormat, write_index
-from jaxbooth.weights.embeddings import SDXL_KEYS
+from jaxbooth.weights.embeddings import embedding_files, tensor_name
 from jaxbooth.weights.ldm.read import PLAIN_PARTS
 from jaxbooth.weights.lora.read import read_lora
 from jaxbooth.weights.prepare import link_component
@@ -157,7 +156,7 @@ def torch_step(
             clip_skip=exact.text.clip_skip or None,
         )  # fmt: skip
         time_ids = torch.tensor([time_ids_of(exact, latents)], dtype=torch.float32)
-        added = {"text_embeds": pooled[0], "time_ids": time_ids} if exact.text.is_xl else None
+        added = {"text_embeds": pooled[0], "time_ids": time_ids} if exact.text.conditioning.has_pooled else None
         noisy = torch.from_numpy(latents).permute(0, 3, 1, 2)
         output = pipe.unet(noisy, timestep, encoder_hidden_states=features, added_cond_kwargs=added).sample
     return features.numpy(), output.permute(0, 2, 3, 1).numpy()
@@ -174,16 +173,16 @@ def torch_pipeline(exact: BaseModel, out: Path, format: ExportFormat) -> Generat
             pipe = diffusers.DiffusionPipeline.from_pretrained(out, local_files_only=True)
         elif format == "single-file":
             plain = base_folder(exact, Path(temporary), with_weights=False)
-            name = "StableDiffusionXLPipeline" if exact.text.is_xl else "StableDiffusionPipeline"
             file = out / f"{out.name}.safetensors"
-            pipe = getattr(diffusers, name).from_single_file(str(file), config=str(plain), local_files_only=True)
+            pipeline = getattr(diffusers, exact.family.pipeline)
+            pipe = pipeline.from_single_file(str(file), config=str(plain), local_files_only=True)
         else:
             plain = base_folder(exact, Path(temporary))
             pipe = diffusers.DiffusionPipeline.from_pretrained(plain, local_files_only=True)
         pipe.to(torch.float32)  # before embeddings would be rounded to the files' dtype
         if format == "lora":
             pipe.load_lora_weights(out, weight_name=PEFT_FILE)
-        load_words(pipe, exact, out)
+        load_embeddings(pipe, exact, out)
         if format != "diffusers" and exact.text.eos_token_id_to_set is not None:  # as the export's notes say
             getattr(pipe, exact.text_encoder_names[-1]).text_model.eos_token_id = exact.text.eos_token_id_to_set
         yield pipe
@@ -226,16 +225,20 @@ def base_folder(exact: BaseModel, folder: Path, with_weights: bool = True) -> Pa
     return folder
 
 
-def load_words(pipe: Any, exact: BaseModel, out: Path) -> None:
-    """Adds the learned embeddings to a pipeline."""
+def load_embeddings(pipe: Any, exact: BaseModel, out: Path) -> None:
+    """Adds the learned embeddings to a pipeline, for each of its text encoders."""
     import torch
 
-    for word, file in embedding_files([token.text for token in exact.text.placeholder_tokens]).items():
-        if not exact.text.is_xl:
-            pipe.load_textual_inversion(out, weight_name=file, token=word)
+    for token, file in embedding_files([token.text for token in exact.text.placeholder_tokens]).items():
+        if len(exact.family.text_encoders) == 1:
+            pipe.load_textual_inversion(out, weight_name=file, token=token)
             continue
         with open_tensors(out / file) as tensors:
-            rows = {name: torch.from_numpy(tensors.get_tensor(key)) for name, key in SDXL_KEYS.items()}
-        for name, vectors in rows.items():
-            tokenizer = getattr(pipe, name.replace("text_encoder", "tokenizer"))
-            pipe.load_textual_inversion(vectors, token=word, text_encoder=getattr(pipe, name), tokenizer=tokenizer)
+            rows = [tensors.get_tensor(tensor_name(encoder, token)) for encoder in exact.family.text_encoders]
+        for encoder, vectors in zip(exact.family.text_encoders, rows, strict=True):
+            pipe.load_textual_inversion(
+                torch.from_numpy(vectors),
+                token=token,
+                text_encoder=getattr(pipe, encoder.component),
+                tokenizer=getattr(pipe, encoder.tokenizer),
+            )

@@ -22,19 +22,11 @@ from jaxbooth.training.layout import Streams, make_streams
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.state import TrainState
 from jaxbooth.training.step import REFERENCE, Task, make_task
-from jaxbooth.weights.architectures import FAMILIES, Family, write_skeleton
+from jaxbooth.weights.architectures import PUBLISHED
 from jaxbooth.weights.resolve import resolve_model
+from jaxbooth.weights.skeleton import write_skeleton
 
 IMAGES_OF_SUBJECT = 5  # of a subject, where nobody has looked
-# Models of the Hub whose configurations ship with jaxbooth.
-PUBLISHED: dict[str, Family] = {
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
-    "runwayml/stable-diffusion-v1-5": "sd15",
-    "CompVis/stable-diffusion-v1-4": "sd15",
-    "stabilityai/stable-diffusion-2-1": "sd21",
-    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
-    **{name: name for name in FAMILIES},
-}
 
 
 class AbstractStep(NamedTuple):
@@ -75,7 +67,7 @@ def abstract_base(config: Config, platform: str | None = None) -> tuple[Config, 
     folder = local_path(config.model)
     if config.model in PUBLISHED and not folder.exists():
         with tempfile.TemporaryDirectory() as scratch:
-            write_skeleton(PUBLISHED[config.model], Path(scratch))
+            write_skeleton(PUBLISHED[config.model].name, Path(scratch))
             base = read(Path(scratch))
     else:
         base = read(folder if (folder / "model_index.json").exists() else resolve_model(config.source))
@@ -148,7 +140,7 @@ def abstract_latent_cache(config: Config, base: BaseModel, streams: Streams, mes
     masks = leaf(*latents[:-1], 1) if data.masks else None
     captions = len(streams.instances) + len(streams.classes) + (config.text.dropout > 0)
     tower, chunks = base.text.encoders[-1], config.text.chunks
-    pooled = leaf(captions, tower.config.projection_dim) if base.text.is_xl else None
+    pooled = leaf(captions, tower.config.projection_dim) if base.text.conditioning.has_pooled else None
     text = TextEmbeddings(leaf(captions, chunks * tower.max_length, base.text.width), pooled)
     ids: TokenIds = {t.name: leaf(captions, chunks, t.max_length, dtype=jnp.int32) for t in base.text.encoders}
     keeps_text = config.trains_text and config.loss.prior_target == "frozen" and config.prior_rows

@@ -1,88 +1,272 @@
-"""The published architectures that a single weight file can hold: their configurations and CLIP's tokenizer, offline.
+"""The model families that jaxbooth trains: one entry of `FAMILIES` holds all that is known of one.
 
-A `.safetensors` file of a whole model says nothing about its structure, so the configurations of the models that
-everyone fine-tunes ship with the package: stable-diffusion-v1-5, stable-diffusion-2-1 (768 px) and
-stable-diffusion-xl-base-1.0, as their authors published them, less the paths on their disks and the safety checker.
+An entry says how its models are recognised (in a folder, in a single file, in a LoRA file), of which components they
+are made, what the denoiser is conditioned on, and what the files of other programs call them. Whoever needs to know the
+family asks for a property of its entry, and never for its name.
+
+The published configurations of each family ship in `assets/families/<name>`, since a file of weights alone does not
+contain them: stable-diffusion-v1-5, stable-diffusion-2-1 (768 px) and stable-diffusion-xl-base-1.0, less the paths on
+their authors' disks and the safety checker.
 """
 
-import gzip
-import json
-import shutil
-from itertools import chain
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, NamedTuple
+
+from flax import nnx
 
 from jaxbooth.assets import ASSETS
 from jaxbooth.errors import UserError
-from jaxbooth.storage.files import write_bytes, write_json, write_text
+from jaxbooth.models.config import UNetConfig
+from jaxbooth.models.layers import Layers
+from jaxbooth.models.unet import UNet2DConditionModel
+from jaxbooth.storage.paths import shown
 
-Family = Literal["sd15", "sd21", "sdxl"]
-FAMILIES: tuple[Family, ...] = ("sd15", "sd21", "sdxl")
-CLIP_MERGES = ASSETS / "clip_merges.txt.gz"  # OpenAI's list, cut where CLIP cuts it: a header and 48,894 merges
-START, END = "<|startoftext|>", "<|endoftext|>"
-PAD_TOKENS = {
-    "sd15": {"tokenizer": END},
-    "sd21": {"tokenizer": "!"},  # OpenCLIP pads with id 0
-    "sdxl": {"tokenizer": END, "tokenizer_2": "!"},
-}
+END_TOKEN = "<|endoftext|>"
 
 
-def family_folder(name: Family) -> Path:
-    """Returns the folder of a family's configurations: a diffusers model without weights and tokenizers."""
-    return ASSETS / "families" / name
+class DenoiserSpec(NamedTuple):
+    """The network that training changes.
 
-
-def byte_symbols() -> list[str]:
-    """Returns the 256 symbols of byte-level BPE in the order of their token ids.
-
-    Bytes that print stand for themselves; the others follow, as the letters from U+0100 on. Reference: OpenAI CLIP
-    `simple_tokenizer.py`, `bytes_to_unicode`.
+    Attributes:
+        component: its folder in a diffusers model.
+        config: the typed view of its `config.json`.
+        module: builds the network from the configuration.
+        kohya_prefix: of its modules in kohya's LoRA files.
+        has_ldm_names: whether those files name its modules as single files do, and not as diffusers does.
     """
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    return [chr(byte) for byte in printable] + [chr(0x100 + index) for index in range(256 - len(printable))]
+
+    component: str
+    config: type
+    module: Callable[[Any, Layers], nnx.Module]
+    kohya_prefix: str
+    has_ldm_names: bool = False
 
 
-def vocabulary(merges: str) -> dict[str, int]:
-    """Returns CLIP's token -> id: bytes, bytes that end a word, merges by rank, and the two special tokens.
+class TextEncoderSpec(NamedTuple):
+    """A CLIP text encoder and its tokenizer.
 
-    Args:
-        merges: the content of `merges.txt`, its header included.
-    """
-    symbols = byte_symbols()
-    merged = (line.replace(" ", "") for line in merges.removesuffix("\n").split("\n")[1:])
-    tokens = chain(symbols, (f"{symbol}</w>" for symbol in symbols), merged, (START, END))
-    return {token: index for index, token in enumerate(tokens)}
-
-
-def write_tokenizer(folder: Path, pad_token: str = END) -> None:
-    """Writes CLIP's tokenizer of 49,408 tokens into `folder`, as `transformers.CLIPTokenizer` reads it.
-
-    Args:
+    Attributes:
+        component, tokenizer: their folders in a diffusers model.
         pad_token: fills prompts up to 77 tokens.
+        has_projection: whether a pooled embedding is made of its last hidden state.
+        ldm_prefix: of its tensors in single files.
+        kohya_prefix: of its modules in kohya's LoRA files.
+        embedding_key: of its rows in a file of learned embeddings; None: the token itself.
     """
-    merges = gzip.decompress(CLIP_MERGES.read_bytes())
-    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad_token}
-    write_bytes(folder / "merges.txt", merges)
-    write_text(folder / "vocab.json", json.dumps(vocabulary(merges.decode()), ensure_ascii=False))
-    write_json(folder / "special_tokens_map.json", special)
-    write_json(
-        folder / "tokenizer_config.json",
-        {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "add_prefix_space": False, "do_lower_case": True,
-         "errors": "replace", **special},
-    )  # fmt: skip
+
+    component: str
+    tokenizer: str
+    pad_token: str
+    has_projection: bool
+    ldm_prefix: str
+    kohya_prefix: str
+    embedding_key: str | None
 
 
-def write_skeleton(name: Family, folder: Path) -> None:
-    """Writes a whole diffusers folder of a family but for its weights: configurations, scheduler and tokenizers.
+class Conditioning(NamedTuple):
+    """What the denoiser takes besides latents and timesteps.
 
-    Args:
-        folder: created when missing.
+    Attributes:
+        skipped_layers: the text encoders' last layers that the prompt embeddings leave out, before any `clip_skip`.
+        has_final_norm: whether the prompt embeddings pass through the text encoder's final LayerNorm.
+        has_pooled: whether the last text encoder's pooled embeddings and the image's time ids (its size, crop and
+            target size) are conditions too.
+        zeros_for_empty_prompt: whether an empty prompt is all zeros, unless `model_index.json` says otherwise.
+    """
+
+    skipped_layers: int = 0
+    has_final_norm: bool = True
+    has_pooled: bool = False
+    zeros_for_empty_prompt: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family.
+
+    Attributes:
+        name: its folder in `assets/families`, and its short name on the command line.
+        title: as messages name it.
+        repositories: Hub ids whose configurations those in `assets/families` are.
+        pipeline: class in `model_index.json`.
+        denoiser_keys: keys of the denoiser's `config.json` that tell the family from others, and their values.
+        text_width: of the prompt embeddings of published models, by which files without a configuration are recognised.
+        guidance_scale: for sampling, where nothing else is asked for.
+        modelspec: "epsilon" and "v" -> architecture (https://github.com/Stability-AI/ModelSpec).
+        kohya_version: `ss_base_model_version` in the metadata of kohya's LoRA files.
+        has_inference_yaml: whether single files that predict v have a YAML file beside them, which web UIs read; the
+            others are marked by an empty tensor.
+        hub_tag: of model cards.
+    """
+
+    name: str
+    title: str
+    repositories: tuple[str, ...]
+    pipeline: str
+    denoiser_keys: Mapping[str, Any]
+    text_width: int
+    denoiser: DenoiserSpec
+    text_encoders: tuple[TextEncoderSpec, ...]
+    conditioning: Conditioning
+    guidance_scale: float
+    modelspec: Mapping[str, str]
+    kohya_version: str
+    has_inference_yaml: bool
+    hub_tag: str
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Folders of a diffusers model that hold weights."""
+        return (self.denoiser.component, "vae", *(encoder.component for encoder in self.text_encoders))
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the published configurations: a diffusers model without weights and tokenizers."""
+        return ASSETS / "families" / self.name
+
+
+UNET = DenoiserSpec("unet", UNetConfig, UNet2DConditionModel, "lora_unet")
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family(
+            name="sd15",
+            title="SD 1.x",
+            repositories=(
+                "stable-diffusion-v1-5/stable-diffusion-v1-5",
+                "runwayml/stable-diffusion-v1-5",
+                "CompVis/stable-diffusion-v1-4",
+            ),
+            pipeline="StableDiffusionPipeline",
+            denoiser_keys={"addition_embed_type": None, "use_linear_projection": False},
+            text_width=768,
+            denoiser=UNET,
+            text_encoders=(
+                TextEncoderSpec("text_encoder", "tokenizer", END_TOKEN, False, "cond_stage_model.", "lora_te", None),
+            ),
+            conditioning=Conditioning(),
+            guidance_scale=7.5,
+            modelspec={"epsilon": "stable-diffusion-v1", "v": "stable-diffusion-v1"},
+            kohya_version="sd_v1",
+            has_inference_yaml=True,
+            hub_tag="stable-diffusion",
+        ),
+        Family(
+            name="sd21",
+            title="SD 2.x",
+            repositories=("stabilityai/stable-diffusion-2-1",),
+            pipeline="StableDiffusionPipeline",
+            denoiser_keys={"addition_embed_type": None, "use_linear_projection": True},
+            text_width=1024,
+            denoiser=UNET,
+            text_encoders=(
+                # OpenCLIP pads with id 0
+                TextEncoderSpec("text_encoder", "tokenizer", "!", False, "cond_stage_model.", "lora_te", None),
+            ),
+            conditioning=Conditioning(),
+            guidance_scale=7.5,
+            modelspec={"epsilon": "stable-diffusion-v2-512", "v": "stable-diffusion-v2-768-v"},
+            kohya_version="sd_v2",
+            has_inference_yaml=True,
+            hub_tag="stable-diffusion",
+        ),
+        Family(
+            name="sdxl",
+            title="SDXL",
+            repositories=("stabilityai/stable-diffusion-xl-base-1.0",),
+            pipeline="StableDiffusionXLPipeline",
+            denoiser_keys={"addition_embed_type": "text_time"},
+            text_width=2048,
+            denoiser=UNET._replace(has_ldm_names=True),
+            text_encoders=(
+                TextEncoderSpec(
+                    "text_encoder", "tokenizer", END_TOKEN, False, "conditioner.embedders.0.", "lora_te1", "clip_l"
+                ),
+                TextEncoderSpec(
+                    "text_encoder_2", "tokenizer_2", "!", True, "conditioner.embedders.1.", "lora_te2", "clip_g"
+                ),
+            ),
+            conditioning=Conditioning(1, has_final_norm=False, has_pooled=True, zeros_for_empty_prompt=True),
+            guidance_scale=5.0,
+            modelspec={"epsilon": "stable-diffusion-xl-v1-base", "v": "stable-diffusion-xl-v1-base"},
+            kohya_version="sdxl_base_v1-0",
+            has_inference_yaml=False,
+            hub_tag="stable-diffusion-xl",
+        ),
+    )
+}
+COMPONENTS = tuple(dict.fromkeys(name for family in FAMILIES.values() for name in family.components))
+# Short names and Hub ids of the models whose configurations ship with jaxbooth.
+PUBLISHED = {name: family for family in FAMILIES.values() for name in (family.name, *family.repositories)}
+PIPELINES = {"StableDiffusionPipeline": "Stable Diffusion 1.x or 2.x", "StableDiffusionXLPipeline": "SDXL"}
+
+
+class OtherModel(NamedTuple):
+    """A model that is recognised and refused.
+
+    Attributes:
+        title: as messages name it.
+        pipeline: how its class in `model_index.json` begins.
+        tensor: expression for how one of its tensors is called in single files, less the UNet's prefix.
+        lora_module: expression for a module in its LoRA files.
+    """
+
+    title: str
+    pipeline: str | None = None
+    tensor: str | None = None
+    lora_module: str | None = None
+
+
+OTHER_MODELS = (
+    OtherModel("Stable Diffusion 3", "StableDiffusion3", r"joint_blocks\.", r"joint_blocks|add_k_proj"),
+    OtherModel("FLUX", "Flux", r"double_blocks\.", r"double_blocks|single_(transformer_)?blocks"),
+    OtherModel("Stable Cascade", "StableCascade", r"clip_txt_mapper\.|down_blocks\.\d+\.\d+\.channelwise\."),
+    OtherModel("PixArt", "PixArt", r"t_block\.1\."),
+    OtherModel("Playground v2.5", tensor=r"edm_(mean|std)$"),
+    OtherModel("Stable Video Diffusion", tensor=r"(input_blocks|middle_block|output_blocks)\..*\.time_stack\."),
+    OtherModel("an SDXL inpainting model", "StableDiffusionXLInpaint"),
+    OtherModel("the SDXL refiner", "StableDiffusionXLImg2Img"),
+    OtherModel("an SDXL ControlNet pipeline", "StableDiffusionXLControlNet"),
+    OtherModel("an inpainting model", "StableDiffusionInpaint"),
+    OtherModel("a depth model", "StableDiffusionDepth2Img"),
+    OtherModel("InstructPix2Pix", "StableDiffusionInstructPix2Pix"),
+    OtherModel("an upscaler", "StableDiffusionUpscale"),
+    OtherModel("Kandinsky", "Kandinsky"),
+    OtherModel("Sana", "Sana"),
+    OtherModel("Wuerstchen", "Wuerstchen"),
+    OtherModel("Qwen-Image", "QwenImage"),
+    OtherModel("Z-Image", "ZImage"),
+    OtherModel("Hunyuan-DiT", "HunyuanDiT"),
+    OtherModel("AuraFlow", "AuraFlow"),
+    OtherModel("Lumina", "Lumina"),
+    OtherModel("HiDream", "HiDream"),
+)
+
+
+def check_pipeline(model_index: Mapping[str, Any], folder: Path) -> None:
+    """Refuses a diffusers model of another kind, by its `model_index.json` alone.
 
     Raises:
-        UserError: `folder` is not empty.
+        UserError: the pipeline's class is of no family; the message names the model.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists already; choose another folder or remove it.")
-    shutil.copytree(family_folder(name), folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
-    for tokenizer, pad_token in PAD_TOKENS[name].items():
-        write_tokenizer(folder / tokenizer, pad_token)
+    pipeline = shown(model_index.get("_class_name")).strip("'")
+    if pipeline in PIPELINES:
+        return
+    others = [other.title for other in OTHER_MODELS if other.pipeline and pipeline.startswith(other.pipeline)]
+    model = f"{others[0]} ({pipeline})" if others else pipeline
+    raise UserError(
+        f"{folder / 'model_index.json'}: {model} is not supported; "
+        "jaxbooth trains Stable Diffusion 1.x, 2.x and SDXL text-to-image models."
+    )
+
+
+def family_of(denoiser: UNetConfig) -> Family:
+    """Returns the family that a denoiser's configuration belongs to."""
+    return next(
+        family
+        for family in FAMILIES.values()
+        if isinstance(denoiser, family.denoiser.config)
+        and all(getattr(denoiser, key) == value for key, value in family.denoiser_keys.items())
+    )

@@ -29,7 +29,6 @@ from jaxbooth.weights.names import (
 )
 from jaxbooth.weights.values import finite, weight_dtype
 
-COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")  # folders that may hold weights
 STEM = "(?:diffusion_pytorch_model|pytorch_model|model)"
 # `model.fp16-00001-of-00002.safetensors` with `model.safetensors.index.fp16.json`; early files have the variant last.
 WEIGHTS = re.compile(

@@ -13,8 +13,9 @@ from jaxbooth.params import Params
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.paths import plain_file_name
 from jaxbooth.storage.text import read_json
+from jaxbooth.weights.architectures import COMPONENTS
 from jaxbooth.weights.component import ComponentTensors, save_component
-from jaxbooth.weights.diffusers_read import COMPONENTS, index_file, plain_name, weight_files
+from jaxbooth.weights.diffusers_read import index_file, plain_name, weight_files
 
 ExportDtype = Literal["base", "float32", "float16", "bfloat16"]
 ExportFormat = Literal["diffusers", "single-file", "lora", "embeddings"]

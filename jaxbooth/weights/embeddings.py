@@ -1,10 +1,11 @@
-"""Placeholder tokens as files: what `load_textual_inversion` and the web UIs read, float32, one file for each word.
+"""Learned embeddings of placeholder tokens as files: what `load_textual_inversion` and the web UIs read, float32.
 
-SD 1.x and 2.x have one tensor (vectors, d) under the word; SDXL has one for each text encoder, under the names that the
-web UIs gave them. The word itself is in the file's metadata too.
+Each token has a file of its own, with one tensor (vectors, d) for each text encoder. A single text encoder's tensor has
+the token's name; those of several have the names that the web UIs gave them (`clip_l` and `clip_g` of SDXL). The token
+is in the file's metadata too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +13,60 @@ import numpy as np
 from safetensors.numpy import save
 
 from jaxbooth.errors import UserError
-from jaxbooth.export.upload import embedding_files
 from jaxbooth.storage.files import write_bytes
-from jaxbooth.storage.paths import shown
+from jaxbooth.storage.paths import short_name, shown
+from jaxbooth.weights.architectures import FAMILIES, Family, TextEncoderSpec
 from jaxbooth.weights.diffusers_read import open_tensors
 from jaxbooth.weights.values import finite, weight_dtype
 
-SDXL_KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
-TOKEN_KEY = "jaxbooth.token"
+EMBEDDINGS_FILE = "learned_embeds.safetensors"  # the name that diffusers looks for
+TOKEN_KEY = "jaxbooth.token"  # of the metadata
 
-TokenEmbeddings = dict[str, dict[str, np.ndarray]]  # word -> text encoder -> (vectors, d)
+TokenEmbeddings = dict[str, dict[str, np.ndarray]]  # token -> text encoder -> (vectors, d)
 
 
-def write_embeddings(folder: Path, words: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Writes one file for each word into a folder."""
-    files = embedding_files(list(words))
-    for word, towers in words.items():
-        names = SDXL_KEYS if len(towers) > 1 else dict.fromkeys(towers, word)
-        tensors = {names[tower]: np.ascontiguousarray(rows) for tower, rows in towers.items()}
-        write_bytes(folder / files[word], save(tensors, metadata={TOKEN_KEY: word}))
+def embedding_files(tokens: Sequence[str]) -> dict[str, str]:
+    """Returns placeholder token -> name of its file: readers take one token from a file."""
+    if len(tokens) == 1:
+        return {tokens[0]: EMBEDDINGS_FILE}
+    stems = [short_name("".join(filter(str.isalnum, token))) for token in tokens]
+    distinct = [stem if stem and stems.count(stem) == 1 else f"{stem}{index}" for index, stem in enumerate(stems)]
+    return {token: f"learned_embeds_{stem}.safetensors" for token, stem in zip(tokens, distinct, strict=True)}
+
+
+def tensor_name(encoder: TextEncoderSpec, token: str) -> str:
+    """Returns the name of a text encoder's tensor in a token's file."""
+    return encoder.embedding_key or token
+
+
+def write_embeddings(folder: Path, embeddings: Mapping[str, Mapping[str, np.ndarray]], family: Family) -> None:
+    """Writes one file for each token into a folder.
+
+    Args:
+        embeddings: token -> text encoder -> (vectors, d).
+    """
+    files = embedding_files(list(embeddings))
+    for token, rows in embeddings.items():
+        tensors = {
+            tensor_name(encoder, token): np.ascontiguousarray(rows[encoder.component])
+            for encoder in family.text_encoders
+        }
+        write_bytes(folder / files[token], save(tensors, metadata={TOKEN_KEY: token}))
 
 
 def read_embeddings(folder: Path) -> TokenEmbeddings:
-    """Reads the words that `write_embeddings` left in a model folder, in the order of their files' names."""
-    towers, words = {key: tower for tower, key in SDXL_KEYS.items()}, {}
+    """Reads the embeddings that `write_embeddings` left in a model folder, in the order of their files' names."""
+    encoders = [encoder for family in FAMILIES.values() for encoder in family.text_encoders]
+    components = {encoder.embedding_key: encoder.component for encoder in encoders}
+    embeddings: TokenEmbeddings = {}
     for path in sorted(folder.glob("learned_embeds*.safetensors")):
         with open_tensors(path) as file:
-            word = (file.metadata() or {}).get(TOKEN_KEY)
-            if word:
-                words[word] = {towers.get(key, "text_encoder"): read_rows(path, file, key) for key in file.keys()}  # noqa: SIM118
-    return words
+            token, names = (file.metadata() or {}).get(TOKEN_KEY), list(file.keys())
+            if token:
+                embeddings[token] = {
+                    components.get(name, "text_encoder"): read_rows(path, file, name) for name in names
+                }
+    return embeddings
 
 
 def read_rows(path: Path, file: Any, name: str) -> np.ndarray:

@@ -14,13 +14,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from jaxbooth.base.components import family_of
 from jaxbooth.console.messages import say, warn
 from jaxbooth.console.progress import every, progress
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.storage.paths import relative_file_name
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.diffusers_read import COMPONENTS
+from jaxbooth.weights.architectures import COMPONENTS, check_pipeline
 from jaxbooth.weights.prepare import check_variant, choose_weights
 
 # What is read as it is; safety checkers and feature extractors are not.
@@ -57,7 +56,7 @@ def download(
         if vae_only:
             return vae_files(files, variant, allow_pickle, what)
         if INDEX in files:
-            family_of(read_json(read(INDEX)), Path(repo))
+            check_pipeline(read_json(read(INDEX)), Path(repo))
         return model_files(files, variant, allow_pickle, what)
 
     return fetch(repo, revision, offline, what, choose)

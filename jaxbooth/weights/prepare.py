@@ -21,8 +21,8 @@ from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.paths import local_path, short_name
 from jaxbooth.storage.text import read_json
+from jaxbooth.weights.architectures import COMPONENTS
 from jaxbooth.weights.diffusers_read import (
-    COMPONENTS,
     INDEX,
     WEIGHTS,
     open_tensors,

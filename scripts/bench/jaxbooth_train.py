@@ -45,7 +45,7 @@ def useful_flops(config: Config, base: BaseModel) -> float:
     text = plain.text.width
     shapes: Any = [(1, *side), (1,), (1, plain.text.encoders[-1].length, text)]
     added = None
-    if base.text.is_xl:
+    if base.text.conditioning.has_pooled:
         added = AddedConditions(jnp.zeros((1, base.text.encoders[-1].config.projection_dim)), jnp.zeros((1, 6)))
     run = jax.make_jaxpr(lambda params, *inputs: plain.unet.bind(params)(*inputs, added))
     jaxpr = run(plain.unet.shapes, *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))

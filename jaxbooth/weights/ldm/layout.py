@@ -19,8 +19,7 @@ from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.models.vae import AutoencoderKL
 from jaxbooth.params import abstract_module
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.architectures import Family
-from jaxbooth.weights.diffusers_read import COMPONENTS
+from jaxbooth.weights.architectures import COMPONENTS, Family, family_of
 from jaxbooth.weights.ldm.names import UNET_PREFIX, VAE_PREFIX, clip_key, openclip_key, unet_key, vae_key
 from jaxbooth.weights.names import torch_name, torch_shape
 
@@ -79,12 +78,11 @@ def component_config(folder: Path, component: str) -> UNetConfig | VAEConfig | C
     return read_config(CONFIGS[component], read_json(path), str(path))
 
 
-def family(folder: Path) -> Family:
+def read_family(folder: Path) -> Family:
     """Returns the family that a folder's model belongs to."""
-    if "text_encoder_2" in components(folder):
-        return "sdxl"
-    config = component_config(folder, "text_encoder")
-    return "sd21" if isinstance(config, CLIPTextConfig) and is_openclip(config) else "sd15"
+    denoiser = component_config(folder, "unet")
+    assert isinstance(denoiser, UNetConfig)
+    return family_of(denoiser)
 
 
 def is_openclip(config: CLIPTextConfig) -> bool:
@@ -104,9 +102,8 @@ def layout(folder: Path, component: str) -> list[LdmTensor]:
         return [LdmTensor(UNET_PREFIX + unet_key(name, config), shape, (name,)) for name, shape in shapes.items()]
     if isinstance(config, VAEConfig):
         return vae_layout(config)
-    projected = component == "text_encoder_2"
-    stem = f"conditioner.embedders.{int(projected)}." if family(folder) == "sdxl" else "cond_stage_model."
-    return text_encoder_layout(stem, config, projected)
+    encoder = next(encoder for encoder in read_family(folder).text_encoders if encoder.component == component)
+    return text_encoder_layout(encoder.ldm_prefix, config, encoder.has_projection)
 
 
 def vae_layout(config: VAEConfig) -> list[LdmTensor]:

@@ -45,10 +45,10 @@ def read_prediction(tensors: Any, file: Path, asked: str | None, family: Family 
         or parse_type((tensors.metadata() or {}).get("modelspec.prediction_type"), f"{file}: modelspec.prediction_type")
         or read_inference_config(file.with_suffix(".yaml"))
     )
-    if said is None and family == "sd21":
+    if said is None and family and family.name == "sd21":
         spread = float(np.std(tensors.get_tensor(TELLTALE).astype(np.float32))) if TELLTALE in names else 0.0
         said = "v_prediction" if spread > V_SPREAD else "epsilon"
-    said = said or (family and "epsilon")
+    said = said or ("epsilon" if family else None)
     return Prediction(said, ZERO_SNR_MARKER in names and said == "v_prediction")
 
 

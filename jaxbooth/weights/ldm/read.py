@@ -17,15 +17,16 @@ from jaxbooth.errors import UserError
 from jaxbooth.models.config import VAEConfig, read_config
 from jaxbooth.storage.files import new_folder, write_json
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.architectures import Family, family_folder, write_skeleton
+from jaxbooth.weights.architectures import FAMILIES, Family
 from jaxbooth.weights.diffusers_write import write_index
-from jaxbooth.weights.ldm.identify import family_of, identify
+from jaxbooth.weights.ldm.identify import family_of_width, read_text_width
 from jaxbooth.weights.ldm.layout import LdmTensor, components, layout, vae_layout
 from jaxbooth.weights.ldm.names import UNET_PREFIX, VAE_ATTENTION, VAE_PREFIX, vae_key
 from jaxbooth.weights.ldm.prediction import Prediction, read_prediction
 from jaxbooth.weights.names import canonical, without_ones
 from jaxbooth.weights.pickles import open_checkpoint
 from jaxbooth.weights.safetensors_write import LazyTensor, write_tensors
+from jaxbooth.weights.skeleton import write_skeleton
 from jaxbooth.weights.values import finite, weight_dtype
 
 PLAIN_PARTS = ("scheduler", "tokenizer", "tokenizer_2", "feature_extractor")  # folders without weights
@@ -95,12 +96,12 @@ def convert_single_file(
         UserError: the file is damaged, incomplete or of a model that jaxbooth does not train (the message names it).
     """
     checkpoint = Checkpoint(file, allow_pickle)
-    context = identify(checkpoint.tensors, file)
+    width = read_text_width(checkpoint.tensors, file)
     with TemporaryDirectory() as temporary:
         family = None
         if skeleton is None:
-            family, skeleton = family_of(context, file), Path(temporary)
-            write_skeleton(family, skeleton)
+            family, skeleton = family_of_width(width, file), Path(temporary)
+            write_skeleton(family.name, skeleton)
         prediction = read_prediction(checkpoint.tensors, file, prediction_type, family)
         layouts = {component: layout(skeleton, component) for component in components(skeleton)}
         check_complete(checkpoint, layouts)
@@ -154,7 +155,7 @@ def write_prediction(folder: Path, prediction: Prediction, family: Family | None
     if prediction.zero_snr:
         changes["rescale_betas_zero_snr"] = True
     edit_json(folder / "scheduler" / "scheduler_config.json", changes)
-    if family == "sd21" and prediction.type == "epsilon":
+    if family and family.name == "sd21" and prediction.type == "epsilon":
         edit_json(folder / "unet" / "config.json", {"sample_size": SD2_BASE_SAMPLE_SIZE})
 
 
@@ -184,7 +185,7 @@ def convert_vae(file: Path, folder: Path, config: Path | None = None, allow_pick
     Raises:
         UserError: the file is damaged, no VAE, or of another architecture.
     """
-    config = config or family_folder("sd15") / "vae" / "config.json"
+    config = config or FAMILIES["sd15"].folder / "vae" / "config.json"
     typed = read_config(VAEConfig, read_json(config), str(config))
 
     def ldm_name(name: str) -> str:

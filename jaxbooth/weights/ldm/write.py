@@ -13,20 +13,12 @@ from jaxbooth.storage.files import write_text
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.component import ComponentTensors
 from jaxbooth.weights.ldm.inference_yaml import inference_config
-from jaxbooth.weights.ldm.layout import LdmTensor, Shape, component_config, components, family, layout
+from jaxbooth.weights.ldm.layout import LdmTensor, Shape, component_config, components, layout, read_family
 from jaxbooth.weights.ldm.prediction import V_MARKER, ZERO_SNR_MARKER
 from jaxbooth.weights.safetensors_write import LazyTensor, write_tensors
 
 LOGIT_SCALE = np.log(100.0)  # where CLIP's training clips it, and where it ends
 MODELSPEC_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
-ARCHITECTURES = {
-    ("sd15", "epsilon"): "stable-diffusion-v1",
-    ("sd15", "v"): "stable-diffusion-v1",
-    ("sd21", "epsilon"): "stable-diffusion-v2-512",
-    ("sd21", "v"): "stable-diffusion-v2-768-v",
-    ("sdxl", "epsilon"): "stable-diffusion-xl-v1-base",
-    ("sdxl", "v"): "stable-diffusion-xl-v1-base",
-}
 
 
 def entry_tensor(component: ComponentTensors, entry: LdmTensor) -> LazyTensor:
@@ -71,8 +63,8 @@ def write_single_file(
     Raises:
         UserError: `out` exists already, the folder is incomplete, or it predicts what single files cannot say.
     """
-    kind, prediction = family(folder), modelspec_prediction(folder)
-    sidecar = out.with_suffix(".yaml") if kind != "sdxl" and prediction == "v" else None
+    family, prediction = read_family(folder), modelspec_prediction(folder)
+    sidecar = out.with_suffix(".yaml") if family.has_inference_yaml and prediction == "v" else None
     for path in (out, sidecar):
         if path and path.exists():
             raise UserError(f"{path} exists already; choose another name or remove it.")
@@ -85,7 +77,7 @@ def write_single_file(
     header = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": ARCHITECTURES[kind, prediction],
+        "modelspec.architecture": family.modelspec[prediction],
         "modelspec.prediction_type": prediction,
         "modelspec.title": out.stem,
     }
@@ -130,4 +122,4 @@ def markers(folder: Path) -> list[str]:
         return []
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     is_zero = scheduler.get("rescale_betas_zero_snr")
-    return [V_MARKER] * (family(folder) == "sdxl") + [ZERO_SNR_MARKER] * bool(is_zero)
+    return [V_MARKER] * (not read_family(folder).has_inference_yaml) + [ZERO_SNR_MARKER] * bool(is_zero)

@@ -11,14 +11,11 @@ from pathlib import Path
 from jaxbooth.errors import UserError
 from jaxbooth.models.config import UNetConfig
 from jaxbooth.params import ModuleDef
-from jaxbooth.weights.architectures import Family
-from jaxbooth.weights.diffusers_read import COMPONENTS
+from jaxbooth.weights.architectures import COMPONENTS, FAMILIES, OTHER_MODELS, Family, TextEncoderSpec, family_of
 from jaxbooth.weights.ldm.names import unet_key
 
 LORA_COMPONENTS = tuple(name for name in COMPONENTS if name != "vae")
-CONTEXT_WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}  # what cross-attention reads
-CONTEXT_READER = re.compile(r"attn2[._](processor\.)?to_[kv]$")
-OTHER_FAMILIES = ((r"double_blocks|single_(transformer_)?blocks", "FLUX"), (r"joint_blocks|add_k_proj", "SD 3"))
+TEXT_READER = re.compile(r"attn2[._](processor\.)?to_[kv]$")
 
 # diffusers before 0.22 (`attn1.processor.to_q_lora`, and `self_attn.to_q_lora` in text encoders)
 BEFORE_PEFT = (
@@ -39,21 +36,6 @@ UNSUPPORTED = {
     r"\.lora_B\.bias": "LoRA with biases", r"\.on_input$": "IA3", r"\.diff(_b)?$|\.[wb]_norm$": "full differences",
 }  # fmt: skip
 
-ARCHITECTURES = {
-    "sd15": "stable-diffusion-v1",
-    "sd21": "stable-diffusion-v2-512",
-    "sdxl": "stable-diffusion-xl-v1-base",
-}
-LARGE_SD2 = "stable-diffusion-v2-768-v"
-BASE_VERSIONS = {"sd15": "sd_v1", "sd21": "sd_v2", "sdxl": "sdxl_base_v1-0"}
-
-
-def unet_family(config: UNetConfig) -> Family:
-    """Tells the families apart by their structure: added conditions (XL), linear projections (2.x)."""
-    if config.addition_embed_type == "text_time":
-        return "sdxl"
-    return "sd21" if config.use_linear_projection else "sd15"
-
 
 def published_path(component: str, module: str) -> str:
     """Returns a module's path with the `text_model.` that readers before transformers 5 need and later ones accept."""
@@ -62,10 +44,12 @@ def published_path(component: str, module: str) -> str:
 
 def kohya_name(component: str, module: str, config: UNetConfig) -> str:
     """Returns the name that kohya's `networks/lora.py` gives a module: diffusers paths, but SGM's in an SDXL UNet."""
-    is_xl = unet_family(config) == "sdxl"
-    prefix = {"unet": "lora_unet", "text_encoder": "lora_te1" if is_xl else "lora_te", "text_encoder_2": "lora_te2"}
-    path = unet_key(module, config) if component == "unet" and is_xl else published_path(component, module)
-    return underscored(prefix[component], path)
+    family = family_of(config)
+    if component == family.denoiser.component:
+        path = unet_key(module, config) if family.denoiser.has_ldm_names else module
+        return underscored(family.denoiser.kohya_prefix, path)
+    encoder = next(encoder for encoder in family.text_encoders if encoder.component == component)
+    return underscored(encoder.kohya_prefix, published_path(component, module))
 
 
 def underscored(prefix: str, path: str) -> str:
@@ -81,10 +65,15 @@ def spellings(component: str, module: str, config: UNetConfig) -> Iterator[str]:
         for name in (path, *old):
             yield f"{component}.{name}"
             yield name
-    prefixes = {"unet": ["lora_unet"], "text_encoder": ["lora_te", "lora_te1"], "text_encoder_2": ["lora_te2"]}
-    if component == "unet":
+    if component == family_of(config).denoiser.component:
         paths.append(unet_key(module, config))
-    yield from (underscored(prefix, path) for prefix in prefixes[component] for path in paths)
+    yield from (underscored(prefix, path) for prefix in kohya_prefixes(component) for path in paths)
+
+
+def kohya_prefixes(component: str) -> list[str]:
+    """Returns the prefixes that a component's modules have in the files of any family."""
+    specs = [spec for family in FAMILIES.values() for spec in (family.denoiser, *family.text_encoders)]
+    return list(dict.fromkeys(spec.kohya_prefix for spec in specs if spec.component == component))
 
 
 def modules_by_name(networks: Mapping[str, ModuleDef], config: UNetConfig) -> dict[str, tuple[str, str]]:
@@ -137,11 +126,27 @@ def advice(modules: Mapping[str, tuple[int, ...]]) -> str:
     Args:
         modules: name in the file -> shape of its down matrix, (rank, in, ...).
     """
-    families = [title for pattern, title in OTHER_FAMILIES if any(re.search(pattern, name) for name in modules)]
-    families += ["SDXL" for name in modules if name.startswith(("text_encoder_2.", "lora_te2_", "lora_te1_"))]
-    contexts = [shape[1] for name, shape in modules.items() if CONTEXT_READER.search(name) and len(shape) > 1]
-    families += [CONTEXT_WIDTHS[width] for width in contexts if width in CONTEXT_WIDTHS]
-    return f"; it looks like a LoRA for {families[0]}" if families else "; it was made for another base model"
+    for other in OTHER_MODELS:
+        if other.lora_module and any(re.search(other.lora_module, name) for name in modules):
+            return f"; it looks like a LoRA for {other.title}"
+    widths = {shape[1] for name, shape in modules.items() if TEXT_READER.search(name) and len(shape) > 1}
+    for family in reversed(FAMILIES.values()):
+        if family.text_width in widths or any(name.startswith(own_prefixes(family)) for name in modules):
+            return f"; it looks like a LoRA for {family.title}"
+    return "; it was made for another base model"
+
+
+def own_prefixes(family: Family) -> tuple[str, ...]:
+    """Returns the beginnings of names in LoRA files that belong to this family alone; none may be."""
+    others = [encoder for other in FAMILIES.values() if other is not family for encoder in other.text_encoders]
+    shared = {prefix for encoder in others for prefix in lora_prefixes(encoder)}
+    own = [prefix for encoder in family.text_encoders for prefix in lora_prefixes(encoder)]
+    return tuple(prefix for prefix in own if prefix not in shared)
+
+
+def lora_prefixes(encoder: TextEncoderSpec) -> tuple[str, str]:
+    """Returns how the names of a text encoder's modules begin, in PEFT's and in kohya's files."""
+    return f"{encoder.component}.", f"{encoder.kohya_prefix}_"
 
 
 def kohya_metadata(config: UNetConfig, ranks: Iterable[int], alpha: float, is_dora: bool) -> dict[str, str]:
@@ -149,14 +154,14 @@ def kohya_metadata(config: UNetConfig, ranks: Iterable[int], alpha: float, is_do
 
     The module that reads DoRA is LyCORIS; kohya's own `networks.lora` knows none.
     """
-    kind, dims = unet_family(config), set(ranks)
-    is_large_sd2 = kind == "sd21" and (config.sample_size or 64) > 64
+    family, dims = family_of(config), set(ranks)
+    prediction = "v" if (config.sample_size or 0) > 64 else "epsilon"  # of the published models of SD 2.x
     return {
         "ss_network_module": "lycoris.kohya" if is_dora else "networks.lora",
         "ss_network_dim": str(*dims) if len(dims) == 1 else "Dynamic",
         "ss_network_alpha": f"{alpha:g}",
-        "ss_base_model_version": BASE_VERSIONS[kind],
-        "ss_v2": str(kind == "sd21"),
+        "ss_base_model_version": family.kohya_version,
+        "ss_v2": str(family.name == "sd21"),
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{LARGE_SD2 if is_large_sd2 else ARCHITECTURES[kind]}/lora",
+        "modelspec.architecture": f"{family.modelspec[prediction]}/lora",
     }
