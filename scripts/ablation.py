@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxbooth import load_config, train
 from jaxbooth.config.run_config import Config
-from jaxbooth.evaluation.evaluate import EvaluateArguments, evaluate
+from jaxbooth.evaluation.evaluate import evaluate
 from jaxbooth.metrics.bootstrap import Estimate, bootstrap_mean
 from jaxbooth.storage.files import write_json, write_text
 
@@ -75,11 +75,15 @@ def learn(task: Task, out: Path, seeds: int, steps: int) -> None:
             runs[config.run_dir] = (setting, seed)
     first, *others = runs
     evaluate(
-        EvaluateArguments(
-            run=first, compare=tuple(others), num=2, class_num=16, steps=10, out=out / task.name / "evaluation",
-            subject=f"sks {task.noun}", noun=task.noun,
-        )
-    )  # fmt: skip
+        first,
+        compare=others,
+        images_per_prompt=2,
+        class_images=16,
+        subject=f"sks {task.noun}",
+        noun=task.noun,
+        steps=10,
+        out=out / task.name / "evaluation",
+    )
 
 
 def measured(task: Task, out: Path, seeds: int, steps: int) -> dict[str, dict[str, list[np.ndarray]]]:
@@ -157,7 +161,7 @@ def write(found: list[dict[str, dict[str, list[np.ndarray]]]], head: str) -> Non
     """Writes the three files, and prints the table."""
     results, base = together(found), base_means(found)
     facts = {
-        setting: {metric: {"mean": one.mean, "change": one.change.facts()} for metric, one in row.items()}
+        setting: {metric: {"mean": one.mean, "change": one.change._asdict()} for metric, one in row.items()}
         for setting, row in results.items()
     }
     write_json(DOCS / "ablation.json", {BASE: base} | facts)

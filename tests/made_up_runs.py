@@ -81,8 +81,15 @@ def evaluated(folder: Path, models: tuple[str, ...] = ("base", "cat-000040"), si
     """Writes an evaluation of two metrics on two prompts into a run folder, and returns that."""
     titles = {"clip_i": ("CLIP-I", "subject fidelity", "higher"), "pres": ("PRES", "class kept apart", "lower")}
     definitions = {
-        name: {"title": title, "what": what, "better": better, "group": "subject", "features": "clip", "text": "How."}
-        for name, (title, what, better) in titles.items()
+        name: {
+            "title": title,
+            "measures": measures,
+            "better": better,
+            "group": "subject",
+            "features": "clip",
+            "text": "How.",
+        }
+        for name, (title, measures, better) in titles.items()
     }
     prompts = [("a sks cat in the snow", "subject"), ("a photo of a cat", "class")]
     found = []
@@ -101,9 +108,9 @@ def evaluated(folder: Path, models: tuple[str, ...] = ("base", "cat-000040"), si
         metrics = dict.fromkeys(titles, score)
         found.append({**facts, "images": f"images/{name}", "metrics": metrics, "prompts": rows, **own})
     content = {
-        "format": 1,
-        "settings": {"prompts": "live", "num": 1, "seed": 0, "sampler": "dpmpp_2m"},
-        "extractors": {"clip": {"name": "tiny-emoji", "fingerprint": "0"}, "dino": None},
+        "format": 2,
+        "settings": {"prompts": "live", "images_per_prompt": 1, "seed": 0, "sampler": "dpmpp_2m"},
+        "feature_models": {"clip": {"name": "tiny-emoji", "fingerprint": "0"}, "dino": None},
         "definitions": definitions,
         "skipped": {"dino": "no DINO model was named; use --dino FOLDER or a Hub id."},
         "models": found,

@@ -12,7 +12,7 @@ from jaxbooth.console.messages import result, say, show, warn
 from jaxbooth.console.output import console, output
 from jaxbooth.console.progress import progress
 from jaxbooth.errors import UserError
-from jaxbooth.evaluation.table import print_table
+from jaxbooth.evaluation.results import print_table
 from jaxbooth.metrics.definitions import DEFINITIONS
 
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d "

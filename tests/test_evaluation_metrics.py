@@ -7,7 +7,7 @@ from jaxbooth.metrics.bootstrap import bootstrap_mean
 from jaxbooth.metrics.definitions import ImageFeatures, compute_scores, distances, similarities
 from jaxbooth.metrics.prompts import EvalPrompt
 
-ENTRIES = [
+PROMPTS = [
     EvalPrompt("a sks cat", "a cat", "subject", 0),
     EvalPrompt("a red zwx dog", "a red dog", "subject", 1),
     EvalPrompt("a cat", "a cat", "class", 0),
@@ -19,7 +19,7 @@ def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return (features / np.linalg.norm(features, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def embedded(rng: np.random.Generator, width: int) -> ImageFeatures:
+def random_features(rng: np.random.Generator, width: int) -> ImageFeatures:
     return ImageFeatures([unit(rng, n, width) for n in (3, 3, 5)], [unit(rng, r, width) for r in (4, 6)])
 
 
@@ -36,55 +36,55 @@ def test_equal_pictures_have_no_distance_and_opposite_ones_two():
 
 def test_each_metric_uses_its_features_and_its_subject():
     rng = np.random.default_rng(1)
-    clip, dino, captions = embedded(rng, 8), embedded(rng, 6), unit(rng, 3, 8)
-    found = compute_scores(ENTRIES, clip, captions, dino)
-    np.testing.assert_array_equal(found["dino"][1], similarities(dino.images[1], dino.references[1]))
-    np.testing.assert_array_equal(found["clip_i"][0], similarities(clip.images[0], clip.references[0]))
-    np.testing.assert_allclose(found["clip_t"][1], clip.images[1] @ captions[1])
-    np.testing.assert_array_equal(found["pres"][0], similarities(dino.images[2], dino.references[0]))
-    np.testing.assert_array_equal(found["div"][0], distances(dino.images[2]))
-    assert [len(each) for each in found["div_subject"]] == [3, 3]
+    clip, dino, captions = random_features(rng, 8), random_features(rng, 6), unit(rng, 3, 8)
+    scores = compute_scores(PROMPTS, clip, captions, dino)
+    np.testing.assert_array_equal(scores["dino"][1], similarities(dino.images[1], dino.references[1]))
+    np.testing.assert_array_equal(scores["clip_i"][0], similarities(clip.images[0], clip.references[0]))
+    np.testing.assert_allclose(scores["clip_t"][1], clip.images[1] @ captions[1])
+    np.testing.assert_array_equal(scores["pres"][0], similarities(dino.images[2], dino.references[0]))
+    np.testing.assert_array_equal(scores["div"][0], distances(dino.images[2]))
+    assert [len(each) for each in scores["div_subject"]] == [3, 3]
 
 
 def test_without_dino_the_class_is_measured_with_clip():
     rng = np.random.default_rng(1)
-    clip = embedded(rng, 8)
-    found = compute_scores(ENTRIES, clip, unit(rng, 3, 8), None)
-    assert set(found) == {"clip_i", "clip_t", "pres", "div", "div_subject"}
-    np.testing.assert_array_equal(found["pres"][0], similarities(clip.images[2], clip.references[0]))
+    clip = random_features(rng, 8)
+    scores = compute_scores(PROMPTS, clip, unit(rng, 3, 8), None)
+    assert set(scores) == {"clip_i", "clip_t", "pres", "div", "div_subject"}
+    np.testing.assert_array_equal(scores["pres"][0], similarities(clip.images[2], clip.references[0]))
 
 
 def test_without_a_class_prompt_nothing_is_said_of_the_class():
     rng = np.random.default_rng(1)
-    found = compute_scores(ENTRIES[:2], embedded(rng, 8), unit(rng, 2, 8), None)
-    assert set(found) == {"clip_i", "clip_t", "div_subject"}
+    scores = compute_scores(PROMPTS[:2], random_features(rng, 8), unit(rng, 2, 8), None)
+    assert set(scores) == {"clip_i", "clip_t", "div_subject"}
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_approximation():
-    # One prompt, so that only images are drawn: 1.96 standard errors to each side.
+    # One prompt, so that only images are resampled: 1.96 standard errors to each side.
     scores = np.random.default_rng(2).normal(0.7, 0.1, size=400)
-    found = bootstrap_mean([scores])
+    interval = bootstrap_mean([scores])
     error = scores.std() / 20
-    assert found.mean == pytest.approx(scores.mean(), abs=1e-12)
-    assert found.low == pytest.approx(scores.mean() - 1.96 * error, abs=0.15 * error)
-    assert found.high == pytest.approx(scores.mean() + 1.96 * error, abs=0.15 * error)
+    assert interval.mean == pytest.approx(scores.mean(), abs=1e-12)
+    assert interval.low == pytest.approx(scores.mean() - 1.96 * error, abs=0.15 * error)
+    assert interval.high == pytest.approx(scores.mean() + 1.96 * error, abs=0.15 * error)
 
 
 def test_prompts_that_differ_widen_the_interval():
     # Images of a prompt agree; with k prompts the standard error is that of k numbers, not of k * n.
     prompts = np.random.default_rng(3).normal(0.5, 0.1, size=100)
-    found = bootstrap_mean([np.full(4, value) for value in prompts])
-    assert found.low is not None
-    assert found.high is not None
-    assert found.high - found.low == pytest.approx(2 * 1.96 * prompts.std() / 10, rel=0.1)
+    interval = bootstrap_mean([np.full(4, value) for value in prompts])
+    assert interval.low is not None
+    assert interval.high is not None
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * prompts.std() / 10, rel=0.1)
 
 
 def test_a_picture_is_no_pair_with_itself():
     pairs = np.array([[0, 0.2, 0.4], [0.2, 0, 0.6], [0.4, 0.6, 0]])
-    found = bootstrap_mean([pairs])
-    assert found.mean == pytest.approx(0.4)
-    assert found.low is not None
-    assert found.low >= 0.2 - 1e-12
+    interval = bootstrap_mean([pairs])
+    assert interval.mean == pytest.approx(0.4)
+    assert interval.low is not None
+    assert interval.low >= 0.2 - 1e-12
 
 
 def test_one_picture_has_no_interval():

@@ -1,19 +1,18 @@
-"""What an evaluation draws."""
+"""The prompts of an evaluation."""
 
 import re
 from pathlib import Path
 
 import pytest
 
+from jaxbooth.base.subject import SubjectName, name_subject
 from jaxbooth.config.schema import Subject
 from jaxbooth.errors import UserError
 from jaxbooth.metrics.prompts import (
     LIVE_TEMPLATES,
     OBJECT_TEMPLATES,
     EvalPrompt,
-    SubjectName,
     class_prompts,
-    name_subject,
     prompts_without_subject,
     read_templates,
     subject_prompts,
@@ -65,22 +64,22 @@ def test_animals_and_people_wear_hats(noun: str, kind: str):
 
 
 def test_captions_leave_the_identifier_out():
-    entries = subject_prompts(["a {} in the snow", "portrait of sks dog"], SubjectName("sks dog", "dog"), 0)
-    assert entries == [
+    prompts = subject_prompts(["a {} in the snow", "portrait of sks dog"], SubjectName("sks dog", "dog"), 0)
+    assert prompts == [
         EvalPrompt("a sks dog in the snow", "a dog in the snow", "subject", 0),
         EvalPrompt("portrait of sks dog", "portrait of dog", "subject", 0),
     ]
 
 
 def test_prompts_without_the_identifier_are_found():
-    named = SubjectName("sks dog", "dog")
-    entries = subject_prompts(["a {} in the snow", "a dog at sea"], named, 0) + class_prompts([subject("a", "a dog")])
-    assert prompts_without_subject(entries, [named]) == ["a dog at sea"]
+    name = SubjectName("sks dog", "dog")
+    prompts = subject_prompts(["a {} in the snow", "a dog at sea"], name, 0) + class_prompts([subject("a", "a dog")])
+    assert prompts_without_subject(prompts, [name]) == ["a dog at sea"]
 
 
 def test_a_class_is_compared_with_each_of_its_subjects():
     subjects = [subject("a sks dog", "a dog"), subject("a zwx cat"), subject("an ohwx dog", "a dog")]
-    assert [(entry.prompt, entry.subject) for entry in class_prompts(subjects)] == [("a dog", 0), ("a dog", 2)]
+    assert [(prompt.text, prompt.subject) for prompt in class_prompts(subjects)] == [("a dog", 0), ("a dog", 2)]
 
 
 def test_a_file_holds_one_prompt_a_line(tmp_path: Path):

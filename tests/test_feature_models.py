@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from jaxbooth.assets import DEMO_CLIP, DEMO_MODEL
 from jaxbooth.errors import RunFailure, UserError
-from jaxbooth.metrics.feature_models import CLIP, DINO, FeatureModelSource, find_files
+from jaxbooth.metrics.feature_models import CLIP, DINO, find_files
 from jaxbooth.metrics.features import load_clip, load_dino
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
+from jaxbooth.weights.resolve import Source
 from tests.feature_model_folders import save_clip, save_dino, save_dinov2
 
 pytest_plugins = ["tests.hub_server"]
@@ -37,7 +38,7 @@ def pickled(folder: Path) -> Path:
 
 def test_only_what_is_read_is_fetched(hub, tmp_path):
     hub.serve("a/clip", save_clip(tmp_path / "clip"), **CLUTTER)
-    folder = find_files(CLIP, FeatureModelSource("a/clip")).folder
+    folder = find_files(CLIP, Source("a/clip")).folder
     assert set(hub.fetched) == NEEDED
     assert {path.name for path in folder.iterdir()} == NEEDED
 
@@ -45,44 +46,45 @@ def test_only_what_is_read_is_fetched(hub, tmp_path):
 def test_a_revision_is_fetched_and_found_again_offline(hub, mesh, tmp_path):
     hub.serve("a/dino", save_dino(tmp_path / "first"))
     hub.serve("a/dino", save_dinov2(tmp_path / "second"), "v2")
-    assert find_files(DINO, FeatureModelSource("a/dino", revision="v2")).config["model_type"] == "dinov2"
+    assert find_files(DINO, Source("a/dino", revision="v2")).config["model_type"] == "dinov2"
     hub.stop()
-    local, cached = load_dino(str(tmp_path / "second"), mesh), load_dino("a/dino", mesh, revision="v2", offline=True)
+    local = load_dino(Source(str(tmp_path / "second")), mesh)
+    cached = load_dino(Source("a/dino", revision="v2", offline=True), mesh)
     assert cached.fingerprint == local.fingerprint
     with pytest.raises(RunFailure, match=r"DINO a/other is neither a local path nor in the cache .* --offline is set"):
-        load_dino("a/other", mesh, offline=True)
+        load_dino(Source("a/other", offline=True), mesh)
 
 
 def test_the_token_opens_a_gated_extractor(hub, tmp_path, monkeypatch):
     hub.serve("a/clip", save_clip(tmp_path / "clip"))
     hub.gated.add("a/clip")
     with pytest.raises(UserError, match="CLIP a/clip asks for its licence to be accepted"):
-        find_files(CLIP, FeatureModelSource("a/clip"))
+        find_files(CLIP, Source("a/clip"))
     monkeypatch.setenv("HF_TOKEN", hub.token)
-    assert find_files(CLIP, FeatureModelSource("a/clip")).config["model_type"] == "clip"
+    assert find_files(CLIP, Source("a/clip")).config["model_type"] == "clip"
 
 
 def test_another_model_is_refused_before_its_weights_are_fetched(hub, tmp_path):
     hub.serve("a/dino", save_dino(tmp_path / "dino"))
     with pytest.raises(UserError, match="--clip a/dino holds ViTModel"):
-        find_files(CLIP, FeatureModelSource("a/dino"))
+        find_files(CLIP, Source("a/dino"))
     assert set(hub.fetched) == {"config.json"}
 
 
 def test_a_repository_of_another_layout_is_refused(hub):
     hub.serve("a/model", DEMO_MODEL)
     with pytest.raises(UserError, match=r"--clip a/model has no config\.json, so it is no CLIP; it holds .*unet"):
-        find_files(CLIP, FeatureModelSource("a/model"))
+        find_files(CLIP, Source("a/model"))
 
 
 def test_pickles_alone_are_fetched_only_if_asked_for(hub, mesh, tmp_path, monkeypatch):
     monkeypatch.setenv("JAXBOOTH_CACHE", str(tmp_path / "cache"))
     hub.serve("a/dino", pickled(save_dino(tmp_path / "dino")))
     with pytest.raises(UserError, match=r"pytorch_model\.bin and no safetensors: a pickle.*--allow-pickle"):
-        load_dino("a/dino", mesh)
+        load_dino(Source("a/dino"), mesh)
     image = np.zeros((40, 40, 3), np.uint8)
-    found = load_dino("a/dino", mesh, allow_pickle=True).images([image])
-    expected = load_dino(str(save_dino(tmp_path / "plain")), mesh).images([image])
+    found = load_dino(Source("a/dino", allow_pickle=True), mesh).image_features([image])
+    expected = load_dino(Source(str(save_dino(tmp_path / "plain"))), mesh).image_features([image])
     np.testing.assert_array_equal(found, expected)
 
 
@@ -90,14 +92,14 @@ def test_pickles_alone_are_fetched_only_if_asked_for(hub, mesh, tmp_path, monkey
 
 
 def test_the_embedded_clip_shares_the_embedded_tokenizer():
-    files = find_files(CLIP, FeatureModelSource("demo"))
+    files = find_files(CLIP, Source("demo"))
     assert (files.folder, files.weights, files.tokenizer) == (DEMO_CLIP, DEMO_CLIP, DEMO_MODEL / "tokenizer")
 
 
 def test_a_pickle_on_the_disk_is_named_with_what_to_do(mesh, tmp_path):
     folder = pickled(save_clip(tmp_path / "clip"))
     with pytest.raises(UserError, match=r"--clip: .*pytorch_model\.bin is a pickle.*no safetensors.*--allow-pickle"):
-        load_clip(str(folder), mesh)
+        load_clip(Source(str(folder)), mesh)
 
 
 def other_models() -> dict[str, dict]:
@@ -115,7 +117,7 @@ def test_a_folder_of_another_architecture_is_refused_in_one_sentence(name, mesh,
     write_json(tmp_path / "config.json", other_models()[name])
     for flag, opened, wanted in (("--clip", load_clip, "CLIPModel"), ("--dino", load_dino, "ViTModel or Dinov2Model")):
         with pytest.raises(UserError) as error:
-            opened(str(tmp_path), mesh)
+            opened(Source(str(tmp_path)), mesh)
         text = str(error.value)
         assert text.startswith(f"{flag} {tmp_path} holds {name} (model_type ")
         assert f"not {wanted}; {flag} takes a" in text
@@ -125,7 +127,7 @@ def test_a_classifier_is_no_dino(mesh, tmp_path):
     raw = transformers.ViTConfig(architectures=["ViTForImageClassification"]).to_dict()
     write_json(tmp_path / "config.json", raw)
     with pytest.raises(UserError, match="holds ViTForImageClassification"):
-        load_dino(str(tmp_path), mesh)
+        load_dino(Source(str(tmp_path)), mesh)
 
 
 @pytest.mark.parametrize(
@@ -141,19 +143,19 @@ def test_a_classifier_is_no_dino(mesh, tmp_path):
 )
 def test_what_is_no_extractor_is_named(kind, name, message):
     with pytest.raises(UserError, match=message):
-        find_files(kind, FeatureModelSource(name))
+        find_files(kind, Source(name))
 
 
 def test_a_revision_of_a_local_folder_is_refused():
     with pytest.raises(UserError, match="revision v1 does not apply to --clip demo"):
-        find_files(CLIP, FeatureModelSource("demo", revision="v1"))
+        find_files(CLIP, Source("demo", revision="v1"))
 
 
 def test_a_folder_without_weights_is_named(mesh, tmp_path):
     folder = save_dino(tmp_path / "dino")
     (folder / WEIGHTS).unlink()
     with pytest.raises(UserError, match=r"--dino: .*dino holds no weights \(model\.safetensors\)"):
-        load_dino(str(folder), mesh)
+        load_dino(Source(str(folder)), mesh)
 
 
 def test_tensors_that_do_not_fit_are_listed(mesh, tmp_path):
@@ -162,7 +164,7 @@ def test_tensors_that_do_not_fit_are_listed(mesh, tmp_path):
     del tensors["layernorm.weight"]
     save_file(tensors, folder / WEIGHTS)
     with pytest.raises(UserError, match=r"do not fit its config\.json: 1 missing \(layernorm\.weight\)"):
-        load_dino(str(folder), mesh)
+        load_dino(Source(str(folder)), mesh)
 
 
 @pytest.mark.parametrize(
@@ -179,5 +181,5 @@ def test_parts_that_do_not_fit_each_other_are_named(file, key, value, message, m
     folder = save_clip(tmp_path / "clip")
     write_json(folder / file, read_json(folder / file) | {key: value})
     with pytest.raises(UserError, match=message) as error:
-        load_clip(str(folder), mesh)
+        load_clip(Source(str(folder)), mesh)
     assert str(folder) in str(error.value)

@@ -8,9 +8,9 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 
 from jaxbooth.cli.arguments import ExportArguments, SampleArguments
+from jaxbooth.cli.evaluate import EvaluateArguments
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import Section, Subject
-from jaxbooth.evaluation.evaluate import EvaluateArguments
 from jaxbooth.plan.plan import PlanArguments
 
 COMMANDS = (SampleArguments, ExportArguments, EvaluateArguments, PlanArguments)

@@ -7,8 +7,7 @@ import pytest
 from jaxbooth.cli.commands import export, sample
 from jaxbooth.config.run_config import Config
 from jaxbooth.errors import UserError
-from jaxbooth.evaluation.evaluate import EvaluateArguments
-from jaxbooth.evaluation.evaluate import prepare_evaluation as prepare_evaluation
+from jaxbooth.evaluation.evaluate import evaluation_folder
 from jaxbooth.report.report import make_report
 from jaxbooth.runs.folder import open_run
 from jaxbooth.runs.overlap import check_run_folders
@@ -116,7 +115,7 @@ OUTSIDE = ["photos", "photos/new", "alias/new", "classes/new", "run/prior", "run
 
 
 @pytest.mark.parametrize("out", OUTSIDE)
-def test_nothing_made_of_a_run_is_written_among_its_inputs_and_parts(out, run, mesh):
+def test_nothing_made_of_a_run_is_written_among_its_inputs_and_parts(out, run):
     _, settings = open_run(run)
     sentence = r"--out \S+ (is also|lies in) (--data\.\w+-dir|a folder of the run,) \S+, where outputs and inputs"
     before = sorted(run.parent.rglob("*"))
@@ -128,7 +127,7 @@ def test_nothing_made_of_a_run_is_written_among_its_inputs_and_parts(out, run, m
         with pytest.raises(UserError, match=sentence):
             make_report([run], f"{out}/report.html")
     with pytest.raises(UserError, match=sentence):
-        prepare_evaluation(EvaluateArguments(run=str(run), out=Path(out)), settings, run, mesh)
+        evaluation_folder(Path(out), run, settings)
     assert sorted(run.parent.rglob("*")) == before
 
 
@@ -137,10 +136,10 @@ def test_images_of_a_model_are_not_saved_in_its_folder(here):
         sample("model", "a cat", Path("model/unet/new"))
 
 
-def test_an_evaluation_may_lie_in_the_run_and_anywhere_else(run, mesh):
+def test_an_evaluation_may_lie_in_the_run_and_anywhere_else(run):
     _, settings = open_run(run)
     for out in (run / "evaluation", run / "other", run.parent / "scores"):
-        assert prepare_evaluation(EvaluateArguments(run=str(run), out=out), settings, run, mesh).out == out
+        assert evaluation_folder(out, run, settings) == out
 
 
 def test_a_report_may_lie_in_the_run(run):

@@ -78,7 +78,7 @@ def test_a_processor_file_of_transformers_5_is_read(tmp_path, rng):
         ({"image_processor_type": "SiglipImageProcessor"}, "SiglipImageProcessor' is not supported"),
         (OPENAI | {"do_pad": True}, "do_pad is not supported"),
         (OPENAI | {"size": {"longest_edge": 224}}, "size {'longest_edge': 224} is not supported"),
-        (OPENAI | {"do_center_crop": False}, "shapes of their own"),
+        (OPENAI | {"do_center_crop": False}, "leaves images in different shapes"),
         (OPENAI | {"resample": "bicubic"}, "resample = 'bicubic' is not valid"),
         (OPENAI | {"image_mean": [0.5, 0.5]}, "image_mean = "),
         (OPENAI | {"image_std": [0.5, 0.5, 0]}, "image_std = "),

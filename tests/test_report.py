@@ -261,7 +261,7 @@ def test_a_run_without_metrics_is_refused(tmp_path):
 def test_an_evaluation_of_another_kind_is_refused(tmp_path):
     folder = evaluated(made_up_run(tmp_path / "run"))
     path = folder / "evaluation" / "evaluation.json"
-    for content, words in (("[]", "is not a JSON object"), ('{"format": 2}', "is not an evaluation of format 1")):
+    for content, words in (("[]", "is not a JSON object"), ('{"format": 3}', "is not an evaluation of format 2")):
         path.write_text(content)
         assert refusal(folder).startswith(f"{path} {words}")
 

@@ -8,11 +8,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxbooth.base.model import BaseModel
+from jaxbooth.base.subject import noun_phrase
 from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING, init_placeholder_embeddings
 from jaxbooth.config.run_config import Config
 from jaxbooth.console.messages import say, warn
 from jaxbooth.errors import UserError
-from jaxbooth.metrics.prompts import noun_phrase
 from jaxbooth.models.lora import LORA_A, LORA_B, MAGNITUDE, LoraSpec, init_lora, lora_shapes, lora_spec, target_layers
 from jaxbooth.params import AnyArray, Params, Shapes
 from jaxbooth.sharding import param_shardings

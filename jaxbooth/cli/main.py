@@ -12,6 +12,7 @@ from pathlib import Path
 
 from jaxbooth.cli.arguments import ExportArguments, SampleArguments
 from jaxbooth.cli.completion import completion_command
+from jaxbooth.cli.evaluate import evaluate_command
 from jaxbooth.cli.parse import parse, starting_config
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.suggestions import MAX_SHOWN
@@ -86,13 +87,6 @@ def export_command(argv: list[str]) -> None:
         arguments.step,
     ):
         result(sentence)
-
-
-def evaluate_command(argv: list[str]) -> None:
-    """Draws, measures and compares."""
-    from jaxbooth.evaluation.evaluate import EvaluateArguments, evaluate
-
-    evaluate(parse(EvaluateArguments, argv, "jaxbooth evaluate"))
 
 
 def report_command(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The models that an evaluation compares: the base model, the run, and whatever else is named."""
+"""The models that an evaluation compares: the base model, the run, and those of --compare."""
 
 import re
 from contextlib import closing
@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from jaxbooth.config.run_config import Config
+from jaxbooth.config.schema import TextConfig
 from jaxbooth.data.class_images import fingerprint
 from jaxbooth.pipeline import Pipeline
 from jaxbooth.runs.folder import RunFolder, open_run, opened, refuse_missing
@@ -24,10 +24,10 @@ class ComparedModel:
     """One model of an evaluation.
 
     Attributes:
-        name: of the folder of its images.
+        name: of its folder of images.
         label: for people.
-        source: run folder, or a base model as it is looked for.
-        step: of a run's checkpoint.
+        source: run folder, or the source of a base model.
+        step: of a run's checkpoint; None for a base model.
     """
 
     name: str
@@ -45,22 +45,26 @@ class ComparedModel:
         """Whether it has checkpoints."""
         return self.step is not None
 
-    def load(self, config: Config, mesh: Mesh) -> Pipeline:
-        """Loads its weights; a plain model reads prompts as the run of `config` does."""
+    def load(self, mesh: Mesh, dtype: str, text: TextConfig) -> Pipeline:
+        """Loads its weights.
+
+        Args:
+            dtype, text: of the evaluated run, for a base model; a run has its own.
+        """
         if self.is_run:
             return Pipeline.load(self.source, mesh=mesh, step=self.step)
-        return Pipeline.load(self.source, config.train.dtype, mesh, config.text.clip_skip, config.text.chunks)
+        return Pipeline.load(self.source, dtype, mesh, text.clip_skip, text.chunks)
 
-    def weights(self, pipeline: Pipeline) -> dict[str, Any]:
-        """Tells its weights from others."""
+    def weights_identity(self, pipeline: Pipeline) -> dict[str, Any]:
+        """Returns what tells its weights from others: the base model's fingerprint, and a checkpoint's sums."""
         base = pipeline.base
-        found: dict[str, Any] = {"fingerprint": fingerprint(base.folder, base.components)}
+        identity: dict[str, Any] = {"fingerprint": fingerprint(base.folder, base.components)}
         if self.is_run:
-            found["checkpoint"] = read_sums(RunFolder(place(self.path)), pipeline.step)
-        return found
+            identity["checkpoint"] = checkpoint_sums(RunFolder(place(self.path)), pipeline.step)
+        return identity
 
 
-def read_sums(run: RunFolder, step: int) -> dict[str, int]:
+def checkpoint_sums(run: RunFolder, step: int) -> dict[str, int]:
     """Returns the sums that a checkpoint was saved with."""
     with closing(opened(run)) as checkpoints:
         return checkpoints.sums(step)
@@ -81,9 +85,9 @@ def existing_step(run: RunFolder, step: int | None) -> int:
     return newest
 
 
-def base_model(config: Config) -> ComparedModel:
+def base_model(source: Source) -> ComparedModel:
     """Returns a run's base model."""
-    return ComparedModel("base", f"base model ({config.model})", config.source, None)
+    return ComparedModel("base", f"base model ({source.name})", source, None)
 
 
 def run_model(path: str | Path, step: int | None, name: str | None = None) -> ComparedModel:
@@ -98,7 +102,7 @@ def run_model(path: str | Path, step: int | None, name: str | None = None) -> Co
 
 
 def parse_model(text: str) -> ComparedModel:
-    """Reads an entry of --compare: a run, RUN@STEP, or a model as --model takes it.
+    """Parses a value of --compare: a run, RUN@STEP, or a model as --model takes it.
 
     Raises:
         UserError: see `run_model`.

@@ -1,20 +1,20 @@
 """Means with bootstrap intervals (Efron and Tibshirani 1993, chapter 13: the percentile interval)."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
-RESAMPLES_AT_ONCE = 100  # draws at once, to bound the memory
+RESAMPLES_AT_ONCE = 100  # bounds the memory
 
 
 class Estimate(NamedTuple):
     """A mean and its 95 % interval.
 
     Attributes:
-        low, high: None where one image leaves nothing to draw.
+        low, high: None for a single image, which cannot be resampled.
         count: images.
     """
 
@@ -23,19 +23,15 @@ class Estimate(NamedTuple):
     high: float | None
     count: int
 
-    def facts(self) -> dict[str, Any]:
-        """For JSON."""
-        return self._asdict()
-
 
 def bootstrap_mean(scores: Sequence[np.ndarray], seed: int = 0) -> Estimate:
     """Returns the mean over all prompts and its interval.
 
-    A draw takes as many prompts as there are, with replacement, and of each as many of its images, so that the
-    interval covers other prompts and other seeds. Pairs of an image with itself never count.
+    A resample draws as many prompts as there are, with replacement, and as many images of each, so that the interval
+    covers other prompts and other seeds. An image never forms a pair with itself.
 
     Args:
-        scores: of each prompt (n,), or (n, n) for all pairs of its images.
+        scores: of each prompt, (n,) of its images or (n, n) of all pairs of them.
     """
     stacked = np.stack(scores).astype(np.float64)
     prompts, images = stacked.shape[:2]
@@ -44,22 +40,23 @@ def bootstrap_mean(scores: Sequence[np.ndarray], seed: int = 0) -> Estimate:
     if prompts * images == 1:
         return Estimate(mean, None, None, 1)
     rng = np.random.default_rng(seed)
-    draws = []
+    means = []
     for _ in range(RESAMPLES // RESAMPLES_AT_ONCE):
-        which = rng.integers(prompts, size=(RESAMPLES_AT_ONCE, prompts))
-        draws.append(resampled_means(stacked, which, rng.integers(images, size=(RESAMPLES_AT_ONCE, prompts, images))))
+        prompt_indices = rng.integers(prompts, size=(RESAMPLES_AT_ONCE, prompts))
+        image_indices = rng.integers(images, size=(RESAMPLES_AT_ONCE, prompts, images))
+        means.append(resampled_means(stacked, prompt_indices, image_indices))
     tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.nanpercentile(np.concatenate(draws), [tail, 100 - tail])
+    low, high = np.nanpercentile(np.concatenate(means), [tail, 100 - tail])
     return Estimate(mean, float(low), float(high), prompts * images)
 
 
 def resampled_means(scores: np.ndarray, prompts: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Returns the mean of each draw; NaN where it holds no pair of different images.
+    """Returns the mean of each resample; NaN where it holds no pair of different images.
 
     Args:
         scores: (P, n) or (P, n, n).
-        prompts: (draws, P) numbers of prompts.
-        images: (draws, P, n) numbers of images of each.
+        prompts: (resamples, P) indices of prompts.
+        images: (resamples, P, n) indices of each prompt's images.
     """
     if scores.ndim == 2:
         return scores[prompts[..., None], images].mean(axis=(1, 2))

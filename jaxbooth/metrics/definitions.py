@@ -1,7 +1,7 @@
 """The five metrics of the DreamBooth paper (Ruiz et al. 2023, sections 4.1 and 4.3), on unit float32 features.
 
-Everything is a list with one array for each prompt: scores of images are (n,), distances of pairs of images of one
-prompt (n, n). Both stay apart until the end, so that an interval can draw prompts and images anew.
+Scores are a list with one array for each prompt: (n,) for its n images, (n, n) for distances between all pairs of them.
+Prompts and images stay apart, so that an interval can resample both.
 """
 
 from collections.abc import Sequence
@@ -18,33 +18,39 @@ class MetricDefinition(NamedTuple):
     """What a metric is.
 
     Attributes:
-        title: as the paper calls it.
-        what: what it measures, in two words.
+        title: the paper's name for it, with a gap for the feature model.
+        measures: what it measures, in two words.
         better: "higher" or "lower".
         group: images that it is computed on, "subject" or "class".
-        features: extractor; None: DINO where there is one, else CLIP.
-        text: how it is computed, with a gap for the extractor.
+        features: feature model; None: DINO where there is one, else CLIP.
+        text: how it is computed, with a gap for the feature model.
     """
 
     title: str
-    what: str
+    measures: str
     better: Literal["higher", "lower"]
     group: Literal["subject", "class"]
     features: Literal["dino", "clip"] | None
     text: str
 
-    def facts(self, has_dino: bool) -> dict[str, str]:
-        """Returns what a reader needs to know, for JSON."""
+    @property
+    def short_title(self) -> str:
+        """The title without its feature model."""
+        return self.title.split(" (")[0]
+
+    def describe(self, has_dino: bool) -> dict[str, str]:
+        """Returns all of it for JSON, with the feature model's name in the gaps."""
         features = self.features or ("dino" if has_dino else "clip")
-        words = {"title": self.title.format(features.upper()), "features": features}
-        return self._asdict() | words | {"text": self.text.format(features.upper())}
+        name = features.upper()
+        filled = {"title": self.title.format(name), "features": features, "text": self.text.format(name)}
+        return self._asdict() | filled
 
 
 class ImageFeatures(NamedTuple):
-    """Unit features by one extractor.
+    """Unit features by one feature model.
 
     Attributes:
-        images: (n, d) of each prompt's images.
+        images: (n, d) of each prompt's generated images.
         references: (r, d) of each subject's training images.
     """
 
@@ -86,30 +92,33 @@ def distances(images: np.ndarray) -> np.ndarray:
 
 
 def compute_scores(
-    entries: Sequence[EvalPrompt], clip: ImageFeatures | None, captions: np.ndarray | None, dino: ImageFeatures | None
+    prompts: Sequence[EvalPrompt],
+    clip: ImageFeatures | None,
+    captions: np.ndarray | None,
+    dino: ImageFeatures | None,
 ) -> Scores:
-    """Computes every metric that the extractors at hand and the prompts allow.
+    """Computes every metric that the feature models at hand and the prompts allow.
 
     Args:
-        captions: (entries, d) CLIP features of the captions.
+        captions: (prompts, d) CLIP features of the captions.
     """
-    wanted = {group: [i for i, entry in enumerate(entries) if entry.group == group] for group in ("subject", "class")}
-    best = dino or clip
-    found: Scores = {}
+    subject_prompts = [index for index, prompt in enumerate(prompts) if prompt.group == "subject"]
+    class_prompts = [index for index, prompt in enumerate(prompts) if prompt.group == "class"]
+    scores: Scores = {}
 
-    def to_references(embedded: ImageFeatures, group: str) -> list[np.ndarray]:
-        references = [embedded.references[entries[i].subject] for i in wanted[group]]
-        return [similarities(embedded.images[i], r) for i, r in zip(wanted[group], references, strict=True)]
+    def to_references(features: ImageFeatures, indices: list[int]) -> list[np.ndarray]:
+        return [similarities(features.images[i], features.references[prompts[i].subject]) for i in indices]
 
     if dino:
-        found["dino"] = to_references(dino, "subject")
+        scores["dino"] = to_references(dino, subject_prompts)
     if clip:
         assert captions is not None
-        found["clip_i"] = to_references(clip, "subject")
-        found["clip_t"] = [clip.images[i] @ captions[i] for i in wanted["subject"]]
-    if best:
-        found["pres"] = to_references(best, "class")
-        found["div"] = [distances(best.images[i]) for i in wanted["class"]]
-        found["div_subject"] = [distances(best.images[i]) for i in wanted["subject"]]
-    # One image has no other to differ from.
-    return {name: each for name, each in found.items() if each and (each[0].ndim == 1 or len(each[0]) > 1)}
+        scores["clip_i"] = to_references(clip, subject_prompts)
+        scores["clip_t"] = [clip.images[i] @ captions[i] for i in subject_prompts]
+    features = dino or clip
+    if features:
+        scores["pres"] = to_references(features, class_prompts)
+        scores["div"] = [distances(features.images[i]) for i in class_prompts]
+        scores["div_subject"] = [distances(features.images[i]) for i in subject_prompts]
+    # A single image has no pair.
+    return {name: arrays for name, arrays in scores.items() if arrays and (arrays[0].ndim == 1 or len(arrays[0]) > 1)}

@@ -1,4 +1,4 @@
-"""From what a user calls a CLIP or a DINO to its files: the embedded one, a local folder, or the Hub's."""
+"""Finds the files of a CLIP or a DINO by the name that a user gives: the embedded one, a local folder, or a Hub id."""
 
 import re
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from jaxbooth.storage.text import read_json
 from jaxbooth.weights.fingerprint import update_with_weights
 from jaxbooth.weights.hub import Read, fetch, listing, weights_in
 from jaxbooth.weights.prepare import cached_folder, choose_weights, file_names, link_component
+from jaxbooth.weights.resolve import Source
 
 CONFIG = "config.json"
 SMALL_FILES = re.compile(
@@ -24,51 +25,34 @@ SMALL_FILES = re.compile(
 )
 
 
-class ModelKind(NamedTuple):
-    """What an extractor is made of.
+class SupportedModel(NamedTuple):
+    """CLIP or DINO: how its folders are recognised.
 
     Attributes:
         name, flag: as in messages.
-        models: `model_type` of a `config.json` -> class that its weights are of.
+        classes: `model_type` of a `config.json` -> transformers' class for its weights.
         example: a Hub id.
         embedded: the folder that "demo" means.
     """
 
     name: str
     flag: str
-    models: Mapping[str, str]
+    classes: Mapping[str, str]
     example: str
     embedded: Path | None = None
 
 
-CLIP = ModelKind("CLIP", "--clip", {"clip": "CLIPModel"}, "openai/clip-vit-base-patch32", DEMO_CLIP)
-DINO = ModelKind("DINO", "--dino", {"vit": "ViTModel", "dinov2": "Dinov2Model"}, "facebook/dino-vits16")
-
-
-@dataclass(frozen=True)
-class FeatureModelSource:
-    """An extractor as it is looked for.
-
-    Attributes:
-        name: "demo", a folder in transformers' layout, or a Hub id ("owner/model").
-        revision: branch, tag or commit of a Hub model.
-        offline: never ask the Hub.
-        allow_pickle: also read `.bin`, through PyTorch.
-    """
-
-    name: str
-    revision: str | None = None
-    offline: bool = False
-    allow_pickle: bool = False
+CLIP = SupportedModel("CLIP", "--clip", {"clip": "CLIPModel"}, "openai/clip-vit-base-patch32", DEMO_CLIP)
+DINO = SupportedModel("DINO", "--dino", {"vit": "ViTModel", "dinov2": "Dinov2Model"}, "facebook/dino-vits16")
 
 
 @dataclass(frozen=True)
 class FeatureModelFiles:
-    """Where an extractor's files lie.
+    """Where the files of a feature model lie.
 
     Attributes:
         folder: of its configurations.
-        weights: of its safetensors, another folder where they had to be made from pickles.
+        weights: of its safetensors, which is another folder if they were converted from pickles.
         tokenizer: of a CLIP's tokenizer.
         config: the content of `config.json`.
     """
@@ -80,57 +64,58 @@ class FeatureModelFiles:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the extractor by its configurations, and by the sizes and both ends of its weight files."""
+        """Identifies the model by its configurations, and by the sizes and both ends of its weight files."""
         files = [self.folder / name for name in (CONFIG, *FILES)]
         digest = sha256(b"".join(file.read_bytes() for file in files if file.exists()))
         update_with_weights(digest, self.weights)
         return digest.hexdigest()[:16]
 
 
-def find_files(kind: ModelKind, source: FeatureModelSource) -> FeatureModelFiles:
-    """Returns an extractor's files, fetched if they are on the Hub.
+def find_files(supported: SupportedModel, source: Source) -> FeatureModelFiles:
+    """Returns a feature model's files, fetched if they are on the Hub.
 
     Raises:
-        UserError: there is nothing of that name, it is another model, or it has no usable weights.
+        UserError: nothing of that name exists, it is another model, or it has no usable weights.
         RunFailure: the Hub could not be reached, or the cache cannot be written.
     """
-    folder = find_folder(kind, source)
-    config = read_model_config(kind, folder, f"{kind.flag} {source.name}")
-    tokenizer = DEMO_MODEL / "tokenizer" if folder == kind.embedded else folder
-    return FeatureModelFiles(folder, find_weights(kind, folder, source.allow_pickle), tokenizer, config)
+    folder = find_folder(supported, source)
+    config = read_model_config(supported, folder, f"{supported.flag} {source.name}")
+    tokenizer = DEMO_MODEL / "tokenizer" if folder == supported.embedded else folder
+    return FeatureModelFiles(folder, find_weights(supported, folder, source.allow_pickle), tokenizer, config)
 
 
-def find_folder(kind: ModelKind, source: FeatureModelSource) -> Path:
+def find_folder(supported: SupportedModel, source: Source) -> Path:
     """Returns the local folder that `source` means, fetched if it is on the Hub.
 
     Raises:
-        UserError: there is nothing of that name.
+        UserError: nothing of that name exists.
         RunFailure: the Hub could not be reached.
     """
-    name, what = source.name, f"{kind.flag} {source.name}"
-    if name == "demo" and kind.embedded is None:
-        raise UserError(f"{what}: no {kind.name} is embedded; name a folder or a Hub id, such as {kind.example}.")
-    path = kind.embedded if name == "demo" and kind.embedded else local_path(name)
+    name, label = source.name, f"{supported.flag} {source.name}"
+    if name == "demo" and supported.embedded is None:
+        raise UserError(
+            f"{label}: no {supported.name} is embedded; name a folder or a Hub id, such as {supported.example}."
+        )
+    path = supported.embedded if name == "demo" and supported.embedded else local_path(name)
     if path.is_dir():
         if source.revision:
-            raise UserError(f"revision {source.revision} does not apply to {what}, which is not on the Hub.")
+            raise UserError(f"revision {source.revision} does not apply to {label}, which is not on the Hub.")
         return path
     if path.exists() or name.startswith((".", "/", "~")) or not re.fullmatch(r"[^/]+/[^/]+", name):
-        raise UserError(f"{what}: no such folder, and not a Hub id, such as {kind.example}.")
-    title = f"{kind.name} {name}"
+        raise UserError(f"{label}: no such folder, and not a Hub id, such as {supported.example}.")
+    title = f"{supported.name} {name}"
 
     def choose(files: list[str], read: Read) -> list[str]:
-        if CONFIG in files:
-            check_model_type(kind, read_json(read(CONFIG)), what)
-        else:
-            raise UserError(f"{what} has no {CONFIG}, so it is no {kind.name}; it holds {listing(files)}.")
-        small = [file for file in files if SMALL_FILES.fullmatch(file)]
-        return sorted([*small, *weights_in("", files, None, source.allow_pickle, title)])
+        if CONFIG not in files:
+            raise UserError(f"{label} has no {CONFIG}, so it is no {supported.name}; it holds {listing(files)}.")
+        check_model_type(supported, read_json(read(CONFIG)), label)
+        small_files = [file for file in files if SMALL_FILES.fullmatch(file)]
+        return sorted([*small_files, *weights_in("", files, None, source.allow_pickle, title)])
 
     return fetch(name, source.revision, source.offline, title, choose)
 
 
-def read_model_config(kind: ModelKind, folder: Path, what: str) -> dict[str, Any]:
+def read_model_config(supported: SupportedModel, folder: Path, label: str) -> dict[str, Any]:
     """Reads a folder's `config.json`.
 
     Raises:
@@ -138,45 +123,47 @@ def read_model_config(kind: ModelKind, folder: Path, what: str) -> dict[str, Any
     """
     if not (folder / CONFIG).exists():
         holds = "a diffusers pipeline" if (folder / "model_index.json").exists() else f"no {CONFIG}"
-        raise UserError(f"{what}: {folder} holds {holds}, and no {kind.name}; name one, such as {kind.example}.")
+        raise UserError(
+            f"{label}: {folder} holds {holds}, and no {supported.name}; name one, such as {supported.example}."
+        )
     config = read_json(folder / CONFIG)
-    check_model_type(kind, config, what)
+    check_model_type(supported, config, label)
     return config
 
 
-def check_model_type(kind: ModelKind, config: Mapping[str, Any], what: str) -> None:
-    """Refuses other models than those of `kind`.
+def check_model_type(supported: SupportedModel, config: Mapping[str, Any], label: str) -> None:
+    """Refuses a model of another type.
 
     Raises:
-        UserError: the message says what it is.
+        UserError: the message says label it is.
     """
-    model = config.get("model_type")
-    expected = kind.models.get(str(model))
-    named = next(iter(architectures(config, f"{what}: {CONFIG}")), config.get("_class_name") or expected)
-    if named is None or named != expected:
-        holds = f"{shown(named or 'a model')} (model_type {shown(model)})".replace("'", "")
+    model_type = config.get("model_type")
+    expected = supported.classes.get(str(model_type))
+    listed = architectures(config, f"{label}: {CONFIG}")
+    class_name = next(iter(listed), config.get("_class_name") or expected)
+    if class_name is None or class_name != expected:
+        held = f"{shown(class_name or 'a model')} (model_type {shown(model_type)})".replace("'", "")
         raise UserError(
-            f"{what} holds {holds}, not {' or '.join(kind.models.values())}; {kind.flag} takes a {kind.name}, such as "
-            f"{kind.example}."
+            f"{label} holds {held}, not {' or '.join(supported.classes.values())}; {supported.flag} takes a "
+            f"{supported.name}, such as {supported.example}."
         )
 
 
-def find_weights(kind: ModelKind, folder: Path, allow_pickle: bool) -> Path:
-    """Returns the folder of a model's safetensors: its own, or one in the cache that is made from its pickles once.
+def find_weights(supported: SupportedModel, folder: Path, allow_pickle: bool) -> Path:
+    """Returns the folder of a model's safetensors: its own, or one converted from its pickles.
 
     Raises:
         UserError: there are no weights, or pickles alone and they were not asked for.
         RunFailure: the cache cannot be written.
     """
-    names = file_names(folder)
-    files = choose_weights(names, None, True, str(folder))
+    files = choose_weights(file_names(folder), None, True, str(folder))
     if not files:
-        raise UserError(f"{kind.flag}: {folder} holds no weights (model.safetensors); fetch the model again.")
+        raise UserError(f"{supported.flag}: {folder} holds no weights (model.safetensors); fetch the model again.")
     if not any(".bin" in name for name in files):
         return folder
     if not allow_pickle:
         raise UserError(
-            f"{kind.flag}: {folder / files[0]} is a pickle, which can run code when it is opened, and there are no "
-            "safetensors beside it; pass --allow-pickle if you trust where it comes from."
+            f"{supported.flag}: {folder / files[0]} is a pickle, which can run code when it is opened, and there are "
+            "no safetensors beside it; pass --allow-pickle if you trust where it comes from."
         )
-    return cached_folder([folder], {"extractor": kind.name}, partial(link_component, folder, files))
+    return cached_folder([folder], {"feature_model": supported.name}, partial(link_component, folder, files))

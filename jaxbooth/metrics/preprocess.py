@@ -1,7 +1,7 @@
-"""From an image to the pixels that a network was trained on, as its folder's `preprocessor_config.json` says.
+"""Prepares images for CLIP and DINO as `preprocessor_config.json` in the model's folder says.
 
-What transformers' image processors do in their PIL form (`image_processing_backends.py`, `PilBackend`): resize, crop
-the middle, scale to [0, 1], normalise.
+The steps are those of transformers' image processors in their PIL form (`image_processing_backends.py`, `PilBackend`):
+resize, center crop, scale to [0, 1], normalise.
 """
 
 import dataclasses
@@ -20,22 +20,22 @@ from jaxbooth.storage.text import read_json
 from jaxbooth.storage.typed import STRICT, JsonList, typed
 
 FILES = ("preprocessor_config.json", "processor_config.json")  # the second since transformers 5, around the first
-PROCESSOR = re.compile(r"(?P<kind>\w+?)(FeatureExtractor|ImageProcessor(Fast|Pil)?)")
-CROPPED = {  # what a file of these kinds leaves out
+PROCESSOR = re.compile(r"(?P<processor>\w+?)(FeatureExtractor|ImageProcessor(Fast|Pil)?)")
+CROPPING = {  # defaults of keys that a file leaves out, by processor
     "size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True,
     "resample": Image.Resampling.BICUBIC.value,
     "image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711),
 }  # fmt: skip
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "CLIP": CROPPED,
-    "Bit": CROPPED,
+    "CLIP": CROPPING,
+    "Bit": CROPPING,
     "ViT": {"size": {"height": 224, "width": 224}, "resample": Image.Resampling.BILINEAR.value,
             "image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)},
 }  # fmt: skip
 Pixels = Annotated[int, Field(ge=1, le=2**12)]
 Size = Pixels | Annotated[JsonList[Pixels], Field(min_length=2, max_length=2)] | dict[str, Pixels | None]
 Channels = Annotated[JsonList[float], Field(min_length=3, max_length=3)]
-PROCESSOR_OF = {"clip": "CLIP", "vit": "ViT", "dinov2": "Bit"}  # of models whose file does not name it
+PROCESSOR_OF = {"clip": "CLIP", "vit": "ViT", "dinov2": "Bit"}  # by model type, where the file does not name it
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -59,15 +59,15 @@ class Preprocessing:
     """The steps in their order; None leaves one out.
 
     Attributes:
-        resized: height and width, or the shorter side alone, in pixels.
-        cropped: height and width in pixels.
+        resize_to: height and width, or the shorter side alone, in pixels.
+        crop_to: height and width in pixels.
         resample: Pillow's filter.
         scale: factor on 8-bit values.
         mean, std: of each channel.
     """
 
-    resized: tuple[int, int] | int | None
-    cropped: tuple[int, int] | None
+    resize_to: tuple[int, int] | int | None
+    crop_to: tuple[int, int] | None
     resample: Image.Resampling
     scale: float
     mean: tuple[float, ...]
@@ -75,21 +75,21 @@ class Preprocessing:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of what comes out."""
-        size = self.cropped or self.resized
-        assert isinstance(size, tuple), "images would keep shapes of their own"
+        """Height and width of a prepared image."""
+        size = self.crop_to or self.resize_to
+        assert isinstance(size, tuple), "prepared images would differ in shape"
         return size
 
-    def __call__(self, image: Image.Image | np.ndarray) -> np.ndarray:
+    def __call__(self, source: Image.Image | np.ndarray) -> np.ndarray:
         """Maps an image of any size, (h, w, 3) uint8 if an array, to (*size, 3) float32."""
-        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        image = source if isinstance(source, Image.Image) else Image.fromarray(source)
         image = image.convert("RGB")
-        if self.resized:
-            height, width = self.resized if isinstance(self.resized, tuple) else scaled_shape(self.resized, image)
+        if self.resize_to:
+            height, width = self.resize_to if isinstance(self.resize_to, tuple) else scaled_shape(self.resize_to, image)
             image = image.resize((width, height), self.resample)
         pixels = np.asarray(image)
-        if self.cropped:
-            pixels = center_crop(pixels, self.cropped)
+        if self.crop_to:
+            pixels = center_crop(pixels, self.crop_to)
         scaled = (pixels.astype(np.float64) * self.scale).astype(np.float32)
         return (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
 
@@ -101,7 +101,7 @@ def scaled_shape(side: int, image: Image.Image) -> tuple[int, int]:
 
 
 def center_crop(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Cuts the middle out of (h, w, 3) pixels; what is too small gets a black border."""
+    """Crops the middle of (h, w, 3) pixels to height and width; a smaller image gets a black border."""
     for axis, wanted in enumerate(size):
         missing = max(wanted - pixels.shape[axis], 0)
         border = [(0, 0)] * 3
@@ -127,30 +127,31 @@ def read_preprocessing(folder: Path, model_type: str) -> Preprocessing:
     raw = raw if raw is None or file == plain else raw.get("image_processor")
     if not isinstance(raw, dict):
         raise UserError(f"{folder} holds no {FILES[0]}; fetch the model again.")
-    named = str(raw.get("image_processor_type") or raw.get("feature_extractor_type") or "")
-    match = PROCESSOR.fullmatch(named)
-    kind = match["kind"] if match else named or PROCESSOR_OF[model_type]
-    if kind not in DEFAULTS or raw.get("do_pad"):
-        what = f"the processor {shown(named)}" if kind not in DEFAULTS else "do_pad"
-        raise UserError(f"{file}: {what} is not supported; known are those of {', '.join(DEFAULTS)}, without padding.")
-    values = DEFAULTS[kind] | {key: value for key, value in raw.items() if value is not None}
+    class_name = str(raw.get("image_processor_type") or raw.get("feature_extractor_type") or "")
+    match = PROCESSOR.fullmatch(class_name)
+    processor = match["processor"] if match else class_name or PROCESSOR_OF[model_type]
+    if processor not in DEFAULTS or raw.get("do_pad"):
+        culprit = f"the processor {shown(class_name)}" if processor not in DEFAULTS else "do_pad"
+        known = ", ".join(DEFAULTS)
+        raise UserError(f"{file}: {culprit} is not supported; known are those of {known}, without padding.")
+    values = DEFAULTS[processor] | {key: value for key, value in raw.items() if value is not None}
     return build_preprocessing(typed(ProcessorConfig, values, str(file)), file)
 
 
 def build_preprocessing(config: ProcessorConfig, file: Path) -> Preprocessing:
-    """Returns the steps that complete settings ask for.
+    """Returns the steps of a configuration with all its keys.
 
     Raises:
-        UserError: a size is of no known form, or images of different shapes would come out.
+        UserError: a size is of no known form, or prepared images would differ in shape.
     """
     is_square = config.crop_size is None  # a single number means both sides, else the shorter one
-    resized = read_size(config.size, is_square, file) if config.do_resize else None
-    cropped = read_size(config.crop_size, True, file) if config.do_center_crop else None
-    if not isinstance(cropped or resized, tuple):
-        raise UserError(f"{file} leaves images in shapes of their own; set do_center_crop, or a height and a width.")
+    resize_to = read_size(config.size, is_square, file) if config.do_resize else None
+    crop_to = read_size(config.crop_size, True, file) if config.do_center_crop else None
+    if not isinstance(crop_to or resize_to, tuple):
+        raise UserError(f"{file} leaves images in different shapes; set do_center_crop, or a height and a width.")
     return Preprocessing(
-        resized=resized,
-        cropped=cropped if isinstance(cropped, tuple) else None,
+        resize_to=resize_to,
+        crop_to=crop_to if isinstance(crop_to, tuple) else None,
         resample=Image.Resampling(config.resample),
         scale=config.rescale_factor if config.do_rescale else 1.0,
         mean=per_channel(config.image_mean if config.do_normalize else 0.0),
@@ -159,7 +160,7 @@ def build_preprocessing(config: ProcessorConfig, file: Path) -> Preprocessing:
 
 
 def per_channel(value: float | tuple[float, ...]) -> tuple[float, ...]:
-    """Returns three numbers of three, or of one for all."""
+    """Returns one number for each of three channels."""
     return value if isinstance(value, tuple) else (value,) * 3
 
 

@@ -1,13 +1,15 @@
-"""What an evaluation draws: the subject under the DreamBooth paper's prompts or the user's own, and the bare class.
+"""The prompts of an evaluation: the DreamBooth paper's or the user's own for the subject, and the class prompts.
 
 The templates are those of the paper's dataset (github.com/google/dreambooth, `prompts_and_classes.txt`, CC BY 4.0).
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
+
+from jaxbooth.base.subject import SubjectName, name_subject
 from jaxbooth.config.limits import MAX_PROMPT, MAX_PROMPTS
 from jaxbooth.config.schema import Subject
 from jaxbooth.errors import UserError
@@ -63,56 +65,34 @@ LIVE_NOUNS = frozenset(
      "kitten", "lion", "man", "monkey", "panda", "parrot", "person", "pig", "puppy", "rabbit", "sheep", "squirrel",
      "tiger", "wolf", "woman")
 )  # fmt: skip
-ARTICLES = ("a", "an", "the", "my", "our")
-
-
-class SubjectName(NamedTuple):
-    """What a subject is called.
-
-    Attributes:
-        phrase: with its identifier, "sks dog".
-        noun: its class, "dog".
-    """
-
-    phrase: str
-    noun: str
 
 
 class EvalPrompt(NamedTuple):
     """One prompt of an evaluation.
 
     Attributes:
-        prompt: what is drawn.
-        caption: what images are compared with: the prompt without the identifier, which means nothing to CLIP.
+        text: the prompt that images are generated from.
+        caption: the text that they are compared with: the prompt without the identifier, which means nothing to CLIP.
         group: whether it shows the subject or the bare class.
-        subject: its number in the run.
+        subject: index of the subject in the run.
     """
 
-    prompt: str
+    text: str
     caption: str
     group: Literal["subject", "class"]
     subject: int
 
 
-def noun_phrase(prompt: str) -> str:
-    """Returns what a prompt is an image of: what follows its last "of" up to a comma, without an article."""
-    words = prompt.split()
-    if "of" in words:
-        words = words[len(words) - words[::-1].index("of") :]
-    words = re.split(r"[,;:]", " ".join(words))[0].rstrip(" .!?").split()
-    return " ".join(words[1:] if words and words[0].lower() in ARTICLES else words)
+class Cell(NamedTuple):
+    """One image of an evaluation.
 
-
-def name_subject(subject: Subject, phrase: str | None = None, noun: str | None = None) -> SubjectName:
-    """Reads a subject's name and class off its prompts.
-
-    Args:
-        phrase, noun: what the user says instead.
+    Attributes:
+        prompt: index of its prompt.
+        image: index among the prompt's images; with the seed it decides the noise.
     """
-    phrase = phrase or noun_phrase(subject.instance_prompt)
-    if not noun:
-        noun = noun_phrase(subject.class_prompt) if subject.class_prompt else " ".join(phrase.split()[1:])
-    return SubjectName(phrase, noun or phrase)
+
+    prompt: int
+    image: int
 
 
 def template_set(noun: str) -> str:
@@ -141,37 +121,61 @@ def read_templates(path: Path) -> tuple[str, ...]:
     return templates
 
 
-def subject_prompts(templates: Sequence[str], named: SubjectName, subject: int) -> list[EvalPrompt]:
-    """Fills templates; one without a gap is a prompt as it stands, whose identifier is found in it."""
-    return [
-        EvalPrompt(
-            template.replace(GAP, named.phrase),
-            template.replace(GAP, named.noun).replace(named.phrase, named.noun),
-            "subject",
-            subject,
-        )
-        for template in templates
-    ]
+def subject_prompts(templates: Sequence[str], name: SubjectName, subject: int) -> list[EvalPrompt]:
+    """Fills templates with a subject's name; one without `{}` is a prompt already, and its caption lacks the name."""
+    prompts = []
+    for template in templates:
+        text = template.replace(GAP, name.phrase)
+        caption = template.replace(GAP, name.noun).replace(name.phrase, name.noun)
+        prompts.append(EvalPrompt(text, caption, "subject", subject))
+    return prompts
 
 
 def class_prompts(subjects: Sequence[Subject]) -> list[EvalPrompt]:
     """Returns the class prompts; the images of a class are compared with each of its subjects."""
     return [
-        EvalPrompt(subject.class_prompt, subject.class_prompt, "class", number)
-        for number, subject in enumerate(subjects)
+        EvalPrompt(subject.class_prompt, subject.class_prompt, "class", index)
+        for index, subject in enumerate(subjects)
         if subject.class_prompt
     ]
 
 
-def prompts_without_subject(entries: Sequence[EvalPrompt], names: Sequence[SubjectName]) -> list[str]:
+def few_prompts(subjects: Sequence[Subject], num_prompts: int) -> list[EvalPrompt]:
+    """Returns a few of the paper's prompts for each subject, evenly spread over its list, and the class prompts."""
+    prompts = []
+    for index, subject in enumerate(subjects):
+        name = name_subject(subject)
+        templates = TEMPLATES[template_set(name.noun)]
+        spread = np.linspace(0, len(templates) - 1, min(num_prompts, len(templates)))
+        prompts += subject_prompts([templates[round(position)] for position in spread], name, index)
+    return prompts + class_prompts(subjects)
+
+
+def prompts_without_subject(prompts: Sequence[EvalPrompt], names: Sequence[SubjectName]) -> list[str]:
     """Returns the subject prompts that do not hold their subject's identifier."""
     return [
-        entry.prompt
-        for entry in entries
-        if entry.group == "subject" and not set(identifier(names[entry.subject])) & set(entry.prompt.split())
+        prompt.text
+        for prompt in prompts
+        if prompt.group == "subject" and not set(names[prompt.subject].identifier) & set(prompt.text.split())
     ]
 
 
-def identifier(named: SubjectName) -> list[str]:
-    """Returns the words that the subject's name has and its class lacks."""
-    return [word for word in named.phrase.split() if word not in named.noun.split()]
+def cells(prompts: Sequence[EvalPrompt], images_per_prompt: int, class_images: int) -> list[Cell]:
+    """Returns every image of an evaluation: `images_per_prompt` for each subject prompt, `class_images` for a class."""
+    return [
+        Cell(prompt_index, image_index)
+        for prompt_index, prompt in enumerate(prompts)
+        for image_index in range(images_per_prompt if prompt.group == "subject" else class_images)
+    ]
+
+
+def by_prompt(images: Sequence[np.ndarray], wanted: Sequence[Cell], num_prompts: int) -> list[list[np.ndarray]]:
+    """Groups images by their prompt.
+
+    Args:
+        images: one for each cell.
+    """
+    groups: list[list[np.ndarray]] = [[] for _ in range(num_prompts)]
+    for image, cell in zip(images, wanted, strict=True):
+        groups[cell.prompt].append(image)
+    return groups

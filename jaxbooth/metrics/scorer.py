@@ -1,93 +1,120 @@
-"""From images to scores, with whichever extractors there are."""
+"""Scores of generated images: which CLIP and DINO measure them, against which training images and captions."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxbooth.config.run_config import Config
+from jaxbooth.base.sampling import ImageSampler
+from jaxbooth.config.schema import EvaluationConfig, Subject
 from jaxbooth.console.progress import progress
 from jaxbooth.data.crops import Framing, framed
 from jaxbooth.data.images import scan
 from jaxbooth.errors import UserError
+from jaxbooth.metrics.bootstrap import bootstrap_mean
 from jaxbooth.metrics.definitions import ImageFeatures, Scores, compute_scores
 from jaxbooth.metrics.features import ClipFeatureModel, FeatureModel, load_clip, load_dino
-from jaxbooth.metrics.prompts import EvalPrompt
+from jaxbooth.metrics.prompts import EvalPrompt, by_prompt, cells
+from jaxbooth.params import Params
+from jaxbooth.weights.resolve import Source
 
 CLIP = "openai/clip-vit-base-patch32"  # the paper's section 4.1 has CLIP ViT-B/32 and DINO ViT-S/16
 DINO = "facebook/dino-vits16"
 NONE = "none"
+EvaluateParams = Callable[[dict[str, Params]], dict[str, float]]  # params of all components -> eval/<metric>: mean
 
 
 @dataclass(frozen=True)
 class FeatureModels:
-    """What turns images into features; at least one of the two."""
+    """CLIP, DINO or both."""
 
     clip: ClipFeatureModel | None
     dino: FeatureModel | None
 
-    def facts(self) -> dict[str, Any]:
+    @property
+    def loaded(self) -> dict[str, FeatureModel]:
+        """Those that there are, by name."""
+        models = {"clip": self.clip, "dino": self.dino}
+        return {name: model for name, model in models.items() if model}
+
+    def metadata(self) -> dict[str, Any]:
         """Which they are, for JSON."""
-        both = {"clip": self.clip, "dino": self.dino}
-        return {key: {"name": one.name, "fingerprint": one.fingerprint} if one else None for key, one in both.items()}
+        known = {key: {"name": model.name, "fingerprint": model.fingerprint} for key, model in self.loaded.items()}
+        return {"clip": None, "dino": None} | known
 
 
-def load_feature_models(
-    config: Config, clip: str | None, dino: str | None, mesh: Mesh, allow_pickle: bool = False
-) -> FeatureModels:
-    """Opens CLIP and DINO.
+def load_feature_models(clip: str | None, dino: str | None, base: Source, mesh: Mesh) -> FeatureModels:
+    """Loads CLIP and DINO.
 
     Args:
-        clip, dino: folder or Hub id; "none" leaves one out. By default the paper's, and with the embedded base model
-            the embedded CLIP, which knows its images.
-        allow_pickle: also read `.bin` files; so does a run that was allowed to.
+        clip, dino: folder or Hub id; "none" leaves one out. By default the paper's, or for the demo model the embedded
+            CLIP alone, which knows its images.
+        base: the run's base model; whether pickles may be read and the Hub asked holds for these models too.
 
     Raises:
-        UserError: none is left, or one cannot be opened.
+        UserError: none is left, or one cannot be loaded.
     """
-    embedded = config.model == "demo"
-    clip = clip or ("demo" if embedded else CLIP)
-    dino = dino or (NONE if embedded else DINO)
+    is_demo = base.name == "demo"
+    clip = clip or ("demo" if is_demo else CLIP)
+    dino = dino or (NONE if is_demo else DINO)
     if clip == dino == NONE:
         raise UserError("--clip and --dino are both none; leave one of them to measure with.")
-    pickles, offline = config.allow_pickle or allow_pickle, config.offline
+    terms = Source("", offline=base.offline, allow_pickle=base.allow_pickle)
     return FeatureModels(
-        None if clip == NONE else load_clip(clip, mesh, offline=offline, allow_pickle=pickles),
-        None if dino == NONE else load_dino(dino, mesh, offline=offline, allow_pickle=pickles),
+        None if clip == NONE else load_clip(replace(terms, name=clip), mesh),
+        None if dino == NONE else load_dino(replace(terms, name=dino), mesh),
     )
 
 
-def reference_images(config: Config) -> list[list[np.ndarray]]:
-    """Returns each subject's training images as squares, (H, W, 3) uint8."""
-    framing = Framing(config.resolution, config.resolution, 0, False, 0)
-    found = []
-    for subject in config.subjects:
+def reference_images(subjects: Sequence[Subject], resolution: int) -> list[list[np.ndarray]]:
+    """Returns each subject's training images, cropped to (resolution, resolution, 3) uint8."""
+    framing = Framing(resolution, resolution, 0, False, 0)
+    references = []
+    for subject in subjects:
         images = scan(subject.instance_dir, subject.instance_prompt, "data.instance_dir").pictures
-        found.append([pixels for variants in framed(images, framing) for pixels in variants.pixels])
-    return found
+        references.append([pixels for variants in framed(images, framing) for pixels in variants.pixels])
+    return references
 
 
 class Scorer:
-    """Scores images against a run's training images and prompts; what does not change is embedded once."""
+    """Scores generated images against a run's training images and prompts, whose features are computed once."""
 
-    def __init__(self, extractors: FeatureModels, entries: Sequence[EvalPrompt], shown: Sequence[Sequence[np.ndarray]]):
-        """Embeds captions and references.
+    def __init__(
+        self, models: FeatureModels, prompts: Sequence[EvalPrompt], references: Sequence[Sequence[np.ndarray]]
+    ):
+        """Computes the features of captions and references.
 
         Args:
-            shown: each subject's training images.
+            references: each subject's training images.
         """
-        self.entries, self.extractors = entries, extractors
-        both = (extractors.clip, extractors.dino)
-        self._references = [[one.images(images) for images in shown] if one else None for one in both]
-        self._captions = extractors.clip.texts([entry.caption for entry in entries]) if extractors.clip else None
+        self.models, self.prompts = models, prompts
+        self._captions = models.clip.text_features([prompt.caption for prompt in prompts]) if models.clip else None
+        self._references = {
+            name: [model.image_features(images) for images in references] for name, model in models.loaded.items()
+        }
 
-    def __call__(self, images: Sequence[Sequence[np.ndarray]]) -> Scores:
-        """Scores the images of each entry, (H, W, 3) uint8."""
+    def score(self, images: Sequence[Sequence[np.ndarray]]) -> Scores:
+        """Scores the images of each prompt, (H, W, 3) uint8."""
+        features = {}
         with progress("measure", total=None, transient=True):
-            embedded = [
-                ImageFeatures([one.images(each) for each in images], known) if one and known else None
-                for one, known in zip((self.extractors.clip, self.extractors.dino), self._references, strict=True)
-            ]
-        return compute_scores(self.entries, embedded[0], self._captions, embedded[1])
+            for name, model in self.models.loaded.items():
+                features[name] = ImageFeatures(list(map(model.image_features, images)), self._references[name])
+        return compute_scores(self.prompts, features.get("clip"), self._captions, features.get("dino"))
+
+
+def training_evaluation(
+    config: EvaluationConfig, scorer: Scorer, image_sampler: ImageSampler, seed: int
+) -> EvaluateParams:
+    """Returns the short evaluation that a run makes while it trains: it generates images and returns mean scores."""
+    prompts = scorer.prompts
+    wanted = cells(prompts, config.num, config.class_num)
+
+    def evaluate_params(params: dict[str, Params]) -> dict[str, float]:
+        texts = [prompts[cell.prompt].text for cell in wanted]
+        images = image_sampler.generate(params, texts, seed, [cell.image for cell in wanted])
+        scores = scorer.score(by_prompt(list(images), wanted, len(prompts)))
+        return {f"eval/{name}": bootstrap_mean(arrays).mean for name, arrays in scores.items()}
+
+    return evaluate_params

@@ -10,7 +10,7 @@ from jaxbooth.report.images import EmbeddedImage, embed, fitting_size, read_imag
 from jaxbooth.report.run_data import EVALUATION, RunData
 from jaxbooth.storage.paths import relative_file_name
 
-FORMAT = 1
+FORMAT = 2
 BUDGET = 3_000_000  # bytes of WebP for all evaluation images of a page
 LARGEST = 256  # pixels
 MAX_IMAGES = 600
@@ -134,7 +134,12 @@ def metric_row(
         for model, value in zip(models, values, strict=True)
         if value
     ]
-    words = (definition["title"], ARROWS.get(definition["better"], ""), definition["what"], definition.get("text", ""))
+    words = (
+        definition["title"],
+        ARROWS.get(definition["better"], ""),
+        definition["measures"],
+        definition.get("text", ""),
+    )
     return MetricRow(name, *words, cells, interval_chart(rows))
 
 

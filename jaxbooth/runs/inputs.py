@@ -11,6 +11,7 @@ from PIL import Image
 from jaxbooth.base.identifier import MANY_MORE, find_identifier, prompt_words, suggest_identifiers, token_texts
 from jaxbooth.base.model import BaseModel, check_resolution
 from jaxbooth.base.sampling import ImageSampler, SamplingConfig
+from jaxbooth.base.subject import noun_phrase
 from jaxbooth.base.text_encoder import TextEncoders, warn_about_truncation
 from jaxbooth.base.trainable import check_rank, read_lora_init, trained_shapes
 from jaxbooth.config.rules import check_schedule
@@ -25,7 +26,6 @@ from jaxbooth.data.image_grid import sheet, shrink
 from jaxbooth.data.images import Folder, Picture, left_out_names, open_picture, scan
 from jaxbooth.diffusion.samplers import make_timestep_grid
 from jaxbooth.errors import UserError
-from jaxbooth.metrics.prompts import noun_phrase
 from jaxbooth.params import Params
 from jaxbooth.runs.folder import RunFolder
 from jaxbooth.sharding import batch_shards

@@ -8,8 +8,14 @@ from jax.sharding import Mesh
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.vae import ImageEncoder
 from jaxbooth.config.run_config import Config
-from jaxbooth.metrics.scorer import reference_images
-from jaxbooth.metrics.small import EvaluateParams, training_evaluation
+from jaxbooth.metrics.prompts import few_prompts
+from jaxbooth.metrics.scorer import (
+    EvaluateParams,
+    Scorer,
+    load_feature_models,
+    reference_images,
+    training_evaluation,
+)
 from jaxbooth.params import Params, join
 from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.runs.drift import Gauge
@@ -29,7 +35,7 @@ class Validation:
     run: RunFolder
     watch: Watch
     gauge: Gauge
-    assess: EvaluateParams | None
+    evaluate_params: EvaluateParams | None
     frozen: dict[str, Params]
     checkpoints: Checkpoints
     writer: Writer
@@ -54,15 +60,19 @@ class Validation:
             done: steps that an earlier process did.
         """
         watch = Watch.make(config, base, mesh)
-        shown = reference_images(config)
-        together = np.stack([pixels for pictures in shown for pixels in pictures])
+        references = reference_images(config.subjects, config.resolution)
+        together = np.stack([pixels for images in references for pixels in images])
         gauge = Gauge(
             together, ImageEncoder(base, frozen["vae"], mesh), base.vae_config.scaling_factor, run.base_latents
         )
-        assess = training_evaluation(config, mesh, watch.image_sampler, shown) if config.evaluation.every else None
+        evaluate_params = None
+        if config.evaluation.every:
+            models = load_feature_models(config.evaluation.clip, config.evaluation.dino, config.source, mesh)
+            scorer = Scorer(models, few_prompts(config.subjects, config.evaluation.num_prompts), references)
+            evaluate_params = training_evaluation(config.evaluation, scorer, watch.image_sampler, config.seed)
         keeper = Keeper(run.kept, config, done)
         checkpoints.pinned = keeper.kept.pinned
-        return cls(config, run, watch, gauge, assess, frozen, checkpoints, writer, keeper)
+        return cls(config, run, watch, gauge, evaluate_params, frozen, checkpoints, writer, keeper)
 
     def is_due(self, step: int) -> bool:
         """Whether there is something to draw at a step."""
@@ -81,8 +91,8 @@ class Validation:
         image, facts = self.watch.grid(drawn, step)
         self.writer.grid(step, self.run.samples(step), image, facts)
         figures = self.gauge(*self.watch.subject_and_class(drawn), step)
-        if self.assess and self.evaluates(step):
-            figures |= self.assess(params)
+        if self.evaluate_params and self.evaluates(step):
+            figures |= self.evaluate_params(params)
         figures = agreed(figures)
         self.writer.figures(step, figures)
         self.keeper.see(step, figures, self.checkpoints.latest())

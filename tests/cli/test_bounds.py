@@ -1,11 +1,14 @@
 """Work without bounds is refused before anything is read, in one sentence with the flag and the limit."""
 
+from pathlib import Path
+
 import pytest
 
-from jaxbooth.config.run_config import Config
+from jaxbooth.config.schema import Subject
 from jaxbooth.errors import UserError
-from jaxbooth.evaluation.evaluate import EvaluateArguments, prepare_evaluation
+from jaxbooth.evaluation.evaluate import check_image_count, evaluation_prompts
 from jaxbooth.evaluation.models import parse_model
+from jaxbooth.metrics.prompts import cells
 from tests.cli.arguments import CLASS, SHORT, train
 
 SUBJECT = ("--data.instance-dir", "demo", *SHORT, *CLASS)
@@ -73,17 +76,16 @@ def test_sample_refuses_what_it_could_not_finish(refused, tmp_path, flag, value)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("flag", ["--num", "--class-num"])
+@pytest.mark.parametrize("flag", ["--images-per-prompt", "--class-images"])
 def test_evaluate_refuses_what_it_could_not_finish(refused, flag):
     assert refused("evaluate", "runs/none", flag, str(10**12)).startswith(f"{flag} {10**12} is not valid")
 
 
-def test_an_evaluation_of_more_images_than_fit_into_memory_is_refused(tmp_path, mesh):
-    subject = {"instance_dir": "dog", "instance_prompt": "a sks dog", "class_prompt": "a dog", "resolution": 64}
-    arguments = EvaluateArguments(run="run", num=1000, class_num=10)
+def test_an_evaluation_of_more_images_than_fit_into_memory_is_refused():
+    subject = Subject(instance_dir=Path("dog"), instance_prompt="a sks dog", class_prompt="a dog")
+    images = cells(evaluation_prompts([subject], "auto"), 1000, 10)
     with pytest.raises(UserError, match=r"^25,010 images of each model are too many, and 20,000 is the most; lower"):
-        prepare_evaluation(arguments, Config.model_validate({"data": subject}), tmp_path, mesh)
-    assert list(tmp_path.iterdir()) == []
+        check_image_count(len(images))
 
 
 def test_more_rows_than_can_be_counted_are_refused(refused):

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from jaxbooth.assets import shipped_configs
+from jaxbooth.base.subject import name_subject
 from jaxbooth.base.trainable import initializer_token
 from jaxbooth.cli.parse import starting_config
 from jaxbooth.config.run_config import Config, for_another, load_config
 from jaxbooth.config.schema import Subject
-from jaxbooth.metrics.prompts import name_subject
 from jaxbooth.runs.watch import unrelated_prompt, validation_prompts
 
 SHIPPED = sorted(path.stem for path in shipped_configs().glob("*.yaml"))

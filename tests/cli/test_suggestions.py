@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from jaxbooth.cli.arguments import ExportArguments, SampleArguments
+from jaxbooth.cli.evaluate import EvaluateArguments
 from jaxbooth.config.run_config import Config, flag, flatten
 from jaxbooth.config.suggestions import PIPELINES, TRAINERS, check_flags, equivalents, flag_keys, peer_flags
-from jaxbooth.evaluation.evaluate import EvaluateArguments
 from jaxbooth.plan.plan import PlanArguments
 from jaxbooth.report.report import ReportArguments
 
