@@ -14,6 +14,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "jaxbooth-test-cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
+from jaxtyping import install_import_hook
+
+# The shapes and dtypes in signatures are checked while a function is traced or called.
+install_import_hook(["jaxbooth.diffusion", "jaxbooth.models", "jaxbooth.training"], "beartype.beartype")
+
 import jax
 import numpy as np
 import pytest

@@ -64,7 +64,7 @@ def our_path(name: str, raw: dict, latents: np.ndarray, noise: np.ndarray) -> li
         return convert(output, schedule.prediction_type, "x0", z, point.alpha, point.sigma)
 
     def run(count):
-        part, first = grid._replace(steps=count), grid.init_noise_sigma * jnp.asarray(latents, jnp.float32)
+        part, first = grid._replace(num_steps=count), grid.init_noise_sigma * jnp.asarray(latents, jnp.float32)
         return SAMPLERS[name].run(denoise, first, part, lambda i: drawn[i], schedule)
 
     return [np.asarray(run(count)) for count in range(1, STEPS + 1)]
@@ -104,7 +104,7 @@ def test_the_grid_of_every_number_of_steps_is_that_of_diffusers(name, spacing, t
             assert expected[-1] == -1
             expected, too_long = expected[:-1], too_long + 1
         expected = np.minimum(expected, total - 1)  # an offset can lead beyond the last one
-        points = make_timestep_grid(schedule, name, steps).points
+        points = make_timestep_grid(schedule, name, steps).steps
         np.testing.assert_allclose(points.timestep[:steps], expected, rtol=1e-6, err_msg=f"{steps} steps")
         level = points.sigma[:steps] / points.alpha[:steps]
         np.testing.assert_allclose(level, levels_of(scheduler, expected), rtol=1e-4, err_msg=f"{steps} steps")
@@ -127,14 +127,14 @@ def test_the_first_noise_has_the_scale_of_diffusers(name, spacing, steps):
     raw = RAW | {"steps_offset": 1} | ({"timestep_spacing": spacing} if spacing else {})
     scheduler, grid = CLASSES[name].from_config(raw), make_timestep_grid(read_schedule(raw), name, steps)
     scheduler.set_timesteps(steps)
-    to_z = float(grid.points.alpha[0]) if name in KARRAS else 1
+    to_z = float(grid.steps.alpha[0]) if name in KARRAS else 1
     assert float(grid.init_noise_sigma) == pytest.approx(to_z * float(scheduler.init_noise_sigma), rel=1e-6)
 
 
 @pytest.mark.parametrize(("spacing", "steps"), [("trailing", 7), ("trailing", 30), ("linspace", 20)])
 def test_a_ddim_step_ends_where_the_next_one_starts(spacing, steps):
     schedule = read_schedule(RAW | {"timestep_spacing": spacing})
-    points = make_timestep_grid(schedule, "ddim", steps).points
+    points = make_timestep_grid(schedule, "ddim", steps).steps
     np.testing.assert_array_equal(points.next_alpha[: steps - 1], points.alpha[1:steps])
     ends_of_diffusers = np.maximum(points.timestep[:steps] - 1000 // steps, 0)
     assert (ends_of_diffusers[: steps - 1] != points.timestep[1:steps]).any()
@@ -143,7 +143,7 @@ def test_a_ddim_step_ends_where_the_next_one_starts(spacing, steps):
 def test_a_step_of_no_length_does_no_harm(rng):
     schedule = read_schedule(RAW | {"timestep_spacing": "leading", "steps_offset": 1})
     grid, answer = make_timestep_grid(schedule, "dpmpp_2m", 999), jnp.asarray(rng.normal(size=SHAPE), jnp.float32)
-    assert grid.points.timestep[0] == grid.points.timestep[1] == 999
+    assert grid.steps.timestep[0] == grid.steps.timestep[1] == 999
     start = jnp.asarray(rng.normal(size=SHAPE), jnp.float32)
 
     def denoise(z, point):

@@ -98,7 +98,7 @@ def test_conversions_close_their_cycles(order, rng):
 
 
 def test_snr_is_alpha_squared_over_sigma_squared():
-    schedule = NoiseSchedule(np.array([0.8, 0.5, 0.2]), "epsilon")
+    schedule = NoiseSchedule.variance_preserving(np.array([0.8, 0.5, 0.2]), "epsilon")
     np.testing.assert_allclose(schedule.snr(np.arange(3)), [4.0, 1.0, 0.25], rtol=1e-6)
 
 

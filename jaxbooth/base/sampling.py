@@ -16,7 +16,7 @@ from jaxbooth.base.text_encoder import TextEmbeddings, select_prompts
 from jaxbooth.base.vae import decode_images
 from jaxbooth.console.progress import progress
 from jaxbooth.diffusion.samplers import SAMPLERS, Denoiser, SamplerName, SamplerStep, TimestepGrid, make_timestep_grid
-from jaxbooth.diffusion.schedule import convert
+from jaxbooth.diffusion.schedule import Latents, convert
 from jaxbooth.params import Params, cast_matrices, precision_of
 from jaxbooth.prng import key_data, root_key
 from jaxbooth.sharding import batch_sharding, batch_shards, mesh_context, replicated
@@ -106,7 +106,7 @@ def guided_denoiser(
     time_ids = jnp.broadcast_to(uncropped, (len(inputs.prompt_embeds), 6))
     context, added = base.denoiser_conditioning(inputs, time_ids)
 
-    def denoise(z: Array, step: SamplerStep) -> Array:
+    def denoise(z: Latents, step: SamplerStep) -> Latents:
         if guidance_scale is None:
             output = model(z, jnp.full(images, step.timestep), context, added)
         else:

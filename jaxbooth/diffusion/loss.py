@@ -14,8 +14,9 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Float, Int
 
-from jaxbooth.diffusion.schedule import NoiseSchedule, PredictionType, convert, training_target
+from jaxbooth.diffusion.schedule import Latents, NoiseSchedule, PredictionType, convert, training_target
 from jaxbooth.params import AnyArray
 
 Weighting = Literal["uniform", "min_snr", "debiased", "vlb", "snr"]
@@ -55,17 +56,17 @@ class Batch(NamedTuple):
         mask: (b, h, w, 1) float32 in [0, 1], how much each pixel of the latents counts; None counts all alike.
     """
 
-    latents: Array
-    noise: Array
-    timesteps: Array
-    weight: AnyArray
-    is_prior: AnyArray
-    mask: AnyArray | None = None
+    latents: Latents
+    noise: Latents
+    timesteps: Int[AnyArray, " b"]
+    weight: Float[AnyArray, " b"]
+    is_prior: Bool[AnyArray, " b"]
+    mask: Float[AnyArray, "b h w 1"] | None = None
 
 
 def timestep_weight(
-    schedule: NoiseSchedule, timesteps: Array, weighting: Weighting, space: PredictionType, gamma: float
-) -> Array:
+    schedule: NoiseSchedule, timesteps: Int[AnyArray, " b"], weighting: Weighting, space: PredictionType, gamma: float
+) -> Float[AnyArray, " b"]:
     """Returns w_t of (b,) timesteps for a squared error in `space`, (b,) float32.
 
     Every named weighting is one weight on the x0 error, whatever the space the error is measured in. The same error
@@ -83,19 +84,40 @@ def timestep_weight(
     if weighting == "uniform":
         return jnp.ones(timesteps.shape, jnp.float32)
     snr = schedule.snr(timesteps)
-    on_epsilon = {
-        "min_snr": lambda: jnp.minimum(1.0, gamma / jnp.maximum(snr, 1e-20)),
-        "debiased": lambda: 1 / jnp.sqrt(jnp.clip(snr, 1e-20, 1000.0)),
-        "vlb": lambda: 0.5 * schedule.beta_over_alpha(timesteps) * (snr + 1),  # 1 / (1 - abar) = SNR + 1
-        "snr": lambda: jnp.ones_like(snr),
-    }[weighting]()
-    return on_epsilon * {"epsilon": 1.0, "x0": snr, "v": snr / (snr + 1)}[space]
+    return epsilon_weight(schedule, timesteps, weighting, gamma) * weight_ratio(space, snr)
 
 
-def example_weights(schedule: NoiseSchedule, batch: Batch, loss: LossSpec) -> Array:
+def epsilon_weight(
+    schedule: NoiseSchedule, timesteps: Int[AnyArray, " b"], weighting: Weighting, gamma: float
+) -> Float[AnyArray, " b"]:
+    """Returns w_t of a weighting other than `uniform` for a squared error on epsilon."""
+    snr = schedule.snr(timesteps)
+    match weighting:
+        case "min_snr":
+            return jnp.minimum(1.0, gamma / jnp.maximum(snr, 1e-20))
+        case "debiased":
+            return 1 / jnp.sqrt(jnp.clip(snr, 1e-20, 1000.0))
+        case "vlb":
+            return schedule.variational_weight(timesteps)
+        case _:
+            return jnp.ones_like(snr)
+
+
+def weight_ratio(space: PredictionType, snr: Float[AnyArray, " b"]) -> Float[AnyArray, " b"]:
+    """Returns the weight in `space` over the equal one on epsilon; that of v holds where alpha^2 + sigma^2 = 1."""
+    match space:
+        case "epsilon":
+            return jnp.ones_like(snr)
+        case "x0":
+            return snr
+        case "v":
+            return snr / (snr + 1)
+
+
+def example_weights(schedule: NoiseSchedule, batch: Batch, loss: LossSpec) -> Float[AnyArray, " b"]:
     """Returns w_t of each row by the weighting of its kind, (b,) float32."""
 
-    def weight(weighting: Weighting) -> Array:
+    def weight(weighting: Weighting) -> Float[AnyArray, " b"]:
         return timestep_weight(schedule, batch.timesteps, weighting, loss.space, loss.snr_gamma)
 
     instance = weight(loss.weighting)
@@ -104,7 +126,7 @@ def example_weights(schedule: NoiseSchedule, batch: Batch, loss: LossSpec) -> Ar
     return jnp.where(batch.is_prior, weight(loss.prior_weighting), instance)
 
 
-def element_losses(difference: Array, loss: LossSpec) -> Array:
+def element_losses(difference: Latents, loss: LossSpec) -> Latents:
     """Maps prediction - target to each element's loss, of the same shape.
 
     * l2: e^2.
@@ -120,8 +142,8 @@ def element_losses(difference: Array, loss: LossSpec) -> Array:
     return 2 * c * squared / (jnp.sqrt(squared + c * c) + c)  # equal, without the cancellation near e = 0
 
 
-def mean_over_pixels(values: Array, mask: AnyArray | None) -> Array:
-    """Means (b, h, w, c) values over channels and, weighted by the mask, over pixels: (b,).
+def mean_over_pixels(values: Latents, mask: Float[AnyArray, "b h w 1"] | None) -> Float[AnyArray, " b"]:
+    """Returns the mean over channels and, weighted by the mask, over pixels.
 
     A row whose mask is zero everywhere has nothing to learn from and is 0.
     """
@@ -133,12 +155,17 @@ def mean_over_pixels(values: Array, mask: AnyArray | None) -> Array:
 
 
 def row_losses(
-    output: Array, noisy: Array, batch: Batch, schedule: NoiseSchedule, loss: LossSpec, frozen: Array | None = None
-) -> Array:
-    """Returns w_t times each row's mean element loss in `loss.space`, (b,) float32.
+    output: Latents,
+    noisy: Latents,
+    batch: Batch,
+    schedule: NoiseSchedule,
+    loss: LossSpec,
+    frozen: Latents | None = None,
+) -> Float[AnyArray, " b"]:
+    """Returns w_t times each row's mean element loss in `loss.space`, float32.
 
     Args:
-        output: the network's prediction (b, h, w, c), of the kind that the schedule names.
+        output: the network's prediction, of the type that the schedule names.
         noisy: z_t made with `batch.noise`, by which predictions are converted. Under input perturbation this is not
             what the network saw: the added noise is no error of the network, in whatever space it is measured.
         frozen: the frozen model's prediction, like `output` and for the same input; where given, it is the target of
@@ -146,7 +173,7 @@ def row_losses(
     """
     alpha, sigma = schedule.alpha(batch.timesteps), schedule.sigma(batch.timesteps)
 
-    def in_space(value: Array) -> Array:
+    def in_space(value: Latents) -> Latents:
         return convert(value, schedule.prediction_type, loss.space, noisy, alpha, sigma)
 
     target = training_target(loss.space, batch.latents, batch.noise, alpha, sigma)
@@ -165,7 +192,7 @@ class Losses(NamedTuple):
     prior: Array
 
 
-def reduce_rows(losses: Array, batch: Batch) -> Losses:
+def reduce_rows(losses: Float[AnyArray, " b"], batch: Batch) -> Losses:
     """Sums (b,) row losses into the objective. A kind without rows reports 0.
 
     The two reported terms are plain means over rows: neither lambda nor a subject's weight enters them.

@@ -1,7 +1,7 @@
 """How a row is noised: which timestep, and what is added to its noise.
 
-Every function takes (b,) keys, one a row, so that a row's draw does not depend on the rows beside it. The keys of two
-functions must differ, and differ from those that drew the noise. A strength of 0 computes nothing.
+Every function takes one key a row, so that a row's noise does not depend on the rows beside it. The keys of two
+functions must differ, and differ from those that made the noise. A strength of 0 computes nothing.
 """
 
 from typing import Literal, NamedTuple
@@ -9,47 +9,51 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Int, Key
+
+from jaxbooth.diffusion.schedule import Latents
+from jaxbooth.params import AnyArray
+
+Keys = Key[Array, " b"]
 
 
 class TimestepSampling(NamedTuple):
     """The distribution of training timesteps over low .. high-1; static.
 
     Attributes:
-        kind: uniform; or logit_normal, the sigmoid of a normal draw (Esser et al. 2024, arXiv 2403.03206, equation 19).
-        mean, std: of the normal draw; a larger mean trains on more noise.
+        distribution: uniform; or logit_normal, the sigmoid of a normal sample (Esser et al. 2024, arXiv 2403.03206,
+            equation 19).
+        mean, std: of the normal; a larger mean trains on more noise.
         low: the least timestep, >= 0.
         high: exclusive; None is the schedule's length. low < high <= that length is for the caller to check.
     """
 
-    kind: Literal["uniform", "logit_normal"] = "uniform"
+    distribution: Literal["uniform", "logit_normal"] = "uniform"
     mean: float = 0.0
     std: float = 1.0
     low: int = 0
     high: int | None = None
 
 
-def sample_timesteps(keys: Array, total: int, how: TimestepSampling) -> Array:
-    """Draws (b,) int32 timesteps of a schedule of `total` steps.
+def sample_timesteps(keys: Keys, total: int, sampling: TimestepSampling) -> Int[AnyArray, " b"]:
+    """Samples int32 timesteps of a schedule of `total` steps.
 
-    diffusers' scripts look the logit-normal draw up in a list that runs from noisy to clean, so their mean is the
+    diffusers' scripts look the logit-normal sample up in a list that runs from noisy to clean, so their mean is the
     negative of this one and of the paper's.
     """
-    high = total if how.high is None else how.high
-    if how.kind == "uniform":
-        return jax.vmap(lambda key: jax.random.randint(key, (), how.low, high))(keys)
-    level = jax.nn.sigmoid(how.mean + how.std * jax.vmap(jax.random.normal)(keys))
-    steps = jnp.floor(level * (high - how.low)).astype(jnp.int32)
-    return how.low + jnp.minimum(steps, high - how.low - 1)  # the sigmoid may round to 1
+    high = total if sampling.high is None else sampling.high
+    if sampling.distribution == "uniform":
+        return jax.vmap(lambda key: jax.random.randint(key, (), sampling.low, high))(keys)
+    level = jax.nn.sigmoid(sampling.mean + sampling.std * jax.vmap(jax.random.normal)(keys))
+    steps = jnp.floor(level * (high - sampling.low)).astype(jnp.int32)
+    return sampling.low + jnp.minimum(steps, high - sampling.low - 1)  # the sigmoid may round to 1
 
 
-def offset_noise(noise: Array, keys: Array, strength: float) -> Array:
+def offset_noise(noise: Latents, keys: Keys, strength: float) -> Latents:
     """Shifts each row's channels by strength * N(0, 1), the same for all of its pixels (`noise_offset` in diffusers).
 
     With it the mean of an image is learnt too (Guttenberg 2023, "Diffusion with offset noise"). The result takes the
     place of the noise altogether: z_t is made of it and it is the target.
-
-    Args:
-        noise: (b, h, w, c).
     """
     if not strength:
         return noise
@@ -57,14 +61,11 @@ def offset_noise(noise: Array, keys: Array, strength: float) -> Array:
     return noise + strength * jax.vmap(lambda key: jax.random.normal(key, channels, noise.dtype))(keys)
 
 
-def perturb(noise: Array, keys: Array, gamma: float) -> Array:
+def perturb(noise: Latents, keys: Keys, gamma: float) -> Latents:
     """Returns noise + gamma * N(0, 1), which z_t is made with while `noise` remains the target.
 
     The network then meets inputs that are off as they are in sampling (Ning et al. 2023, arXiv 2301.11706;
     `input_perturbation` in diffusers).
-
-    Args:
-        noise: (b, h, w, c).
     """
     if not gamma:
         return noise

@@ -32,14 +32,14 @@ class TimestepGrid(NamedTuple):
     """Where a sampler goes. All of it is data, so that one compiled program serves every number of steps.
 
     Attributes:
-        points: a `SamplerStep` of arrays, which have room for as many steps as there can be.
-        steps: scalar int32, how many of them are visited.
+        steps: a `SamplerStep` of arrays, which have room for as many steps as there can be.
+        num_steps: scalar int32, how many of them are taken.
         init_noise_sigma: scalar float32, standard deviation of the first z; alpha times diffusers' of that name, which
             is that of z / alpha.
     """
 
-    points: SamplerStep
-    steps: Array
+    steps: SamplerStep
+    num_steps: Array
     init_noise_sigma: Array
 
 
@@ -54,9 +54,9 @@ def scan_steps(update: Callable[[Carry, SamplerStep], Carry], start: Carry, grid
     """Takes the steps of a grid, whose arrays may be the host's, one after another."""
 
     def body(index: Array, carry: Carry) -> Carry:
-        return update(carry, jax.tree.map(lambda field: jnp.asarray(field)[index], grid.points))
+        return update(carry, jax.tree.map(lambda field: jnp.asarray(field)[index], grid.steps))
 
-    return jax.lax.fori_loop(0, grid.steps, body, start)
+    return jax.lax.fori_loop(0, grid.num_steps, body, start)
 
 
 def to_epsilon(z: Array, x0: Array, step: SamplerStep) -> Array:
@@ -211,14 +211,11 @@ def make_timestep_grid(schedule: NoiseSchedule, name: SamplerName, steps: int, f
         raise UserError(f"{flag} {steps} is out of range; the schedule allows 1 to {total - 1} sampling steps.")
     spacing = schedule.timestep_spacing or spec.spacing
     timesteps = spaced_timesteps(total, steps, spacing, schedule.steps_offset, spec)
-    alphas_cumprod = np.maximum(schedule.alphas_cumprod, 2.0**-24) if spec.log_snr else schedule.alphas_cumprod
-    with np.errstate(divide="ignore"):
-        sigmas = np.sqrt((1 - alphas_cumprod) / alphas_cumprod)
-    sigma_over_alpha = np.interp(timesteps, np.arange(total), sigmas)  # exact at whole timesteps
-    alpha, sigma = 1 / np.sqrt(1 + sigma_over_alpha**2), np.sqrt(1 - 1 / (1 + sigma_over_alpha**2))
-    last = 1.0 if schedule.set_alpha_to_one or name != "ddim" else float(schedule.alphas_cumprod[0])
+    alpha, sigma = schedule.interpolate(timesteps, divides_by_alpha=spec.log_snr)
+    is_last_whole = schedule.set_alpha_to_one or name != "ddim"
+    last_alpha, last_sigma = (1.0, 0.0) if is_last_whole else (schedule.alphas[0], schedule.sigmas[0])
     fields = (
-        timesteps, alpha, sigma, np.append(alpha[1:], np.sqrt(last)), np.append(sigma[1:], np.sqrt(1 - last)),
+        timesteps, alpha, sigma, np.append(alpha[1:], last_alpha), np.append(sigma[1:], last_sigma),
     )  # fmt: skip
     filled: Any = (*(np.resize(field, total).astype(np.float32) for field in fields), np.arange(total, dtype=np.int32))
     starts_as_noise = spec.noise_alone and spacing != "leading"

@@ -1,8 +1,8 @@
-"""The forward process z_t = alpha_t x + sigma_t eps and the three ways to say what a network predicts.
+"""The forward process z_t = alpha_t x + sigma_t eps and the ways to say what a network predicts.
 
-alpha_t^2 is `alphas_cumprod[t]` and sigma_t^2 = 1 - alpha_t^2 (variance preserving). Everything is computed in float64
-from the checkpoint's own `scheduler_config.json` and rounded to float32 where it enters a traced function.
-Reference: diffusers `schedulers/scheduling_ddpm.py`.
+A schedule is two tables, alpha_t and sigma_t; nothing outside of this file assumes how they are related. Everything is
+computed in float64 from the checkpoint's own `scheduler_config.json` and rounded to float32 where it enters a traced
+function. Reference: diffusers `schedulers/scheduling_ddpm.py`.
 """
 
 from collections.abc import Mapping
@@ -11,13 +11,17 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jaxtyping import Float, Int
 
 from jaxbooth.diffusion.schedule_config import read_schedule_config
+from jaxbooth.params import AnyArray
 
 PredictionType = Literal["epsilon", "x0", "v"]
 SOURCE = "scheduler/scheduler_config.json"
 PREDICTION_TYPE_OF: dict[str, PredictionType] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
+Latents = Float[AnyArray, "b h w c"]
+Coefficient = Float[AnyArray, "..."]  # alpha or sigma, broadcast against latents
+MAX_NOISE_TO_SIGNAL = (2.0**24 - 1) ** 0.5  # where a sampler divides by alpha; diffusers keep alpha^2 at 2^-24
 
 
 @dataclass(frozen=True)
@@ -25,82 +29,141 @@ class NoiseSchedule:
     """A discrete noise schedule.
 
     Attributes:
-        alphas_cumprod: (T,) float64, decreasing.
+        alphas: alpha_t, (T,) float64, decreasing.
+        sigmas: sigma_t, (T,) float64, increasing.
         prediction_type: what the network's output means.
         timestep_spacing: how a sampler picks its timesteps; None leaves each sampler its own default.
         steps_offset: added to the timesteps of the `leading` spacing.
-        set_alpha_to_one: DDIM's last step goes to alpha = 1; otherwise to `alphas_cumprod[0]`.
-        fixed_large: ancestral DDPM draws with variance beta_t and not with the posterior's.
+        set_alpha_to_one: DDIM's last step goes to alpha = 1; otherwise to the alpha of timestep 0.
+        fixed_large: ancestral DDPM samples with variance beta_t and not with the posterior's.
     """
 
-    alphas_cumprod: np.ndarray
+    alphas: np.ndarray
+    sigmas: np.ndarray
     prediction_type: PredictionType
     timestep_spacing: str | None = None
     steps_offset: int = 0
     set_alpha_to_one: bool = True
     fixed_large: bool = False
 
+    @classmethod
+    def variance_preserving(
+        cls, alphas_cumprod: np.ndarray, prediction_type: PredictionType, **sampling: Any
+    ) -> "NoiseSchedule":
+        """Returns the schedule of alpha^2 = `alphas_cumprod`, (T,) float64, and sigma^2 = 1 - alpha^2.
+
+        Args:
+            sampling: the attributes after `prediction_type`.
+        """
+        return cls(np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod), prediction_type, **sampling)
+
     @property
     def num_train_timesteps(self) -> int:
         """T; timesteps are 0 .. T-1."""
-        return len(self.alphas_cumprod)
+        return len(self.alphas)
 
-    def alpha(self, timesteps: Array) -> Array:
-        """alpha_t of (b,) timesteps, as (b, 1, 1, 1) float32."""
-        return lookup(np.sqrt(self.alphas_cumprod), timesteps)
+    @property
+    def alphas_cumprod(self) -> np.ndarray:
+        """alpha_t^2, (T,) float64, by diffusers' name."""
+        return np.square(self.alphas)
 
-    def sigma(self, timesteps: Array) -> Array:
-        """sigma_t of (b,) timesteps, as (b, 1, 1, 1) float32."""
-        return lookup(np.sqrt(1 - self.alphas_cumprod), timesteps)
+    def alpha(self, timesteps: Int[AnyArray, " b"]) -> Float[AnyArray, "b 1 1 1"]:
+        """alpha_t of timesteps, float32, shaped to broadcast over latents."""
+        return lookup(self.alphas, timesteps)[:, None, None, None]
 
-    def snr(self, timesteps: Array) -> Array:
-        """alpha_t^2 / sigma_t^2 of (b,) timesteps, as (b,) float32."""
-        return jnp.asarray(self.alphas_cumprod / (1 - self.alphas_cumprod), jnp.float32)[timesteps]
+    def sigma(self, timesteps: Int[AnyArray, " b"]) -> Float[AnyArray, "b 1 1 1"]:
+        """sigma_t of timesteps, float32, shaped to broadcast over latents."""
+        return lookup(self.sigmas, timesteps)[:, None, None, None]
 
-    def beta_over_alpha(self, timesteps: Array) -> Array:
-        """beta_t / (1 - beta_t) of (b,) timesteps, as (b,) float32; infinite where SNR is zero."""
+    def snr(self, timesteps: Int[AnyArray, " b"]) -> Float[AnyArray, " b"]:
+        """alpha_t^2 / sigma_t^2 of timesteps, float32."""
+        return lookup(np.square(self.alphas / self.sigmas), timesteps)
+
+    def variational_weight(self, timesteps: Int[AnyArray, " b"]) -> Float[AnyArray, " b"]:
+        """beta^2 / (2 sigma^2 alpha (1 - abar)) with sigma^2 = beta (Ho et al. 2020, equation 12); float32.
+
+        It is infinite where the SNR is zero.
+        """
         before = np.concatenate([[1.0], self.alphas_cumprod[:-1]])
         with np.errstate(divide="ignore"):
-            ratio = before / self.alphas_cumprod - 1
-        return jnp.asarray(ratio, jnp.float32)[timesteps]
+            beta_over_alpha = before / self.alphas_cumprod - 1
+        return 0.5 * lookup(beta_over_alpha, timesteps) * (self.snr(timesteps) + 1)  # 1 / (1 - abar) = SNR + 1
 
-    def add_noise(self, latents: Array, noise: Array, timesteps: Array) -> Array:
-        """z_t = alpha_t x + sigma_t eps, (b, h, w, c) float32."""
+    def add_noise(self, latents: Latents, noise: Latents, timesteps: Int[AnyArray, " b"]) -> Latents:
+        """z_t = alpha_t x + sigma_t eps, float32."""
         return self.alpha(timesteps) * latents + self.sigma(timesteps) * noise
 
+    def interpolate(self, timesteps: np.ndarray, divides_by_alpha: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Returns alpha and sigma at timesteps that may lie between whole ones, where both are exact.
 
-def lookup(table: np.ndarray, timesteps: Array) -> Array:
-    """Looks (b,) timesteps up in a float64 table and shapes them to broadcast over (b, h, w, c)."""
-    return jnp.asarray(table, jnp.float32)[timesteps][:, None, None, None]
+        Between them, sigma / alpha is linear, as in diffusers' schedulers, and so is the root of alpha^2 + sigma^2.
+
+        Args:
+            timesteps: (n,) float64.
+            divides_by_alpha: a zero terminal SNR is raised to what MAX_NOISE_TO_SIGNAL leaves.
+
+        Returns:
+            Both (n,) float64.
+        """
+        limit = MAX_NOISE_TO_SIGNAL if divides_by_alpha else np.inf
+        with np.errstate(divide="ignore"):
+            noise_to_signal = np.minimum(self.sigmas / self.alphas, limit)
+        whole = np.arange(self.num_train_timesteps)
+        ratio = np.interp(timesteps, whole, noise_to_signal)
+        length = np.interp(timesteps, whole, np.hypot(self.alphas, self.sigmas))
+        return length / np.sqrt(1 + ratio**2), length * np.sqrt(1 - 1 / (1 + ratio**2))
+
+
+def lookup(table: np.ndarray, timesteps: Int[AnyArray, " b"]) -> Float[AnyArray, " b"]:
+    """Returns a float64 table's entries of timesteps, as float32."""
+    return jnp.asarray(table, jnp.float32)[timesteps]
 
 
 def convert(
-    value: Array, source: PredictionType, target: PredictionType, noisy: Array, alpha: Array, sigma: Array
-) -> Array:
+    value: Latents,
+    source: PredictionType,
+    target: PredictionType,
+    noisy: Latents,
+    alpha: Coefficient,
+    sigma: Coefficient,
+) -> Latents:
     """Converts a prediction between epsilon, x0 and v = alpha eps - sigma x0 (Salimans and Ho 2022, appendix D).
 
-    Each formula is the direct one, so that no conversion divides by more than it must: v works at alpha = 0.
+    Each formula is the direct one, so that no conversion divides by more than it must: v works at alpha = 0. Those of v
+    hold for variance-preserving schedules, for which v is defined.
 
     Args:
         value: the prediction in `source` space.
-        noisy: z_t; `alpha` and `sigma` broadcast against it.
+        noisy: z_t.
     """
-    if source == target:
-        return value
-    formulas = {
-        ("epsilon", "x0"): lambda: (noisy - sigma * value) / alpha,
-        ("v", "x0"): lambda: alpha * noisy - sigma * value,
-        ("x0", "epsilon"): lambda: (noisy - alpha * value) / sigma,
-        ("v", "epsilon"): lambda: alpha * value + sigma * noisy,
-        ("epsilon", "v"): lambda: (value - sigma * noisy) / alpha,
-        ("x0", "v"): lambda: (alpha * noisy - value) / sigma,
-    }
-    return formulas[source, target]()
+    match source, target:
+        case "epsilon", "x0":
+            return (noisy - sigma * value) / alpha
+        case "v", "x0":
+            return alpha * noisy - sigma * value
+        case "x0", "epsilon":
+            return (noisy - alpha * value) / sigma
+        case "v", "epsilon":
+            return alpha * value + sigma * noisy
+        case "epsilon", "v":
+            return (value - sigma * noisy) / alpha
+        case "x0", "v":
+            return (alpha * noisy - value) / sigma
+        case _:
+            return value
 
 
-def training_target(space: PredictionType, latents: Array, noise: Array, alpha: Array, sigma: Array) -> Array:
-    """What a perfect network would predict in `space`."""
-    return {"epsilon": noise, "x0": latents, "v": alpha * noise - sigma * latents}[space]
+def training_target(
+    space: PredictionType, latents: Latents, noise: Latents, alpha: Coefficient, sigma: Coefficient
+) -> Latents:
+    """Returns what a perfect network would predict in `space`."""
+    match space:
+        case "epsilon":
+            return noise
+        case "x0":
+            return latents
+        case "v":
+            return alpha * noise - sigma * latents
 
 
 def read_schedule(raw: Mapping[str, Any], source: str = SOURCE) -> NoiseSchedule:
@@ -114,11 +177,11 @@ def read_schedule(raw: Mapping[str, Any], source: str = SOURCE) -> NoiseSchedule
             jaxbooth does not do, or holds a value of another type or out of range.
     """
     config = read_schedule_config(raw, source)
-    return NoiseSchedule(
+    return NoiseSchedule.variance_preserving(
         config.alphas_cumprod,
         PREDICTION_TYPE_OF[config.prediction_type],
-        config.timestep_spacing,
-        config.steps_offset,
-        config.set_alpha_to_one,
-        config.variance_type == "fixed_large",
+        timestep_spacing=config.timestep_spacing,
+        steps_offset=config.steps_offset,
+        set_alpha_to_one=config.set_alpha_to_one,
+        fixed_large=config.variance_type == "fixed_large",
     )

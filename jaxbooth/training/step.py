@@ -19,6 +19,7 @@ from jaxbooth.config.run_config import Config
 from jaxbooth.data.latents import Bank, gather_latents, gather_text
 from jaxbooth.diffusion.loss import Batch, Losses, LossSpec, reduce_rows, row_losses
 from jaxbooth.diffusion.noise import TimestepSampling, offset_noise, perturb, sample_timesteps
+from jaxbooth.diffusion.schedule import Latents
 from jaxbooth.params import Params, by_component, cast_matrices, join, precision_of
 from jaxbooth.prng import root_key
 from jaxbooth.sharding import AnyMesh, batch_sharding, batch_shards, mesh_context, param_shardings
@@ -71,7 +72,7 @@ class Drawn(NamedTuple):
     """
 
     batch: Batch
-    seen: Array
+    seen: Latents
     caption: Array
     time_ids: Array
 
@@ -126,7 +127,7 @@ def micro_loss(task: Task, cast: Params, frozen: dict[str, Params], bank: Bank, 
     return reduced.total, reduced
 
 
-def frozen_prediction(task: Task, frozen: dict[str, Params], bank: Bank, drawn: Drawn, seen: Array) -> Array:
+def frozen_prediction(task: Task, frozen: dict[str, Params], bank: Bank, drawn: Drawn, seen: Latents) -> Array:
     """Returns the untrained model's output on prior rows, and zeros or its output on the others.
 
     Every shard of the batch begins with instance rows; it computes what comes after as many as all of them have.
