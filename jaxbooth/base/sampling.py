@@ -126,7 +126,7 @@ def sample_latents(
     negative: TextEmbeddings,
     keys: Array,
     inputs: SamplingInputs,
-) -> Array:
+) -> Latents:
     """Runs the sampler from each image's own noise; (b, h, w, c) scaled latents. Pure, for use under `jax.jit`.
 
     Args:

@@ -1,8 +1,8 @@
-"""Samplers: one pure function each, all of one signature, all a loop over the points of a grid.
+"""Samplers: one pure function each, all of one signature, all a loop over the steps of a grid.
 
 A sampler sees the network only as a denoiser that maps z_t to its estimate of x, so prediction types and guidance
-never reach it. Latents are the variance-preserving z = alpha x + sigma eps throughout; Karras et al.'s variable is
-z / alpha, whose noise sigma_over_alpha is sigma / alpha. Reference: the diffusers scheduler named in each docstring.
+never reach it. Latents are z = alpha x + sigma eps throughout; Karras et al.'s variable is z / alpha, whose noise level
+is sigma / alpha. Reference: the diffusers scheduler named in each docstring.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxbooth.diffusion.schedule import NoiseSchedule
+from jaxbooth.diffusion.schedule import Latents, NoiseSchedule
 from jaxbooth.errors import UserError
 
 
@@ -43,9 +43,9 @@ class TimestepGrid(NamedTuple):
     init_noise_sigma: Array
 
 
-Denoiser = Callable[[Array, SamplerStep], Array]  # (z_t, where the step starts) -> x
-Noise = Callable[[Array], Array]  # step index -> standard normal noise of the latents' shape
-Sampler = Callable[[Denoiser, Array, TimestepGrid, Noise, NoiseSchedule], Array]
+Denoiser = Callable[[Latents, SamplerStep], Latents]  # (z_t, where the step starts) -> x
+Noise = Callable[[Array], Latents]  # step index -> standard normal noise of the latents' shape
+Sampler = Callable[[Denoiser, Latents, TimestepGrid, Noise, NoiseSchedule], Latents]
 Carry = TypeVar("Carry")
 SamplerName = Literal["ddpm", "ddim", "dpmpp_2m", "euler", "euler_ancestral"]
 
@@ -59,15 +59,15 @@ def scan_steps(update: Callable[[Carry, SamplerStep], Carry], start: Carry, grid
     return jax.lax.fori_loop(0, grid.num_steps, body, start)
 
 
-def to_epsilon(z: Array, x0: Array, step: SamplerStep) -> Array:
+def to_epsilon(z: Latents, x0: Latents, step: SamplerStep) -> Latents:
     """The noise that z holds if x0 is what it hides."""
     return (z - step.alpha * x0) / step.sigma
 
 
-def ddpm(denoise: Denoiser, latents: Array, grid: TimestepGrid, noise: Noise, schedule: NoiseSchedule) -> Array:
+def ddpm(denoise: Denoiser, latents: Latents, grid: TimestepGrid, noise: Noise, schedule: NoiseSchedule) -> Latents:
     """Ancestral sampling with the posterior q(z_s | z_t, x) (Ho et al. 2020, equations 6 and 7); `DDPMScheduler`."""
 
-    def update(z: Array, step: SamplerStep) -> Array:
+    def update(z: Latents, step: SamplerStep) -> Latents:
         x0 = denoise(z, step)
         alpha_step = step.alpha / step.next_alpha  # sqrt(1 - beta) of the step
         # 1 - alpha_step^2, without the cancellation near alpha = 1
@@ -81,7 +81,7 @@ def ddpm(denoise: Denoiser, latents: Array, grid: TimestepGrid, noise: Noise, sc
     return scan_steps(update, latents, grid)
 
 
-def ddim(denoise: Denoiser, latents: Array, grid: TimestepGrid, noise: Noise, schedule: NoiseSchedule) -> Array:
+def ddim(denoise: Denoiser, latents: Latents, grid: TimestepGrid, noise: Noise, schedule: NoiseSchedule) -> Latents:
     """The deterministic map (Song et al. 2021, equation 12 with eta = 0); `DDIMScheduler`.
 
     A step ends where the next one starts. diffusers ends it at t - T // n instead, which is the same timestep under
@@ -89,14 +89,14 @@ def ddim(denoise: Denoiser, latents: Array, grid: TimestepGrid, noise: Noise, sc
     one, and diffusers goes on from there as if it were the next grid step.
     """
 
-    def update(z: Array, step: SamplerStep) -> Array:
+    def update(z: Latents, step: SamplerStep) -> Latents:
         x0 = denoise(z, step)
         return step.next_alpha * x0 + step.next_sigma * to_epsilon(z, x0, step)
 
     return scan_steps(update, latents, grid)
 
 
-def dpmpp_2m(denoise: Denoiser, latents: Array, grid: TimestepGrid, noise: Noise, schedule: NoiseSchedule) -> Array:
+def dpmpp_2m(denoise: Denoiser, latents: Latents, grid: TimestepGrid, noise: Noise, schedule: NoiseSchedule) -> Latents:
     """DPM-Solver++(2M), midpoint form (Lu et al. 2022, arXiv 2211.01095, Algorithm 2); `DPMSolverMultistepScheduler`.
 
     The first step and the one that lands on sigma = 0 are of first order, and so is one after a step of no length.
@@ -105,7 +105,7 @@ def dpmpp_2m(denoise: Denoiser, latents: Array, grid: TimestepGrid, noise: Noise
     def log_snr(alpha: Array, sigma: Array) -> Array:
         return jnp.log(alpha) - jnp.log(sigma)
 
-    def update(carry: tuple[Array, Array, Array], step: SamplerStep) -> tuple[Array, Array, Array]:
+    def update(carry: tuple[Latents, Latents, Array], step: SamplerStep) -> tuple[Latents, Latents, Array]:
         z, previous_x0, previous_half_log_snr = carry
         x0 = denoise(z, step)
         here = log_snr(step.alpha, step.sigma)
@@ -120,10 +120,10 @@ def dpmpp_2m(denoise: Denoiser, latents: Array, grid: TimestepGrid, noise: Noise
     return scan_steps(update, start, grid)[0]
 
 
-def euler(denoise: Denoiser, latents: Array, grid: TimestepGrid, noise: Noise, schedule: NoiseSchedule) -> Array:
+def euler(denoise: Denoiser, latents: Latents, grid: TimestepGrid, noise: Noise, schedule: NoiseSchedule) -> Latents:
     """Euler steps on the ODE in z / alpha (Karras et al. 2022, Algorithm 1); `EulerDiscreteScheduler`."""
 
-    def update(z: Array, step: SamplerStep) -> Array:
+    def update(z: Latents, step: SamplerStep) -> Latents:
         x0 = denoise(z, step)
         change = step.next_sigma / step.next_alpha - step.sigma / step.alpha
         return step.next_alpha * (z / step.alpha + change * to_epsilon(z, x0, step))
@@ -132,11 +132,11 @@ def euler(denoise: Denoiser, latents: Array, grid: TimestepGrid, noise: Noise, s
 
 
 def euler_ancestral(
-    denoise: Denoiser, latents: Array, grid: TimestepGrid, noise: Noise, schedule: NoiseSchedule
-) -> Array:
+    denoise: Denoiser, latents: Latents, grid: TimestepGrid, noise: Noise, schedule: NoiseSchedule
+) -> Latents:
     """An Euler step down to sigma_down, then fresh noise of sigma_up; `EulerAncestralDiscreteScheduler`."""
 
-    def update(z: Array, step: SamplerStep) -> Array:
+    def update(z: Latents, step: SamplerStep) -> Latents:
         x0 = denoise(z, step)
         start, end = step.sigma / step.alpha, step.next_sigma / step.next_alpha
         sigma_up = end * jnp.sqrt(start**2 - end**2) / start
@@ -148,32 +148,35 @@ def euler_ancestral(
 
 
 class SamplerSpec(NamedTuple):
-    """How diffusers' scheduler of a sampler chooses its timesteps.
+    """A sampler, and how diffusers' scheduler of it chooses its timesteps.
 
     Attributes:
         run: the sampler.
         spacing: used when the checkpoint names none.
-        spare: picks steps + 1 points and drops the last, which is where the final step would have started.
-        fractional: `linspace` timesteps are not rounded.
-        log_snr: needs alpha > 0, so that a zero terminal SNR is raised to 2^-24.
-        noise_alone: where the first timestep is the last of training (`linspace`, `trailing`), the first z is
+        has_extra_point: picks steps + 1 points and drops the last, which is where the final step would have started.
+        is_fractional: `linspace` timesteps are not rounded.
+        divides_by_alpha: a zero terminal SNR is raised, see `NoiseSchedule.interpolate`.
+        starts_from_noise: where the first timestep is the last of training (`linspace`, `trailing`), the first z is
             sigma eps, without the variance that x would add.
+        may_end_at_first_timestep: the checkpoint's `set_alpha_to_one` counts.
     """
 
     run: Sampler
     spacing: str
-    spare: bool = False
-    fractional: bool = False
-    log_snr: bool = False
-    noise_alone: bool = False
+    has_extra_point: bool = False
+    is_fractional: bool = False
+    divides_by_alpha: bool = False
+    starts_from_noise: bool = False
+    may_end_at_first_timestep: bool = False
 
 
+KARRAS: Any = {"is_fractional": True, "divides_by_alpha": True, "starts_from_noise": True}
 SAMPLERS: dict[str, SamplerSpec] = {
     "ddpm": SamplerSpec(ddpm, "leading"),
-    "ddim": SamplerSpec(ddim, "leading"),
-    "dpmpp_2m": SamplerSpec(dpmpp_2m, "linspace", spare=True, log_snr=True),
-    "euler": SamplerSpec(euler, "linspace", fractional=True, log_snr=True, noise_alone=True),
-    "euler_ancestral": SamplerSpec(euler_ancestral, "linspace", fractional=True, log_snr=True, noise_alone=True),
+    "ddim": SamplerSpec(ddim, "leading", may_end_at_first_timestep=True),
+    "dpmpp_2m": SamplerSpec(dpmpp_2m, "linspace", has_extra_point=True, divides_by_alpha=True),
+    "euler": SamplerSpec(euler, "linspace", **KARRAS),
+    "euler_ancestral": SamplerSpec(euler_ancestral, "linspace", **KARRAS),
 }
 
 
@@ -183,10 +186,10 @@ def spaced_timesteps(total: int, steps: int, spacing: str, offset: int, spec: Sa
     Under `trailing`, rounding makes diffusers' range one longer for some numbers of steps (61, 103, 121, ...): a last
     timestep -1, which no network was trained on, and which is left out here.
     """
-    points = steps + 1 if spec.spare else steps
+    points = steps + 1 if spec.has_extra_point else steps
     if spacing == "linspace":
         line = np.linspace(0, total - 1, points)[::-1][:steps]
-        return line if spec.fractional else line.round()
+        return line if spec.is_fractional else line.round()
     if spacing == "leading":
         return np.minimum(np.arange(points)[::-1][:steps] * (total // points) + offset, total - 1).astype(np.float64)
     if spacing == "trailing":
@@ -195,6 +198,11 @@ def spaced_timesteps(total: int, steps: int, spacing: str, offset: int, spec: Sa
         f"scheduler/scheduler_config.json: timestep_spacing {spacing!r} is not supported; "
         "known are leading, linspace and trailing."
     )
+
+
+def on_host(values: Any, dtype: type) -> Any:
+    """Returns numpy's array of values; a compiled program takes it where a device's is declared."""
+    return np.asarray(values, dtype)
 
 
 def make_timestep_grid(schedule: NoiseSchedule, name: SamplerName, steps: int, flag: str = "--steps") -> TimestepGrid:
@@ -211,13 +219,13 @@ def make_timestep_grid(schedule: NoiseSchedule, name: SamplerName, steps: int, f
         raise UserError(f"{flag} {steps} is out of range; the schedule allows 1 to {total - 1} sampling steps.")
     spacing = schedule.timestep_spacing or spec.spacing
     timesteps = spaced_timesteps(total, steps, spacing, schedule.steps_offset, spec)
-    alpha, sigma = schedule.interpolate(timesteps, divides_by_alpha=spec.log_snr)
-    is_last_whole = schedule.set_alpha_to_one or name != "ddim"
-    last_alpha, last_sigma = (1.0, 0.0) if is_last_whole else (schedule.alphas[0], schedule.sigmas[0])
-    fields = (
-        timesteps, alpha, sigma, np.append(alpha[1:], last_alpha), np.append(sigma[1:], last_sigma),
-    )  # fmt: skip
-    filled: Any = (*(np.resize(field, total).astype(np.float32) for field in fields), np.arange(total, dtype=np.int32))
-    starts_as_noise = spec.noise_alone and spacing != "leading"
-    scalars: Any = np.array(steps, np.int32), np.array(sigma[0] if starts_as_noise else 1, np.float32)
-    return TimestepGrid(SamplerStep(*filled), *scalars)
+    alpha, sigma = schedule.interpolate(timesteps, divides_by_alpha=spec.divides_by_alpha)
+    next_alpha, next_sigma = np.append(alpha[1:], 1.0), np.append(sigma[1:], 0.0)
+    if spec.may_end_at_first_timestep and not schedule.set_alpha_to_one:
+        next_alpha[-1], next_sigma[-1] = schedule.alphas[0], schedule.sigmas[0]
+
+    fields = (np.resize(field, total) for field in (timesteps, alpha, sigma, next_alpha, next_sigma))
+    all_steps = SamplerStep(*(on_host(field, np.float32) for field in fields), on_host(np.arange(total), np.int32))
+    starts_from_noise = spec.starts_from_noise and spacing != "leading"
+    init_noise_sigma = sigma[0] if starts_from_noise else 1
+    return TimestepGrid(all_steps, on_host(steps, np.int32), on_host(init_noise_sigma, np.float32))

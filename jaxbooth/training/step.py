@@ -139,10 +139,10 @@ def frozen_prediction(task: Task, frozen: dict[str, Params], bank: Bank, drawn: 
     shards = batch_shards(task.mesh)
     first = int(task.plan.is_prior.any(axis=0).reshape(shards, -1).any(axis=0).argmax())
 
-    def apart(x: Array) -> Array:
+    def apart(x: Latents) -> Latents:
         return x.reshape(shards, -1, *x.shape[1:])
 
-    def later(x: Array) -> Array:
+    def later(x: Latents) -> Latents:
         return apart(x)[:, first:].reshape(-1, *x.shape[1:])
 
     output = model(*jax.tree.map(later, (seen, drawn.batch.timesteps, context, added)))
