@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from jaxbooth.base.model import BaseModel
 from jaxbooth.models.vae import Moments
-from jaxbooth.params import Params, full_precision, pixel_precision
+from jaxbooth.params import AnyArray, Params, full_precision, pixel_precision
 from jaxbooth.sharding import batch_sharding, batch_shards, mesh_context, replicated
 from jaxbooth.transfer import put
 
@@ -45,7 +45,7 @@ class ImageEncoder:
         return jax.tree.map(lambda part: part[:count], jax.device_get(moments))
 
 
-def decode_images(base: BaseModel, params: Params, latents: Array, shards: int) -> Array:
+def decode_images(base: BaseModel, params: Params, latents: AnyArray, shards: int) -> Array:
     """Maps (b, h, w, c) scaled latents to (b, H, W, 3) uint8 pixels.
 
     Each of the `shards` parts of the batch is decoded one image at a time, to bound the decoder's memory; the parts

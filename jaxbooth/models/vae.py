@@ -146,7 +146,7 @@ class AutoencoderKL(nnx.Module):
         mean, logvar = jnp.split(hidden.astype(jnp.float32), 2, axis=-1)
         return Moments(mean, jnp.clip(logvar, *LOGVAR_RANGE))
 
-    def decode(self, latents: Array) -> Array:
+    def decode(self, latents: AnyArray) -> Array:
         """Maps unscaled (b, h, w, latent_channels) latents to (b, h*f, w*f, 3) pixels, about [-1, 1]."""
         latents = latents if self.post_quant_conv is None else self.post_quant_conv(latents)
         return self.decoder(latents)
