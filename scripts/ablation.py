@@ -176,11 +176,11 @@ def head_of(subjects: list[Task], seeds: int, steps: int) -> str:
     """Returns what the page says first."""
     return f"""# What each choice does
 
-The embedded base model, {steps} steps of 4 + 4 rows, {seeds} seeds; subjects:
+The demo's base model, {steps} steps of 4 + 4 images, {seeds} seeds; subjects:
 {", ".join(task.name for task in subjects)}.
-Every run draws 25 prompts with 2 images each and 16 class images, and the embedded CLIP measures them. A cell is
-the mean over all runs, and in brackets its change against the base model on the same prompts and seeds, with a 95 %
-bootstrap interval that draws runs first and prompts within them. Made by `python scripts/ablation.py`.
+For every run, 25 prompts with 2 images each and 16 class images are sampled, and the demo's CLIP measures them. A cell
+is the mean over all runs, followed by its change against the base model with the same prompts and seeds, and by a 95 %
+bootstrap interval that resamples first runs and then prompts within them. Made by `python scripts/ablation.py`.
 """
 
 
