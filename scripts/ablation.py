@@ -51,7 +51,7 @@ class Task(NamedTuple):
             raw["data"] |= {"instance_dir": str(self.photos), "instance_prompt": f"a sks {self.noun}"}
             raw["data"] |= {"class_prompt": f"a {self.noun}"}
         raw["train"] |= {"steps": steps, "checkpoint_every": steps}
-        raw["validation"] |= {"every": steps, "num": 2, "steps": 10}
+        raw["validation"] |= {"every": steps, "images_per_prompt": 2, "steps": 10}
         for section, values in SETTINGS[setting].items():
             raw[section] |= values
         raw["data"]["class_dir"] = str(out / self.name / "class") if raw["train"]["prior_weight"] else None
@@ -78,7 +78,7 @@ def learn(task: Task, out: Path, seeds: int, steps: int) -> None:
         first,
         compare=others,
         images_per_prompt=2,
-        class_images=16,
+        num_class_images=16,
         subject=f"sks {task.noun}",
         noun=task.noun,
         steps=10,

@@ -43,7 +43,7 @@ that does not exist, a value out of range and a setting that could not act are e
 - **None**: `--train.learning-rate None` takes a file's value back. In a file: `null`.
 - **Several values**: `--validation.prompts "a sks dog" "a dog"`. In a file: a list.
 - A star `*` marks what may change when a run is continued; anything else that differs is refused. `train.steps` may
-  not change with `--text.token-phase first`, where it decides which steps belong to the placeholder tokens.
+  not change with `--text.token-training pivotal`, where it decides which steps belong to the placeholder tokens.
 
 A file holds what differs from the defaults, by section:
 

@@ -38,7 +38,7 @@ STEPS, EVERY, PICTURES = 48, 8, 16
 COMMAND = (
     "train", "demo", "--train.steps", STEPS, "--train.checkpoint-every", EVERY, "--train.batch-size", 2,
     "--data.num-class-images", PICTURES, "--prior.steps", 2, "--prior.batch-size", 2, "--mesh.data", -1,
-    "--validation.prompts", "a sks cat", "--validation.num", 1, "--validation.steps", 1,
+    "--validation.prompts", "a sks cat", "--validation.images-per-prompt", 1, "--validation.steps", 1,
     "--validation.every", 10 * STEPS, "--no-export",
 )  # fmt: skip
 PER_DISPATCH = (1, 3, 8, 10)  # each is a program to compile, once

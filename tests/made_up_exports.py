@@ -25,7 +25,7 @@ FULL = {"text_encoder": True}
 LORA = {"text_encoder": True, "lora": {"rank": 4, "alpha": 2.0, "targets": "attention+ff+conv"}}
 DORA = {"lora": {"rank": 3, "alpha": 5.0, "dora": True, "rslora": True}}
 WORDS = {"text": {"placeholder_tokens": ("<sks>", "<toy>"), "vectors_per_token": 2}}
-ALONE = {"text": {"placeholder_tokens": ("<sks>",), "vectors_per_token": 2, "token_phase": "alone"}}
+ALONE = {"text": {"placeholder_tokens": ("<sks>",), "vectors_per_token": 2, "token_training": "textual-inversion"}}
 
 CLIP = {"vocab_size": 2246, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
         "max_position_embeddings": 32, "eos_token_id": 2245, "bos_token_id": 2244, "pad_token_id": 2245}  # fmt: skip

@@ -42,7 +42,7 @@ def made_up_run(
         sections: of the configuration, beside what every run has.
     """
     data = {"instance_dir": "/photos", "instance_prompt": prompts[0], "class_prompt": "a photo of a cat"}
-    defaults = {"data": data | {"resolution": side}, "train": {"steps": steps}, "validation": {"num": 2}}
+    defaults = {"data": data | {"resolution": side}, "train": {"steps": steps}, "validation": {"images_per_prompt": 2}}
     merged = {name: defaults.get(name, {}) | sections.get(name, {}) for name in defaults | sections}
     config = Config.model_validate({"run_dir": str(folder)} | merged)
     write_text(folder / "config.yaml", dump_config(config))

@@ -49,13 +49,14 @@ IDLE = [
     ({"lora": {"targets": "attention+ff"}}, "--lora.targets needs --lora.rank"),
     ({"lora": {"init": "a.safetensors"}}, "--lora.init needs --lora.rank"),
     ({"text": {"vectors_per_token": 2}}, "--text.vectors-per-token needs --text.placeholder-tokens"),
-    ({"text": {"initializer": "dog"}}, "--text.initializer needs --text.placeholder-tokens"),
+    ({"text": {"initializer_token": "dog"}}, "--text.initializer-token needs --text.placeholder-tokens"),
     ({"text": {"token_learning_rate": 1e-3}}, "--text.token-learning-rate needs --text.placeholder-tokens"),
-    ({"text": {"token_phase": "first"}}, "--text.token-phase needs --text.placeholder-tokens"),
-    ({"text": NEW | {"token_share": 0.2}, "data": WORD}, "--text.token-share only acts with --text.token-phase first"),
-    ({"loss": {"huber_c": 0.2}}, "--loss.huber-c only acts with --loss.kind huber"),
-    ({"loss": {"timestep_mean": 0.5}}, "--loss.timestep-mean only acts with --loss.timesteps logit_normal"),
-    ({"loss": {"timestep_std": 0.5}}, "--loss.timestep-std only acts with --loss.timesteps logit_normal"),
+    ({"text": {"token_training": "pivotal"}}, "--text.token-training needs --text.placeholder-tokens"),
+    ({"text": NEW | {"token_share": 0.2}, "data": WORD},
+     "--text.token-share only acts with --text.token-training pivotal"),
+    ({"loss": {"huber_c": 0.2}}, "--loss.huber-c only acts with --loss.loss-type huber"),
+    ({"loss": {"timestep_mean": 0.5}}, "--loss.timestep-mean only acts with --loss.timestep-sampling logit_normal"),
+    ({"loss": {"timestep_std": 0.5}}, "--loss.timestep-std only acts with --loss.timestep-sampling logit_normal"),
     ({"data": {"random_crops": 2}}, "--data.random-crops only acts with --data.crop random"),
     ({"loss": {"snr_gamma": 1}}, "--loss.snr-gamma only acts with --loss.weighting min_snr"),
     ({"loss": {"prior_weighting": "snr"}, "train": {"prior_weight": 0}}, "--loss.prior-weighting is about prior rows"),
@@ -85,26 +86,32 @@ INPUTS = [
         "--data.class-prompt holds the placeholder token"),
     ({"data": several({}, {"class_prompt": "a <b>"}), "text": {"placeholder_tokens": ("<b>",)}}, 
         "entry 2: .* placeholder token <b>"),
-    ({"train": {"batch_size": 3, "accumulation": 2}}, "--train.batch-size 3 is not a multiple of --train.accumulation"),
-    ({"train": {"batch_size": 2, "prior_batch_size": 3, "accumulation": 2}}, "--train.prior-batch-size 3 is not a"),
+    ({"train": {"batch_size": 3, "gradient_accumulation_steps": 2}},
+     "--train.batch-size 3 is not a multiple of --train.gradient-accumulation-steps"),
+    ({"train": {"batch_size": 2, "prior_batch_size": 3, "gradient_accumulation_steps": 2}},
+     "--train.prior-batch-size 3 is not a"),
     ({"validation": {"prompts": ("a", " ")}}, "--validation.prompts holds an empty prompt"),
 ]  # fmt: skip
 
 # Parts of the training
 
-ALONE = NEW | {"token_phase": "alone"}
+ALONE = NEW | {"token_training": "textual-inversion"}
 OFF = {"prior_weight": 0}
 TRAINING = [
     ({"text": ALONE, "train": OFF | {"text_encoder": True}}, 
         "--train.text-encoder trains more than the placeholder tokens"),
     ({"text": ALONE, "train": OFF, "lora": LORA}, "--lora.rank trains more than the placeholder tokens"),
     ({"text": ALONE, "train": OFF | {"weight_decay": 0.1}}, "--train.weight-decay does not act on placeholder tokens"),
-    ({"text": ALONE | {"dropout": 0.1}, "train": OFF}, "--text.dropout makes rows without the placeholder tokens"),
+    ({"text": ALONE | {"caption_dropout": 0.1}, "train": OFF},
+     "--text.caption-dropout makes rows without the placeholder tokens"),
     ({"text": ALONE, "train": OFF | {"learning_rate": 1e-4}}, "--train.learning-rate is the UNet's, which is frozen"),
-    ({"text": ALONE}, "--text.token-phase alone .* prior rows would teach nothing; set --train.prior-weight 0"),
-    ({"text": NEW, "train": OFF, "data": {"class_prompt": None}}, "--text.initializer is missing"),
-    ({"text": NEW | {"token_phase": "first"}, "train": {"steps": 1}}, "--text.token-share 0.5 of 1 steps leaves none"),
-    ({"text": NEW | {"token_phase": "first", "token_share": 0.99}, "train": {"steps": 10}}, "0.99 of 10 steps leaves"),
+    ({"text": ALONE},
+     "--text.token-training textual-inversion .* prior rows would teach nothing; set --train.prior-weight 0"),
+    ({"text": NEW, "train": OFF, "data": {"class_prompt": None}}, "--text.initializer-token is missing"),
+    ({"text": NEW | {"token_training": "pivotal"}, "train": {"steps": 1}},
+     "--text.token-share 0.5 of 1 steps leaves none"),
+    ({"text": NEW | {"token_training": "pivotal", "token_share": 0.99}, "train": {"steps": 10}},
+     "0.99 of 10 steps leaves"),
     ({"text": NEW, "train": {"optimizer": "schedule_free_adamw"}}, "schedule_free_adamw knows one learning rate"),
     ({"text": {"learning_rate": 1e-6}, "train": {"text_encoder": True, "optimizer": "schedule_free_adamw"}}, "one l"),
     ({"train": {"optimizer": "schedule_free_adamw", "ema_decay": 0.9}}, "averages the weights itself"),
@@ -136,12 +143,12 @@ def test_shipped_configurations_pass(name):
         {"train": {"text_encoder": True}, "text": {"learning_rate": 1e-6}, "lora": LORA | {"dora": True}},
         {"loss": {"snr_gamma": 1, "prior_weighting": "min_snr"}},
         {"loss": {"min_timestep": 8, "max_timestep": 8}},
-        {"text": NEW | {"token_phase": "first", "token_share": 0.2}, "lora": LORA},
+        {"text": NEW | {"token_training": "pivotal", "token_share": 0.2}, "lora": LORA},
         {"text": ALONE, "train": OFF | {"remat": "blocks", "ema_decay": 0.9, "max_grad_norm": 0}},
         {"text": ALONE | {"token_learning_rate": 1}, "train": OFF | {"optimizer": "prodigy"}},
-        {"text": NEW | {"initializer": "dog"}, "train": OFF, "data": WORD | {"class_prompt": None}},
+        {"text": NEW | {"initializer_token": "dog"}, "train": OFF, "data": WORD | {"class_prompt": None}},
         {"train": {"optimizer": "schedule_free_adamw", "warmup_steps": 10}, "lora": LORA},
-        {"data": several({"class_dir": "birds"}), "train": {"batch_size": 4, "accumulation": 2}},
+        {"data": several({"class_dir": "birds"}), "train": {"batch_size": 4, "gradient_accumulation_steps": 2}},
         {"data": several({}, {"instance_dir": "cats", "class_prompt": "a cat"})},
     ],
 )
@@ -162,7 +169,7 @@ def test_one_warning_names_what_describes_class_pictures_that_are_not_made(off, 
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "value"), [("lora", "rank", 0), ("text", "chunks", 0), ("text", "dropout", 1)]
+    ("section", "key", "value"), [("lora", "rank", 0), ("text", "max_token_chunks", 0), ("text", "caption_dropout", 1)]
 )
 def test_a_value_that_no_run_can_use_is_named(section, key, value):
     with pytest.raises(ValueError, match=key) as error:
@@ -213,7 +220,7 @@ def test_leaving_out_every_layer_is_refused(clip_skip):
 
 @pytest.mark.parametrize(("share", "steps"), [(0.5, 100), (0.1, 500)])
 def test_a_warmup_longer_than_a_phase_is_refused(share, steps):
-    text = NEW | {"token_phase": "first", "token_share": share}
+    text = NEW | {"token_training": "pivotal", "token_share": share}
     make_optimizer(configure(text=text, train={"steps": steps, "warmup_steps": 49}))
     with pytest.raises(UserError, match=r"--train\.warmup-steps 50 leaves nothing of the 50 steps"):
         make_optimizer(configure(text=text, train={"steps": steps, "warmup_steps": 50}))

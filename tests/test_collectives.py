@@ -74,7 +74,7 @@ def check_tensor(many, step, program, rows):
 VARIANTS = {
     "text": {"text_encoder": True},
     "adapters": {"lora": {"rank": 16, "targets": "attention+ff+conv"}, "text_encoder": True},
-    "micro_batches": {"accumulation": 2, "ema_decay": 0.9, "max_grad_norm": 1.0},
+    "micro_batches": {"gradient_accumulation_steps": 2, "ema_decay": 0.9, "max_grad_norm": 1.0},
     "frozen_target": {"loss": {"prior_target": "frozen"}, "remat": "blocks"},
 }
 

@@ -29,7 +29,7 @@ def on_host(params: Params) -> dict[str, np.ndarray]:
 
 
 def test_new_words_move_first_and_the_rest_after_them_and_the_average_follows_both(micro, micro_params, mesh):
-    text = WORD | {"token_phase": "first", "token_share": 0.4}
+    text = WORD | {"token_training": "pivotal", "token_share": 0.4}
     task, state, frozen, bank = setup(
         micro, micro_params, mesh, (2, 2), text=text, lora={"rank": 2}, steps=5, ema_decay=0.9, optimizer="adamw"
     )
@@ -46,7 +46,7 @@ def test_new_words_move_first_and_the_rest_after_them_and_the_average_follows_bo
 
 @pytest.mark.parametrize("trains_text", [False, True])
 def test_a_frozen_target_is_met_at_the_start_whatever_captions_are_dropped(trains_text, micro, micro_params, mesh):
-    text = {"dropout": 0.5} | (WORD if trains_text else {})
+    text = {"caption_dropout": 0.5} | (WORD if trains_text else {})
     settings = {"lora": {"rank": 2, "dora": True}, "loss": {"prior_target": "frozen"}, "text": text}
     task, state, frozen, bank = setup(micro, micro_params, mesh, (2, 8), text_encoder=trains_text, **settings)
     if task.config.trains_text:

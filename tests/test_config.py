@@ -156,7 +156,7 @@ ODD = Config(
             Subject(instance_dir=Path("b"), instance_prompt="b", weight=2),
         ),
     ),
-    loss=LossConfig(space="x0", weighting="min_snr", max_timestep=500),
+    loss=LossConfig(prediction_space="x0", weighting="min_snr", max_timestep=500),
     lora=LoraConfig(rank=4, targets=r"unet\..*\.to_q", init=Path("x.safetensors")),
     text=TextConfig(placeholder_tokens=("<a>", "b"), clip_skip=1),
     prior=PriorConfig(sampler="euler", guidance_scale=1),
@@ -194,11 +194,15 @@ def test_a_run_continued_as_it_was_has_no_conflict():
     "new",
     [
         Config(run_dir=Path("elsewhere"), export=False),
-        Config(train=TrainConfig(steps=9, steps_per_dispatch=1, checkpoint_every=3, keep_checkpoints=9)),
-        Config(train=TrainConfig(accumulation=2, remat="blocks")),
+        Config(train=TrainConfig(steps=9, steps_per_dispatch=1, checkpoint_every=3, max_checkpoints=9)),
+        Config(train=TrainConfig(gradient_accumulation_steps=2, remat="blocks")),
         Config(prior=PriorConfig(batch_size=1)),
         Config(mesh=MeshConfig(data=1, fsdp=2, tensor=2)),
-        Config(validation=ValidationConfig(prompts=("x",), every=1, num=1, sampler="ddim", steps=2, guidance_scale=1)),
+        Config(
+            validation=ValidationConfig(
+                prompts=("x",), every=1, images_per_prompt=1, sampler="ddim", steps=2, guidance_scale=1
+            )
+        ),
     ],
 )
 def test_what_alters_no_finished_step_may_change(new):

@@ -22,7 +22,8 @@ MAX_RESIDENT = 5 * 2**20  # KiB that a command may ever hold
 SAMPLE = ("sample", "MODEL", "--prompt", "a cat", "--num", "1", "--steps", "2", "--resolution", "32", "--out", "OUT")
 TRAIN = (
     "train", "demo", "--model", "MODEL", "--run-dir", "OUT", "--train.steps", "1", "--train.prior-weight", "0",
-    "--data.resolution", "32", "--validation.num", "1", "--validation.steps", "1", "--validation.every", "1",
+    "--data.resolution", "32",
+    "--validation.images-per-prompt", "1", "--validation.steps", "1", "--validation.every", "1",
 )  # fmt: skip
 QUIET = settings(
     deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck), print_blob=False

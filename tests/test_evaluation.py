@@ -29,7 +29,7 @@ def prompts(tmp_path_factory) -> Path:
 
 
 def measure(run: Path, prompts: Path, **changes: Any) -> dict[str, Any]:
-    settings = {"images_per_prompt": 2, "class_images": 3, "steps": 2, "prompts": str(prompts)} | changes
+    settings = {"images_per_prompt": 2, "num_class_images": 3, "steps": 2, "prompts": str(prompts)} | changes
     return json.loads(evaluate(run, **settings).read_text())
 
 
@@ -115,7 +115,7 @@ def test_without_a_class_prompt_the_class_is_left_out_and_that_is_said(run, tmp_
 def test_prompts_without_the_subject_are_warned_of(run, tmp_path, capsys):
     path = tmp_path / "prompts.txt"
     path.write_text("a cat in the snow\n")
-    measure(run, path, images_per_prompt=1, class_images=1, out=tmp_path / "out")
+    measure(run, path, images_per_prompt=1, num_class_images=1, out=tmp_path / "out")
     assert "the subject is not named in 1 prompt, such as 'a cat in the snow'" in " ".join(
         capsys.readouterr().out.split()
     )

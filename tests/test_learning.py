@@ -24,7 +24,7 @@ SKS, WORD, KIND = "an emoji of a sks cat", "an emoji of a <cat>", "an emoji of a
 MONSTER = "an emoji of a zwx monster"
 QUICK = [
     "--no-export", "--data.num-class-images", 8, "--prior.sampler", "dpmpp_2m", "--prior.steps", 20,
-    "--train.checkpoint-every", 1000, "--validation.every", 1000, "--validation.num", 2,
+    "--train.checkpoint-every", 1000, "--validation.every", 1000, "--validation.images-per-prompt", 2,
 ]  # fmt: skip
 NEW = ["--text.placeholder-tokens", "<cat>", "--data.instance-prompt", WORD]
 NO_PRIOR = ["--train.prior-weight", 0]
@@ -77,7 +77,7 @@ def untrained(folder) -> Callable[[str], Path]:
 @pytest.mark.parametrize(("steps", "flags", "prompt", "before"), [
     (100, [*LORA], SKS, SKS),
     (100, [*DORA, "--train.text-encoder"], SKS, SKS),
-    (160, [*LORA, *NEW, "--text.token-phase", "first"], WORD, KIND),
+    (160, [*LORA, *NEW, "--text.token-training", "pivotal"], WORD, KIND),
 ], ids=["lora", "dora-and-text-encoder", "pivotal"])  # fmt: skip
 def test_adapters_learn_the_subject(steps, flags, prompt, before, folder, untrained, mesh, tmp_path):
     shared = ["--data.class-dir", folder / "class", "--train.steps", steps]
@@ -99,7 +99,7 @@ def test_a_lora_of_any_rank_learns_another_subject_at_the_rate_that_nobody_set(r
 
 @pytest.mark.slow
 def test_a_word_alone_comes_nearer_to_the_subject_and_leaves_the_model_as_it_is(folder, untrained, mesh, tmp_path):
-    alone = [*NEW, "--text.token-phase", "alone", *NO_PRIOR, "--train.steps", 150]
+    alone = [*NEW, "--text.token-training", "textual-inversion", *NO_PRIOR, "--train.steps", 150]
     trained = train(tmp_path / "run", "demo", *alone)
     drawn = draw(trained, WORD, tmp_path / "drawn")
     errors = [denoising_error(*model, DEMO_SUBJECT, mesh) for model in ((trained, WORD), (DEMO_MODEL, KIND))]

@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "library.md"
 SHORT = """
 SMALL = {
     "train.prior_weight": 0, "train.steps_per_dispatch": 1, "export": False,
-    "validation.num": 1, "validation.steps": 1, "validation.prompts": ("a cat",),
+    "validation.images_per_prompt": 1, "validation.steps": 1, "validation.prompts": ("a cat",),
 }
 long = jaxbooth.train
 jaxbooth.train = lambda name, **values: long(name, **SMALL, **values)

@@ -129,12 +129,12 @@ def test_each_new_word_starts_from_the_class_of_its_subject():
     text = {"placeholder_tokens": ("<x>", "<y>")}
     config = configure((1, 1), text=text, data=NO_FOLDER | {"subjects": SUBJECTS})
     assert [initializer_token(config, word) for word in ("<x>", "<y>")] == ["cat", "apple"]
-    config = configure((1, 1), text=text | {"initializer": "thing"}, data=NO_FOLDER | {"subjects": SUBJECTS})
+    config = configure((1, 1), text=text | {"initializer_token": "thing"}, data=NO_FOLDER | {"subjects": SUBJECTS})
     assert initializer_token(config, "<y>") == "thing"
 
 
 def test_the_number_of_steps_is_fixed_where_it_decides_which_belong_to_the_new_words():
-    text = {"placeholder_tokens": ("<sks>",), "token_phase": "first"}
+    text = {"placeholder_tokens": ("<sks>",), "token_training": "pivotal"}
     short, long = (configure((1, 1), text=text, steps=steps) for steps in (10, 40))
     assert first_conflict(short, long) == ("train.steps", 10, 40)
     assert first_conflict(configure((1, 1), steps=10), configure((1, 1), steps=40)) is None

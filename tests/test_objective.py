@@ -125,12 +125,14 @@ def test_huber_is_the_published_pseudo_huber(c, rng):
     output = rows.noise + difference
     error = torch.from_numpy(np.asarray(output - rows.noise, np.float64))
     expected = (2 * c * (torch.sqrt(error**2 + c**2) - c)).mean((1, 2, 3))
-    np.testing.assert_allclose(losses(rows, output, LossSpec("epsilon", kind="huber", huber_c=c)), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        losses(rows, output, LossSpec("epsilon", loss_type="huber", huber_c=c)), expected, rtol=1e-5
+    )
 
 
 def test_huber_is_squared_for_small_errors_and_linear_for_large_ones(rng):
     rows = batch(rng)._replace(noise=jnp.zeros((5, 4, 4, 4)))
-    loss = LossSpec("epsilon", kind="huber", huber_c=0.1)
+    loss = LossSpec("epsilon", loss_type="huber", huber_c=0.1)
     np.testing.assert_allclose(losses(rows, rows.noise + 1e-4, loss), 1e-8, rtol=1e-5)
     np.testing.assert_allclose(losses(rows, rows.noise + 1e3, loss), 2 * 0.1 * 1e3 - 2 * 0.1**2, rtol=1e-5)
 
@@ -153,7 +155,7 @@ def test_a_masked_loss_is_the_loss_of_the_cropped_region(kind, rng):
     mask[inside] = 1
     rows, output = batch(rng, mask=mask), normal(rng)
     cropped = rows._replace(latents=rows.latents[inside], noise=rows.noise[inside], mask=None)
-    loss = LossSpec("x0", "min_snr", kind=kind)
+    loss = LossSpec("x0", "min_snr", loss_type=kind)
     np.testing.assert_allclose(losses(rows, output, loss), losses(cropped, output[inside], loss), rtol=1e-5)
 
 
@@ -175,7 +177,7 @@ def test_an_empty_mask_costs_nothing_and_has_no_gradient(rng):
     mask = np.ones((5, 4, 4, 1), np.float32)
     mask[2] = 0
     rows, output = batch(rng, mask=mask), normal(rng)
-    value, grad = jax.value_and_grad(total)(output, rows, LossSpec("epsilon", kind="huber"))
+    value, grad = jax.value_and_grad(total)(output, rows, LossSpec("epsilon", loss_type="huber"))
     assert np.isfinite(value)
     assert losses(rows, output, LossSpec("epsilon"))[2] == 0
     assert (grad[2] == 0).all()
@@ -256,7 +258,7 @@ def torch_total(output, rows, kind, space, frozen):
 def test_value_and_gradient_equal_pytorchs(kind, space, rng):
     rows = batch(rng, MIXED, np.where(MIXED, 0.3, 0.5), rng.uniform(size=(5, 4, 4, 1)).astype(np.float32))
     output, frozen = normal(rng), normal(rng)
-    loss = LossSpec(space, "min_snr", "debiased", snr_gamma=5.0, kind="huber", huber_c=0.5)
+    loss = LossSpec(space, "min_snr", "debiased", snr_gamma=5.0, loss_type="huber", huber_c=0.5)
     value, grad = jax.value_and_grad(total)(output, rows, loss, schedule_of(kind), frozen)
     leaf = torch.tensor(np.asarray(output, np.float64), requires_grad=True)
     expected = torch_total(leaf, rows, kind, space, torch.tensor(np.asarray(frozen, np.float64)))

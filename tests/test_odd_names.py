@@ -25,7 +25,8 @@ BACKSLASH = "back\\slash"  # in a run folder refused: see `test_checkpoints`
 SHORT = [
     "--data.instance-prompt", "a sks cat's \"photo\" $HOME", "--data.resolution", "32", "--train.prior-weight", "0",
     "--train.batch-size", "1", "--train.checkpoint-every", "1", "--lora.rank", "2", "--lora.targets", "attention",
-    "--validation.prompts", "a cat", "--validation.num", "1", "--validation.steps", "1", "--validation.every", "1000",
+    "--validation.prompts", "a cat", "--validation.images-per-prompt", "1",
+    "--validation.steps", "1", "--validation.every", "1000",
 ]  # fmt: skip
 
 

@@ -83,7 +83,7 @@ def nothing(params: dict, step: int) -> dict:
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "lion"])
 def test_decay_follows_the_learning_rate(optimizer, schedule):
-    config = config_of(optimizer=optimizer, schedule=schedule, warmup_steps=5)
+    config = config_of(optimizer=optimizer, lr_scheduler=schedule, warmup_steps=5)
     found, _ = descend(config, {"unet.kernel": jnp.ones((4, 3))}, nothing)
     rate = learning_rate_schedule(config)
     expected = np.prod([1 - 0.1 * float(rate(step)) for step in range(STEPS)])
@@ -93,25 +93,27 @@ def test_decay_follows_the_learning_rate(optimizer, schedule):
 
 @pytest.mark.parametrize(
     ("schedule", "done", "longer", "message"),
-    [("linear", 20, 40, "from 0.0005 to 0.005: --train.schedule linear now falls until step 40, and so far until 20"),
-     ("cosine", 20, 40, "from 6.2e-05 to 0.005: --train.schedule cosine now falls until step 40, and so far until 20"),
+    [("linear", 20, 40, 
+      "from 0.0005 to 0.005: --train.lr-scheduler linear now falls until step 40, and so far until 20"),
+     ("cosine", 20, 40, 
+      "from 6.2e-05 to 0.005: --train.lr-scheduler cosine now falls until step 40, and so far until 20"),
      ("cosine", 10, 40, "from 0.0058 to 0.0085"), ("cosine", 10, 20, None), ("cosine", 10, 15, None),
      ("constant", 20, 40, None)],
 )  # fmt: skip
 def test_a_longer_run_says_how_its_rate_jumps(schedule, done, longer, message):
-    before, after = (config_of(schedule=schedule, steps=steps) for steps in (20, longer))
+    before, after = (config_of(lr_scheduler=schedule, steps=steps) for steps in (20, longer))
     found = rate_jump(before, after, done)
     assert (message in found) if message else found is None
 
 
 def test_a_warmup_that_goes_on_is_no_jump():
-    config = config_of(schedule="cosine", warmup_steps=10)
+    config = config_of(lr_scheduler="cosine", warmup_steps=10)
     assert [rate_jump(config, config, step) for step in (1, 5, 9, 10, 15)] == [None] * 5
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_prodigy_warms_up_without_a_rate_of_zero(schedule, rng):
-    config = config_of(optimizer="prodigy", learning_rate=None, schedule=schedule, warmup_steps=5)
+    config = config_of(optimizer="prodigy", learning_rate=None, lr_scheduler=schedule, warmup_steps=5)
     assert float(learning_rate_schedule(config)(0)) == pytest.approx(0.2)
     start = {"unet.kernel": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)}
     found, _ = descend(config, start, lambda params, step: jax.tree.map(jnp.sin, params))
@@ -122,7 +124,7 @@ def test_prodigy_warms_up_without_a_rate_of_zero(schedule, rng):
 def test_adafactor_is_that_of_transformers(decay, rng):
     shape, start = (130, 140), rng.normal(size=(130, 140)).astype(np.float32)
     gradients = rng.normal(size=(STEPS, *shape)).astype(np.float32)
-    config = config_of(optimizer="adafactor", schedule="linear", weight_decay=decay)
+    config = config_of(optimizer="adafactor", lr_scheduler="linear", weight_decay=decay)
     found, _ = descend(config, {"unet.kernel": jnp.asarray(start)}, lambda _, step: {"unet.kernel": gradients[step]})
     value, rate = torch.nn.Parameter(torch.tensor(start)), learning_rate_schedule(config)
     optimizer = Adafactor([value], lr=RATE, scale_parameter=False, relative_step=False, weight_decay=decay)

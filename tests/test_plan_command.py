@@ -205,8 +205,10 @@ def test_a_mesh_that_does_not_divide_the_devices_says_what_would(refused):
 
 
 def test_rows_that_do_not_divide_into_micro_batches_are_refused(refused):
-    message = refused("sd15", "--topology", "v5e:2x2", "--train.batch-size", "4", "--train.accumulation", "3")
-    assert message == "--train.batch-size 4 is not a multiple of --train.accumulation 3."
+    message = refused(
+        "sd15", "--topology", "v5e:2x2", "--train.batch-size", "4", "--train.gradient-accumulation-steps", "3"
+    )
+    assert message == "--train.batch-size 4 is not a multiple of --train.gradient-accumulation-steps 3."
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")

@@ -62,7 +62,7 @@ def test_a_run_that_fits_needs_no_advice(planned):
 def test_the_cheapest_advice_cuts_the_batch_and_fits(planned):
     config, base, where = planned(0.7, batch_size=8)
     first, *_ = advice_of(config, base, where)
-    assert first == "--train.accumulation 8"
+    assert first == "--train.gradient-accumulation-steps 8"
     assert estimate(changed(config, first), base, where).fits()
 
 
@@ -125,7 +125,7 @@ def test_a_run_that_does_not_fit_is_stopped_with_what_it_needs_and_what_helps(mo
         check_memory(config, base, mesh)
     said = str(stop.value)
     assert "GiB" in said
-    assert "the cheapest change that fits: --train.accumulation 8" in said
+    assert "the cheapest change that fits: --train.gradient-accumulation-steps 8" in said
     assert said.endswith("--force trains all the same.")
 
 

@@ -42,7 +42,7 @@ def test_remat_needs_less_memory_and_more_flops(estimated):
 
 
 def test_accumulation_needs_a_part_of_the_activations_and_float32_sums(estimated):
-    plain, parts = estimated(batch_size=4 * ROWS), estimated(batch_size=4 * ROWS, accumulation=4)
+    plain, parts = estimated(batch_size=4 * ROWS), estimated(batch_size=4 * ROWS, gradient_accumulation_steps=4)
     assert parts.rows == plain.rows / 4
     assert held(parts, "activations") < 0.4 * held(plain, "activations")
     assert held(parts, "gradients") >= held(parts, "parameters")  # all float32
@@ -101,7 +101,7 @@ def test_one_device_sends_nothing_and_copies_sum_gradients_of_kernels_in_the_com
 
 
 def test_accumulation_sends_every_part(estimated):
-    plain, parts = (estimated("v5e:2x2", batch_size=4 * ROWS, accumulation=k) for k in (1, 2))
+    plain, parts = (estimated("v5e:2x2", batch_size=4 * ROWS, gradient_accumulation_steps=k) for k in (1, 2))
     assert parts.at().collectives["all-reduce"] == 2 * plain.at().collectives["all-reduce"]
 
 

@@ -40,7 +40,7 @@ from tests.class_pictures import (
         ({"guidance_scale": 4.0}, "guidance_scale"),
         ({"seed": 1}, "seed"),
         ({"text": TextConfig(clip_skip=1)}, "clip_skip"),
-        ({"text": TextConfig(chunks=2)}, "chunks"),
+        ({"text": TextConfig(max_token_chunks=2)}, "max_token_chunks"),
     ],
 )
 def test_pictures_made_in_another_way_are_not_reused(tmp_path, change, key):
@@ -74,7 +74,7 @@ def test_pictures_of_another_prediction_type_are_not_reused(tmp_path):
 def test_a_manifest_from_before_text_settings_were_recorded_means_their_defaults(tmp_path):
     generate(tmp_path)
     old = manifest(tmp_path)
-    assert (old["settings"].pop("clip_skip"), old["settings"].pop("chunks")) == (0, 1)
+    assert (old["settings"].pop("clip_skip"), old["settings"].pop("max_token_chunks")) == (0, 1)
     write_json(tmp_path / "manifest.json", old)
     assert opened(config(tmp_path)).missing == 0
     with pytest.raises(UserError, match="clip_skip = 0, but the run asks for 1"):

@@ -7,7 +7,10 @@ from jaxbooth.config.run_config import Config, load_config
 from jaxbooth.runs.loop import describe_length
 from jaxbooth.training.optimizer import learning_rate_schedule, peak_rate
 
-ALONE = {"text": {"placeholder_tokens": ("<sks>",), "token_phase": "alone"}, "train": {"prior_weight": 0.0}}
+ALONE = {
+    "text": {"placeholder_tokens": ("<sks>",), "token_training": "textual-inversion"},
+    "train": {"prior_weight": 0.0},
+}
 
 
 def changed(source: str | None, **sections: dict) -> Config:

@@ -18,10 +18,10 @@ SETTINGS = {
     "seed": 1,
     "train": {"batch_size": 2, "checkpoint_every": 12, "ema_decay": 0.9, "text_encoder": True, "steps": 24},
     "lora": {"rank": 4, "dora": True},
-    "text": {"placeholder_tokens": ["<sks>"], "token_phase": "first", "token_share": 0.3, "learning_rate": 5e-5,
-             "vectors_per_token": 2, "dropout": 0.1},
+    "text": {"placeholder_tokens": ["<sks>"], "token_training": "pivotal", "token_share": 0.3, "learning_rate": 5e-5,
+             "vectors_per_token": 2, "caption_dropout": 0.1},
     "loss": {"prior_target": "frozen"},
-    "validation": {"every": 100, "num": 1, "steps": 2},
+    "validation": {"every": 100, "images_per_prompt": 1, "steps": 2},
 }  # fmt: skip
 
 

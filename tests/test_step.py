@@ -155,7 +155,7 @@ def test_tensor_parallel_equals_one_device(plain, micro, micro_params):
 
 
 def test_accumulation_does_not_matter(plain, micro, micro_params, mesh):
-    assert_close(losses_and_gradients(micro, micro_params, mesh, (4, 2), accumulation=2), plain)
+    assert_close(losses_and_gradients(micro, micro_params, mesh, (4, 2), gradient_accumulation_steps=2), plain)
 
 
 def test_remat_does_not_matter(plain, micro, micro_params, mesh):

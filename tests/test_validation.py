@@ -12,8 +12,9 @@ from tests.commands import jaxbooth, succeed, train
 # Steps so small that no picture changes: nothing gets better, and nothing drifts.
 STILL = (
     "--train.learning-rate", "1e-9", "--validation.every", 6, "--validation.drift-limit", 0.25, "--no-export",
-    "--evaluation.every", 3, "--evaluation.num-prompts", 2, "--evaluation.num", 1, "--evaluation.class-num", 2,
-    "--evaluation.keep-best", "clip_i", "--evaluation.patience", 2, "--train.keep-checkpoints", 1,
+    "--evaluation.every", 3, "--evaluation.num-prompts", 2,
+    "--evaluation.images-per-prompt", 1, "--evaluation.num-class-images", 2,
+    "--evaluation.keep-best", "clip_i", "--evaluation.patience", 2, "--train.max-checkpoints", 1,
 )  # fmt: skip
 
 

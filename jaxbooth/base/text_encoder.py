@@ -256,10 +256,11 @@ def init_placeholder_embeddings(
         for token, initializer in zip(side.placeholder_tokens, initializers, strict=True):
             ids = side.token_ids(tower, initializer)
             if not ids:
-                raise UserError(f"--text.initializer {initializer!r} has no token; name a word, such as 'dog'.")
+                raise UserError(f"--text.initializer-token {initializer!r} has no token; name a word, such as 'dog'.")
             if max(ids) >= tower.config.vocab_size:
                 raise UserError(
-                    f"--text.initializer {initializer!r} is a placeholder token itself; name a word, such as 'dog'."
+                    f"--text.initializer-token {initializer!r} is a placeholder token itself; "
+                    "name a word, such as 'dog'."
                 )
             known = to_host(
                 jax.jit(lambda table, rows: table[rows])(params[tower.name][TOKEN_EMBEDDING], np.asarray(ids))

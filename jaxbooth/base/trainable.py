@@ -49,7 +49,7 @@ def trained_shapes(base: BaseModel, config: Config) -> TrainedShapes:
     """
     components = ["unet", *(base.text_encoder_names if config.train.text_encoder else ())]
     found: TrainedShapes = {}
-    if config.text.token_phase != "alone":
+    if config.text.token_training != "textual-inversion":
         found = {name: base.module(name).shapes for name in components}
         lora = run_lora_spec(config)
         if lora:
@@ -72,7 +72,7 @@ def check_rank(base: BaseModel, config: Config) -> None:
         UserError: the message names the largest rank.
     """
     lora = run_lora_spec(config)
-    if not lora or config.text.token_phase == "alone":
+    if not lora or config.text.token_training == "textual-inversion":
         return
     components = ["unet", *(base.text_encoder_names if config.train.text_encoder else ())]
     networks = {name: base.module(name) for name in components}
@@ -148,12 +148,12 @@ def initializer_token(config: Config, word: str) -> str:
     Raises:
         UserError: there is no class prompt to take it from.
     """
-    if config.text.initializer:
-        return config.text.initializer
+    if config.text.initializer_token:
+        return config.text.initializer_token
     subject = next((one for one in config.subjects if word in one.instance_prompt), config.subjects[0])
     class_words = noun_phrase(subject.class_prompt or "").split()
     if not class_words:
-        raise UserError("--text.initializer is missing: a word that the new embeddings start from, such as dog.")
+        raise UserError("--text.initializer-token is missing: a word that the new embeddings start from, such as dog.")
     return class_words[-1]
 
 

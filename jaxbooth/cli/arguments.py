@@ -69,7 +69,7 @@ class SampleArguments(Arguments):
     """Never ask the Hub; use what was fetched before."""
     clip_skip: ClipSkip = 0
     """Layers of the text encoder to leave out at its end; a run has its own."""
-    chunks: ChunkCount = 1
+    max_token_chunks: ChunkCount = 1
     """Chunks of 75 tokens that a prompt may have; a run has its own."""
     step: Step | None = None
     """Step of a run's checkpoint; default: the newest."""

@@ -65,7 +65,7 @@ def sample(
     height: int | None = None,
     width: int | None = None,
     clip_skip: int = 0,
-    chunks: int = 1,
+    max_token_chunks: int = 1,
     step: int | None = None,
 ) -> Sampled:
     """Draws the next `num` pictures of a seed and saves each as `<seed>-<number>.png`, and a contact sheet of them.
@@ -88,7 +88,7 @@ def sample(
         raise UserError(f"--out {out} holds an image numbered {first - 1} of seed {seed}; choose another folder.")
     enable_compilation_cache()
     warn_about_cpu_fallback()
-    pipeline = Pipeline.load(source, clip_skip=clip_skip, max_token_chunks=chunks, step=step)
+    pipeline = Pipeline.load(source, clip_skip=clip_skip, max_token_chunks=max_token_chunks, step=step)
     warn_about_truncation(pipeline.base.text, [prompt, negative_prompt])
     how = pipeline.defaults.override(sampler, steps, guidance_scale)
     settings = SamplingConfig(*how, resolution or pipeline.resolution, negative_prompt, height, width)

@@ -23,7 +23,7 @@ class EvaluateArguments(Section):
     """live or object (the paper's 25 each; auto: by class), or a text file, one prompt a line, {} for the subject."""
     images_per_prompt: PairedImageCount = 4
     """Images of each subject prompt; the paper has 4."""
-    class_images: PairedImageCount = 32
+    num_class_images: PairedImageCount = 32
     """Images of the class prompt."""
     subject: str | None = None
     """What fills {}, such as "sks dog"; default: read off the instance prompt."""

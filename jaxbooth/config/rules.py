@@ -24,12 +24,12 @@ NEEDS = (
     ("lora.rank", "lora.targets", "needs --lora.rank"),
     ("lora.rank", "lora.init", "needs --lora.rank, the rank of the file or a larger one"),
     ("text.placeholder_tokens", "text.vectors_per_token", "needs --text.placeholder-tokens"),
-    ("text.placeholder_tokens", "text.initializer", "needs --text.placeholder-tokens"),
+    ("text.placeholder_tokens", "text.initializer_token", "needs --text.placeholder-tokens"),
     ("text.placeholder_tokens", "text.token_learning_rate", "needs --text.placeholder-tokens"),
-    ("text.placeholder_tokens", "text.token_phase", "needs --text.placeholder-tokens"),
+    ("text.placeholder_tokens", "text.token_training", "needs --text.placeholder-tokens"),
     ("evaluation.every", "evaluation.num_prompts", "needs --evaluation.every"),
-    ("evaluation.every", "evaluation.num", "needs --evaluation.every"),
-    ("evaluation.every", "evaluation.class_num", "needs --evaluation.every"),
+    ("evaluation.every", "evaluation.images_per_prompt", "needs --evaluation.every"),
+    ("evaluation.every", "evaluation.num_class_images", "needs --evaluation.every"),
     ("evaluation.every", "evaluation.clip", "needs --evaluation.every"),
     ("evaluation.every", "evaluation.dino", "needs --evaluation.every"),
     ("evaluation.every", "evaluation.keep_best", "needs --evaluation.every"),
@@ -37,10 +37,10 @@ NEEDS = (
 )
 # (key, the value of another key that it needs)
 ONLY_WITH = (
-    ("text.token_share", "text.token_phase", "first"),
-    ("loss.huber_c", "loss.kind", "huber"),
-    ("loss.timestep_mean", "loss.timesteps", "logit_normal"),
-    ("loss.timestep_std", "loss.timesteps", "logit_normal"),
+    ("text.token_share", "text.token_training", "pivotal"),
+    ("loss.huber_c", "loss.loss_type", "huber"),
+    ("loss.timestep_mean", "loss.timestep_sampling", "logit_normal"),
+    ("loss.timestep_std", "loss.timestep_sampling", "logit_normal"),
     ("data.random_crops", "data.crop", "random"),
 )
 RATE_KEYS: dict[Group, str] = {
@@ -50,12 +50,12 @@ RATE_KEYS: dict[Group, str] = {
 }
 HIGH_RATE = 100  # times the default
 PRIOR_KEYS = ("data.class_dir", "loss.prior_weighting", "loss.prior_target")
-# key -> why it does not go with --text.token-phase alone
+# key -> why it does not go with --text.token-training textual-inversion
 IDLE_ALONE = {
     "train.text_encoder": "trains more than the placeholder tokens",
     "lora.rank": "trains more than the placeholder tokens",
     "train.weight_decay": "does not act on placeholder tokens",
-    "text.dropout": "makes rows without the placeholder tokens, which would teach nothing",
+    "text.caption_dropout": "makes rows without the placeholder tokens, which would teach nothing",
 }
 # optimizer -> keys that it has no use for
 UNUSED_BY = {
@@ -91,17 +91,17 @@ def check_config(config: Config) -> None:
 def check_samples(config: Config) -> None:
     """Refuses more images of one validation or evaluation than fit into memory side by side."""
     validation, evaluation, subjects = config.validation, config.evaluation, len(config.subjects)
-    images = (len(validation.prompts) or 2 * subjects + 1) * validation.num
+    images = (len(validation.prompts) or 2 * subjects + 1) * validation.images_per_prompt
     if images > MAX_SAMPLED_IMAGES:
         raise UserError(
-            f"--validation.num {validation.num} makes {images} images at a time, and {MAX_SAMPLED_IMAGES} is the most; "
-            "lower it, or name fewer --validation.prompts."
+            f"--validation.images-per-prompt {validation.images_per_prompt} makes {images} images at a time, "
+            f"and {MAX_SAMPLED_IMAGES} is the most; lower it, or name fewer --validation.prompts."
         )
-    images = subjects * (evaluation.num_prompts * evaluation.num + evaluation.class_num)
+    images = subjects * (evaluation.num_prompts * evaluation.images_per_prompt + evaluation.num_class_images)
     if evaluation.every and images > MAX_SAMPLED_IMAGES:
         raise UserError(
             f"an evaluation of {images} images at a time is too large, and {MAX_SAMPLED_IMAGES} is the most; lower "
-            "--evaluation.num-prompts, --evaluation.num or --evaluation.class-num."
+            "--evaluation.num-prompts, --evaluation.images-per-prompt or --evaluation.num-class-images."
         )
 
 
@@ -210,8 +210,11 @@ def check_rows(config: Config) -> None:
             f"run has {MAX_ROWS_TRAINED:,} at most; lower --train.steps or --train.batch-size."
         )
     for key, rows in (("batch-size", train.batch_size), ("prior-batch-size", config.prior_rows)):
-        if rows % train.accumulation:
-            raise UserError(f"--train.{key} {rows} is not a multiple of --train.accumulation {train.accumulation}.")
+        if rows % train.gradient_accumulation_steps:
+            raise UserError(
+                f"--train.{key} {rows} is not a multiple of --train.gradient-accumulation-steps "
+                f"{train.gradient_accumulation_steps}."
+            )
 
 
 def check_training(config: Config) -> None:
@@ -237,17 +240,17 @@ def check_tokens(config: Config) -> None:
     train, text = config.train, config.text
     for word in text.placeholder_tokens:
         initializer_token(config, word)
-    if text.token_phase == "first" and not 0 < token_steps(config) < train.steps:
+    if text.token_training == "pivotal" and not 0 < token_steps(config) < train.steps:
         raise UserError(
             f"--text.token-share {text.token_share} of {train.steps} steps leaves none for the placeholder tokens or "
-            "none for the rest; set another share, or --text.token-phase together."
+            "none for the rest; set another share, or --text.token-training joint."
         )
-    if text.token_phase != "alone":
+    if text.token_training != "textual-inversion":
         return
     values, defaults = flatten(config), flatten(Config())
     for key, why in IDLE_ALONE.items():
         if values[key] != defaults[key]:
-            raise UserError(f"{flag(key)} {why}; leave it out, or set --text.token-phase together.")
+            raise UserError(f"{flag(key)} {why}; leave it out, or set --text.token-training joint.")
     if train.learning_rate is not None:
         raise UserError(
             "--train.learning-rate is the UNet's, which is frozen; leave it out (or None) and set "
@@ -255,14 +258,14 @@ def check_tokens(config: Config) -> None:
         )
     if config.prior_rows:
         raise UserError(
-            "--text.token-phase alone keeps the model as it is, and class prompts hold no placeholder token, so prior "
-            "rows would teach nothing; set --train.prior-weight 0."
+            "--text.token-training textual-inversion keeps the model as it is, and class prompts hold no placeholder "
+            "token, so prior rows would teach nothing; set --train.prior-weight 0."
         )
 
 
 def check_prodigy(config: Config) -> None:
     """Refuses learning rates with which Prodigy, which finds the rate itself, would hardly move."""
-    trains_unet = not (config.text.placeholder_tokens and config.text.token_phase == "alone")
+    trains_unet = not (config.text.placeholder_tokens and config.text.token_training == "textual-inversion")
     rates = {
         "--train.learning-rate": peak_rate(config) if trains_unet else 1.0,
         "--text.learning-rate": config.text.learning_rate or 1.0,

@@ -135,7 +135,8 @@ class Config(Section):
 # What may change when a run is continued: none of it alters a step that is already done.
 FREE_TO_CHANGE = {
     "run_dir", "force", "export", "offline", "allow_pickle", "train.steps", "train.steps_per_dispatch",
-    "train.checkpoint_every", "train.keep_checkpoints", "train.accumulation", "train.remat", "prior.batch_size",
+    "train.checkpoint_every", "train.max_checkpoints", "train.gradient_accumulation_steps", "train.remat",
+    "prior.batch_size",
 }  # fmt: skip
 FREE_SECTIONS = ("mesh", "validation", "evaluation")
 EMBEDDED_SUBJECT = Path("demo")  # as `data.instance_dir`
@@ -265,7 +266,7 @@ def first_conflict(old: Config, new: Config) -> tuple[str, Any, Any] | None:
     """Returns the first key, with both values, in which `new` may not continue a run that was started as `old`."""
     before, after = flatten(old), flatten(new)
     # Where placeholder tokens have the first share of the steps, the number of steps decides which those are.
-    free = FREE_TO_CHANGE - ({"train.steps"} if new.text.token_phase == "first" else set())
+    free = FREE_TO_CHANGE - ({"train.steps"} if new.text.token_training == "pivotal" else set())
     for key, value in after.items():
         if key not in free and key.split(".")[0] not in FREE_SECTIONS and before[key] != value:
             return key, before[key], value

@@ -161,7 +161,7 @@ class TrainConfig(Section):
     """Lambda, the weight of the prior term; 0 trains without it."""
     learning_rate: Rate | None = None
     """Peak learning rate; default: 1 for prodigy, else that of default_rates for whole components or for a LoRA."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
     """What follows the warmup: stay, or fall to 0 at the last step."""
     warmup_steps: WarmupSteps = 0
     """Steps of linear warmup from 0 (prodigy, schedule_free_adamw: from 1 / steps of the rate)."""
@@ -179,7 +179,7 @@ class TrainConfig(Section):
     """Added to the root of the second moment (adamw, prodigy, schedule_free_adamw)."""
     max_grad_norm: GradNorm = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
-    accumulation: BatchSize = 1
+    gradient_accumulation_steps: BatchSize = 1
     """Micro-batches that a step's rows are cut into to save memory. It does not change the result."""
     remat: Literal["auto"] | Remat = "auto"
     """What the backward pass computes again to save memory (gradient checkpointing): none, dots (all but products),
@@ -194,7 +194,7 @@ class TrainConfig(Section):
     """Steps that the device runs without asking the host. It does not change the result."""
     checkpoint_every: Interval = 500
     """Steps between checkpoints; the last step is always kept."""
-    keep_checkpoints: CheckpointCount = 2
+    max_checkpoints: CheckpointCount = 2
     """Newest checkpoints to keep."""
 
     @property
@@ -218,7 +218,7 @@ class DefaultRates(Section):
 class LossConfig(Section):
     """What is minimised, beyond the two terms themselves."""
 
-    space: PredictionType | None = None
+    prediction_space: PredictionType | None = None
     """Space of the squared error; default: what the network predicts."""
     weighting: Weighting = "uniform"
     """Weight over timesteps, for instance and prior rows alike."""
@@ -226,13 +226,13 @@ class LossConfig(Section):
     """Weight over timesteps of the prior rows; default: the same."""
     snr_gamma: PositiveWeight = 5.0
     """Gamma of min_snr."""
-    kind: LossType = "l2"
+    loss_type: LossType = "l2"
     """huber: less weight on outliers."""
     huber_c: PositiveWeight = 0.1
     """Error at which huber turns from square to linear."""
     prior_target: Literal["noise", "frozen"] = "noise"
     """What prior rows learn: fresh noise (the paper's), or the frozen model's own prediction on the same latents."""
-    timesteps: Literal["uniform", "logit_normal"] = "uniform"
+    timestep_sampling: Literal["uniform", "logit_normal"] = "uniform"
     """Distribution of the training timesteps."""
     timestep_mean: LogitMean = 0.0
     """Mean of logit_normal, before the sigmoid; larger is noisier."""
@@ -242,7 +242,7 @@ class LossConfig(Section):
     """Smallest timestep drawn."""
     max_timestep: Timestep | None = None
     """Largest timestep drawn; default: the schedule's last."""
-    offset_noise: NoiseStrength = 0.0
+    noise_offset: NoiseStrength = 0.0
     """Strength of noise that is constant over a picture; lets it become darker or brighter (0.05 to 0.1)."""
     input_perturbation: NoiseStrength = 0.0
     """Strength of extra noise on the input that is not part of the target (0.1 in its paper)."""
@@ -271,24 +271,24 @@ class TextConfig(Section):
 
     learning_rate: Rate | None = None
     """Of the text encoder, with --train.text-encoder; default: the UNet's."""
-    dropout: Dropout = 0.0
+    caption_dropout: Dropout = 0.0
     """Share of rows trained with an empty caption, for guidance."""
     clip_skip: ClipSkip = 0
     """Layers of the text encoder to leave out at its end."""
-    chunks: ChunkCount = 1
+    max_token_chunks: ChunkCount = 1
     """Chunks of 75 tokens that a prompt may have; 1 is the model's own length."""
     placeholder_tokens: PlaceholderTokens = ()
     """Words to add to the vocabulary and learn, such as "<sks>"; use them in the prompts (textual inversion)."""
     vectors_per_token: VectorCount = 1
     """Embeddings learned for each placeholder token."""
-    initializer: Word | None = None
+    initializer_token: Word | None = None
     """Word whose embedding the new ones start from; default: the last word of the subject's class prompt."""
     token_learning_rate: Rate | None = None
     """Of the new embeddings; default: 1 for prodigy, else that of default_rates."""
-    token_phase: Literal["together", "first", "alone"] = "together"
+    token_training: Literal["joint", "pivotal", "textual-inversion"] = "joint"
     """When new embeddings are learned: with the rest, before the rest (pivotal tuning), or with nothing else."""
     token_share: Share = 0.5
-    """Share of the steps that belong to the embeddings with --text.token-phase first."""
+    """Share of the steps that belong to the embeddings with --text.token-training pivotal."""
 
 
 class MeshConfig(Section):
@@ -322,7 +322,7 @@ class ValidationConfig(Section):
     """Default: the instance prompt, the class prompt and one unrelated prompt."""
     every: Interval = 100
     """Steps between sample grids; step 0 is the base model's."""
-    num: PairedImageCount = 4
+    images_per_prompt: PairedImageCount = 4
     """Pictures of each prompt, with the same seeds every time."""
     sampler: SamplerName = "dpmpp_2m"
     """See `jaxbooth sample --help`."""
@@ -341,9 +341,9 @@ class EvaluationConfig(Section):
     """Steps between evaluations; not set: none."""
     num_prompts: PromptCount = 5
     """How many of the paper's 25 prompts."""
-    num: PairedImageCount = 2
+    images_per_prompt: PairedImageCount = 2
     """Pictures of each prompt, with the same seeds every time."""
-    class_num: PairedImageCount = 8
+    num_class_images: PairedImageCount = 8
     """Pictures of the class prompt."""
     clip: str | None = None
     """CLIP folder or Hub id, or none; default openai/clip-vit-base-patch32, and the embedded one for the demo model."""

@@ -30,7 +30,7 @@ from jaxbooth.weights.fingerprint import update_with_weights
 
 MIN_CONTRAST = 3.0  # standard deviation over a picture's 8-bit values; below it the picture is a flat colour
 SCHEDULER = Path("scheduler", "scheduler_config.json")
-RECORDED_LATER = {"clip_skip": 0, "chunks": 1}  # what manifests without these keys were made with
+RECORDED_LATER = {"clip_skip": 0, "max_token_chunks": 1}  # what manifests without these keys were made with
 
 PaintBatch = Callable[[list[int]], np.ndarray]  # picture numbers -> (n, H, W, 3) uint8
 
@@ -57,7 +57,7 @@ def wanted_settings(config: Config, base: BaseModel, prompt: str) -> dict[str, A
         "steps": config.prior.steps,
         "guidance_scale": config.prior.guidance_scale,
         "clip_skip": config.text.clip_skip,
-        "chunks": config.text.chunks,
+        "max_token_chunks": config.text.max_token_chunks,
         "seed": config.prior.seed,
     }
 

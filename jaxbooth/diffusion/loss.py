@@ -27,19 +27,19 @@ class LossSpec(NamedTuple):
     """What is done with a row's error; all of it static.
 
     Attributes:
-        space: where the error is measured.
+        prediction_space: where the error is measured.
         weighting: w_t of instance rows.
         prior_weighting: w_t of prior rows; None weighs them like instance rows.
         snr_gamma: gamma of `min_snr`.
-        kind: the function of one element's error.
+        loss_type: the function of one element's error.
         huber_c: error at which `huber` turns from squared to linear, > 0, in units of `space`.
     """
 
-    space: PredictionType
+    prediction_space: PredictionType
     weighting: Weighting = "uniform"
     prior_weighting: Weighting | None = None
     snr_gamma: float = 5.0
-    kind: LossType = "l2"
+    loss_type: LossType = "l2"
     huber_c: float = 0.1
 
 
@@ -118,7 +118,7 @@ def example_weights(schedule: NoiseSchedule, batch: Batch, loss: LossSpec) -> Fl
     """Returns w_t of each row by the weighting of its kind, (b,) float32."""
 
     def weight(weighting: Weighting) -> Float[AnyArray, " b"]:
-        return timestep_weight(schedule, batch.timesteps, weighting, loss.space, loss.snr_gamma)
+        return timestep_weight(schedule, batch.timesteps, weighting, loss.prediction_space, loss.snr_gamma)
 
     instance = weight(loss.weighting)
     if loss.prior_weighting in (None, loss.weighting):
@@ -136,7 +136,7 @@ def element_losses(difference: Latents, loss: LossSpec) -> Latents:
       space only where it is squared.
     """
     squared = jnp.square(difference)
-    if loss.kind == "l2":
+    if loss.loss_type == "l2":
         return squared
     c = loss.huber_c
     return 2 * c * squared / (jnp.sqrt(squared + c * c) + c)  # equal, without the cancellation near e = 0
@@ -162,7 +162,7 @@ def row_losses(
     loss: LossSpec,
     frozen: Latents | None = None,
 ) -> Float[AnyArray, " b"]:
-    """Returns w_t times each row's mean element loss in `loss.space`, float32.
+    """Returns w_t times each row's mean element loss in `loss.prediction_space`, float32.
 
     Args:
         output: the network's prediction, of the type that the schedule names.
@@ -174,9 +174,9 @@ def row_losses(
     alpha, sigma = schedule.alpha(batch.timesteps), schedule.sigma(batch.timesteps)
 
     def in_space(value: Latents) -> Latents:
-        return convert(value, schedule.prediction_type, loss.space, noisy, alpha, sigma)
+        return convert(value, schedule.prediction_type, loss.prediction_space, noisy, alpha, sigma)
 
-    target = training_target(loss.space, batch.latents, batch.noise, alpha, sigma)
+    target = training_target(loss.prediction_space, batch.latents, batch.noise, alpha, sigma)
     if frozen is not None:
         is_prior = batch.is_prior[:, None, None, None]
         target = jnp.where(is_prior, jax.lax.stop_gradient(in_space(frozen)), target)

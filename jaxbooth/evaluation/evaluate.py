@@ -57,7 +57,7 @@ class Evaluation:
     mesh: Mesh
     prompts: list[EvalPrompt]
     images_per_prompt: int
-    class_images: int
+    num_class_images: int
     sampling: SamplingConfig
     seed: int
     out: Path
@@ -65,7 +65,7 @@ class Evaluation:
     @property
     def cells(self) -> list[Cell]:
         """All images of one model."""
-        return cells(self.prompts, self.images_per_prompt, self.class_images)
+        return cells(self.prompts, self.images_per_prompt, self.num_class_images)
 
     def images(self, model: ComparedModel) -> list[list[np.ndarray]]:
         """Generates those images of a model that are missing, and returns all of them by prompt."""
@@ -90,7 +90,7 @@ def evaluate(
     compare: Sequence[str] = (),
     prompts: str = "auto",
     images_per_prompt: int = 4,
-    class_images: int = 32,
+    num_class_images: int = 32,
     subject: str | None = None,
     noun: str | None = None,
     clip: str | None = None,
@@ -128,7 +128,7 @@ def evaluate(
         mesh=mesh,
         prompts=evaluation_prompts(config.subjects, prompts, subject, noun),
         images_per_prompt=images_per_prompt,
-        class_images=class_images,
+        num_class_images=num_class_images,
         sampling=SamplingConfig(
             sampler or validation.sampler,
             steps or validation.steps,
@@ -202,7 +202,7 @@ def check_image_count(count: int) -> None:
     if count > MAX_EVALUATED_IMAGES:
         raise UserError(
             f"{count:,} images of each model are too many, and {MAX_EVALUATED_IMAGES:,} is the most; lower "
-            "--images-per-prompt or --class-images, or shorten --prompts."
+            "--images-per-prompt or --num-class-images, or shorten --prompts."
         )
 
 
@@ -215,8 +215,8 @@ def skipped_metrics(evaluation: Evaluation, feature_models: FeatureModels) -> di
         reasons |= dict.fromkeys(("clip_i", "clip_t"), "no CLIP model; name one with --clip FOLDER or a Hub id.")
     if not any(prompt.group == "class" for prompt in evaluation.prompts):
         reasons |= dict.fromkeys(("pres", "div"), "the run has no class prompt.")
-    elif evaluation.class_images == 1:
-        reasons["div"] = "one image of the class has nothing to differ from; raise --class-images."
+    elif evaluation.num_class_images == 1:
+        reasons["div"] = "one image of the class has nothing to differ from; raise --num-class-images."
     if evaluation.images_per_prompt == 1:
         reasons["div_subject"] = "one image a prompt has nothing to differ from; raise --images-per-prompt."
     return reasons
@@ -247,7 +247,7 @@ def evaluation_json(
     settings = {
         "prompts": prompts,
         "images_per_prompt": evaluation.images_per_prompt,
-        "class_images": evaluation.class_images,
+        "num_class_images": evaluation.num_class_images,
         "seed": evaluation.seed,
     }
     return {

@@ -53,7 +53,7 @@ class ComparedModel:
         """
         if self.is_run:
             return Pipeline.load(self.source, mesh=mesh, step=self.step)
-        return Pipeline.load(self.source, dtype, mesh, text.clip_skip, text.chunks)
+        return Pipeline.load(self.source, dtype, mesh, text.clip_skip, text.max_token_chunks)
 
     def weights_identity(self, pipeline: Pipeline) -> dict[str, Any]:
         """Returns what tells its weights from others: the base model's fingerprint, and a checkpoint's sums."""

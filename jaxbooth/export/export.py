@@ -27,7 +27,11 @@ def default_format(config: Config) -> ExportFormat:
     """Returns the smallest format that holds all of what a run trained."""
     if config.lora.rank:
         return "lora"
-    return "embeddings" if config.text.token_phase == "alone" and config.text.placeholder_tokens else "diffusers"
+    return (
+        "embeddings"
+        if config.text.token_training == "textual-inversion" and config.text.placeholder_tokens
+        else "diffusers"
+    )
 
 
 def export_result(

@@ -81,7 +81,7 @@ def settings(config: Config, base: BaseModel, step: int) -> dict[str, Any]:
         "steps": step,
         "batch": f"{train.batch_size} instance + {config.prior_rows} prior",
         "optimizer": train.optimizer,
-        "learning rate": peak_rate(config) if text.token_phase != "alone" else None,
+        "learning rate": peak_rate(config) if text.token_training != "textual-inversion" else None,
         "learning rate of the text encoder": peak_rate(config, "text") if train.text_encoder else None,
         "learning rate of placeholder tokens": peak_rate(config, "tokens") if text.placeholder_tokens else None,
         "resolution": config.resolution,

@@ -160,12 +160,12 @@ def prompts_without_subject(prompts: Sequence[EvalPrompt], names: Sequence[Subje
     ]
 
 
-def cells(prompts: Sequence[EvalPrompt], images_per_prompt: int, class_images: int) -> list[Cell]:
-    """Returns every image of an evaluation: `images_per_prompt` for each subject prompt, `class_images` for a class."""
+def cells(prompts: Sequence[EvalPrompt], images_per_prompt: int, num_class_images: int) -> list[Cell]:
+    """Returns every image of an evaluation: `images_per_prompt` of a subject prompt, `num_class_images` of a class."""
     return [
         Cell(prompt_index, image_index)
         for prompt_index, prompt in enumerate(prompts)
-        for image_index in range(images_per_prompt if prompt.group == "subject" else class_images)
+        for image_index in range(images_per_prompt if prompt.group == "subject" else num_class_images)
     ]
 
 

@@ -109,7 +109,7 @@ def training_evaluation(
 ) -> EvaluateParams:
     """Returns the short evaluation that a run makes while it trains: it generates images and returns mean scores."""
     prompts = scorer.prompts
-    wanted = cells(prompts, config.num, config.class_num)
+    wanted = cells(prompts, config.images_per_prompt, config.num_class_images)
 
     def evaluate_params(params: dict[str, Params]) -> dict[str, float]:
         texts = [prompts[cell.prompt].text for cell in wanted]

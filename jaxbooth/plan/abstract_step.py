@@ -62,7 +62,7 @@ def abstract_base(config: Config, platform: str | None = None) -> tuple[Config, 
         config = config.model_copy(update={"train": config.train.model_copy(update={"dtype": dtype})})
 
     def read(folder: Path) -> BaseModel:
-        return add_trainable(BaseModel.read(folder, config.train.dtype, text.clip_skip, text.chunks), config)
+        return add_trainable(BaseModel.read(folder, config.train.dtype, text.clip_skip, text.max_token_chunks), config)
 
     folder = local_path(config.model)
     if config.model in PUBLISHED and not folder.exists():
@@ -138,8 +138,8 @@ def abstract_latent_cache(config: Config, base: BaseModel, streams: Streams, mes
     pictures = sum(span.count for span in (*streams.instances, *streams.classes))
     latents = (pictures, variants, *base.latent_shape(config.resolution, config.resolution))
     masks = leaf(*latents[:-1], 1) if data.masks else None
-    captions = len(streams.instances) + len(streams.classes) + (config.text.dropout > 0)
-    tower, chunks = base.text.encoders[-1], config.text.chunks
+    captions = len(streams.instances) + len(streams.classes) + (config.text.caption_dropout > 0)
+    tower, chunks = base.text.encoders[-1], config.text.max_token_chunks
     pooled = leaf(captions, tower.config.projection_dim) if base.text.conditioning.has_pooled else None
     text = TextEmbeddings(leaf(captions, chunks * tower.max_length, base.text.width), pooled)
     ids: TokenIds = {t.name: leaf(captions, chunks, t.max_length, dtype=jnp.int32) for t in base.text.encoders}

@@ -53,7 +53,9 @@ def candidate_changes(config: Config, topology: Topology) -> Iterator[Changes]:
     """Yields changes in order of their cost."""
     train, mesh = config.train, config.mesh
     parts = max_accumulation(config)
-    accumulation: Changes = {"train.accumulation": parts} if parts > train.accumulation else {}
+    accumulation: Changes = (
+        {"train.gradient_accumulation_steps": parts} if parts > train.gradient_accumulation_steps else {}
+    )
     remat: Changes = {} if train.remat == "blocks" else {"train.remat": "blocks"}
     across = topology.devices // mesh.tensor
     fsdp: Changes = {"mesh.data": -1, "mesh.fsdp": across} if across > mesh.fsdp else {}

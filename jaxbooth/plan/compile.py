@@ -136,7 +136,7 @@ def step_bytes_accessed(config: Config, facts: dict[str, Any]) -> float:
     """
     counted, held = facts["train"]["bytes_accessed"] or 0.0, facts["held"]
     update = 3 * held["parameters"] + 2 * held["optimizer"]
-    return counted + (config.train.accumulation - 1) * max(0.0, counted - update)
+    return counted + (config.train.gradient_accumulation_steps - 1) * max(0.0, counted - update)
 
 
 def sampling_cost(facts: dict[str, Any]) -> tuple[float, float | None]:

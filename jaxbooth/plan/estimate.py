@@ -73,14 +73,14 @@ class Estimate:
 
     def rows_of(self, batch_size: int) -> int:
         """Returns a device's rows of one micro-batch; prior rows keep their proportion to instance rows."""
-        train, parts = self.config.train, self.config.train.accumulation
+        train, parts = self.config.train, self.config.train.gradient_accumulation_steps
         prior = -(-batch_size * self.config.prior_rows // train.batch_size)
         return -(-(-(-batch_size // parts) - -prior // parts) // self.shards)
 
     def at(self, batch_size: int | None = None) -> StepCost:
         """Returns the figures of a step with `batch_size` instance rows over all devices; default: the run's."""
         rows = self.rows_of(batch_size or self.config.train.batch_size)
-        scale, parts, held = rows / self.rows, self.config.train.accumulation, self.held
+        scale, parts, held = rows / self.rows, self.config.train.gradient_accumulation_steps, self.held
         is_cut = self.topology.platform == "tpu" and rows < FULL_ROWS
         varying, fixed, pictures, copies, grads = self.moments
         activations = (varying + is_cut * PICTURE_COPIES * pictures) * scale + fixed
@@ -103,12 +103,12 @@ class Estimate:
     def hidden_flops(self, batch_size: int | None = None) -> float:
         """Returns the FLOPs of a step that are inside of kernels, where a compiler's count does not see them."""
         scale = self.rows_of(batch_size or self.config.train.batch_size) / self.rows
-        return self.config.train.accumulation * self.flops[KERNEL].at(scale)
+        return self.config.train.gradient_accumulation_steps * self.flops[KERNEL].at(scale)
 
     def collectives(self, scale: float) -> dict[str, float]:
         """Returns kind -> bytes of results in a step."""
         found = self.sent | {"all-reduce": self.sent["all-reduce"] + self.partial_sums.at(scale)}
-        return {kind: self.config.train.accumulation * size for kind, size in found.items() if size}
+        return {kind: self.config.train.gradient_accumulation_steps * size for kind, size in found.items() if size}
 
     def fits(self, batch_size: int | None = None) -> bool:
         """Whether a step stays within a device's memory; one of unknown size holds everything."""
@@ -159,7 +159,7 @@ def estimate(config: Config, base: BaseModel, topology: Topology) -> Estimate:
         topology=topology,
         held=held | ({"program": PROGRAM_BYTES * walk.equations} if is_tpu else {}),
         resident=device_bytes(step.resident),
-        accumulated=device_bytes(params) if config.train.accumulation > 1 else 0,
+        accumulated=device_bytes(params) if config.train.gradient_accumulation_steps > 1 else 0,
         workspace=BANK_COPIES * held["latents"] if is_tpu else 0,
         rows=rows,
         shards=batch_shards(mesh),

@@ -113,7 +113,7 @@ def scaled(estimated: Estimate, compiled: Compiled) -> Estimate:
 def advice(config: Config, base: BaseModel, estimated: Estimate) -> Iterator[str]:
     """Yields what would help, in sentences."""
     yield from suggest(config, base, estimated.topology, estimated)
-    rows, parts = config.train.batch_size + config.prior_rows, config.train.accumulation
+    rows, parts = config.train.batch_size + config.prior_rows, config.train.gradient_accumulation_steps
     filled = estimated.rows * estimated.shards * parts
     if filled > rows:
         yield (

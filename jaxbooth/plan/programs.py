@@ -50,7 +50,7 @@ def trace_sampling(config: Config, base: BaseModel, params: dict[str, Params], m
 def sampling_batch(config: Config) -> int:
     """Returns how many pictures of a sample grid are drawn at once."""
     prompts = len(config.validation.prompts) or 2 * max(1, len(config.data.subjects)) + 1
-    pictures = prompts * config.validation.num
+    pictures = prompts * config.validation.images_per_prompt
     return -(-pictures // -(-pictures // BATCH))
 
 

@@ -66,7 +66,7 @@ def format_value(value: Any) -> str:
 def describe_trained(config: Config) -> str:
     """Says what of the model is trained."""
     words = ", ".join(config.text.placeholder_tokens)
-    if words and config.text.token_phase == "alone":
+    if words and config.text.token_training == "textual-inversion":
         return f"the placeholder tokens {words}"
     parts = [f"LoRA of rank {config.lora.rank}" if config.lora.rank else "the whole UNet"]
     parts += ["text encoder"] if config.train.text_encoder else []

@@ -63,7 +63,7 @@ def run_needs(config: Config, base: BaseModel, state: TrainState) -> list[Need]:
     if max(steps, default=0) < config.train.steps:
         # One more than are kept: the oldest goes when the newest is whole.
         pinned = (config.evaluation.keep_best is not None) + (config.validation.drift_limit is not None)
-        size, count = tree_bytes(state), config.train.keep_checkpoints + pinned + 1 - len(steps)
+        size, count = tree_bytes(state), config.train.max_checkpoints + pinned + 1 - len(steps)
         if count > 0:
             what = f"{count} checkpoint(s) of {in_words(size)}"
             needs.append(Need(run.root, "--run-dir", what, count * size))

@@ -49,7 +49,7 @@ def make_feed(
         classes: pictures of each class. They are cut to the shape of the instance pictures that they train beside.
     """
     class_pictures = [picture for pictures in classes for picture in pictures]
-    captions = distinct_captions([*inputs.pictures, *class_pictures], config.text.dropout > 0)
+    captions = distinct_captions([*inputs.pictures, *class_pictures], config.text.caption_dropout > 0)
     text, frozen_text = encode_captions(config, inputs.base, mesh, params, captions)
     encode = ImageEncoder(inputs.base, params["vae"], mesh)
     banks, streams, counts = [], [], []

@@ -292,5 +292,7 @@ def read_base(config: Config, dtype: str | None = None) -> BaseModel:
         dtype: compute dtype; default: the run's.
     """
     text = config.text
-    base = BaseModel.read(resolve_model(config.source), dtype or config.train.dtype, text.clip_skip, text.chunks)
+    base = BaseModel.read(
+        resolve_model(config.source), dtype or config.train.dtype, text.clip_skip, text.max_token_chunks
+    )
     return add_trainable(base, config)

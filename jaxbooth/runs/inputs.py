@@ -175,9 +175,11 @@ def explain_padding(config: Config, width: int, shards: int) -> None:
     rows = train.batch_size + config.prior_rows
     if width > rows:
         prior = config.prior_rows if train.prior_batch_size is not None or not config.prior_rows else None
-        better = filling_batch_size(train.batch_size, prior, train.accumulation, shards)
+        better = filling_batch_size(train.batch_size, prior, train.gradient_accumulation_steps, shards)
         parts = (
-            f"{train.accumulation} micro-batches on {shards} devices" if train.accumulation > 1 else f"{shards} devices"
+            f"{train.gradient_accumulation_steps} micro-batches on {shards} devices"
+            if train.gradient_accumulation_steps > 1
+            else f"{shards} devices"
         )
         say(
             f"{rows} rows do not divide among {parts} and are padded to {width}, which changes no result; "

@@ -150,7 +150,7 @@ def describe_length(config: Config, images: int) -> str:
     """The start line: what the run's length means in pictures, and the learning rate."""
     train = config.train
     views = train.steps * train.batch_size
-    alone = bool(config.text.placeholder_tokens) and config.text.token_phase == "alone"
+    alone = bool(config.text.placeholder_tokens) and config.text.token_training == "textual-inversion"
     rate = peak_rate(config, "tokens" if alone else "unet")
     return (
         f"{train.steps} steps x ({train.batch_size} + {config.prior_rows}) rows = "

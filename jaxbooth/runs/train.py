@@ -116,7 +116,7 @@ def train_joined(config: Config, link: Alone) -> Result:
         check_shared([run.root, *(classes.folder for classes in inputs.classes)], link)
         confirm_base(run, base, record=True)
         write_contact_sheet(run, shown)
-        checkpoints = Checkpoints(run.checkpoints, config.train.keep_checkpoints)
+        checkpoints = Checkpoints(run.checkpoints, config.train.max_checkpoints)
         try:
             result = Job(settled, before, run, inputs, mesh, tx, checkpoints, link).execute()
         except BaseException as error:

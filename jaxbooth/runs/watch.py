@@ -45,7 +45,7 @@ class Watch:
         prompts: of the grid.
         subjects, classes: instance and class prompts, which are drawn for their figures whether shown or not.
         drawn: all of these, those of the grid first.
-        num: pictures of each prompt.
+        images_per_prompt: pictures of each prompt.
     """
 
     image_sampler: ImageSampler
@@ -53,7 +53,7 @@ class Watch:
     subjects: list[str]
     classes: list[str]
     drawn: list[str]
-    num: int
+    images_per_prompt: int
     seed: int
 
     @classmethod
@@ -65,23 +65,25 @@ class Watch:
         classes = list(dict.fromkeys(subject.class_prompt for subject in config.subjects if subject.class_prompt))
         prompts = validation_prompts(config)
         drawn = list(dict.fromkeys([*prompts, *subjects, *classes]))
-        pictures = len(drawn) * chosen.num
+        pictures = len(drawn) * chosen.images_per_prompt
         batches = -(-pictures // BATCH)
         image_sampler = ImageSampler(base, mesh, settings, batch_size=-(-pictures // batches))
-        return cls(image_sampler, prompts, subjects, classes, drawn, chosen.num, config.seed)
+        return cls(image_sampler, prompts, subjects, classes, drawn, chosen.images_per_prompt, config.seed)
 
     def draw(self, params: dict[str, Params]) -> np.ndarray:
         """Returns (prompts, num, H, W, 3) uint8; picture i of every prompt starts from the same noise."""
-        rows = [prompt for prompt in self.drawn for _ in range(self.num)]
-        pictures = self.image_sampler.generate(params, rows, self.seed, list(range(self.num)) * len(self.drawn))
-        return pictures.reshape(-1, self.num, *pictures.shape[1:])
+        rows = [prompt for prompt in self.drawn for _ in range(self.images_per_prompt)]
+        pictures = self.image_sampler.generate(
+            params, rows, self.seed, list(range(self.images_per_prompt)) * len(self.drawn)
+        )
+        return pictures.reshape(-1, self.images_per_prompt, *pictures.shape[1:])
 
     def grid(self, drawn: np.ndarray, step: int) -> tuple[Image.Image, dict[str, Any]]:
         """Returns the labelled grid, one prompt a row, and the facts for its text chunk."""
-        labels = [prompt for prompt in self.prompts for _ in range(self.num)]
+        labels = [prompt for prompt in self.prompts for _ in range(self.images_per_prompt)]
         facts = {"prompts": json.dumps(self.prompts), "seed": self.seed, "step": step}
         shown = drawn[: len(self.prompts)].reshape(-1, *drawn.shape[2:])
-        return sheet(list(shown), labels, self.num), facts | self.image_sampler.config.metadata()
+        return sheet(list(shown), labels, self.images_per_prompt), facts | self.image_sampler.config.metadata()
 
     def subject_and_class(self, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the pictures under the instance prompts and under the class prompts, each (n, H, W, 3) uint8."""

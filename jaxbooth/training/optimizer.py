@@ -51,7 +51,9 @@ def token_steps(config: Config) -> int:
     """Returns the steps at the start that belong to the learned embeddings alone."""
     text = config.text
     return (
-        round(config.train.steps * text.token_share) if text.placeholder_tokens and text.token_phase == "first" else 0
+        round(config.train.steps * text.token_share)
+        if text.placeholder_tokens and text.token_training == "pivotal"
+        else 0
     )
 
 
@@ -72,7 +74,7 @@ def learning_rate_schedule(config: Config, group: Group = "unet") -> optax.Sched
         "constant": optax.constant_schedule(peak),
         "linear": optax.linear_schedule(peak, 0.0, rest),
         "cosine": optax.cosine_decay_schedule(peak, rest),
-    }[train.schedule]
+    }[train.lr_scheduler]
     if not train.warmup_steps:
         return after
     warmup = optax.linear_schedule(0.0, peak, train.warmup_steps)
@@ -83,7 +85,7 @@ def learning_rate_schedule(config: Config, group: Group = "unet") -> optax.Sched
 
 def reported_rate(config: Config) -> optax.Schedule:
     """Returns step of the run -> the UNet's learning rate, or the embeddings' where they are trained alone."""
-    if config.text.placeholder_tokens and config.text.token_phase == "alone":
+    if config.text.placeholder_tokens and config.text.token_training == "textual-inversion":
         return learning_rate_schedule(config, "tokens")
     unet, first = learning_rate_schedule(config), token_steps(config)
     return optax.join_schedules([learning_rate_schedule(config, "tokens"), unet], [first]) if first else unet
@@ -101,8 +103,8 @@ def rate_jump(before: Config, after: Config, step: int) -> str | None:
     if rate <= 1.01 * max(last, planned):
         return None
     return (
-        f"the learning rate jumps from {last:.2g} to {rate:.2g}: --train.schedule {after.train.schedule} now falls "
-        f"until step {after.train.steps}, and so far until {before.train.steps}"
+        f"the learning rate jumps from {last:.2g} to {rate:.2g}: --train.lr-scheduler {after.train.lr_scheduler} now "
+        f"falls until step {after.train.steps}, and so far until {before.train.steps}"
     )
 
 
@@ -116,8 +118,8 @@ def make_optimizer(config: Config, no_gradient: Collection[str] = ()) -> optax.G
         UserError: the schedule does not go with the optimizer.
     """
     train = config.train
-    if train.optimizer == "schedule_free_adamw" and train.schedule != "constant":
-        raise UserError("--train.schedule must be constant with --train.optimizer schedule_free_adamw.")
+    if train.optimizer == "schedule_free_adamw" and train.lr_scheduler != "constant":
+        raise UserError("--train.lr-scheduler must be constant with --train.optimizer schedule_free_adamw.")
     if train.optimizer == "schedule_free_adamw" and train.b1 == 0:
         raise UserError("--train.b1 must not be 0 with --train.optimizer schedule_free_adamw, which averages by it.")
     clip = optax.clip_by_global_norm(train.max_grad_norm) if train.max_grad_norm else optax.identity()

@@ -51,15 +51,19 @@ class Task:
     def loss(self) -> LossSpec:
         """The objective's settings."""
         chosen = self.config.loss
-        space = chosen.space or self.base.schedule.prediction_type
-        return LossSpec(space, chosen.weighting, chosen.prior_weighting, chosen.snr_gamma, chosen.kind, chosen.huber_c)
+        space = chosen.prediction_space or self.base.schedule.prediction_type
+        return LossSpec(
+            space, chosen.weighting, chosen.prior_weighting, chosen.snr_gamma, chosen.loss_type, chosen.huber_c
+        )
 
     @property
     def timesteps(self) -> TimestepSampling:
         """How timesteps are drawn."""
         chosen = self.config.loss
         high = None if chosen.max_timestep is None else chosen.max_timestep + 1
-        return TimestepSampling(chosen.timesteps, chosen.timestep_mean, chosen.timestep_std, chosen.min_timestep, high)
+        return TimestepSampling(
+            chosen.timestep_sampling, chosen.timestep_mean, chosen.timestep_std, chosen.min_timestep, high
+        )
 
 
 class Drawn(NamedTuple):
@@ -94,14 +98,14 @@ def make_batch(task: Task, bank: Bank, step: Array, bank_step: Array, part: RowP
     def normal(keys: Array) -> Array:
         return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
-    noise = offset_noise(normal(plain), offset, config.loss.offset_noise)
+    noise = offset_noise(normal(plain), offset, config.loss.noise_offset)
     timesteps = sample_timesteps(time, task.base.schedule.num_train_timesteps, task.timesteps)
     latents = gather_latents(images, rows, normal(posterior), task.base.vae_config.scaling_factor)
     mask = None if images.masks is None else jnp.asarray(images.masks)[rows.image, rows.variant]
     batch = Batch(latents, noise, timesteps, part.weight * rows.weight, part.is_prior, mask)
     caption, time_ids = jnp.asarray(bank.caption)[rows.image], jnp.asarray(images.time_ids)[rows.image, rows.variant]
-    if config.text.dropout:
-        dropped = jax.vmap(jax.random.uniform)(drop) < config.text.dropout
+    if config.text.caption_dropout:
+        dropped = jax.vmap(jax.random.uniform)(drop) < config.text.caption_dropout
         caption = jnp.where(dropped, len(jax.tree.leaves(bank.text)[0]) - 1, caption)
     return Drawn(batch, perturb(noise, extra, config.loss.input_perturbation), caption, time_ids)
 
@@ -241,5 +245,7 @@ def make_dispatch(task: Task, tx: optax.GradientTransformation, longest: int, st
 def make_task(base: BaseModel, config: Config, streams: Streams, mesh: AnyMesh) -> Task:
     """Plans the rows of a run."""
     train = config.train
-    plan = plan_rows(train.batch_size, config.prior_rows, train.prior_weight, train.accumulation, batch_shards(mesh))
+    plan = plan_rows(
+        train.batch_size, config.prior_rows, train.prior_weight, train.gradient_accumulation_steps, batch_shards(mesh)
+    )
     return Task(base, config, streams, plan, mesh)

@@ -22,9 +22,9 @@ SUBJECT = ("--data.instance-dir", "demo", *SHORT, *CLASS)
         ("--train.steps", 10**12, 10**8),
         ("--train.batch-size", 10**9, 65_536),
         ("--train.prior-batch-size", 10**6, 65_536),
-        ("--train.accumulation", 10**7, 65_536),
+        ("--train.gradient-accumulation-steps", 10**7, 65_536),
         ("--train.steps-per-dispatch", 10**9, 10_000),
-        ("--train.keep-checkpoints", 10**12, 10**9),
+        ("--train.max-checkpoints", 10**12, 10**9),
         ("--data.random-crops", 10**12, 256),
         ("--data.resolution", 10**6, 8192),
         ("--data.num-class-images", 10**9, 100_000),
@@ -32,9 +32,9 @@ SUBJECT = ("--data.instance-dir", "demo", *SHORT, *CLASS)
         ("--prior.steps", 10**7, 1000),
         ("--prior.guidance-scale", 1e308, 100),
         ("--validation.guidance-scale", 100.5, 100),
-        ("--validation.num", 10**7, 1000),
+        ("--validation.images-per-prompt", 10**7, 1000),
         ("--lora.rank", 10**6, 16_384),
-        ("--text.chunks", 10**7, 64),
+        ("--text.max-token-chunks", 10**7, 64),
         ("--text.vectors-per-token", 10**6, 75),
         ("--mesh.fsdp", 10**9, 2**20),
         ("--distributed.processes", 10**9, 2**20),
@@ -61,14 +61,15 @@ def test_guidance_that_makes_flat_images_is_refused(refused, command, value):
     assert "is not valid: input should be" in error
 
 
-@pytest.mark.parametrize("flag", ["--prior.guidance-scale", "--validation.guidance-scale", "--loss.offset-noise"])
+@pytest.mark.parametrize("flag", ["--prior.guidance-scale", "--validation.guidance-scale", "--loss.noise-offset"])
 @pytest.mark.parametrize("value", ["inf", "nan"])
 def test_a_number_of_a_run_is_finite(refused, flag, value):
     assert refused("train", *SUBJECT, flag, value) == f"{flag} {value} is not valid: input should be a finite number."
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"), [("--num", 10**12), ("--chunks", 10**7), ("--steps", 10**6), ("--width", 10**6), ("--seed", -1)]
+    ("flag", "value"),
+    [("--num", 10**12), ("--max-token-chunks", 10**7), ("--steps", 10**6), ("--width", 10**6), ("--seed", -1)],
 )
 def test_sample_refuses_what_it_could_not_finish(refused, tmp_path, flag, value):
     error = refused("sample", "demo", "--prompt", "a cat", "--out", tmp_path / "out", flag, str(value))
@@ -76,7 +77,7 @@ def test_sample_refuses_what_it_could_not_finish(refused, tmp_path, flag, value)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("flag", ["--images-per-prompt", "--class-images"])
+@pytest.mark.parametrize("flag", ["--images-per-prompt", "--num-class-images"])
 def test_evaluate_refuses_what_it_could_not_finish(refused, flag):
     assert refused("evaluate", "runs/none", flag, str(10**12)).startswith(f"{flag} {10**12} is not valid")
 
@@ -94,12 +95,12 @@ def test_more_rows_than_can_be_counted_are_refused(refused):
 
 
 def test_a_validation_of_too_many_images_is_refused(refused):
-    error = refused("train", *SUBJECT, "--validation.num", "400")
-    assert error.startswith("--validation.num 400 makes 1200 images at a time, and 1000 is the most")
+    error = refused("train", *SUBJECT, "--validation.images-per-prompt", "400")
+    assert error.startswith("--validation.images-per-prompt 400 makes 1200 images at a time, and 1000 is the most")
 
 
 def test_an_evaluation_of_too_many_images_is_refused(refused):
-    error = refused("train", *SUBJECT, "--evaluation.every", "1", "--evaluation.class-num", "999")
+    error = refused("train", *SUBJECT, "--evaluation.every", "1", "--evaluation.num-class-images", "999")
     assert error.startswith("an evaluation of 1009 images at a time is too large, and 1000 is the most")
 
 

@@ -78,9 +78,9 @@ def test_a_resolution_that_the_model_does_not_divide_comes_with_one_that_it_does
 
 
 def test_a_batch_that_accumulation_does_not_divide_is_refused(refused, dog):
-    error = refused(*train(dog, "--train.batch-size", "3", "--train.accumulation", "2"))
+    error = refused(*train(dog, "--train.batch-size", "3", "--train.gradient-accumulation-steps", "2"))
     assert "--train.batch-size 3" in error
-    assert "--train.accumulation 2" in error
+    assert "--train.gradient-accumulation-steps 2" in error
 
 
 @pytest.mark.parametrize("name", ["--prior.steps", "--validation.steps"])

@@ -15,7 +15,7 @@ SUBJECT = ("--data.instance-dir", "demo", *SHORT, *CLASS)
         ("--train.batch-size", "5.5", "'5.5' is not a whole number."),
         ("--lora.rank", "eight", "'eight' is not a whole number."),
         ("--train.learning-rate", "fast", "'fast' is not a number."),
-        ("--loss.offset-noise", "0,1", "'0,1' is not a number."),
+        ("--loss.noise-offset", "0,1", "'0,1' is not a number."),
         ("--seed", "9" * 5000, "has thousands of digits, and no number needs as many."),
         ("--train.b2", "1" * 400, "inf is not valid: input should be a finite number."),
     ],

@@ -5,7 +5,7 @@ from tests.cli.arguments import train
 
 def test_a_run_that_has_no_room_is_refused_before_its_folder_is_made(refused, dog, tmp_path):
     run_dir = tmp_path / "run"
-    sentence = refused(*train(dog, "--run-dir", run_dir, "--train.keep-checkpoints", "1000000000"))
+    sentence = refused(*train(dog, "--run-dir", run_dir, "--train.max-checkpoints", "1000000000"))
     assert sentence.startswith(f"--run-dir {run_dir} has ")
     assert "1000000001 checkpoint(s) of " in sentence
     assert "1 class images" in sentence

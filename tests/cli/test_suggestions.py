@@ -32,7 +32,7 @@ from jaxbooth.report.report import ReportArguments
         ("--trian.text-encoder", "perhaps you meant --train.text-encoder."),
         ("--train.resolution", "perhaps you meant --data.resolution."),
         ("--lora", "lora is a group of settings, such as --lora.rank and --lora.alpha."),
-        ("--text", "text is a group of settings, such as --text.learning-rate and --text.dropout."),
+        ("--text", "text is a group of settings, such as --text.learning-rate and --text.caption-dropout."),
         ("--frobnicate", "`jaxbooth train --help` lists all flags."),
     ],
 )
