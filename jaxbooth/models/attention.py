@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jaxtyping import Float
 
 from jaxbooth.models.attention_kernels import KERNELS, PLATFORM_KERNELS, KernelName, cudnn_widest, xla_attention
 from jaxbooth.models.layers import Layers, gelu
@@ -15,16 +16,19 @@ LONG_SEQUENCE = 2048  # XLA keeps the scores of 1024 tokens on a TPU's chip; tho
 CUDNN_SCORES = 2**16  # of a head, from which on cuDNN is faster on an H200, see docs/speed.md; cross-attention's too
 
 
-def attention(query: Array, key: Array, value: Array, is_causal: bool = False) -> Array:
+def attention(
+    query: Float[Array, "b t heads d"],
+    key: Float[Array, "b s heads d"],
+    value: Float[Array, "b s heads d"],
+    is_causal: bool = False,
+) -> Float[Array, "b t heads d"]:
     """softmax(q k^T / sqrt(d)) v with scores and softmax in float32, in the form that suits the compiled platform.
 
     Args:
-        query: (batch, length, heads, head_dim).
-        key: (batch, source_length, heads, head_dim); `value` has the same shape.
         is_causal: position i sees positions <= i only.
 
     Returns:
-        (batch, length, heads, head_dim) in the dtype of `query`.
+        The dtype is that of `query`.
     """
     facts = (query.shape[1], key.shape[1], query.shape[3], query.dtype, is_causal)
     forms = {platform: select_kernel(platform, *facts) for platform in ("tpu", "cuda")}
@@ -71,8 +75,8 @@ class Projections(nnx.Module):
         self.to_v = layers.linear(context_width or width, width, bias)
         self.to_out = nnx.List([layers.linear(width, width)])
 
-    def attend(self, x: Array, context: Array) -> Array:
-        """Maps (b, t, width) and (b, s, context_width) to (b, t, width)."""
+    def attend(self, x: Float[Array, "b t c"], context: Float[Array, "b s c_context"]) -> Float[Array, "b t c"]:
+        """Returns what each of `x` gathers from the context."""
 
         def split(y: Array) -> Array:
             return y.reshape(*y.shape[:-1], self.heads, -1)
@@ -84,8 +88,9 @@ class Projections(nnx.Module):
 class Attention(Projections):
     """Multi-head attention; self-attention unless a context is given."""
 
-    def __call__(self, x: Array, context: Array | None = None) -> Array:
-        """Maps (b, t, width) and an optional (b, s, context_width) to (b, t, width)."""
+    def __call__(
+        self, x: Float[Array, "b t c"], context: Float[Array, "b s c_context"] | None = None
+    ) -> Float[Array, "b t c"]:
         return self.attend(x, x if context is None else context)
 
 
@@ -109,11 +114,11 @@ class GEGLU(nnx.Module):
 
         return jax.tree_util.tree_map_with_path(cut, self.proj)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b t inner"]:
         return gated(self.half(0)(x), self.half(1)(x))
 
 
-def gated(hidden: Array, gate: Array) -> Array:
+def gated(hidden: Float[Array, "*shape"], gate: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """hidden x GELU(gate). In bfloat16 the backward pass keeps these two, and not what it would make of them besides.
 
     In float32, which is for a CPU, it stays as it is: the compiler there keeps everything anyway.
@@ -138,7 +143,7 @@ class FeedForward(nnx.Module):
     def __init__(self, width: int, layers: Layers):
         self.net = nnx.List([GEGLU(width, 4 * width, layers), Identity(), layers.linear(4 * width, width)])
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
         for layer in self.net:
             x = layer(x)
         return x
@@ -156,7 +161,7 @@ class BasicTransformerBlock(nnx.Module):
         self.ff = FeedForward(width, layers)
 
     @jax.jit  # many are alike: traced once
-    def __call__(self, x: Array, context: Array) -> Array:
+    def __call__(self, x: Float[Array, "b t c"], context: Float[Array, "b s c_context"]) -> Float[Array, "b t c"]:
         x += self.attn1(self.norm1(x))
         x += self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
@@ -177,8 +182,7 @@ class Transformer2DModel(nnx.Module):
         self.transformer_blocks = nnx.List(blocks)
         self.proj_out = layers.linear(width, width) if linear else layers.conv(width, width, size=1)
 
-    def __call__(self, x: Array, context: Array) -> Array:
-        """Maps (b, h, w, width) and (b, s, context_width) to (b, h, w, width)."""
+    def __call__(self, x: Float[Array, "b h w c"], context: Float[Array, "b s c_context"]) -> Float[Array, "b h w c"]:
         # A 1x1 convolution and a linear layer over the last axis are the same map, so both run before the reshape.
         hidden = self.proj_in(self.norm(x))
         hidden = hidden.reshape(x.shape[0], -1, x.shape[-1])

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental.pallas.ops.tpu import splash_attention
+from jaxtyping import Float
 
 KernelName = Literal["xla", "chunked", "splash", "cudnn"]
 
@@ -21,12 +22,22 @@ CUDNN_MULTIPLE = 8
 TPUS_WITHOUT_SPLASH = ("TPU v2", "TPU v3")  # their compiler refuses bfloat16 products in kernels
 
 
-def xla_attention(query: Array, key: Array, value: Array, is_causal: bool = False) -> Array:
+def xla_attention(
+    query: Float[Array, "b t heads d"],
+    key: Float[Array, "b s heads d"],
+    value: Float[Array, "b s heads d"],
+    is_causal: bool = False,
+) -> Float[Array, "b t heads d"]:
     """Builds all scores, in float32: length x source_length of them for every head."""
     return jax.nn.dot_product_attention(query, key, value, is_causal=is_causal)
 
 
-def chunked_attention(query: Array, key: Array, value: Array, longest: int = QUERY_CHUNK) -> Array:
+def chunked_attention(
+    query: Float[Array, "b t heads d"],
+    key: Float[Array, "b s heads d"],
+    value: Float[Array, "b s heads d"],
+    longest: int = QUERY_CHUNK,
+) -> Float[Array, "b t heads d"]:
     """Takes query rows a chunk at a time; the backward pass recomputes each chunk's scores.
 
     Memory grows with chunk x source_length and not with length x source_length. The gradients of key and value, to
@@ -48,7 +59,12 @@ def chunked_attention(query: Array, key: Array, value: Array, longest: int = QUE
     return jnp.moveaxis(jax.lax.map(attend, chunks), 0, 1).reshape(query.shape)
 
 
-def tpu_splash_attention(query: Array, key: Array, value: Array, interpret: bool = False) -> Array:
+def tpu_splash_attention(
+    query: Float[Array, "b t heads d"],
+    key: Float[Array, "b s heads d"],
+    value: Float[Array, "b s heads d"],
+    interpret: bool = False,
+) -> Float[Array, "b t heads d"]:
     """JAX's flash attention for TPUs; no scores leave the chip.
 
     The kernel takes (heads, length, width), has no scale, and wants lengths in whole blocks: queries come scaled, and
@@ -74,8 +90,8 @@ def tpu_splash_attention(query: Array, key: Array, value: Array, interpret: bool
     return out[:, :, :length].swapaxes(1, 2)
 
 
-def to_blocks(x: Array) -> Array:
-    """Returns (batch, heads, length, width) of (batch, length, heads, width), zeros filling the last block."""
+def to_blocks(x: Float[Array, "b t heads d"]) -> Float[Array, "b heads t_padded d"]:
+    """Swaps length and heads and fills the last block with zeros."""
     return jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, -x.shape[1] % SPLASH_BLOCK), (0, 0)))
 
 
@@ -98,7 +114,9 @@ def splash_blocks(source_length: int, width: int) -> splash_attention.BlockSizes
     return sizes(block_kv_dkv=size, block_q_dq=size, block_kv_dq=size)
 
 
-def cudnn_attention(query: Array, key: Array, value: Array) -> Array:
+def cudnn_attention(
+    query: Float[Array, "b t heads d"], key: Float[Array, "b s heads d"], value: Float[Array, "b s heads d"]
+) -> Float[Array, "b t heads d"]:
     """NVIDIA's flash attention. It wants sources in eights: 77 tokens of text become 80, of which 77 are seen."""
     attend = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     (batch, length), source_length = query.shape[:2], key.shape[1]

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 
-def broadcast(values: Array, shape: Sequence[int], dtype: jax.typing.DTypeLike) -> Array:
+def broadcast(values: Float[Array, "..."], shape: Sequence[int], dtype: jax.typing.DTypeLike) -> Float[Array, "..."]:
     """Returns `values` in a shape and dtype. The sums of its gradient are float32, rounded once to that of `values`."""
     return jnp.broadcast_to(values.astype(jnp.float32), shape).astype(dtype)
 
 
-def add_broadcast(x: Array, values: Array) -> Array:
+def add_broadcast(x: Float[Array, "*shape"], values: Float[Array, "..."]) -> Float[Array, "*shape"]:
     """Returns x + `values`, in the shape and dtype of `x`; see `broadcast`."""
     return x + broadcast(values, x.shape, x.dtype)

@@ -7,13 +7,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jaxtyping import Float, Int
 
 from jaxbooth.models.broadcast import add_broadcast
 from jaxbooth.models.config import CLIPTextConfig, CLIPVisionConfig
 from jaxbooth.models.encoder import MLP, SelfAttention, check_activation
 from jaxbooth.models.layers import Layers
+from jaxbooth.params import AnyArray
 
 CLIPEncoderConfig = CLIPTextConfig | CLIPVisionConfig
+TokenIds = Int[AnyArray, "b s"]
 LEGACY_EOS = 2  # transformers `modeling_clip.py` tells the same two cases apart
 
 
@@ -28,7 +31,7 @@ class CLIPEncoderLayer(nnx.Module):
         self.layer_norm2 = layers.layer_norm(width, config.layer_norm_eps)
 
     @jax.jit  # all are alike: traced once
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b s c"]) -> Float[Array, "b s c"]:
         x += self.self_attn(self.layer_norm1(x))
         return x + self.mlp(self.layer_norm2(x))
 
@@ -40,12 +43,12 @@ class CLIPTextEmbeddings(nnx.Module):
         self.token_embedding = layers.embed(config.vocab_size, config.hidden_size)
         self.position_embedding = layers.embed(config.max_position_embeddings, config.hidden_size)
 
-    def __call__(self, input_ids: Array, learned: Array | None) -> Array:
+    def __call__(self, input_ids: TokenIds, learned: Float[Array, "entries c"] | None) -> Float[Array, "b s c"]:
         positions = self.position_embedding(jnp.arange(input_ids.shape[-1]))
         return add_broadcast(self.tokens(input_ids, learned), positions)
 
-    def tokens(self, input_ids: Array, learned: Array | None) -> Array:
-        """Looks up (b, s) ids in the table, and those that follow it among the (entries, hidden_size) learned ones."""
+    def tokens(self, input_ids: TokenIds, learned: Float[Array, "entries c"] | None) -> Float[Array, "b s c"]:
+        """Looks ids up in the table, and those that follow it among the learned ones."""
         if learned is None:
             return self.token_embedding(input_ids)
         number = input_ids - self.token_embedding.embedding.shape[0]
@@ -59,7 +62,7 @@ class CLIPEncoder(nnx.Module):
     def __init__(self, config: CLIPEncoderConfig, layers: Layers, is_causal: bool):
         self.layers = nnx.List([CLIPEncoderLayer(config, layers, is_causal) for _ in range(config.num_hidden_layers)])
 
-    def __call__(self, x: Array) -> list[Array]:
+    def __call__(self, x: Float[Array, "b s c"]) -> list[Float[Array, "b s c"]]:
         """Returns the input and the output of every layer: transformers' `hidden_states`."""
         states = [x]
         for layer in self.layers:
@@ -87,16 +90,18 @@ class CLIPTextModel(nnx.Module):
             layers.linear(config.hidden_size, config.projection_dim, bias=False) if projection else None
         )
 
-    def __call__(self, input_ids: Array, learned: Array | None = None) -> list[Array]:
-        """Maps (b, s) token ids to every hidden state, embeddings first; each (b, s, hidden_size) float32.
+    def __call__(
+        self, input_ids: TokenIds, learned: Float[Array, "entries c"] | None = None
+    ) -> list[Float[Array, "b s c"]]:
+        """Returns every hidden state, embeddings first; float32.
 
         Args:
-            learned: (entries, hidden_size) embeddings of the ids that follow the vocabulary.
+            learned: embeddings of the ids that follow the vocabulary.
         """
         return self.encoder(self.embeddings(input_ids, learned))
 
-    def at_end(self, last: Array, input_ids: Array) -> Array:
-        """Maps the last hidden state (b, s, hidden_size) to the normalised one of each end token, (b, hidden_size).
+    def at_end(self, last: Float[Array, "b s c"], input_ids: TokenIds) -> Float[Array, "b c"]:
+        """Returns the normalised last hidden state of each end token.
 
         Old configurations name 2 as the end token and mean the highest id; ids beyond the vocabulary are learned ones.
         """
@@ -105,7 +110,7 @@ class CLIPTextModel(nnx.Module):
         end = jnp.argmax(known if self.config.eos_token_id == LEGACY_EOS else is_end, axis=-1)
         return self.final_layer_norm(last)[jnp.arange(len(last)), end]
 
-    def pooled(self, last: Array, input_ids: Array) -> Array:
-        """Maps the last hidden state (b, s, hidden_size) to the projected feature at its end, (b, projection_dim)."""
+    def pooled(self, last: Float[Array, "b s c"], input_ids: TokenIds) -> Float[Array, "b projection_dim"]:
+        """Returns the projected last hidden state of each end token."""
         assert self.text_projection is not None, "this text encoder has no projection"
         return self.text_projection(self.at_end(last, input_ids)).astype(jnp.float32)

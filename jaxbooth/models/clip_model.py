@@ -3,12 +3,14 @@
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jaxtyping import Float
 
 from jaxbooth.models.broadcast import add_broadcast, broadcast
-from jaxbooth.models.clip import CLIPEncoder, CLIPTextModel
+from jaxbooth.models.clip import CLIPEncoder, CLIPTextModel, TokenIds
 from jaxbooth.models.config import CLIPConfig, CLIPVisionConfig
 from jaxbooth.models.encoder import check_activation
 from jaxbooth.models.layers import Layers
+from jaxbooth.params import AnyArray
 
 
 class CLIPVisionEmbeddings(nnx.Module):
@@ -20,8 +22,7 @@ class CLIPVisionEmbeddings(nnx.Module):
         self.patch_embedding = layers.patches(config.num_channels, config.hidden_size, config.patch_size, bias=False)
         self.position_embedding = layers.embed(entries, config.hidden_size)
 
-    def __call__(self, pixels: Array) -> Array:
-        """Maps (b, image_size, image_size, channels) to (b, 1 + patches, hidden_size)."""
+    def __call__(self, pixels: Float[Array, "b h w channels"]) -> Float[Array, "b s c"]:
         patches = self.patch_embedding(pixels)
         patches = patches.reshape(len(patches), -1, patches.shape[-1])
         token = broadcast(self.class_embedding[...], (len(patches), 1, patches.shape[-1]), patches.dtype)
@@ -43,14 +44,13 @@ class CLIPVisionModel(nnx.Module):
         self.encoder = CLIPEncoder(config, layers, is_causal=False)
         self.post_layernorm = layers.layer_norm(config.hidden_size, config.layer_norm_eps)
 
-    def __call__(self, pixels: Array) -> Array:
-        """Maps (b, image_size, image_size, channels) normalised pixels to (b, hidden_size)."""
+    def __call__(self, pixels: Float[Array, "b h w channels"]) -> Float[Array, "b c"]:
         states = self.encoder(self.pre_layrnorm(self.embeddings(pixels)))
         return self.post_layernorm(states[-1][:, 0])
 
 
 class CLIPModel(nnx.Module):
-    """Pictures and texts to features that can be compared; neither is normalised."""
+    """Images and texts to features that can be compared; neither is normalised."""
 
     def __init__(self, config: CLIPConfig, layers: Layers):
         self.text_model = CLIPTextModel(config.text, layers)
@@ -58,11 +58,11 @@ class CLIPModel(nnx.Module):
         self.text_projection = layers.linear(config.text.hidden_size, config.projection_dim, bias=False)
         self.visual_projection = layers.linear(config.vision.hidden_size, config.projection_dim, bias=False)
 
-    def image_features(self, pixels: Array) -> Array:
-        """Maps (b, image_size, image_size, channels) normalised pixels to (b, projection_dim)."""
-        return self.visual_projection(self.vision_model(pixels))
+    def image_features(self, pixels: Float[AnyArray, "b h w channels"]) -> Float[Array, "b projection_dim"]:
+        """Returns the features of normalised pixels; h and w are `image_size`."""
+        return self.visual_projection(self.vision_model(jnp.asarray(pixels)))
 
-    def text_features(self, input_ids: Array) -> Array:
-        """Maps (b, s) token ids to (b, projection_dim)."""
+    def text_features(self, input_ids: TokenIds) -> Float[Array, "b projection_dim"]:
+        """Returns the features of token ids."""
         last = self.text_model(input_ids)[-1]
         return self.text_projection(self.text_model.at_end(last, input_ids))

@@ -2,13 +2,14 @@
 
 from flax import nnx
 from jax import Array
+from jaxtyping import Float
 
 from jaxbooth.errors import UserError
 from jaxbooth.models.attention import attention
 from jaxbooth.models.layers import Layers, gelu
 
 
-def quick_gelu(x: Array) -> Array:
+def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """OpenAI CLIP's activation, x * sigmoid(1.702 x)."""
     return x * nnx.sigmoid(1.702 * x)
 
@@ -40,8 +41,7 @@ class SelfAttention(nnx.Module):
         self.v_proj = layers.linear(width, width, bias)
         self.out_proj = layers.linear(width, width)
 
-    def __call__(self, x: Array) -> Array:
-        """Maps (b, s, width) to (b, s, width)."""
+    def __call__(self, x: Float[Array, "b s c"]) -> Float[Array, "b s c"]:
         q, k, v = (y.reshape(*y.shape[:-1], self.heads, -1) for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x)))
         return self.out_proj(attention(q, k, v, self.is_causal).reshape(x.shape))
 
@@ -54,6 +54,5 @@ class MLP(nnx.Module):
         self.fc1 = layers.linear(width, inner)
         self.fc2 = layers.linear(inner, width)
 
-    def __call__(self, x: Array) -> Array:
-        """Maps (..., width) to (..., width)."""
+    def __call__(self, x: Float[Array, "b s c"]) -> Float[Array, "b s c"]:
         return self.fc2(self.activation(self.fc1(x)))

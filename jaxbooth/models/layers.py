@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jaxtyping import Float, Int, Num
 
 from jaxbooth.models.broadcast import add_broadcast, broadcast
 from jaxbooth.models.conv import Conv
 from jaxbooth.models.norms import GroupNorm
+from jaxbooth.params import AnyArray
 
 
 class Linear(nnx.Module):
@@ -26,8 +28,7 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs), jnp.float32))
         self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32)) if use_bias else None
 
-    def __call__(self, x: Array) -> Array:
-        """Maps (..., inputs) to (..., outputs)."""
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
         return y if self.bias is None else add_broadcast(y, self.bias[...])
 
@@ -38,8 +39,8 @@ class Embed(nnx.Module):
     def __init__(self, entries: int, width: int, rngs: nnx.Rngs):
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (entries, width)))
 
-    def __call__(self, ids: Array) -> Array:
-        """Maps (...) indices to (..., width) float32, to which all layers after it add, as under torch's autocast."""
+    def __call__(self, ids: Int[AnyArray, "*batch"]) -> Float[Array, "*batch width"]:
+        """Returns float32 entries, to which all layers after it add, as under torch's autocast."""
         return jnp.take(self.embedding[...], ids, axis=0).astype(jnp.float32)
 
 
@@ -75,13 +76,15 @@ class Layers(NamedTuple):
         return Embed(entries, width, self.rngs)
 
 
-def gelu(x: Array) -> Array:
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """The exact (erf) GELU, torch's default; jax's default is the tanh approximation."""
     return jax.nn.gelu(x, approximate=False)
 
 
-def sinusoidal_embedding(timesteps: Array, width: int, flip_sin_to_cos: bool, freq_shift: float) -> Array:
-    """Returns the (batch, width) float32 embedding of (batch,) timesteps; diffusers `get_timestep_embedding`."""
+def sinusoidal_embedding(
+    timesteps: Num[AnyArray, " b"], width: int, flip_sin_to_cos: bool, freq_shift: float
+) -> Float[Array, "b {width}"]:
+    """Returns the float32 embedding of timesteps; diffusers `get_timestep_embedding`."""
     half = width // 2
     frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))
     angles = timesteps.astype(jnp.float32)[:, None] * frequencies
@@ -96,7 +99,7 @@ class TimestepEmbedding(nnx.Module):
         self.linear_1 = layers.linear(inputs, outputs)
         self.linear_2 = layers.linear(outputs, outputs)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b inputs"]) -> Float[Array, "b outputs"]:
         return self.linear_2(nnx.silu(self.linear_1(x)))
 
 
@@ -114,8 +117,9 @@ class ResnetBlock2D(nnx.Module):
         self.conv2 = layers.conv(outputs, outputs)
         self.conv_shortcut = layers.conv(inputs, outputs, size=1) if inputs != outputs else None
 
-    def __call__(self, x: Array, time_embedding: Array | None = None) -> Array:
-        """Maps (b, h, w, inputs) and (b, time_embed_dim) to (b, h, w, outputs)."""
+    def __call__(
+        self, x: Float[Array, "b h w c"], time_embedding: Float[Array, "b time_embed_dim"] | None = None
+    ) -> Float[Array, "b h w c_out"]:
         hidden = self.conv1(self.norm1(x))
         if self.time_emb_proj is not None:
             assert time_embedding is not None
@@ -131,8 +135,7 @@ class Downsample2D(nnx.Module):
         self.asymmetric = asymmetric
         self.conv = layers.conv(channels, channels, stride=2, padding=0 if asymmetric else 1)
 
-    def __call__(self, x: Array) -> Array:
-        """Maps (b, h, w, c) to (b, h/2, w/2, c)."""
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h_half w_half c"]:
         if self.asymmetric:
             x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
         return self.conv(x)
@@ -144,8 +147,7 @@ class Upsample2D(nnx.Module):
     def __init__(self, channels: int, layers: Layers):
         self.conv = layers.conv(channels, channels)
 
-    def __call__(self, x: Array) -> Array:
-        """Maps (b, h, w, c) to (b, 2h, 2w, c)."""
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
         b, h, w, c = x.shape
         doubled = broadcast(x[:, :, None, :, None, :], (b, h, 2, w, 2, c), x.dtype)
         return self.conv(doubled.reshape(b, 2 * h, 2 * w, c))

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jaxtyping import Float
 
 from jaxbooth.models.broadcast import broadcast
 from jaxbooth.models.conv import Conv, conv2d
@@ -105,12 +106,14 @@ def init_lora(params: Mapping[str, AnyArray], shapes: Shapes, seed: int) -> dict
     return found
 
 
-def output_norms(kernel: Array) -> Array:
-    """Returns the (fan_out,) float32 norm of the weights of each output."""
+def output_norms(kernel: Float[Array, "*fan_in fan_out"]) -> Float[Array, " fan_out"]:
+    """Returns the float32 norm of the weights of each output."""
     return jnp.sqrt(jnp.sum(jnp.square(kernel.astype(jnp.float32)), axis=tuple(range(kernel.ndim - 1))))
 
 
-def low_rank_kernel(down: Array, up: Array) -> Array:
+def low_rank_kernel(
+    down: Float[Array, "*window fan_in rank"], up: Float[Array, "*ones rank fan_out"]
+) -> Float[Array, "*window fan_in fan_out"]:
     """Returns A B in the kernel's shape, float32."""
     up = up.reshape(up.shape[-2:]).astype(jnp.float32)
     return jnp.matmul(down.astype(jnp.float32), up, precision="highest")

@@ -10,19 +10,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jaxtyping import Float
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float, silu: bool) -> Array:
-    """torch `GroupNorm` over channels last, and SiLU after it if asked; statistics in float32.
-
-    Args:
-        x: (b, ..., c).
-        scale, bias: (c,).
-
-    Returns:
-        As `x`, in its dtype.
-    """
+def group_norm(
+    x: Float[Array, "b *pixels c"],
+    scale: Float[Array, " c"],
+    bias: Float[Array, " c"],
+    groups: int,
+    eps: float,
+    silu: bool,
+) -> Float[Array, "b *pixels c"]:
+    """torch `GroupNorm` over channels last, and SiLU after it if asked, in the dtype of `x`; statistics in float32."""
     return group_norm_forward(x, scale, bias, groups, eps, silu)[0]
 
 
@@ -62,7 +62,9 @@ def over_groups(channels: Array, groups: int) -> Array:
     return jnp.broadcast_to(means, (*means.shape[:-1], size)).reshape(channels.shape)
 
 
-def normalised(x: Array, mean: Array, rstd: Array) -> Array:
+def normalised(
+    x: Float[Array, "b *pixels c"], mean: Float[Array, "b *ones c"], rstd: Float[Array, "b *ones c"]
+) -> Float[Array, "b *pixels c"]:
     """(x - mean) / standard deviation in float32."""
     return (x.astype(jnp.float32) - mean) * rstd
 
@@ -116,6 +118,5 @@ class GroupNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(channels, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(channels, jnp.float32))
 
-    def __call__(self, x: Array) -> Array:
-        """Maps (b, ..., channels) to the same shape."""
+    def __call__(self, x: Float[Array, "b *pixels c"]) -> Float[Array, "b *pixels c"]:
         return group_norm(x.astype(self.dtype), self.scale[...], self.bias[...], self.groups, self.eps, self.silu)

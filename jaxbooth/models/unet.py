@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jaxtyping import Float, Num
 
 from jaxbooth.errors import UserError
 from jaxbooth.models.attention import Transformer2DModel
@@ -24,14 +25,19 @@ from jaxbooth.models.layers import (
     sinusoidal_embedding,
 )
 from jaxbooth.models.remat import Remat, recomputed
+from jaxbooth.params import AnyArray
 from jaxbooth.storage.paths import shown
+
+Features = Float[Array, "b h w c"]
+TimeEmbedding = Float[Array, "b time_embed_dim"]
+Context = Float[Array, "b s text_width"]
 
 
 class AddedConditions(NamedTuple):
-    """SDXL's extra inputs: pooled text embedding (b, d) and the six size, crop and target numbers (b, 6)."""
+    """SDXL's extra inputs: pooled text embeddings, and the six size, crop and target numbers."""
 
-    text_embeds: Array
-    time_ids: Array
+    text_embeds: Float[AnyArray, "b d"]
+    time_ids: Float[AnyArray, "b 6"]
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -70,7 +76,7 @@ class Block(nnx.Module):
         if self.attends:
             self.attentions = nnx.List([transformer(level, depth, config, layers) for depth in depths])
 
-    def layer(self, index: int, x: Array, time_embedding: Array, context: Array, remat: Remat) -> Array:
+    def layer(self, index: int, x: Features, time_embedding: TimeEmbedding, context: Context, remat: Remat) -> Array:
         """Runs resnet `index` and its attention."""
         x = call(self.resnets[index], remat, x, time_embedding)
         return call(self.attentions[index], remat, x, context) if self.attends else x
@@ -98,7 +104,9 @@ class DownBlock(Block):
         super().__init__(widths, level, depths, config, layers)
         self.downsamplers = None if last else nnx.List([Downsample2D(level.channels, layers)])
 
-    def __call__(self, x: Array, time_embedding: Array, context: Array, remat: Remat) -> tuple[Array, list[Array]]:
+    def __call__(
+        self, x: Features, time_embedding: TimeEmbedding, context: Context, remat: Remat
+    ) -> tuple[Array, list[Array]]:
         """Returns the output and every intermediate that the way up concatenates."""
         skips = []
         for index in range(len(self.resnets)):
@@ -119,7 +127,9 @@ class UpBlock(Block):
         super().__init__(widths, level, depths, config, layers)
         self.upsamplers = None if last else nnx.List([Upsample2D(level.channels, layers)])
 
-    def __call__(self, x: Array, skips: list[Array], time_embedding: Array, context: Array, remat: Remat) -> Array:
+    def __call__(
+        self, x: Features, skips: list[Array], time_embedding: TimeEmbedding, context: Context, remat: Remat
+    ) -> Array:
         """Consumes `skips` from its end."""
         for index in range(len(self.resnets)):
             x = jnp.concatenate([x, skips.pop()], axis=-1)
@@ -138,7 +148,7 @@ class MidBlock(nnx.Module):
         self.resnets = nnx.List(resnets)
         self.attentions = nnx.List([transformer(level, config.mid_transformers, config, layers)])
 
-    def __call__(self, x: Array, time_embedding: Array, context: Array, remat: Remat) -> Array:
+    def __call__(self, x: Features, time_embedding: TimeEmbedding, context: Context, remat: Remat) -> Features:
         x = call(self.resnets[0], remat, x, time_embedding)
         x = call(self.attentions[0], remat, x, context)
         return call(self.resnets[1], remat, x, time_embedding)
@@ -169,40 +179,41 @@ class UNet2DConditionModel(nnx.Module):
 
     def __call__(
         self,
-        sample: Array,
-        timesteps: Array,
-        encoder_hidden_states: Array,
+        sample: Float[AnyArray, "b h w in_channels"],
+        timesteps: Num[AnyArray, " b"],
+        encoder_hidden_states: Float[AnyArray, "b s text_width"],
         added: AddedConditions | None = None,
         remat: Remat = "none",
-    ) -> Array:
+    ) -> Float[Array, "b h w out_channels"]:
         """Runs the network.
 
         Args:
-            sample: noisy latents (b, h, w, in_channels); h and w are multiples of 2 ** (levels - 1).
-            timesteps: (b,), integer or float.
-            encoder_hidden_states: text (b, s, text_width).
+            sample: noisy latents; h and w are multiples of 2 ** (levels - 1).
+            timesteps: integer or float.
+            encoder_hidden_states: of the text.
             added: SDXL's extra conditions, when the configuration asks for them.
             remat: what the backward pass computes again (gradient checkpointing), see `jaxbooth.models.remat`.
 
         Returns:
-            (b, h, w, out_channels) in float32.
+            The prediction in float32.
         """
         embedding = self.embed_conditions(timesteps, added)
-        x = self.conv_in(sample)
+        context = jnp.asarray(encoder_hidden_states)
+        x = self.conv_in(jnp.asarray(sample))
         skips = [x]
         for block in self.down_blocks:
-            x, more = block(x, embedding, encoder_hidden_states, remat)
+            x, more = block(x, embedding, context, remat)
             skips += more
-        x = self.mid_block(x, embedding, encoder_hidden_states, remat)
+        x = self.mid_block(x, embedding, context, remat)
         for block in self.up_blocks:
-            x = block(x, skips, embedding, encoder_hidden_states, remat)
+            x = block(x, skips, embedding, context, remat)
         return self.conv_out(self.conv_norm_out(x)).astype(jnp.float32)
 
-    def embed_conditions(self, timesteps: Array, added: AddedConditions | None) -> Array:
-        """Returns the (b, time_embed_dim) embedding of the timesteps and, for SDXL, of the added conditions."""
+    def embed_conditions(self, timesteps: Num[AnyArray, " b"], added: AddedConditions | None) -> TimeEmbedding:
+        """Returns the embedding of the timesteps and, for SDXL, of the added conditions."""
         config = self.config
 
-        def sinusoids(values: Array, width: int) -> Array:
+        def sinusoids(values: Num[AnyArray, " n"], width: int) -> Float[Array, "n width"]:
             return sinusoidal_embedding(values, width, config.flip_sin_to_cos, config.freq_shift)
 
         embedding = self.time_embedding(sinusoids(timesteps, config.block_out_channels[0])).astype(jnp.float32)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jaxtyping import Float
 
 from jaxbooth.errors import UserError
 from jaxbooth.models.attention import Projections
@@ -17,12 +18,12 @@ LOGVAR_RANGE = (-30.0, 20.0)  # diffusers `DiagonalGaussianDistribution` clips t
 
 
 class Moments(NamedTuple):
-    """Diagonal Gaussian over latents; each (b, h, w, latent_channels) float32, unscaled."""
+    """Diagonal Gaussian over latents, float32, unscaled."""
 
-    mean: AnyArray
-    logvar: AnyArray
+    mean: Float[AnyArray, "b h w c"]
+    logvar: Float[AnyArray, "b h w c"]
 
-    def sample(self, noise: Array) -> Array:
+    def sample(self, noise: Float[AnyArray, "b h w c"]) -> Float[Array, "b h w c"]:
         """Returns mean + std * noise."""
         return jnp.asarray(self.mean) + jnp.exp(0.5 * self.logvar) * noise
 
@@ -34,8 +35,7 @@ class PixelAttention(Projections):
         super().__init__(width, heads=1, layers=layers, bias=True)
         self.group_norm = layers.group_norm(width, groups, EPS)
 
-    def __call__(self, x: Array) -> Array:
-        """Maps (b, h, w, c) to (b, h, w, c)."""
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         tokens = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])
         return x + self.attend(tokens, tokens).reshape(x.shape)
 
@@ -49,7 +49,7 @@ class MidBlock(nnx.Module):
         has_attention = config.mid_block_add_attention
         self.attentions = nnx.List([PixelAttention(width, groups, layers)]) if has_attention else None
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out c_out"]:
         x = self.resnets[0](x)
         if self.attentions is not None:
             x = self.attentions[0](x)
@@ -68,7 +68,7 @@ class Stage(nnx.Module):
             self.upsamplers = nnx.List([Upsample2D(outputs, layers)])
         self.resampler = resampler
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out c_out"]:
         for resnet in self.resnets:
             x = resnet(x)
         return getattr(self, self.resampler)[0](x) if self.resampler else x
@@ -97,7 +97,7 @@ class Encoder(nnx.Module):
         self.conv_norm_out = layers.group_norm(widths[-1], groups, EPS, silu=True)
         self.conv_out = layers.conv(widths[-1], 2 * config.latent_channels)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out c_out"]:
         x = self.conv_in(x)
         for stage in self.down_blocks:
             x = stage(x)
@@ -115,7 +115,7 @@ class Decoder(nnx.Module):
         self.conv_norm_out = layers.group_norm(widths[-1], groups, EPS, silu=True)
         self.conv_out = layers.conv(widths[-1], config.out_channels)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out c_out"]:
         x = self.mid_block(self.conv_in(x))
         for stage in self.up_blocks:
             x = stage(x)
@@ -139,14 +139,15 @@ class AutoencoderKL(nnx.Module):
         self.quant_conv = layers.conv(2 * latent, 2 * latent, size=1) if config.use_quant_conv else None
         self.post_quant_conv = layers.conv(latent, latent, size=1) if config.use_post_quant_conv else None
 
-    def encode(self, pixels: Array) -> Moments:
-        """Maps (b, H, W, 3) pixels in [-1, 1] to moments of shape (b, H/f, W/f, latent_channels)."""
-        hidden = self.encoder(pixels)
+    def encode(self, pixels: Float[AnyArray, "b height width 3"]) -> Moments:
+        """Maps pixels in [-1, 1] to moments of shape (b, height/f, width/f, latent_channels)."""
+        hidden = self.encoder(jnp.asarray(pixels))
         hidden = hidden if self.quant_conv is None else self.quant_conv(hidden)
         mean, logvar = jnp.split(hidden.astype(jnp.float32), 2, axis=-1)
         return Moments(mean, jnp.clip(logvar, *LOGVAR_RANGE))
 
-    def decode(self, latents: AnyArray) -> Array:
-        """Maps unscaled (b, h, w, latent_channels) latents to (b, h*f, w*f, 3) pixels, about [-1, 1]."""
+    def decode(self, latents: Float[AnyArray, "b h w c"]) -> Float[Array, "b height width 3"]:
+        """Maps unscaled latents to pixels, about [-1, 1]; height is h*f, width w*f."""
+        latents = jnp.asarray(latents)
         latents = latents if self.post_quant_conv is None else self.post_quant_conv(latents)
         return self.decoder(latents)

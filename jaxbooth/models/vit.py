@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jaxtyping import Float
 
 from jaxbooth.models.broadcast import add_broadcast, broadcast
 from jaxbooth.models.config import Dinov2Config, ViTConfig
 from jaxbooth.models.encoder import MLP, SelfAttention, check_activation
 from jaxbooth.models.layers import Layers
 from jaxbooth.models.positions import positions_for
+from jaxbooth.params import AnyArray
 
 VisionConfig = ViTConfig | Dinov2Config
 
@@ -34,8 +36,7 @@ class Embeddings(nnx.Module):
         self.position_embeddings = nnx.Param(jnp.zeros((1, entries, config.hidden_size)))
         self.patch_embeddings = PatchEmbeddings(config, layers)
 
-    def __call__(self, pixels: Array) -> Array:
-        """Maps (b, h, w, channels) to (b, 1 + patches, hidden_size)."""
+    def __call__(self, pixels: Float[Array, "b h w channels"]) -> Float[Array, "b s c"]:
         patches = self.patch_embeddings.projection(pixels)
         batch, height, width, channels = patches.shape
         token = broadcast(self.cls_token[...], (batch, 1, channels), patches.dtype)
@@ -49,7 +50,7 @@ class LayerScale(nnx.Module):
     def __init__(self, width: int):
         self.lambda1 = nnx.Param(jnp.ones(width))
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b s c"]) -> Float[Array, "b s c"]:
         return x * broadcast(self.lambda1[...], x.shape, x.dtype)
 
 
@@ -60,7 +61,7 @@ class SwiGLU(nnx.Module):
         self.weights_in = layers.linear(width, 2 * inner)
         self.weights_out = layers.linear(inner, width)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b s c"]) -> Float[Array, "b s c"]:
         gates, values = jnp.split(self.weights_in(x), 2, axis=-1)
         return self.weights_out(nnx.silu(gates) * values)
 
@@ -80,8 +81,7 @@ class Layer(nnx.Module):
         self.layer_scale2 = LayerScale(width) if is_second else None
 
     @jax.jit  # all are alike: traced once
-    def __call__(self, x: Array) -> Array:
-        """Maps (b, s, width) to (b, s, width)."""
+    def __call__(self, x: Float[Array, "b s c"]) -> Float[Array, "b s c"]:
         added = self.attention(self.norm1(x))
         x += added if self.layer_scale1 is None else self.layer_scale1(added)
         added = self.mlp(self.norm2(x))
@@ -108,9 +108,9 @@ class VisionTransformer(nnx.Module):
         self.encoder = Encoder(config, layers)
         self.layernorm = layers.layer_norm(config.hidden_size, config.layer_norm_eps)
 
-    def __call__(self, pixels: Array) -> Array:
-        """Maps (b, h, w, channels) normalised pixels of any size to (b, hidden_size)."""
-        x = self.embeddings(pixels)
+    def __call__(self, pixels: Float[AnyArray, "b h w channels"]) -> Float[Array, "b c"]:
+        """Returns the features of normalised pixels of any size."""
+        x = self.embeddings(jnp.asarray(pixels))
         for layer in self.encoder.layer:
             x = layer(x)
         return self.layernorm(x[:, 0])
