@@ -7,7 +7,7 @@ optimizer, the sharding rule, a checkpoint and (by the leaf rule of `jaxbooth.we
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
@@ -18,6 +18,10 @@ from jaxbooth.sharding import gather_param, param_sharding
 T = TypeVar("T")
 Params = dict[str, jax.Array]
 AnyArray = jax.Array | np.ndarray  # on the devices or on the host
+if TYPE_CHECKING:
+    Array = jax.Array
+else:
+    Array = AnyArray  # JAX's operations take numpy's arrays, too, which the checks at run time must know
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
 

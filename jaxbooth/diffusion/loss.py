@@ -13,11 +13,10 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from jaxbooth.diffusion.schedule import Latents, NoiseSchedule, PredictionType, convert, training_target
-from jaxbooth.params import AnyArray
+from jaxbooth.params import AnyArray, Array
 
 Weighting = Literal["uniform", "min_snr", "debiased", "vlb", "snr"]
 LossType = Literal["l2", "huber"]
@@ -58,15 +57,15 @@ class Batch(NamedTuple):
 
     latents: Latents
     noise: Latents
-    timesteps: Int[AnyArray, " b"]
+    timesteps: Int[Array, " b"]
     weight: Float[AnyArray, " b"]
     is_prior: Bool[AnyArray, " b"]
     mask: Float[AnyArray, "b h w 1"] | None = None
 
 
 def timestep_weight(
-    schedule: NoiseSchedule, timesteps: Int[AnyArray, " b"], weighting: Weighting, space: PredictionType, gamma: float
-) -> Float[AnyArray, " b"]:
+    schedule: NoiseSchedule, timesteps: Int[Array, " b"], weighting: Weighting, space: PredictionType, gamma: float
+) -> Float[Array, " b"]:
     """Returns w_t of (b,) timesteps for a squared error in `space`, (b,) float32.
 
     Every named weighting is one weight on the x0 error, whatever the space the error is measured in. The same error
@@ -88,8 +87,8 @@ def timestep_weight(
 
 
 def epsilon_weight(
-    schedule: NoiseSchedule, timesteps: Int[AnyArray, " b"], weighting: Weighting, gamma: float
-) -> Float[AnyArray, " b"]:
+    schedule: NoiseSchedule, timesteps: Int[Array, " b"], weighting: Weighting, gamma: float
+) -> Float[Array, " b"]:
     """Returns w_t of a weighting other than `uniform` for a squared error on epsilon."""
     snr = schedule.snr(timesteps)
     match weighting:
@@ -103,7 +102,7 @@ def epsilon_weight(
             return jnp.ones_like(snr)
 
 
-def weight_ratio(space: PredictionType, snr: Float[AnyArray, " b"]) -> Float[AnyArray, " b"]:
+def weight_ratio(space: PredictionType, snr: Float[Array, " b"]) -> Float[Array, " b"]:
     """Returns the weight in `space` over the equal one on epsilon; that of v holds where alpha^2 + sigma^2 = 1."""
     match space:
         case "epsilon":
@@ -114,10 +113,10 @@ def weight_ratio(space: PredictionType, snr: Float[AnyArray, " b"]) -> Float[Any
             return snr / (snr + 1)
 
 
-def example_weights(schedule: NoiseSchedule, batch: Batch, loss: LossSpec) -> Float[AnyArray, " b"]:
+def example_weights(schedule: NoiseSchedule, batch: Batch, loss: LossSpec) -> Float[Array, " b"]:
     """Returns w_t of each row by the weighting of its kind, (b,) float32."""
 
-    def weight(weighting: Weighting) -> Float[AnyArray, " b"]:
+    def weight(weighting: Weighting) -> Float[Array, " b"]:
         return timestep_weight(schedule, batch.timesteps, weighting, loss.prediction_space, loss.snr_gamma)
 
     instance = weight(loss.weighting)
@@ -142,7 +141,7 @@ def element_losses(difference: Latents, loss: LossSpec) -> Latents:
     return 2 * c * squared / (jnp.sqrt(squared + c * c) + c)  # equal, without the cancellation near e = 0
 
 
-def mean_over_pixels(values: Latents, mask: Float[AnyArray, "b h w 1"] | None) -> Float[AnyArray, " b"]:
+def mean_over_pixels(values: Latents, mask: Float[AnyArray, "b h w 1"] | None) -> Float[Array, " b"]:
     """Returns the mean over channels and, weighted by the mask, over pixels.
 
     A row whose mask is zero everywhere has nothing to learn from and is 0.
@@ -161,7 +160,7 @@ def row_losses(
     schedule: NoiseSchedule,
     loss: LossSpec,
     frozen: Latents | None = None,
-) -> Float[AnyArray, " b"]:
+) -> Float[Array, " b"]:
     """Returns w_t times each row's mean element loss in `loss.prediction_space`, float32.
 
     Args:
@@ -192,7 +191,7 @@ class Losses(NamedTuple):
     prior: Array
 
 
-def reduce_rows(losses: Float[AnyArray, " b"], batch: Batch) -> Losses:
+def reduce_rows(losses: Float[Array, " b"], batch: Batch) -> Losses:
     """Sums (b,) row losses into the objective. A kind without rows reports 0.
 
     The two reported terms are plain means over rows: neither lambda nor a subject's weight enters them.

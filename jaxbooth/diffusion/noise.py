@@ -8,11 +8,10 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 from jaxtyping import Int, Key
 
 from jaxbooth.diffusion.schedule import Latents
-from jaxbooth.params import AnyArray
+from jaxbooth.params import Array
 
 Keys = Key[Array, " b"]
 
@@ -35,7 +34,7 @@ class TimestepSampling(NamedTuple):
     high: int | None = None
 
 
-def sample_timesteps(keys: Keys, total: int, sampling: TimestepSampling) -> Int[AnyArray, " b"]:
+def sample_timesteps(keys: Keys, total: int, sampling: TimestepSampling) -> Int[Array, " b"]:
     """Samples int32 timesteps of a schedule of `total` steps.
 
     diffusers' scripts look the logit-normal sample up in a list that runs from noisy to clean, so their mean is the

@@ -11,10 +11,10 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from jaxbooth.diffusion.schedule import Latents, NoiseSchedule
 from jaxbooth.errors import UserError
+from jaxbooth.params import Array
 
 
 class SamplerStep(NamedTuple):

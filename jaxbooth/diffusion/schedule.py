@@ -14,13 +14,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxbooth.diffusion.schedule_config import read_schedule_config
-from jaxbooth.params import AnyArray
+from jaxbooth.params import Array
 
 PredictionType = Literal["epsilon", "x0", "v"]
 SOURCE = "scheduler/scheduler_config.json"
 PREDICTION_TYPE_OF: dict[str, PredictionType] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
-Latents = Float[AnyArray, "b h w c"]
-Coefficient = Float[AnyArray, "..."]  # alpha or sigma, broadcast against latents
+Latents = Float[Array, "b h w c"]
+Coefficient = Float[Array, "..."]  # alpha or sigma, broadcast against latents
 MAX_NOISE_TO_SIGNAL = (2.0**24 - 1) ** 0.5  # where a sampler divides by alpha; diffusers keep alpha^2 at 2^-24
 
 
@@ -67,19 +67,19 @@ class NoiseSchedule:
         """alpha_t^2, (T,) float64, by diffusers' name."""
         return np.square(self.alphas)
 
-    def alpha(self, timesteps: Int[AnyArray, " b"]) -> Float[AnyArray, "b 1 1 1"]:
+    def alpha(self, timesteps: Int[Array, " b"]) -> Float[Array, "b 1 1 1"]:
         """alpha_t of timesteps, float32, shaped to broadcast over latents."""
         return lookup(self.alphas, timesteps)[:, None, None, None]
 
-    def sigma(self, timesteps: Int[AnyArray, " b"]) -> Float[AnyArray, "b 1 1 1"]:
+    def sigma(self, timesteps: Int[Array, " b"]) -> Float[Array, "b 1 1 1"]:
         """sigma_t of timesteps, float32, shaped to broadcast over latents."""
         return lookup(self.sigmas, timesteps)[:, None, None, None]
 
-    def snr(self, timesteps: Int[AnyArray, " b"]) -> Float[AnyArray, " b"]:
+    def snr(self, timesteps: Int[Array, " b"]) -> Float[Array, " b"]:
         """alpha_t^2 / sigma_t^2 of timesteps, float32."""
         return lookup(np.square(self.alphas / self.sigmas), timesteps)
 
-    def variational_weight(self, timesteps: Int[AnyArray, " b"]) -> Float[AnyArray, " b"]:
+    def variational_weight(self, timesteps: Int[Array, " b"]) -> Float[Array, " b"]:
         """beta^2 / (2 sigma^2 alpha (1 - abar)) with sigma^2 = beta (Ho et al. 2020, equation 12); float32.
 
         It is infinite where the SNR is zero.
@@ -89,7 +89,7 @@ class NoiseSchedule:
             beta_over_alpha = before / self.alphas_cumprod - 1
         return 0.5 * lookup(beta_over_alpha, timesteps) * (self.snr(timesteps) + 1)  # 1 / (1 - abar) = SNR + 1
 
-    def add_noise(self, latents: Latents, noise: Latents, timesteps: Int[AnyArray, " b"]) -> Latents:
+    def add_noise(self, latents: Latents, noise: Latents, timesteps: Int[Array, " b"]) -> Latents:
         """z_t = alpha_t x + sigma_t eps, float32."""
         return self.alpha(timesteps) * latents + self.sigma(timesteps) * noise
 
@@ -114,7 +114,7 @@ class NoiseSchedule:
         return length / np.sqrt(1 + ratio**2), length * np.sqrt(1 - 1 / (1 + ratio**2))
 
 
-def lookup(table: np.ndarray, timesteps: Int[AnyArray, " b"]) -> Float[AnyArray, " b"]:
+def lookup(table: np.ndarray, timesteps: Int[Array, " b"]) -> Float[Array, " b"]:
     """Returns a float64 table's entries of timesteps, as float32."""
     return jnp.asarray(table, jnp.float32)[timesteps]
 

@@ -5,11 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
 from jaxtyping import Float
 
 from jaxbooth.models.attention_kernels import KERNELS, PLATFORM_KERNELS, KernelName, cudnn_widest, xla_attention
 from jaxbooth.models.layers import Layers, gelu
+from jaxbooth.params import Array
 from jaxbooth.sharding import shard_map_heads
 
 LONG_SEQUENCE = 2048  # XLA keeps the scores of 1024 tokens on a TPU's chip; those of 2304 cost 600 MiB a layer

@@ -9,9 +9,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jaxtyping import Float
+
+from jaxbooth.params import Array
 
 KernelName = Literal["xla", "chunked", "splash", "cudnn"]
 

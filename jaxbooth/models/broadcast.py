@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 from jaxtyping import Float
+
+from jaxbooth.params import Array
 
 
 def broadcast(values: Float[Array, "..."], shape: Sequence[int], dtype: jax.typing.DTypeLike) -> Float[Array, "..."]:

@@ -6,17 +6,16 @@ A text tower on its own has no `text_model.` prefix in its names.
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
 from jaxtyping import Float, Int
 
 from jaxbooth.models.broadcast import add_broadcast
 from jaxbooth.models.config import CLIPTextConfig, CLIPVisionConfig
 from jaxbooth.models.encoder import MLP, SelfAttention, check_activation
 from jaxbooth.models.layers import Layers
-from jaxbooth.params import AnyArray
+from jaxbooth.params import Array
 
 CLIPEncoderConfig = CLIPTextConfig | CLIPVisionConfig
-TokenIds = Int[AnyArray, "b s"]
+TokenIds = Int[Array, "b s"]
 LEGACY_EOS = 2  # transformers `modeling_clip.py` tells the same two cases apart
 
 

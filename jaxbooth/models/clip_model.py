@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
 from jaxtyping import Float
 
 from jaxbooth.models.broadcast import add_broadcast, broadcast
@@ -10,7 +9,7 @@ from jaxbooth.models.clip import CLIPEncoder, CLIPTextModel, TokenIds
 from jaxbooth.models.config import CLIPConfig, CLIPVisionConfig
 from jaxbooth.models.encoder import check_activation
 from jaxbooth.models.layers import Layers
-from jaxbooth.params import AnyArray
+from jaxbooth.params import Array
 
 
 class CLIPVisionEmbeddings(nnx.Module):
@@ -58,7 +57,7 @@ class CLIPModel(nnx.Module):
         self.text_projection = layers.linear(config.text.hidden_size, config.projection_dim, bias=False)
         self.visual_projection = layers.linear(config.vision.hidden_size, config.projection_dim, bias=False)
 
-    def image_features(self, pixels: Float[AnyArray, "b h w channels"]) -> Float[Array, "b projection_dim"]:
+    def image_features(self, pixels: Float[Array, "b h w channels"]) -> Float[Array, "b projection_dim"]:
         """Returns the features of normalised pixels; h and w are `image_size`."""
         return self.visual_projection(self.vision_model(jnp.asarray(pixels)))
 

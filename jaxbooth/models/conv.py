@@ -10,10 +10,10 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
 from jaxtyping import Float
 
 from jaxbooth.models.broadcast import add_broadcast
+from jaxbooth.params import Array
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 

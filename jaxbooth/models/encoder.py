@@ -1,12 +1,12 @@
 """What the layers of text and image encoders share: self-attention and the two-layer perceptron."""
 
 from flax import nnx
-from jax import Array
 from jaxtyping import Float
 
 from jaxbooth.errors import UserError
 from jaxbooth.models.attention import attention
 from jaxbooth.models.layers import Layers, gelu
+from jaxbooth.params import Array
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

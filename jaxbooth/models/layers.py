@@ -6,13 +6,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
 from jaxtyping import Float, Int, Num
 
 from jaxbooth.models.broadcast import add_broadcast, broadcast
 from jaxbooth.models.conv import Conv
 from jaxbooth.models.norms import GroupNorm
-from jaxbooth.params import AnyArray
+from jaxbooth.params import Array
 
 
 class Linear(nnx.Module):
@@ -39,7 +38,7 @@ class Embed(nnx.Module):
     def __init__(self, entries: int, width: int, rngs: nnx.Rngs):
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (entries, width)))
 
-    def __call__(self, ids: Int[AnyArray, "*batch"]) -> Float[Array, "*batch width"]:
+    def __call__(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch width"]:
         """Returns float32 entries, to which all layers after it add, as under torch's autocast."""
         return jnp.take(self.embedding[...], ids, axis=0).astype(jnp.float32)
 
@@ -82,7 +81,7 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def sinusoidal_embedding(
-    timesteps: Num[AnyArray, " b"], width: int, flip_sin_to_cos: bool, freq_shift: float
+    timesteps: Num[Array, " b"], width: int, flip_sin_to_cos: bool, freq_shift: float
 ) -> Float[Array, "b {width}"]:
     """Returns the float32 embedding of timesteps; diffusers `get_timestep_embedding`."""
     half = width // 2

@@ -16,13 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import Array
 from jaxtyping import Float
 
 from jaxbooth.models.broadcast import broadcast
 from jaxbooth.models.conv import Conv, conv2d
 from jaxbooth.models.layers import Linear
-from jaxbooth.params import AnyArray, ModuleDef, Params, Shapes, ShardedParam, as_sharded
+from jaxbooth.params import AnyArray, Array, ModuleDef, Params, Shapes, ShardedParam, as_sharded
 from jaxbooth.prng import host_generator
 from jaxbooth.storage.patterns import first_matches
 from jaxbooth.transfer import to_host

@@ -9,8 +9,9 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
 from jaxtyping import Float
+
+from jaxbooth.params import Array
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))

@@ -2,7 +2,8 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+
+from jaxbooth.params import Array
 
 SHARPNESS = -0.75  # a of the cubic convolution kernel (Keys 1981) as torch has it; jax.image.resize has -0.5
 

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
 from jaxtyping import Float, Num
 
 from jaxbooth.errors import UserError
@@ -25,7 +24,7 @@ from jaxbooth.models.layers import (
     sinusoidal_embedding,
 )
 from jaxbooth.models.remat import Remat, recomputed
-from jaxbooth.params import AnyArray
+from jaxbooth.params import Array
 from jaxbooth.storage.paths import shown
 
 Features = Float[Array, "b h w c"]
@@ -36,8 +35,8 @@ Context = Float[Array, "b s text_width"]
 class AddedConditions(NamedTuple):
     """SDXL's extra inputs: pooled text embeddings, and the six size, crop and target numbers."""
 
-    text_embeds: Float[AnyArray, "b d"]
-    time_ids: Float[AnyArray, "b 6"]
+    text_embeds: Float[Array, "b d"]
+    time_ids: Float[Array, "b 6"]
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -179,9 +178,9 @@ class UNet2DConditionModel(nnx.Module):
 
     def __call__(
         self,
-        sample: Float[AnyArray, "b h w in_channels"],
-        timesteps: Num[AnyArray, " b"],
-        encoder_hidden_states: Float[AnyArray, "b s text_width"],
+        sample: Float[Array, "b h w in_channels"],
+        timesteps: Num[Array, " b"],
+        encoder_hidden_states: Float[Array, "b s text_width"],
         added: AddedConditions | None = None,
         remat: Remat = "none",
     ) -> Float[Array, "b h w out_channels"]:
@@ -209,11 +208,11 @@ class UNet2DConditionModel(nnx.Module):
             x = block(x, skips, embedding, context, remat)
         return self.conv_out(self.conv_norm_out(x)).astype(jnp.float32)
 
-    def embed_conditions(self, timesteps: Num[AnyArray, " b"], added: AddedConditions | None) -> TimeEmbedding:
+    def embed_conditions(self, timesteps: Num[Array, " b"], added: AddedConditions | None) -> TimeEmbedding:
         """Returns the embedding of the timesteps and, for SDXL, of the added conditions."""
         config = self.config
 
-        def sinusoids(values: Num[AnyArray, " n"], width: int) -> Float[Array, "n width"]:
+        def sinusoids(values: Num[Array, " n"], width: int) -> Float[Array, "n width"]:
             return sinusoidal_embedding(values, width, config.flip_sin_to_cos, config.freq_shift)
 
         embedding = self.time_embedding(sinusoids(timesteps, config.block_out_channels[0])).astype(jnp.float32)

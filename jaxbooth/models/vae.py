@@ -4,14 +4,13 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
 from jaxtyping import Float
 
 from jaxbooth.errors import UserError
 from jaxbooth.models.attention import Projections
 from jaxbooth.models.config import VAEConfig
 from jaxbooth.models.layers import Downsample2D, Layers, ResnetBlock2D, Upsample2D
-from jaxbooth.params import AnyArray
+from jaxbooth.params import Array
 
 EPS = 1e-6  # of every GroupNorm here
 LOGVAR_RANGE = (-30.0, 20.0)  # diffusers `DiagonalGaussianDistribution` clips to this
@@ -20,10 +19,10 @@ LOGVAR_RANGE = (-30.0, 20.0)  # diffusers `DiagonalGaussianDistribution` clips t
 class Moments(NamedTuple):
     """Diagonal Gaussian over latents, float32, unscaled."""
 
-    mean: Float[AnyArray, "b h w c"]
-    logvar: Float[AnyArray, "b h w c"]
+    mean: Float[Array, "b h w c"]
+    logvar: Float[Array, "b h w c"]
 
-    def sample(self, noise: Float[AnyArray, "b h w c"]) -> Float[Array, "b h w c"]:
+    def sample(self, noise: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Returns mean + std * noise."""
         return jnp.asarray(self.mean) + jnp.exp(0.5 * self.logvar) * noise
 
@@ -139,14 +138,14 @@ class AutoencoderKL(nnx.Module):
         self.quant_conv = layers.conv(2 * latent, 2 * latent, size=1) if config.use_quant_conv else None
         self.post_quant_conv = layers.conv(latent, latent, size=1) if config.use_post_quant_conv else None
 
-    def encode(self, pixels: Float[AnyArray, "b height width 3"]) -> Moments:
+    def encode(self, pixels: Float[Array, "b height width 3"]) -> Moments:
         """Maps pixels in [-1, 1] to moments of shape (b, height/f, width/f, latent_channels)."""
         hidden = self.encoder(jnp.asarray(pixels))
         hidden = hidden if self.quant_conv is None else self.quant_conv(hidden)
         mean, logvar = jnp.split(hidden.astype(jnp.float32), 2, axis=-1)
         return Moments(mean, jnp.clip(logvar, *LOGVAR_RANGE))
 
-    def decode(self, latents: Float[AnyArray, "b h w c"]) -> Float[Array, "b height width 3"]:
+    def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b height width 3"]:
         """Maps unscaled latents to pixels, about [-1, 1]; height is h*f, width w*f."""
         latents = jnp.asarray(latents)
         latents = latents if self.post_quant_conv is None else self.post_quant_conv(latents)

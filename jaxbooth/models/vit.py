@@ -7,7 +7,6 @@ otherwise.
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
 from jaxtyping import Float
 
 from jaxbooth.models.broadcast import add_broadcast, broadcast
@@ -15,7 +14,7 @@ from jaxbooth.models.config import Dinov2Config, ViTConfig
 from jaxbooth.models.encoder import MLP, SelfAttention, check_activation
 from jaxbooth.models.layers import Layers
 from jaxbooth.models.positions import positions_for
-from jaxbooth.params import AnyArray
+from jaxbooth.params import Array
 
 VisionConfig = ViTConfig | Dinov2Config
 
@@ -108,7 +107,7 @@ class VisionTransformer(nnx.Module):
         self.encoder = Encoder(config, layers)
         self.layernorm = layers.layer_norm(config.hidden_size, config.layer_norm_eps)
 
-    def __call__(self, pixels: Float[AnyArray, "b h w channels"]) -> Float[Array, "b c"]:
+    def __call__(self, pixels: Float[Array, "b h w channels"]) -> Float[Array, "b c"]:
         """Returns the features of normalised pixels of any size."""
         x = self.embeddings(jnp.asarray(pixels))
         for layer in self.encoder.layer:
