@@ -8,7 +8,7 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from jaxbooth.models.clip_model import CLIPModel
+from jaxbooth.models.clip import CLIPModel
 from jaxbooth.models.config import (
     CLIPConfig,
     CLIPTextConfig,

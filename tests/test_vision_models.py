@@ -7,11 +7,10 @@ import torch
 import transformers
 
 from jaxbooth.errors import UserError
-from jaxbooth.models.clip_model import CLIPModel
+from jaxbooth.models.clip import CLIPModel
 from jaxbooth.models.config import Dinov2Config, ViTConfig, read_clip_config, read_config
 from jaxbooth.models.layers import Layers
-from jaxbooth.models.positions import cubic_weights
-from jaxbooth.models.vit import VisionTransformer
+from jaxbooth.models.vit import VisionTransformer, cubic_weights
 from jaxbooth.params import abstract_module
 from jaxbooth.weights.names import RENAMED_IN_CLIP_MODELS, RENAMED_IN_VISION_TRANSFORMERS
 from tests.torch_parity import params_from_torch, relative_error, to_torch

@@ -19,7 +19,7 @@ from jaxbooth.console.progress import progress
 from jaxbooth.errors import UserError
 from jaxbooth.metrics.feature_models import CLIP, CONFIG, DINO, FeatureModelFiles, find_files
 from jaxbooth.metrics.preprocess import Preprocessing, read_preprocessing
-from jaxbooth.models.clip_model import CLIPModel
+from jaxbooth.models.clip import CLIPModel
 from jaxbooth.models.config import CLIPTextConfig, Dinov2Config, ViTConfig, read_clip_config, read_config
 from jaxbooth.models.layers import Layers
 from jaxbooth.models.vit import VisionTransformer

@@ -109,7 +109,7 @@ class GEGLU(nnx.Module):
         """
 
         def cut(path: tuple, value: Array) -> Array:
-            is_output = value.shape[-1] == 2 * self.inner and "down" not in (getattr(key, "name", "") for key in path)
+            is_output = value.shape[-1] == 2 * self.inner and "lora_A" not in (getattr(key, "name", "") for key in path)
             return jnp.split(value, 2, axis=-1)[index] if is_output else value
 
         return jax.tree_util.tree_map_with_path(cut, self.proj)

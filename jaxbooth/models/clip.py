@@ -1,6 +1,6 @@
-"""CLIP's encoder and its text tower (transformers `models/clip/modeling_clip.py`).
+"""CLIP: the layers that its encoders share, its text encoder, and both encoders as one model.
 
-A text tower on its own has no `text_model.` prefix in its names.
+Reference: transformers `models/clip/modeling_clip.py`. A text encoder on its own has no `text_model.` prefix in its names.
 """
 
 import jax
@@ -8,11 +8,62 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Int
 
-from jaxbooth.models.broadcast import add_broadcast
-from jaxbooth.models.config import CLIPTextConfig, CLIPVisionConfig
-from jaxbooth.models.encoder import MLP, SelfAttention, check_activation
-from jaxbooth.models.layers import Layers
+from jaxbooth.errors import UserError
+from jaxbooth.models.attention import attention
+from jaxbooth.models.broadcast import add_broadcast, broadcast
+from jaxbooth.models.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from jaxbooth.models.layers import Layers, gelu
 from jaxbooth.params import Array
+
+
+def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """OpenAI CLIP's activation, x * sigmoid(1.702 x)."""
+    return x * nnx.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
+
+
+def check_activation(name: str, encoder: str) -> None:
+    """Refuses an activation that is not in ACTIVATIONS.
+
+    Args:
+        encoder: what has it, for the message.
+
+    Raises:
+        UserError: it is another one.
+    """
+    if name not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise UserError(f"{encoder}'s config.json: hidden_act {name!r} is not supported; known are {known}.")
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention; `bias` is that of query, key and value."""
+
+    def __init__(self, width: int, heads: int, layers: Layers, is_causal: bool = False, bias: bool = True):
+        self.heads, self.is_causal = heads, is_causal
+        self.q_proj = layers.linear(width, width, bias)
+        self.k_proj = layers.linear(width, width, bias)
+        self.v_proj = layers.linear(width, width, bias)
+        self.out_proj = layers.linear(width, width)
+
+    def __call__(self, x: Float[Array, "b s c"]) -> Float[Array, "b s c"]:
+        q, k, v = (y.reshape(*y.shape[:-1], self.heads, -1) for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x)))
+        return self.out_proj(attention(q, k, v, self.is_causal).reshape(x.shape))
+
+
+class MLP(nnx.Module):
+    """Two linear layers around one of ACTIVATIONS."""
+
+    def __init__(self, width: int, inner: int, activation: str, layers: Layers):
+        self.activation = ACTIVATIONS[activation]
+        self.fc1 = layers.linear(width, inner)
+        self.fc2 = layers.linear(inner, width)
+
+    def __call__(self, x: Float[Array, "b s c"]) -> Float[Array, "b s c"]:
+        return self.fc2(self.activation(self.fc1(x)))
+
 
 CLIPEncoderConfig = CLIPTextConfig | CLIPVisionConfig
 TokenIds = Int[Array, "b s"]
@@ -113,3 +164,58 @@ class CLIPTextModel(nnx.Module):
         """Returns the projected last hidden state of each end token."""
         assert self.text_projection is not None, "this text encoder has no projection"
         return self.text_projection(self.at_end(last, input_ids)).astype(jnp.float32)
+
+
+class CLIPVisionEmbeddings(nnx.Module):
+    """Patches after a class token, with learned positions."""
+
+    def __init__(self, config: CLIPVisionConfig, layers: Layers):
+        entries = (config.image_size // config.patch_size) ** 2 + 1
+        self.class_embedding = nnx.Param(jnp.zeros(config.hidden_size))
+        self.patch_embedding = layers.patches(config.num_channels, config.hidden_size, config.patch_size, bias=False)
+        self.position_embedding = layers.embed(entries, config.hidden_size)
+
+    def __call__(self, pixels: Float[Array, "b h w channels"]) -> Float[Array, "b s c"]:
+        patches = self.patch_embedding(pixels)
+        patches = patches.reshape(len(patches), -1, patches.shape[-1])
+        token = broadcast(self.class_embedding[...], (len(patches), 1, patches.shape[-1]), patches.dtype)
+        tokens = jnp.concatenate([token, patches], axis=1)
+        return add_broadcast(tokens, self.position_embedding(jnp.arange(tokens.shape[1])))
+
+
+class CLIPVisionModel(nnx.Module):
+    """Pixels to the class token's feature.
+
+    Raises:
+        UserError: the configuration's activation is not supported.
+    """
+
+    def __init__(self, config: CLIPVisionConfig, layers: Layers):
+        check_activation(config.hidden_act, "an image tower")
+        self.embeddings = CLIPVisionEmbeddings(config, layers)
+        self.pre_layrnorm = layers.layer_norm(config.hidden_size, config.layer_norm_eps)  # transformers' own spelling
+        self.encoder = CLIPEncoder(config, layers, is_causal=False)
+        self.post_layernorm = layers.layer_norm(config.hidden_size, config.layer_norm_eps)
+
+    def __call__(self, pixels: Float[Array, "b h w channels"]) -> Float[Array, "b c"]:
+        states = self.encoder(self.pre_layrnorm(self.embeddings(pixels)))
+        return self.post_layernorm(states[-1][:, 0])
+
+
+class CLIPModel(nnx.Module):
+    """Images and texts to features that can be compared; neither is normalised."""
+
+    def __init__(self, config: CLIPConfig, layers: Layers):
+        self.text_model = CLIPTextModel(config.text, layers)
+        self.vision_model = CLIPVisionModel(config.vision, layers)
+        self.text_projection = layers.linear(config.text.hidden_size, config.projection_dim, bias=False)
+        self.visual_projection = layers.linear(config.vision.hidden_size, config.projection_dim, bias=False)
+
+    def image_features(self, pixels: Float[Array, "b h w channels"]) -> Float[Array, "b projection_dim"]:
+        """Returns the features of normalised pixels; h and w are `image_size`."""
+        return self.visual_projection(self.vision_model(jnp.asarray(pixels)))
+
+    def text_features(self, input_ids: TokenIds) -> Float[Array, "b projection_dim"]:
+        """Returns the features of token ids."""
+        last = self.text_model(input_ids)[-1]
+        return self.text_projection(self.text_model.at_end(last, input_ids))

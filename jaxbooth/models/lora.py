@@ -123,7 +123,7 @@ class LoraLayer(nnx.Module):
 
     def __init__(self, layer: Linear | Conv, params: Mapping[str, ShardedParam], lora: LoraSpec):
         self.layer, self.scale = layer, lora.scale
-        self.down, self.up = params[LORA_A], params[LORA_B]
+        self.lora_A, self.lora_B = params[LORA_A], params[LORA_B]
         self.magnitude = params[MAGNITUDE] if lora.dora else None
 
     def __call__(self, x: Array) -> Array:
@@ -138,7 +138,7 @@ class LoraLayer(nnx.Module):
 
     def low_rank(self, x: Array) -> Array:
         """Applies A, then B, in the dtype of `x`."""
-        down, up = self.down[...].astype(x.dtype), self.up[...].astype(x.dtype)
+        down, up = self.lora_A[...].astype(x.dtype), self.lora_B[...].astype(x.dtype)
         if isinstance(self.layer, Conv) and self.layer.kernel.shape[0] > 1:
             return conv2d(x, down, self.layer.stride, self.layer.padding) @ up[0, 0]
         return x @ down.reshape(down.shape[-2:]) @ up.reshape(up.shape[-2:])
@@ -146,7 +146,7 @@ class LoraLayer(nnx.Module):
     def ratio(self) -> Array:
         """DoRA's learned magnitude over the norm of W + scale A B, which carries no gradient (its section 4.3)."""
         assert self.magnitude is not None
-        change = self.scale * low_rank_kernel(self.down[...], self.up[...])
+        change = self.scale * low_rank_kernel(self.lora_A[...], self.lora_B[...])
         norms = output_norms(self.layer.kernel[...].astype(jnp.float32) + change)
         return self.magnitude[...].astype(jnp.float32) / jax.lax.stop_gradient(norms)
 
