@@ -4,7 +4,7 @@ import reprlib
 import unicodedata
 from typing import Any
 
-MAX_SENTENCE = 500  # characters of a printed error
+MAX_MESSAGE = 500  # characters of a printed error
 KEPT_END = 150  # of them, at its end: what to do
 JOINERS = "\u200c\u200d"  # of Persian and of emoji
 HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format and direction, half characters, line separators
@@ -28,15 +28,15 @@ def printable(text: str) -> str:
     )
 
 
-def as_sentence(message: str) -> str:
-    """Returns a message as it is printed: one line of at most MAX_SENTENCE characters; the middle is what goes."""
-    if len(message) > MAX_SENTENCE:
-        message = f"{message[:MAX_SENTENCE]} ... {message[-KEPT_END:]}"
+def format_message(message: str) -> str:
+    """Returns a message as it is printed: one line of at most MAX_MESSAGE characters; the middle is what goes."""
+    if len(message) > MAX_MESSAGE:
+        message = f"{message[:MAX_MESSAGE]} ... {message[-KEPT_END:]}"
     text = printable(message)
-    return text if len(text) <= MAX_SENTENCE else f"{text[: MAX_SENTENCE - KEPT_END - 5]} ... {text[-KEPT_END:]}"
+    return text if len(text) <= MAX_MESSAGE else f"{text[: MAX_MESSAGE - KEPT_END - 5]} ... {text[-KEPT_END:]}"
 
 
-class Brief(reprlib.Repr):
+class ShortRepr(reprlib.Repr):
     """Writes a value from outside in a few words, whatever its size and however often it holds itself."""
 
     def __init__(self) -> None:
@@ -50,6 +50,6 @@ class Brief(reprlib.Repr):
         return f"a number of {x.bit_length()} bits" if x.bit_length() > 256 else repr(x)
 
 
-def brief(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """Returns `repr(value)`, shortened."""
-    return Brief().repr(value)
+    return ShortRepr().repr(value)

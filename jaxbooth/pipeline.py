@@ -24,7 +24,7 @@ from jaxbooth.config.limits import (
     SamplerSteps,
     Seed,
     Step,
-    checked,
+    check_arguments,
 )
 from jaxbooth.config.run_config import Config, flag, load_config
 from jaxbooth.console.progress import progress
@@ -34,8 +34,8 @@ from jaxbooth.models.lora import merge_on_devices
 from jaxbooth.params import Params, join
 from jaxbooth.runs.folder import RunFolder, confirm_base, open_run, read_base, refuse_missing, run_mesh, trained_params
 from jaxbooth.sharding import make_mesh
-from jaxbooth.storage.paths import shown
-from jaxbooth.storage.remote import place
+from jaxbooth.storage.paths import ascii_repr
+from jaxbooth.storage.remote import as_path
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.embeddings import read_embeddings
 from jaxbooth.weights.resolve import Source, resolve_model
@@ -83,7 +83,7 @@ class Pipeline:
     defaults: SamplingDefaults = DEFAULT_SAMPLING
 
     @classmethod
-    @checked
+    @check_arguments
     def load(
         cls,
         path: str | Path | Source,
@@ -106,7 +106,7 @@ class Pipeline:
         """
         source = path if isinstance(path, Source) else Source(str(path))
         refuse_missing(source.name)
-        if RunFolder(place(source.name)).config.exists():
+        if RunFolder(as_path(source.name)).config.exists():
             refuse_model_arguments(source, clip_skip, max_token_chunks)
             run, config = open_run(source.name)
             return load_run(run, config, read_base(config, dtype), mesh or run_mesh(config), step)
@@ -115,7 +115,7 @@ class Pipeline:
         base = BaseModel.read(resolve_model(source), dtype or "auto", clip_skip, max_token_chunks)
         return load_model(source.name, base, mesh or make_mesh())
 
-    @checked
+    @check_arguments
     def sample(
         self,
         prompt: Prompt,
@@ -228,7 +228,7 @@ def load_embeddings(base: BaseModel) -> tuple[BaseModel, dict[str, Params]]:
         expected = {encoder.name: (vectors, encoder.config.hidden_size) for encoder in base.text.encoders}
         if {name: table.shape for name, table in tables.items()} != expected:
             raise UserError(
-                f"{base.folder}: the learned embeddings of {shown(token)} do not fit the text encoders; "
+                f"{base.folder}: the learned embeddings of {ascii_repr(token)} do not fit the text encoders; "
                 "they must be of this model."
             )
         base = base.with_text(base.text.add_placeholder_tokens((token,), vectors))

@@ -43,7 +43,7 @@ def root_key(data: AnyArray) -> Array:
 
 
 def host_generator(seed: int, number: int) -> np.random.Generator:
-    """Returns numpy's generator of a seed and a number below 2^32: an epoch's, a picture's, a parameter's.
+    """Returns numpy's generator of a seed and a number below 2^32: an epoch's, an image's, a parameter's.
 
     Raises:
         UserError: the seed is not between 0 and MAX_SEED.

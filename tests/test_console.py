@@ -8,7 +8,7 @@ import pytest
 
 from jaxbooth.cli.main import main
 from jaxbooth.console import progress as progress_module
-from jaxbooth.console.messages import result, say, show, warn
+from jaxbooth.console.messages import info, print_result, show_table, warn
 from jaxbooth.console.output import console, output
 from jaxbooth.console.progress import progress
 from jaxbooth.errors import UserError
@@ -47,7 +47,7 @@ def test_a_phase_of_many_steps_writes_a_line_for_each_twentieth(capsys, clock):
     with progress("train", 1000) as bar:
         for step in range(1000):
             clock[0] += 0.1
-            bar.note(f"loss {step / 1000:.4f}")
+            bar.set_postfix(f"loss {step / 1000:.4f}")
             bar.advance()
     lines = lines_of(capsys)
     assert len(lines) == 20
@@ -73,7 +73,7 @@ def test_what_a_resumed_phase_had_done_before_does_not_make_it_faster(capsys, cl
 def test_a_phase_whose_main_thread_waits_breaks_its_silence(capsys, monkeypatch):
     monkeypatch.setattr(progress_module, "SILENCE", 0.0)
     with progress("compile", None) as bar:
-        bar.note("train step")
+        bar.set_postfix("train step")
         threading.Event().wait(2.5)
     assert [line.partition(",")[0] for line in lines_of(capsys)] == ["compile: train step"] * 3
 
@@ -93,12 +93,12 @@ def test_the_inner_of_two_phases_speaks(capsys, clock):
 
 def test_quiet_leaves_warnings_and_results(capsys, clock):
     output.configure(True, None)
-    say("a detail")
+    info("a detail")
     warn("a danger")
     with progress("train", 10) as bar:
         clock[0] += 60
         bar.advance(10)
-    result("done: grid.png")
+    print_result("done: grid.png")
     assert lines_of(capsys) == ["warning: a danger", "done: grid.png"]
 
 
@@ -106,12 +106,12 @@ def test_a_log_file_takes_every_line_with_its_time_and_keeps_what_was_there(tmp_
     path = tmp_path / "logs" / "train.log"
     for quiet in (False, True):
         output.configure(quiet, path)
-        say("a detail [with brackets]")
+        info("a detail [with brackets]")
         warn("a danger")
         with progress("train", 2) as bar:
             bar.advance(2)
-        result("done")
-        show("a\ntable")
+        print_result("done")
+        show_table("a\ntable")
     lines = path.read_text().splitlines()
     texts = [re.sub(f"^{STAMP}", "", line) for line in lines]
     assert all(re.match(STAMP, line) for line in lines)

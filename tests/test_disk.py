@@ -16,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event
 from jaxbooth.errors import UserError
 from jaxbooth.runs.metric_writer import Writer, read_metrics
 from jaxbooth.runs.tensorboard import Board
-from jaxbooth.storage.disk import Need, check_room, check_writable, free_bytes, in_words, is_full
+from jaxbooth.storage.disk import DiskRequirement, check_space, check_writable, format_bytes, free_bytes, is_full
 
 LIMITED = """
 import resource, signal, sys
@@ -36,12 +36,15 @@ def limited(code: str, limit: int, *arguments: object) -> str:
 
 def test_needs_of_one_disk_are_added_and_what_is_missing_is_said_in_bytes(tmp_path):
     half = free_bytes(tmp_path) * 6 // 10
-    needs = [Need(tmp_path / "run", "--run-dir", "3 checkpoints", half), Need(tmp_path / "class", "--x", "more", half)]
-    check_room(needs[:1])
+    needs = [
+        DiskRequirement(tmp_path / "run", "--run-dir", "3 checkpoints", half),
+        DiskRequirement(tmp_path / "class", "--x", "more", half),
+    ]
+    check_space(needs[:1])
     with pytest.raises(UserError) as refused:
-        check_room(needs)
+        check_space(needs)
     assert str(refused.value).startswith(f"--run-dir {tmp_path / 'run'} has ")
-    assert f"needs about {in_words(2 * half)} there (3 checkpoints, more)" in str(refused.value)
+    assert f"needs about {format_bytes(2 * half)} there (3 checkpoints, more)" in str(refused.value)
 
 
 def test_a_folder_that_cannot_be_written_is_named_with_its_key(tmp_path):
@@ -64,7 +67,7 @@ def test_a_full_disk_is_seen_in_errors_of_every_kind_and_in_what_they_came_from(
 
 
 def test_sizes_are_written_in_the_unit_that_suits_them():
-    assert [in_words(size) for size in (12_340_000_000, 999_900_000, 50_000)] == ["12.34 GB", "999.9 MB", "0.1 MB"]
+    assert [format_bytes(size) for size in (12_340_000_000, 999_900_000, 50_000)] == ["12.34 GB", "999.9 MB", "0.1 MB"]
 
 
 WRITE = """

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from jaxbooth.base.model import BaseModel
 from jaxbooth.cli.main import main
-from jaxbooth.console.messages import console, say, shell_quoted
+from jaxbooth.console.messages import console, info, shell_quote
 from jaxbooth.storage.files import new_folder, write_text
 from jaxbooth.weights.diffusers_write import write_folder
 from jaxbooth.weights.resolve import Source, resolve_model
@@ -62,7 +62,7 @@ def test_a_run_in_and_of_folders_of_any_name_is_trained_resumed_drawn_and_export
     subject, run = photos(there / "photos" / name, name), there / "runs" / name
     command = ["train", *SHORT, "--model", str(base), "--data.instance-dir", str(subject), "--run-dir", str(run)]
     main([*command, "--train.steps", "1"])
-    assert f"jaxbooth sample {shell_quoted(str(run.absolute()))} --prompt {shell_quoted(SHORT[1])}\n" in (
+    assert f"jaxbooth sample {shell_quote(str(run.absolute()))} --prompt {shell_quote(SHORT[1])}\n" in (
         capsys.readouterr().out
     )
     main([*command, "--train.steps", "2"])
@@ -119,6 +119,6 @@ def test_a_file_of_any_name_is_written_and_written_anew(name, tmp_path):
 @pytest.mark.parametrize("name", [*NAMES, BACKSLASH, "both\\'\n", "\x7f\x1b[31m"])
 def test_a_printed_command_is_one_line_that_a_shell_takes_back(name):
     with console.capture() as captured:
-        say(f"printf %s {shell_quoted(name)}")
+        info(f"printf %s {shell_quote(name)}")
     assert captured.get().count("\n") == 1
     assert subprocess.run(["bash", "-c", captured.get()], capture_output=True, check=True).stdout == name.encode()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxbooth.errors import as_sentence, brief, printable
+from jaxbooth.errors import format_message, printable, short_repr
 from tests.commands import environment
 
 
@@ -36,13 +36,13 @@ def test_other_text_stays(text):
 @given(text=st.text(st.characters(), max_size=2000))
 @settings(max_examples=100, deadline=None, derandomize=True)
 def test_a_sentence_has_one_line_of_at_most_500_characters(text):
-    sentence = as_sentence(text * 3)
+    sentence = format_message(text * 3)
     assert len(sentence) <= 500
     assert len(sentence.splitlines()) <= 1
 
 
 def test_a_long_sentence_keeps_its_beginning_and_what_to_do():
-    sentence = as_sentence(f"run.yaml: {'x' * 10**6} is not valid; set it to 3.")
+    sentence = format_message(f"run.yaml: {'x' * 10**6} is not valid; set it to 3.")
     assert sentence.startswith("run.yaml: xxx")
     assert sentence.endswith("xxx is not valid; set it to 3.")
 
@@ -54,7 +54,7 @@ def test_a_value_that_holds_itself_or_has_a_million_parts_is_shown_in_a_few_word
     for _ in range(60):
         doubled = [doubled, doubled]
     for value in (itself, doubled, "x" * 10**6, list(range(10**6)), 10**5000, {key: key for key in range(1000)}):
-        assert len(brief(value)) < 200
+        assert len(short_repr(value)) < 200
 
 
 def test_a_terminal_that_cannot_encode_a_prompt_shows_an_escape():

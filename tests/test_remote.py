@@ -20,7 +20,7 @@ from jaxbooth.runs.folder import RunFolder, open_run, resolve_paths
 from jaxbooth.runs.lock import claim
 from jaxbooth.runs.metric_writer import Writer, read_metrics
 from jaxbooth.storage.files import write_bytes, write_json, write_png
-from jaxbooth.storage.remote import check_reachable, is_local, place
+from jaxbooth.storage.remote import as_path, check_reachable, is_local
 from jaxbooth.storage.text import read_json
 from jaxbooth.training.state import TrainState
 from tests.commands import SHORT, jaxbooth, succeed
@@ -49,25 +49,25 @@ def test_the_name_of_a_run_keeps_both_slashes_from_the_flag_to_the_file(tmp_path
     assert config.run_dir == RUN
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "config.yaml").run_dir == RUN
-    assert str(RunFolder(place(config.run_dir)).samples(3)) == f"{RUN}/samples/step_000003.png"
+    assert str(RunFolder(as_path(config.run_dir)).samples(3)) == f"{RUN}/samples/step_000003.png"
 
 
 def test_a_local_run_folder_becomes_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert resolve_paths(Config(run_dir=Path("runs/a"))).run_dir == str(tmp_path / "runs" / "a")
-    assert is_local(place("runs/a"))
-    assert not is_local(place(place(RUN)))
+    assert is_local(as_path("runs/a"))
+    assert not is_local(as_path(as_path(RUN)))
 
 
 def test_an_unknown_kind_of_store_is_refused():
     with pytest.raises(UserError, match=r"ftp://host/run: no such kind of folder is known; use a local one or gs://"):
-        place("ftp://host/run")
+        as_path("ftp://host/run")
 
 
 @pytest.mark.skipif(find_spec("gcsfs") is not None, reason="the library is there")
 def test_without_the_library_of_the_store_the_extra_is_named():
     with pytest.raises(UserError, match=r"gs://bucket/runs/cat needs .* pip install 'jaxbooth\[gcs\]'"):
-        check_reachable(place(RUN))
+        check_reachable(as_path(RUN))
 
 
 def test_a_run_is_claimed_and_opened_and_anothers_is_refused(store):
@@ -82,7 +82,7 @@ def test_a_run_is_claimed_and_opened_and_anothers_is_refused(store):
 
 
 def test_metrics_and_curves_are_there_after_a_flush_and_lines_of_later_steps_are_dropped(store):
-    run = RunFolder(place(RUN))
+    run = RunFolder(as_path(RUN))
     writer = Writer(run.metrics, run.tensorboard, 0)
     for step in (1, 2, 3):
         writer.scalars(step, {"loss": step / 2})
@@ -115,7 +115,7 @@ def test_class_pictures_are_written_listed_and_read_there(store):
 
 
 def test_an_export_is_whole_only_when_all_of_it_is_there_and_replaces_the_former(store):
-    run = RunFolder(place(RUN))
+    run = RunFolder(as_path(RUN))
     for content in ("first", "second"):
         with run.new_export() as fresh:
             assert fresh.name == "cat"
@@ -130,7 +130,7 @@ def test_an_export_is_whole_only_when_all_of_it_is_there_and_replaces_the_former
 
 
 def test_checkpoints_are_saved_read_and_set_aside_there(store):
-    run = RunFolder(place(RUN))
+    run = RunFolder(as_path(RUN))
     state = TrainState(jnp.int32(0), {"unet.a": jnp.arange(40_000.0)}, (), {})
     first = Checkpoints(run.checkpoints, 2)
     for step in (3, 6):

@@ -1,4 +1,4 @@
-"""What ships inside the package: a tiny trained pipeline and CLIP, one subject's pictures, shipped configurations."""
+"""What ships inside the package: a tiny trained pipeline and CLIP, one subject's images, shipped configurations."""
 
 from pathlib import Path
 

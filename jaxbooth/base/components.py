@@ -13,9 +13,9 @@ from jaxbooth.models.clip import CLIPTextModel
 from jaxbooth.models.config import CLIPTextConfig, UNetConfig, VAEConfig, architectures, read_config
 from jaxbooth.models.layers import Layers
 from jaxbooth.params import abstract_module
-from jaxbooth.storage.paths import shown
+from jaxbooth.storage.paths import ascii_repr
 from jaxbooth.storage.text import read_json
-from jaxbooth.storage.typed import STRICT, typed
+from jaxbooth.storage.typed import STRICT, validate
 from jaxbooth.weights.architectures import PIPELINES, Family, TextEncoderSpec, check_pipeline, family_of
 
 RGB = 3  # channels of an image
@@ -38,10 +38,10 @@ def read_model_index(folder: Path) -> dict[str, Any]:
     """
     path = folder / "model_index.json"
     index = read_json(path)
-    typed(ModelIndex, index, str(path))
+    validate(ModelIndex, index, str(path))
     for key, value in index.items():
         if isinstance(value, list | dict) and not is_part(value):
-            raise UserError(f"{path}: {shown(key)} is {shown(value)}; expected a library and a class.")
+            raise UserError(f"{path}: {ascii_repr(key)} is {ascii_repr(value)}; expected a library and a class.")
     return index
 
 
@@ -61,7 +61,9 @@ def read_family(model_index: Mapping[str, Any], unet: UNetConfig, folder: Path) 
     pipeline, source = model_index["_class_name"], folder / "unet" / "config.json"
     added = unet.addition_embed_type
     if added not in (None, "text_time"):
-        raise UserError(f"{source}: addition_embed_type = {shown(added)} is not supported; only SDXL's 'text_time' is.")
+        raise UserError(
+            f"{source}: addition_embed_type = {ascii_repr(added)} is not supported; only SDXL's 'text_time' is."
+        )
     family = family_of(unet)
     if family.pipeline != pipeline:
         found = "an SDXL UNet" if added else "not an SDXL UNet"

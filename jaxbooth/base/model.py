@@ -187,7 +187,7 @@ def load_params(
     params, components = {}, base.components if components is None else components
     with progress("load", sum(len(base.module(name).shapes) for name in components)) as bar:
         for name in components:
-            bar.note(name)
+            bar.set_postfix(name)
             dtype = jnp.float32 if name in trained or name == "vae" else base.dtype
             params[name] = load_component(
                 base.folder / name, base.module(name), param_shardings(mesh), dtype, bar.advance

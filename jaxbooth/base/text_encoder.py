@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxbooth.console.messages import counted, warn
+from jaxbooth.console.messages import pluralize, warn
 from jaxbooth.errors import UserError
 from jaxbooth.models.clip import LEGACY_EOS
 from jaxbooth.models.config import CLIPTextConfig
@@ -278,7 +278,7 @@ def warn_about_truncation(side: TextEncoders, captions: Iterable[str]) -> None:
     if lost:
         room = side.max_token_chunks * (side.encoders[0].max_length - 2) + 2
         beginning = shorten(lost[0])
-        warn(f"{len(lost)} of {counted(len(distinct), 'prompt')} longer than {room} tokens; lost text: '{beginning}'")
+        warn(f"{len(lost)} of {pluralize(len(distinct), 'prompt')} longer than {room} tokens; lost text: '{beginning}'")
 
 
 def shorten(text: str) -> str:

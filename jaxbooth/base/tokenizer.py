@@ -10,9 +10,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from jaxbooth.errors import UserError
-from jaxbooth.storage.paths import plain_file_name, shown
+from jaxbooth.storage.paths import ascii_repr, plain_file_name
 from jaxbooth.storage.text import read_json, read_lines
-from jaxbooth.storage.typed import STRICT, JsonList, typed
+from jaxbooth.storage.typed import STRICT, JsonList, validate
 
 MAX_REASON = 200  # characters of the library's message
 MAX_TOKEN = 256  # characters of a special token
@@ -93,7 +93,7 @@ def check_tokenizer_files(folder: Path) -> None:
     content = {file.name: read_json(file) for file in files if file.is_symlink() or file.exists()}
     for name, kind in KINDS.items():
         if name in content:
-            check_tokens(typed(kind, content[name], str(folder / name)), str(folder / name))
+            check_tokens(validate(kind, content[name], str(folder / name)), str(folder / name))
     for name in content.get("tokenizer_config.json", {}).get("fast_tokenizer_files") or ():
         plain_file_name(name, str(folder / "tokenizer_config.json"))
     for name in VOCABULARIES:
@@ -116,7 +116,7 @@ def check_tokens(config: SpecialTokens, source: str) -> None:
         check_token(token, f"{source}: additional_special_tokens")
     for number, token in (getattr(config, "added_tokens_decoder", None) or {}).items():
         if not (number.isascii() and number.isdigit() and len(number) < 10):
-            raise UserError(f"{source}: added_tokens_decoder has the key {shown(number)}, which is no token id.")
+            raise UserError(f"{source}: added_tokens_decoder has the key {ascii_repr(number)}, which is no token id.")
         check_token(token, f"{source}: added_tokens_decoder")
 
 
@@ -126,7 +126,7 @@ def check_token(token: str | Mapping[str, Any], source: str) -> None:
     Raises:
         UserError: the message names the key.
     """
-    typed(TokenConfig, token if isinstance(token, Mapping) else {"content": token}, source)
+    validate(TokenConfig, token if isinstance(token, Mapping) else {"content": token}, source)
 
 
 def check_ids(vocabulary: Mapping[str, Any], source: str) -> None:
@@ -138,9 +138,11 @@ def check_ids(vocabulary: Mapping[str, Any], source: str) -> None:
     seen: set[int] = set()
     for token, number in vocabulary.items():
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 2**31:
-            raise UserError(f"{source}: the id of {shown(token)} is {shown(number)}; expected an integer from 0 on.")
+            raise UserError(
+                f"{source}: the id of {ascii_repr(token)} is {ascii_repr(number)}; expected an integer from 0 on."
+            )
         if number in seen:
-            raise UserError(f"{source}: the id {number} belongs to two tokens, of which one is {shown(token)}.")
+            raise UserError(f"{source}: the id {number} belongs to two tokens, of which one is {ascii_repr(token)}.")
         seen.add(number)
 
 
@@ -158,7 +160,9 @@ def check_merges(path: Path, vocabulary: Mapping[str, int]) -> None:
     for number, line in lines:
         pair = line.split(" ")
         if len(pair) != 2 or not all(token in vocabulary for token in (*pair, "".join(pair))):
-            raise UserError(f"{path}, line {number}: {shown(line)} merges no two tokens of vocab.json into one of it.")
+            raise UserError(
+                f"{path}, line {number}: {ascii_repr(line)} merges no two tokens of vocab.json into one of it."
+            )
 
 
 def check_vocabulary(folder: Path, tokenizer: Any, vocab_size: int) -> None:
@@ -177,4 +181,4 @@ def check_vocabulary(folder: Path, tokenizer: Any, vocab_size: int) -> None:
         )
     for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
         if getattr(tokenizer, f"{key}_id") not in ids:
-            raise UserError(f"{folder}: {key} {shown(getattr(tokenizer, key))} is not in the vocabulary.")
+            raise UserError(f"{folder}: {key} {ascii_repr(getattr(tokenizer, key))} is not in the vocabulary.")

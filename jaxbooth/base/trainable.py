@@ -11,7 +11,7 @@ from jaxbooth.base.model import BaseModel
 from jaxbooth.base.subject import noun_phrase
 from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING, init_placeholder_embeddings
 from jaxbooth.config.run_config import Config
-from jaxbooth.console.messages import say, warn
+from jaxbooth.console.messages import info, warn
 from jaxbooth.errors import UserError
 from jaxbooth.models.lora import LORA_A, LORA_B, MAGNITUDE, LoraSpec, init_lora, lora_shapes, lora_spec, target_layers
 from jaxbooth.params import AnyArray, Params, Shapes
@@ -130,7 +130,7 @@ def init_trainable(
         starts = [initializer_token(config, token.text) for token in base.text.placeholder_tokens]
         embeddings = init_placeholder_embeddings(base.text, params, starts)
         for token, word in zip(base.text.placeholder_tokens, starts, strict=True):
-            say(f"placeholder token {token.text} starts as '{word}'")
+            info(f"placeholder token {token.text} starts as '{word}'")
     values: dict[str, AnyArrays] = {}
     for name, shapes in trained.items():
         own = {leaf: params[name][leaf] for leaf in shapes if leaf in params[name]}

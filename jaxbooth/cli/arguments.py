@@ -28,8 +28,8 @@ class Arguments(BaseModel):
 
 
 class SampleArguments(Arguments):
-    """Draw pictures and a contact sheet of them. Picture i depends on (seed, i) alone, so a run and its base model can
-    be compared; where the folder has pictures of the seed, numbers go on from theirs."""
+    """Draw images and a contact sheet of them. Image i depends on (seed, i) alone, so a run and its base model can
+    be compared; where the folder has images of the seed, numbers go on from theirs."""
 
     source: tyro.conf.Positional[str]
     """Run folder, model folder, Hub id or "demo"."""
@@ -38,23 +38,23 @@ class SampleArguments(Arguments):
     negative_prompt: Prompt = ""
     """What to stay away from."""
     num: ImageCount = 4
-    """Pictures to draw, beside those that the folder has."""
+    """Images to draw, beside those that the folder has."""
     seed: Seed = 0
     """Decides the noise."""
     steps: SamplerSteps | None = None
-    """Network evaluations for one picture; default: as in a run's sample grids, else 25 (4 for turbo models)."""
+    """Network evaluations for one image; default: as in a run's sample grids, else 25 (4 for turbo models)."""
     guidance_scale: GuidanceScale | None = None
     """Classifier-free guidance; 1 turns it off. Default: as in a run's sample grids, else what suits the model: 7.5, 5
     for SDXL, 1 for turbo models."""
     sampler: SamplerName | None = None
-    """How to get from noise to a picture; default: as in a run's sample grids, else dpmpp_2m (euler_ancestral for turbo
+    """How to get from noise to an image; default: as in a run's sample grids, else dpmpp_2m (euler_ancestral for turbo
     models)."""
     resolution: Pixels | None = None
     """Side in pixels; default: what the model was trained at."""
     height: Pixels | None = None
-    """Height in pixels, where the picture is not square."""
+    """Height in pixels, where the image is not square."""
     width: Pixels | None = None
-    """Width in pixels, where the picture is not square."""
+    """Width in pixels, where the image is not square."""
     revision: str | None = None
     """Branch, tag or commit of a Hub model."""
     variant: str | None = None
@@ -74,7 +74,7 @@ class SampleArguments(Arguments):
     step: Step | None = None
     """Step of a run's checkpoint; default: the newest."""
     out: Path = Path("samples")
-    """Folder for the pictures."""
+    """Folder for the images."""
 
 
 class ExportArguments(Arguments):

@@ -10,8 +10,8 @@ from jaxbooth.backend import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.base.sampling import SamplingConfig
 from jaxbooth.base.text_encoder import warn_about_truncation
 from jaxbooth.config.run_config import load_config
-from jaxbooth.console.messages import counted
-from jaxbooth.console.progress import working
+from jaxbooth.console.messages import pluralize
+from jaxbooth.console.progress import heartbeat
 from jaxbooth.data.image_grid import sheet, shrink
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.errors import UserError
@@ -26,31 +26,31 @@ from jaxbooth.runs.folder import RunFolder, confirm_base, open_run, read_base, r
 from jaxbooth.runs.overlap import check_output, check_output_of_model
 from jaxbooth.storage.disk import check_writable
 from jaxbooth.storage.files import refuse_existing, write_png
-from jaxbooth.storage.remote import place
+from jaxbooth.storage.remote import as_path
 from jaxbooth.weights.diffusers_write import ExportDtype, ExportFormat, default_dtype
 from jaxbooth.weights.resolve import Source
 
-MAX_NUMBER = 10**9  # numbers of images have nine digits at most
-SHEETS = "contact_sheets"  # below the pictures' folder, so that it holds nothing else
+MAX_INDEX = 10**9  # numbers of images have nine digits at most
+SHEETS = "contact_sheets"  # below the images' folder, so that it holds nothing else
 SHEET_COLUMNS, SHEET_TILES = 4, 200
 SHEET_SIDE = 256  # pixels of a tile's longer side
 
 
-class Sampled(NamedTuple):
+class SampleResult(NamedTuple):
     """What `sample` wrote.
 
     Attributes:
         images: one file for each number.
-        sheet: all of them, labelled with their names.
-        how: the settings in words.
+        contact_sheet: all of them, labelled with their names.
+        description: the settings in words.
     """
 
     images: list[Path]
-    sheet: Path
-    how: str
+    contact_sheet: Path
+    description: str
 
 
-@working()
+@heartbeat()
 def sample(
     source: str | Source,
     prompt: str,
@@ -67,10 +67,10 @@ def sample(
     clip_skip: int = 0,
     max_token_chunks: int = 1,
     step: int | None = None,
-) -> Sampled:
-    """Draws the next `num` pictures of a seed and saves each as `<seed>-<number>.png`, and a contact sheet of them.
+) -> SampleResult:
+    """Draws the next `num` images of a seed and saves each as `<seed>-<number>.png`, and a contact sheet of them.
 
-    Numbers go on from the highest that the folder has of the seed. Picture i depends on (seed, i) alone, so those of
+    Numbers go on from the highest that the folder has of the seed. Image i depends on (seed, i) alone, so those of
     two calls are those of a longer one.
 
     Args:
@@ -83,8 +83,8 @@ def sample(
         raise UserError("--prompt is empty; say what to draw.")
     name = source if isinstance(source, str) else source.name
     check_sample_folder(out, name)
-    first = next_number(out, seed)
-    if first + num > MAX_NUMBER:
+    first = next_index(out, seed)
+    if first + num > MAX_INDEX:
         raise UserError(f"--out {out} holds an image numbered {first - 1} of seed {seed}; choose another folder.")
     enable_compilation_cache()
     warn_about_cpu_fallback()
@@ -108,11 +108,11 @@ def sample(
     labels = [path.stem for path in images[: len(tiles)]]
     write_png(path, sheet(tiles, labels, min(SHEET_COLUMNS, len(tiles)), lines=1), facts)
     guidance = f"guidance {how.guidance_scale:g}" if how.guidance_scale != 1 else "no guidance"
-    return Sampled(images, path, f"{how.sampler}, {counted(how.steps, 'step')}, {guidance}")
+    return SampleResult(images, path, f"{how.sampler}, {pluralize(how.steps, 'step')}, {guidance}")
 
 
-def next_number(out: Path, seed: int) -> int:
-    """Returns the number after the highest of a seed's pictures in a folder, which need not exist; 0 at first."""
+def next_index(out: Path, seed: int) -> int:
+    """Returns the number after the highest of a seed's images in a folder, which need not exist; 0 at first."""
     pattern = re.compile(rf"{seed}-([0-9]{{3,9}})\.png")
     names = [path.name for path in out.iterdir()] if out.is_dir() else []
     return max((int(match[1]) + 1 for name in names if (match := pattern.fullmatch(name))), default=0)
@@ -123,14 +123,14 @@ def check_sample_folder(out: Path, source: str) -> None:
     check_writable(out, "--out")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder.")
-    run = RunFolder(place(source))
+    run = RunFolder(as_path(source))
     if run.config.exists():
         check_output(out, run.root, load_config(run.config))
     else:
         check_output_of_model(out, source)
 
 
-@working()
+@heartbeat()
 def export(
     run_dir: str | Path,
     out: Path,

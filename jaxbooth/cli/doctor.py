@@ -54,7 +54,7 @@ def cache_line(name: str, path: Path) -> tuple[str, str]:
     return name, f"{path}, {size / 1e9:.2f} GB"
 
 
-def findings() -> Iterator[tuple[str, str]]:
+def summary() -> Iterator[tuple[str, str]]:
     """Yields what to print, as (name, value)."""
     from huggingface_hub.constants import HF_HUB_CACHE
 

@@ -16,22 +16,22 @@ from jaxbooth.cli.evaluate import evaluate_command
 from jaxbooth.cli.parse import parse, starting_config
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.suggestions import MAX_SHOWN
-from jaxbooth.console.messages import complain, counted, plain, result
+from jaxbooth.console.messages import pluralize, print_plain, print_result, print_stderr
 from jaxbooth.console.output import output
 from jaxbooth.console.streams import protect_streams
-from jaxbooth.errors import RunFailure, UserError, as_sentence
+from jaxbooth.errors import RunFailure, UserError, format_message
 from jaxbooth.hosts.signals import handled, leave, requests
 from jaxbooth.storage.disk import is_full
-from jaxbooth.storage.paths import is_utf8, local_path, shown
+from jaxbooth.storage.paths import ascii_repr, is_utf8, local_path
 from jaxbooth.weights.resolve import Source
 
 USAGE = """usage: jaxbooth COMMAND ...
 
   train [CONFIG] [--flags]   teach a model one subject; the same command again continues the run
-  sample RUN|MODEL           draw pictures with a trained run, or with a plain model
+  sample RUN|MODEL           draw images with a trained run, or with a plain model
   export RUN                 write a trained run for diffusers, A1111, ComfyUI or the Hub
   evaluate RUN               measure what a run learned and what it forgot
-  report RUN [RUN ...]       write runs as one HTML page: curves, sample pictures, settings, scores
+  report RUN [RUN ...]       write runs as one HTML page: curves, sample images, settings, scores
   plan [CONFIG] [--flags]    say whether a run fits a device, how long it takes and what would help
   doctor                     show versions, devices and caches
   completion bash|zsh        print a script that completes commands and flags in a shell
@@ -55,7 +55,7 @@ def train_command(argv: list[str]) -> None:
 
 
 def sample_command(argv: list[str]) -> None:
-    """Draws pictures and saves each with what made it."""
+    """Draws images and saves each with what made it."""
     arguments = parse(SampleArguments, argv, "jaxbooth sample")
     from jaxbooth.cli.commands import sample
 
@@ -63,8 +63,8 @@ def sample_command(argv: list[str]) -> None:
     origin = Source(given.pop("source"), *(given.pop(field.name) for field in fields(Source)[1:]))
     drawn = sample(origin, **given)
     names = " to ".join(dict.fromkeys(path.name for path in (drawn.images[0], drawn.images[-1])))
-    result(f"drew {counted(len(drawn.images), 'image')} into {arguments.out} ({names}; {drawn.how})")
-    result(f"contact sheet: {drawn.sheet}")
+    print_result(f"drew {pluralize(len(drawn.images), 'image')} into {arguments.out} ({names}; {drawn.description})")
+    print_result(f"contact sheet: {drawn.contact_sheet}")
 
 
 def export_command(argv: list[str]) -> None:
@@ -86,7 +86,7 @@ def export_command(argv: list[str]) -> None:
         arguments.verify,
         arguments.step,
     ):
-        result(sentence)
+        print_result(sentence)
 
 
 def report_command(argv: list[str]) -> None:
@@ -94,7 +94,9 @@ def report_command(argv: list[str]) -> None:
     from jaxbooth.report.report import ReportArguments, make_report
 
     arguments = parse(ReportArguments, argv, "jaxbooth report")
-    plain(f"report: {make_report(arguments.runs, arguments.out)}")  # `result` would start a device, perhaps in use
+    print_plain(
+        f"report: {make_report(arguments.runs, arguments.out)}"
+    )  # `print_result` would start a device, perhaps in use
 
 
 def plan_command(argv: list[str]) -> None:
@@ -106,16 +108,16 @@ def plan_command(argv: list[str]) -> None:
 
 
 def doctor_command(argv: list[str]) -> None:
-    """Prints what `findings` found."""
+    """Prints what `summary` found."""
     if argv in (["-h"], ["--help"]):
         print("usage: jaxbooth doctor\n\nShow versions, the devices that JAX really uses, free disk, and caches.")
         return
     if argv:
         raise UserError(f"jaxbooth doctor takes no arguments, found {argv[0]}.")
-    from jaxbooth.cli.doctor import findings
+    from jaxbooth.cli.doctor import summary
 
-    for name, value in findings():
-        result(f"{name:<18} {value}")
+    for name, value in summary():
+        print_result(f"{name:<18} {value}")
 
 
 def help_command(argv: list[str]) -> None:
@@ -183,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
         if debug:
             raise
         message, code = describe_failure(error)
-        complain(f"error: {as_sentence(message)}")
+        print_stderr(f"error: {format_message(message)}")
         sys.exit(code)
 
 
@@ -192,7 +194,7 @@ def check_encoding(argv: list[str]) -> None:
     for argument in argv:
         if not is_utf8(argument):
             raise UserError(
-                f"the argument {shown(argument)} is not UTF-8; set the terminal to UTF-8, or rename what it names."
+                f"the argument {ascii_repr(argument)} is not UTF-8; set the terminal to UTF-8, or rename what it names."
             )
 
 

@@ -8,7 +8,7 @@ import tyro
 from pydantic import BaseModel, ValidationError
 
 from jaxbooth.cli.parse_errors import parse_error
-from jaxbooth.config.run_config import Config, explain, for_another, load_config
+from jaxbooth.config.run_config import Config, load_config, reset_dependent_keys, to_user_error
 from jaxbooth.config.suggestions import PIPELINES, TRAINERS, check_flags
 from jaxbooth.errors import UserError
 
@@ -19,7 +19,7 @@ def starting_config(argv: list[str]) -> Config:
     """Takes the configuration's name off the arguments and reads it."""
     source = argv.pop(0) if argv and not argv[0].startswith("-") else None
     given = {argument.split("=")[0].removeprefix("--").replace("-", "_") for argument in argv}
-    return for_another(load_config(source), given)
+    return reset_dependent_keys(load_config(source), given)
 
 
 def parse(kind: type[T], argv: list[str], prog: str, default: T | None = None) -> T:
@@ -34,7 +34,7 @@ def parse(kind: type[T], argv: list[str], prog: str, default: T | None = None) -
     except SystemExit as stop:
         invalid = validation_behind(stop)
         if invalid:
-            raise explain(invalid, None) from None
+            raise to_user_error(invalid, None) from None
         if not printed.getvalue():
             raise
         raise UserError(parse_error(printed.getvalue(), f"jaxbooth {prog.split()[1]}")) from None

@@ -3,7 +3,7 @@
 import re
 from itertools import dropwhile, takewhile
 
-from jaxbooth.errors import brief
+from jaxbooth.errors import short_repr
 
 EDGE, RULE, COLOR = "│", re.compile(r"[─\-]{5,}"), re.compile(r"\x1b\[[0-9;]*m")
 FLAG = re.compile(r"Error parsing (?P<flag>--[\w.-]+):")
@@ -33,7 +33,7 @@ def parse_error(printed: str, command: str) -> str:
     for pattern, problem in NUMBERS.items():
         value = re.search(pattern, text)
         if flag and value:
-            return f"{flag['flag']} {brief(value[1])} {problem}."
+            return f"{flag['flag']} {short_repr(value[1])} {problem}."
     return f"{text[:1].lower()}{text[1:].rstrip('.:')}; see `{command} --help`."
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, ParamSpec, TypeVar
 from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic import AllowInfNan, ConfigDict, ValidationError, validate_call
 
-from jaxbooth.errors import UserError, brief
+from jaxbooth.errors import UserError, short_repr
 
 MAX_SEED = 2**63 - 1
 MAX_ROWS_TRAINED = 2**31 - 1  # steps x rows of a step: their positions are int32
@@ -52,8 +52,8 @@ Prompt = Annotated[str, Len(0, MAX_PROMPT)]
 ClipSkip = Annotated[int, Ge(0), Le(100)]
 ChunkCount = Annotated[int, Gt(0), Le(64)]
 VectorCount = Annotated[int, Gt(0), Le(75)]  # a chunk has room for no more
-Word = Annotated[str, Len(0, 200)]
-PlaceholderTokens = Annotated[tuple[Word, ...], Len(0, 256)]
+Token = Annotated[str, Len(0, 200)]
+PlaceholderTokens = Annotated[tuple[Token, ...], Len(0, 256)]
 Prompts = Annotated[tuple[Prompt, ...], Len(0, 100)]
 PromptCount = Annotated[int, Gt(0), Le(MAX_PROMPTS)]
 Regex = Annotated[str, Len(0, 1000)]
@@ -85,7 +85,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def checked(function: Callable[P, R]) -> Callable[P, R]:
+def check_arguments(function: Callable[P, R]) -> Callable[P, R]:
     """Makes a function check its arguments against their annotations, for which the types above are.
 
     Raises (when the function is called):
@@ -100,7 +100,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             name = ".".join(map(str, first["loc"]))
-            given = "" if first["type"].startswith(("missing", "unexpected")) else f" = {brief(first['input'])}"
+            given = "" if first["type"].startswith(("missing", "unexpected")) else f" = {short_repr(first['input'])}"
             called = getattr(function, "__qualname__", "call")
             raise UserError(f"{called}: {name}{given} is not valid: {first['msg'].lower()}.") from None
 

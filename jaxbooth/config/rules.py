@@ -78,7 +78,7 @@ def check_config(config: Config) -> None:
     check_subjects(config)
     check_rows(config)
     check_samples(config)
-    for problem in idle_options(config):
+    for problem in ineffective_options(config):
         raise UserError(problem)
     check_training(config)
     warn_about_prior(config)
@@ -105,7 +105,7 @@ def check_samples(config: Config) -> None:
         )
 
 
-def idle_options(config: Config) -> Iterator[str]:
+def ineffective_options(config: Config) -> Iterator[str]:
     """Yields a sentence for every option that was set and would do nothing."""
     values, defaults = flatten(config), flatten(Config())
 
@@ -138,7 +138,7 @@ def idle_options(config: Config) -> Iterator[str]:
 
 
 def warn_about_prior(config: Config) -> None:
-    """Warns where class pictures are described and none are used.
+    """Warns where class images are described and none are used.
 
     That is no error, because configurations (shipped ones too) describe them for runs whose prior a flag turns off.
     """
@@ -146,7 +146,7 @@ def warn_about_prior(config: Config) -> None:
     changed = [key for key, value in flatten(config).items() if value != defaults[key]]
     idle = [flag(key) for key in changed if key.startswith("prior.") or key == "data.num_class_images"]
     if idle and not config.prior_rows:
-        warn(f"this run has no prior rows, so it makes no class pictures; it does not look at {', '.join(idle)}.")
+        warn(f"this run has no prior rows, so it makes no class images; it does not look at {', '.join(idle)}.")
 
 
 def warn_about_rates(config: Config) -> None:
@@ -169,7 +169,7 @@ def check_subjects(config: Config) -> None:
         if given:
             raise UserError(f"{flag(f'data.{given[0]}')} and data.subjects exclude each other; put it into the list.")
     elif data.instance_dir is None:
-        raise UserError("--data.instance-dir is missing: the folder with the subject's pictures.")
+        raise UserError("--data.instance-dir is missing: the folder with the subject's images.")
     elif not (data.instance_prompt or "").strip():
         raise UserError(
             "--data.instance-prompt is missing; write one with a rare identifier, such as 'a photo of sks dog'."

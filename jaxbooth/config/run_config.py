@@ -25,13 +25,13 @@ from jaxbooth.config.schema import (
     TrainConfig,
     ValidationConfig,
 )
-from jaxbooth.config.suggestions import TRAINERS, as_keys, meant
-from jaxbooth.errors import UserError, brief
-from jaxbooth.storage.remote import place
+from jaxbooth.config.suggestions import TRAINERS, as_keys, suggest
+from jaxbooth.errors import UserError, short_repr
+from jaxbooth.storage.remote import as_path
 from jaxbooth.storage.yaml import read_yaml
 from jaxbooth.weights.resolve import Source
 
-KINDS = {  # pydantic's names of errors that speak of Python -> what is needed
+EXPECTATIONS = {  # pydantic's names of errors that speak of Python -> what is needed
     "int_parsing": "a whole number is needed",
     "int_type": "a whole number is needed",
     "int_from_float": "a whole number is needed",
@@ -64,7 +64,7 @@ class Config(Section):
     run_dir: Annotated[str, BeforeValidator(str)] = "runs/dreambooth"
     """Folder of this run, also gs://BUCKET/FOLDER; running the same command again continues it."""
     seed: Seed = 0
-    """Decides noise, timesteps, order and pictures."""
+    """Decides noise, timesteps, order and images."""
     force: bool = False
     """Train even where the estimate says that the devices have too little memory."""
     export: bool = True
@@ -119,7 +119,7 @@ class Config(Section):
 
     @property
     def resolution(self) -> int:
-        """Side of the training pictures in pixels; a run fills in its base model's where none is set."""
+        """Side of the training images in pixels; a run fills in its base model's where none is set."""
         if self.data.resolution is None:  # a run that starts fills it in
             raise UserError("data.resolution is not set; where it is missing in a run's config.yaml, put it back.")
         return self.data.resolution
@@ -156,7 +156,7 @@ def flag(key: str) -> str:
     return "--" + key.replace("_", "-")
 
 
-def explain(error: ValidationError, source: str | None) -> UserError:
+def to_user_error(error: ValidationError, source: str | None) -> UserError:
     """Turns pydantic's report, on a whole configuration or on one section of it, into one sentence.
 
     Args:
@@ -168,9 +168,11 @@ def explain(error: ValidationError, source: str | None) -> UserError:
     if first["type"] == "extra_forbidden":
         known = list(flatten(Config()))
         groups = dict.fromkeys(other.rpartition(".")[0] for other in known if "." in other)
-        hint = as_keys(meant(key, [*known, *groups], TRAINERS), known)
-        return UserError(f"{source}: unknown key {brief(key)}; {hint or '`jaxbooth train --help` lists the keys.'}")
-    value, problem = brief(first["input"]), KINDS.get(first["type"], first["msg"].lower())
+        hint = as_keys(suggest(key, [*known, *groups], TRAINERS), known)
+        return UserError(
+            f"{source}: unknown key {short_repr(key)}; {hint or '`jaxbooth train --help` lists the keys.'}"
+        )
+    value, problem = short_repr(first["input"]), EXPECTATIONS.get(first["type"], first["msg"].lower())
     if source is None:
         return UserError(f"{flag(key)} {value} is not valid: {problem}.")
     return UserError(f"{source}: {key} = {value} is not valid: {problem}.")
@@ -192,13 +194,13 @@ def load_config(source: str | Path | None, overrides: Mapping[str, Any] | None =
 def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
     """Returns a configuration with other values: `{"train.steps": 10}` or `{"train": {"steps": 10}}`.
 
-    What the configuration says of its own model or embedded subject is dropped as for flags; see `for_another`.
+    What the configuration says of its own model or embedded subject is dropped; see `reset_dependent_keys`.
 
     Raises:
         UserError: an unknown key or a value out of range.
     """
-    given = dotted(overrides)
-    values = for_another(config, given).model_dump()
+    given = flatten_mapping(overrides)
+    values = reset_dependent_keys(config, given).model_dump()
     for key, value in given.items():
         *sections, leaf = key.split(".")
         target = values
@@ -210,15 +212,15 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise explain(error, "the configuration") from None
+        raise to_user_error(error, "the configuration") from None
 
 
-def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_mapping(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns dotted key -> value of mappings inside of each other; dashes may stand for underscores, as in flags."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = prefix + str(key).replace("-", "_")
-        flat |= dotted(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+        flat |= flatten_mapping(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return flat
 
 
@@ -226,7 +228,7 @@ def read_config_file(source: str | Path | None) -> Config:
     """Reads what `load_config` is given."""
     if source is None:
         return Config()
-    path = place(source) if "://" in str(source) else Path(source)
+    path = as_path(source) if "://" in str(source) else Path(source)
     if not path.is_file():
         shipped = {p.stem: p for p in shipped_configs().glob("*.yaml")}
         if str(source) not in shipped and not path.exists():
@@ -237,10 +239,10 @@ def read_config_file(source: str | Path | None) -> Config:
     try:
         return Config.model_validate(read_yaml(path))
     except ValidationError as error:
-        raise explain(error, str(path)) from None
+        raise to_user_error(error, str(path)) from None
 
 
-def for_another(config: Config, given: Collection[str]) -> Config:
+def reset_dependent_keys(config: Config, given: Collection[str]) -> Config:
     """Returns a configuration without what it says of its own model or embedded subject, where another one is given.
 
     How a configuration's model is looked for says nothing about another model, nor do prompts of the embedded subject

@@ -50,11 +50,11 @@ from jaxbooth.config.limits import (
     Seed,
     Share,
     Timestep,
+    Token,
     TrainSteps,
     VectorCount,
     WarmupSteps,
     Weight,
-    Word,
 )
 from jaxbooth.diffusion.loss import LossType, Weighting
 from jaxbooth.diffusion.samplers import SamplerName
@@ -93,11 +93,11 @@ class Subject(Section):
     """One subject of several, with its class: the keys of the data section that differ between them."""
 
     instance_dir: Path
-    """Folder with pictures of this subject."""
+    """Folder with images of this subject."""
     instance_prompt: Prompt
     """Prompt with this subject's identifier."""
     class_prompt: Prompt | None = None
-    """Prompt of its class; subjects with the same one share their class pictures."""
+    """Prompt of its class; subjects with the same one share their class images."""
     class_dir: Path | None = None
     """Default: the folder that another subject of the same class prompt names, else RUN/prior/<class prompt>."""
     weight: PositiveWeight = 1.0
@@ -105,47 +105,47 @@ class Subject(Section):
 
 
 class DataConfig(Section):
-    """The subject's pictures and the class."""
+    """The subject's images and the class."""
 
     instance_dir: Path | None = None
-    """Folder of 3 to 6 pictures of the subject (jpg, png, webp, avif, tiff; heic by an extra). "demo": embedded."""
+    """Folder of 3 to 6 images of the subject (jpg, png, webp, avif, tiff; heic by an extra). "demo": embedded."""
     instance_prompt: Prompt | None = None
-    """Prompt with a rare identifier, such as "a photo of sks dog", for pictures without a caption of their own."""
+    """Prompt with a rare identifier, such as "a photo of sks dog", for images without a caption of their own."""
     class_dir: Path | None = None
-    """Folder of class pictures; missing ones are generated into it. Default: RUN/prior."""
+    """Folder of class images; missing ones are generated into it. Default: RUN/prior."""
     class_prompt: Prompt | None = None
     """Prompt of the class, without the identifier. Needed unless --train.prior-weight is 0."""
     num_class_images: ClassImageCount = 200
-    """Class pictures to have before training starts; all that are found are used, also when there are more."""
+    """Class images to have before training starts; all that are found are used, also when there are more."""
     resolution: Pixels | None = None
-    """Side of the training pictures, in pixels; default: what the base model was trained at."""
+    """Side of the training images, in pixels; default: what the base model was trained at."""
     crop: Literal["center", "random"] = "center"
-    """What to keep of a picture that is not square."""
+    """What to keep of an image that is not square."""
     random_crops: CropCount = 4
-    """Crops kept of each picture with --data.crop random."""
+    """Crops kept of each image with --data.crop random."""
     flip: bool = False
-    """Also train on mirrored pictures. Leave off for faces and anything with writing on it."""
+    """Also train on mirrored images. Leave off for faces and anything with writing on it."""
     masks: bool = False
-    """Learn only where a mask is white: <stem>.mask.png beside a picture, or its alpha channel."""
+    """Learn only where a mask is white: <stem>.mask.png beside an image, or its alpha channel."""
     buckets: bool = False
-    """Keep the pictures' shapes: aspect-ratio buckets of about resolution x resolution pixels in place of squares."""
+    """Keep the images' shapes: aspect-ratio buckets of about resolution x resolution pixels in place of squares."""
     subjects: Annotated[tuple[Subject, ...], Len(0, MAX_SUBJECTS), Suppress] = ()
     """Several subjects in one run, in place of instance_dir and the prompts above (in a YAML file)."""
 
 
 class PriorConfig(Section):
-    """How the frozen model makes class pictures."""
+    """How the frozen model makes class images."""
 
     sampler: SamplerName = "ddpm"
     """The paper uses the ancestral sampler, ddpm."""
     steps: SamplerSteps = 50
-    """Network evaluations for one picture."""
+    """Network evaluations for one image."""
     guidance_scale: GuidanceScale = 7.5
     """Classifier-free guidance; 1 turns it off."""
     batch_size: DeviceBatchSize = 8
-    """Pictures that each device makes at once. The number of devices does not change the pictures."""
+    """Images that each device makes at once. The number of devices does not change the images."""
     seed: Seed = 0
-    """Decides the pictures, so that runs with other seeds can share them."""
+    """Decides the images, so that runs with other seeds can share them."""
 
 
 class TrainConfig(Section):
@@ -243,7 +243,7 @@ class LossConfig(Section):
     max_timestep: Timestep | None = None
     """Largest timestep drawn; default: the schedule's last."""
     noise_offset: NoiseStrength = 0.0
-    """Strength of noise that is constant over a picture; lets it become darker or brighter (0.05 to 0.1)."""
+    """Strength of noise that is constant over an image; lets it become darker or brighter (0.05 to 0.1)."""
     input_perturbation: NoiseStrength = 0.0
     """Strength of extra noise on the input that is not part of the target (0.1 in its paper)."""
 
@@ -281,7 +281,7 @@ class TextConfig(Section):
     """Words to add to the vocabulary and learn, such as "<sks>"; use them in the prompts (textual inversion)."""
     vectors_per_token: VectorCount = 1
     """Embeddings learned for each placeholder token."""
-    initializer_token: Word | None = None
+    initializer_token: Token | None = None
     """Word whose embedding the new ones start from; default: the last word of the subject's class prompt."""
     token_learning_rate: Rate | None = None
     """Of the new embeddings; default: 1 for prodigy, else that of default_rates."""
@@ -316,18 +316,18 @@ class DistributedConfig(Section):
 
 
 class ValidationConfig(Section):
-    """The pictures drawn while training."""
+    """The images drawn while training."""
 
     prompts: Prompts = ()
     """Default: the instance prompt, the class prompt and one unrelated prompt."""
     every: Interval = 100
     """Steps between sample grids; step 0 is the base model's."""
     images_per_prompt: PairedImageCount = 4
-    """Pictures of each prompt, with the same seeds every time."""
+    """Images of each prompt, with the same seeds every time."""
     sampler: SamplerName = "dpmpp_2m"
     """See `jaxbooth sample --help`."""
     steps: SamplerSteps = 25
-    """Network evaluations for one picture."""
+    """Network evaluations for one image."""
     guidance_scale: GuidanceScale = 7.5
     """Classifier-free guidance; 1 turns it off."""
     drift_limit: PositiveWeight | None = None
@@ -335,16 +335,16 @@ class ValidationConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Metrics while training, by CLIP and DINO, on few pictures; `jaxbooth evaluate` does it for a finished run."""
+    """Metrics while training, by CLIP and DINO, on few images; `jaxbooth evaluate` does it for a finished run."""
 
     every: Interval | None = None
     """Steps between evaluations; not set: none."""
     num_prompts: PromptCount = 5
     """How many of the paper's 25 prompts."""
     images_per_prompt: PairedImageCount = 2
-    """Pictures of each prompt, with the same seeds every time."""
+    """Images of each prompt, with the same seeds every time."""
     num_class_images: PairedImageCount = 8
-    """Pictures of the class prompt."""
+    """Images of the class prompt."""
     clip: str | None = None
     """CLIP folder or Hub id, or none; default openai/clip-vit-base-patch32, and the embedded one for the demo model."""
     dino: str | None = None

@@ -30,7 +30,7 @@ def peer_flags() -> dict[str, dict[str, list[dict[str, Any]]]]:
 
 
 @cache
-def equivalents(peers: tuple[str, ...]) -> dict[str, str]:
+def peer_equivalents(peers: tuple[str, ...]) -> dict[str, str]:
     """Returns a peer's name for something -> what does the same here, as plain text; the first peer counts."""
     found: dict[str, str] = {}
     for peer in peers:
@@ -40,19 +40,19 @@ def equivalents(peers: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def key_form(name: str) -> str:
+def normalize_key(name: str) -> str:
     """Returns a flag or key as it stands in a configuration file: `train.batch_size`."""
     return name.lstrip("-").split("=")[0].replace("-", "_").lower()
 
 
-def meant(name: str, known: Collection[str], peers: tuple[str, ...]) -> str:
+def suggest(name: str, known: Collection[str], peers: tuple[str, ...]) -> str:
     """Says what an unknown key may mean, as the rest of a sentence; empty where nothing is near.
 
     Args:
         known: all keys, with dots and underscores.
         peers: whose names count.
     """
-    key = key_form(name)
+    key = normalize_key(name)
     section, _, leaf = key.rpartition(".")
     if key in known:
         return f"perhaps you meant {key}."
@@ -60,7 +60,7 @@ def meant(name: str, known: Collection[str], peers: tuple[str, ...]) -> str:
     if inside:
         return f"{key} is a group of settings, such as {' and '.join(inside[:2])}."
     same_leaf = [other for other in known if other.rpartition(".")[2] == leaf]
-    here = equivalents(peers).get(leaf)
+    here = peer_equivalents(peers).get(leaf)
     if here and not (len(same_leaf) == 1 and section):
         reason = NONE.sub("", here)
         return f"here it is {here}." if reason == here else f"jaxbooth has none{reason and f': {reason}'}."
@@ -83,7 +83,9 @@ def as_flags(sentence: str, known: Collection[str]) -> str:
 def as_keys(sentence: str, known: Collection[str]) -> str:
     """Writes the flags in a sentence as keys of a configuration file."""
     return re.sub(
-        r"--[a-z][\w.-]*\w", lambda match: key_form(match[0]) if key_form(match[0]) in known else match[0], sentence
+        r"--[a-z][\w.-]*\w",
+        lambda match: normalize_key(match[0]) if normalize_key(match[0]) in known else match[0],
+        sentence,
     )
 
 
@@ -103,10 +105,14 @@ def check_flags(kind: type[BaseModel], argv: Sequence[str], command: str, peers:
     """Raises UserError for the first flag that a command does not have, with what may have been meant."""
     known = flag_keys(kind)
     for typed in argv:
-        if not re.match(r"--[A-Za-z]", typed) or typed.startswith(("--tyro-", "--help")) or key_form(typed) in known:
+        if (
+            not re.match(r"--[A-Za-z]", typed)
+            or typed.startswith(("--tyro-", "--help"))
+            or normalize_key(typed) in known
+        ):
             continue
         positive = [key for key in known if not key.rpartition(".")[2].startswith("no_")]
-        hint = meant(typed, positive, peers)
+        hint = suggest(typed, positive, peers)
         said = hint if hint.startswith(("here", "jaxbooth")) else as_flags(hint, positive)
         flag = typed.split("=")[0][:MAX_SHOWN]
         raise UserError(f"unknown flag {flag}; {said or f'`{command} --help` lists all flags.'}")

@@ -20,12 +20,12 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def counted(number: int, noun: str) -> str:
+def pluralize(number: int, noun: str) -> str:
     """Returns a number with its noun: "1 image", "2 images"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def say(text: str) -> None:
+def info(text: str) -> None:
     """Prints one sentence, unless the user wants quiet."""
     if is_main():
         text = printable(text)
@@ -34,7 +34,7 @@ def say(text: str) -> None:
             console.print(escape(text))
 
 
-def result(text: str) -> None:
+def print_result(text: str) -> None:
     """Prints one sentence that a command was run for."""
     if is_main():
         text = printable(text)
@@ -42,7 +42,7 @@ def result(text: str) -> None:
         console.print(escape(text))
 
 
-def shell_quoted(text: str) -> str:
+def shell_quote(text: str) -> str:
     """Returns a word of a command that a user may copy to a shell; control characters are spelled as bash and zsh do.
 
     A terminal would not show those as they are.
@@ -62,7 +62,7 @@ def warn(text: str) -> None:
         console.print(f"[bold yellow]warning:[/] {escape(text)}")
 
 
-def show(table: RenderableType) -> None:
+def show_table(table: RenderableType) -> None:
     """Prints a table, within the width of the terminal."""
     if is_main():
         paper = Console(width=LOG_WIDTH, color_system=None)
@@ -72,13 +72,13 @@ def show(table: RenderableType) -> None:
         console.print(table, soft_wrap=False)
 
 
-def plain(text: str, file: IO[str] | None = None) -> None:
+def print_plain(text: str, file: IO[str] | None = None) -> None:
     """Prints on this process, whichever it is and from any thread, if anyone reads it."""
     with suppress(OSError, ValueError):
         print(text, file=file or sys.stdout, flush=True)
     output.log(text)
 
 
-def complain(text: str) -> None:
-    """As `plain`, on the error stream."""
-    plain(text, sys.stderr)
+def print_stderr(text: str) -> None:
+    """As `print_plain`, on the error stream."""
+    print_plain(text, sys.stderr)

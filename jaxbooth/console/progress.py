@@ -27,7 +27,7 @@ PAUSE = 2.0  # unless less than this many seconds have passed
 
 
 @contextmanager
-def every(seconds: float, action: Callable[[], None]) -> Generator[None]:
+def run_periodically(seconds: float, action: Callable[[], None]) -> Generator[None]:
     """Calls a function again and again, from a thread of its own, while the block runs."""
     ended = threading.Event()
 
@@ -44,7 +44,7 @@ def every(seconds: float, action: Callable[[], None]) -> Generator[None]:
         thread.join()
 
 
-class Bar:
+class ProgressBar:
     """Progress of one phase: a moving bar on a terminal, a line now and then elsewhere and in the log file.
 
     Args:
@@ -56,16 +56,16 @@ class Bar:
     """
 
     def __init__(self, phase: str, total: float | None, done: float, bar: tuple[Progress, TaskID] | None, speaks: bool):
-        self._phase, self._total, self._first, self._done, self._note = phase, total, done, done, ""
+        self._phase, self._total, self._first, self._done, self._postfix = phase, total, done, done, ""
         self._bar, self._speaks, self._lock = bar, speaks, threading.RLock()
         self._began = self._spoke = output.spoke = time.monotonic()
         self._shares = self._share()
 
     def advance(self, amount: float = 1) -> None:
         """Moves on."""
-        self.reach(self._done + amount)
+        self.set_completed(self._done + amount)
 
-    def reach(self, done: float) -> None:
+    def set_completed(self, done: float) -> None:
         """Moves to where `done` is done."""
         with self._lock:
             self._done = done
@@ -75,11 +75,11 @@ class Bar:
             if self._share() > self._shares and time.monotonic() - self._spoke >= PAUSE and not is_over:
                 self.speak()
 
-    def note(self, text: str) -> None:
+    def set_postfix(self, text: str) -> None:
         """Replaces the text behind it."""
-        self._note = text
+        self._postfix = text
         if self._bar:
-            self._bar[0].update(self._bar[1], note=escape(text))
+            self._bar[0].update(self._bar[1], postfix=escape(text))
 
     def break_silence(self) -> None:
         """Writes a line if the last one is long ago, and nothing runs inside of this phase."""
@@ -102,10 +102,10 @@ class Bar:
         spent, parts = now - self._began, []
         if self._total:
             parts.append(f"{self._done:.0f} of {self._total:.0f} ({self._done / self._total:.0%})")
-        parts += [self._note] if self._note else []
-        parts.append(f"{clock(spent)} elapsed")
+        parts += [self._postfix] if self._postfix else []
+        parts.append(f"{format_duration(spent)} elapsed")
         if self._total and self._first < self._done < self._total:
-            parts.append(f"{clock(spent / (self._done - self._first) * (self._total - self._done))} left")
+            parts.append(f"{format_duration(spent / (self._done - self._first) * (self._total - self._done))} left")
         return f"{self._phase}: {', '.join(parts)}"
 
     def _share(self) -> int:
@@ -113,17 +113,17 @@ class Bar:
         return int(self._done / self._total / SHARE) if self._total else 0
 
 
-running: list[Bar] = []  # phases, each inside of the one before it
+running: list[ProgressBar] = []  # phases, each inside of the one before it
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Returns hours, minutes and seconds."""
     minutes, second = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
 
 
 @contextmanager
-def progress(phase: str, total: float | None, done: float = 0, transient: bool = False) -> Generator[Bar]:
+def progress(phase: str, total: float | None, done: float = 0, transient: bool = False) -> Generator[ProgressBar]:
     """Shows how far the block is, with elapsed and remaining time; without a `total`, elapsed time alone.
 
     Where there is no terminal, it writes a line for every 5 % of the work, a line when nothing was written for half a
@@ -135,16 +135,16 @@ def progress(phase: str, total: float | None, done: float = 0, transient: bool =
     """
     columns = (
         TextColumn("{task.description:<10}"), BarColumn(24), TaskProgressColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[postfix]}"),
     )  # fmt: skip
     speaks = is_main() and (output.shows_lines or output.logs)
     moves = is_main() and output.shows_bars
     with Progress(*columns, console=console, transient=transient, disable=not moves) as shown:
-        task = shown.add_task(phase, total=total, completed=int(done), note="")
-        bar = Bar(phase, total, done, (shown, task) if moves else None, speaks)
+        task = shown.add_task(phase, total=total, completed=int(done), postfix="")
+        bar = ProgressBar(phase, total, done, (shown, task) if moves else None, speaks)
         running.append(bar)
         try:
-            with every(1.0, bar.break_silence) if speaks else nullcontext():
+            with run_periodically(1.0, bar.break_silence) if speaks else nullcontext():
                 yield bar
         finally:
             running.remove(bar)
@@ -153,15 +153,15 @@ def progress(phase: str, total: float | None, done: float = 0, transient: bool =
 
 
 @contextmanager
-def working() -> Generator[None]:
+def heartbeat() -> Generator[None]:
     """Breaks the silence of a whole command wherever no phase of its own does; also a decorator."""
     if not is_main() or not (output.shows_lines or output.logs):
         yield
         return
-    bar = Bar("working", None, 0, None, speaks=True)
+    bar = ProgressBar("working", None, 0, None, speaks=True)
     running.append(bar)
     try:
-        with every(1.0, bar.break_silence):
+        with run_periodically(1.0, bar.break_silence):
             yield
     finally:
         running.remove(bar)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from jaxbooth.config.limits import MAX_PROMPT
 from jaxbooth.data.file_names import by_name, by_stem, clipped, folded
 from jaxbooth.errors import UserError
-from jaxbooth.storage.paths import relative_file_name, shown
+from jaxbooth.storage.paths import ascii_repr, relative_file_name
 from jaxbooth.storage.text import parse_json_object, read_lines, read_text
 
 NAME_KEY = "file_name"
@@ -107,11 +107,13 @@ def image_of(name: object, source: str, folder: Path, images: list[Path]) -> Pat
         return images[0]
     relative = relative_file_name(name, source)
     if len(images) > 1:
-        raise UserError(f"{source}: {shown(name)} may be {images[0].name} or {images[1].name}; spell it as its file.")
+        raise UserError(
+            f"{source}: {ascii_repr(name)} may be {images[0].name} or {images[1].name}; spell it as its file."
+        )
     if not (folder / relative).is_file():
         raise UserError(f"{source}: {clipped(relative)} does not exist in {folder}.")
     if "/" in relative:
-        raise UserError(f"{source}: {shown(name)} is in a subfolder, which is not read; move it to {folder}.")
+        raise UserError(f"{source}: {ascii_repr(name)} is in a subfolder, which is not read; move it to {folder}.")
     raise UserError(f"{source}: {clipped(relative)} is not an image that is read here; convert it, or remove the line.")
 
 
@@ -177,7 +179,7 @@ def entry_of(fields: dict[str, Any], source: str, form: str) -> Entry:
         raise UserError(f"{source}: expected {form}.")
     for key, caption in found.items():
         if not isinstance(caption, str):
-            raise UserError(f'{source}: "{key}" has to be one text, not {shown(caption)}.')
+            raise UserError(f'{source}: "{key}" has to be one text, not {ascii_repr(caption)}.')
     if len({*found.values()}) > 1:
         raise UserError(f"{source}: {' and '.join(found)} hold different captions; keep one of them.")
     return Entry(fields[NAME_KEY], next(iter(found.values())), source)

@@ -21,10 +21,10 @@ from jaxbooth.config.schema import Subject
 from jaxbooth.console.messages import is_main
 from jaxbooth.console.progress import progress
 from jaxbooth.data.images import MANIFEST, picture_files
-from jaxbooth.errors import RunFailure, UserError, brief
+from jaxbooth.errors import RunFailure, UserError, short_repr
 from jaxbooth.storage.files import write_json, write_png
 from jaxbooth.storage.paths import short_name
-from jaxbooth.storage.remote import place
+from jaxbooth.storage.remote import as_path
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.fingerprint import update_with_weights
 
@@ -114,7 +114,7 @@ def class_folder(config: Config, subject: Subject) -> Path:
         if folder:
             return folder
     name = short_name(re.sub(r"\W+", "-", (subject.class_prompt or "").lower()).strip("-"))
-    prior = place(config.run_dir) / "prior"
+    prior = as_path(config.run_dir) / "prior"
     return prior / name if config.data.subjects else prior
 
 
@@ -175,7 +175,7 @@ def check_settings(recorded: dict[str, Any], wanted: dict[str, Any], manifest: P
         found = recorded.get(key, RECORDED_LATER.get(key))
         if key != "model" and found != value:
             raise UserError(
-                f"{manifest}: these class pictures were made with {key} = {brief(found)}, but the run asks for "
+                f"{manifest}: these class pictures were made with {key} = {short_repr(found)}, but the run asks for "
                 f"{value!r}; set --data.class-dir to another folder, change the setting back, or, to make them anew, "
                 f"delete {manifest.name} and the class-*.png files beside it."
             )
@@ -203,7 +203,7 @@ def generate_missing(classes: ClassSet, paint: PaintBatch, batch: int) -> None:
             for index, name in names.items():
                 save(classes, index, name, drawn[index])
                 bar.advance(name is not None)
-            bar.note(f"{classes.dropped} near-constant made anew" if classes.dropped else "")
+            bar.set_postfix(f"{classes.dropped} near-constant made anew" if classes.dropped else "")
             if classes.dropped > total + 16:
                 raise RunFailure(
                     f"{classes.dropped} of {len(classes.made)} class pictures came out near-constant; check the base "

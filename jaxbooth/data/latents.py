@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.text_encoder import TextEmbeddings, TokenIds
 from jaxbooth.base.vae import ImageEncoder
-from jaxbooth.console.progress import Bar
+from jaxbooth.console.progress import ProgressBar
 from jaxbooth.data.crops import Framing, Variants, framed
 from jaxbooth.data.images import Picture
 from jaxbooth.errors import RunFailure
@@ -91,7 +91,7 @@ def encode_pictures(
     pictures: list[Picture],
     framing: Framing,
     masked: bool,
-    bar: Bar | None = None,
+    bar: ProgressBar | None = None,
 ) -> Encoded:
     """Encodes all variants of all pictures of one shape.
 

@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from jaxbooth.errors import UserError
-from jaxbooth.storage.paths import shown
-from jaxbooth.storage.typed import STRICT, JsonList, is_same, typed
+from jaxbooth.storage.paths import ascii_repr
+from jaxbooth.storage.typed import STRICT, JsonList, json_equal, validate
 
 # Scheduler classes of diffusers that sample the same forward process; LCM's and TCD's are of distilled models.
 SCHEDULERS = {
@@ -130,10 +130,10 @@ def read_schedule_config(raw: Mapping[str, Any], source: str) -> ScheduleConfig:
     """
     writer = raw.get("_class_name", "DDPMScheduler")
     if not isinstance(writer, str) or writer not in SCHEDULERS:
-        name = shown(writer).strip("'")
+        name = ascii_repr(writer).strip("'")
         raise UserError(f"{source}: {name} belongs to another kind of diffusion model, which jaxbooth cannot train.")
     check_keys(raw, source)
-    return typed(ScheduleConfig, LATENT_DEFAULTS.get(writer, {}) | dict(raw), source)
+    return validate(ScheduleConfig, LATENT_DEFAULTS.get(writer, {}) | dict(raw), source)
 
 
 def check_keys(raw: Mapping[str, Any], source: str) -> None:
@@ -144,8 +144,8 @@ def check_keys(raw: Mapping[str, Any], source: str) -> None:
     """
     known = {*ScheduleConfig.__dataclass_fields__, *OF_A_SAMPLER}
     for key, value in raw.items():
-        if key in known or key.startswith("_") or value is None or is_same(value, NEUTRAL.get(key, False)):
+        if key in known or key.startswith("_") or value is None or json_equal(value, NEUTRAL.get(key, False)):
             continue
         reason = "is for pixel models" if key in ("clip_sample", "thresholding") else "may change what a network is fed"
-        name = shown(key).strip("'")
-        raise UserError(f"{source}: {name} = {shown(value)} is not supported; it {reason}.")
+        name = ascii_repr(key).strip("'")
+        raise UserError(f"{source}: {name} = {ascii_repr(value)} is not supported; it {reason}.")

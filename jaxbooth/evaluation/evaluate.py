@@ -15,8 +15,8 @@ from jaxbooth.base.subject import name_subject
 from jaxbooth.config.limits import MAX_EVALUATED_IMAGES
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import Subject
-from jaxbooth.console.messages import counted, result, say, warn
-from jaxbooth.console.progress import working
+from jaxbooth.console.messages import info, pluralize, print_result, warn
+from jaxbooth.console.progress import heartbeat
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.errors import UserError
 from jaxbooth.evaluation.images import generate_missing, open_image_folder, read_images
@@ -39,7 +39,7 @@ from jaxbooth.runs.folder import RunFolder, open_run, run_mesh
 from jaxbooth.runs.overlap import check_output
 from jaxbooth.storage.disk import check_writable
 from jaxbooth.storage.files import write_json
-from jaxbooth.storage.remote import is_local, place
+from jaxbooth.storage.remote import as_path, is_local
 
 RESULT = "evaluation.json"
 
@@ -79,11 +79,13 @@ class Evaluation:
         }
         open_image_folder(folder, manifest | self.sampling.metadata())
         generated = generate_missing(pipeline, self.prompts, self.cells, self.sampling, self.seed, folder)
-        say(f"{model.label}: {counted(generated, 'image')} generated, {len(self.cells) - generated} found in {folder}")
+        info(
+            f"{model.label}: {pluralize(generated, 'image')} generated, {len(self.cells) - generated} found in {folder}"
+        )
         return read_images(folder, self.cells, len(self.prompts))
 
 
-@working()
+@heartbeat()
 def evaluate(
     run: str | Path,
     step: int | None = None,
@@ -144,13 +146,13 @@ def evaluate(
     scorer = Scorer(feature_models, evaluation.prompts, reference_images(config.subjects, config.resolution))
     skipped = skipped_metrics(evaluation, feature_models)
     for name, reason in skipped.items():
-        say(f"{DEFINITIONS[name].short_title} is left out: {reason}")
+        info(f"{DEFINITIONS[name].short_title} is left out: {reason}")
     scored = [(model, scorer.score(evaluation.images(model))) for model in models]
     results = evaluation_json(evaluation, feature_models, scored, prompts) | {"skipped": skipped}
     path = evaluation.out / RESULT
     write_json(path, results)
     print_table(results)
-    result(f"written: {path}")
+    print_result(f"written: {path}")
     return path
 
 
@@ -174,12 +176,12 @@ def evaluation_prompts(
         source = template_set(name.noun) if prompts == "auto" else prompts
         templates = TEMPLATES[source] if source in TEMPLATES else read_templates(Path(source))
         filled += subject_prompts(templates, name, index)
-        say(f"subject '{name.phrase}', class '{name.noun}': {len(templates)} prompts ({source})")
+        info(f"subject '{name.phrase}', class '{name.noun}': {len(templates)} prompts ({source})")
     unnamed = prompts_without_subject(filled, names)
     if unnamed:
         warn(
-            f"the subject is not named in {counted(len(unnamed), 'prompt')}, such as '{unnamed[0]}'; write {{}} where "
-            "it goes."
+            f"the subject is not named in {pluralize(len(unnamed), 'prompt')}, such as '{unnamed[0]}'; "
+            "write {} where it goes."
         )
     return filled + class_prompts(subjects)
 
@@ -190,7 +192,7 @@ def evaluation_folder(out: Path | None, run: Path, config: Config) -> Path:
     Raises:
         UserError: it cannot be written, or lies among what the run reads and writes.
     """
-    folder = place(out) if out else RunFolder(run).evaluation
+    folder = as_path(out) if out else RunFolder(run).evaluation
     if is_local(folder):
         check_writable(folder, "--out")
         check_output(folder, run, config, allowed="evaluation")

@@ -13,7 +13,7 @@ from jaxbooth.data.class_images import fingerprint
 from jaxbooth.pipeline import Pipeline
 from jaxbooth.runs.folder import RunFolder, open_run, opened, refuse_missing
 from jaxbooth.storage.paths import short_name
-from jaxbooth.storage.remote import place
+from jaxbooth.storage.remote import as_path
 from jaxbooth.weights.resolve import Source
 
 RUN_AT_STEP = re.compile(r"(.+)@([0-9]{1,9})")  # RUN@STEP
@@ -60,7 +60,7 @@ class ComparedModel:
         base = pipeline.base
         identity: dict[str, Any] = {"fingerprint": fingerprint(base.folder, base.components)}
         if self.is_run:
-            identity["checkpoint"] = checkpoint_sums(RunFolder(place(self.path)), pipeline.step)
+            identity["checkpoint"] = checkpoint_sums(RunFolder(as_path(self.path)), pipeline.step)
         return identity
 
 
@@ -109,7 +109,7 @@ def parse_model(text: str) -> ComparedModel:
     """
     match = RUN_AT_STEP.fullmatch(text)
     path, step = (match[1], int(match[2])) if match and not Path(text).exists() else (text, None)
-    if RunFolder(place(path)).config.exists() or step is not None:
+    if RunFolder(as_path(path)).config.exists() or step is not None:
         return run_model(path, step)
     refuse_missing(text)
     return ComparedModel(slug(text), text, Source(text), None)

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from jaxbooth.console.messages import show
+from jaxbooth.console.messages import show_table
 from jaxbooth.console.output import console
 from jaxbooth.evaluation.images import image_name
 from jaxbooth.metrics.bootstrap import bootstrap_mean
@@ -64,7 +64,7 @@ def print_table(results: dict[str, Any]) -> None:
     """
     wide = wide_table(results)
     needed = Measurement.get(console, console.options.update(width=WIDEST), wide).maximum
-    show(wide if needed <= console.width else tall_table(results))
+    show_table(wide if needed <= console.width else tall_table(results))
 
 
 def wide_table(results: dict[str, Any]) -> Table:

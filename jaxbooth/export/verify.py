@@ -118,7 +118,7 @@ def check_files(files: Files, out: Path, findings: Findings) -> None:
     with progress("verify", sum(map(len, files.values()))) as bar:
         for path, tensors in files.items():
             where = path.relative_to(out).as_posix()
-            bar.note(where)
+            bar.set_postfix(where)
             with open_tensors(path) as file:
                 found = set(file.keys())
                 for wanted in tensors:

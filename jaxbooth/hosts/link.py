@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from jaxbooth.console.messages import complain
+from jaxbooth.console.messages import print_stderr
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.hosts.gate import Gate
 from jaxbooth.hosts.place import Place
@@ -51,7 +51,7 @@ class Alone:
 
     def abort(self, text: str) -> None:
         """Ends all processes with a sentence, from any thread and whatever the main one waits for; exit code 1."""
-        complain(f"error: {text}")
+        print_stderr(f"error: {text}")
         exit_now(1)
 
     def close(self) -> None:
@@ -101,7 +101,7 @@ class Link(Alone):
                     self._wire.close()
                     raise (RunFailure if message["is_gone"] else UserError)(f"{message['text']}.")
                 case "waiting":
-                    complain(message["text"])
+                    print_stderr(message["text"])
                 case _:
                     self._handle(message)
         raise RunFailure("process 0 is gone before all processes had joined.")
@@ -126,7 +126,7 @@ class Link(Alone):
 
     def abort(self, text: str) -> None:
         self.fail(RunFailure(text))
-        complain(f"error: {text}")
+        print_stderr(f"error: {text}")
         time.sleep(2 * GRACE)  # the others hear it before JAX's service is gone
         exit_now(1)
 
@@ -161,7 +161,7 @@ class Link(Alone):
         """Ends this process, whatever its main thread waits for, unless it ends by itself."""
         time.sleep(grace)
         if not self._ending:
-            complain(f"error: {text}.")
+            print_stderr(f"error: {text}.")
             exit_now(1)
 
 
@@ -193,7 +193,7 @@ def reach(place: Place, timeout: float, notice: float) -> socket.socket:
             return connection
         if now - last_notice >= notice:
             last_notice = now
-            complain(f"{place.name} joined; process 0 at {place.coordinator} cannot be reached yet")
+            print_stderr(f"{place.name} joined; process 0 at {place.coordinator} cannot be reached yet")
         time.sleep(RETRY)
     raise UserError(
         f"{place.name} could not reach process 0 at {place.coordinator} within {timeout:g} s; "

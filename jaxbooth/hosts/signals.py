@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
-from jaxbooth.console.messages import plain
+from jaxbooth.console.messages import print_plain
 from jaxbooth.hosts.link import Alone
 
 Handler = Callable[[int, FrameType | None], None]
@@ -45,7 +45,7 @@ def handled(handler: Handler, *numbers: signal.Signals) -> Generator[None]:
 def leave(number: int, _frame: FrameType | None) -> None:
     """Ends a training command well, as long as it has not begun."""
     signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
-    plain("stopped; run the same command again.")
+    print_plain("stopped; run the same command again.")
     sys.exit(0)
 
 

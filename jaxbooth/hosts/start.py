@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from jaxbooth.config.schema import DistributedConfig
-from jaxbooth.console.messages import plain
+from jaxbooth.console.messages import print_plain
 from jaxbooth.errors import UserError
 from jaxbooth.hosts.coordinator import Coordinator
 from jaxbooth.hosts.link import GRACE, Alone, Link, exit_now
@@ -87,5 +87,5 @@ def begin(place: Place, link: Alone, timeout: float) -> None:
 def leave(sentence: str | None) -> None:
     """Ends this process at once, from any thread; everything on disk is whole."""
     if sentence:
-        plain(sentence)
+        print_plain(sentence)
     exit_now(0)

@@ -12,7 +12,7 @@ from jaxbooth.assets import DEMO_CLIP, DEMO_MODEL
 from jaxbooth.errors import UserError
 from jaxbooth.metrics.preprocess import FILES
 from jaxbooth.models.config import architectures
-from jaxbooth.storage.paths import local_path, shown
+from jaxbooth.storage.paths import ascii_repr, local_path
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.fingerprint import update_with_weights
 from jaxbooth.weights.hub import Read, fetch, listing, weights_in
@@ -142,7 +142,7 @@ def check_model_type(supported: SupportedModel, config: Mapping[str, Any], label
     listed = architectures(config, f"{label}: {CONFIG}")
     class_name = next(iter(listed), config.get("_class_name") or expected)
     if class_name is None or class_name != expected:
-        held = f"{shown(class_name or 'a model')} (model_type {shown(model_type)})".replace("'", "")
+        held = f"{ascii_repr(class_name or 'a model')} (model_type {ascii_repr(model_type)})".replace("'", "")
         raise UserError(
             f"{label} holds {held}, not {' or '.join(supported.classes.values())}; {supported.flag} takes a "
             f"{supported.name}, such as {supported.example}."

@@ -186,5 +186,5 @@ def make_tokenize(files: FeatureModelFiles, config: CLIPTextConfig) -> Callable[
 def load_weights(module: ModuleDef, files: FeatureModelFiles, mesh: Mesh, renames: Renames) -> Params:
     """Loads all weights in float32 under a progress bar."""
     with progress("load", len(module.shapes)) as bar:
-        bar.note(files.folder.name)
+        bar.set_postfix(files.folder.name)
         return load_component(files.weights, module, param_shardings(mesh), jnp.float32, bar.advance, renames)

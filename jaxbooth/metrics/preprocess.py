@@ -15,9 +15,9 @@ from pydantic import Field, PositiveFloat
 from pydantic.dataclasses import dataclass
 
 from jaxbooth.errors import UserError
-from jaxbooth.storage.paths import shown
+from jaxbooth.storage.paths import ascii_repr
 from jaxbooth.storage.text import read_json
-from jaxbooth.storage.typed import STRICT, JsonList, typed
+from jaxbooth.storage.typed import STRICT, JsonList, validate
 
 FILES = ("preprocessor_config.json", "processor_config.json")  # the second since transformers 5, around the first
 PROCESSOR = re.compile(r"(?P<processor>\w+?)(FeatureExtractor|ImageProcessor(Fast|Pil)?)")
@@ -131,11 +131,11 @@ def read_preprocessing(folder: Path, model_type: str) -> Preprocessing:
     match = PROCESSOR.fullmatch(class_name)
     processor = match["processor"] if match else class_name or PROCESSOR_OF[model_type]
     if processor not in DEFAULTS or raw.get("do_pad"):
-        culprit = f"the processor {shown(class_name)}" if processor not in DEFAULTS else "do_pad"
+        culprit = f"the processor {ascii_repr(class_name)}" if processor not in DEFAULTS else "do_pad"
         known = ", ".join(DEFAULTS)
         raise UserError(f"{file}: {culprit} is not supported; known are those of {known}, without padding.")
     values = DEFAULTS[processor] | {key: value for key, value in raw.items() if value is not None}
-    return build_preprocessing(typed(ProcessorConfig, values, str(file)), file)
+    return build_preprocessing(validate(ProcessorConfig, values, str(file)), file)
 
 
 def build_preprocessing(config: ProcessorConfig, file: Path) -> Preprocessing:
@@ -179,4 +179,4 @@ def read_size(value: Any, is_square: bool, file: Path) -> tuple[int, int] | int:
             return height, width
         case {"shortest_edge": int(side)} if not value.get("longest_edge"):
             return side
-    raise UserError(f"{file}: size {shown(value)} is not supported; expected height and width, or shortest_edge.")
+    raise UserError(f"{file}: size {ascii_repr(value)} is not supported; expected height and width, or shortest_edge.")

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from jaxbooth.errors import UserError
 from jaxbooth.models.encoder_config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, Dinov2Config, ViTConfig
 from jaxbooth.models.unet_config import UNetConfig, VAEConfig
-from jaxbooth.storage.paths import shown
-from jaxbooth.storage.typed import is_same, typed
+from jaxbooth.storage.paths import ascii_repr
+from jaxbooth.storage.typed import json_equal, validate
 
 T = TypeVar("T")
 
@@ -76,12 +76,12 @@ def read_config(kind: type[T], raw: Mapping[str, Any], source: str) -> T:
     for key, value in raw.items():
         if key in known or key in INFORMATIVE or key.startswith("_"):
             continue
-        if not (is_same(value, neutral[key]) if key in neutral else is_off(value)):
-            name = shown(key).strip("'")
+        if not (json_equal(value, neutral[key]) if key in neutral else is_off(value)):
+            name = ascii_repr(key).strip("'")
             raise UserError(
-                f"{source}: {name} = {shown(value)} is not supported; this model needs code that jaxbooth lacks."
+                f"{source}: {name} = {ascii_repr(value)} is not supported; this model needs code that jaxbooth lacks."
             )
-    return typed(kind, raw, source)
+    return validate(kind, raw, source)
 
 
 def architectures(raw: Mapping[str, Any], source: str) -> list[str]:
@@ -92,7 +92,7 @@ def architectures(raw: Mapping[str, Any], source: str) -> list[str]:
     """
     names = raw.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{source}: architectures = {shown(names)} is not valid: expected a list of names.")
+        raise UserError(f"{source}: architectures = {ascii_repr(names)} is not valid: expected a list of names.")
     return names
 
 
@@ -111,4 +111,4 @@ def read_clip_config(raw: Mapping[str, Any], source: str) -> CLIPConfig:
         return read_config(kind, values, f"{source}: {part}")
 
     towers = {"text": tower(CLIPTextConfig, "text_config"), "vision": tower(CLIPVisionConfig, "vision_config")}
-    return typed(CLIPConfig, {"projection_dim": raw.get("projection_dim", 512)} | towers, source)
+    return validate(CLIPConfig, {"projection_dim": raw.get("projection_dim", 512)} | towers, source)

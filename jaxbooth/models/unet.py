@@ -25,7 +25,7 @@ from jaxbooth.models.layers import (
 )
 from jaxbooth.models.remat import Remat, recomputed
 from jaxbooth.params import Array
-from jaxbooth.storage.paths import shown
+from jaxbooth.storage.paths import ascii_repr
 
 Features = Float[Array, "b h w c"]
 TimeEmbedding = Float[Array, "b time_embed_dim"]
@@ -233,7 +233,7 @@ def check_block_type(kind: str, plain: str) -> None:
     """
     if kind not in (plain, f"CrossAttn{plain}"):
         raise UserError(
-            f"unet/config.json: block type {shown(kind)} is not supported; known are {plain} and CrossAttn{plain}."
+            f"unet/config.json: block type {ascii_repr(kind)} is not supported; known are {plain} and CrossAttn{plain}."
         )
 
 

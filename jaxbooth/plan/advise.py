@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.trainable import run_lora_spec
-from jaxbooth.config.rules import check_rows, check_training, idle_options
+from jaxbooth.config.rules import check_rows, check_training, ineffective_options
 from jaxbooth.config.run_config import Config, flag
 from jaxbooth.errors import UserError
 from jaxbooth.plan.abstract_step import abstract_mesh, abstract_step
@@ -95,7 +95,7 @@ def is_valid(config: Config) -> bool:
         check_training(config)
     except UserError:
         return False
-    return not any(idle_options(config))
+    return not any(ineffective_options(config))
 
 
 def format_flags(changes: Changes) -> str:

@@ -11,9 +11,9 @@ from tyro.conf import arg
 
 from jaxbooth.base.model import BaseModel, check_resolution
 from jaxbooth.base.trainable import check_rank
-from jaxbooth.config.rules import check_rows, idle_options
+from jaxbooth.config.rules import check_rows, ineffective_options
 from jaxbooth.config.run_config import Config
-from jaxbooth.console.messages import show
+from jaxbooth.console.messages import show_table
 from jaxbooth.errors import UserError
 from jaxbooth.plan.abstract_step import abstract_base
 from jaxbooth.plan.advise import suggest
@@ -55,7 +55,7 @@ def plan_command(arguments: PlanArguments) -> None:
     if arguments.as_json:
         print(json.dumps(plan_json(plan), indent=2))
     else:
-        show(plan_table(plan))
+        show_table(plan_table(plan))
 
 
 def make_plan(config: Config, topology: Topology, compiles: bool = False) -> Plan:
@@ -66,7 +66,7 @@ def make_plan(config: Config, topology: Topology, compiles: bool = False) -> Pla
         RunFailure: the compiler failed.
     """
     check_rows(config)
-    for problem in idle_options(config):
+    for problem in ineffective_options(config):
         raise UserError(problem)
     asked, (config, base) = config, abstract_base(config, topology.platform)
     check_resolution(base, config.resolution, "--data.resolution")

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
-from jaxbooth.console.messages import say
+from jaxbooth.console.messages import info
 from jaxbooth.errors import UserError
 from jaxbooth.models.remat import REMATS
 from jaxbooth.plan.advise import suggest
@@ -44,7 +44,7 @@ def check_memory(config: Config, base: BaseModel, mesh: Mesh) -> Config:
         raise out_of_memory_error(settled, base, estimated)
     policy = REMATS[int(broadcast_one_to_all(np.int32(REMATS.index(settled.train.remat_policy))))]
     if policy != config.train.remat_policy:
-        say(f"--train.remat {policy}: a step needs {needed / GIB:.1f} GiB with it, the device has {limit / GIB:.1f}")
+        info(f"--train.remat {policy}: a step needs {needed / GIB:.1f} GiB with it, the device has {limit / GIB:.1f}")
     return config.model_copy(update={"train": config.train.model_copy(update={"remat": policy})})
 
 

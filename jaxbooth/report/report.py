@@ -15,7 +15,7 @@ from jaxbooth.report.run_data import read_runs
 from jaxbooth.runs.overlap import check_output
 from jaxbooth.storage.disk import check_writable
 from jaxbooth.storage.files import write_text
-from jaxbooth.storage.remote import is_local, place
+from jaxbooth.storage.remote import as_path, is_local
 
 FILE = "report.html"
 HEAD = 2000  # bytes of a file in which a report says that it is one
@@ -46,7 +46,7 @@ def make_report(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[s
         raise UserError("name at least one run folder.")
     if len(runs) > COLOURS:
         raise UserError(f"{len(runs)} runs are too many to tell apart; name at most {COLOURS}.")
-    target = place(out) if out is not None else default_file(runs)
+    target = as_path(out) if out is not None else default_file(runs)
     check_target(target)
     found = read_runs([os.fspath(run) for run in runs])
     for run in found:
@@ -58,7 +58,7 @@ def make_report(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[s
 
 def default_file(runs: Sequence[str | os.PathLike[str]]) -> Path:
     """Returns where a report goes that nobody placed."""
-    first = place(runs[0])
+    first = as_path(runs[0])
     return (first if len(runs) == 1 else first.parent) / FILE
 
 

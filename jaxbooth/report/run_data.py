@@ -15,7 +15,7 @@ from jaxbooth.report.sample_grids import SampleGrid, read_grid
 from jaxbooth.runs.checkpoint import checkpoint_steps
 from jaxbooth.runs.early_stopping import read_kept
 from jaxbooth.runs.folder import RunFolder, open_run
-from jaxbooth.storage.remote import is_local, modified, place, size
+from jaxbooth.storage.remote import as_path, file_size, is_local, modified_time
 from jaxbooth.storage.text import read_json
 
 EVALUATION = Path("evaluation", "evaluation.json")
@@ -107,7 +107,7 @@ def read_run(run: RunFolder, config: Config, name: str) -> RunData:
         step=max(int(curve.steps[-1]) for curve in curves.values()),
         stopped=kept.stopped,
         best=kept.best,
-        written=datetime.fromtimestamp(modified(run.metrics), UTC),
+        written=datetime.fromtimestamp(modified_time(run.metrics), UTC),
         grids=sorted((grid for grid in grids if grid), key=lambda grid: grid.step),
         classes=class_image_files(config),
         evaluation=read_evaluation(run.root / EVALUATION),
@@ -132,7 +132,7 @@ def class_image_files(config: Config) -> list[ClassImageFiles]:
     if not config.train.prior_weight:
         return []
     found = {str(class_folder(config, each)): each.class_prompt or "" for each in config.subjects}
-    folders = [(prompt, place(folder)) for folder, prompt in found.items()]
+    folders = [(prompt, as_path(folder)) for folder, prompt in found.items()]
     return [ClassImageFiles(prompt, folder, picture_files(folder)) for prompt, folder in folders if folder.is_dir()]
 
 
@@ -157,7 +157,7 @@ def checkpoint_sizes(folder: Path) -> dict[int, int]:
 
 def folder_size(folder: Path) -> int:
     """Returns the bytes of all files below a folder."""
-    return sum(map(size, files_below(folder))) if folder.exists() else 0
+    return sum(map(file_size, files_below(folder))) if folder.exists() else 0
 
 
 def files_below(folder: Path) -> list[Path]:

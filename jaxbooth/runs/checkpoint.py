@@ -19,10 +19,10 @@ from jaxbooth.config.run_config import Config
 from jaxbooth.console.messages import is_main, warn
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.params import Params
-from jaxbooth.storage.disk import free_bytes, in_words, is_full
+from jaxbooth.storage.disk import format_bytes, free_bytes, is_full
 from jaxbooth.storage.lock import check_held
 from jaxbooth.storage.paths import as_orbax_path
-from jaxbooth.storage.remote import is_local, place
+from jaxbooth.storage.remote import as_path, is_local
 from jaxbooth.training.state import TrainState, field_sums, needed_for_result, result_params, tree_bytes
 
 # Orbax explains its every option in absl's log, and raises its errors besides.
@@ -53,7 +53,7 @@ class Checkpoints:
             create=writes,
             read_only=not writes,
         )
-        self._folder, self._writes = place(folder), writes
+        self._folder, self._writes = as_path(folder), writes
         self._is_proven = False  # whether a checkpoint of this process was read back from where it lies
         handlers = {
             "state": ocp.PyTreeCheckpointHandler(),
@@ -203,8 +203,8 @@ def check_free(folder: Path, state: TrainState, step: int) -> None:
     needed, free = tree_bytes(state), free_bytes(folder)
     if needed > free:
         raise RunFailure(
-            f"the disk is full: {folder} has {in_words(free)} free, and the checkpoint of step {step} takes "
-            f"{in_words(needed)}; free some space and run the same command again."
+            f"the disk is full: {folder} has {format_bytes(free)} free, and the checkpoint of step {step} takes "
+            f"{format_bytes(needed)}; free some space and run the same command again."
         )
 
 

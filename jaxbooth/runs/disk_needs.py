@@ -10,8 +10,8 @@ from jaxbooth.export.export import default_format
 from jaxbooth.runs.checkpoint import checkpoint_steps
 from jaxbooth.runs.folder import RunFolder
 from jaxbooth.runs.metric_writer import SUPERSEDED, UNREADABLE
-from jaxbooth.storage.disk import Need, check_room, check_writable, in_words
-from jaxbooth.storage.remote import is_local, place
+from jaxbooth.storage.disk import DiskRequirement, check_space, check_writable, format_bytes
+from jaxbooth.storage.remote import as_path, is_local
 from jaxbooth.training.state import TrainState, tree_bytes
 
 
@@ -26,15 +26,15 @@ def check_folders(config: Config, base: BaseModel, classes: list[ClassSet], stat
     Raises:
         UserError: one of them cannot, or has not.
     """
-    check_entries(RunFolder(place(config.run_dir)))
+    check_entries(RunFolder(as_path(config.run_dir)))
     needs = run_needs(config, base, state)
     for classset in classes:
         if classset.missing and is_local(classset.folder):
             size = classset.missing * 3 * config.resolution**2  # noise would not compress
-            needs.append(Need(classset.folder, "--data.class-dir", f"{classset.missing} class images", size))
+            needs.append(DiskRequirement(classset.folder, "--data.class-dir", f"{classset.missing} class images", size))
     for need in needs:
         check_writable(need.folder, need.key)
-    check_room(needs)
+    check_space(needs)
 
 
 def check_entries(run: RunFolder) -> None:
@@ -54,9 +54,9 @@ def check_entries(run: RunFolder) -> None:
             raise UserError(f"{path} is no {kind}, and a run writes a {kind} of that name; move it away.")
 
 
-def run_needs(config: Config, base: BaseModel, state: TrainState) -> list[Need]:
+def run_needs(config: Config, base: BaseModel, state: TrainState) -> list[DiskRequirement]:
     """Returns what a run will write into its own folder from where it stands."""
-    run, needs = RunFolder(place(config.run_dir)), []
+    run, needs = RunFolder(as_path(config.run_dir)), []
     if not is_local(run.root):
         return needs
     steps = checkpoint_steps(run.checkpoints)
@@ -65,11 +65,11 @@ def run_needs(config: Config, base: BaseModel, state: TrainState) -> list[Need]:
         pinned = (config.evaluation.keep_best is not None) + (config.validation.drift_limit is not None)
         size, count = tree_bytes(state), config.train.max_checkpoints + pinned + 1 - len(steps)
         if count > 0:
-            what = f"{count} checkpoint(s) of {in_words(size)}"
-            needs.append(Need(run.root, "--run-dir", what, count * size))
+            what = f"{count} checkpoint(s) of {format_bytes(size)}"
+            needs.append(DiskRequirement(run.root, "--run-dir", what, count * size))
         if config.export:
             size = export_bytes(config, base, state)
-            needs.append(Need(run.root, "--run-dir", f"an export of {in_words(size)}", size))
+            needs.append(DiskRequirement(run.root, "--run-dir", f"an export of {format_bytes(size)}", size))
     return needs
 
 

@@ -15,7 +15,7 @@ from jaxbooth.errors import UserError
 from jaxbooth.metrics.definitions import DEFINITIONS
 from jaxbooth.runs.drift import DRIFT
 from jaxbooth.storage.files import write_json
-from jaxbooth.storage.paths import shown
+from jaxbooth.storage.paths import ascii_repr
 from jaxbooth.storage.text import read_json
 
 Step = Annotated[int, Field(ge=0, strict=True)]
@@ -120,7 +120,7 @@ def read_kept(path: Path) -> Kept:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: {shown(key)} = {shown(first['input'])} is not valid; {remedy}.") from None
+        raise UserError(f"{path}: {ascii_repr(key)} = {ascii_repr(first['input'])} is not valid; {remedy}.") from None
 
 
 def stopped_at(path: Path) -> int | None:

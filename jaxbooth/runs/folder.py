@@ -25,8 +25,8 @@ from jaxbooth.sharding import AnyMesh, make_mesh
 from jaxbooth.storage.files import remove_tree, write_json, write_text
 from jaxbooth.storage.lock import check_held
 from jaxbooth.storage.paths import local_path
-from jaxbooth.storage.remote import check_reachable, is_local, local_twin, place, upload
-from jaxbooth.storage.similar import folders_with, holds, similar_folders
+from jaxbooth.storage.remote import as_path, check_reachable, is_local, staging_folder, upload
+from jaxbooth.storage.similar import contains_file, folders_containing, similar_folders
 from jaxbooth.storage.text import read_json
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.state import TrainState, abstract_state
@@ -114,7 +114,7 @@ class RunFolder:
             (aside / self.root.name).replace(self.export)
             aside.rmdir()
             return
-        with local_twin(self.root) as fresh:
+        with staging_folder(self.root) as fresh:
             yield fresh
             self.export_mark.unlink(missing_ok=True)
             if self.export.exists():
@@ -158,7 +158,7 @@ def resolve_paths(config: Config) -> Config:
         path = local_path(name or "")
         return str(path.absolute()) if name and name != "demo" and path.exists() else name
 
-    run_dir, data = place(config.run_dir), with_paths(config.data)
+    run_dir, data = as_path(config.run_dir), with_paths(config.data)
     data = data.model_copy(update={"subjects": tuple(map(with_paths, data.subjects))})
     return config.model_copy(
         update={
@@ -203,7 +203,7 @@ def open_run(path: str | Path) -> tuple[RunFolder, Config]:
     Raises:
         UserError: it is none.
     """
-    run = RunFolder(place(path))
+    run = RunFolder(as_path(path))
     check_reachable(run.root)
     if not run.root.exists():
         raise no_such_run(str(path))
@@ -231,14 +231,14 @@ def refuse_missing(name: str) -> None:
     Raises:
         UserError: there is no such run.
     """
-    path = place(name)
-    runs = [] if (path / CONFIG).exists() else folders_with(path, CONFIG)
-    if runs and not holds(path, "model_index.json"):
+    path = as_path(name)
+    runs = [] if (path / CONFIG).exists() else folders_containing(path, CONFIG)
+    if runs and not contains_file(path, "model_index.json"):
         raise UserError(f"{name} is a folder of runs; name one of them, such as {Path(name) / runs[0].name}.")
     if name == DEMO or path.exists() or Path(name).suffix.lower() in CHECKPOINTS:
         return
     is_hub_id = re.fullmatch(r"[^/.~][^/]*/[^/]+", name) is not None
-    if not is_hub_id or Path(name).parent == RUNS or folders_with(Path(name).parent, CONFIG):
+    if not is_hub_id or Path(name).parent == RUNS or folders_containing(Path(name).parent, CONFIG):
         raise no_such_run(name, "run or model")
 
 

@@ -17,7 +17,7 @@ from jaxbooth.base.trainable import check_rank, read_lora_init, trained_shapes
 from jaxbooth.config.rules import check_schedule
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import Subject
-from jaxbooth.console.messages import counted, is_main, say, warn
+from jaxbooth.console.messages import info, is_main, pluralize, warn
 from jaxbooth.data.buckets import enlargement, group
 from jaxbooth.data.class_images import ClassSet, generate_missing, open_class_sets
 from jaxbooth.data.crops import Framing, framed
@@ -77,16 +77,16 @@ def read_inputs(config: Config, base: BaseModel) -> Inputs:
         read_lora_init(base, config, trained)
     instances = [scan_subject(config, index) for index in range(len(config.subjects))]
     for index, folder in enumerate(instances):
-        skipped = f", {counted(folder.skipped, 'other file')} skipped" if folder.skipped else ""
-        say(f"instance: {counted(len(folder.pictures), 'image')} in {config.subjects[index].instance_dir}{skipped}")
+        skipped = f", {pluralize(folder.skipped, 'other file')} skipped" if folder.skipped else ""
+        info(f"instance: {pluralize(len(folder.pictures), 'image')} in {config.subjects[index].instance_dir}{skipped}")
         explain_left_out(folder, config.subjects[index].instance_dir)
     check_new_words(config, instances)
     check_masks(config, instances)
     classes, class_of = open_class_sets(config, base) if config.prior_rows else ([], [0] * len(instances))
     for classset in classes:
-        say(f"prior on, weight {config.train.prior_weight}: {classset.plan()}")
+        info(f"prior on, weight {config.train.prior_weight}: {classset.plan()}")
     if not classes:
-        say("prior off: the model may forget the class")
+        info("prior off: the model may forget the class")
     started = [classset for classset in classes if classset.found]
     for classset, folder in zip(started, class_folders(config, started), strict=True):
         explain_left_out(folder, classset.folder)
@@ -142,9 +142,9 @@ def shapes_of(config: Config, base: BaseModel, instances: list[Folder]) -> dict[
             factors |= {folder.pictures[member].path: enlargement(sizes[member], shape) for member in members}
     warn_about_small_pictures(factors)
     if config.data.buckets:
-        say(f"buckets: {', '.join(f'{w} x {h} ({sum(map(len, p))})' for (h, w), p in sorted(shapes.items()))}")
+        info(f"buckets: {', '.join(f'{w} x {h} ({sum(map(len, p))})' for (h, w), p in sorted(shapes.items()))}")
     if len(shapes) > 1:
-        say(f"the train step will be compiled {len(shapes)} times, once for each bucket")
+        info(f"the train step will be compiled {len(shapes)} times, once for each bucket")
     return dict(sorted(shapes.items()))
 
 
@@ -181,7 +181,7 @@ def explain_padding(config: Config, width: int, shards: int) -> None:
             if train.gradient_accumulation_steps > 1
             else f"{shards} devices"
         )
-        say(
+        info(
             f"{rows} rows do not divide among {parts} and are padded to {width}, which changes no result; "
             f"--train.batch-size {better} would use what the padding costs."
         )
@@ -214,7 +214,7 @@ def explain_identifier(side: TextEncoders, subject: Subject, used: Collection[st
         if has_prior and not side.placeholder_tokens:
             warn(f"the instance prompt has no word that the class prompt lacks; give the subject a name, say {better}.")
         return
-    say(f"identifier '{found.word}': {counted(len(found.ids), 'token')}, {token_texts(side, found)}")
+    info(f"identifier '{found.word}': {pluralize(len(found.ids), 'token')}, {token_texts(side, found)}")
     if len(found.ids) >= len(suggested[0].ids) + MANY_MORE:
         warn(
             f"'{found.word}' is {len(found.ids)} tokens for this model, and each means something to it; a rare "
@@ -241,7 +241,7 @@ def contact_sheet(config: Config, inputs: Inputs) -> Image.Image:
                 captions += [picture.caption] * len(seen.pixels[:kept])
                 total += len(seen.pixels)
     if total > len(tiles):
-        say(f"the contact sheet shows {len(tiles)} of {total} variants and leaves {total - len(tiles)} out")
+        info(f"the contact sheet shows {len(tiles)} of {total} variants and leaves {total - len(tiles)} out")
     return sheet(tiles, captions, min(SHEET_COLUMNS, len(tiles)))
 
 
@@ -254,7 +254,7 @@ def write_contact_sheet(run: RunFolder, image: Image.Image) -> None:
     """Saves the contact sheet."""
     if is_main():
         write_png(run.contact_sheet, image, {})
-    say(f"contact sheet: {run.contact_sheet}")
+    info(f"contact sheet: {run.contact_sheet}")
 
 
 def note_pictures(run: RunFolder, groups: dict[str, list[Picture]]) -> None:

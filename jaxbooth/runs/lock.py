@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from jaxbooth.config.run_config import Config, dump_config, first_conflict, flag, load_config
-from jaxbooth.console.messages import is_main, say
+from jaxbooth.console.messages import info, is_main
 from jaxbooth.console.output import output
 from jaxbooth.errors import UserError
 from jaxbooth.hosts.link import Alone
@@ -14,7 +14,7 @@ from jaxbooth.runs.folder import RunFolder
 from jaxbooth.runs.metric_writer import SUPERSEDED
 from jaxbooth.storage.files import is_unfinished, write_text
 from jaxbooth.storage.lock import LOCK, locked
-from jaxbooth.storage.remote import check_reachable, is_local, place
+from jaxbooth.storage.remote import as_path, check_reachable, is_local
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def claim(config: Config, link: Alone) -> Generator[RunFolder]:
     Raises:
         UserError: the folder holds something else, a run that was started with other settings, or one that is going on.
     """
-    run = RunFolder(place(config.run_dir))
+    run = RunFolder(as_path(config.run_dir))
     check_ownership(run, config)
     with ExitStack() as held:
         try:
@@ -74,7 +74,7 @@ def forget_start(run: RunFolder, config: Config) -> None:
     for path in (run.base_model, run.pictures, run.kept):
         path.unlink(missing_ok=True)
     if first_conflict(load_config(run.config), config):
-        say(f"{run.root} has no checkpoint yet; it begins anew with these settings.")
+        info(f"{run.root} has no checkpoint yet; it begins anew with these settings.")
         samples = run.samples(0).parent
         if samples.exists():
             samples.rename(free_name(samples.with_name(samples.name + SUPERSEDED)))

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from jaxbooth.config.run_config import Config
-from jaxbooth.console.messages import say
-from jaxbooth.console.progress import Bar, progress
+from jaxbooth.console.messages import info
+from jaxbooth.console.progress import ProgressBar, progress
 from jaxbooth.errors import RunFailure
 from jaxbooth.hosts.gate import Gate
 from jaxbooth.params import Params
@@ -77,7 +77,7 @@ class Loop:
         every += [self.config.evaluation.every] if self.config.evaluation.every else []
         return min(self.config.train.steps, *(step - step % n + n for n in every))
 
-    def advance(self, state: TrainState, step: int, stop: int, bar: Bar) -> tuple[TrainState, int, bool]:
+    def advance(self, state: TrainState, step: int, stop: int, bar: ProgressBar) -> tuple[TrainState, int, bool]:
         """Dispatches up to `stop`, or to where the gate closes; the third result says whether it did.
 
         The device always has the next dispatch queued while the host logs the last one.
@@ -101,7 +101,7 @@ class Loop:
             self.log(*pending, began, bar)
         return state, step, stopped
 
-    def log(self, start: int, count: int, metrics: Any, began: float, bar: Bar) -> float:
+    def log(self, start: int, count: int, metrics: Any, began: float, bar: ProgressBar) -> float:
         """Waits for a dispatch, writes its metrics and returns the time at which it was done."""
         values = {name: np.asarray(column)[:count] for name, column in jax.device_get(metrics).items()}
         now = time.perf_counter()
@@ -111,11 +111,11 @@ class Loop:
         if not self.announced:
             self.announced = True
             left = (now - began) / count * (self.config.train.steps - start) / 60
-            say(f"{rate:.1f} images/s, about {left:.1f} min to step {self.config.train.steps} without sampling")
+            info(f"{rate:.1f} images/s, about {left:.1f} min to step {self.config.train.steps} without sampling")
         for index in range(count):
             line = {name: float(column[index]) for name, column in values.items()}
             self.writer.scalars(start + index + 1, line | {"images_per_second": rate})
-        bar.note(f"loss {values['loss'][-1]:.4f}, {rate:.1f} images/s")
+        bar.set_postfix(f"loss {values['loss'][-1]:.4f}, {rate:.1f} images/s")
         bar.advance(count)
         return now
 
@@ -142,7 +142,7 @@ def compile_dispatches(
             began = time.perf_counter()
             compiled.append(dispatch.lower(state, frozen, bank, np.int32(1), np.int32(0)).compile())
             which = f" {index} of {len(dispatches)}" if len(dispatches) > 1 else ""
-            bar.note(f"train step{which}, {time.perf_counter() - began:.1f} s")
+            bar.set_postfix(f"train step{which}, {time.perf_counter() - began:.1f} s")
     return compiled
 
 

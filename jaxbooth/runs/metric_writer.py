@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from jaxbooth.console.messages import counted, is_main, warn
+from jaxbooth.console.messages import is_main, pluralize, warn
 from jaxbooth.errors import UserError
 from jaxbooth.runs.tensorboard import Board
-from jaxbooth.storage.disk import named
+from jaxbooth.storage.disk import with_filename
 from jaxbooth.storage.files import write_bytes, write_png
-from jaxbooth.storage.remote import is_local, local_twin, upload
+from jaxbooth.storage.remote import is_local, staging_folder, upload
 from jaxbooth.storage.text import parse_json_object, read_bytes
 
 VALIDATION = "validation.jsonl"
@@ -36,24 +36,25 @@ class Log:
         keep_aside(path.with_name(path.name + UNREADABLE), lines.unreadable)
         if lines.unreadable:
             warn(
-                f"{counted(len(lines.unreadable), 'line')} of {path} cannot be read; kept in {path.name + UNREADABLE}."
+                f"{pluralize(len(lines.unreadable), 'line')} of {path} cannot be read; "
+                f"kept in {path.name + UNREADABLE}."
             )
         write_bytes(path, b"".join(line.raw + b"\n" for line in current))
         self._path, self._file = path, path.open("a", encoding="utf-8")
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Appends a line."""
-        with named(self._path):
+        with with_filename(self._path):
             self._file.write(json.dumps({"step": step, **values}) + "\n")
 
     def flush(self) -> None:
         """Puts everything on disk."""
-        with named(self._path):
+        with with_filename(self._path):
             self._file.flush()
 
     def close(self) -> None:
         """Flushes and closes."""
-        with named(self._path):
+        with with_filename(self._path):
             self._file.close()
 
 
@@ -66,7 +67,7 @@ class Writer:
             return
         self._remote, self._twin = metrics.parent, ExitStack()
         if not is_local(metrics):  # nothing can be appended there
-            self._here = self._twin.enter_context(local_twin(metrics.parent))
+            self._here = self._twin.enter_context(staging_folder(metrics.parent))
             for name in (log + end for log in (metrics.name, VALIDATION) for end in ("", SUPERSEDED, UNREADABLE)):
                 if (metrics.parent / name).exists():
                     write_bytes(self._here / name, (metrics.parent / name).read_bytes())
@@ -86,7 +87,7 @@ class Writer:
 
     def _add(self, log: Log, step: int, values: Mapping[str, float]) -> None:
         log.add(step, values)
-        with named(self._events):
+        with with_filename(self._events):
             for name, value in values.items():
                 self._board.scalar(name, value, step)
 
@@ -95,7 +96,7 @@ class Writer:
         if not self._active:
             return
         write_png(path, image, facts)
-        with named(self._events):
+        with with_filename(self._events):
             self._board.image("samples", np.asarray(image), step)
 
     def flush(self) -> None:
@@ -103,7 +104,7 @@ class Writer:
         if self._active:
             for part in (self._metrics, self._figures):
                 part.flush()
-            with named(self._events):
+            with with_filename(self._events):
                 self._board.flush()
             self._push()
 
@@ -112,7 +113,7 @@ class Writer:
         if self._active:
             for part in (self._metrics, self._figures):
                 part.close()
-            with named(self._events):
+            with with_filename(self._events):
                 self._board.close()
             with self._twin:
                 self._push()
@@ -167,7 +168,7 @@ def keep_aside(path: Path, lines: Sequence[bytes]) -> None:
     """Appends lines to a file, and waits until they are on disk."""
     if lines:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with named(path), path.open("ab") as file:
+        with with_filename(path), path.open("ab") as file:
             file.write(b"".join(line + b"\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())

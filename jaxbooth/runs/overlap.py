@@ -9,7 +9,7 @@ from jaxbooth.config.schema import Subject
 from jaxbooth.errors import UserError
 from jaxbooth.runs.folder import RunFolder
 from jaxbooth.storage.paths import as_orbax_path, is_within, local_path
-from jaxbooth.storage.remote import is_local, place
+from jaxbooth.storage.remote import as_path, is_local
 
 # What a run writes in its own folder, and replaces or deletes there.
 RUN_ENTRIES = ("checkpoints", "samples", "tensorboard", "evaluation", "prior", "export", ".export")
@@ -28,8 +28,8 @@ def check_run_folders(config: Config) -> None:
     Raises:
         UserError: the message names both flags, or what is wrong with the path.
     """
-    as_orbax_path(RunFolder(place(config.run_dir)).checkpoints)
-    run = Named("--run-dir", place(config.run_dir))
+    as_orbax_path(RunFolder(as_path(config.run_dir)).checkpoints)
+    run = Named("--run-dir", as_path(config.run_dir))
     photos, classes, models = list(instance_folders(config)), list(class_folders(config)), list(model_paths(config))
     for given in (*photos, *models):
         refuse_overlap(run, given)

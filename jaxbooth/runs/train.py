@@ -15,8 +15,8 @@ from jaxbooth.base.trainable import fully_trained, init_trainable, shard_params,
 from jaxbooth.config.rules import check_config
 from jaxbooth.config.run_config import Config, load_config, with_overrides
 from jaxbooth.config.schema import DistributedConfig
-from jaxbooth.console.messages import is_main, result, say, shell_quoted
-from jaxbooth.console.progress import progress, working
+from jaxbooth.console.messages import info, is_main, print_result, shell_quote
+from jaxbooth.console.progress import heartbeat, progress
 from jaxbooth.errors import RunFailure
 from jaxbooth.export.export import default_format, export_result
 from jaxbooth.export.reader_notes import reader_notes
@@ -48,7 +48,7 @@ from jaxbooth.runs.metric_writer import Writer
 from jaxbooth.runs.overlap import check_run_folders
 from jaxbooth.runs.validation import Validation
 from jaxbooth.sharding import batch_shards, check_heads, make_mesh
-from jaxbooth.storage.remote import place
+from jaxbooth.storage.remote import as_path
 from jaxbooth.training.optimizer import make_optimizer, rate_jump
 from jaxbooth.training.state import TrainState, checksums, initial_state, result_params
 from jaxbooth.training.step import REFERENCE, make_dispatch, make_task
@@ -94,7 +94,7 @@ def train(config: Config | str | Path | None = None, **overrides: Any) -> Result
         return train_joined(resolve_paths(config), link)
 
 
-@working()
+@heartbeat()
 def train_joined(config: Config, link: Alone) -> Result:
     """Trains as one of the processes that `link` joins."""
     enable_compilation_cache()
@@ -108,7 +108,7 @@ def train_joined(config: Config, link: Alone) -> Result:
     explain_prompts(config, inputs)
     settled = check_memory(config, base, mesh)
     shown = contact_sheet(config, inputs)
-    run = RunFolder(place(config.run_dir))
+    run = RunFolder(as_path(config.run_dir))
     check_ownership(run, config)
     before = load_config(run.config) if run.config.exists() else config  # it is replaced when the folder is claimed
     check_folders(config, base, inputs.classes, state_of(config, base, mesh))
@@ -118,14 +118,14 @@ def train_joined(config: Config, link: Alone) -> Result:
         write_contact_sheet(run, shown)
         checkpoints = Checkpoints(run.checkpoints, config.train.max_checkpoints)
         try:
-            result = Job(settled, before, run, inputs, mesh, tx, checkpoints, link).execute()
+            print_result = Job(settled, before, run, inputs, mesh, tx, checkpoints, link).execute()
         except BaseException as error:
             link.fail(error)
             if jax.process_count() == 1:  # several would wait for each other
                 checkpoints.close()
             raise
         checkpoints.close()
-        return result
+        return print_result
 
 
 @dataclass
@@ -162,7 +162,7 @@ class Job:
                     return self.execute()
                 self.export(state)
             flags = "--train.steps" if done >= total else "--evaluation.patience"
-            result(f"{self.run.root} is complete at step {done} of {total}; raise {flags} to train on.")
+            print_result(f"{self.run.root} is complete at step {done} of {total}; raise {flags} to train on.")
             return Result(self.run, done, complete=True)
         shapes = trained_shapes(self.base, self.config)
         whole = fully_trained(self.base, shapes)
@@ -176,16 +176,16 @@ class Job:
         state, done = self.start_state(values, done)
         state, step, kept = self.train(state, done, feed, frozen, reference)
         for sentence in findings(kept, self.config):
-            result(sentence)
+            print_result(sentence)
         if step < total and kept.stopped is None:
-            result(f"stopped and saved at step {step} of {total}; run the same command again to continue.")
+            print_result(f"stopped and saved at step {step} of {total}; run the same command again to continue.")
             return Result(self.run, step, complete=False)
         self.check_moved(start, state)
         if self.config.export:
             self.export(state)
-        result(f"done: {self.run.samples(step)}")
-        prompt = shell_quoted(self.config.subjects[0].instance_prompt)
-        result(f"draw more: jaxbooth sample {shell_quoted(str(self.run.root))} --prompt {prompt}")
+        print_result(f"done: {self.run.samples(step)}")
+        prompt = shell_quote(self.config.subjects[0].instance_prompt)
+        print_result(f"draw more: jaxbooth sample {shell_quote(str(self.run.root))} --prompt {prompt}")
         return Result(self.run, step, complete=True)
 
     def make_feed(self, params: dict[str, Params]) -> Feed:
@@ -210,10 +210,10 @@ class Job:
         if done:
             values.clear()
             state, done = self.restore()
-            say(f"resumed at step {done} of {self.config.train.steps}")
+            info(f"resumed at step {done} of {self.config.train.steps}")
             jump = rate_jump(self.before, self.config, done)
             if jump:
-                say(jump)
+                info(jump)
             return state, done
         return initial_state(values, self.tx, self.config.train.ema_decay is not None, self.mesh), 0
 
@@ -227,7 +227,7 @@ class Job:
     ) -> tuple[TrainState, int, Kept]:
         """Compiles and runs the loop."""
         config = self.config
-        say(describe_length(config, len(self.inputs.pictures)))
+        info(describe_length(config, len(self.inputs.pictures)))
         writer = Writer(self.run.metrics, self.run.tensorboard, done)
         try:
             validation = Validation.make(config, self.run, self.base, self.mesh, frozen, self.checkpoints, writer, done)
@@ -271,6 +271,6 @@ class Job:
             what = (self.config, self.base, trained, self.mesh, fresh, kind, default_dtype(kind))
             export_result(*what)
             found = verify_export(*what, with_torch=False)
-        result(f"exported: {self.run.export}, {', '.join(found)}")
+        print_result(f"exported: {self.run.export}, {', '.join(found)}")
         for note in reader_notes(self.config, self.base, kind, default_dtype(kind)):
-            say(note)
+            info(note)

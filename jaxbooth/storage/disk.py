@@ -17,7 +17,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
-class Need:
+class DiskRequirement:
     """Bytes of `what` that will be written into a folder, which `key` sets and which need not exist yet."""
 
     folder: Path
@@ -38,7 +38,7 @@ def is_full(error: BaseException | None) -> bool:
 
 
 @contextmanager
-def named(path: Path) -> Generator[None]:
+def with_filename(path: Path) -> Generator[None]:
     """Gives an error of writing the name of the file, which the system knows only when it opens one."""
     try:
         yield
@@ -47,7 +47,7 @@ def named(path: Path) -> Generator[None]:
         raise
 
 
-def existing(path: Path) -> Path:
+def nearest_existing(path: Path) -> Path:
     """Returns the path itself, or its nearest parent that exists."""
     return next(place for place in (path, *path.absolute().parents) if place.exists())
 
@@ -55,7 +55,7 @@ def existing(path: Path) -> Path:
 def check_writable(folder: Path, key: str) -> None:
     """Raises UserError naming `key` if no file can be made in a folder, or the folder itself cannot."""
     try:
-        parent = existing(folder)
+        parent = nearest_existing(folder)
         check_length(folder, parent)
         broken = next((path for path in (folder, *folder.parents) if path.is_symlink() and not path.exists()), None)
         if broken:
@@ -73,26 +73,26 @@ def check_length(folder: Path, parent: Path) -> None:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(folder))
 
 
-def check_room(needs: Sequence[Need]) -> None:
+def check_space(needs: Sequence[DiskRequirement]) -> None:
     """Raises UserError for the first disk that has less room than all that will be written to it."""
-    disks: dict[int, list[Need]] = {}
+    disks: dict[int, list[DiskRequirement]] = {}
     for need in needs:
-        disks.setdefault(existing(need.folder).stat().st_dev, []).append(need)
+        disks.setdefault(nearest_existing(need.folder).stat().st_dev, []).append(need)
     for there in disks.values():
         needed, free = sum(need.size for need in there), free_bytes(there[0].folder)
         if needed > free:
             what = ", ".join(need.what for need in there)
             raise UserError(
-                f"{there[0].key} {there[0].folder} has {in_words(free)} free, and this run needs about "
-                f"{in_words(needed)} there ({what}); free some space or choose another folder."
+                f"{there[0].key} {there[0].folder} has {format_bytes(free)} free, and this run needs about "
+                f"{format_bytes(needed)} there ({what}); free some space or choose another folder."
             )
 
 
 def free_bytes(folder: Path) -> int:
     """Returns what a user may still write to the disk of a folder, which need not exist yet."""
-    return shutil.disk_usage(existing(folder)).free
+    return shutil.disk_usage(nearest_existing(folder)).free
 
 
-def in_words(size: int) -> str:
+def format_bytes(size: int) -> str:
     """Writes a number of bytes, in GB from one on, else in MB."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from jaxbooth.errors import UserError
-from jaxbooth.storage.disk import check_writable, named
+from jaxbooth.storage.disk import check_writable, with_filename
 from jaxbooth.storage.lock import check_held
 from jaxbooth.storage.paths import short_name
 from jaxbooth.storage.remote import is_local
@@ -31,7 +31,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         return
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{short_name(path.name)}.", suffix=UNFINISHED)
     try:
-        with named(path), os.fdopen(handle, "wb") as file:
+        with with_filename(path), os.fdopen(handle, "wb") as file:
             file.write(content)
         os.chmod(aside, 0o644)
         os.replace(aside, path)

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from jaxbooth.console.progress import every
+from jaxbooth.console.progress import run_periodically
 from jaxbooth.errors import UserError
 
 LOCK = ".lock"
@@ -85,7 +85,7 @@ def locked(folder: Path, lost: Callable[[str], None]) -> Generator[None]:
     held = Lock(folder, lost)
     HELD.append(held)
     try:
-        with every(CHECKED, held.check):
+        with run_periodically(CHECKED, held.check):
             yield
     finally:
         HELD.remove(held)

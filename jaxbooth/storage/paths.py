@@ -26,7 +26,9 @@ def plain_file_name(name: object, source: str) -> str:
     """
     if isinstance(name, str) and is_inside(name) and "/" not in name:
         return name
-    raise UserError(f"{source} names {shown(name)}, which is not a plain file name; it may only name files beside it.")
+    raise UserError(
+        f"{source} names {ascii_repr(name)}, which is not a plain file name; it may only name files beside it."
+    )
 
 
 def relative_file_name(name: object, source: str) -> str:
@@ -38,7 +40,8 @@ def relative_file_name(name: object, source: str) -> str:
     if isinstance(name, str) and is_inside(name):
         return PurePosixPath(name).as_posix()
     raise UserError(
-        f"{source} names {shown(name)}, which may lie outside its folder; use a relative path without '..' or '\\'."
+        f"{source} names {ascii_repr(name)}, which may lie outside its folder; "
+        "use a relative path without '..' or '\\'."
     )
 
 
@@ -67,7 +70,7 @@ def short_name(name: str, max_bytes: int = MAX_NAME_BYTES // 3) -> str:
     return name.encode(errors="surrogateescape")[:max_bytes].decode(errors="ignore")
 
 
-def shown(name: object) -> str:
+def ascii_repr(name: object) -> str:
     """Returns a name, or another value of a file, as messages show it: one line, printable anywhere, not too long."""
     try:
         text = ascii(name)
@@ -98,7 +101,9 @@ def as_orbax_path(path: Path) -> epath.Path:
     real = os.path.realpath(path) if is_local else str(path)
     reason = obstacle(real) if is_local else remote_obstacle(real)
     if reason:
-        raise UserError(f"checkpoints cannot be kept in {shown(real)}, which has {reason}; choose another --run-dir.")
+        raise UserError(
+            f"checkpoints cannot be kept in {ascii_repr(real)}, which has {reason}; choose another --run-dir."
+        )
     return LiteralPath(real) if is_local else epath.Path(path)
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from functools import lru_cache
 
-from jaxbooth.errors import UserError, brief
+from jaxbooth.errors import UserError, short_repr
 
 MAX_PATTERN = 1000  # characters
 MAX_PATTERNS = 10_000
@@ -51,21 +51,21 @@ def first_matches(
         raise UserError(f"{source} holds {len(patterns)} expressions, and {MAX_PATTERNS} is the most.")
     for pattern in patterns:
         if len(pattern) > MAX_PATTERN:
-            raise UserError(f"{source} {brief(pattern)} is longer than {MAX_PATTERN} characters.")
+            raise UserError(f"{source} {short_repr(pattern)} is longer than {MAX_PATTERN} characters.")
     command = [sys.executable, "-I", "-S", "-c", CHILD]
     try:
         done = subprocess.run(
             command, input=json.dumps([patterns, texts]), capture_output=True, text=True, timeout=seconds, check=False
         )
     except subprocess.TimeoutExpired:
-        shown = brief(patterns[0] if len(patterns) == 1 else patterns)
+        shown = short_repr(patterns[0] if len(patterns) == 1 else patterns)
         raise UserError(
             f"{source} {shown} takes more than {seconds:g} s to match; "
             "write it without repetitions inside of repetitions."
         ) from None
     if done.returncode:
-        raise UserError(f"{source} {brief(patterns)} cannot be matched ({brief(done.stderr[-200:])}).")
+        raise UserError(f"{source} {short_repr(patterns)} cannot be matched ({short_repr(done.stderr[-200:])}).")
     number, found = json.loads(done.stdout)
     if number is not None:
-        raise UserError(f"{source} {brief(patterns[number])} is not a regular expression ({found}).")
+        raise UserError(f"{source} {short_repr(patterns[number])} is not a regular expression ({found}).")
     return found

@@ -17,7 +17,7 @@ from jaxbooth.errors import UserError
 from jaxbooth.storage.paths import local_path
 
 
-def place(name: str | os.PathLike[str]) -> Path:
+def as_path(name: str | os.PathLike[str]) -> Path:
     """Returns an absolute local path, or for a URL an epath, which has those of a path's methods that runs use.
 
     Raises:
@@ -52,13 +52,13 @@ def check_reachable(path: Path) -> None:
         raise UserError(f"{path} cannot be reached ({reason}); check its name and your credentials.") from None
 
 
-def modified(path: Path) -> float:
+def modified_time(path: Path) -> float:
     """Returns when a file was written, in seconds since 1970."""
     found: Any = path.stat()
     return float(found.st_mtime if is_local(path) else found.mtime)
 
 
-def size(path: Path) -> int:
+def file_size(path: Path) -> int:
     """Returns a file's bytes."""
     found: Any = path.stat()
     return int(found.st_size if is_local(path) else found.length)
@@ -74,7 +74,7 @@ def upload(folder: Path, target: Path) -> None:
 
 
 @contextmanager
-def local_twin(folder: Path) -> Generator[Path]:
+def staging_folder(folder: Path) -> Generator[Path]:
     """Yields a temporary local folder for what belongs to a remote one, which disappears afterwards."""
     twin = tempfile.mkdtemp(prefix="jaxbooth-")
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 LISTED = 3
 
 
-def holds(folder: Path, marker: str) -> bool:
+def contains_file(folder: Path, marker: str) -> bool:
     """Whether a file lies in a folder that can be read."""
     try:
         return (folder / marker).is_file()
@@ -14,10 +14,10 @@ def holds(folder: Path, marker: str) -> bool:
         return False
 
 
-def folders_with(parent: Path, marker: str) -> list[Path]:
+def folders_containing(parent: Path, marker: str) -> list[Path]:
     """Returns the folders in `parent` in which a file `marker` lies, in the order of their names."""
     try:
-        return sorted(path for path in parent.iterdir() if holds(path, marker))
+        return sorted(path for path in parent.iterdir() if contains_file(path, marker))
     except OSError:  # there is no such folder, or it cannot be listed
         return []
 
@@ -28,8 +28,8 @@ def similar_folders(path: Path, marker: str, others: Path) -> list[Path]:
     Args:
         others: where to look too if the path is a mere name.
     """
-    found = folders_with(path.parent, marker)
+    found = folders_containing(path.parent, marker)
     if path.parent == Path():
-        found += folders_with(others, marker)
+        found += folders_containing(others, marker)
     names = {folder.name: folder for folder in reversed(found)}
     return [names[name] for name in get_close_matches(path.name, names, LISTED)]

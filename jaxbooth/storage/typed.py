@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BeforeValidator, ConfigDict, Field, Strict, ValidationError
 
 from jaxbooth.errors import UserError
-from jaxbooth.storage.paths import shown
+from jaxbooth.storage.paths import ascii_repr
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -18,7 +18,7 @@ STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 JsonList = Annotated[tuple[Item, ...], Strict(False)]  # JSON's arrays arrive as lists
 
 
-def is_same(value: Any, other: Any) -> bool:
+def json_equal(value: Any, other: Any) -> bool:
     """Whether two JSON values are equal as JSON means it: numbers by value, and `false` is not 0."""
     return isinstance(value, bool) == isinstance(other, bool) and value == other
 
@@ -30,7 +30,7 @@ def square(value: Any) -> Any:
         ValueError: height and width differ.
     """
     if isinstance(value, list | tuple) and len(value) == 2:
-        if not is_same(value[0], value[1]):
+        if not json_equal(value[0], value[1]):
             raise ValueError("only squares are supported")
         return value[0]
     return value
@@ -44,7 +44,7 @@ Epsilon = Annotated[float, Field(gt=0, lt=1)]
 Square = BeforeValidator(square)  # of an integer that may also be written as height and width
 
 
-def typed(kind: type[T], values: Mapping[str, Any], source: str) -> T:
+def validate(kind: type[T], values: Mapping[str, Any], source: str) -> T:
     """Builds `kind` from those of `values` that it has a field for.
 
     Args:
@@ -67,7 +67,7 @@ def first_problem(error: ValidationError, values: Mapping[str, Any]) -> str:
     if not problem["loc"]:  # of several values together: the check itself names them
         return f"{message}; the file is damaged or of another model."
     key = str(problem["loc"][0])
-    return f"{key} = {shown(values.get(key))} is not valid: {message[:1].lower()}{message[1:]}."
+    return f"{key} = {ascii_repr(values.get(key))} is not valid: {message[:1].lower()}{message[1:]}."
 
 
 def check_lengths(levels: int, **values: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from jaxbooth.errors import UserError, brief
+from jaxbooth.errors import UserError, short_repr
 from jaxbooth.storage.text import MAX_REASON, read_text
 
 MAX_YAML_BYTES = 2**18
@@ -105,8 +105,8 @@ def check_keys(node: yaml.Node | None, path: Path) -> None:
                 continue
             if key.value in lines:
                 raise UserError(
-                    f"{path}: the key {brief(key.value)} stands in line {lines[key.value]} and again in line {line}; "
-                    "remove one."
+                    f"{path}: the key {short_repr(key.value)} stands in line {lines[key.value]} and again in line "
+                    f"{line}; remove one."
                 )
             lines[key.value] = line
 

@@ -21,7 +21,7 @@ from jaxbooth.errors import UserError
 from jaxbooth.models.config import UNetConfig
 from jaxbooth.models.layers import Layers
 from jaxbooth.models.unet import UNet2DConditionModel
-from jaxbooth.storage.paths import shown
+from jaxbooth.storage.paths import ascii_repr
 
 END_TOKEN = "<|endoftext|>"
 
@@ -251,7 +251,7 @@ def check_pipeline(model_index: Mapping[str, Any], folder: Path) -> None:
     Raises:
         UserError: the pipeline's class is of no family; the message names the model.
     """
-    pipeline = shown(model_index.get("_class_name")).strip("'")
+    pipeline = ascii_repr(model_index.get("_class_name")).strip("'")
     if pipeline in PIPELINES:
         return
     others = [other.title for other in OTHER_MODELS if other.pipeline and pipeline.startswith(other.pipeline)]

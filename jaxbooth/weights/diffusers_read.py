@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from jaxbooth.errors import UserError
 from jaxbooth.params import ModuleDef, Params
-from jaxbooth.storage.paths import plain_file_name, shown
+from jaxbooth.storage.paths import ascii_repr, plain_file_name
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.names import (
     RENAMED_ON_IMPORT,
@@ -144,7 +144,7 @@ def match_names(
     found = {name: today for name in stored if (today := canonical(name, renames))}
     twice = next((today for today, number in Counter(found.values()).items() if number > 1), None)
     if twice:
-        raise UserError(f"{folder} holds the tensor {shown(twice)} twice, under two names; fetch another copy.")
+        raise UserError(f"{folder} holds the tensor {ascii_repr(twice)} twice, under two names; fetch another copy.")
     missing = sorted(set(expected) - set(found.values()))
     surplus = sorted(name for name, today in found.items() if today not in expected)
     if missing or surplus:
@@ -182,7 +182,7 @@ def check_shape(folder: Path, tensor: str, found: tuple[int, ...], wanted: tuple
         UserError: the message names the tensor.
     """
     if without_ones(found) != without_ones(wanted):
-        raise UserError(f"{folder}: {shown(tensor)} has shape {found}, but the configuration asks for {wanted}.")
+        raise UserError(f"{folder}: {ascii_repr(tensor)} has shape {found}, but the configuration asks for {wanted}.")
 
 
 def load_component(

@@ -52,7 +52,7 @@ def write_folder(
     components = [name for name in COMPONENTS if (base / name).is_dir()]
     with progress("export", len(components)) as bar:
         for component in components:
-            bar.note(component)
+            bar.set_postfix(component)
             (out / component).mkdir()
             write_config(base / component, out / component, dtype, (changes or {}).get(component, {}))
             written = ComponentTensors(base / component, params.get(component, {}), DTYPES[dtype])

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from jaxbooth.errors import UserError
 from jaxbooth.storage.files import write_bytes
-from jaxbooth.storage.paths import short_name, shown
+from jaxbooth.storage.paths import ascii_repr, short_name
 from jaxbooth.weights.architectures import FAMILIES, Family, TextEncoderSpec
 from jaxbooth.weights.diffusers_read import open_tensors
 from jaxbooth.weights.values import finite, weight_dtype
@@ -78,5 +78,5 @@ def read_rows(path: Path, file: Any, name: str) -> np.ndarray:
     weight_dtype(file.get_slice(name).get_dtype(), name, path)
     rows = file.get_tensor(name)
     if rows.ndim != 2:
-        raise UserError(f"{path}: {shown(name)} has shape {rows.shape}; embeddings are one row for each vector.")
+        raise UserError(f"{path}: {ascii_repr(name)} has shape {rows.shape}; embeddings are one row for each vector.")
     return finite(rows, name, path)

@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from jaxbooth.console.messages import say, warn
-from jaxbooth.console.progress import every, progress
+from jaxbooth.console.messages import info, warn
+from jaxbooth.console.progress import progress, run_periodically
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.storage.paths import relative_file_name
 from jaxbooth.storage.text import read_json
@@ -206,10 +206,10 @@ def fetching(blobs: Path, size: int) -> Generator[None]:
         return
     before = folder_bytes(blobs)
     with disable_progress_bars(), progress("fetch", total=size / 1e6) as bar:
-        bar.note("MB")
-        with every(1.0, lambda: bar.reach(min(size, folder_bytes(blobs) - before) / 1e6)):
+        bar.set_postfix("MB")
+        with run_periodically(1.0, lambda: bar.set_completed(min(size, folder_bytes(blobs) - before) / 1e6)):
             yield
-        bar.reach(size / 1e6)
+        bar.set_completed(size / 1e6)
 
 
 def folder_bytes(folder: Path) -> int:
@@ -244,7 +244,7 @@ def announce(repo: str, files: list[Any], what: str) -> int:
             f"{what} needs {size / 1e9:.2f} GB in {cache}, which has {free / 1e9:.2f} GB; make room, or set HF_HOME to "
             "a folder on another disk."
         )
-    say(f"{what}: fetching {len(missing)} of {len(files)} files, {size / 1e9:.2f} GB.")
+    info(f"{what}: fetching {len(missing)} of {len(files)} files, {size / 1e9:.2f} GB.")
     return size
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxbooth.errors import UserError, brief
+from jaxbooth.errors import UserError, short_repr
 from jaxbooth.storage.text import MAX_REASON
 from jaxbooth.weights.diffusers_read import open_tensors
 from jaxbooth.weights.safetensors_write import CODES, LazyTensor, stored_dtype, write_tensors
@@ -68,8 +68,8 @@ class PickledTensors:
         for name, value in self.state.items():
             if not isinstance(name, str) or not is_plain(value):
                 raise UserError(
-                    f"{file}: {brief(name)} is not a plain tensor with a name and all of its values in the file (but "
-                    "sparse, quantized, repeated or without values); use a .safetensors file."
+                    f"{file}: {short_repr(name)} is not a plain tensor with a name and all of its values in the file "
+                    "(but sparse, quantized, repeated or without values); use a .safetensors file."
                 )
 
     def keys(self) -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from jaxbooth.console.messages import say
+from jaxbooth.console.messages import info
 from jaxbooth.console.progress import progress
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.storage.files import write_json
@@ -134,7 +134,7 @@ def converted_single_file(file: Path, prediction_type: str | None, allow_pickle:
         )
 
     def build(folder: Path) -> None:
-        say(f"{file} ({file.stat().st_size / 1e9:.2f} GB) is converted once, into {cache_folder()}.")
+        info(f"{file} ({file.stat().st_size / 1e9:.2f} GB) is converted once, into {cache_folder()}.")
         convert_single_file(file, folder, prediction_type=prediction_type, allow_pickle=allow_pickle)
 
     return cached_folder([file, file.with_suffix(".yaml")], {"prediction_type": prediction_type}, build)

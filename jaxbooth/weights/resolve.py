@@ -6,7 +6,7 @@ from pathlib import Path
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.errors import UserError
 from jaxbooth.storage.paths import local_path
-from jaxbooth.storage.similar import holds
+from jaxbooth.storage.similar import contains_file
 from jaxbooth.weights.hub import download, download_file
 from jaxbooth.weights.pickles import PICKLES
 from jaxbooth.weights.prepare import prepare
@@ -65,7 +65,7 @@ def locate(name: str, source: Source, is_vae: bool = False) -> Path:
     if path.exists():
         if source.revision and not is_vae:
             raise UserError(f"--revision {source.revision} does not apply to {what}, which is not on the Hub.")
-        if holds(path, "config.yaml") and not holds(path, "model_index.json"):
+        if contains_file(path, "config.yaml") and not contains_file(path, "model_index.json"):
             raise UserError(
                 f"{what} is a run; write a model with `jaxbooth export RUN --format diffusers --out FOLDER`."
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxbooth.errors import UserError
-from jaxbooth.storage.paths import shown
+from jaxbooth.storage.paths import ascii_repr
 from jaxbooth.weights.safetensors_write import DTYPES
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -22,7 +22,7 @@ def weight_dtype(code: str, name: str, file: Path) -> np.dtype:
         UserError: it is no float, or one of 8 bits.
     """
     if code not in FLOATS:
-        raise UserError(f"{file}: {shown(name)} is {code}; weights must be float16, bfloat16 or float32.")
+        raise UserError(f"{file}: {ascii_repr(name)} is {code}; weights must be float16, bfloat16 or float32.")
     return DTYPES[code]
 
 
@@ -33,7 +33,9 @@ def finite(values: np.ndarray, name: str, file: Path) -> np.ndarray:
         UserError: one of them is NaN or infinite.
     """
     if not all_finite(values):
-        raise UserError(f"{file}: {shown(name)} holds NaN or infinite values; the file is damaged, fetch another copy.")
+        raise UserError(
+            f"{file}: {ascii_repr(name)} holds NaN or infinite values; the file is damaged, fetch another copy."
+        )
     return values
 
 

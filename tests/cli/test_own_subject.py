@@ -8,7 +8,7 @@ from jaxbooth.assets import shipped_configs
 from jaxbooth.base.subject import name_subject
 from jaxbooth.base.trainable import initializer_token
 from jaxbooth.cli.parse import starting_config
-from jaxbooth.config.run_config import Config, for_another, load_config
+from jaxbooth.config.run_config import Config, load_config, reset_dependent_keys
 from jaxbooth.config.schema import Subject
 from jaxbooth.runs.watch import unrelated_prompt, validation_prompts
 
@@ -77,7 +77,7 @@ def test_other_photos_without_a_prompt_of_their_own_are_refused(refused, dog):
 
 def test_prompts_in_a_file_of_the_users_own_stay_with_other_photos():
     config = Config.model_validate({"data": {"instance_dir": "a", "instance_prompt": "a sks dog"}})
-    assert for_another(config, {"data.instance_dir"}) == config
+    assert reset_dependent_keys(config, {"data.instance_dir"}) == config
 
 
 def test_the_embedded_subject_keeps_its_prompts_beside_other_settings():

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jaxbooth.base.model import BaseModel
-from jaxbooth.cli.commands import next_number, sample
+from jaxbooth.cli.commands import next_index, sample
 from jaxbooth.cli.main import main
 from jaxbooth.config.run_config import Config, dump_config, load_config
 from jaxbooth.config.schema import ValidationConfig
@@ -65,11 +65,11 @@ def test_a_second_call_goes_on_where_the_first_ended(tiny, tmp_path, capsys):
 def test_the_next_number_is_after_the_highest_of_the_seed(tmp_path, names, seed, expected):
     for name in names:
         (tmp_path / name).touch()
-    assert next_number(tmp_path, seed) == expected
+    assert next_index(tmp_path, seed) == expected
 
 
 def test_a_folder_that_is_not_there_yet_begins_at_zero(tmp_path):
-    assert next_number(tmp_path / "new", 3) == 0
+    assert next_index(tmp_path / "new", 3) == 0
 
 
 # A model's own settings

@@ -8,7 +8,7 @@ import pytest
 from jaxbooth.cli.arguments import ExportArguments, SampleArguments
 from jaxbooth.cli.evaluate import EvaluateArguments
 from jaxbooth.config.run_config import Config, flag, flatten
-from jaxbooth.config.suggestions import PIPELINES, TRAINERS, check_flags, equivalents, flag_keys, peer_flags
+from jaxbooth.config.suggestions import PIPELINES, TRAINERS, check_flags, flag_keys, peer_equivalents, peer_flags
 from jaxbooth.plan.plan import PlanArguments
 from jaxbooth.report.report import ReportArguments
 
@@ -93,7 +93,7 @@ def test_what_the_data_say_is_here_is_here():
 
 def test_no_name_of_a_peer_is_one_of_jaxbooths_own_keys():
     own = {key for key in flatten(Config()) if "." not in key}
-    assert {name for name in equivalents(TRAINERS) if name in own} <= {"seed", "revision", "variant", "vae"}
+    assert {name for name in peer_equivalents(TRAINERS) if name in own} <= {"seed", "revision", "variant", "vae"}
 
 
 @pytest.mark.parametrize(

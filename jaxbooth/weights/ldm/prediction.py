@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxbooth.errors import UserError, brief
+from jaxbooth.errors import UserError, short_repr
 from jaxbooth.storage.yaml import read_yaml
 from jaxbooth.weights.architectures import Family
 from jaxbooth.weights.ldm.names import UNET_PREFIX
@@ -61,7 +61,9 @@ def parse_type(found: Any, source: str) -> str | None:
     if found is None:
         return None
     if not isinstance(found, str) or found not in TYPES:
-        raise UserError(f"{source} is {brief(found)}; expected one of {', '.join(TYPES)}, or pass --prediction-type.")
+        raise UserError(
+            f"{source} is {short_repr(found)}; expected one of {', '.join(TYPES)}, or pass --prediction-type."
+        )
     return TYPES[found]
 
 

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from jaxbooth.params import without_prefix
 from jaxbooth.storage.patterns import first_matches
 from jaxbooth.storage.text import parse_json_object
-from jaxbooth.storage.typed import STRICT, typed
+from jaxbooth.storage.typed import STRICT, validate
 from jaxbooth.weights.lora.names import published_path
 
 METADATA_KEY = "lora_adapter_metadata"  # diffusers `loaders/lora_base.py`
@@ -49,7 +49,7 @@ def read_alphas(path: Path, metadata: Mapping[str, str], component: str, modules
     """
     source = f"{path}: its {METADATA_KEY}"
     config = parse_json_object(metadata.get(METADATA_KEY) or "{}", source)
-    own = typed(AlphaConfig, without_prefix(component, config) or config, source)  # a single network has no prefixes
+    own = validate(AlphaConfig, without_prefix(component, config) or config, source)  # a single network has no prefixes
     patterns = own.alpha_pattern or {}
     if not patterns or not modules:
         return Alphas(own, {})

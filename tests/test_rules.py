@@ -10,7 +10,7 @@ from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.trainable import trained_shapes
 from jaxbooth.config.rules import check_config, check_schedule
-from jaxbooth.config.run_config import Config, explain, load_config
+from jaxbooth.config.run_config import Config, load_config, to_user_error
 from jaxbooth.data.images import Folder, Picture
 from jaxbooth.diffusion.schedule import read_schedule
 from jaxbooth.errors import UserError
@@ -174,7 +174,7 @@ def test_one_warning_names_what_describes_class_pictures_that_are_not_made(off, 
 def test_a_value_that_no_run_can_use_is_named(section, key, value):
     with pytest.raises(ValueError, match=key) as error:
         Config.model_validate({section: {key: value}})
-    assert f"{section}.{key} = {value} is not valid" in str(explain(error.value, "run.yaml"))
+    assert f"{section}.{key} = {value} is not valid" in str(to_user_error(error.value, "run.yaml"))
 
 
 # What only the base model can tell
