@@ -59,21 +59,21 @@ def params(base: BaseModel, mesh: Mesh) -> dict[str, Params]:
 def micro(base: BaseModel) -> BaseModel:
     """The embedded model with a UNet of two small levels, which compiles quickly."""
     config = dataclasses.replace(
-        base.unet_config,
+        base.denoiser_config,
         block_out_channels=(16, 32),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         norm_num_groups=8,
     )
     network = abstract_module(lambda rngs: UNet2DConditionModel(config, Layers(rngs)))
-    return dataclasses.replace(base, unet_config=config, unet=network)
+    return dataclasses.replace(base, denoiser_config=config, denoiser=network)
 
 
 @pytest.fixture(scope="session")
 def micro_params(micro: BaseModel, params: dict[str, Params]) -> dict[str, Params]:
     """The embedded model's weights with a random UNet."""
     draw = np.random.default_rng(0)
-    unet = {name: initial(name, leaf.shape, draw) for name, leaf in micro.unet.shapes.items()}
+    unet = {name: initial(name, leaf.shape, draw) for name, leaf in micro.denoiser.shapes.items()}
     return params | {"unet": unet}
 
 

@@ -83,7 +83,7 @@ def noise_error(base: BaseModel) -> Callable[..., jax.Array]:
     def error(params, ids, latents, noise, timesteps, sizes):
         context, added = base.denoiser_conditioning(base.text.encode(params, ids), sizes)
         noisy = base.schedule.add_noise(latents, noise, timesteps)
-        return jnp.mean(jnp.square(base.unet.bind(params["unet"])(noisy, timesteps, context, added) - noise))
+        return jnp.mean(jnp.square(base.denoiser.bind(params["unet"])(noisy, timesteps, context, added) - noise))
 
     return error
 

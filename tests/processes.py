@@ -35,7 +35,7 @@ def write_micro_model(micro: BaseModel, unet: Mapping[str, np.ndarray], folder: 
     write_json(folder / "unet" / "config.json", read_json(DEMO_MODEL / "unet" / "config.json") | UNET)
     for file in (folder / "unet").glob("*.safetensors"):
         file.unlink()
-    tensors = {name: export_array(own, unet[own]) for name, own in parameter_names(micro.unet.shapes).items()}
+    tensors = {name: export_array(own, unet[own]) for name, own in parameter_names(micro.denoiser.shapes).items()}
     save_file(tensors, folder / "unet" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     return folder
 

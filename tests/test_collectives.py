@@ -94,9 +94,9 @@ def test_no_way_of_training_moves_rows(micro, sizes, variant):
 
 @pytest.mark.slow
 def test_channels_that_no_axis_divides_stay_whole(micro):
-    config = dataclasses.replace(micro.unet_config, block_out_channels=(24, 56))
+    config = dataclasses.replace(micro.denoiser_config, block_out_channels=(24, 56))
     odd = dataclasses.replace(
-        micro, unet_config=config, unet=abstract_module(lambda rngs: UNet2DConditionModel(config, Layers(rngs)))
+        micro, denoiser_config=config, denoiser=abstract_module(lambda rngs: UNet2DConditionModel(config, Layers(rngs)))
     )
     check_tensor(*compile_on(odd, (2, 2, 2)), 2 * PER_DEVICE)
 
@@ -117,13 +117,13 @@ devices = topologies.get_topology_desc(
 ).devices
 base = Base.read(DEMO_MODEL, "bfloat16")
 config = dataclasses.replace(
-    base.unet_config, block_out_channels=(16, 32), norm_num_groups=8,
+    base.denoiser_config, block_out_channels=(16, 32), norm_num_groups=8,
     down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
 )
 unet = describe(lambda rngs: UNet2DConditionModel(config, Make(rngs, base.dtype)))
 mesh = make_mesh(*json.loads(sys.argv[1]), devices=devices)
 slices = [[getattr(d, "slice_index", 0) for d in row.flat] for row in mesh.devices]
-step = lower_step(dataclasses.replace(base, unet_config=config, unet=unet), mesh, (8, 8))
+step = lower_step(dataclasses.replace(base, denoiser_config=config, denoiser=unet), mesh, (8, 8))
 program = step.lowered.compile().as_text()
 print(json.dumps({"kinds": kinds(program), "slices": slices}))
 """

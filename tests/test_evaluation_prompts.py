@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxbooth.base.subject import SubjectName, name_subject
 from jaxbooth.config.schema import Subject
+from jaxbooth.config.subjects import SubjectName, name_subject
 from jaxbooth.errors import UserError
 from jaxbooth.metrics.prompts import (
     LIVE_TEMPLATES,

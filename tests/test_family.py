@@ -48,7 +48,7 @@ def test_each_family_is_read(models, family):
     assert base.components == ("unet", "vae", *towers)
     assert base.family.name == family
     assert base.text.conditioning.has_pooled == (family == "sdxl")
-    assert base.text.width == base.unet_config.cross_attention_dim
+    assert base.text.width == base.denoiser_config.cross_attention_dim
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_value_that_cannot_be_is_named_with_its_file_and_key(copy_of, file, ke
 
 def test_the_length_that_transformers_writes_where_nobody_set_one_is_read(copy_of):
     folder = copy_of("sd15", {"tokenizer/tokenizer_config.json": {"model_max_length": int(1e30)}})
-    assert BaseModel.read(folder, "float32").text.encoders[0].max_length == 77
+    assert BaseModel.read(folder, "float32").text.encoders[0].tokenizer.max_length == 77
 
 
 def test_text_encoders_that_read_different_lengths_are_named(copy_of):

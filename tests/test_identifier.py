@@ -1,14 +1,13 @@
 """What a run says of its identifier, by the vocabulary of its model: the demo's of 2,246 tokens, and CLIP's whole."""
 
-import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 from transformers import CLIPTokenizer
 
-from jaxbooth.base.identifier import MANY_MORE, find_identifier, spell, suggest_identifiers
-from jaxbooth.base.text_encoder import TextEncoders
+from jaxbooth.base.identifier import MANY_MORE, find_identifier, read_identifier, suggest_identifiers
+from jaxbooth.base.tokenizer import Tokenizer
 from jaxbooth.config.schema import Subject
 from jaxbooth.runs.inputs import explain_identifier
 from jaxbooth.weights.skeleton import write_tokenizer
@@ -18,20 +17,18 @@ EXAMPLE = re.compile(r"(?:a|an|photo of) (\w+) (?:dog|cat|toy|teapot)\b")
 
 
 @pytest.fixture(scope="module")
-def sides(base, tmp_path_factory) -> dict[str, TextEncoders]:
-    """The demo's text side, and one with the tokenizer of Stable Diffusion."""
+def tokenizers(base, tmp_path_factory) -> dict[str, Tokenizer]:
+    """The demo's tokenizer, and that of Stable Diffusion."""
     folder = tmp_path_factory.mktemp("clip")
     write_tokenizer(folder)
-    tower = dataclasses.replace(
-        base.text.encoders[0], tokenizer=CLIPTokenizer.from_pretrained(folder), vocabulary_size=49408
-    )
-    return {"demo": base.text, "clip": dataclasses.replace(base.text, encoders=(tower,))}
+    clip = Tokenizer(CLIPTokenizer.from_pretrained(folder), vocabulary_size=49408, embedding_rows=49408)
+    return {"demo": base.text.encoders[0].tokenizer, "clip": clip}
 
 
-def said(capsys, side: TextEncoders, instance: str, kind: str | None, used: tuple[str, ...] = ()) -> str:
+def said(capsys, tokenizer: Tokenizer, instance: str, kind: str | None, used: tuple[str, ...] = ()) -> str:
     subject = Subject(instance_dir=Path("photos"), instance_prompt=instance, class_prompt=kind)
     capsys.readouterr()
-    explain_identifier(side, subject, used, has_prior=kind is not None)
+    explain_identifier(tokenizer, subject, used, has_prior=kind is not None)
     return capsys.readouterr().out
 
 
@@ -40,8 +37,8 @@ def said(capsys, side: TextEncoders, instance: str, kind: str | None, used: tupl
     ("demo", "apple", 1, True), ("clip", "sks", 1, False), ("clip", "ohwx", 1, False), ("clip", "zwx", 2, False),
     ("clip", "rex", 1, True), ("clip", "xjqzk", 5, False),
 ])  # fmt: skip
-def test_a_words_tokens_depend_on_the_vocabulary(sides, model, word, tokens, is_common):
-    found = spell(sides[model].encoders[0], word)
+def test_a_words_tokens_depend_on_the_vocabulary(tokenizers, model, word, tokens, is_common):
+    found = read_identifier(tokenizers[model], word)
     assert (len(found.ids), found.is_common) == (tokens, is_common)
 
 
@@ -49,8 +46,8 @@ def test_a_words_tokens_depend_on_the_vocabulary(sides, model, word, tokens, is_
     ("demo", (), ["sks", "phol", "tft"]), ("demo", ("tft",), ["sks", "phol"]),
     ("clip", (), ["sks", "ohwx", "phol"]), ("clip", ("sks", "a"), ["ohwx", "phol", "olis"]),
 ])  # fmt: skip
-def test_suggestions_are_short_and_rare_for_the_model_and_not_taken(sides, model, used, expected):
-    found = suggest_identifiers(sides[model], used)
+def test_suggestions_are_short_and_rare_for_the_model_and_not_taken(tokenizers, model, used, expected):
+    found = suggest_identifiers(tokenizers[model], used)
     assert [identifier.word for identifier in found] == expected
     assert not any(identifier.is_common for identifier in found)
 
@@ -61,8 +58,8 @@ def test_suggestions_are_short_and_rare_for_the_model_and_not_taken(sides, model
     ("clip", ("a photo of sks mushroom", None), "identifier 'sks': 1 token, sks"),
     ("demo", ("an emoji of a sks mushroom", None), "identifier 'sks': 2 tokens, sk + s"),
 ])  # fmt: skip
-def test_a_good_identifier_is_shown_with_its_tokens_and_no_warning(capsys, sides, model, prompts, expected):
-    assert said(capsys, sides[model], *prompts).strip() == expected
+def test_a_good_identifier_is_shown_with_its_tokens_and_no_warning(capsys, tokenizers, model, prompts, expected):
+    assert said(capsys, tokenizers[model], *prompts).strip() == expected
 
 
 @pytest.mark.parametrize(("model", "prompts", "expected"), [
@@ -74,22 +71,22 @@ def test_a_good_identifier_is_shown_with_its_tokens_and_no_warning(capsys, sides
     ("clip", ("a photo of my dog", "a photo of a dog"), "'my' is a word that the model knows"),
     ("clip", ("a photo of a dog", "a photo of a dog"), "no word that the class prompt lacks; .* sks, ohwx or phol"),
 ])  # fmt: skip
-def test_a_poor_identifier_is_warned_of_with_better_ones_for_the_model(capsys, sides, model, prompts, expected):
-    assert re.search(expected, said(capsys, sides[model], *prompts).replace("\n", " "))
+def test_a_poor_identifier_is_warned_of_with_better_ones_for_the_model(capsys, tokenizers, model, prompts, expected):
+    assert re.search(expected, said(capsys, tokenizers[model], *prompts).replace("\n", " "))
 
 
-def test_the_rarest_word_that_only_the_subject_has_is_its_identifier(sides):
-    found = find_identifier(sides["clip"], ["a", "photo", "of", "my", "ohwx", "dog"], ["a", "photo", "of", "dog"])
+def test_the_rarest_word_that_only_the_subject_has_is_its_identifier(tokenizers):
+    found = find_identifier(tokenizers["clip"], ["a", "photo", "of", "my", "ohwx", "dog"], ["a", "photo", "of", "dog"])
     assert found is not None
     assert found.word == "ohwx"
 
 
-def test_identifiers_in_the_docs_are_good_ones_for_stable_diffusion(sides):
+def test_identifiers_in_the_docs_are_good_ones_for_stable_diffusion(tokenizers):
     """As instance prompts of examples; `my` and its like are none."""
     text = " ".join(page.read_text() for page in PAGES)
     words = {word for word in EXAMPLE.findall(text) if len(word) <= 4} - {"of", "a", "the", "my", "blue", "red"}
     assert "sks" in words
     for word in words:
-        found = spell(sides["clip"].encoders[0], word)
+        found = read_identifier(tokenizers["clip"], word)
         assert len(found.ids) < 1 + MANY_MORE, word
         assert not found.is_common, word

@@ -9,9 +9,10 @@ from safetensors import safe_open
 
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
-from jaxbooth.base.trainable import init_trainable, initializer_token, shard_params, trained_shapes
+from jaxbooth.base.trainable import init_trainable, shard_params, trained_shapes
 from jaxbooth.cli.main import main
 from jaxbooth.config.run_config import dump_config, first_conflict
+from jaxbooth.config.subjects import initializer_token
 from jaxbooth.errors import UserError
 from jaxbooth.export.export import PEFT_FILE, export_result
 from jaxbooth.models.lora import LORA_A, lora_layers
@@ -111,7 +112,7 @@ def test_words_beside_a_model_are_read_with_it(params, mesh, tmp_path):
     write_embeddings(folder, {"<sks>": {"text_encoder": rows}}, FAMILIES["sd15"])
     pipeline = Pipeline.load(folder, mesh=mesh)
     side = pipeline.base.text
-    assert side.token_ids(side.encoders[0], "a <sks>")[1:] == [2246, 2247]  # after the 2246 of the vocabulary
+    assert side.encoders[0].tokenizer.token_ids("a <sks>")[1:] == [2246, 2247]  # after the 2246 of the vocabulary
     np.testing.assert_array_equal(pipeline.params["text_encoder"][PLACEHOLDER_EMBEDDING], rows)
 
 
@@ -128,9 +129,9 @@ def test_several_words_have_a_file_each_and_are_read_back(tmp_path):
 def test_each_new_word_starts_from_the_class_of_its_subject():
     text = {"placeholder_tokens": ("<x>", "<y>")}
     config = configure((1, 1), text=text, data=NO_FOLDER | {"subjects": SUBJECTS})
-    assert [initializer_token(config, word) for word in ("<x>", "<y>")] == ["cat", "apple"]
+    assert [initializer_token(config.text, config.subjects, word) for word in ("<x>", "<y>")] == ["cat", "apple"]
     config = configure((1, 1), text=text | {"initializer_token": "thing"}, data=NO_FOLDER | {"subjects": SUBJECTS})
-    assert initializer_token(config, "<y>") == "thing"
+    assert initializer_token(config.text, config.subjects, "<y>") == "thing"
 
 
 def test_the_number_of_steps_is_fixed_where_it_decides_which_belong_to_the_new_words():

@@ -31,38 +31,38 @@ def random_adapters(network, layers, lora, rng):
 
 def inputs(base, rng):
     sample = rng.normal(size=(2, 16, 16, 4)).astype(np.float32)
-    return sample, jnp.array([10, 700]), rng.normal(size=(2, 5, base.unet_config.cross_attention_dim)).astype("f4")
+    return sample, jnp.array([10, 700]), rng.normal(size=(2, 5, base.denoiser_config.cross_attention_dim)).astype("f4")
 
 
 @pytest.mark.parametrize(("targets", "count"), [("attention", 8), ("attention+ff", 12), ("attention+ff+conv", 16)])
 def test_presets_name_the_layers_of_each_kind(targets, count, micro):
     # In the middle: two attentions of four layers; two feed-forward, two projections; two resnets of two convolutions.
-    layers = target_layers(micro.unet, "unet", targets)
+    layers = target_layers(micro.denoiser, "unet", targets)
     assert len([layer for layer in layers if layer.startswith("mid_block.")]) == count
 
 
 def test_a_regex_must_match_the_whole_name_with_its_component(micro):
-    assert target_layers(micro.unet, "unet", r"unet\.conv_in") == ["conv_in"]
-    assert target_layers(micro.unet, "unet", r"conv_in") == []
+    assert target_layers(micro.denoiser, "unet", r"unet\.conv_in") == ["conv_in"]
+    assert target_layers(micro.denoiser, "unet", r"conv_in") == []
 
 
 def test_a_broken_regex_is_named(micro):
     with pytest.raises(
         UserError, match=r"--lora.targets \(no preset: attention, .*\) '\(' is not a regular expression"
     ):
-        target_layers(micro.unet, "unet", "(")
+        target_layers(micro.denoiser, "unet", "(")
 
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("targets", ["attention", "attention+ff+conv"])
 def test_beside_the_layer_equals_merged_into_it(targets, dora, micro, micro_params, rng):
     lora = LoraSpec(4, 0.5, dora)
-    layers = target_layers(micro.unet, "unet", targets)
-    params = micro_params["unet"] | random_adapters(micro.unet, layers, lora, rng)
+    layers = target_layers(micro.denoiser, "unet", targets)
+    params = micro_params["unet"] | random_adapters(micro.denoiser, layers, lora, rng)
     call = inputs(micro, rng)
-    beside = jax.jit(lambda p: with_adapters(micro.unet, lora).bind(p)(*call))(params)
-    merged = jax.jit(lambda p: micro.unet.bind(merge(p, lora))(*call))(params)
-    plain = jax.jit(lambda p: micro.unet.bind(p)(*call))(micro_params["unet"])
+    beside = jax.jit(lambda p: with_adapters(micro.denoiser, lora).bind(p)(*call))(params)
+    merged = jax.jit(lambda p: micro.denoiser.bind(merge(p, lora))(*call))(params)
+    plain = jax.jit(lambda p: micro.denoiser.bind(p)(*call))(micro_params["unet"])
     scale = np.abs(merged).max()
     np.testing.assert_allclose(beside, merged, atol=2e-5 * scale)  # float32 sums in another order
     assert np.abs(np.asarray(plain) - merged).max() > 0.05 * scale
@@ -71,11 +71,11 @@ def test_beside_the_layer_equals_merged_into_it(targets, dora, micro, micro_para
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 def test_fresh_adapters_change_nothing(dora, micro, micro_params, rng):
     lora = LoraSpec(4, 1.0, dora)
-    shapes = lora_shapes(micro.unet, target_layers(micro.unet, "unet", "attention+ff+conv"), lora)
+    shapes = lora_shapes(micro.denoiser, target_layers(micro.denoiser, "unet", "attention+ff+conv"), lora)
     fresh = init_lora(micro_params["unet"], shapes, seed=0)
     call = inputs(micro, rng)
-    beside = jax.jit(lambda p: with_adapters(micro.unet, lora).bind(p)(*call))(micro_params["unet"] | fresh)
-    plain = jax.jit(lambda p: micro.unet.bind(p)(*call))(micro_params["unet"])
+    beside = jax.jit(lambda p: with_adapters(micro.denoiser, lora).bind(p)(*call))(micro_params["unet"] | fresh)
+    plain = jax.jit(lambda p: micro.denoiser.bind(p)(*call))(micro_params["unet"])
     np.testing.assert_allclose(beside, plain, atol=2e-6 * np.abs(plain).max())
 
 

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.base.model import BaseModel, load_params
-from jaxbooth.base.tokenizer import read_tokenizer
+from jaxbooth.base.tokenizer_files import read_tokenizer
 from jaxbooth.cli.commands import sample
 from jaxbooth.errors import UserError
 from jaxbooth.report.report import make_report

@@ -88,10 +88,10 @@ def test_prompts_with_new_words_are_encoded_as_in_diffusers(folder, side, mesh):
 def test_each_word_is_spelled_with_all_its_vectors_in_every_tower(side):
     new = side.add_placeholder_tokens(WORDS, VECTORS)
     for tower in new.encoders:
-        ids = new.token_ids(tower, "<toy>, a <SKS>")
+        ids = tower.tokenizer.token_ids("<toy>, a <SKS>")
         assert ids[:2] == [FIRST + 2, FIRST + 3]
         assert ids[-2:] == [FIRST, FIRST + 1]
-        assert new.token_ids(tower, "a <sks>") == new.token_ids(tower, "a  <SKS>")
+        assert tower.tokenizer.token_ids("a <sks>") == tower.tokenizer.token_ids("a  <SKS>")
 
 
 def test_the_text_side_itself_learns_no_word(side):
@@ -140,7 +140,7 @@ def test_pictures_with_new_words_are_those_of_diffusers_though_the_configuration
 def test_learned_rows_follow_a_table_that_is_longer_than_the_vocabulary(tmp_path, mesh):
     folder = write_pipeline("sd1", tmp_path, text={"vocab_size": END + 8})
     side = BaseModel.read(folder, "float32").text.add_placeholder_tokens(("<sks>",), 1)
-    assert side.token_ids(side.encoders[0], "a <sks> cat")[1] == END + 8
+    assert side.encoders[0].tokenizer.token_ids("a <sks> cat")[1] == END + 8
     cat = init_placeholder_embeddings(side, load_params(BaseModel.read(folder, "float32"), mesh), ["cat"])
     found = encode(folder, side, cat, ["a <sks> emoji", "a cat emoji"], mesh).prompt_embeds
     np.testing.assert_allclose(found[0], found[1], atol=1e-6)
@@ -151,7 +151,8 @@ def test_new_words_start_as_the_initializers_tokens_in_turn(folder, side, mesh):
     new = side.add_placeholder_tokens(WORDS, 3)
     found = init_placeholder_embeddings(new, params, ["Red apple"] * 2)
     for tower in new.encoders:
-        red, apple = (params[tower.name][TOKEN_EMBEDDING][side.token_ids(tower, word)[0]] for word in ("red", "apple"))
+        table, token_ids = params[tower.name][TOKEN_EMBEDDING], tower.tokenizer.token_ids
+        red, apple = (table[token_ids(word)[0]] for word in ("red", "apple"))
         np.testing.assert_array_equal(found[tower.name], np.stack([red, apple, red] * 2))
 
 
@@ -194,7 +195,7 @@ def test_a_word_that_would_be_misread_is_refused(plain, words, message):
 def test_a_word_that_begins_like_another_is_told_apart(plain):
     side, _ = plain
     new = side.add_placeholder_tokens(("<sk>", "<sks>", "zqdog"), 1)
-    ids = new.token_ids(new.encoders[0], "<sks> <sk> zqdog")
+    ids = new.encoders[0].tokenizer.token_ids("<sks> <sk> zqdog")
     assert ids == [FIRST + 1, FIRST, FIRST + 2]
 
 
@@ -203,7 +204,7 @@ def test_a_word_is_found_inside_a_longer_one_as_in_transformers(plain):
     tokenizer = in_torch(folder).tokenizer
     tokenizer.add_tokens(["zqdog"])
     new = side.add_placeholder_tokens(("zqdog",), 1)
-    ids = new.token_ids(new.encoders[0], "my zqdogs, <zqdog>")
+    ids = new.encoders[0].tokenizer.token_ids("my zqdogs, <zqdog>")
     assert ids == tokenizer("my zqdogs, <zqdog>", add_special_tokens=False).input_ids
     assert ids.count(FIRST) == 2
 
@@ -217,4 +218,4 @@ def test_a_new_word_counts_with_all_its_vectors_in_what_is_lost(plain):
 
 def test_a_second_call_goes_on_after_the_first(plain):
     new = plain[0].add_placeholder_tokens(("<sks>",), 2).add_placeholder_tokens(("<toy>",), 1)
-    assert new.token_ids(new.encoders[0], "<toy> <sks>") == [FIRST + 2, FIRST, FIRST + 1]
+    assert new.encoders[0].tokenizer.token_ids("<toy> <sks>") == [FIRST + 2, FIRST, FIRST + 1]

@@ -92,7 +92,7 @@ def test_a_lora_reads_frozen_kernels_and_needs_no_gradient_of_them(estimated):
 def test_one_device_sends_nothing_and_copies_sum_gradients_of_kernels_in_the_compute_dtype(estimated):
     assert estimated().at().collectives == {}
     copies = estimated("v5e:2x2", batch_size=4 * ROWS)
-    shapes = abstract_base(copies.config)[1].unet.shapes
+    shapes = abstract_base(copies.config)[1].denoiser.shapes
     others = sum(leaf.size for name, leaf in shapes.items() if not is_matrix(name, leaf))  # summed in float32
     assert others > 1000
     assert copies.at().collectives == {"all-reduce": held(copies, "parameters") / 2 + 2 * others}

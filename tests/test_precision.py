@@ -32,8 +32,10 @@ LIKE_TORCH = 1.2  # times torch's error: rounding is as good as random, and mean
 @pytest.fixture(scope="module")
 def short(micro) -> BaseModel:
     """`micro` in bfloat16."""
-    network = abstract_module(lambda rngs: UNet2DConditionModel(micro.unet_config, Layers(rngs, jnp.bfloat16)))
-    return dataclasses.replace(BaseModel.read(DEMO_MODEL, "bfloat16"), unet_config=micro.unet_config, unet=network)
+    network = abstract_module(lambda rngs: UNet2DConditionModel(micro.denoiser_config, Layers(rngs, jnp.bfloat16)))
+    return dataclasses.replace(
+        BaseModel.read(DEMO_MODEL, "bfloat16"), denoiser_config=micro.denoiser_config, denoiser=network
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def in_torch(unet, task, bank, step, dtype):
         timesteps = torch.tensor(np.asarray(batch.timesteps)).long()
         output = unet(noisy, timesteps, torch.tensor(np.asarray(bank.text.prompt_embeds[drawn.caption]))).sample
     squares = torch.square(output.float() - to_torch(np.asarray(batch.noise))).mean(dim=(1, 2, 3))
-    return torch_gradients(unet, (torch.tensor(np.asarray(batch.weight)) * squares).sum(), task.base.unet.shapes)
+    return torch_gradients(unet, (torch.tensor(np.asarray(batch.weight)) * squares).sum(), task.base.denoiser.shapes)
 
 
 def torch_gradients(module, loss, names):
@@ -90,7 +92,7 @@ def test_gradients_of_every_kind_of_parameter_are_as_good_as_torch_autocasts(sho
     changed = ("block_out_channels", "down_block_types", "up_block_types", "norm_num_groups")
     config = read_json(DEMO_MODEL / "unet" / "config.json")
     unet = diffusers.UNet2DConditionModel.from_config(
-        config | {name: getattr(micro.unet_config, name) for name in changed}
+        config | {name: getattr(micro.denoiser_config, name) for name in changed}
     )
     unet.load_state_dict(torch_state(micro_params["unet"]))
     ours, task, bank = of_step(short, micro_params, mesh)

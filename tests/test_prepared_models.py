@@ -71,7 +71,7 @@ def test_a_variant_is_taken_by_the_components_that_have_it(model, cache):
     assert folder.parent == cache
     assert [path.name for path in (folder / "unet").iterdir() if path.suffix == ".safetensors"] == [UNET]
     assert {part: dtypes(folder / part) for part in ("unet", "vae")} == {"unet": {"float32"}, "vae": {"float16"}}
-    assert BaseModel.read(folder).unet.shapes == BaseModel.read(DEMO_MODEL).unet.shapes
+    assert BaseModel.read(folder).denoiser.shapes == BaseModel.read(DEMO_MODEL).denoiser.shapes
     assert dtypes(resolve_model(str(model)) / "unet") == {"float16"}
 
 

@@ -47,7 +47,7 @@ def test_a_rate_in_a_file_of_the_users_own_holds_for_a_lora_too(tmp_path):
 @pytest.mark.parametrize("source", ["demo", "sd15", "sd15-lora", "sdxl-lora"])
 def test_prodigy_scales_its_rate_by_one_under_every_shipped_configuration(source):
     config = changed(source, train={"optimizer": "prodigy"})
-    assert [peak_rate(config, group) for group in ("unet", "text", "tokens")] == [1, 1, 1]
+    assert [peak_rate(config, group) for group in ("denoiser", "text", "tokens")] == [1, 1, 1]
 
 
 def test_the_text_encoder_is_trained_at_the_unets_rate_unless_it_has_its_own():

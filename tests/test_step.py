@@ -216,8 +216,8 @@ def test_schedule_free_is_evaluated_at_its_average(micro, micro_params, mesh):
 
 
 def test_bfloat16_compute_stays_near_float32(plain, micro, micro_params, mesh):
-    unet = abstract_module(lambda rngs: UNet2DConditionModel(micro.unet_config, Layers(rngs, jnp.bfloat16)))
-    half = dataclasses.replace(micro, unet=unet, dtype=jnp.dtype("bfloat16"))
+    unet = abstract_module(lambda rngs: UNet2DConditionModel(micro.denoiser_config, Layers(rngs, jnp.bfloat16)))
+    half = dataclasses.replace(micro, denoiser=unet, dtype=jnp.dtype("bfloat16"))
     losses, grads = losses_and_gradients(half, micro_params, mesh, (4, 2))
     expected, expected_grads = plain
     np.testing.assert_allclose(losses, expected, rtol=1e-2)

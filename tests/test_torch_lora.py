@@ -43,7 +43,7 @@ def peft_name(name):
 
 def peft_unet(micro, micro_params, values, dora):
     """The same UNet in PyTorch with the same fresh adapters."""
-    config = micro.unet_config
+    config = micro.denoiser_config
     unet = diffusers.UNet2DConditionModel(
         sample_size=16, block_out_channels=config.block_out_channels, down_block_types=config.down_block_types,
         up_block_types=config.up_block_types, layers_per_block=config.layers_per_block, norm_num_groups=8,

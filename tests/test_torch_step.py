@@ -71,7 +71,7 @@ def test_gradients_are_equal(torch_run, base, params, mesh):
     task, state, frozen, bank = setup(base, params, mesh, ROWS, prior_weight=PRIOR_WEIGHT)
     first = jnp.int32(0)
     _, grads = jax.jit(lambda p, b: gradients(task, p, frozen, b, first, first))(state.params, bank)
-    for name in base.unet.shapes:
+    for name in base.denoiser.shapes:
         expected = torch_run[2][torch_name(name)]
         expected = expected.transpose(import_axes(name, expected.ndim))
         difference = np.linalg.norm(np.asarray(grads[f"unet.{name}"]) - expected)
@@ -81,7 +81,7 @@ def test_gradients_are_equal(torch_run, base, params, mesh):
 def test_weights_after_ten_adamw_steps_are_equal(torch_run, our_run, base, params):
     state, _ = our_run
     moved = 0.0
-    for name in base.unet.shapes:
+    for name in base.denoiser.shapes:
         expected = torch_run[3][torch_name(name)]
         expected = expected.transpose(import_axes(name, expected.ndim))
         np.testing.assert_allclose(state.params[f"unet.{name}"], expected, atol=1e-5, err_msg=name)

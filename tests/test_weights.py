@@ -67,7 +67,7 @@ def shard_in_two(folder: Path) -> None:
 def test_a_sharded_folder_loads_and_exports_like_a_single_file(base, mesh, params, unet_folder, tmp_path):
     shard_in_two(unet_folder)
     loaded = load(unet_folder, base, mesh)
-    assert all((np.asarray(loaded[name]) == params["unet"][name]).all() for name in base.unet.shapes)
+    assert all((np.asarray(loaded[name]) == params["unet"][name]).all() for name in base.denoiser.shapes)
     out = tmp_path / "out"
     out.mkdir()
     save_component(ComponentTensors(unet_folder, jax.device_get(loaded)), out)

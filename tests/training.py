@@ -60,7 +60,7 @@ def make_bank(
 def random_text(base: BaseModel, rng: np.random.Generator) -> TextEmbeddings:
     """Features of all CAPTIONS."""
     tower = base.text.encoders[-1]
-    context = rng.normal(size=(len(CAPTIONS), tower.max_length, base.text.width)).astype(np.float32)
+    context = rng.normal(size=(len(CAPTIONS), tower.tokenizer.max_length, base.text.width)).astype(np.float32)
     pooled = rng.normal(size=(len(CAPTIONS), tower.config.projection_dim)).astype(np.float32)
     return TextEmbeddings(context, pooled if base.text.conditioning.has_pooled else None)
 

@@ -1,4 +1,4 @@
-"""Which Stable Diffusion a diffusers folder holds, and whether its parts belong together."""
+"""The configurations of a diffusers folder: which family it is of, and whether its components belong together."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Any
 from pydantic.dataclasses import dataclass
 
 from jaxbooth.base.text_encoder import TextEncoder, TextEncoders
-from jaxbooth.base.tokenizer import read_tokenizer
+from jaxbooth.base.tokenizer import Tokenizer
+from jaxbooth.base.tokenizer_files import read_tokenizer
 from jaxbooth.errors import UserError
 from jaxbooth.models.clip import CLIPTextModel
 from jaxbooth.models.config import CLIPTextConfig, UNetConfig, VAEConfig, architectures, read_config
@@ -16,7 +17,7 @@ from jaxbooth.params import abstract_module
 from jaxbooth.storage.paths import ascii_repr
 from jaxbooth.storage.text import read_json
 from jaxbooth.storage.typed import STRICT, validate
-from jaxbooth.weights.architectures import PIPELINES, Family, TextEncoderSpec, check_pipeline, family_of
+from jaxbooth.weights.architectures import FAMILIES, PIPELINES, Family, TextEncoderSpec, check_pipeline, family_of
 
 RGB = 3  # channels of an image
 MAX_NATIVE = 4096  # pixels along a side that a model was trained at; published ones have 512 to 1024
@@ -51,112 +52,118 @@ def is_part(value: Any) -> bool:
     return is_pair and all(part is None or isinstance(part, str) for part in value)
 
 
-def read_family(model_index: Mapping[str, Any], unet: UNetConfig, folder: Path) -> Family:
-    """Returns the family that `model_index.json` and the UNet's configuration agree on.
-
-    Raises:
-        UserError: they do not, or it is none that jaxbooth trains; the message names what it is.
-    """
-    check_pipeline(model_index, folder)
-    pipeline, source = model_index["_class_name"], folder / "unet" / "config.json"
-    added = unet.addition_embed_type
-    if added not in (None, "text_time"):
-        raise UserError(
-            f"{source}: addition_embed_type = {ascii_repr(added)} is not supported; only SDXL's 'text_time' is."
-        )
-    family = family_of(unet)
-    if family.pipeline != pipeline:
-        found = "an SDXL UNet" if added else "not an SDXL UNet"
-        raise UserError(
-            f"{source} is {found}, but model_index.json says {PIPELINES[pipeline]}; the parts must be of one model."
-        )
-    return family
-
-
 def read_component_config(kind: type, folder: Path) -> Any:
     """Reads a component's `config.json` into its typed view."""
     return read_config(kind, read_json(folder / "config.json"), str(folder / "config.json"))
 
 
+def read_denoiser_config(folder: Path, model_index: Mapping[str, Any]) -> tuple[Family, UNetConfig]:
+    """Returns the family that `model_index.json` and the denoiser's configuration agree on, and that configuration.
+
+    Raises:
+        UserError: they do not, or it is none that jaxbooth trains; the message names what it is.
+    """
+    check_pipeline(model_index, folder)
+    pipeline = model_index["_class_name"]
+    spec = next(family.denoiser for family in FAMILIES.values() if family.pipeline == pipeline)
+    source = folder / spec.component / "config.json"
+    config = read_component_config(spec.config, source.parent)
+    added = config.addition_embed_type
+    if added not in (None, "text_time"):
+        raise UserError(
+            f"{source}: addition_embed_type = {ascii_repr(added)} is not supported; only SDXL's 'text_time' is."
+        )
+    family = family_of(config)
+    if family.pipeline != pipeline:
+        actual = "an SDXL UNet" if added else "not an SDXL UNet"
+        raise UserError(
+            f"{source} is {actual}, but model_index.json says {PIPELINES[pipeline]}; the parts must be of one model."
+        )
+    return family, config
+
+
 def read_text_encoder(folder: Path, spec: TextEncoderSpec, dtype: Any) -> TextEncoder:
-    """Reads one text encoder's configuration and its tokenizer."""
+    """Reads one text encoder's configuration and its tokenizer.
+
+    Args:
+        dtype: that it computes in.
+    """
     file = folder / spec.component / "config.json"
     raw = read_json(file)
     config = read_config(CLIPTextConfig, raw, str(file))
-    tokenizer = read_tokenizer(folder / spec.tokenizer, config.max_position_embeddings, config.vocab_size)
-    # Some first towers were saved with a projection that nothing reads; it is kept, so that they load and export.
-    projects = spec.has_projection or "CLIPTextModelWithProjection" in architectures(raw, str(file))
-    network = abstract_module(lambda rngs: CLIPTextModel(config, Layers(rngs, dtype), projection=projects))
-    return TextEncoder(spec.component, tokenizer, network, config, len(tokenizer))
+    clip = read_tokenizer(folder / spec.tokenizer, config.max_position_embeddings, config.vocab_size)
+    # Some models have a projection that nothing reads; it is kept, so that they load and export.
+    has_projection = spec.has_projection or "CLIPTextModelWithProjection" in architectures(raw, str(file))
+    module = abstract_module(lambda rngs: CLIPTextModel(config, Layers(rngs, dtype), projection=has_projection))
+    return TextEncoder(spec.component, Tokenizer(clip, len(clip), config.vocab_size), module, config)
 
 
-def check_components(folder: Path, family: Family, unet: UNetConfig, vae: VAEConfig, text: TextEncoders) -> None:
-    """Refuses parts that do not fit each other.
+def check_components(folder: Path, family: Family, denoiser: UNetConfig, vae: VAEConfig, text: TextEncoders) -> None:
+    """Refuses components that do not fit each other.
 
     Raises:
         UserError: the message names the file and what it seems to belong to.
     """
-    source = folder / "unet" / "config.json"
-    if unet.in_channels != vae.latent_channels:
-        kind = {9: "an inpainting model", 5: "a depth model", 8: "an image-editing model", 7: "an upscaler"}
+    source = folder / family.denoiser.component / "config.json"
+    if denoiser.in_channels != vae.latent_channels:
+        models = {9: "an inpainting model", 5: "a depth model", 8: "an image-editing model", 7: "an upscaler"}
         raise UserError(
-            f"{source}: in_channels {unet.in_channels} is not the VAE's {vae.latent_channels}; "
-            f"{kind.get(unet.in_channels, 'this model')} cannot be trained."
+            f"{source}: in_channels {denoiser.in_channels} is not the VAE's {vae.latent_channels}; "
+            f"{models.get(denoiser.in_channels, 'this model')} cannot be trained."
         )
-    check_channels(folder, unet, vae)
+    check_channels(source, denoiser, folder / "vae" / "config.json", vae)
     if family.conditioning.has_pooled:
-        check_pooled(source, unet, text.encoders[-1].config.projection_dim)
-    if unet.text_width != text.width:
+        check_pooled(source, denoiser, text.encoders[-1].config.projection_dim)
+    if denoiser.text_width != text.width:
         raise UserError(
-            f"{source}: cross_attention_dim {unet.text_width} does not fit the text encoder's width "
+            f"{source}: cross_attention_dim {denoiser.text_width} does not fit the text encoder's width "
             f"{text.width}; the parts are of different families and must be of one model."
         )
-    lengths = [tower.max_length for tower in text.encoders]
+    lengths = [encoder.tokenizer.max_length for encoder in text.encoders]
     if len(set(lengths)) > 1:
         raise UserError(
             f"{folder}: the text encoders read {' and '.join(map(str, lengths))} tokens (max_position_embeddings, or "
             "the tokenizers' model_max_length); they must read as many."
         )
-    deepest = min(tower.config.num_hidden_layers for tower in text.encoders)
-    if text.clip_skip >= deepest - family.conditioning.skipped_layers:
-        raise UserError(f"--text.clip-skip {text.clip_skip} leaves nothing of a text encoder of {deepest} layers.")
+    layers = min(encoder.config.num_hidden_layers for encoder in text.encoders)
+    if text.skipped_layers >= layers:
+        raise UserError(f"--text.clip-skip {text.clip_skip} leaves nothing of a text encoder of {layers} layers.")
 
 
-def check_channels(folder: Path, unet: UNetConfig, vae: VAEConfig) -> None:
-    """Refuses a UNet of other outputs than latents (a learned variance) or of no size, and a VAE of other images.
+def check_channels(source: Path, denoiser: UNetConfig, vae_source: Path, vae: VAEConfig) -> None:
+    """Refuses a denoiser that predicts something else than latents (a learned variance), and a VAE of other images.
 
     Raises:
         UserError: the message names the file and the key.
     """
-    if unet.out_channels != unet.in_channels:
+    if denoiser.out_channels != denoiser.in_channels:
         raise UserError(
-            f"{folder / 'unet' / 'config.json'}: out_channels {unet.out_channels} is not in_channels "
-            f"{unet.in_channels}; jaxbooth trains models that predict one value for each of a latent's."
+            f"{source}: out_channels {denoiser.out_channels} is not in_channels "
+            f"{denoiser.in_channels}; jaxbooth trains models that predict one value for each of a latent's."
         )
-    side = (unet.sample_size or 0) * vae.factor
+    side = (denoiser.sample_size or 0) * vae.factor
     if side > MAX_NATIVE:
         raise UserError(
-            f"{folder / 'unet' / 'config.json'}: sample_size {unet.sample_size} means {side} pixels with this VAE; "
+            f"{source}: sample_size {denoiser.sample_size} means {side} pixels with this VAE; "
             f"at most {MAX_NATIVE} are supported."
         )
     for key in ("in_channels", "out_channels"):
         if getattr(vae, key) != RGB:
-            source = folder / "vae" / "config.json"
-            raise UserError(f"{source}: {key} {getattr(vae, key)} is not supported; images have {RGB}.")
+            raise UserError(f"{vae_source}: {key} {getattr(vae, key)} is not supported; images have {RGB}.")
 
 
-def check_pooled(source: Path, unet: UNetConfig, projection: int) -> None:
-    """Refuses an SDXL UNet that takes something else than the pooled text and six numbers.
+def check_pooled(source: Path, denoiser: UNetConfig, projection: int) -> None:
+    """Refuses an SDXL UNet that takes something else than the pooled embedding and six time ids.
 
     Raises:
         UserError: it is the refiner's, which takes five (size, crop and an aesthetic score), or does not fit.
     """
-    number = unet.addition_time_embed_dim or 0
-    pooled = (unet.projection_class_embeddings_input_dim or 0) - 6 * number
-    if pooled == projection - number:
+    embedding = denoiser.addition_time_embed_dim or 0  # of one number
+    pooled = (denoiser.projection_class_embeddings_input_dim or 0) - 6 * embedding
+    if pooled == projection - embedding:
         raise UserError(f"{source} is the SDXL refiner's, which cannot be trained; use an SDXL base model.")
     if pooled != projection:
         raise UserError(
-            f"{source}: projection_class_embeddings_input_dim {unet.projection_class_embeddings_input_dim} does not "
-            f"fit text_encoder_2's projection_dim {projection}; the parts must be of one model."
+            f"{source}: projection_class_embeddings_input_dim {denoiser.projection_class_embeddings_input_dim} does "
+            f"not fit text_encoder_2's projection_dim {projection}; the parts must be of one model."
         )

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxbooth.base.components import (
     check_components,
     read_component_config,
-    read_family,
+    read_denoiser_config,
     read_model_index,
     read_text_encoder,
 )
@@ -25,7 +25,7 @@ from jaxbooth.errors import UserError
 from jaxbooth.models.config import UNetConfig, VAEConfig
 from jaxbooth.models.layers import Layers
 from jaxbooth.models.lora import LoraSpec, with_adapters
-from jaxbooth.models.unet import AddedConditions, UNet2DConditionModel
+from jaxbooth.models.unet import AddedConditions
 from jaxbooth.models.vae import AutoencoderKL
 from jaxbooth.params import ModuleDef, Params, abstract_module, precision_of
 from jaxbooth.sharding import mesh_context, param_shardings
@@ -43,14 +43,20 @@ def compute_dtype(choice: str) -> Any:
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base model without its weights."""
+    """A base model without its weights.
+
+    Attributes:
+        folder: of the diffusers layout.
+        dtype: that the denoiser and the text encoders compute in; the VAE always computes in float32.
+        lora: what the adapters share, where it has any.
+    """
 
     folder: Path
     family: Family
     schedule: NoiseSchedule
-    unet_config: UNetConfig
+    denoiser_config: UNetConfig
     vae_config: VAEConfig
-    unet: ModuleDef
+    denoiser: ModuleDef
     vae: ModuleDef
     text: TextEncoders
     dtype: Any
@@ -61,92 +67,100 @@ class BaseModel:
         """Reads the configurations of a diffusers folder.
 
         Args:
-            dtype: compute dtype of UNet and text encoders; the VAE always computes in float32.
+            dtype: compute dtype, or "auto"; see `compute_dtype`.
             clip_skip: layers that the text encoders leave out.
-            max_token_chunks: parts of 75 tokens in a prompt.
+            max_token_chunks: how many times 75 tokens of a prompt are read.
 
         Raises:
-            UserError: the folder is not a Stable Diffusion text-to-image model that jaxbooth supports.
+            UserError: the folder is not a text-to-image model that jaxbooth supports.
         """
-        index = read_model_index(folder)
-        unet_config = read_component_config(UNetConfig, folder / "unet")
-        family = read_family(index, unet_config, folder)
+        model_index = read_model_index(folder)
+        family, denoiser_config = read_denoiser_config(folder, model_index)
         vae_config = read_component_config(VAEConfig, folder / "vae")
         compute = compute_dtype(dtype)
-        towers = tuple(read_text_encoder(folder, spec, compute) for spec in family.text_encoders)
-        force_zeros_for_empty_prompt = family.conditioning.zeros_for_empty_prompt and bool(
-            index.get("force_zeros_for_empty_prompt", True)
-        )  # diffusers' own default
-        text = TextEncoders(towers, family.conditioning, clip_skip, max_token_chunks, force_zeros_for_empty_prompt)
+        encoders = tuple(read_text_encoder(folder, spec, compute) for spec in family.text_encoders)
+        zeros = family.conditioning.zeros_for_empty_prompt
+        zeros = zeros and bool(model_index.get("force_zeros_for_empty_prompt", True))  # diffusers' own default
+        text = TextEncoders(encoders, family.conditioning, clip_skip, max_token_chunks, zeros)
+        check_components(folder, family, denoiser_config, vae_config, text)
         scheduler = folder / "scheduler" / "scheduler_config.json"
-        check_components(folder, family, unet_config, vae_config, text)
         return cls(
             folder=folder,
             family=family,
             schedule=read_schedule(read_json(scheduler), str(scheduler)),
-            unet_config=unet_config,
+            denoiser_config=denoiser_config,
             vae_config=vae_config,
-            unet=abstract_module(lambda rngs: UNet2DConditionModel(unet_config, Layers(rngs, compute))),
+            denoiser=abstract_module(lambda rngs: family.denoiser.module(denoiser_config, Layers(rngs, compute))),
             vae=abstract_module(lambda rngs: AutoencoderKL(vae_config, Layers(rngs))),
             text=text,
             dtype=compute,
         )
 
     @property
-    def components(self) -> tuple[str, ...]:
-        """Names of the folders that hold weights."""
-        return ("unet", "vae", *(tower.name for tower in self.text.encoders))
+    def denoiser_name(self) -> str:
+        """The denoiser's component: its folder, and its key among the parameters."""
+        return self.family.denoiser.component
 
     @property
     def text_encoder_names(self) -> tuple[str, ...]:
-        """Names of the text encoders."""
-        return tuple(tower.name for tower in self.text.encoders)
+        """The text encoders' components."""
+        return tuple(encoder.name for encoder in self.text.encoders)
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Names of the folders that hold weights."""
+        return (self.denoiser_name, "vae", *self.text_encoder_names)
+
+    def trainable_components(self, with_text_encoders: bool = True) -> tuple[str, ...]:
+        """Returns the components that training can change: the denoiser, and the text encoders if asked for."""
+        return (self.denoiser_name, *(self.text_encoder_names if with_text_encoders else ()))
 
     def module(self, component: str) -> ModuleDef:
         """Returns the structure of one of `components`."""
-        networks = {"unet": self.unet, "vae": self.vae} | {tower.name: tower.module for tower in self.text.encoders}
-        return networks[component]
+        modules = {encoder.name: encoder.module for encoder in self.text.encoders}
+        modules |= {self.denoiser_name: self.denoiser, "vae": self.vae}
+        return modules[component]
 
     def with_text(self, text: TextEncoders) -> "BaseModel":
-        """Returns the base with another text side."""
+        """Returns the model with other text encoders."""
         return replace(self, text=text)
 
     def with_lora(self, lora: LoraSpec) -> "BaseModel":
-        """Returns the base whose UNet and text encoders also take adapters."""
-        towers = tuple(replace(tower, module=with_adapters(tower.module, lora)) for tower in self.text.encoders)
-        text = replace(self.text, encoders=towers)
-        return replace(self, unet=with_adapters(self.unet, lora), text=text, lora=lora)
+        """Returns the model whose denoiser and text encoders also take adapters."""
+        encoders = tuple(replace(encoder, module=with_adapters(encoder.module, lora)) for encoder in self.text.encoders)
+        text = replace(self.text, encoders=encoders)
+        return replace(self, denoiser=with_adapters(self.denoiser, lora), text=text, lora=lora)
 
     @property
     def attention_heads(self) -> set[int]:
-        """Head counts that occur in the UNet and the text encoders."""
-        return self.unet_config.attention_heads | {tower.config.num_attention_heads for tower in self.text.encoders}
+        """Head counts that occur in the denoiser and the text encoders."""
+        text_heads = {encoder.config.num_attention_heads for encoder in self.text.encoders}
+        return self.denoiser_config.attention_heads | text_heads
 
     @property
     def resolution_multiple(self) -> int:
-        """Pixels that a picture's side must be a multiple of: VAE factor x UNet downsampling."""
-        return self.vae_config.factor * 2 ** (len(self.unet_config.block_out_channels) - 1)
+        """Pixels that an image's side must be a multiple of: VAE factor x the denoiser's downsampling."""
+        return self.vae_config.factor * self.denoiser_config.downsampling
 
     @property
     def native_resolution(self) -> int:
         """Side in pixels that the model was trained at."""
-        return (self.unet_config.sample_size or 64) * self.vae_config.factor
+        return self.denoiser_config.native_size * self.vae_config.factor
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Returns (h, w, c) of the latents of pictures of a size in pixels."""
+        """Returns (h, w, c) of the latents of images of a size in pixels."""
         factor = self.vae_config.factor
         return height // factor, width // factor, self.vae_config.latent_channels
 
     def denoiser_conditioning(self, text: TextEmbeddings, time_ids: Array) -> tuple[Array, AddedConditions | None]:
-        """Returns what the UNet takes besides latents and timesteps.
+        """Returns what the denoiser takes besides latents and timesteps.
 
         Args:
-            time_ids: (b, 6) original height and width, crop top and left, target height and width, in pixels; only SDXL
-                looks at them.
+            time_ids: (b, 6) original height and width, crop top and left, target height and width, in pixels; unused
+                by families without pooled embeddings.
         """
-        return text.prompt_embeds, None if text.pooled_prompt_embeds is None else AddedConditions(
-            text.pooled_prompt_embeds, time_ids
-        )
+        pooled = text.pooled_prompt_embeds
+        return text.prompt_embeds, None if pooled is None else AddedConditions(pooled, time_ids)
 
 
 def check_resolution(base: BaseModel, resolution: int, flag: str) -> None:
@@ -184,12 +198,12 @@ def load_params(
     Raises:
         UserError: weights are missing, damaged or of another shape.
     """
-    params, components = {}, base.components if components is None else components
+    components = base.components if components is None else components
+    params = {}
     with progress("load", sum(len(base.module(name).shapes) for name in components)) as bar:
         for name in components:
             bar.set_postfix(name)
             dtype = jnp.float32 if name in trained or name == "vae" else base.dtype
-            params[name] = load_component(
-                base.folder / name, base.module(name), param_shardings(mesh), dtype, bar.advance
-            )
+            folder = base.folder / name
+            params[name] = load_component(folder, base.module(name), param_shardings(mesh), dtype, bar.advance)
     return params

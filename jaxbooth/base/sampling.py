@@ -97,7 +97,7 @@ def guided_denoiser(
         size: height and width in pixels.
         guidance_scale: scalar g, or None to run the conditional half alone.
     """
-    model = base.unet.bind(cast_matrices(params, base.dtype))
+    model = base.denoiser.bind(cast_matrices(params, base.dtype))
     images = len(text.prompt_embeds)
     # An image's two halves stay neighbours, so that a batch split over devices stays split where it is.
     pairs = jax.tree.map(lambda u, c: jnp.stack([u, c], axis=1).reshape(2 * images, *c.shape[1:]), negative, text)
@@ -189,7 +189,9 @@ class ImageSampler:
         keys = image_keys(root_key(inputs.root), indices)
         with mesh_context(self.mesh):
             with precision_of(self.base.dtype):
-                latents = sample_latents(self.base, self.config, params["unet"], positive, negative, keys, inputs)
+                latents = sample_latents(
+                    self.base, self.config, params[self.base.denoiser_name], positive, negative, keys, inputs
+                )
             return decode_images(self.base, params["vae"], latents, batch_shards(self.mesh))
 
     def generate(
@@ -223,7 +225,7 @@ class ImageSampler:
         prompt_indices = np.array([distinct.index(prompt) for prompt in prompts], np.int32)
         image_indices = np.array(indices, np.uint32)
         inputs = put(self.inputs(seed), replicated(self.mesh))
-        used = {name: params[name] for name in ("unet", "vae")}
+        used = {name: params[name] for name in (self.base.denoiser_name, "vae")}
         for start in range(0, len(prompts), self.batch_size):
             rows = np.arange(start, start + self.batch_size)
             rows = np.minimum(rows, len(prompts) - 1)  # the last batch is padded with its last image

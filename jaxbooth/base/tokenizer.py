@@ -1,184 +1,128 @@
-"""CLIP's tokenizer, opened from files that have been checked: what the tokenizers library meets, it can read."""
+"""Prompts to token ids, and the placeholder tokens that a run adds to a vocabulary."""
 
-import os
-from collections.abc import Mapping
-from dataclasses import fields
-from pathlib import Path
-from typing import Annotated, Any
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
-from pydantic import Field
-from pydantic.dataclasses import dataclass
+import numpy as np
 
 from jaxbooth.errors import UserError
-from jaxbooth.storage.paths import ascii_repr, plain_file_name
-from jaxbooth.storage.text import read_json, read_lines
-from jaxbooth.storage.typed import STRICT, JsonList, validate
-
-MAX_REASON = 200  # characters of the library's message
-MAX_TOKEN = 256  # characters of a special token
-
-TokenText = Annotated[str, Field(min_length=1, max_length=MAX_TOKEN)]
 
 
-@dataclass(frozen=True, config=STRICT)
-class TokenConfig:
-    """A special token that is written with its properties."""
+class PlaceholderToken(NamedTuple):
+    """A token to learn, such as `<sks>`.
 
-    content: TokenText
-    lstrip: bool = False
-    rstrip: bool = False
-    single_word: bool = False
-    normalized: bool = False
-    special: bool = False
+    Attributes:
+        entries: the vocabulary entries that stand for it, one for each vector: `<sks>`, `<sks>_1`, ...
+    """
 
-
-@dataclass(frozen=True, config=STRICT)
-class SpecialTokens:
-    """The keys of `special_tokens_map.json`; `tokenizer_config.json` repeats them."""
-
-    bos_token: str | dict[str, Any] | None = None
-    eos_token: str | dict[str, Any] | None = None
-    unk_token: str | dict[str, Any] | None = None
-    pad_token: str | dict[str, Any] | None = None
-    additional_special_tokens: JsonList[str | dict[str, Any]] | None = None
+    text: str
+    entries: tuple[str, ...]
 
 
-@dataclass(frozen=True, config=STRICT)
-class TokenizerConfig(SpecialTokens):
-    """The keys of `tokenizer_config.json` that decide token ids."""
+@dataclass(frozen=True)
+class Tokenizer:
+    """A CLIP tokenizer and the placeholder tokens that were added to it.
 
-    # transformers writes 10^30 where nobody set it
-    model_max_length: Annotated[int, Field(ge=3)] | Annotated[float, Field(ge=3)] | None = None
-    added_tokens_decoder: dict[str, dict[str, Any]] | None = None
-    fast_tokenizer_files: JsonList[str] | None = None
+    Attributes:
+        clip: transformers' `CLIPTokenizer`.
+        vocabulary_size: its entries before any were added.
+        embedding_rows: rows of the text encoder's embedding table, at least as many.
+    """
+
+    clip: Any
+    vocabulary_size: int
+    embedding_rows: int
+    placeholder_tokens: tuple[PlaceholderToken, ...] = ()
+
+    @property
+    def max_length(self) -> int:
+        """Tokens in a chunk, the start and the end token included."""
+        return self.clip.model_max_length
+
+    @property
+    def entry_ids(self) -> dict[int, list[int]]:
+        """The vocabulary's id of each placeholder token -> the ids of all its entries."""
+        ids = [self.clip.convert_tokens_to_ids(list(token.entries)) for token in self.placeholder_tokens]
+        return {entries[0]: entries for entries in ids}
+
+    def vocabulary_ids(self, prompt: str) -> list[int]:
+        """Returns the ids in the vocabulary, without start and end; a placeholder token is its first entry."""
+        return self.clip(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def token_ids(self, prompt: str) -> list[int]:
+        """Returns the rows of the embedding table, without start and end; learned embeddings follow the table."""
+        entry_ids = self.entry_ids
+        expanded = [entry for id in self.vocabulary_ids(prompt) for entry in entry_ids.get(id, [id])]
+        shift = self.embedding_rows - self.vocabulary_size
+        return [id + shift if id >= self.vocabulary_size else id for id in expanded]
+
+    def chunk_ids(self, prompt: str, chunks: int) -> np.ndarray:
+        """Returns (chunks, max_length) int32 token ids: each chunk between its own start and end, padded.
+
+        What does not fit is left out; a chunk without text is an empty prompt.
+        """
+        ids = self.token_ids(prompt)
+        room = self.max_length - 2
+        rows = []
+        for start in range(0, chunks * room, room):
+            row = [self.clip.bos_token_id, *ids[start : start + room], self.clip.eos_token_id]
+            rows.append(row + [self.clip.pad_token_id] * (self.max_length - len(row)))
+        return np.asarray(rows, np.int32)
+
+    def truncated_text(self, prompt: str, chunks: int) -> str:
+        """Returns the end of a prompt that does not fit into the chunks, or an empty string."""
+        encoded = self.clip(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        entry_ids = self.entry_ids
+        counts = np.cumsum([len(entry_ids.get(id, [id])) for id in encoded["input_ids"]])
+        room = chunks * (self.max_length - 2)
+        for count, (start, _) in zip(counts, encoded["offset_mapping"], strict=True):
+            if count > room:
+                return prompt[start:]
+        return ""
+
+    def add_placeholder_tokens(self, tokens: Sequence[PlaceholderToken]) -> "Tokenizer":
+        """Returns the tokenizer with further placeholder tokens.
+
+        Raises:
+            UserError: the vocabulary has one of them already.
+        """
+        clip = copy.deepcopy(self.clip)
+        vocabulary = clip.get_vocab()
+        entries = [entry for token in tokens for entry in token.entries]
+        for entry in entries:
+            if entry in vocabulary or f"{entry}</w>" in vocabulary:
+                raise UserError(
+                    f"--text.placeholder-tokens {entry!r} is in the model's vocabulary already; choose another one, "
+                    "such as '<sks>'."
+                )
+        clip.add_tokens(entries)
+        return replace(self, clip=clip, placeholder_tokens=(*self.placeholder_tokens, *tokens))
 
 
-KINDS = {"tokenizer_config.json": TokenizerConfig, "special_tokens_map.json": SpecialTokens}
-VOCABULARIES = ("vocab.json", "added_tokens.json")
+def make_placeholder_tokens(texts: Sequence[str], vectors: int) -> tuple[PlaceholderToken, ...]:
+    """Returns placeholder tokens of several vectors each, named as diffusers' `maybe_convert_prompt` expects.
 
-
-def read_tokenizer(folder: Path, max_length: int, vocab_size: int) -> Any:
-    """Opens a CLIP tokenizer from its files alone.
-
-    Args:
-        max_length: tokens that the text encoder takes.
-        vocab_size: of the text encoder's embeddings.
+    CLIP's tokenizer lower-cases prompts, and diffusers replaces each token as a string and takes `<token>_1` for the
+    second vector of `<token>`.
 
     Raises:
-        UserError: the folder holds no CLIP tokenizer, or one that does not fit the text encoder.
+        UserError: a token is empty, has spaces or capital letters, is named twice, or is part of another one.
     """
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would miss PyTorch, which is not needed
-    from transformers import CLIPTokenizer  # a second that `jaxbooth --help` should not cost
-
-    if not (folder / "vocab.json").exists() and not (folder / "tokenizer.json").exists():
-        raise UserError(f"{folder} holds no tokenizer (vocab.json and merges.txt); fetch the model again.")
-    check_tokenizer_files(folder)
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # the tokenizers library raises nothing more specific
-        reason = " ".join(str(error).split())[:MAX_REASON]
-        raise UserError(f"{folder}: the tokenizer cannot be read ({reason}); fetch the model again.") from None
-    check_vocabulary(folder, tokenizer, vocab_size)
-    tokenizer.model_max_length = int(min(tokenizer.model_max_length, max_length))
-    return tokenizer
-
-
-def check_tokenizer_files(folder: Path) -> None:
-    """Refuses files of a tokenizer whose values have another type than theirs, or that name files elsewhere.
-
-    Raises:
-        UserError: the message names the file and the key.
-    """
-    files = [folder / name for name in (*KINDS, *VOCABULARIES, "tokenizer.json")]
-    content = {file.name: read_json(file) for file in files if file.is_symlink() or file.exists()}
-    for name, kind in KINDS.items():
-        if name in content:
-            check_tokens(validate(kind, content[name], str(folder / name)), str(folder / name))
-    for name in content.get("tokenizer_config.json", {}).get("fast_tokenizer_files") or ():
-        plain_file_name(name, str(folder / "tokenizer_config.json"))
-    for name in VOCABULARIES:
-        check_ids(content.get(name, {}), str(folder / name))
-    if "vocab.json" in content and "tokenizer.json" not in content:
-        check_merges(folder / "merges.txt", content["vocab.json"])
-
-
-def check_tokens(config: SpecialTokens, source: str) -> None:
-    """Refuses special tokens that are neither text nor text with its properties.
-
-    Raises:
-        UserError: the message names the key.
-    """
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.name.endswith("_token") and value is not None:
-            check_token(value, f"{source}: {field.name}")
-    for token in config.additional_special_tokens or ():
-        check_token(token, f"{source}: additional_special_tokens")
-    for number, token in (getattr(config, "added_tokens_decoder", None) or {}).items():
-        if not (number.isascii() and number.isdigit() and len(number) < 10):
-            raise UserError(f"{source}: added_tokens_decoder has the key {ascii_repr(number)}, which is no token id.")
-        check_token(token, f"{source}: added_tokens_decoder")
-
-
-def check_token(token: str | Mapping[str, Any], source: str) -> None:
-    """Refuses a special token that is no text, or whose properties are of other types.
-
-    Raises:
-        UserError: the message names the key.
-    """
-    validate(TokenConfig, token if isinstance(token, Mapping) else {"content": token}, source)
-
-
-def check_ids(vocabulary: Mapping[str, Any], source: str) -> None:
-    """Refuses ids that are no integers from 0 on, or that two tokens share.
-
-    Raises:
-        UserError: the message names a token.
-    """
-    seen: set[int] = set()
-    for token, number in vocabulary.items():
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 2**31:
+    for text in texts:
+        if text.split() != [text]:
+            raise UserError(f"--text.placeholder-tokens {text!r} must be one word without spaces, such as '<sks>'.")
+        if text != text.lower():
             raise UserError(
-                f"{source}: the id of {ascii_repr(token)} is {ascii_repr(number)}; expected an integer from 0 on."
+                f"--text.placeholder-tokens {text!r}: CLIP reads lower case only; name it {text.lower()!r}."
             )
-        if number in seen:
-            raise UserError(f"{source}: the id {number} belongs to two tokens, of which one is {ascii_repr(token)}.")
-        seen.add(number)
-
-
-def check_merges(path: Path, vocabulary: Mapping[str, int]) -> None:
-    """Refuses lines that are no pair of tokens of the vocabulary whose union is one too, and a file without any.
-
-    Raises:
-        UserError: the message names the line.
-    """
-    lines = [(number, line) for number, line in enumerate(read_lines(path), 1) if line]
-    if lines and lines[0][0] == 1 and lines[0][1].startswith("#version"):
-        lines = lines[1:]
-    if not lines and any(len(token.removesuffix("</w>")) > 1 for token in vocabulary if token[:1] != "<"):
-        raise UserError(f"{path} holds no merges, without which words are read letter by letter; fetch it again.")
-    for number, line in lines:
-        pair = line.split(" ")
-        if len(pair) != 2 or not all(token in vocabulary for token in (*pair, "".join(pair))):
+        if texts.count(text) > 1:
+            raise UserError(f"--text.placeholder-tokens names {text!r} twice.")
+        if any(text != other and text in other for other in texts):
             raise UserError(
-                f"{path}, line {number}: {ascii_repr(line)} merges no two tokens of vocab.json into one of it."
+                f"--text.placeholder-tokens {text!r} is part of another placeholder token; choose tokens that differ."
             )
-
-
-def check_vocabulary(folder: Path, tokenizer: Any, vocab_size: int) -> None:
-    """Refuses ids that leave a gap or that the text encoder has no embedding for, and a tokenizer without an end.
-
-    Raises:
-        UserError: the message says which.
-    """
-    ids = set(tokenizer.get_vocab().values())
-    if ids != set(range(len(ids))):
-        raise UserError(f"{folder}: the {len(ids)} token ids are not 0 to {len(ids) - 1}; fetch the model again.")
-    if len(ids) > vocab_size:
-        raise UserError(
-            f"{folder}: the tokenizer has {len(ids)} tokens, but the text encoder knows {vocab_size}; fetch the model "
-            "again."
-        )
-    for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        if getattr(tokenizer, f"{key}_id") not in ids:
-            raise UserError(f"{folder}: {key} {ascii_repr(getattr(tokenizer, key))} is not in the vocabulary.")
+    return tuple(
+        PlaceholderToken(text, (text, *(f"{text}_{number}" for number in range(1, vectors)))) for text in texts
+    )

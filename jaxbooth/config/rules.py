@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from jaxbooth.base.trainable import initializer_token
 from jaxbooth.config.limits import MAX_ROWS_TRAINED, MAX_SAMPLED_IMAGES
 from jaxbooth.config.run_config import Config, flag, flatten
 from jaxbooth.config.schema import Subject
+from jaxbooth.config.subjects import initializer_token
 from jaxbooth.console.messages import warn
 from jaxbooth.diffusion.schedule import NoiseSchedule
 from jaxbooth.errors import UserError
@@ -44,7 +44,7 @@ ONLY_WITH = (
     ("data.random_crops", "data.crop", "random"),
 )
 RATE_KEYS: dict[Group, str] = {
-    "unet": "train.learning_rate",
+    "denoiser": "train.learning_rate",
     "text": "text.learning_rate",
     "tokens": "text.token_learning_rate",
 }
@@ -239,7 +239,7 @@ def check_tokens(config: Config) -> None:
     """Refuses what does not go with placeholder tokens."""
     train, text = config.train, config.text
     for word in text.placeholder_tokens:
-        initializer_token(config, word)
+        initializer_token(config.text, config.subjects, word)
     if text.token_training == "pivotal" and not 0 < token_steps(config) < train.steps:
         raise UserError(
             f"--text.token-share {text.token_share} of {train.steps} steps leaves none for the placeholder tokens or "

@@ -11,10 +11,10 @@ from jax.sharding import Mesh
 
 from jaxbooth.backend import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.base.sampling import SamplingConfig
-from jaxbooth.base.subject import name_subject
 from jaxbooth.config.limits import MAX_EVALUATED_IMAGES
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import Subject
+from jaxbooth.config.subjects import name_subject
 from jaxbooth.console.messages import info, pluralize, print_result, warn
 from jaxbooth.console.progress import heartbeat
 from jaxbooth.diffusion.samplers import SamplerName

@@ -115,7 +115,7 @@ def write_lora(
     }
     lora = LoraWeights(adapters, alphas)
     write_peft(folder / PEFT_FILE, lora, notes, dtype=dtype)
-    write_kohya(folder / f"{stem}_kohya.safetensors", lora, base.unet_config, notes, dtype=dtype)
+    write_kohya(folder / f"{stem}_kohya.safetensors", lora, base.denoiser_config, notes, dtype=dtype)
 
 
 def write_learned_embeddings(base: BaseModel, trained: dict[str, Params], folder: Path) -> None:

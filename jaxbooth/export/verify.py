@@ -161,14 +161,14 @@ def check_lora(base: BaseModel, trained: Mapping[str, Params], out: Path, dtype:
     Raises:
         UserError: a file is missing, or is no LoRA for this base model.
     """
-    networks = {name: base.module(name) for name in ("unet", *base.text_encoder_names)}
+    networks = {name: base.module(name) for name in base.trainable_components()}
     adapters = {
         f"{component}.{name}": value
         for component, params in trained.items()
         for name, value in without_embeddings(params).items()
     }
     for path in (out / PEFT_FILE, out / f"{out.name}_kohya.safetensors"):
-        lora = read_lora(path, networks, base.unet_config)
+        lora = read_lora(path, networks, base.denoiser_config)
         check_dtypes(path, dtype, findings)
         for name, trained_value in adapters.items():
             if name in lora.adapters:

@@ -113,9 +113,9 @@ def written_params(
     if format != "lora":
         return join(whole, words)
     networks = {name: exact.module(name) for name in whole}
-    lora = read_lora(out / PEFT_FILE, networks, exact.unet_config)
+    lora = read_lora(out / PEFT_FILE, networks, exact.denoiser_config)
     adapters: dict[str, AnyArrays] = {name: {**without_embeddings(params)} for name, params in trained.items()}
-    return join(whole, load_lora_init(adapters, lora, exact, config), words)
+    return join(whole, load_lora_init(adapters, lora, exact), words)
 
 
 def own_step(
@@ -129,7 +129,7 @@ def own_step(
         with full_precision():
             text = exact.text.encode(params, exact.text.tokenize([prompt]))
             context, added = exact.denoiser_conditioning(text, size)
-            model = exact.unet.bind(params["unet"])
+            model = exact.denoiser.bind(params[exact.denoiser_name])
             return text.prompt_embeds, model(latents, jnp.full(1, timestep), context, added)
 
     return run(params, jnp.asarray(latents))

@@ -14,7 +14,7 @@ from jax import Array
 from jax.sharding import Mesh
 from PIL import Image
 
-from jaxbooth.base.tokenizer import read_tokenizer
+from jaxbooth.base.tokenizer_files import read_tokenizer
 from jaxbooth.console.progress import progress
 from jaxbooth.errors import UserError
 from jaxbooth.metrics.feature_models import CLIP, CONFIG, DINO, FeatureModelFiles, find_files

@@ -9,9 +9,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from jaxbooth.base.subject import SubjectName, name_subject
 from jaxbooth.config.limits import MAX_PROMPT, MAX_PROMPTS
 from jaxbooth.config.schema import Subject
+from jaxbooth.config.subjects import SubjectName, name_subject
 from jaxbooth.errors import UserError
 from jaxbooth.storage.text import read_lines
 

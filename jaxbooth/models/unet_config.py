@@ -79,6 +79,16 @@ class UNetConfig:
         return self
 
     @property
+    def downsampling(self) -> int:
+        """Latents to one at the lowest level, along one side."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    @property
+    def native_size(self) -> int:
+        """Side in latents that the model was trained at."""
+        return self.sample_size or 64
+
+    @property
     def heads(self) -> tuple[int, ...]:
         """Attention heads of each level. `attention_head_dim` holds the head *count*: diffusers' naming accident."""
         return self.per_level(self.attention_head_dim)

@@ -106,8 +106,8 @@ def abstract_step(config: Config, base: BaseModel, mesh: AnyMesh) -> AbstractSte
     frozen = {name: described(name) for name in base.components if name not in whole}
     step_reads = {name: params for name, params in frozen.items() if name in needed}
     resident = {name: params for name, params in frozen.items() if name not in needed}
-    if "unet" in whole and config.loss.prior_target == "frozen":
-        step_reads[REFERENCE] = described("unet")
+    if base.denoiser_name in whole and config.loss.prior_target == "frozen":
+        step_reads[REFERENCE] = described(base.denoiser_name)
     streams = abstract_slices(config)
     task = make_task(base, config, streams, mesh)
     state = state_of(config, base, mesh)
@@ -117,7 +117,7 @@ def abstract_step(config: Config, base: BaseModel, mesh: AnyMesh) -> AbstractSte
 
 def step_components(config: Config, base: BaseModel) -> set[str]:
     """Returns the components whose parameters the step reads."""
-    return {"unet", *(base.text_encoder_names if config.trains_text else ())}
+    return set(base.trainable_components(config.trains_text))
 
 
 def abstract_slices(config: Config) -> Streams:
@@ -141,8 +141,10 @@ def abstract_latent_cache(config: Config, base: BaseModel, streams: Streams, mes
     captions = len(streams.instances) + len(streams.classes) + (config.text.caption_dropout > 0)
     tower, chunks = base.text.encoders[-1], config.text.max_token_chunks
     pooled = leaf(captions, tower.config.projection_dim) if base.text.conditioning.has_pooled else None
-    text = TextEmbeddings(leaf(captions, chunks * tower.max_length, base.text.width), pooled)
-    ids: TokenIds = {t.name: leaf(captions, chunks, t.max_length, dtype=jnp.int32) for t in base.text.encoders}
+    text = TextEmbeddings(leaf(captions, chunks * tower.tokenizer.max_length, base.text.width), pooled)
+    ids: TokenIds = {
+        t.name: leaf(captions, chunks, t.tokenizer.max_length, dtype=jnp.int32) for t in base.text.encoders
+    }
     keeps_text = config.trains_text and config.loss.prior_target == "frozen" and config.prior_rows
     return Bank(
         Encoded(leaf(*latents), leaf(*latents), leaf(*latents[:2], 6), masks),

@@ -92,7 +92,7 @@ def compile_here(config: Config, topology: Topology, sampling: bool) -> dict[str
     step = abstract_step(config, base, mesh)
     facts = {"held": held_bytes(step), "train": compile_and_analyze(trace_train(config, step), topology)}
     if sampling:
-        used = sampling_params(step, mesh)
+        used = sampling_params(base, step, mesh)
         drawn = compile_and_analyze(trace_sampling(config, base, used, mesh), topology, config.validation.steps)
         facts["sampling"] = drawn | {"params_bytes": device_bytes(used)}
     return facts

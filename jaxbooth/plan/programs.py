@@ -58,14 +58,14 @@ def abstract_text(base: BaseModel, prompts: int) -> Any:
     """Describes the features of encoded prompts, float32."""
     encoders = {tower.name: tower.module.shapes for tower in base.text.encoders}
     ids: Any = {
-        tower.name: jax.ShapeDtypeStruct((prompts, base.text.max_token_chunks, tower.max_length), jnp.int32)
+        tower.name: jax.ShapeDtypeStruct((prompts, base.text.max_token_chunks, tower.tokenizer.max_length), jnp.int32)
         for tower in base.text.encoders
     }
     text = jax.eval_shape(base.text.encode, encoders, ids)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), text)
 
 
-def sampling_params(step: AbstractStep, mesh: Mesh) -> dict[str, Params]:
+def sampling_params(base: BaseModel, step: AbstractStep, mesh: Mesh) -> dict[str, Params]:
     """Describes UNet and VAE as pictures are drawn with them: what was trained, beside what was not."""
     place = param_shardings(mesh)
     trained: Any = {
@@ -76,7 +76,7 @@ def sampling_params(step: AbstractStep, mesh: Mesh) -> dict[str, Params]:
         for component, params in jax.eval_shape(result_params, step.state).items()
     }
     params = join(step.frozen, step.resident, trained)
-    return {name: params[name] for name in ("unet", "vae")}
+    return {name: params[name] for name in (base.denoiser_name, "vae")}
 
 
 def held_bytes(step: AbstractStep) -> dict[str, int]:

@@ -11,12 +11,13 @@ from PIL import Image
 from jaxbooth.base.identifier import MANY_MORE, find_identifier, prompt_words, suggest_identifiers, token_texts
 from jaxbooth.base.model import BaseModel, check_resolution
 from jaxbooth.base.sampling import ImageSampler, SamplingConfig
-from jaxbooth.base.subject import noun_phrase
-from jaxbooth.base.text_encoder import TextEncoders, warn_about_truncation
+from jaxbooth.base.text_encoder import warn_about_truncation
+from jaxbooth.base.tokenizer import Tokenizer
 from jaxbooth.base.trainable import check_rank, read_lora_init, trained_shapes
 from jaxbooth.config.rules import check_schedule
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import Subject
+from jaxbooth.config.subjects import noun_phrase
 from jaxbooth.console.messages import info, is_main, pluralize, warn
 from jaxbooth.data.buckets import enlargement, group
 from jaxbooth.data.class_images import ClassSet, generate_missing, open_class_sets
@@ -192,29 +193,29 @@ def explain_prompts(config: Config, inputs: Inputs) -> None:
     side = inputs.base.text
     used = {word for subject in config.subjects for word in prompt_words(subject.instance_prompt)}
     for subject in config.subjects:
-        explain_identifier(side, subject, used, has_prior=bool(config.prior_rows))
+        explain_identifier(side.encoders[0].tokenizer, subject, used, has_prior=bool(config.prior_rows))
     captions = [picture.caption for picture in inputs.pictures]
     class_prompts = [subject.class_prompt or "" for subject in config.subjects]
     warn_about_truncation(side, [*captions, *class_prompts, *config.validation.prompts])
 
 
-def explain_identifier(side: TextEncoders, subject: Subject, used: Collection[str], has_prior: bool) -> None:
+def explain_identifier(tokenizer: Tokenizer, subject: Subject, used: Collection[str], has_prior: bool) -> None:
     """Shows how the rarest word that only the instance prompt has is spelled, and warns of one that will not bind well.
 
     Without a class prompt it is the first word of what the prompt shows.
     """
-    suggested = suggest_identifiers(side, used)
+    suggested = suggest_identifiers(tokenizer, used)
     *others, last = [identifier.word for identifier in suggested]
     better = f"{', '.join(others)} or {last}"
     if subject.class_prompt:
-        found = find_identifier(side, prompt_words(subject.instance_prompt), prompt_words(subject.class_prompt))
+        found = find_identifier(tokenizer, prompt_words(subject.instance_prompt), prompt_words(subject.class_prompt))
     else:
-        found = find_identifier(side, prompt_words(noun_phrase(subject.instance_prompt))[:1], ())
+        found = find_identifier(tokenizer, prompt_words(noun_phrase(subject.instance_prompt))[:1], ())
     if found is None:
-        if has_prior and not side.placeholder_tokens:
+        if has_prior and not tokenizer.placeholder_tokens:
             warn(f"the instance prompt has no word that the class prompt lacks; give the subject a name, say {better}.")
         return
-    info(f"identifier '{found.word}': {pluralize(len(found.ids), 'token')}, {token_texts(side, found)}")
+    info(f"identifier '{found.word}': {pluralize(len(found.ids), 'token')}, {token_texts(tokenizer, found)}")
     if len(found.ids) >= len(suggested[0].ids) + MANY_MORE:
         warn(
             f"'{found.word}' is {len(found.ids)} tokens for this model, and each means something to it; a rare "

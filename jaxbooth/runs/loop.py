@@ -151,7 +151,7 @@ def describe_length(config: Config, images: int) -> str:
     train = config.train
     views = train.steps * train.batch_size
     alone = bool(config.text.placeholder_tokens) and config.text.token_training == "textual-inversion"
-    rate = peak_rate(config, "tokens" if alone else "unet")
+    rate = peak_rate(config, "tokens" if alone else "denoiser")
     return (
         f"{train.steps} steps x ({train.batch_size} + {config.prior_rows}) rows = "
         f"{views} instance views, {views / images:.3g} views of each image; learning rate {rate:g}"

@@ -170,7 +170,7 @@ class Job:
         feed = self.make_feed(params)
         values = shard_params(init_trainable(self.base, self.config, shapes, params), self.mesh)
         start = jax.device_get(checksums(flatten_components(values)))
-        reference = self.reference(params["unet"]) if "unet" in whole else {}
+        reference = self.reference(params[self.base.denoiser_name]) if self.base.denoiser_name in whole else {}
         frozen = {name: values for name, values in params.items() if name not in whole}
         params.clear()
         state, done = self.start_state(values, done)
@@ -235,7 +235,7 @@ class Job:
                 validation(state, 0)
             tasks = [make_task(self.base, config, streams, self.mesh) for streams in feed.streams]
             explain_padding(config, tasks[0].plan.number.size, batch_shards(self.mesh))
-            needed = {"unet", *(self.base.text_encoder_names if config.trains_text else ())}
+            needed = set(self.base.trainable_components(config.trains_text))
             fixed = {name: params for name, params in frozen.items() if name in needed} | reference
             dispatches = [make_dispatch(task, self.tx, config.train.steps_per_dispatch, state) for task in tasks]
             compiled = compile_dispatches(dispatches, state, fixed, feed)

@@ -21,25 +21,25 @@ DEFAULT_RATE = {"prodigy": 1.0}
 # Schedule-free AdamW weighs its average by the rate; its authors' warmup starts at 1 / steps. Prodigy divides by it.
 FIRST_RATE_COUNTS = ("schedule_free_adamw", "prodigy")
 
-Group = Literal["unet", "text", "tokens"]
-GROUPS: tuple[Group, ...] = ("unet", "text", "tokens")
+Group = Literal["denoiser", "text", "tokens"]
+GROUPS: tuple[Group, ...] = ("denoiser", "text", "tokens")
 
 
 def group_of(name: str) -> Group:
     """Returns the group of a trained parameter."""
     if name.endswith(f".{PLACEHOLDER_EMBEDDING}"):
         return "tokens"
-    return "unet" if name.startswith("unet.") else "text"
+    return "text" if name.startswith("text_encoder") else "denoiser"
 
 
-def default_rate(config: Config, group: Group = "unet") -> float:
+def default_rate(config: Config, group: Group = "denoiser") -> float:
     """Returns the learning rate of a group where none is set: by the optimizer, and by what is trained."""
     rates = config.default_rates
     trained = rates.tokens if group == "tokens" else rates.lora if config.lora.rank else rates.full
     return DEFAULT_RATE.get(config.train.optimizer, trained)
 
 
-def peak_rate(config: Config, group: Group = "unet") -> float:
+def peak_rate(config: Config, group: Group = "denoiser") -> float:
     """Returns a group's learning rate: as set, or the default; the text encoders' is the UNet's unless it is set."""
     if group == "tokens":
         return config.text.token_learning_rate or default_rate(config, "tokens")
@@ -57,7 +57,7 @@ def token_steps(config: Config) -> int:
     )
 
 
-def learning_rate_schedule(config: Config, group: Group = "unet") -> optax.Schedule:
+def learning_rate_schedule(config: Config, group: Group = "denoiser") -> optax.Schedule:
     """Returns step of the group -> learning rate: linear warmup, then constant, or down to 0 at its last step.
 
     The warmup starts at 0, and that of `FIRST_RATE_COUNTS` at 1 / warmup steps of the peak.
@@ -124,7 +124,7 @@ def make_optimizer(config: Config, no_gradient: Collection[str] = ()) -> optax.G
         raise UserError("--train.b1 must not be 0 with --train.optimizer schedule_free_adamw, which averages by it.")
     clip = optax.clip_by_global_norm(train.max_grad_norm) if train.max_grad_norm else optax.identity()
     if not has_groups(config):
-        return optax.chain(clip, update_rule(config, "unet", no_gradient))
+        return optax.chain(clip, update_rule(config, "denoiser", no_gradient))
     rules: dict[Hashable, Any] = {group: update_rule(config, group, no_gradient) for group in GROUPS}
     first = token_steps(config)
     if not first:

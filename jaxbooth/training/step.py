@@ -123,7 +123,8 @@ def micro_loss(task: Task, cast: Params, frozen: dict[str, Params], bank: Bank, 
     context, added = base.denoiser_conditioning(text, drawn.time_ids)
     noisy = base.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
     seen = base.schedule.add_noise(batch.latents, drawn.seen, batch.timesteps)
-    output = base.unet.bind(params["unet"])(seen, batch.timesteps, context, added, config.train.remat_policy)
+    denoiser = base.denoiser.bind(params[base.denoiser_name])
+    output = denoiser(seen, batch.timesteps, context, added, config.train.remat_policy)
     target = None
     if config.loss.prior_target == "frozen" and config.prior_rows:
         target = frozen_prediction(task, frozen, bank, drawn, seen)
@@ -139,7 +140,7 @@ def frozen_prediction(task: Task, frozen: dict[str, Params], bank: Bank, drawn: 
     text = bank.text if bank.frozen_text is None else bank.frozen_text
     assert isinstance(text, TextEmbeddings)
     context, added = task.base.denoiser_conditioning(gather_text(text, drawn.caption, None), drawn.time_ids)
-    model = task.base.unet.bind(frozen.get(REFERENCE) or frozen["unet"])
+    model = task.base.denoiser.bind(frozen.get(REFERENCE) or frozen[task.base.denoiser_name])
     shards = batch_shards(task.mesh)
     first = int(task.plan.is_prior.any(axis=0).reshape(shards, -1).any(axis=0).argmax())
 

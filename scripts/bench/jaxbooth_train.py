@@ -47,8 +47,8 @@ def useful_flops(config: Config, base: BaseModel) -> float:
     added = None
     if base.text.conditioning.has_pooled:
         added = AddedConditions(jnp.zeros((1, base.text.encoders[-1].config.projection_dim)), jnp.zeros((1, 6)))
-    run = jax.make_jaxpr(lambda params, *inputs: plain.unet.bind(params)(*inputs, added))
-    jaxpr = run(plain.unet.shapes, *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
+    run = jax.make_jaxpr(lambda params, *inputs: plain.denoiser.bind(params)(*inputs, added))
+    jaxpr = run(plain.denoiser.shapes, *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
     return product_flops(jaxpr.jaxpr) * (2 if config.lora.rank else 3)
 
 

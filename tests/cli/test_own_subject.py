@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from jaxbooth.assets import shipped_configs
-from jaxbooth.base.subject import name_subject
-from jaxbooth.base.trainable import initializer_token
 from jaxbooth.cli.parse import starting_config
 from jaxbooth.config.run_config import Config, load_config, reset_dependent_keys
 from jaxbooth.config.schema import Subject
+from jaxbooth.config.subjects import initializer_token
+from jaxbooth.metrics.prompts import name_subject
 from jaxbooth.runs.watch import unrelated_prompt, validation_prompts
 
 SHIPPED = sorted(path.stem for path in shipped_configs().glob("*.yaml"))
@@ -28,7 +28,7 @@ def test_prompts_words_and_grids_are_the_users(name):
     text = {"placeholder_tokens": ("<rex>",)}
     config = own(name, "a photo of a <rex> dog", "a photo of a dog.", text=text)
     assert validation_prompts(config) == ["a photo of a <rex> dog", "a photo of a dog.", "a photo of a red apple"]
-    assert initializer_token(config, "<rex>") == "dog"
+    assert initializer_token(config.text, config.subjects, "<rex>") == "dog"
     assert name_subject(config.subjects[0]) == ("<rex> dog", "dog")
 
 

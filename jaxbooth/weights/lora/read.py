@@ -94,7 +94,7 @@ def from_adapters(adapters: Iterable[Adapter]) -> LoraWeights:
     return lora
 
 
-def read_lora(path: Path, networks: Mapping[str, ModuleDef], unet_config: UNetConfig) -> LoraWeights:
+def read_lora(path: Path, networks: Mapping[str, ModuleDef], denoiser_config: UNetConfig) -> LoraWeights:
     """Reads a LoRA file in PEFT's, diffusers' older or kohya's layout.
 
     An `.alpha` tensor comes before diffusers' metadata, and without either alpha is the rank.
@@ -112,7 +112,7 @@ def read_lora(path: Path, networks: Mapping[str, ModuleDef], unet_config: UNetCo
             for name, parts in group_names(path, list(file.keys())).items()
         }
     hint = advice({name: parts["down"].shape for name, parts in found.items()})
-    known = modules_by_name(networks, unet_config)
+    known = modules_by_name(networks, denoiser_config)
     unknown = sorted(name for name in found if name not in known)
     if unknown:
         raise UserError(
@@ -241,7 +241,11 @@ def peft_config(path: Path, adapters: list[Adapter]) -> dict[str, Any]:
 
 
 def write_kohya(
-    path: Path, lora: LoraWeights, unet_config: UNetConfig, metadata: Mapping[str, str], dtype: np.dtype | None = None
+    path: Path,
+    lora: LoraWeights,
+    denoiser_config: UNetConfig,
+    metadata: Mapping[str, str],
+    dtype: np.dtype | None = None,
 ) -> int:
     """Writes the file that ComfyUI, the web UIs and kohya's tools read; returns the number of tensors.
 
@@ -250,7 +254,7 @@ def write_kohya(
     magnitudes out, and adds the bare A B instead, which is another model; `write_peft` is the file for it.
 
     Args:
-        unet_config: of the base model; it decides the spelling.
+        denoiser_config: of the base model; it decides the spelling.
         metadata: further entries of the file's head; they replace what is known from the LoRA itself.
         dtype: of the written matrices; None is float32. Alphas are always float32.
 
@@ -261,14 +265,14 @@ def write_kohya(
     alpha = Counter(adapter.alpha for adapter in adapters).most_common(1)[0][0]
     tensors = {}
     for adapter in (adapter.with_alpha(alpha) for adapter in adapters):
-        name = kohya_name(adapter.component, adapter.module, unet_config)
+        name = kohya_name(adapter.component, adapter.module, denoiser_config)
         tensors[f"{name}.lora_down.weight"] = adapter.down
         tensors[f"{name}.lora_up.weight"] = adapter.up
         tensors[f"{name}.alpha"] = np.asarray(alpha)
         if adapter.magnitude is not None:
             tensors[f"{name}.dora_scale"] = adapter.magnitude.reshape(-1, *(1 for _ in adapter.down.shape[1:]))
     is_dora = any(adapter.magnitude is not None for adapter in adapters)
-    head = kohya_metadata(unet_config, [adapter.rank for adapter in adapters], alpha, is_dora)
+    head = kohya_metadata(denoiser_config, [adapter.rank for adapter in adapters], alpha, is_dora)
     return write_arrays(path, tensors, {"format": "pt"} | head | dict(metadata), dtype)
 
 

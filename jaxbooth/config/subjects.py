@@ -1,9 +1,11 @@
-"""What a subject and its class are called, read off the subject's prompts."""
+"""What a subject and its class are called, read off its prompts, and the word that its placeholder token starts as."""
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxbooth.config.schema import Subject
+from jaxbooth.config.schema import Subject, TextConfig
+from jaxbooth.errors import UserError
 
 ARTICLES = ("a", "an", "the", "my", "our")
 
@@ -44,3 +46,18 @@ def name_subject(subject: Subject, phrase: str | None = None, noun: str | None =
     if not noun:
         noun = noun_phrase(subject.class_prompt) if subject.class_prompt else " ".join(phrase.split()[1:])
     return SubjectName(phrase, noun or phrase)
+
+
+def initializer_token(text: TextConfig, subjects: Sequence[Subject], token: str) -> str:
+    """Returns the word that a placeholder token starts from: as set, or the class of the subject whose prompt has it.
+
+    Raises:
+        UserError: there is no class prompt to take it from.
+    """
+    if text.initializer_token:
+        return text.initializer_token
+    subject = next((subject for subject in subjects if token in subject.instance_prompt), subjects[0])
+    class_words = noun_phrase(subject.class_prompt or "").split()
+    if not class_words:
+        raise UserError("--text.initializer-token is missing: a word that the new embeddings start from, such as dog.")
+    return class_words[-1]
