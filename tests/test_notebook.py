@@ -22,7 +22,7 @@ STEPS = 2
 RANK = 2
 FLAGS = ["--data.num-class-images", "1", "--prior.steps", "1", "--prior.batch-size", "1", "--data.resolution", "32",
          "--validation.steps", "1", "--validation.images-per-prompt", "1", "--validation.prompts", "a cat",
-         "--train.steps-per-dispatch", "2"]
+         "--train.steps-per-dispatch", "2", "--lora.targets", "attention"]
 """
 
 
