@@ -35,24 +35,25 @@ HEAD = """\
 
 *Made from the schema by `python scripts/config_reference.py`; do not edit it by hand.*
 
-A setting comes from a flag, else from the YAML file (or shipped configuration) named first on the command line, else
-from its default here. A flag is the dotted key with dashes: `train.batch_size` in a file is `--train.batch-size`. A key
-that does not exist, a value out of range and a setting that could not act are errors.
+A setting has the value of its flag. Without a flag, it has the value in the YAML file (or shipped configuration) named
+first on the command line, and without that the default listed here. A flag is the dotted key with dashes:
+`train.batch_size` in a file is `--train.batch-size`. Unknown keys, values out of range and settings that would have no
+effect are errors.
 
-- **Yes or no**: `--train.text-encoder` turns on, `--train.no-text-encoder` turns off. In a file: `true`, `false`.
-- **None**: `--train.learning-rate None` takes a file's value back. In a file: `null`.
+- **Yes or no**: `--train.text-encoder` turns it on, `--train.no-text-encoder` turns it off. In a file: `true`, `false`.
+- **None**: `--train.learning-rate None` unsets the value in a file. In a file: `null`.
 - **Several values**: `--validation.prompts "a sks dog" "a dog"`. In a file: a list.
-- A star `*` marks what may change when a run is continued; anything else that differs is refused. `train.steps` may
-  not change with `--text.token-training pivotal`, where it decides which steps belong to the placeholder tokens.
+- A star `*` marks what may change when a run is resumed; a change of anything else is refused. `train.steps` may not
+  change with `--text.token-training pivotal`, where it decides which steps belong to the placeholder tokens.
 
-A file holds what differs from the defaults, by section:
+A file contains what differs from the defaults, by section:
 
 ```yaml
 model: stable-diffusion-v1-5/stable-diffusion-v1-5
 run_dir: runs/dogs
 data:
   resolution: 512
-  subjects:            # in place of instance_dir, instance_prompt, class_dir and class_prompt
+  subjects:            # instead of instance_dir, instance_prompt, class_dir and class_prompt
     - instance_dir: photos/rex
       instance_prompt: a photo of sks dog
       class_prompt: a photo of dog
@@ -68,8 +69,8 @@ validation:
     - a photo of dog
 ```
 
-`jaxbooth train dogs.yaml --train.steps 2000` reads it and changes one value. RUN/config.yaml is a file of this kind
-with every key in it.
+`jaxbooth train dogs.yaml --train.steps 2000` reads the file and changes one value. RUN/config.yaml is such a file, with
+every key.
 """
 
 
@@ -161,7 +162,7 @@ def command(title: str, kind: type[BaseModel], skip: Iterable[str] = ()) -> list
 
 def reference() -> str:
     """Returns the whole page."""
-    lines = [HEAD, *section("The run", Config, "", "Keys that stand outside of a section.")]
+    lines = [HEAD, *section("The run", Config, "", "Keys outside of any section.")]
     for key, field in Config.model_fields.items():
         if isinstance(field.default, Section):
             kind = type(field.default)
