@@ -1,4 +1,4 @@
-"""Pictures drawn with an exported LoRA: diffusers' and jaxbooth's own are the same."""
+"""Images generated with an exported LoRA: diffusers' and jaxbooth's own are the same."""
 
 import diffusers
 import jax
@@ -19,7 +19,7 @@ STEPS, GUIDANCE = 6, 4.0
 
 
 @pytest.mark.parametrize("file", [PEFT_FILE, "cat_kohya.safetensors"], ids=["peft", "kohya"])
-def test_diffusers_draws_the_same_picture_with_the_lora(file, base, params, mesh, tmp_path):
+def test_diffusers_generates_the_same_image_with_the_lora(file, base, params, mesh, tmp_path):
     lora = {"rank": 4, "alpha": 2, "targets": "attention+ff+conv"}
     config = Config.model_validate({"lora": lora, "train": {"text_encoder": True}, "data": {"instance_dir": "cats"}})
     adapted, rng = add_trainable(base, config), np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Words added to the vocabulary, against diffusers' textual inversion."""
+"""Placeholder tokens added to the vocabulary, against diffusers' textual inversion."""
 
 import dataclasses
 from pathlib import Path
@@ -21,10 +21,10 @@ from jaxbooth.errors import UserError
 from jaxbooth.export.export import config_overrides
 from jaxbooth.export.reader_notes import end_token_line
 from jaxbooth.weights.diffusers_write import write_folder
-from tests.families import END, KINDS, LEGACY_END, in_torch, write_pipeline
 from tests.torch_parity import TOLERANCE, relative_error
+from tests.torch_pipelines import END, KINDS, LEGACY_END, in_torch, write_pipeline
 
-WORDS, VECTORS = ("<sks>", "<toy>"), 2
+TOKENS, VECTORS = ("<sks>", "<toy>"), 2
 FIRST = END + 1  # row of the first learned embedding, where table and tokenizer are equally long
 PROMPTS = ["a photo of a <toy> and a <sks> cat", "<sks>, an emoji", "a red apple <SKS>"]
 
@@ -35,49 +35,49 @@ def folder(request, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def side(folder: Path) -> TextEncoders:
+def text(folder: Path) -> TextEncoders:
     return BaseModel.read(folder, "float32").text
 
 
-def learned(side: TextEncoders, entries: int) -> dict[str, np.ndarray]:
+def learned(text: TextEncoders, entries: int) -> dict[str, np.ndarray]:
     """Embeddings as large as the table's own."""
     draw = np.random.default_rng(1)
     return {
-        tower.name: draw.normal(0, 0.6, (entries, tower.config.hidden_size)).astype(np.float32)
-        for tower in side.encoders
+        encoder.name: draw.normal(0, 0.6, (entries, encoder.config.hidden_size)).astype(np.float32)
+        for encoder in text.encoders
     }
 
 
-def encode(folder: Path, side: TextEncoders, rows: dict[str, np.ndarray], prompts: list[str], mesh) -> TextEmbeddings:
-    base = BaseModel.read(folder, "float32").with_text(side)
+def encode(folder: Path, text: TextEncoders, rows: dict[str, np.ndarray], prompts: list[str], mesh) -> TextEmbeddings:
+    base = BaseModel.read(folder, "float32").with_text(text)
     params = load_params(base, mesh, components=base.text_encoder_names)
     params = {name: values | {PLACEHOLDER_EMBEDDING: rows[name]} for name, values in params.items()}
-    return jax.jit(side.encode)(params, side.tokenize(prompts))
+    return jax.jit(text.encode)(params, text.tokenize(prompts))
 
 
 @torch.no_grad()
 def in_diffusers(folder: Path, rows: dict[str, np.ndarray], prompts: list[str]) -> list[np.ndarray]:
     """Context and pooled feature after `load_textual_inversion`, which knows nothing of a prompt's capital letters."""
     pipe = in_torch(folder)
-    add_words(pipe, rows)
+    add_tokens(pipe, rows)
     context, _, *pooled = pipe.encode_prompt(
         [prompt.lower() for prompt in prompts], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
     )
     return [context.numpy(), *(part.numpy() for part in pooled[:1])]
 
 
-def add_words(pipe, rows: dict[str, np.ndarray]) -> None:
+def add_tokens(pipe, rows: dict[str, np.ndarray]) -> None:
     for name, table in rows.items():
-        for index, word in enumerate(WORDS):
+        for index, token in enumerate(TOKENS):
             pipe.load_textual_inversion(
-                torch.tensor(table[VECTORS * index : VECTORS * (index + 1)]), token=word,
+                torch.tensor(table[VECTORS * index : VECTORS * (index + 1)]), token=token,
                 text_encoder=getattr(pipe, name), tokenizer=getattr(pipe, name.replace("text_encoder", "tokenizer")),
             )  # fmt: skip
 
 
-def test_prompts_with_new_words_are_encoded_as_in_diffusers(folder, side, mesh):
-    rows = learned(side, VECTORS * len(WORDS))
-    found = encode(folder, side.add_placeholder_tokens(WORDS, VECTORS), rows, PROMPTS, mesh)
+def test_prompts_with_placeholder_tokens_are_encoded_as_in_diffusers(folder, text, mesh):
+    rows = learned(text, VECTORS * len(TOKENS))
+    found = encode(folder, text.add_placeholder_tokens(TOKENS, VECTORS), rows, PROMPTS, mesh)
     expected = in_diffusers(folder, rows, PROMPTS)
     given = [part for part in found if part is not None]
     assert len(given) == len(expected)
@@ -85,37 +85,39 @@ def test_prompts_with_new_words_are_encoded_as_in_diffusers(folder, side, mesh):
         assert relative_error(ours, theirs) < TOLERANCE
 
 
-def test_each_word_is_spelled_with_all_its_vectors_in_every_tower(side):
-    new = side.add_placeholder_tokens(WORDS, VECTORS)
-    for tower in new.encoders:
-        ids = tower.tokenizer.token_ids("<toy>, a <SKS>")
+def test_each_token_is_spelled_with_all_its_vectors_in_every_text_encoder(text):
+    new = text.add_placeholder_tokens(TOKENS, VECTORS)
+    for encoder in new.encoders:
+        ids = encoder.tokenizer.token_ids("<toy>, a <SKS>")
         assert ids[:2] == [FIRST + 2, FIRST + 3]
         assert ids[-2:] == [FIRST, FIRST + 1]
-        assert tower.tokenizer.token_ids("a <sks>") == tower.tokenizer.token_ids("a  <SKS>")
+        assert encoder.tokenizer.token_ids("a <sks>") == encoder.tokenizer.token_ids("a  <SKS>")
 
 
-def test_the_text_side_itself_learns_no_word(side):
-    before = side.tokenize(["a <sks>"])
-    side.add_placeholder_tokens(WORDS, VECTORS)
-    side.add_placeholder_tokens(WORDS, 3)
-    np.testing.assert_equal(side.tokenize(["a <sks>"]), before)
+def test_the_text_encoders_themselves_learn_no_token(text):
+    before = text.tokenize(["a <sks>"])
+    text.add_placeholder_tokens(TOKENS, VECTORS)
+    text.add_placeholder_tokens(TOKENS, 3)
+    np.testing.assert_equal(text.tokenize(["a <sks>"]), before)
 
 
 def test_old_configurations_find_the_end_among_larger_ids(tmp_path, mesh):
     found = []
     for end in (END, LEGACY_END):
         folder = write_pipeline("sdxl", tmp_path / str(end), end)
-        side = BaseModel.read(folder, "float32").text.add_placeholder_tokens(WORDS, VECTORS)
-        found.append(encode(folder, side, learned(side, 4), ["a <sks> cat"], mesh).pooled_prompt_embeds)
+        text = BaseModel.read(folder, "float32").text.add_placeholder_tokens(TOKENS, VECTORS)
+        found.append(encode(folder, text, learned(text, 4), ["a <sks> cat"], mesh).pooled_prompt_embeds)
     np.testing.assert_allclose(found[0], found[1], atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("as_folder", [True, False], ids=["folder", "line"])
-def test_pictures_with_new_words_are_those_of_diffusers_though_the_configuration_is_old(as_folder, mesh, tmp_path):
+def test_images_with_placeholder_tokens_are_those_of_diffusers_though_the_configuration_is_old(
+    as_folder, mesh, tmp_path
+):
     model = write_pipeline("sdxl", tmp_path / "model", LEGACY_END)
     base = BaseModel.read(model, "float32")
-    base = base.with_text(base.text.add_placeholder_tokens(WORDS, VECTORS))
-    rows, prompt = learned(base.text, VECTORS * len(WORDS)), "a photo of a <toy> and a <sks> cat"
+    base = base.with_text(base.text.add_placeholder_tokens(TOKENS, VECTORS))
+    rows, prompt = learned(base.text, VECTORS * len(TOKENS)), "a photo of a <toy> and a <sks> cat"
     params = {name: values | ({PLACEHOLDER_EMBEDDING: rows[name]} if name in rows else {})
               for name, values in load_params(base, mesh).items()}  # fmt: skip
     ours = (
@@ -125,7 +127,7 @@ def test_pictures_with_new_words_are_those_of_diffusers_though_the_configuration
         (tmp_path / "out").mkdir()
         write_folder(model, {}, tmp_path / "out", "float32", config_overrides(base))
     pipe = in_torch(tmp_path / "out" if as_folder else model)
-    add_words(pipe, rows)
+    add_tokens(pipe, rows)
     if not as_folder:
         exec(end_token_line(base), {"pipe": pipe})
     key = jax.random.fold_in(image_keys(jax.random.key(5), np.zeros(1, np.uint32))[0], 0)
@@ -139,21 +141,21 @@ def test_pictures_with_new_words_are_those_of_diffusers_though_the_configuration
 
 def test_learned_rows_follow_a_table_that_is_longer_than_the_vocabulary(tmp_path, mesh):
     folder = write_pipeline("sd1", tmp_path, text={"vocab_size": END + 8})
-    side = BaseModel.read(folder, "float32").text.add_placeholder_tokens(("<sks>",), 1)
-    assert side.encoders[0].tokenizer.token_ids("a <sks> cat")[1] == END + 8
-    cat = init_placeholder_embeddings(side, load_params(BaseModel.read(folder, "float32"), mesh), ["cat"])
-    found = encode(folder, side, cat, ["a <sks> emoji", "a cat emoji"], mesh).prompt_embeds
+    text = BaseModel.read(folder, "float32").text.add_placeholder_tokens(("<sks>",), 1)
+    assert text.encoders[0].tokenizer.token_ids("a <sks> cat")[1] == END + 8
+    cat = init_placeholder_embeddings(text, load_params(BaseModel.read(folder, "float32"), mesh), ["cat"])
+    found = encode(folder, text, cat, ["a <sks> emoji", "a cat emoji"], mesh).prompt_embeds
     np.testing.assert_allclose(found[0], found[1], atol=1e-6)
 
 
-def test_new_words_start_as_the_initializers_tokens_in_turn(folder, side, mesh):
+def test_placeholder_tokens_start_as_the_initializers_tokens_in_turn(folder, text, mesh):
     params = load_params(BaseModel.read(folder, "float32"), mesh)
-    new = side.add_placeholder_tokens(WORDS, 3)
+    new = text.add_placeholder_tokens(TOKENS, 3)
     found = init_placeholder_embeddings(new, params, ["Red apple"] * 2)
-    for tower in new.encoders:
-        table, token_ids = params[tower.name][TOKEN_EMBEDDING], tower.tokenizer.token_ids
+    for encoder in new.encoders:
+        table, token_ids = params[encoder.name][TOKEN_EMBEDDING], encoder.tokenizer.token_ids
         red, apple = (table[token_ids(word)[0]] for word in ("red", "apple"))
-        np.testing.assert_array_equal(found[tower.name], np.stack([red, apple, red] * 2))
+        np.testing.assert_array_equal(found[encoder.name], np.stack([red, apple, red] * 2))
 
 
 @pytest.fixture(scope="module")
@@ -164,14 +166,14 @@ def plain(tmp_path_factory) -> tuple[TextEncoders, Path]:
 
 @pytest.mark.parametrize(("initializer", "message"), [("", "has no token"), ("<sks>", "is a placeholder token itself")])
 def test_an_initializer_needs_known_tokens(plain, mesh, initializer, message):
-    side, folder = plain
+    text, folder = plain
     params = load_params(BaseModel.read(folder, "float32"), mesh)
     with pytest.raises(UserError, match=message):
-        init_placeholder_embeddings(side.add_placeholder_tokens(WORDS, 1), params, [initializer] * 2)
+        init_placeholder_embeddings(text.add_placeholder_tokens(TOKENS, 1), params, [initializer] * 2)
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("tokens", "message"),
     [
         (("cat",), "'cat' is in the model's vocabulary already"),
         (("cat</w>",), "'cat</w>' is in the model's vocabulary already"),
@@ -185,31 +187,31 @@ def test_an_initializer_needs_known_tokens(plain, mesh, initializer, message):
         (("<sks>_1", "<sks>"), "'<sks>' is part of another placeholder token"),
     ],
 )
-def test_a_word_that_would_be_misread_is_refused(plain, words, message):
+def test_a_token_that_would_be_misread_is_refused(plain, tokens, message):
     with pytest.raises(UserError) as error:
-        plain[0].add_placeholder_tokens(words, 1)
+        plain[0].add_placeholder_tokens(tokens, 1)
     assert str(error.value).startswith("--text.placeholder-tokens ")
     assert message in str(error.value)
 
 
-def test_a_word_that_begins_like_another_is_told_apart(plain):
-    side, _ = plain
-    new = side.add_placeholder_tokens(("<sk>", "<sks>", "zqdog"), 1)
+def test_a_token_that_begins_like_another_is_told_apart(plain):
+    text, _ = plain
+    new = text.add_placeholder_tokens(("<sk>", "<sks>", "zqdog"), 1)
     ids = new.encoders[0].tokenizer.token_ids("<sks> <sk> zqdog")
     assert ids == [FIRST + 1, FIRST, FIRST + 2]
 
 
-def test_a_word_is_found_inside_a_longer_one_as_in_transformers(plain):
-    side, folder = plain
+def test_a_token_is_found_inside_a_longer_one_as_in_transformers(plain):
+    text, folder = plain
     tokenizer = in_torch(folder).tokenizer
     tokenizer.add_tokens(["zqdog"])
-    new = side.add_placeholder_tokens(("zqdog",), 1)
+    new = text.add_placeholder_tokens(("zqdog",), 1)
     ids = new.encoders[0].tokenizer.token_ids("my zqdogs, <zqdog>")
     assert ids == tokenizer("my zqdogs, <zqdog>", add_special_tokens=False).input_ids
     assert ids.count(FIRST) == 2
 
 
-def test_a_new_word_counts_with_all_its_vectors_in_what_is_lost(plain):
+def test_a_placeholder_token_counts_with_all_its_vectors_in_what_is_lost(plain):
     new = plain[0].add_placeholder_tokens(("<sks>",), 4)
     assert new.truncated_text("a cat " * 13 + "<SKS> dog") == "dog"  # 26 + 4 tokens fit
     assert new.truncated_text("a cat " * 14 + "<SKS> dog") == "<SKS> dog"

@@ -1,4 +1,4 @@
-"""Drawing pictures."""
+"""Generating images."""
 
 import numpy as np
 import pytest
@@ -11,22 +11,22 @@ from jaxbooth.sharding import make_mesh
 SETTINGS = SamplingConfig("ddpm", 3, 3.0, 64)
 
 
-def test_a_picture_depends_on_seed_and_index_alone(micro, micro_params, mesh):
+def test_an_image_depends_on_seed_and_index_alone(micro, micro_params, mesh):
     prompts = ["an emoji of a cat"] * 5
     whole = ImageSampler(micro, mesh, SETTINGS, 5).generate(micro_params, prompts, 1, range(5))
     parts = ImageSampler(micro, mesh, SETTINGS, 2).generate(micro_params, prompts, 1, range(5))
     assert np.abs(whole.astype(int) - parts).max() <= 1  # one rounding step of 8 bits
-    assert len({picture.tobytes() for picture in whole}) == 5
+    assert len({image.tobytes() for image in whole}) == 5
     single = ImageSampler(micro, mesh, SETTINGS, 1).generate(micro_params, prompts[:1], 1, [3])
     assert np.abs(whole[3].astype(int) - single[0]).max() <= 1
 
 
-def test_seeds_that_share_their_lower_half_draw_other_pictures(micro, micro_params, mesh):
+def test_seeds_that_share_their_lower_half_give_other_images(micro, micro_params, mesh):
     image_sampler = ImageSampler(micro, mesh, SETTINGS, 1)
-    pictures = [
+    images = [
         image_sampler.generate(micro_params, ["an emoji of a cat"], seed, [0]) for seed in (7, 7 + 2**32, 7 + 2**62)
     ]
-    assert len({picture.tobytes() for picture in pictures}) == 3
+    assert len({image.tobytes() for image in images}) == 3
     assert image_sampler.program._cache_size() == 1
 
 
@@ -93,6 +93,6 @@ def test_a_resolution_that_does_not_divide_is_refused_with_the_nearest_that_does
         ImageSampler(base, mesh, SamplingConfig("ddim", 4, 4.0, 100), 1)
 
 
-def test_the_library_draws_pil_images(mesh):
+def test_the_library_returns_pil_images(mesh):
     images = Pipeline.load("demo", mesh=mesh).sample("an emoji of a cat", num=2, steps=2)
     assert [image.size for image in images] == [(64, 64), (64, 64)]

@@ -43,7 +43,7 @@ def useful_flops(config: Config, base: BaseModel) -> float:
     _, plain = abstract_base(config.model_copy(update={"lora": config.lora.model_copy(update={"rank": None})}), "cpu")
     side = base.latent_shape(config.resolution, config.resolution)
     text = plain.text.width
-    shapes: Any = [(1, *side), (1,), (1, plain.text.encoders[-1].length, text)]
+    shapes: Any = [(1, *side), (1,), (1, plain.text.encoders[-1].tokenizer.max_length, text)]
     added = None
     if base.text.conditioning.has_pooled:
         added = AddedConditions(jnp.zeros((1, base.text.encoders[-1].config.projection_dim)), jnp.zeros((1, 6)))

@@ -44,8 +44,8 @@ def refusal(folder: Path, **options: Any) -> str:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_family_is_read(models, family):
     base = BaseModel.read(models[family], "float32")
-    towers = ("text_encoder", "text_encoder_2") if family == "sdxl" else ("text_encoder",)
-    assert base.components == ("unet", "vae", *towers)
+    encoders = ("text_encoder", "text_encoder_2") if family == "sdxl" else ("text_encoder",)
+    assert base.components == ("unet", "vae", *encoders)
     assert base.family.name == family
     assert base.text.conditioning.has_pooled == (family == "sdxl")
     assert base.text.width == base.denoiser_config.cross_attention_dim

@@ -1,4 +1,4 @@
-"""Whole pictures of every family against PyTorch diffusers, and the ways to load its folder."""
+"""Whole images of every family against PyTorch diffusers, and the ways to load its folder."""
 
 import shutil
 from collections.abc import Callable
@@ -20,9 +20,9 @@ from jaxbooth.sharding import make_mesh
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.diffusers_write import write_folder
-from tests.families import TEXT, Kind, in_torch, text_model, write_pipeline
 from tests.small_models import weights
 from tests.torch_parity import TOLERANCE, relative_error
+from tests.torch_pipelines import TEXT, Kind, in_torch, text_model, write_pipeline
 
 PROMPTS = ["a red apple", "an emoji of a cat"]
 STEPS, GUIDANCE, SEED = 3, 7.5, 5
@@ -50,24 +50,24 @@ def in_jaxbooth(folder: Path, mesh, negative: str = "", dtype: str = "float32") 
 
 @pytest.fixture(scope="module")
 def in_diffusers() -> Callable[..., np.ndarray]:
-    """The same pictures, from the same noise."""
+    """The same images, from the same noise."""
     keys = [jax.random.fold_in(key, 0) for key in image_keys(jax.random.key(SEED), jnp.arange(2))]
     noise = np.stack([jax.random.normal(key, (SIZE[0] // 2, SIZE[1] // 2, 4)) for key in keys])
     latents = torch.tensor(noise).permute(0, 3, 1, 2)
 
     def run(folder: Path, negative: str | None = None, **options: Any) -> np.ndarray:
         negatives = None if negative is None else [negative] * 2
-        pictures = in_torch(folder)(
+        images = in_torch(folder)(
             PROMPTS, negative_prompt=negatives, height=SIZE[0], width=SIZE[1], latents=latents,
             num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type="np", **options,
         ).images  # fmt: skip
-        return 255 * pictures
+        return 255 * images
 
     return run
 
 
 @pytest.mark.parametrize("negative", ["", "a dog"])
-def test_diffusers_draws_the_same_pictures(folder, mesh, in_diffusers, negative):
+def test_diffusers_generates_the_same_images(folder, mesh, in_diffusers, negative):
     ours, theirs = in_jaxbooth(folder, mesh, negative), in_diffusers(folder, negative or None)
     assert ours.shape == theirs.shape == (2, *SIZE, 3)
     assert np.abs(ours - theirs).max() <= 1  # ours are rounded to 8 bits
@@ -115,9 +115,9 @@ def test_an_sdxl_folder_is_a_pipeline_like_any_other(sdxl, mesh):
     assert list(pipeline.params) == ["unet", "vae", "text_encoder", "text_encoder_2"]
     assert "text_projection.kernel" in pipeline.params["text_encoder_2"]
     assert "text_projection.kernel" not in pipeline.params["text_encoder"]
-    pictures = pipeline.sample("a red apple", num=2, steps=2)
-    assert [picture.size for picture in pictures] == [(32, 32), (32, 32)]
-    assert pictures[0].tobytes() != pictures[1].tobytes()
+    images = pipeline.sample("a red apple", num=2, steps=2)
+    assert [image.size for image in images] == [(32, 32), (32, 32)]
+    assert images[0].tobytes() != images[1].tobytes()
 
 
 def test_only_what_is_trained_is_held_in_float32(sdxl, mesh):

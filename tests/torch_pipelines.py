@@ -1,4 +1,4 @@
-"""Diffusers folders of every family: tiny, untrained, and usable, for comparisons of text and pictures.
+"""Diffusers folders of every family: tiny, untrained, and usable, for comparisons of text and images.
 
 PyTorch's own initialisation keeps activations in range; embeddings are made large, so that prompts matter.
 """
@@ -71,7 +71,7 @@ def write_pipeline(
 
 
 def text_model(kind: type, config: dict[str, Any]) -> Any:
-    """Builds a text tower whose features depend on its tokens much more than on their places."""
+    """Builds a text encoder whose features depend on its tokens much more than on their places."""
     model = kind(transformers.CLIPTextConfig(**config))
     with torch.no_grad():
         model.get_input_embeddings().weight *= 30
@@ -90,6 +90,6 @@ def in_torch(folder: Path) -> Any:
     pipe.set_progress_bar_config(disable=True)
     for name in ("text_encoder", "text_encoder_2"):
         if hasattr(pipe, name):  # diffusers' `clip_skip` asks for the module that transformers 5 took away
-            tower = getattr(pipe, name)
-            object.__setattr__(tower, "text_model", getattr(tower, "text_model", tower))
+            encoder = getattr(pipe, name)
+            object.__setattr__(encoder, "text_model", getattr(encoder, "text_model", encoder))
     return pipe

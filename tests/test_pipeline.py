@@ -106,17 +106,17 @@ def test_a_file_name_as_out_is_refused(run_dir, base, mesh, tmp_path):
         export_result(configure((1, 1)), base, {}, mesh, tmp_path / "cat.safetensors", "single-file")
 
 
-def test_words_beside_a_model_are_read_with_it(params, mesh, tmp_path):
+def test_embeddings_beside_a_model_are_read_with_it(params, mesh, tmp_path):
     folder = shutil.copytree(DEMO_MODEL, tmp_path / "model")
     rows = np.random.default_rng(0).normal(size=(2, 128)).astype(np.float32)
     write_embeddings(folder, {"<sks>": {"text_encoder": rows}}, FAMILIES["sd15"])
     pipeline = Pipeline.load(folder, mesh=mesh)
-    side = pipeline.base.text
-    assert side.encoders[0].tokenizer.token_ids("a <sks>")[1:] == [2246, 2247]  # after the 2246 of the vocabulary
+    text = pipeline.base.text
+    assert text.encoders[0].tokenizer.token_ids("a <sks>")[1:] == [2246, 2247]  # after the 2246 of the vocabulary
     np.testing.assert_array_equal(pipeline.params["text_encoder"][PLACEHOLDER_EMBEDDING], rows)
 
 
-def test_several_words_have_a_file_each_and_are_read_back(tmp_path):
+def test_several_tokens_have_a_file_each_and_are_read_back(tmp_path):
     rows = {"<x>": {"text_encoder": np.ones((1, 4), np.float32), "text_encoder_2": np.ones((1, 6), np.float32)}}
     rows["<y>"] = {name: 2 * table for name, table in rows["<x>"].items()}
     write_embeddings(tmp_path, rows, FAMILIES["sdxl"])
@@ -126,15 +126,15 @@ def test_several_words_have_a_file_each_and_are_read_back(tmp_path):
     np.testing.assert_array_equal(found["<y>"]["text_encoder_2"], rows["<y>"]["text_encoder_2"])
 
 
-def test_each_new_word_starts_from_the_class_of_its_subject():
+def test_each_placeholder_token_starts_from_the_class_of_its_subject():
     text = {"placeholder_tokens": ("<x>", "<y>")}
     config = configure((1, 1), text=text, data=NO_FOLDER | {"subjects": SUBJECTS})
-    assert [initializer_token(config.text, config.subjects, word) for word in ("<x>", "<y>")] == ["cat", "apple"]
+    assert [initializer_token(config.text, config.subjects, token) for token in ("<x>", "<y>")] == ["cat", "apple"]
     config = configure((1, 1), text=text | {"initializer_token": "thing"}, data=NO_FOLDER | {"subjects": SUBJECTS})
     assert initializer_token(config.text, config.subjects, "<y>") == "thing"
 
 
-def test_the_number_of_steps_is_fixed_where_it_decides_which_belong_to_the_new_words():
+def test_the_number_of_steps_is_fixed_where_it_decides_which_belong_to_the_placeholder_tokens():
     text = {"placeholder_tokens": ("<sks>",), "token_training": "pivotal"}
     short, long = (configure((1, 1), text=text, steps=steps) for steps in (10, 40))
     assert first_conflict(short, long) == ("train.steps", 10, 40)

@@ -1,4 +1,4 @@
-"""The text side against diffusers and transformers: prompts in, what the UNet sees out."""
+"""Text encoders against diffusers and transformers: prompts in, what the UNet sees out."""
 
 import functools
 import shutil
@@ -14,10 +14,10 @@ from jaxbooth.base.model import BaseModel, load_params
 from jaxbooth.base.text_encoder import TextEmbeddings, warn_about_truncation
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
-from tests.families import END, KINDS, LEGACY_END, in_torch, write_pipeline
 from tests.torch_parity import TOLERANCE, relative_error
+from tests.torch_pipelines import END, KINDS, LEGACY_END, in_torch, write_pipeline
 
-LONG = "a red apple and " + " ".join(["a cat on a blue background,"] * 8)  # 52 tokens; the towers take 30 and two
+LONG = "a red apple and " + " ".join(["a cat on a blue background,"] * 8)  # 52 tokens; the encoders take 30 and two
 PROMPTS = ["an emoji of a cat", "A RED  apple, über-ripe!! 3d", LONG]
 
 
@@ -114,9 +114,9 @@ def test_what_the_pipeline_does_not_say_of_an_empty_prompt_is_diffusers_default(
     assert np.any(found.prompt_embeds[0]) == (kind != "sdxl")
 
 
-def test_each_tower_of_sdxl_pads_with_its_own_token(folder_of):
-    side = BaseModel.read(folder_of("sdxl"), "float32").text
-    ids = side.tokenize(["a cat"])
+def test_each_text_encoder_of_sdxl_pads_with_its_own_token(folder_of):
+    text = BaseModel.read(folder_of("sdxl"), "float32").text
+    ids = text.tokenize(["a cat"])
     first, second = ids["text_encoder"][0, 0], ids["text_encoder_2"][0, 0]
     assert first[0] == second[0] == END - 1
     assert first[3] == second[3] == END
@@ -166,19 +166,19 @@ def test_a_short_prompt_is_followed_by_empty_chunks(folder_of, encode, kind):
 
 @pytest.mark.parametrize(("chunks", "kept"), [(1, 30), (2, 60)])
 def test_the_end_that_does_not_fit_is_named_as_it_was_written(folder_of, capsys, chunks, kept):
-    side = BaseModel.read(folder_of("sd1"), "float32", max_token_chunks=chunks).text
+    text = BaseModel.read(folder_of("sd1"), "float32", max_token_chunks=chunks).text
     words = ["a", "Cat"] * 31  # a token each
     lost = " ".join(words[kept:])
-    assert side.truncated_text(" ".join(words)) == lost
-    assert side.truncated_text(" ".join(words[:kept])) == ""
-    warn_about_truncation(side, ["a cat", " ".join(words), " ".join(words)])
+    assert text.truncated_text(" ".join(words)) == lost
+    assert text.truncated_text(" ".join(words[:kept])) == ""
+    warn_about_truncation(text, ["a cat", " ".join(words), " ".join(words)])
     printed = " ".join(capsys.readouterr().out.split())
     assert f"1 of 2 prompts longer than {kept + 2} tokens; lost text: '{lost}'" in printed
 
 
 def test_a_long_text_that_does_not_fit_is_shown_in_part(folder_of, capsys):
-    side = BaseModel.read(folder_of("sd1"), "float32").text
-    warn_about_truncation(side, ["a cat " * 500])
+    text = BaseModel.read(folder_of("sd1"), "float32").text
+    warn_about_truncation(text, ["a cat " * 500])
     printed = capsys.readouterr().out
     assert " ..." in printed
     assert len(printed) < 400
