@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxbooth.assets import ASSETS
-from jaxbooth.plan.chips import find_chip
+from jaxbooth.plan.hardware import find_chip
 from jaxbooth.storage.files import write_json
 from jaxbooth.weights.architectures import FAMILIES
 from jaxbooth.weights.skeleton import write_skeleton
@@ -174,7 +174,7 @@ def row_of(peer: Peer, flops_per_row: float | None) -> dict[str, Any]:
     rates = sorted(rows / seconds for seconds in peer.seconds)
     chip = find_chip(peer.facts["device"])
     rate = statistics.median(rates)
-    mfu = rate * flops_per_row / chip.flops if flops_per_row and chip and chip.flops else None
+    mfu = rate * flops_per_row / chip.peak_flops if flops_per_row and chip and chip.peak_flops else None
     return {
         "subject": peer.name, "images_per_second": rate, "slowest": rates[0], "fastest": rates[-1], "mfu": mfu,
         **peer.facts, "command": [Path(part).name if "/" in part else part for part in peer.command],

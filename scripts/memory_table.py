@@ -10,10 +10,9 @@ from typing import Any
 from jaxbooth.config.run_config import Config
 from jaxbooth.models.remat import REMATS
 from jaxbooth.plan.abstract_step import abstract_base
-from jaxbooth.plan.chips import GIB
 from jaxbooth.plan.estimate import estimate
-from jaxbooth.plan.figures import StepCost
-from jaxbooth.plan.topology import find_topology
+from jaxbooth.plan.hardware import GIB, find_topology
+from jaxbooth.plan.roofline import StepCost
 from jaxbooth.weights.architectures import FAMILIES
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -24,7 +23,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 CASES = {"whole UNet": None, "LoRA of rank 16": 16}
 
 
-def figures_of(model: str, rank: int | None, **train: Any) -> StepCost:
+def step_cost(model: str, rank: int | None, **train: Any) -> StepCost:
     """Estimates a step of 1 + 1 rows."""
     config = Config.model_validate({"model": model, "lora": {"rank": rank}, "train": {"batch_size": 1} | train})
     config, base = abstract_base(config, "tpu")
@@ -36,13 +35,13 @@ def main() -> None:
     print(f"| | {' | '.join(f'`{policy}`' for policy in REMATS)} |\n|---{'|---' * len(REMATS)}|")
     for model in FAMILIES:
         for name, rank in CASES.items():
-            found = [figures_of(model, rank, remat=policy) for policy in REMATS]
-            cells = (f"{one.hbm_bytes / GIB:.2f} GiB, {one.flops / 1e12:.1f} TFLOP" for one in found)
+            costs = [step_cost(model, rank, remat=policy) for policy in REMATS]
+            cells = (f"{cost.hbm_bytes / GIB:.2f} GiB, {cost.flops / 1e12:.1f} TFLOP" for cost in costs)
             print(f"| {model}, {name} | {' | '.join(cells)} |", flush=True)
     print("\n| SD 1.5, whole UNet | optimizer state | whole step |\n|---|---|---|")
     for name, train in OPTIMIZERS.items():
-        found = figures_of("sd15", None, remat="none", **train)
-        print(f"| {name} | {found.memory['optimizer'] / GIB:.2f} GiB | {found.hbm_bytes / GIB:.2f} GiB |", flush=True)
+        cost = step_cost("sd15", None, remat="none", **train)
+        print(f"| {name} | {cost.memory['optimizer'] / GIB:.2f} GiB | {cost.hbm_bytes / GIB:.2f} GiB |", flush=True)
 
 
 if __name__ == "__main__":

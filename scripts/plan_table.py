@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxbooth.config.run_config import Config, load_config
-from jaxbooth.plan.chips import GIB
 from jaxbooth.plan.compile import compile_programs, train_cost
-from jaxbooth.plan.figures import StepCost
+from jaxbooth.plan.hardware import GIB, Topology, find_topology
 from jaxbooth.plan.plan import make_plan
 from jaxbooth.plan.report import Plan, plan_json
-from jaxbooth.plan.roofline import expected_run, roofline
-from jaxbooth.plan.topology import Topology, find_topology
+from jaxbooth.plan.roofline import StepCost, expected_run, roofline
 from jaxbooth.storage.files import write_json, write_text
 
 FOLDER = Path(__file__).parent / "plan"
@@ -63,24 +61,24 @@ def path_of(name: str, topology: Topology) -> Path:
 
 
 def compile_row(name: str, topology: Topology, sampling: bool) -> None:
-    """Compiles one row's step and keeps what the compiler says."""
+    """Compiles one row's step and keeps the compiler's analyses."""
     config = config_of(name, topology)
-    facts = compile_programs(config, topology, sampling)
-    write_json(path_of(name, topology), {"config": config.model_dump(mode="json"), "facts": facts})
-    print(f"{name} on {topology.name}: compiled in {facts['train']['compile_seconds']:.0f} s", flush=True)
+    analyses = compile_programs(config, topology, sampling)
+    write_json(path_of(name, topology), analyses)
+    print(f"{name} on {topology.name}: compiled in {analyses['train']['compile_seconds']:.0f} s", flush=True)
 
 
-def table_row(name: str, plan: Plan, figures: StepCost, how: str, fits: bool, largest: int | None) -> str:
+def table_row(name: str, plan: Plan, cost: StepCost, how: str, fits: bool, largest: int | None) -> str:
     """Returns one row in Markdown."""
-    bound = roofline(figures, plan.topology.chip, plan.config.mesh.fsdp)
-    run = expected_run(plan.config, plan.topology, bound)
+    bound = roofline(cost, plan.topology.chip, plan.config.mesh.fsdp)
+    run = expected_run(plan.config.train.steps, 2 * plan.config.train.batch_size, plan.topology, bound)
     limit = plan.topology.chip.memory
     assert limit
     assert bound.seconds
     return (
         f"| {name} | {plan.topology.name} | {2 * CASES[name].rows} | {how} | {'yes' if fits else '**no**'} "
-        f"| {figures.hbm_bytes / GIB:.2f} of {limit / GIB:.2f} | {'' if largest is None else largest} "
-        f"| {figures.flops / 1e12:.2f} | {figures.bytes_accessed / 1e9:.0f} "
+        f"| {cost.hbm_bytes / GIB:.2f} of {limit / GIB:.2f} | {'' if largest is None else largest} "
+        f"| {cost.flops / 1e12:.2f} | {cost.bytes_accessed / 1e9:.0f} "
         f"| {bound.seconds * 1e3:.0f} ms, {bound.bound} | {run.images_per_second:.0f} "
         f"| {run.hours:.2f} ({run.chip_hours:.2f}) |"
     )
@@ -91,25 +89,25 @@ def compiled_row(name: str, plan: Plan, errors: list[str]) -> str | None:
     path = path_of(name, plan.topology)
     if not path.exists():
         return None
-    figures = train_cost(plan.config, json.loads(path.read_text())["facts"], plan.estimated)
+    cost = train_cost(plan.config, json.loads(path.read_text()), plan.estimated)
     limit = plan.topology.chip.memory
     assert limit
     changes = [
-        f"{getattr(plan.estimated, key) / getattr(figures, key) - 1:+.1%}"
+        f"{getattr(plan.estimated, key) / getattr(cost, key) - 1:+.1%}"
         for key in ("hbm_bytes", "flops", "bytes_accessed")
     ]
     errors.append(f"| {name} | {plan.topology.name} | {' | '.join(changes)} |")
-    return table_row(name, plan, figures, "**compiled**", figures.hbm_bytes <= limit, None)
+    return table_row(name, plan, cost, "**compiled**", cost.hbm_bytes <= limit, None)
 
 
 def main() -> None:
     """Compiles what is asked for, or estimates everything, writes and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compile", nargs="*", default=[], metavar="RUN:TOPOLOGY", help=f"runs: {', '.join(CASES)}")
-    parser.add_argument("--sampling", action="store_true", help="also compile the step that draws sample pictures")
+    parser.add_argument("--sampling", action="store_true", help="also compile the sampling of images")
     arguments = parser.parse_args()
-    for asked in arguments.compile:
-        name, _, topology = asked.partition(":")
+    for row in arguments.compile:
+        name, _, topology = row.partition(":")
         compile_row(name, find_topology(topology), arguments.sampling)
     if not arguments.compile:
         write_table()
@@ -117,16 +115,16 @@ def main() -> None:
 
 def write_table() -> None:
     """Estimates every row, puts the compiled ones beside them, writes and prints the result."""
-    rows, facts, errors = [HEAD], [], []
+    rows, plans, errors = [HEAD], [], []
     for name in CASES:
         for topology in map(find_topology, TOPOLOGIES):
             plan = make_plan(config_of(name, topology), topology)
-            facts.append({"run": name} | plan_json(plan))
-            rows.append(table_row(name, plan, plan.figures, "estimated", plan.fits, plan.largest))
+            plans.append({"run": name} | plan_json(plan))
+            rows.append(table_row(name, plan, plan.cost, "estimated", plan.fits, plan.largest_batch))
             rows += filter(None, [compiled_row(name, plan, errors)])
     errors = ["| run | slice | memory | FLOPs | bytes moved |\n|---|---|---|---|---|", *errors]
     text = "\n".join([*rows, "", "The estimate's error against the compiler:", "", *errors, ""])
-    write_json(FOLDER / "table.json", facts)
+    write_json(FOLDER / "table.json", plans)
     write_text(FOLDER / "table.md", text)
     print(text)
 

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxbooth.config.run_config import Config
-from jaxbooth.plan.chips import TPUS
 from jaxbooth.plan.compile import compile_programs
-from jaxbooth.plan.topology import find_topology
+from jaxbooth.plan.hardware import TPUS, find_topology
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.skeleton import write_skeleton
@@ -41,42 +40,42 @@ def compile_slice(shape: str, rows: int, fsdp: int) -> dict[str, Any]:
     """Compiles the train step for a slice; `rows` are instance rows a chip, with as many prior rows."""
     topology = find_topology(f"v5e:{shape}")
     with tempfile.TemporaryDirectory() as scratch:
-        asked = {
+        settings = {
             "model": str(write_mid_sized(Path(scratch) / "model")),
             "train": {"batch_size": rows * topology.devices, "dtype": "bfloat16"},
             "mesh": {"fsdp": fsdp},
         }
-        facts = compile_programs(Config.model_validate(asked), topology, sampling=False)
-    return {"topology": topology.name, "chips": topology.chips, "rows": rows, "fsdp": fsdp} | facts
+        analyses = compile_programs(Config.model_validate(settings), topology, sampling=False)
+    return {"topology": topology.name, "chips": topology.chips, "rows": rows, "fsdp": fsdp} | analyses
 
 
-def row_of(facts: dict[str, Any], first: dict[str, Any]) -> str:
+def table_row(analyses: dict[str, Any], first: dict[str, Any]) -> str:
     """Returns a table row; changes are against the smallest slice."""
     chip = next(chip for chip in TPUS if chip.name == "v5e")
-    train, before = facts["train"], first["train"]
-    assert chip.flops
-    assert chip.link
+    train, before = analyses["train"], first["train"]
+    assert chip.peak_flops
+    assert chip.link_bandwidth
     flops, moved = train["flops"] + train["uncounted_flops"], train["bytes_accessed"]
     changes = (flops / (before["flops"] + before["uncounted_flops"]) - 1, moved / before["bytes_accessed"] - 1)
-    sizes = {kind: found["bytes"] for kind, found in train["collectives"].items()}
+    sizes = {kind: total["bytes"] for kind, total in train["collectives"].items()}
     sent = sum(sizes.values())
     kinds = ", ".join(f"{kind} {size / 1e6:.1f}" for kind, size in sizes.items())
     return (
-        f"| {facts['topology']} | {facts['chips']} | {flops / 1e9:.1f} ({changes[0]:+.1%}) | {moved / 1e9:.2f} "
+        f"| {analyses['topology']} | {analyses['chips']} | {flops / 1e9:.1f} ({changes[0]:+.1%}) | {moved / 1e9:.2f} "
         f"({changes[1]:+.1%}) | {sent / 1e6:.1f} ({kinds}) | {flops / sent:.0f} | "
-        f"{sent / chip.link * 1e3:.2f} / {flops / chip.flops * 1e3:.2f} |"
+        f"{sent / chip.link_bandwidth * 1e3:.2f} / {flops / chip.peak_flops * 1e3:.2f} |"
     )
 
 
 def table() -> str:
     """Returns the Markdown table of every slice that was compiled."""
     paths = [path for shape in SHAPES if (path := FOLDER / f"weak-v5e-{shape}.json").exists()]
-    found = [json.loads(path.read_text()) for path in paths]
+    slices = [json.loads(path.read_text()) for path in paths]
     head = (
         "| slice | chips | GFLOP a chip | GB moved a chip | MB of collectives a chip | FLOP a collective byte "
         "| ms on one link / ms of compute, at peak |\n|---|---|---|---|---|---|---|"
     )
-    return "\n".join([head, *(row_of(facts, found[0]) for facts in found)])
+    return "\n".join([head, *(table_row(analyses, slices[0]) for analyses in slices)])
 
 
 def main() -> None:
@@ -87,9 +86,9 @@ def main() -> None:
     parser.add_argument("--fsdp", type=int, default=4)
     arguments = parser.parse_args()
     for shape in arguments.run:
-        facts = compile_slice(shape, arguments.rows, arguments.fsdp)
-        write_json(FOLDER / f"weak-v5e-{shape}.json", facts)
-        print(f"v5e:{shape}: compiled in {facts['train']['compile_seconds']:.0f} s", flush=True)
+        analyses = compile_slice(shape, arguments.rows, arguments.fsdp)
+        write_json(FOLDER / f"weak-v5e-{shape}.json", analyses)
+        print(f"v5e:{shape}: compiled in {analyses['train']['compile_seconds']:.0f} s", flush=True)
     print(table())
 
 

@@ -191,6 +191,6 @@ def test_a_plan_is_readable_at_any_width(capsys, columns, width):
     assert max(map(len, printed.splitlines())) <= width
     assert "…" not in printed
     words = " ".join(printed.split())
-    for name in ("plan", "fits", "memory", "FLOPs a step", "largest batch", "expected", "the run"):
+    for name in ("plan", "fits", "memory", "FLOPs per step", "largest batch", "expected", "the run"):
         assert re.search(rf"^{name} ", printed, re.MULTILINE)
     assert "class images, compiling and sample images come on top" in words

@@ -9,9 +9,9 @@ from pydantic import BaseModel
 
 from jaxbooth.cli.arguments import ExportArguments, SampleArguments
 from jaxbooth.cli.evaluate import EvaluateArguments
+from jaxbooth.cli.plan import PlanArguments
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import Section, Subject
-from jaxbooth.plan.plan import PlanArguments
 
 COMMANDS = (SampleArguments, ExportArguments, EvaluateArguments, PlanArguments)
 

@@ -7,7 +7,7 @@ import pytest
 
 from jaxbooth.cli.main import main
 from jaxbooth.config.run_config import Config, flag, flatten
-from jaxbooth.plan.chips import GIB
+from jaxbooth.plan.hardware import GIB
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.skeleton import write_skeleton
@@ -101,7 +101,7 @@ def test_sd21_is_planned_at_its_own_768_pixels(planned):
     facts = planned("sd21", "--topology", "v5p:2x2x1", "--train.batch-size", "4")
     assert facts["fits"] is True
     assert facts["bound"] in ("compute", "memory")
-    assert facts["memory"]["latents"] == pytest.approx(205 * 2 * 4 * 96 * 96 * 4, rel=0.1)  # moments of 205 pictures
+    assert facts["memory"]["latents"] == pytest.approx(205 * 2 * 4 * 96 * 96 * 4, rel=0.1)  # moments of 205 images
 
 
 def test_a_run_that_does_not_fit_names_changes_that_do(planned, small):
@@ -123,7 +123,7 @@ def test_rows_that_only_fill_devices_are_pointed_out(planned, small):
 def test_people_get_a_table(capsys, small):
     main(["plan", "--model", str(small), *SMALL, "--topology", "v5e:2x2", "--train.batch-size", "2"])
     shown = capsys.readouterr().out
-    rows = ("plan", "fits", "memory", "largest batch", "FLOPs a step", "bytes moved", "collectives", "roofline",
+    rows = ("plan", "fits", "memory", "largest batch", "FLOPs per step", "bytes moved", "collectives", "roofline",
             "expected", "the run")  # fmt: skip
     assert [row for row in rows if f"\n{row} " not in f"\n{shown}"] == []
     assert "of 15.75 GiB: " in shown
@@ -143,7 +143,7 @@ def test_help_names_every_key_of_a_run_and_the_plan_s_own(capsys):
 
 def test_compiling_for_the_devices_that_are_here(planned, small):
     facts = planned("--model", small, *SMALL, "--topology", "cpu", "--train.batch-size", "8", "--compile")
-    compiler, held = facts["compiler"]["train"], facts["compiler"]["held"]
+    compiler, held = facts["compiler"]["train"], facts["compiler"]["persistent"]
     assert facts["compiled"] is True
     assert facts["fits"] is True
     assert facts["collectives"].keys() == {"all-reduce"}

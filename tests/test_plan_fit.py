@@ -6,12 +6,20 @@ import pytest
 
 from jaxbooth.config.run_config import Config
 from jaxbooth.errors import UserError
-from jaxbooth.plan import precheck
+from jaxbooth.plan import hardware
 from jaxbooth.plan.abstract_step import abstract_base
-from jaxbooth.plan.advise import add_lora, apply_changes, format_flags, is_valid, max_accumulation, suggest
 from jaxbooth.plan.estimate import estimate
-from jaxbooth.plan.precheck import check_memory, mesh_topology
-from jaxbooth.plan.topology import find_topology
+from jaxbooth.plan.fit import (
+    add_lora,
+    apply_changes,
+    check_memory,
+    format_flags,
+    is_valid,
+    max_accumulation,
+    mesh_topology,
+    suggest,
+)
+from jaxbooth.plan.hardware import find_topology
 from jaxbooth.sharding import make_mesh
 from tests.small_models import write_model
 
@@ -108,7 +116,7 @@ def with_available(monkeypatch, tmp_path, size):
     """Lets this machine have so many free bytes."""
     told = tmp_path / "meminfo"
     told.write_text(f"MemTotal: 99999999 kB\nMemAvailable: {int(size / 1024)} kB\n")
-    monkeypatch.setattr(precheck, "MEMINFO", told)
+    monkeypatch.setattr(hardware, "MEMINFO", told)
 
 
 def test_a_run_that_fits_this_machine_is_not_mentioned(monkeypatch, tmp_path, planned, mesh, capsys):

@@ -5,10 +5,9 @@ import inspect
 import jax
 import pytest
 
+from jaxbooth.cli.plan import PlanArguments
 from jaxbooth.errors import UserError
-from jaxbooth.plan.chips import GIB, GPUS, TPUS, find_chip
-from jaxbooth.plan.plan import PlanArguments
-from jaxbooth.plan.topology import find_topology
+from jaxbooth.plan.hardware import GIB, GPUS, TPUS, find_chip, find_topology
 
 
 @pytest.mark.parametrize(
@@ -49,7 +48,7 @@ def test_the_cpu_is_divided_among_devices_that_share_it():
 
 def test_local_is_what_jax_has_here():
     topology = find_topology("local")
-    assert topology.is_here
+    assert topology.is_local
     assert (topology.devices, topology.platform) == (len(jax.devices()), "cpu")
 
 
@@ -79,9 +78,9 @@ def test_devices_have_the_names_that_people_type(typed, name):
 @pytest.mark.parametrize("card", ["rtx3060", "rtx3090ti", "rtx4060ti", "rtx4080super", "rtx5060", "rtx5090"])
 def test_geforce_cards_of_three_generations_are_known(card):
     chip = find_topology(card).chip
-    assert chip.flops is not None
-    assert 2e13 < chip.flops < 3e14
-    assert find_chip(chip.kinds[0]) is chip
+    assert chip.peak_flops is not None
+    assert 2e13 < chip.peak_flops < 3e14
+    assert find_chip(chip.device_kinds[0]) is chip
 
 
 def test_the_help_lists_every_device_name():

@@ -89,7 +89,7 @@ def test_a_loop_whose_length_is_data_has_the_turns_that_it_is_said_to_take():
 
     traced = jax.jit(run).trace(jax.ShapeDtypeStruct((64, 64), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32))
     assert uncounted_flops(traced.jaxpr, "cpu", 1) == 0
-    assert uncounted_flops(traced.jaxpr, "cpu", 1, turns=20) == pytest.approx(19 * 2 * 64**3, rel=1e-3)
+    assert uncounted_flops(traced.jaxpr, "cpu", 1, unknown_trip_count=20) == pytest.approx(19 * 2 * 64**3, rel=1e-3)
 
 
 def attend(query):

@@ -6,7 +6,7 @@ from jaxbooth.config.run_config import Config
 from jaxbooth.params import is_matrix
 from jaxbooth.plan.abstract_step import abstract_base
 from jaxbooth.plan.estimate import estimate
-from jaxbooth.plan.topology import find_topology
+from jaxbooth.plan.hardware import find_topology
 from tests.small_models import write_model
 
 ROWS = 8  # instance rows on one device, and as many prior rows
@@ -43,7 +43,7 @@ def test_remat_needs_less_memory_and_more_flops(estimated):
 
 def test_accumulation_needs_a_part_of_the_activations_and_float32_sums(estimated):
     plain, parts = estimated(batch_size=4 * ROWS), estimated(batch_size=4 * ROWS, gradient_accumulation_steps=4)
-    assert parts.rows == plain.rows / 4
+    assert parts.per_device_batch == plain.per_device_batch / 4
     assert held(parts, "activations") < 0.4 * held(plain, "activations")
     assert held(parts, "gradients") >= held(parts, "parameters")  # all float32
     assert parts.at().flops == pytest.approx(plain.at().flops, rel=0.02)
@@ -96,7 +96,7 @@ def test_one_device_sends_nothing_and_copies_sum_gradients_of_kernels_in_the_com
     others = sum(leaf.size for name, leaf in shapes.items() if not is_matrix(name, leaf))  # summed in float32
     assert others > 1000
     assert copies.at().collectives == {"all-reduce": held(copies, "parameters") / 2 + 2 * others}
-    assert copies.rows == estimated().rows
+    assert copies.per_device_batch == estimated().per_device_batch
     assert copies.at().flops == pytest.approx(estimated().at().flops, rel=1e-6)
 
 
@@ -119,7 +119,7 @@ def test_fsdp_cuts_what_is_held_and_gathers_it(estimated):
 def test_tensor_splits_the_transformers_products_and_sums_what_is_partial(estimated):
     copies = estimated("v5e:2x2", batch_size=4 * ROWS)
     split = estimated("v5e:2x2", batch_size=4 * ROWS, mesh={"tensor": 2})
-    assert split.rows == 2 * copies.rows  # half as many parts
+    assert split.per_device_batch == 2 * copies.per_device_batch  # half as many parts
     assert copies.at().flops < split.at().flops < 2 * copies.at().flops
     assert held(split, "parameters") < held(copies, "parameters")
     assert split.at().collectives["all-reduce"] > held(split, "parameters") / 2

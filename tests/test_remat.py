@@ -11,8 +11,8 @@ from jaxbooth.config.run_config import Config
 from jaxbooth.models.remat import REMATS
 from jaxbooth.plan.abstract_step import abstract_base
 from jaxbooth.plan.estimate import estimate
-from jaxbooth.plan.settle import AUTO_POLICIES, resolve_remat
-from jaxbooth.plan.topology import find_topology
+from jaxbooth.plan.fit import AUTO_POLICIES, resolve_remat
+from jaxbooth.plan.hardware import find_topology
 from jaxbooth.training.step import gradients
 from tests.training import setup
 

@@ -29,7 +29,7 @@ def completion_command(argv: list[str]) -> None:
     if len(argv) != 1 or argv[0] not in SHELLS:
         raise UserError(f"jaxbooth completion takes a shell, {' or '.join(SHELLS)}; found {' '.join(argv) or 'none'}.")
     from jaxbooth.cli.evaluate import EvaluateArguments
-    from jaxbooth.plan.plan import PlanArguments
+    from jaxbooth.cli.plan import PlanArguments
     from jaxbooth.report.report import ReportArguments
 
     kinds: dict[str, Callable[..., Any]] = {

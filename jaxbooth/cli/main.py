@@ -14,6 +14,7 @@ from jaxbooth.cli.arguments import ExportArguments, SampleArguments
 from jaxbooth.cli.completion import completion_command
 from jaxbooth.cli.evaluate import evaluate_command
 from jaxbooth.cli.parse import parse, starting_config
+from jaxbooth.cli.plan import plan_command
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.suggestions import MAX_SHOWN
 from jaxbooth.console.messages import pluralize, print_plain, print_result, print_stderr
@@ -97,14 +98,6 @@ def report_command(argv: list[str]) -> None:
     print_plain(
         f"report: {make_report(arguments.runs, arguments.out)}"
     )  # `print_result` would start a device, perhaps in use
-
-
-def plan_command(argv: list[str]) -> None:
-    """Parses a configuration with its flags and prints what a run of it needs."""
-    from jaxbooth.plan.plan import PlanArguments, plan_command
-
-    default = PlanArguments(**dict(starting_config(argv)))
-    plan_command(parse(PlanArguments, argv, "jaxbooth plan [CONFIG]", default))
 
 
 def doctor_command(argv: list[str]) -> None:

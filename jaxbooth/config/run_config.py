@@ -132,6 +132,12 @@ class Config(Section):
         return self.train.batch_size if self.train.prior_batch_size is None else self.train.prior_batch_size
 
 
+def fill_resolution(config: Config, native: int) -> Config:
+    """Takes the base model's own resolution, in pixels, where none is set."""
+    data = config.data.model_copy(update={"resolution": config.data.resolution or native})
+    return config.model_copy(update={"data": data})
+
+
 # What may change when a run is continued: none of it alters a step that is already done.
 FREE_TO_CHANGE = {
     "run_dir", "force", "export", "offline", "allow_pickle", "train.steps", "train.steps_per_dispatch",

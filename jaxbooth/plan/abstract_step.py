@@ -1,4 +1,4 @@
-"""The train step of a configuration as shapes: no weight, no picture, no device memory."""
+"""The train step of a configuration as shapes: no weights, no images, no device memory."""
 
 import tempfile
 from pathlib import Path
@@ -6,27 +6,28 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.text_encoder import TextEmbeddings, TokenIds
 from jaxbooth.base.trainable import add_trainable, fully_trained, trained_shapes, unused_parameters
-from jaxbooth.config.run_config import Config
+from jaxbooth.config.run_config import Config, fill_resolution
+from jaxbooth.config.schema import MeshConfig
 from jaxbooth.data.latents import Bank, Encoded
 from jaxbooth.params import Params
-from jaxbooth.plan.topology import Topology
-from jaxbooth.runs.folder import fill_resolution, state_of
+from jaxbooth.plan.hardware import Topology
 from jaxbooth.sharding import AXES, AnyMesh, axis_sizes, param_shardings, replicated
 from jaxbooth.storage.paths import local_path
 from jaxbooth.training.layout import Streams, make_streams
 from jaxbooth.training.optimizer import make_optimizer
-from jaxbooth.training.state import TrainState
+from jaxbooth.training.state import TrainState, abstract_state
 from jaxbooth.training.step import REFERENCE, Task, make_task
 from jaxbooth.weights.architectures import PUBLISHED
 from jaxbooth.weights.resolve import resolve_model
 from jaxbooth.weights.skeleton import write_skeleton
 
-IMAGES_OF_SUBJECT = 5  # of a subject, where nobody has looked
+IMAGES_OF_SUBJECT = 5  # as many as DreamBooth usually takes; the photos themselves are not looked at
 
 
 class AbstractStep(NamedTuple):
@@ -71,16 +72,16 @@ def abstract_base(config: Config, platform: str | None = None) -> tuple[Config, 
             base = read(Path(scratch))
     else:
         base = read(folder if (folder / "model_index.json").exists() else resolve_model(config.source))
-    return fill_resolution(config, base), base
+    return fill_resolution(config, base.native_resolution), base
 
 
-def abstract_mesh(config: Config, topology: Topology) -> AbstractMesh:
-    """Returns the mesh of a configuration over devices that need not exist.
+def abstract_mesh(mesh: MeshConfig, topology: Topology) -> AbstractMesh:
+    """Returns a mesh over devices that need not exist.
 
     Raises:
         UserError: the axes do not multiply to the number of devices; the message says which numbers would.
     """
-    sizes = axis_sizes(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, topology.devices)
+    sizes = axis_sizes(mesh.data, mesh.fsdp, mesh.tensor, topology.devices)
     return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -92,27 +93,27 @@ def abstract_step(config: Config, base: BaseModel, mesh: AnyMesh) -> AbstractSte
         base: with the run's adapters and placeholder tokens.
     """
     trained = trained_shapes(base, config)
-    whole, needed = fully_trained(base, trained), step_components(config, base)
-    place = param_shardings(mesh)
+    whole, read_by_step = fully_trained(base, trained), step_components(config, base)
+    shard = param_shardings(mesh)
 
-    def described(name: str) -> Params:
+    def abstract_params(name: str) -> Params:
         dtype = jnp.float32 if name == "vae" else base.dtype
         shapes: Any = {
-            leaf: jax.ShapeDtypeStruct(shape.shape, dtype, sharding=place(leaf, shape.shape))
+            leaf: jax.ShapeDtypeStruct(shape.shape, dtype, sharding=shard(leaf, shape.shape))
             for leaf, shape in base.module(name).shapes.items()
         }
         return shapes
 
-    frozen = {name: described(name) for name in base.components if name not in whole}
-    step_reads = {name: params for name, params in frozen.items() if name in needed}
-    resident = {name: params for name, params in frozen.items() if name not in needed}
+    frozen = {name: abstract_params(name) for name in base.components if name not in whole}
+    in_step = {name: params for name, params in frozen.items() if name in read_by_step}
+    resident = {name: params for name, params in frozen.items() if name not in read_by_step}
     if base.denoiser_name in whole and config.loss.prior_target == "frozen":
-        step_reads[REFERENCE] = described(base.denoiser_name)
+        in_step[REFERENCE] = abstract_params(base.denoiser_name)
     streams = abstract_slices(config)
-    task = make_task(base, config, streams, mesh)
-    state = state_of(config, base, mesh)
     tx = make_optimizer(config, unused_parameters(base, trained))
-    return AbstractStep(task, tx, state, step_reads, resident, abstract_latent_cache(config, base, streams, mesh))
+    state = abstract_state(trained, tx, config.train.ema_decay is not None, mesh)
+    bank = abstract_latent_cache(config, base, streams, mesh)
+    return AbstractStep(make_task(base, config, streams, mesh), tx, state, in_step, resident, bank)
 
 
 def step_components(config: Config, base: BaseModel) -> set[str]:
@@ -121,35 +122,54 @@ def step_components(config: Config, base: BaseModel) -> set[str]:
 
 
 def abstract_slices(config: Config) -> Streams:
-    """Lays out a usual number of pictures."""
+    """Lays out a usual number of images."""
     subjects = max(1, len(config.data.subjects))
     classes = [config.data.num_class_images] * subjects if config.prior_rows else []
     return make_streams([IMAGES_OF_SUBJECT] * subjects, classes, list(range(subjects)), [1.0] * subjects)
 
 
 def abstract_latent_cache(config: Config, base: BaseModel, streams: Streams, mesh: AnyMesh) -> Bank:
-    """Describes the bank of `streams`: square pictures, one caption for each subject and each class."""
-    everywhere, data = replicated(mesh), config.data
+    """Describes the cached latents of square images, with one caption for each subject and each class."""
+    everywhere, data, text_config = replicated(mesh), config.data, config.text
 
     def leaf(*shape: int, dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
 
-    variants = (data.random_crops if data.crop == "random" else 1) * (2 if data.flip else 1)
-    pictures = sum(span.count for span in (*streams.instances, *streams.classes))
-    latents = (pictures, variants, *base.latent_shape(config.resolution, config.resolution))
+    images = sum(span.count for span in (*streams.instances, *streams.classes))
+    augmentations = (data.random_crops if data.crop == "random" else 1) * (2 if data.flip else 1)
+    latents = (images, augmentations, *base.latent_shape(config.resolution, config.resolution))
     masks = leaf(*latents[:-1], 1) if data.masks else None
-    captions = len(streams.instances) + len(streams.classes) + (config.text.caption_dropout > 0)
-    tower, chunks = base.text.encoders[-1], config.text.max_token_chunks
-    pooled = leaf(captions, tower.config.projection_dim) if base.text.conditioning.has_pooled else None
-    text = TextEmbeddings(leaf(captions, chunks * tower.tokenizer.max_length, base.text.width), pooled)
-    ids: TokenIds = {
-        t.name: leaf(captions, chunks, t.tokenizer.max_length, dtype=jnp.int32) for t in base.text.encoders
-    }
-    keeps_text = config.trains_text and config.loss.prior_target == "frozen" and config.prior_rows
+    captions = len(streams.instances) + len(streams.classes) + (text_config.caption_dropout > 0)
+    encoders, chunks = base.text.encoders, text_config.max_token_chunks
+    pooled = leaf(captions, encoders[-1].config.projection_dim) if base.text.conditioning.has_pooled else None
+    text = TextEmbeddings(leaf(captions, chunks * encoders[-1].tokenizer.max_length, base.text.width), pooled)
+    ids: TokenIds = {e.name: leaf(captions, chunks, e.tokenizer.max_length, dtype=jnp.int32) for e in encoders}
+    needs_frozen_text = config.trains_text and config.loss.prior_target == "frozen" and config.prior_rows
     return Bank(
-        Encoded(leaf(*latents), leaf(*latents), leaf(*latents[:2], 6), masks),
-        leaf(pictures, dtype=jnp.int32),
-        ids if config.trains_text else text,
-        leaf(2, dtype=jnp.uint32),
-        text if keeps_text else None,
+        images=Encoded(leaf(*latents), leaf(*latents), leaf(*latents[:2], 6), masks),
+        caption=leaf(images, dtype=jnp.int32),
+        text=ids if config.trains_text else text,
+        seed=leaf(2, dtype=jnp.uint32),
+        frozen_text=text if needs_frozen_text else None,
     )
+
+
+def persistent_bytes(step: AbstractStep) -> dict[str, int]:
+    """Returns kind -> bytes that one device holds all through a run; `resident` ones are no arguments of the step."""
+    return {
+        "parameters": device_bytes((step.state.params, step.state.ema)),
+        "optimizer": device_bytes(step.state.opt_state),
+        "frozen": device_bytes(step.frozen),
+        "resident": device_bytes(step.resident),
+        "latents": device_bytes(step.bank),
+    }
+
+
+def device_bytes(tree: Any) -> int:
+    """Returns the bytes of one device's parts of abstract arrays."""
+    return sum(map(shard_bytes, jax.tree.leaves(tree)))
+
+
+def shard_bytes(leaf: Any) -> int:
+    """Returns the bytes of one device's part of an abstract array."""
+    return int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize

@@ -1,19 +1,36 @@
-"""What XLA says of a run's programs, for devices that are here or only described."""
+"""What XLA's compiler says of a run's programs, for devices that are here or only described.
+
+`python -m jaxbooth.plan.compile` reads {"config", "topology", "sampling"} from stdin and prints one line of JSON. It is
+a process of its own because the environment that libtpu needs without a TPU would mislead a real TPU host.
+"""
 
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+from jax.errors import JaxRuntimeError
+from jax.experimental import topologies
+
+from jaxbooth.backend import enable_compilation_cache
 from jaxbooth.config.run_config import Config
 from jaxbooth.console.progress import progress
 from jaxbooth.errors import RunFailure, UserError
-from jaxbooth.plan.compile_child import compile_here
-from jaxbooth.plan.figures import StepCost
-from jaxbooth.plan.topology import Topology
+from jaxbooth.plan.abstract_step import abstract_base, abstract_step, device_bytes, persistent_bytes
+from jaxbooth.plan.estimate import kernel_platform
+from jaxbooth.plan.hardware import GIB, Topology, find_topology
+from jaxbooth.plan.hlo import collectives
+from jaxbooth.plan.programs import sampling_params, trace_sampling, trace_train
+from jaxbooth.plan.roofline import StepCost
+from jaxbooth.plan.uncounted_flops import uncounted_flops
+from jaxbooth.sharding import make_mesh
 
 # libtpu asks the metadata server of a TPU VM unless it is told where it runs, logs into the temporary folder, and locks
 # the chips of this machine. The names need not be those of the topology.
@@ -22,26 +39,30 @@ WITHOUT_TPU = {
     "TPU_LOG_DIR": "disabled", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }  # fmt: skip
 PACKAGE_ROOT = Path(__file__).parents[2]
+MEGACORE = ("v4",)  # its two cores act as one device
+# "... the total memory required for HLO temporaries (40.00G) exceeds available HBM (15.75G)."
+EXCEEDS = re.compile(r"\((\d+(?:\.\d+)?)([KMG])\) exceeds available HBM")
+UNITS = {"K": 2**10, "M": 2**20, "G": GIB}
 
 
 class Compiled(NamedTuple):
     """A run's programs after the compiler.
 
     Attributes:
-        figures: of the train step.
-        sampling_bytes: memory that a device needs while sample pictures are drawn between steps.
-        sampling_flops: of one batch of pictures; None where the program does not fit.
-        facts: see `compile_here`.
+        cost: of the train step.
+        sampling_bytes: memory that a device needs while sample images are generated between steps.
+        sampling_flops: of one batch of images; None where the program does not fit.
+        analyses: see `compile_here`.
     """
 
-    figures: StepCost
+    cost: StepCost
     sampling_bytes: float
     sampling_flops: float | None
-    facts: dict[str, Any]
+    analyses: dict[str, Any]
 
 
 def compile_plan(config: Config, topology: Topology, estimated: StepCost) -> Compiled:
-    """Compiles the train step and the sampling step of a configuration.
+    """Compiles the train step and the sampling of a configuration.
 
     Args:
         estimated: of the same step. It gives the FLOPs and bytes of a program that does not fit, of which a compiler
@@ -51,8 +72,8 @@ def compile_plan(config: Config, topology: Topology, estimated: StepCost) -> Com
         UserError: libtpu is missing, or this machine cannot compile for the topology.
         RunFailure: the compiler failed.
     """
-    facts = compile_programs(config, topology)
-    return Compiled(train_cost(config, facts, estimated), *sampling_cost(facts), facts)
+    analyses = compile_programs(config, topology)
+    return Compiled(train_cost(config, analyses, estimated), *sampling_cost(analyses), analyses)
 
 
 def compile_programs(config: Config, topology: Topology, sampling: bool = True) -> dict[str, Any]:
@@ -63,25 +84,23 @@ def compile_programs(config: Config, topology: Topology, sampling: bool = True) 
     """
     environment = child_environment(topology)
     with progress("compile", total=None):
-        if topology.is_here:  # another process could not open an accelerator that this one holds
+        if topology.is_local:  # another process could not open an accelerator that this one holds
             return compile_here(config, topology, sampling)
-        return compile_elsewhere(config, topology, sampling, environment)
+        return compile_in_child(config, topology, sampling, environment)
 
 
-def compile_elsewhere(
-    config: Config, topology: Topology, sampling: bool, environment: dict[str, str]
-) -> dict[str, Any]:
+def compile_in_child(config: Config, topology: Topology, sampling: bool, environment: dict[str, str]) -> dict[str, Any]:
     """Returns what `compile_here` finds in another process."""
-    asked = json.dumps({"config": config.model_dump(mode="json"), "topology": topology.name, "sampling": sampling})
-    command = [sys.executable, "-m", "jaxbooth.plan.compile_child"]
-    done = subprocess.run(command, input=asked, env=environment, capture_output=True, text=True)
+    request = json.dumps({"config": config.model_dump(mode="json"), "topology": topology.name, "sampling": sampling})
+    command = [sys.executable, "-m", "jaxbooth.plan.compile"]
+    done = subprocess.run(command, input=request, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise RunFailure(f"compiling for {topology.name} failed: {reason}")
-    facts = json.loads(done.stdout.splitlines()[-1])
-    if "error" in facts:
-        raise UserError(facts["error"])
-    return facts
+    analyses = json.loads(done.stdout.splitlines()[-1])
+    if "error" in analyses:
+        raise UserError(analyses["error"])
+    return analyses
 
 
 def child_environment(topology: Topology) -> dict[str, str]:
@@ -90,7 +109,7 @@ def child_environment(topology: Topology) -> dict[str, str]:
     Raises:
         UserError: it cannot.
     """
-    if topology.is_here:
+    if topology.is_local:
         return {}
     paths = os.pathsep.join(filter(None, (str(PACKAGE_ROOT), os.environ.get("PYTHONPATH"))))
     inherited = os.environ | {"PYTHONPATH": paths}
@@ -107,18 +126,92 @@ def child_environment(topology: Topology) -> dict[str, str]:
     )
 
 
-def train_cost(config: Config, facts: dict[str, Any], estimated: StepCost) -> StepCost:
-    """Returns what a compiler's facts say of one step on one device."""
-    held, train = dict(facts["held"]), facts["train"]
-    resident = held.pop("resident")
+def compile_here(config: Config, topology: Topology, sampling: bool) -> dict[str, Any]:
+    """Compiles the train step and, if asked, the sampling of a grid's images.
+
+    Returns:
+        persistent: see `persistent_bytes`; train and sampling: see `compile_and_analyze`, and `params_bytes` of the
+        parameters that sampling reads.
+
+    Raises:
+        UserError: the mesh does not fit the devices, or there is no such model.
+    """
+    if not is_described(topology):  # programs for devices that are not here cannot be loaded again
+        enable_compilation_cache()
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices_of(topology))
+    config, base = abstract_base(config, topology.platform)
+    step = abstract_step(config, base, mesh)
+    analyses: dict[str, Any] = {
+        "persistent": persistent_bytes(step),
+        "train": compile_and_analyze(trace_train(config, step), topology),
+    }
+    if sampling:
+        params = sampling_params(base, step, mesh)
+        traced = trace_sampling(config, base, params, mesh)
+        analysis = compile_and_analyze(traced, topology, config.validation.steps)
+        analyses["sampling"] = analysis | {"params_bytes": device_bytes(params)}
+    return analyses
+
+
+def is_described(topology: Topology) -> bool:
+    """Tells whether the devices are TPUs that are not here."""
+    return topology.platform == "tpu" and not topology.is_local
+
+
+def devices_of(topology: Topology) -> Sequence[jax.Device]:
+    """Returns described TPU devices, for which JAX loads libtpu, or devices of this machine."""
+    if not is_described(topology):
+        return jax.devices(topology.platform)[: topology.devices]
+    options: dict[str, Any] = {"chips_per_host_bounds": topology.host_bounds}
+    if topology.chip.name in MEGACORE:
+        options["chip_config_name"] = "megacore"
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options).devices
+
+
+def compile_and_analyze(traced: Any, topology: Topology, trip_count: int = 1) -> dict[str, Any]:
+    """Compiles a program and returns XLA's memory and cost analysis of one device's share.
+
+    A program that the compiler cannot fit has `exceeds`, the bytes that it would need, in place of the analyses.
+
+    Args:
+        trip_count: of a loop whose length is data.
+    """
+    began = time.perf_counter()
+    try:
+        compiled = traced.lower().compile()
+    except JaxRuntimeError as error:
+        exceeds = EXCEEDS.search(str(error))
+        if not exceeds:
+            raise
+        return {"compile_seconds": time.perf_counter() - began, "exceeds": float(exceeds[1]) * UNITS[exceeds[2]]}
+    seconds, memory, cost = time.perf_counter() - began, compiled.memory_analysis(), compiled.cost_analysis() or {}
+    return {
+        "compile_seconds": seconds,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+        "alias_bytes": memory.alias_size_in_bytes,
+        "temp_bytes": memory.temp_size_in_bytes,
+        "code_bytes": memory.generated_code_size_in_bytes,
+        "flops": cost.get("flops"),
+        "uncounted_flops": uncounted_flops(traced.jaxpr, kernel_platform(topology), topology.devices, trip_count),
+        "bytes_accessed": cost.get("bytes accessed"),
+        "collectives": collectives(compiled.as_text()),
+    }
+
+
+def train_cost(config: Config, analyses: dict[str, Any], estimated: StepCost) -> StepCost:
+    """Returns what a compiler's analyses say of one step on one device."""
+    persistent, train = dict(analyses["persistent"]), analyses["train"]
+    resident = persistent.pop("resident")  # no argument of the train step
     code = train.get("code_bytes", 0)
-    activations = program_bytes(train) - code - sum(held.values())  # the padding of the arrays included
-    memory = held | {"frozen": held["frozen"] + resident, "activations": activations, "program": code}
+    activations = program_bytes(train) - code - sum(persistent.values())  # the padding of the arrays included
+    frozen = persistent["frozen"] + resident
+    memory = persistent | {"frozen": frozen, "activations": activations, "program": code}
     if "exceeds" in train:
         return estimated._replace(memory=memory)
     flops = (train["flops"] or 0.0) + train["uncounted_flops"]
-    moved = {kind: float(found["bytes"]) for kind, found in train["collectives"].items()}
-    return StepCost(memory, flops, step_bytes_accessed(config, facts), moved)
+    moved = {kind: float(total["bytes"]) for kind, total in train["collectives"].items()}
+    return StepCost(memory, flops, step_bytes_accessed(config.train.gradient_accumulation_steps, analyses), moved)
 
 
 def program_bytes(program: dict[str, Any]) -> float:
@@ -129,18 +222,33 @@ def program_bytes(program: dict[str, Any]) -> float:
     return program["argument_bytes"] + written + program["temp_bytes"] + program["code_bytes"]
 
 
-def step_bytes_accessed(config: Config, facts: dict[str, Any]) -> float:
+def step_bytes_accessed(micro_batches: int, analyses: dict[str, Any]) -> float:
     """Returns the bytes that a step moves. XLA counts one micro-batch; the others move all but the optimizer's bytes.
 
     An update reads parameters, state and gradients and writes the first two.
     """
-    counted, held = facts["train"]["bytes_accessed"] or 0.0, facts["held"]
-    update = 3 * held["parameters"] + 2 * held["optimizer"]
-    return counted + (config.train.gradient_accumulation_steps - 1) * max(0.0, counted - update)
+    counted, persistent = analyses["train"]["bytes_accessed"] or 0.0, analyses["persistent"]
+    update = 3 * persistent["parameters"] + 2 * persistent["optimizer"]
+    return counted + (micro_batches - 1) * max(0.0, counted - update)
 
 
-def sampling_cost(facts: dict[str, Any]) -> tuple[float, float | None]:
-    """Returns the memory of a device while it draws, the run's other arrays included, and the FLOPs of a batch."""
-    sampling, held = facts["sampling"], sum(facts["held"].values())
-    own = program_bytes(sampling) - sampling["params_bytes"]
-    return held + own, None if "exceeds" in sampling else (sampling["flops"] or 0.0) + sampling["uncounted_flops"]
+def sampling_cost(analyses: dict[str, Any]) -> tuple[float, float | None]:
+    """Returns a device's memory while it generates images, the run's other arrays included, and a batch's FLOPs."""
+    sampling, persistent = analyses["sampling"], sum(analyses["persistent"].values())
+    memory = persistent + program_bytes(sampling) - sampling["params_bytes"]
+    return memory, None if "exceeds" in sampling else (sampling["flops"] or 0.0) + sampling["uncounted_flops"]
+
+
+def main() -> None:
+    """Compiles what stdin asks for."""
+    request = json.load(sys.stdin)
+    config, topology = Config.model_validate(request["config"]), find_topology(request["topology"])
+    try:
+        analyses = compile_here(config, topology, request["sampling"])
+    except UserError as error:
+        analyses = {"error": str(error)}
+    print(json.dumps(analyses))
+
+
+if __name__ == "__main__":
+    main()

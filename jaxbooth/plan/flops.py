@@ -1,7 +1,8 @@
 """Floating-point operations of one equation of a jaxpr, as XLA counts them (`HloCostAnalysis`).
 
 Two for each product that a matrix product or convolution really forms, so that neither the zeros of a convolution's
-padding nor those of a dilated gradient count; one for each element of other arithmetic. Loops are the caller's affair.
+padding nor those of a dilated gradient count; one for each element of other arithmetic. Whoever calls this
+multiplies by the passes through loops.
 """
 
 from functools import cache
@@ -11,7 +12,8 @@ import numpy as np
 
 DOT, CONV, KERNEL, ELEMENTS = "dot_general", "conv_general_dilated", "pallas_call", "elements"
 KINDS = (DOT, CONV, KERNEL, ELEMENTS)  # of work
-PIECES, NARROW = 8, 16  # of pictures that a TPU cuts, and their width up to which the cuts cost FLOPs
+PIECES = 8  # into which a TPU splits a convolution's input along its width
+MAX_SPLIT_WIDTH = 16  # up to which the overlap of the pieces costs FLOPs worth counting
 ARITHMETIC = {
     "add", "add_any", "sub", "mul", "div", "max", "min", "neg", "square", "integer_pow", "sqrt", "rsqrt", "exp", "log",
     "logistic", "tanh", "erf", "erfc", "sin", "cos", "select_n", "pow",
@@ -27,13 +29,13 @@ def equation_flops(equation: Any) -> tuple[str, int]:
         return CONV, conv_flops(equation)
     if name == KERNEL:
         grid = equation.params["grid_mapping"].grid
-        return KERNEL, int(np.prod(grid, dtype=np.int64)) * products(equation.params["jaxpr"])
+        return KERNEL, int(np.prod(grid, dtype=np.int64)) * kernel_flops(equation.params["jaxpr"])
     if name.startswith("reduce_"):
         return ELEMENTS, equation.invars[0].aval.size
     return ELEMENTS, equation.outvars[0].aval.size if name in ARITHMETIC else 0
 
 
-def products(jaxpr: Any) -> int:
+def kernel_flops(jaxpr: Any) -> int:
     """Returns the FLOPs of the matrix products in the body of a kernel, the costliest branch of each condition."""
     total = 0
     for equation in jaxpr.eqns:
@@ -41,9 +43,9 @@ def products(jaxpr: Any) -> int:
         if name == DOT:
             total += dot_flops(equation)
         elif name == "cond":
-            total += max(products(branch.jaxpr) for branch in params["branches"])
+            total += max(kernel_flops(branch.jaxpr) for branch in params["branches"])
         elif "jaxpr" in params:
-            total += params.get("length", 1) * products(getattr(params["jaxpr"], "jaxpr", params["jaxpr"]))
+            total += params.get("length", 1) * kernel_flops(getattr(params["jaxpr"], "jaxpr", params["jaxpr"]))
     return total
 
 
@@ -75,15 +77,15 @@ def conv_flops(equation: Any) -> int:
 
 
 def halo_flops(equation: Any, flops: int) -> int:
-    """Returns what a convolution takes more where XLA cuts its pictures into eight pieces along their width.
+    """Returns the FLOPs that a convolution takes on top where XLA splits its input into pieces along the width.
 
-    It does so on a TPU where there are few rows, and cuts narrow pictures into pieces that overlap by one position.
+    It does so on a TPU with few examples; the pieces overlap by one position, which counts where they are narrow.
     """
     if equation.primitive.name != CONV:
         return 0
     numbers = equation.params["dimension_numbers"]
     width = equation.invars[0].aval.shape[numbers.lhs_spec[-1]]
-    return flops * PIECES // width if PIECES <= width <= NARROW else 0
+    return flops * PIECES // width if PIECES <= width <= MAX_SPLIT_WIDTH else 0
 
 
 @cache
@@ -95,5 +97,6 @@ def meeting_pairs(size: int, window: int, out: int, stride: int, low: int, dilat
         low: padding before the first element.
         dilation: distance of the input's elements; `spread`: of the kernel's.
     """
-    place = np.arange(out)[:, None] * stride + np.arange(window)[None] * spread - low
-    return int(np.sum((place >= 0) & (place <= (size - 1) * dilation) & (place % dilation == 0)))
+    position = np.arange(out)[:, None] * stride + np.arange(window)[None] * spread - low
+    is_inside = (position >= 0) & (position <= (size - 1) * dilation)
+    return int(np.sum(is_inside & (position % dilation == 0)))

@@ -49,24 +49,24 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
         text: `compiled.as_text()`.
     """
     entry, computations = read_computations(text)
-    found: dict[str, Counter[str]] = {}
-    seen: set[str] = set()
-    for collective, times in run_of(entry, computations, 1):
-        if collective.chain in seen:
+    totals: dict[str, Counter[str]] = {}
+    counted_chains: set[str] = set()
+    for collective, times in collectives_below(entry, computations, 1):
+        if collective.chain in counted_chains:
             continue
         if collective.chain:
-            seen.add(collective.chain)
-        total = found.setdefault(collective.kind, Counter())
+            counted_chains.add(collective.chain)
+        total = totals.setdefault(collective.kind, Counter())
         total.update(count=times, bytes=collective.size * times)
-    return {kind: dict(total) for kind, total in sorted(found.items())}
+    return {kind: dict(total) for kind, total in sorted(totals.items())}
 
 
-def run_of(name: str, computations: dict[str, Computation], times: int) -> Iterator[tuple[Collective, int]]:
+def collectives_below(name: str, computations: dict[str, Computation], times: int) -> Iterator[tuple[Collective, int]]:
     """Yields every collective below a computation, with how often it runs."""
-    own = computations.get(name, Computation([], []))
-    yield from ((collective, times) for collective in own.collectives)
-    for called, turns in own.calls:
-        yield from run_of(called, computations, times * turns)
+    computation = computations.get(name, Computation([], []))
+    yield from ((collective, times) for collective in computation.collectives)
+    for called, trip_count in computation.calls:
+        yield from collectives_below(called, computations, times * trip_count)
 
 
 def read_computations(text: str) -> tuple[str, dict[str, Computation]]:
@@ -81,11 +81,11 @@ def read_computations(text: str) -> tuple[str, dict[str, Computation]]:
             continue
         match = INSTRUCTION.match(line)
         if match:
-            note(current, *match.groups())
+            add_instruction(current, *match.groups())
     return entry, computations
 
 
-def note(computation: Computation, name: str, result: str, opcode: str, rest: str) -> None:
+def add_instruction(computation: Computation, name: str, result: str, opcode: str, rest: str) -> None:
     """Adds one instruction to its computation."""
     kind, called = opcode.removesuffix("-start"), called_by(rest)
     chain = CHAIN.search(rest) if kind == "all-gather" else None
@@ -97,8 +97,9 @@ def note(computation: Computation, name: str, result: str, opcode: str, rest: st
     elif any(part.startswith(FUSED) for part in (name, *called)):
         computation.collectives.append(Collective("reduce-scatter", sum(array_sizes(result)), None))
     elif not opcode.endswith("-done"):
-        turns = int(found[1]) if (found := TRIPS.search(rest)) else 1
-        computation.calls.extend((part, turns) for part in called)
+        trips = TRIPS.search(rest)
+        trip_count = int(trips[1]) if trips else 1
+        computation.calls.extend((part, trip_count) for part in called)
 
 
 def called_by(rest: str) -> list[str]:
@@ -118,8 +119,8 @@ def results_of(kind: str, sizes: Sequence[int], started: bool) -> int:
 
 def array_sizes(result: str) -> list[int]:
     """Returns the bytes of each array of an instruction's result, such as `(f32[2,3]{1,0}, bf16[4]{0})`."""
-    found = []
+    sizes = []
     for bits, shape, _, flags in ARRAY.findall(result):
         elements = int(np.prod([int(n) for n in (shape or flags).split(",") if n], dtype=np.int64))
-        found.append(elements * (int(bits) // 8 if bits else 1))
-    return found
+        sizes.append(elements * (int(bits) // 8 if bits else 1))
+    return sizes

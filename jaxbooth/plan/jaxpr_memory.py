@@ -1,6 +1,6 @@
-"""What a traced program keeps in memory, computes and moves, estimated from its jaxpr without a compiler.
+"""The memory, FLOPs and bytes accessed of a traced program, estimated from its jaxpr without a compiler.
 
-XLA never stores most values of a jaxpr. The model of it used here, in four rules:
+XLA never stores most values of a jaxpr. It is modelled by four rules:
 
 1. Matrix products, convolutions, gathers, concatenations, kernels and loops store their results. Reductions store
    theirs, which are small, and read whatever they reduce in one pass.
@@ -8,12 +8,12 @@ XLA never stores most values of a jaxpr. The model of it used here, in four rule
    as long as that is one large array (a norm and an activation between two convolutions, a cast, a softmax).
 3. With two or more large inputs, the result is stored in place of an input that nobody else reads (a convolution plus
    a skip connection), or else when a product or convolution needs it; in the narrower type, if it is cast at once.
-4. A convolution also stores the picture that it reads, if that is computed: it is laid out anew, with its padding.
+4. A convolution also stores its input, if that is computed: it is laid out anew, with its padding.
 
-A CPU reads less through: products store whatever they read, and what several equations read is computed once.
+On a CPU, less is fused: products store whatever they read, and what several equations read is computed once.
 
-A stored array lives from its making to its last reader, in the order of the jaxpr. Sizes that depend on the rows of
-the batch are kept apart, so that one trace serves every batch size.
+A stored array lives from its making to its last reader, in the order of the jaxpr. Costs that grow with the batch are
+kept apart, so that one trace serves every batch size.
 """
 
 from collections import Counter
@@ -24,245 +24,269 @@ from typing import Any
 from jax.extend.core import Literal
 
 from jaxbooth.plan.flops import ARITHMETIC, CONV, DOT, KERNEL, KINDS, equation_flops, halo_flops
-from jaxbooth.plan.jaxpr_values import LARGE, Buffer, Cost, TracedValue, large, nbytes, roots_of
+from jaxbooth.plan.jaxpr_values import LARGE_RATIO, Buffer, Cost, TracedValue, buffers_of, large_buffers, nbytes
 
 INLINED = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters that hold the body of a call
 REDUCTIONS = ("reduce_", "arg", "cum")
-STORED = (
+STORING = (
     DOT, CONV, KERNEL, "concatenate", "gather", "scatter", "scatter-add", "sort", "random_bits", "random_split",
     "random_fold_in", "dynamic_update_slice", "while", "custom_call", "ffi_call",
 )  # fmt: skip
-MOVES = ("transpose", "rev", "pad", "convert_element_type")  # that a CPU's products do not read through
+MOVES = ("transpose", "rev", "pad", "convert_element_type")  # that are not fused into a CPU's products
 LANES = 128  # of a TPU's registers: the last dimension of what a kernel takes and gives fills whole ones
 
 
 @dataclass
 class JaxprAnalysis:
-    """Goes through a jaxpr in its order.
+    """Goes through a jaxpr, equation by equation.
 
     Attributes:
         platform: tpu, cuda or cpu, which chooses among the branches of `jax.lax.platform_dependent`.
-        tensor: parts that split products are cut into.
-        now: moment; it moves on with every equation that reads what is stored.
-        reduced: bytes of partial products that are summed over the `tensor` axis.
-        halos: FLOPs that convolutions take more where a TPU splits their pictures; see `halo_flops`.
-        equations: of the program, loops unrolled once.
+        tensor: devices among which a mesh splits products.
+        partial_sums: bytes of partial products that are summed over the `tensor` axis.
+        halo_flops: what convolutions take more where a TPU splits their inputs; see `flops.halo_flops`.
+        equations: of the program, a loop's body once.
+        time: moves on with every equation that reads what is stored.
+        trip_count: of the loops around the current equation.
     """
 
     platform: str
     tensor: int = 1
     buffers: list[Buffer] = field(default_factory=list)
     flops: dict[str, Cost] = field(default_factory=lambda: dict.fromkeys(KINDS, Cost()))
-    traffic: Cost = field(default_factory=Cost)
-    reduced: Cost = field(default_factory=Cost)
-    halos: Cost = field(default_factory=Cost)
+    bytes_accessed: Cost = field(default_factory=Cost)
+    partial_sums: Cost = field(default_factory=Cost)
+    halo_flops: Cost = field(default_factory=Cost)
     equations: int = 0
-    now: int = 0
-    factor: int = 1  # repetitions of the loop that the walk is in
+    time: int = 0
+    trip_count: int = 1
 
-    def argument(self, aval: Any, varies: bool = False, size: int = 0, is_split: bool = False) -> TracedValue:
+    def argument(self, aval: Any, per_example: bool = False, size: int = 0, is_split: bool = False) -> TracedValue:
         """Returns the value of an argument.
 
         Args:
             size: bytes that it takes from its first reader to its last, beside its place among the arguments: of the
                 parameters that FSDP gathers.
         """
-        buffer = Buffer(size, nbytes(aval), varies, is_parameter=not varies)
+        buffer = Buffer(size, nbytes(aval), per_example, is_parameter=not per_example)
         self.buffers.append(buffer)
-        return TracedValue(frozenset([buffer]), varies, is_split=is_split)
+        return TracedValue(frozenset([buffer]), per_example, is_split=is_split)
 
     def run(self, jaxpr: Any, arguments: list[TracedValue], wanted: Sequence[bool] | None = None) -> list[TracedValue]:
-        """Walks a jaxpr without constants and returns the values of its results."""
+        """Goes through a jaxpr without constants and returns the values of its results.
+
+        Args:
+            arguments: replaced by what is stored of them, where the jaxpr stores them.
+            wanted: which results somebody reads; default: all.
+        """
         wanted = wanted or [True] * len(jaxpr.outvars)
-        needed = needed_equations(jaxpr, wanted)
-        uses = Counter(var for equation, _ in needed for var in set_of(equation.invars))
+        equations = needed_equations(jaxpr, wanted)
+        uses = Counter(var for equation, _ in equations for var in variables(equation.invars))
         uses.update(var for var in jaxpr.outvars if not isinstance(var, Literal))
-        left, known = Counter(uses), dict(zip(jaxpr.invars, arguments, strict=True))
+        remaining_uses = Counter(uses)
+        values = dict(zip(jaxpr.invars, arguments, strict=True))
 
         def read(var: Any) -> TracedValue:
             if isinstance(var, Literal):
                 return TracedValue()
-            value = known.get(var, TracedValue())
-            if left[var]:
-                return value._replace(exclusive=None)
-            return value._replace(is_sole=value.is_sole and uses[var] == 1)
+            value = values.get(var, TracedValue())
+            if remaining_uses[var]:
+                return value._replace(reusable=None)
+            return value._replace(is_only_reader=value.is_only_reader and uses[var] == 1)
 
-        for equation, asked in needed:
-            left.subtract(set_of(equation.invars))
+        for equation, needed in equations:
+            remaining_uses.subtract(variables(equation.invars))
             before = [read(var) for var in equation.invars]
             operands = list(before)
-            if equation.primitive.name in STORED:
-                operands = [self.stored(v, var, equation) for v, var in zip(operands, equation.invars, strict=True)]
-            results = self.apply(equation, operands, asked)  # a body may have stored some of `operands` for good
-            changed = zip(equation.invars, before, operands, strict=True)
-            known.update((var, new) for var, old, new in changed if new.roots != old.roots)
-            if self.platform == "cpu":
-                results = [self.shared(v, var, uses[var]) for v, var in zip(results, equation.outvars, strict=True)]
-            known.update(zip(equation.outvars, results, strict=True))
-        arguments[:] = [known[var] for var in jaxpr.invars]
-        left.clear()
-        return [read(var) if want else TracedValue() for var, want in zip(jaxpr.outvars, wanted, strict=True)]
+            if equation.primitive.name in STORING:
+                operands = [self.materialize(v, var, equation) for v, var in zip(before, equation.invars, strict=True)]
+            results = self.apply(equation, operands, needed)  # a body may have stored some of `operands`
+            for var, old, new in zip(equation.invars, before, operands, strict=True):
+                if new.buffers != old.buffers:
+                    values[var] = new
+            for var, value in zip(equation.outvars, results, strict=True):
+                values[var] = self.materialize_shared(value, var, uses[var]) if self.platform == "cpu" else value
+        arguments[:] = [values[var] for var in jaxpr.invars]
+        remaining_uses.clear()
+        return [read(var) if is_wanted else TracedValue() for var, is_wanted in zip(jaxpr.outvars, wanted, strict=True)]
 
     def apply(self, equation: Any, operands: list[TracedValue], wanted: Sequence[bool]) -> list[TracedValue]:
         """Returns the results of one equation; `operands` become what is stored of them, where it stores them."""
         name, params = equation.primitive.name, equation.params
         if name == "scan":
-            return self.loop(equation, operands)
+            return self.run_scan(equation, operands)
         if name == "cond":
-            inner = operands[1:]
-            results = self.run(chosen_branch(params, self.platform).jaxpr, inner, wanted)
-            operands[1:] = inner
+            branch_operands = operands[1:]
+            results = self.run(platform_branch(params, self.platform).jaxpr, branch_operands, wanted)
+            operands[1:] = branch_operands
             return results
         body = next((params[key] for key in INLINED if key in params), None)
-        if body is not None and name not in STORED:
+        if body is not None and name not in STORING:
             return self.run(getattr(body, "jaxpr", body), operands, wanted)
-        is_split = self.count(equation, operands)
-        if name in STORED or name.startswith(REDUCTIONS) or is_excerpt(equation):
-            return self.store(equation, operands, is_split)
+        is_split = self.count_flops(equation, operands)
+        if name in STORING or name.startswith(REDUCTIONS) or is_excerpt(equation):
+            return self.store_results(equation, operands, is_split)
         return [self.fuse(equation, operands, out.aval, is_split) for out in equation.outvars]
 
-    def count(self, equation: Any, operands: list[TracedValue]) -> bool:
+    def count_flops(self, equation: Any, operands: list[TracedValue]) -> bool:
         """Counts an equation's FLOPs and returns whether its result is split over `tensor`.
 
         A product of a split parameter with a split activation sums over the split dimension; any other product with
         a split factor keeps it.
         """
         kind, flops = equation_flops(equation)
-        split, varies = [operand for operand in operands if operand.is_split], any(o.varies for o in operands)
-        share = self.factor / self.tensor if split else self.factor
-        self.flops[kind] = self.flops[kind].plus(flops * share, varies)
-        self.halos = self.halos.plus(halo_flops(equation, flops) * share, varies)
+        split = [operand for operand in operands if operand.is_split]
+        per_example = any(operand.per_example for operand in operands)
+        share = self.trip_count / self.tensor if split else self.trip_count
+        self.flops[kind] = self.flops[kind].plus(flops * share, per_example)
+        self.halo_flops = self.halo_flops.plus(halo_flops(equation, flops) * share, per_example)
         self.equations += 1
         if equation.primitive.name != DOT or len(split) < 2:
             return bool(split)
-        sums = any(root.is_parameter for operand in operands for root in operand.roots)
-        if sums:
-            self.reduced = self.reduced.plus(nbytes(equation.outvars[0].aval) * self.factor, varies)
-        return not sums
+        is_partial = any(buffer.is_parameter for operand in operands for buffer in operand.buffers)
+        if is_partial:
+            size = nbytes(equation.outvars[0].aval) * self.trip_count
+            self.partial_sums = self.partial_sums.plus(size, per_example)
+        return not is_partial
 
-    def store(self, equation: Any, operands: list[TracedValue], is_split: bool) -> list[TracedValue]:
+    def store_results(self, equation: Any, operands: list[TracedValue], is_split: bool) -> list[TracedValue]:
         """Stores the results of an equation, after reading its operands."""
-        varies = any(operand.varies for operand in operands)
-        self.touch(operands)
-        return [self.new(self.bytes_of(equation, out.aval, is_split), varies, is_split) for out in equation.outvars]
+        per_example = any(operand.per_example for operand in operands)
+        self.read(operands)
+        sizes = [self.bytes_of(equation, out.aval, is_split) for out in equation.outvars]
+        return [self.allocate(size, per_example, is_split) for size in sizes]
 
     def bytes_of(self, equation: Any, aval: Any, is_split: bool) -> int:
-        """Returns the bytes of a device's part of an array; a TPU gives kernels' arrays and pictures whole lanes."""
+        """Returns the bytes of a device's part of an array; a TPU gives kernels' arrays and images whole lanes."""
         size, width = nbytes(aval) // (self.tensor if is_split else 1), aval.shape[-1] if aval.shape else 1
-        fills = equation.primitive.name == KERNEL or (len(aval.shape) == 4 and width > LANES)
-        return size // width * -(-width // LANES) * LANES if fills and width and self.platform == "tpu" else size
+        fills_lanes = equation.primitive.name == KERNEL or (len(aval.shape) == 4 and width > LANES)
+        if self.platform != "tpu" or not fills_lanes or not width:
+            return size
+        return size // width * -(-width // LANES) * LANES
 
     def fuse(self, equation: Any, operands: list[TracedValue], aval: Any, is_split: bool) -> TracedValue:
         """Returns a value that is computed where it is needed, or stored in place of an operand."""
-        roots, varies = roots_of(operands), any(operand.varies for operand in operands)
+        buffers, per_example = buffers_of(operands), any(operand.per_example for operand in operands)
         size = self.bytes_of(equation, aval, is_split)
-        free = [operand for operand in operands if operand.exclusive in large(roots, size)]
+        large = large_buffers(buffers, size)
+        reusable = [operand for operand in operands if operand.reusable in large]
         moves = MOVES if self.platform == "cpu" else ()
-        computed = equation.primitive.name in (*ARITHMETIC, *moves) or any(operand.is_computed for operand in operands)
-        if len(large(roots, size)) < 2:
-            only = free[0].exclusive if free else None
+        computes = equation.primitive.name in (*ARITHMETIC, *moves)
+        is_computed = computes or any(operand.is_computed for operand in operands)
+        if len(large) < 2:
+            only = reusable[0].reusable if reusable else None
             if only and equation.primitive.name == "convert_element_type" and size < only.size:
-                self.traffic = self.traffic.plus((size - only.read) * self.factor, only.varies)
+                saved = (size - only.read) * self.trip_count
+                self.bytes_accessed = self.bytes_accessed.plus(saved, only.per_example)
                 only.size = only.read = size
-            return TracedValue(roots, varies, only, is_split, computed, bool(free) and free[0].is_sole)
-        if not free:
-            return TracedValue(roots, varies, None, is_split, computed)
-        taken = max(free, key=lambda operand: (operand.is_sole, operand.exclusive.read if operand.exclusive else 0))
-        replaced = taken.exclusive
+            is_only_reader = bool(reusable) and reusable[0].is_only_reader
+            return TracedValue(buffers, per_example, only, is_split, is_computed, is_only_reader)
+        if not reusable:
+            return TracedValue(buffers, per_example, None, is_split, is_computed)
+        largest = max(reusable, key=lambda operand: (operand.is_only_reader, operand.reusable.read))  # ty: ignore
+        replaced = largest.reusable
         assert replaced
-        self.touch([TracedValue(roots)])
-        if taken.is_sole:  # one kernel makes both
+        self.read([TracedValue(buffers)])
+        if largest.is_only_reader:  # one kernel makes both
             replaced.size = 0
-            self.traffic = self.traffic.plus(-2 * replaced.read * self.factor, replaced.varies)
+            self.bytes_accessed = self.bytes_accessed.plus(-2 * replaced.read * self.trip_count, replaced.per_example)
         else:
-            replaced.last, size = self.now - 1, min(size, replaced.read)
-        return self.new(size, varies, is_split)
+            replaced.last_use = self.time - 1
+            size = min(size, replaced.read)
+        return self.allocate(size, per_example, is_split)
 
-    def stored(self, value: TracedValue, var: Any, equation: Any) -> TracedValue:
+    def materialize(self, value: TracedValue, var: Any, equation: Any) -> TracedValue:
         """Stores what an equation reads, if it is computed from several large arrays or laid out for a convolution."""
         size = self.bytes_of(equation, var.aval, value.is_split)
-        is_picture = (
-            equation.primitive.name in ((DOT, CONV) if self.platform == "cpu" else (CONV,)) and value.is_computed
-        )
-        if len(large(value.roots, size)) < (1 if is_picture or equation.primitive.name == KERNEL else 2):
+        with_layout = (DOT, CONV) if self.platform == "cpu" else (CONV,)
+        is_conv_input = equation.primitive.name in with_layout and value.is_computed
+        least = 1 if is_conv_input or equation.primitive.name == KERNEL else 2
+        if len(large_buffers(value.buffers, size)) < least:
             return value
-        self.touch([value])
-        made = self.new(size, value.varies, value.is_split)
-        for buffer in made.roots:
-            buffer.is_picture = is_picture
-        return made
+        self.read([value])
+        stored = self.allocate(size, value.per_example, value.is_split)
+        for buffer in stored.buffers:
+            buffer.is_conv_input = is_conv_input
+        return stored
 
-    def shared(self, value: TracedValue, var: Any, uses: int) -> TracedValue:
+    def materialize_shared(self, value: TracedValue, var: Any, uses: int) -> TracedValue:
         """Stores what is computed once and read several times, as a CPU does."""
-        if not value.is_computed or uses < 2 or not large(value.roots, nbytes(var.aval)):
+        size = nbytes(var.aval)
+        if not value.is_computed or uses < 2 or not large_buffers(value.buffers, size):
             return value
-        self.touch([value])
-        return self.new(nbytes(var.aval), value.varies, value.is_split)
+        self.read([value])
+        return self.allocate(size, value.per_example, value.is_split)
 
-    def loop(self, equation: Any, operands: list[TracedValue]) -> list[TracedValue]:
-        """Walks the body of a scan once, inside of the time in which everything that it is given lives."""
+    def run_scan(self, equation: Any, operands: list[TracedValue]) -> list[TracedValue]:
+        """Goes through the body of a scan once, while everything that it is given stays alive."""
         params = equation.params
-        carried, length = params["num_carry"], params["length"]
-        operands = [self.stored(value, var, equation) for value, var in zip(operands, equation.invars, strict=True)]
-        self.factor *= length
-        inner = [operand._replace(exclusive=None) for operand in operands]
-        results = self.run(params["jaxpr"].jaxpr, inner)
-        self.touch(results[:carried], moves=False)
-        self.factor //= length
-        self.touch(operands, moves=False)
+        operands = [
+            self.materialize(value, var, equation) for value, var in zip(operands, equation.invars, strict=True)
+        ]
+        self.trip_count *= params["length"]
+        results = self.run(params["jaxpr"].jaxpr, [operand._replace(reusable=None) for operand in operands])
+        self.read(results[: params["num_carry"]], moves=False)
+        self.trip_count //= params["length"]
+        self.read(operands, moves=False)
         return [
-            self.new(nbytes(out.aval) // (self.tensor if result.is_split else 1), result.varies, result.is_split)
+            self.allocate(
+                nbytes(out.aval) // (self.tensor if result.is_split else 1), result.per_example, result.is_split
+            )
             for out, result in zip(equation.outvars, results, strict=True)
         ]
 
-    def new(self, size: int, varies: bool, is_split: bool = False) -> TracedValue:
-        """Makes a buffer."""
-        buffer = Buffer(size, size, varies, self.now, self.now)
+    def allocate(self, size: int, per_example: bool, is_split: bool = False) -> TracedValue:
+        """Writes a new buffer."""
+        buffer = Buffer(size, size, per_example, self.time, self.time)
         self.buffers.append(buffer)
-        self.traffic = self.traffic.plus(size * self.factor, varies)
-        return TracedValue(frozenset([buffer]), varies, buffer, is_split)
+        self.bytes_accessed = self.bytes_accessed.plus(size * self.trip_count, per_example)
+        return TracedValue(frozenset([buffer]), per_example, buffer, is_split)
 
-    def touch(self, values: Iterable[TracedValue], moves: bool = True) -> None:
-        """Reads everything that values are computed from; time goes on."""
-        self.now += 1
-        for buffer in roots_of(values):
-            buffer.born = self.now if buffer.born is None else buffer.born
-            buffer.last = self.now
+    def read(self, values: Iterable[TracedValue], moves: bool = True) -> None:
+        """Reads everything that values are computed from; time goes on.
+
+        Args:
+            moves: whether that moves bytes, or only keeps the buffers alive.
+        """
+        self.time += 1
+        for buffer in buffers_of(values):
+            buffer.first_use = self.time if buffer.first_use is None else buffer.first_use
+            buffer.last_use = self.time
             if moves:
-                self.traffic = self.traffic.plus(buffer.read * self.factor, buffer.varies)
+                self.bytes_accessed = self.bytes_accessed.plus(buffer.read * self.trip_count, buffer.per_example)
 
 
 def is_excerpt(equation: Any) -> bool:
     """Whether an equation cuts a small part out of an array, which then need not stay."""
     is_cut = equation.primitive.name in ("slice", "dynamic_slice")
-    return is_cut and LARGE * equation.outvars[0].aval.size < equation.invars[0].aval.size
+    return is_cut and LARGE_RATIO * equation.outvars[0].aval.size < equation.invars[0].aval.size
 
 
-def chosen_branch(params: Any, platform: str) -> Any:
+def platform_branch(params: Any, platform: str) -> Any:
     """Returns the branch of a `cond` that a platform compiles: its own, or the one for all others, which is the last.
 
     Where this process could not trace cuDNN's kernel, the TPU's stands in for it: neither stores scores.
     """
-    names = params.get("branches_platforms") or ()
-    for wanted in (platform, "tpu") if platform == "cuda" else (platform,):
-        for branch, platforms in zip(params["branches"], names, strict=False):
-            if platforms and wanted in platforms:
+    platforms_of_branches = params.get("branches_platforms") or ()
+    for accepted in (platform, "tpu") if platform == "cuda" else (platform,):
+        for branch, platforms in zip(params["branches"], platforms_of_branches, strict=False):
+            if platforms and accepted in platforms:
                 return branch
     return params["branches"][-1]
 
 
-def set_of(invars: Sequence[Any]) -> set[Any]:
+def variables(invars: Sequence[Any]) -> set[Any]:
     """Returns the variables among operands."""
     return {var for var in invars if not isinstance(var, Literal)}
 
 
 def needed_equations(jaxpr: Any, wanted: Sequence[bool]) -> list[tuple[Any, list[bool]]]:
-    """Returns the equations that lead to a wanted result, each with which of its own results are wanted."""
+    """Returns the equations that lead to a wanted result, each with which of its own results are needed."""
     alive = {var for var, want in zip(jaxpr.outvars, wanted, strict=True) if want and not isinstance(var, Literal)}
-    found = []
+    equations = []
     for equation in reversed(jaxpr.eqns):
-        asked = [var in alive for var in equation.outvars]
-        if any(asked) or equation.effects:
-            found.append((equation, asked))
-            alive |= set_of(equation.invars)
-    return found[::-1]
+        needed = [var in alive for var in equation.outvars]
+        if any(needed) or equation.effects:
+            equations.append((equation, needed))
+            alive |= variables(equation.invars)
+    return equations[::-1]

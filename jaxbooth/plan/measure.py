@@ -1,6 +1,6 @@
-"""Where no peak figures tell how long a step takes, it is timed: on this machine's own devices, with zeros for weights.
+"""Times a step on this machine's own devices, where no published peaks tell how long it takes, as on most CPUs.
 
-A CPU of unknown speed is the usual case. What a step computes does not depend on the weights, so zeros take as long.
+What a step computes does not depend on the weights, so zeros take as long.
 """
 
 import statistics
@@ -16,32 +16,30 @@ from jaxbooth.config.run_config import Config
 from jaxbooth.console.progress import progress
 from jaxbooth.plan.abstract_step import abstract_step
 from jaxbooth.plan.estimate import Estimate
+from jaxbooth.plan.hardware import Topology
 from jaxbooth.plan.programs import trace_train
 from jaxbooth.plan.report import format_metric
-from jaxbooth.plan.topology import Topology
 from jaxbooth.sharding import make_mesh
 
-MOST_FLOPS = 5e11  # of a step that is compiled and timed unasked: half a minute on two CPU cores
-STEPS = 3  # timed, after one that is not
+MAX_FLOPS = 5e11  # of a step that is compiled and timed unasked: half a minute on two CPU cores
+TIMED_STEPS = 3  # after one that is not timed
 
 
 def reason_not_to_measure(estimated: Estimate, topology: Topology, compiles: bool) -> str | None:
     """Says why a step on unknown devices is not timed; None where it will be."""
     flops = estimated.at().flops
-    if not topology.is_here:
-        return (
-            f"unknown: jaxbooth has no peak figures of {topology.name}; --topology local times a step, on its machine"
-        )
+    if not topology.is_local:
+        return f"unknown: jaxbooth knows no speed of {topology.name}; --topology local times a step on the machine"
     if not estimated.fits():
-        return "not measured: the step does not fit into the memory"
-    if flops > MOST_FLOPS and not compiles:
+        return "not measured: the step does not fit into memory"
+    if flops > MAX_FLOPS and not compiles:
         work = format_metric(flops, "FLOP")
         return f"not measured: a step of {work} may take minutes to compile here; --compile does it and times a step"
     return None
 
 
 def measure_step(config: Config, base: BaseModel, topology: Topology) -> float:
-    """Compiles the train step for this machine and returns the median seconds of STEPS steps.
+    """Compiles the train step for this machine and returns the median seconds of TIMED_STEPS steps.
 
     Args:
         config: with its resolution and checkpointing policy.
@@ -53,14 +51,14 @@ def measure_step(config: Config, base: BaseModel, topology: Topology) -> float:
     with progress("measure", total=None):
         program = trace_train(config, step).lower().compile()
         state, frozen, bank = zeros((step.state, step.frozen, step.bank))
-        one, none, seconds = jnp.int32(1), jnp.int32(0), []
-        for _ in range(1 + STEPS):
+        count, shift, seconds = jnp.int32(1), jnp.int32(0), []
+        for _ in range(1 + TIMED_STEPS):
             began = time.perf_counter()
-            state, _ = jax.block_until_ready(program(state, frozen, bank, one, none))
+            state, _ = jax.block_until_ready(program(state, frozen, bank, count, shift))
             seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[1:])
 
 
 def zeros(tree: Any) -> Any:
-    """Returns arrays of zeros in the place of described ones."""
+    """Returns arrays of zeros in place of abstract ones."""
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding), tree)

@@ -8,15 +8,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxbooth.config.run_config import Config
-from jaxbooth.plan.chips import GIB
+from jaxbooth.console.messages import pluralize
 from jaxbooth.plan.compile import Compiled
-from jaxbooth.plan.figures import StepCost
-from jaxbooth.plan.roofline import EFFICIENCY, ExpectedRun, Roofline
-from jaxbooth.plan.topology import Topology
+from jaxbooth.plan.hardware import GIB, Topology
+from jaxbooth.plan.roofline import EFFICIENCY, ExpectedRun, Roofline, StepCost
 
 PREFIXES = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1))
 TIMES = ((6000, 3600, "h"), (100, 60, "min"), (1, 1, "s"), (0, 1e-3, "ms"))  # from that many seconds on, a unit
-SMALLEST_SHOWN = 2**17  # bytes of a kind of memory
+MIN_SHOWN_BYTES = 2**17  # bytes of a kind of memory
 
 
 @dataclass(frozen=True)
@@ -24,19 +23,19 @@ class Plan:
     """What is known of a run before it starts.
 
     Attributes:
-        figures: the compiler's where there are some, else the estimate's.
+        cost: of a step, by the compiler where it was asked, else as estimated.
         measured: seconds of a step that was timed, on devices without peak figures; else None.
         unmeasured: why none was, a sentence, where nothing else tells the time.
-        largest: most instance rows for each device that fit; None where the device's memory is unknown.
+        largest_batch: most instance images for each device that fit; None where the device's memory is unknown.
         advice: what helps, in sentences.
     """
 
     config: Config
     topology: Topology
     estimated: StepCost
-    figures: StepCost
+    cost: StepCost
     compiled: Compiled | None
-    largest: int | None
+    largest_batch: int | None
     bound: Roofline
     measured: float | None
     unmeasured: str | None
@@ -45,8 +44,8 @@ class Plan:
 
     @property
     def needed(self) -> float:
-        """Bytes that a device needs, in training and, where that was compiled, while it draws sample pictures."""
-        return max(self.figures.hbm_bytes, self.compiled.sampling_bytes if self.compiled else 0)
+        """Bytes that a device needs, in training and, where that was compiled, while sample images are generated."""
+        return max(self.cost.hbm_bytes, self.compiled.sampling_bytes if self.compiled else 0)
 
     @property
     def fits(self) -> bool:
@@ -57,8 +56,8 @@ class Plan:
 
 def plan_json(plan: Plan) -> dict[str, Any]:
     """Returns what `--json` prints; bytes, FLOPs and collectives are those of one device and one step."""
-    figures, compiled = plan.figures, plan.compiled
-    facts: dict[str, Any] = {
+    cost, compiled = plan.cost, plan.compiled
+    document: dict[str, Any] = {
         "model": plan.config.model,
         "topology": plan.topology.name,
         "devices": plan.topology.devices,
@@ -66,13 +65,13 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "compiled": compiled is not None,
         "remat": plan.config.train.remat,
         "fits": plan.fits,
-        "hbm_bytes": figures.hbm_bytes,
+        "hbm_bytes": cost.hbm_bytes,
         "hbm_limit_bytes": plan.topology.chip.memory,
-        "memory": figures.memory,
-        "flops": figures.flops,
-        "bytes_accessed": figures.bytes_accessed,
-        "collectives": figures.collectives,
-        "largest_batch_per_chip": plan.largest,
+        "memory": cost.memory,
+        "flops": cost.flops,
+        "bytes_accessed": cost.bytes_accessed,
+        "collectives": cost.collectives,
+        "largest_batch_per_chip": plan.largest_batch,
         "roofline_seconds": plan.bound._asdict(),
         "bound": plan.bound.bound,
         "efficiency": EFFICIENCY,
@@ -81,10 +80,10 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "advice": plan.advice,
     }
     if compiled:
-        facts["estimated"] = {"hbm_bytes": plan.estimated.hbm_bytes} | plan.estimated._asdict()
-        facts["sampling"] = {"hbm_bytes": compiled.sampling_bytes, "flops": compiled.sampling_flops}
-        facts["compiler"] = compiled.facts
-    return facts
+        document["estimated"] = {"hbm_bytes": plan.estimated.hbm_bytes} | plan.estimated._asdict()
+        document["sampling"] = {"hbm_bytes": compiled.sampling_bytes, "flops": compiled.sampling_flops}
+        document["compiler"] = compiled.analyses
+    return document
 
 
 def plan_table(plan: Plan) -> Table:
@@ -99,23 +98,23 @@ def plan_table(plan: Plan) -> Table:
 
 def table_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     """Yields the rows of the table."""
-    topology, figures, config = plan.topology, plan.figures, plan.config
+    topology, cost, config = plan.topology, plan.cost, plan.config
     how = "compiled by XLA" if plan.compiled else "estimated from shapes; --compile asks the compiler"
-    yield "plan", f"{config.model} on {topology.name}, {format_count(topology.chips, 'chip')}: {how}"
+    yield "plan", f"{config.model} on {topology.name}, {pluralize(topology.chips, 'chip')}: {how}"
     yield "fits", verdict(plan)
     yield "remat", config.train.remat_policy
-    parts = sorted(figures.memory.items(), key=lambda item: -item[1])
-    shown = ", ".join(f"{kind} {format_gib(size)}" for kind, size in parts if size >= SMALLEST_SHOWN)
-    yield "memory", f"{format_gib(figures.hbm_bytes)} a device: {shown}"
+    parts = sorted(cost.memory.items(), key=lambda item: -item[1])
+    shown = ", ".join(f"{kind} {format_gib(size)}" for kind, size in parts if size >= MIN_SHOWN_BYTES)
+    yield "memory", f"{format_gib(cost.hbm_bytes)} per device: {shown}"
     if plan.compiled:
-        yield "sampling", f"{format_gib(plan.compiled.sampling_bytes)} a device while sample pictures are drawn"
-    if plan.largest is not None:
-        yield "largest batch", largest_batch(plan)
-    yield "FLOPs a step", f"{format_metric(figures.flops, 'FLOP')} a device"
-    yield "bytes moved", f"{format_metric(figures.bytes_accessed, 'B')} a device and step"
-    if figures.collectives:
-        sizes = ", ".join(f"{kind} {format_metric(size, 'B')}" for kind, size in figures.collectives.items())
-        yield "collectives", f"{sizes} a device and step"
+        yield "sampling", f"{format_gib(plan.compiled.sampling_bytes)} per device while sample images are generated"
+    if plan.largest_batch is not None:
+        yield "largest batch", describe_largest_batch(plan)
+    yield "FLOPs per step", f"{format_metric(cost.flops, 'FLOP')} per device"
+    yield "bytes moved", f"{format_metric(cost.bytes_accessed, 'B')} per device and step"
+    if cost.collectives:
+        sizes = ", ".join(f"{kind} {format_metric(size, 'B')}" for kind, size in cost.collectives.items())
+        yield "collectives", f"{sizes} per device and step"
     yield from time_rows(plan)
     for sentence in plan.advice:
         yield "what helps", sentence
@@ -127,32 +126,32 @@ def time_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.unmeasured:
         yield "time", plan.unmeasured
     elif plan.measured is not None:
-        yield "measured", f"{rate_in_words(run)}: one step at a time on this machine"
-        yield "the run", length_in_words(plan)
+        yield "measured", f"{format_rate(run)}: one step at a time on this machine"
+        yield "the run", format_length(plan)
     else:
-        yield from roofline_times(plan)
+        yield from roofline_rows(plan)
 
 
-def roofline_times(plan: Plan) -> Iterator[tuple[str, str]]:
+def roofline_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     """Yields the rows about time on devices whose peaks are known."""
     bound = plan.bound
     assert bound.seconds is not None
     each = ", ".join(
         f"{name} {format_duration(seconds)}" for name, seconds in bound._asdict().items() if seconds is not None
     )
-    yield "roofline", f"{format_duration(bound.seconds)} a step, bound by {bound.bound} ({each})"
-    yield "expected", f"{rate_in_words(plan.run)}, assuming {EFFICIENCY:.0%} of the roofline"
-    yield "the run", length_in_words(plan)
+    yield "roofline", f"{format_duration(bound.seconds)} per step, bound by {bound.bound} ({each})"
+    yield "expected", f"{format_rate(plan.run)}, assuming {EFFICIENCY:.0%} of the roofline"
+    yield "the run", format_length(plan)
 
 
-def rate_in_words(run: ExpectedRun) -> str:
+def format_rate(run: ExpectedRun) -> str:
     """Writes a run's speed; it is known."""
     assert run.seconds_per_step is not None
     assert run.images_per_second is not None
-    return f"{format_significant(run.images_per_second)} images/s, {format_duration(run.seconds_per_step)} a step"
+    return f"{format_significant(run.images_per_second)} images/s, {format_duration(run.seconds_per_step)} per step"
 
 
-def length_in_words(plan: Plan) -> str:
+def format_length(plan: Plan) -> str:
     """Writes how long a run takes; its speed is known."""
     run = plan.run
     assert run.hours is not None
@@ -167,27 +166,19 @@ def verdict(plan: Plan) -> str:
     limit = plan.topology.chip.memory
     if limit is None:
         return f"unknown: jaxbooth does not know the memory of {plan.topology.chip.name}"
-    difference = limit - plan.needed
     share = f"{format_gib(plan.needed)} of {format_gib(limit)}"
-    return (
-        f"yes, {share}: {format_gib(difference)} to spare"
-        if plan.fits
-        else f"no, {share}: {format_gib(-difference)} too much"
-    )
+    if plan.fits:
+        return f"yes, {share}: {format_gib(limit - plan.needed)} to spare"
+    return f"no, {share}: {format_gib(plan.needed - limit)} too much"
 
 
-def largest_batch(plan: Plan) -> str:
-    """Says how many rows a device can take."""
+def describe_largest_batch(plan: Plan) -> str:
+    """Says how many instance images a device can take in a step."""
     source = ", by the estimate scaled to the compiled step" if plan.compiled else ""
-    if not plan.largest:
-        return f"not even one instance row a device fits{source}"
-    prior = " with their prior rows" if plan.config.prior_rows else ""
-    return f"{format_count(plan.largest, 'instance row')} a device{prior}{source}"
-
-
-def format_count(number: int, noun: str) -> str:
-    """Returns `1 chip` or `4 chips`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    if not plan.largest_batch:
+        return f"not even one instance image per device fits{source}"
+    prior = " with their prior images" if plan.config.prior_rows else ""
+    return f"{pluralize(plan.largest_batch, 'instance image')} per device{prior}{source}"
 
 
 def format_gib(size: float) -> str:

@@ -171,12 +171,6 @@ def resolve_paths(config: Config) -> Config:
     )
 
 
-def fill_resolution(config: Config, base: BaseModel) -> Config:
-    """Takes the base model's own resolution where none is set."""
-    data = config.data.model_copy(update={"resolution": config.data.resolution or base.native_resolution})
-    return config.model_copy(update={"data": data})
-
-
 def confirm_base(run: RunFolder, base: BaseModel, record: bool = False) -> None:
     """Makes sure that the base model is the one that a run was started on; what was trained means nothing on another.
 

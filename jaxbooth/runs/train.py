@@ -13,7 +13,7 @@ from jaxbooth.backend import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.base.model import BaseModel, load_params
 from jaxbooth.base.trainable import fully_trained, init_trainable, shard_params, trained_shapes, unused_parameters
 from jaxbooth.config.rules import check_config
-from jaxbooth.config.run_config import Config, load_config, with_overrides
+from jaxbooth.config.run_config import Config, fill_resolution, load_config, with_overrides
 from jaxbooth.config.schema import DistributedConfig
 from jaxbooth.console.messages import info, is_main, print_result, shell_quote
 from jaxbooth.console.progress import heartbeat, progress
@@ -25,12 +25,12 @@ from jaxbooth.hosts.link import Alone
 from jaxbooth.hosts.shared import check_shared, facts_of
 from jaxbooth.hosts.start import joined
 from jaxbooth.params import Params, cast_matrices, flatten_components
-from jaxbooth.plan.precheck import check_memory
+from jaxbooth.plan.fit import check_memory
 from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.runs.disk_needs import check_folders
 from jaxbooth.runs.early_stopping import Kept, findings, stopped_at
 from jaxbooth.runs.feed import Feed, make_feed
-from jaxbooth.runs.folder import RunFolder, confirm_base, fill_resolution, read_base, resolve_paths, state_of
+from jaxbooth.runs.folder import RunFolder, confirm_base, read_base, resolve_paths, state_of
 from jaxbooth.runs.inputs import (
     Inputs,
     class_pictures,
@@ -102,7 +102,7 @@ def train_joined(config: Config, link: Alone) -> Result:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     base = read_base(config)
     check_heads(mesh.shape["tensor"], base.attention_heads)
-    config = fill_resolution(config, base)
+    config = fill_resolution(config, base.native_resolution)
     tx = make_optimizer(config, unused_parameters(base, trained_shapes(base, config)))
     inputs = read_inputs(config, base)
     explain_prompts(config, inputs)
