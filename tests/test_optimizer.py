@@ -16,7 +16,7 @@ from jaxbooth.params import flatten_components
 from jaxbooth.training.optimizer import averaged_params, learning_rate_schedule, make_optimizer, rate_jump
 from jaxbooth.weights.names import canonical, import_axes, parameter_names
 
-from .families import KINDS, in_torch, write_pipeline
+from .torch_pipelines import KINDS, in_torch, write_pipeline
 from .training import configure
 
 STEPS, RATE = 20, 1e-2
