@@ -1,6 +1,7 @@
 """CLIP: the layers that its encoders share, its text encoder, and both encoders as one model.
 
-Reference: transformers `models/clip/modeling_clip.py`. A text encoder on its own has no `text_model.` prefix in its names.
+A text encoder on its own has no `text_model.` prefix in its names. Reference: transformers
+`models/clip/modeling_clip.py`.
 """
 
 import jax
