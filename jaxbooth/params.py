@@ -33,12 +33,12 @@ class ShardedParam(nnx.Param):
 
     def get_value(self, **index: Any) -> Any:
         """Returns the array as `jaxbooth.sharding.gather_param` does."""
-        return gather_param(super().get_value(**index), self.get_metadata("way"))
+        return gather_param(super().get_value(**index), self.get_metadata("param_sharding"))
 
 
 def as_sharded(name: str, value: jax.Array) -> ShardedParam:
     """Returns a parameter for the mesh that `jaxbooth.sharding.mesh_context` has named."""
-    return ShardedParam(value, way=param_sharding(name, value.shape))
+    return ShardedParam(value, param_sharding=param_sharding(name, value.shape))
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,11 @@ def flatten_components(params: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
 
 def join(*parts: Mapping[str, Mapping[str, T]]) -> dict[str, dict[str, T]]:
     """Returns component -> the parameters that all of `parts` have of it; later ones win."""
-    found: dict[str, dict[str, T]] = {}
+    joined: dict[str, dict[str, T]] = {}
     for part in parts:
         for component, params in part.items():
-            found[component] = found.get(component, {}) | dict(params)
-    return found
+            joined[component] = joined.get(component, {}) | dict(params)
+    return joined
 
 
 def cast_matrices(params: Params, dtype: jax.typing.DTypeLike) -> Params:

@@ -43,9 +43,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
         UserError: the axes do not multiply to the number of devices, or `fsdp` and `tensor` do not fit into one of
             several TPU slices.
     """
-    chosen = list(devices or jax.devices())
-    sizes = axis_sizes(data, fsdp, tensor, len(chosen))
-    return Mesh(arrange(chosen, sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    devices = list(devices or jax.devices())
+    sizes = axis_sizes(data, fsdp, tensor, len(devices))
+    return Mesh(arrange(devices, sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def axis_sizes(data: int, fsdp: int, tensor: int, count: int) -> tuple[int, int, int]:
@@ -125,8 +125,8 @@ def check_heads(tensor: int, heads: Iterable[int]) -> None:
 
 def divisors(number: int) -> str:
     """Lists what divides a number: "1, 2, 4 or 8"."""
-    found = [str(size) for size in range(1, number + 1) if number % size == 0]
-    return f"{', '.join(found[:-1])} or {found[-1]}" if len(found) > 1 else found[0]
+    sizes = [str(size) for size in range(1, number + 1) if number % size == 0]
+    return f"{', '.join(sizes[:-1])} or {sizes[-1]}" if len(sizes) > 1 else sizes[0]
 
 
 def tensor_dimension(name: str, shape: tuple[int, ...], mesh: AnyMesh) -> int | None:
@@ -153,34 +153,34 @@ def partition_spec(name: str, shape: tuple[int, ...], mesh: AnyMesh) -> Partitio
 
 
 class ParamSharding(NamedTuple):
-    """Where a parameter is stored, and where a layer uses it."""
+    """How a parameter is cut where it is stored, and where a layer computes with it."""
 
     stored: PartitionSpec
-    used: PartitionSpec
+    compute: PartitionSpec
 
 
 def param_sharding(name: str, shape: tuple[int, ...]) -> ParamSharding | None:
-    """Returns a parameter's way over the mesh that `mesh_context` has named: None without one, or on one device."""
+    """Returns a parameter's sharding over the mesh of `mesh_context`: None without one, or on one device."""
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.auto_axes or mesh.size == 1:
         return None
-    used: list[str | None] = [None] * len(shape)
+    compute: list[str | None] = [None] * len(shape)
     wide = tensor_dimension(name, shape, mesh)
     if wide is not None:
-        used[wide] = "tensor"
-    return ParamSharding(partition_spec(name, shape, mesh), PartitionSpec(*used))
+        compute[wide] = "tensor"
+    return ParamSharding(partition_spec(name, shape, mesh), PartitionSpec(*compute))
 
 
-def gather_param(value: Array, way: ParamSharding | None) -> Array:
+def gather_param(value: Array, sharding: ParamSharding | None) -> Array:
     """Returns a parameter as a layer uses it: in one piece, but for what `tensor` splits. Its gradient is cut as it is.
 
     Left to itself, the partitioner may rather cut activations up to match the pieces of a kernel. Where this is called
     inside of a rematerialised block, the pieces are gathered again for the backward pass.
     """
-    if way is None:
+    if sharding is None:
         return value
     mesh = jax.sharding.get_abstract_mesh()
-    return reshard(value, NamedSharding(mesh, way.stored), NamedSharding(mesh, way.used))
+    return reshard(value, NamedSharding(mesh, sharding.stored), NamedSharding(mesh, sharding.compute))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -75,8 +75,8 @@ def ddpm(denoise: Denoiser, latents: Latents, grid: TimestepGrid, noise: Noise, 
         share = jnp.square(step.next_sigma / step.sigma)
         mean = step.next_alpha * beta / jnp.square(step.sigma) * x0 + alpha_step * share * z
         variance = beta if schedule.fixed_large else beta * share
-        draws = step.next_sigma > 0
-        return mean + jnp.where(draws, jnp.sqrt(variance), 0) * noise(step.index)
+        adds_noise = step.next_sigma > 0
+        return mean + jnp.where(adds_noise, jnp.sqrt(variance), 0) * noise(step.index)
 
     return scan_steps(update, latents, grid)
 

@@ -54,15 +54,17 @@ MAX_STEPS = 10_000  # of the forward process
 Beta = Annotated[float, Field(gt=0, lt=1)]
 
 
-def make_betas(kind: str, start: float, end: float, steps: int) -> np.ndarray:
+def make_betas(beta_schedule: str, start: float, end: float, steps: int) -> np.ndarray:
     """Returns the (steps,) float64 betas of a named schedule."""
-    if kind == "linear":
+    if beta_schedule == "linear":
         return np.linspace(start, end, steps)
-    if kind == "scaled_linear":
+    if beta_schedule == "scaled_linear":
         return np.linspace(start**0.5, end**0.5, steps) ** 2
     # squaredcos_cap_v2: Nichol and Dhariwal 2021, equation 17
-    bar = [math.cos((t / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(steps + 1)]
-    return np.array([min(1 - after / before, 0.999) for before, after in zip(bar, bar[1:], strict=False)])
+    alphas_cumprod = [math.cos((t / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(steps + 1)]
+    return np.array(
+        [min(1 - after / before, 0.999) for before, after in zip(alphas_cumprod, alphas_cumprod[1:], strict=False)]
+    )
 
 
 def rescale_to_zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:

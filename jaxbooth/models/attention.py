@@ -22,7 +22,7 @@ def attention(
     value: Float[Array, "b s heads d"],
     is_causal: bool = False,
 ) -> Float[Array, "b t heads d"]:
-    """softmax(q k^T / sqrt(d)) v with scores and softmax in float32, in the form that suits the compiled platform.
+    """softmax(q k^T / sqrt(d)) v with scores and softmax in float32, by the kernel that suits the compiled platform.
 
     Args:
         is_causal: position i sees positions <= i only.
@@ -30,14 +30,13 @@ def attention(
     Returns:
         The dtype is that of `query`.
     """
-    facts = (query.shape[1], key.shape[1], query.shape[3], query.dtype, is_causal)
-    forms = {platform: select_kernel(platform, *facts) for platform in ("tpu", "cuda")}
-    elsewhere = select_kernel("cpu", *facts)
-    kernels = {
-        platform: KERNELS[form]
-        for platform, form in forms.items()
-        if form in PLATFORM_KERNELS and PLATFORM_KERNELS[form]()
-    }
+    problem = (query.shape[1], key.shape[1], query.shape[3], query.dtype, is_causal)
+    kernels = {}
+    for platform in ("tpu", "cuda"):
+        name = select_kernel(platform, *problem)
+        if name in PLATFORM_KERNELS and PLATFORM_KERNELS[name]():
+            kernels[platform] = KERNELS[name]
+    elsewhere = select_kernel("cpu", *problem)
     if elsewhere == "xla" and not kernels:
         return xla_attention(query, key, value, is_causal)
     # All branches together decide what is kept for the backward pass, so that the xla kernel's scores must not be.
@@ -49,7 +48,7 @@ def attention(
 def select_kernel(
     platform: str, length: int, source_length: int, width: int, dtype: jax.typing.DTypeLike, is_causal: bool = False
 ) -> KernelName:
-    """The rule: which form `attention` takes on a platform (`tpu`, `cuda` or another).
+    """Returns the kernel that `attention` takes on a platform (`tpu`, `cuda` or another).
 
     Text is short and alone causal, and takes the xla kernel; so does cross-attention, whose source is text, except
     with cuDNN. The kernels round their products to bfloat16, so float32 (the VAE, or `--train.dtype float32`) is never

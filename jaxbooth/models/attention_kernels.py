@@ -1,6 +1,6 @@
-"""The forms that attention is computed in. All map (batch, length, heads, width) arrays alike; they differ in memory.
+"""The kernels that attention is computed by. All map (batch, length, heads, width) arrays alike; they differ in memory.
 
-`jaxbooth.models.attention` chooses among them. Every form works on what one device holds.
+`jaxbooth.models.attention` chooses among them. Every kernel works on what one device holds.
 """
 
 import functools
@@ -159,4 +159,4 @@ KERNELS = {"xla": xla_attention, "chunked": chunked_attention, "splash": tpu_spl
 PLATFORM_KERNELS = {
     "splash": has_splash,
     "cudnn": has_cudnn,
-}  # forms of one platform, and whether they can be traced here
+}  # of one platform, and whether they can be traced here

@@ -57,11 +57,11 @@ INFORMATIVE = {
 def is_off(value: Any) -> bool:
     """Whether a value switches something off: null, false, or a list of nothing else. 0 may be a number that counts."""
     values = value if isinstance(value, list | tuple) else [value]
-    return all(each is None or each is False for each in values)
+    return all(entry is None or entry is False for entry in values)
 
 
-def read_config(kind: type[T], raw: Mapping[str, Any], source: str) -> T:
-    """Builds `kind` from a checkpoint's JSON object.
+def read_config(config_type: type[T], raw: Mapping[str, Any], source: str) -> T:
+    """Builds `config_type` from a checkpoint's JSON object.
 
     Args:
         raw: the parsed `config.json`.
@@ -71,8 +71,8 @@ def read_config(kind: type[T], raw: Mapping[str, Any], source: str) -> T:
         UserError: a key that jaxbooth does not implement holds a value other than its neutral one, or a value is of
             another type, out of range, or does not fit the others.
     """
-    known = {field.name for field in fields(kind)}  # ty: ignore[invalid-argument-type]
-    neutral = NEUTRAL[kind]
+    known = {field.name for field in fields(config_type)}  # ty: ignore[invalid-argument-type]
+    neutral = NEUTRAL[config_type]
     for key, value in raw.items():
         if key in known or key in INFORMATIVE or key.startswith("_"):
             continue
@@ -81,7 +81,7 @@ def read_config(kind: type[T], raw: Mapping[str, Any], source: str) -> T:
             raise UserError(
                 f"{source}: {name} = {ascii_repr(value)} is not supported; this model needs code that jaxbooth lacks."
             )
-    return validate(kind, raw, source)
+    return validate(config_type, raw, source)
 
 
 def architectures(raw: Mapping[str, Any], source: str) -> list[str]:
@@ -103,12 +103,12 @@ def read_clip_config(raw: Mapping[str, Any], source: str) -> CLIPConfig:
         UserError: as `read_config`, or a tower's part is no JSON object.
     """
 
-    def tower(kind: type[T], part: str) -> T:
+    def tower(config_type: type[T], part: str) -> T:
         repeated = raw.get(f"{part}_dict")  # in old files; where it is, transformers takes all values from there
         values = raw.get(part, {}) if repeated is None else repeated
         if not isinstance(values, dict):
             raise UserError(f"{source}: {part} is not a JSON object; download or export the model again.")
-        return read_config(kind, values, f"{source}: {part}")
+        return read_config(config_type, values, f"{source}: {part}")
 
     towers = {"text": tower(CLIPTextConfig, "text_config"), "vision": tower(CLIPVisionConfig, "vision_config")}
     return validate(CLIPConfig, {"projection_dim": raw.get("projection_dim", 512)} | towers, source)

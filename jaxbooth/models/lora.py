@@ -70,8 +70,8 @@ def target_layers(network: ModuleDef, component: str, targets: str) -> list[str]
     names = tuple(f"{component}.{layer}" for layer in layers)
     if targets in PRESETS:
         return [layer for layer, name in zip(layers, names, strict=True) if re.fullmatch(PRESETS[targets], name)]
-    found = first_matches((targets,), names, f"--lora.targets (no preset: {', '.join(PRESETS)})")
-    return [layer for layer, number in zip(layers, found, strict=True) if number is not None]
+    matches = first_matches((targets,), names, f"--lora.targets (no preset: {', '.join(PRESETS)})")
+    return [layer for layer, match in zip(layers, matches, strict=True) if match is not None]
 
 
 def lora_shapes(network: ModuleDef, layers: list[str], lora: LoraSpec) -> Shapes:
@@ -87,22 +87,22 @@ def lora_shapes(network: ModuleDef, layers: list[str], lora: LoraSpec) -> Shapes
 
 
 def init_lora(params: Mapping[str, AnyArray], shapes: Shapes, seed: int) -> dict[str, np.ndarray]:
-    """Returns adapters that change nothing yet: A uniform as PEFT draws it, B zero, magnitudes those of the kernels.
+    """Returns adapters that change nothing yet: A uniform as in PEFT, B zero, magnitudes those of the kernels.
 
     Args:
         params: the component's own parameters, of which DoRA reads the kernels.
     """
-    found = {}
+    adapters = {}
     for index, (name, leaf) in enumerate(sorted(shapes.items())):
         if name.endswith(LORA_A):
             bound = 1 / np.sqrt(np.prod(leaf.shape[:-1]))
-            found[name] = host_generator(seed, index).uniform(-bound, bound, leaf.shape).astype(np.float32)
+            adapters[name] = host_generator(seed, index).uniform(-bound, bound, leaf.shape).astype(np.float32)
         elif name.endswith(LORA_B):
-            found[name] = np.zeros(leaf.shape, np.float32)
+            adapters[name] = np.zeros(leaf.shape, np.float32)
         else:
             norms = jax.jit(output_norms)(params[name.replace(MAGNITUDE, "kernel")])
-            found[name] = to_host(norms)
-    return found
+            adapters[name] = to_host(norms)
+    return adapters
 
 
 def output_norms(kernel: Float[Array, "*fan_in fan_out"]) -> Float[Array, " fan_out"]:
@@ -208,13 +208,16 @@ def merge_on_devices(params: dict[str, Params], lora: LoraSpec | None) -> dict[s
     Args:
         params: component -> parameters. Those of components with adapters are donated, the adapters are not.
     """
-    return {name: merge_component(own, lora) if lora and lora_layers(own) else own for name, own in params.items()}
+    return {
+        name: merge_component(weights, lora) if lora and lora_layers(weights) else weights
+        for name, weights in params.items()
+    }
 
 
 def merge_component(params: Params, lora: LoraSpec) -> Params:
     """`merge` on the devices; kernels are donated."""
-    own = {name: value for name, value in params.items() if ".lora_" not in name}
+    weights = {name: value for name, value in params.items() if ".lora_" not in name}
     adapters = {name: value for name, value in params.items() if ".lora_" in name}
-    shardings = {name: value.sharding for name, value in own.items()}
-    run = jax.jit(lambda own, adapters: merge(own | adapters, lora), donate_argnums=0, out_shardings=shardings)
-    return run(own, adapters)
+    shardings = {name: value.sharding for name, value in weights.items()}
+    run = jax.jit(lambda weights, adapters: merge(weights | adapters, lora), donate_argnums=0, out_shardings=shardings)
+    return run(weights, adapters)

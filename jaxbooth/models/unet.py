@@ -225,23 +225,24 @@ class UNet2DConditionModel(nnx.Module):
         return embedding + self.add_embedding(features)
 
 
-def check_block_type(kind: str, plain: str) -> None:
-    """Refuses another block type than `plain` and the same with cross-attention.
+def check_block_type(block_type: str, resnet_type: str) -> None:
+    """Refuses another block type than `resnet_type` and the same with cross-attention.
 
     Raises:
         UserError: the message names it.
     """
-    if kind not in (plain, f"CrossAttn{plain}"):
+    if block_type not in (resnet_type, f"CrossAttn{resnet_type}"):
         raise UserError(
-            f"unet/config.json: block type {ascii_repr(kind)} is not supported; known are {plain} and CrossAttn{plain}."
+            f"unet/config.json: block type {ascii_repr(block_type)} is not supported; "
+            f"known are {resnet_type} and CrossAttn{resnet_type}."
         )
 
 
 def down_blocks(config: UNetConfig, levels: list[Level], layers: Layers) -> list[DownBlock]:
     """Builds the way down, highest resolution first."""
     blocks, width = [], levels[0].channels
-    for index, (kind, level) in enumerate(zip(config.down_block_types, levels, strict=True)):
-        check_block_type(kind, "DownBlock2D")
+    for index, (block_type, level) in enumerate(zip(config.down_block_types, levels, strict=True)):
+        check_block_type(block_type, "DownBlock2D")
         widths = [width] + [level.channels] * (config.layers[index] - 1)
         depths, last = config.down_transformers[index], index == len(levels) - 1
         blocks.append(DownBlock(widths, level, depths, last, config, layers))
@@ -252,8 +253,8 @@ def down_blocks(config: UNetConfig, levels: list[Level], layers: Layers) -> list
 def up_blocks(config: UNetConfig, levels: list[Level], layers: Layers) -> list[UpBlock]:
     """Builds the way up, lowest resolution first. A resnet's input is the previous output beside its skip."""
     blocks, width = [], levels[-1].channels
-    for index, (kind, level) in enumerate(zip(config.up_block_types, reversed(levels), strict=True)):
-        check_block_type(kind, "UpBlock2D")
+    for index, (block_type, level) in enumerate(zip(config.up_block_types, reversed(levels), strict=True)):
+        check_block_type(block_type, "UpBlock2D")
         outer = levels[max(len(levels) - 2 - index, 0)].channels  # of the next level up, whose output enters last here
         count = config.layers[::-1][index]
         inputs = [width] + [level.channels] * count

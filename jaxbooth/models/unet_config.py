@@ -96,8 +96,8 @@ class UNetConfig:
     @property
     def attending(self) -> tuple[bool, ...]:
         """Whether each level has cross-attention; the lowest one has it in the middle block."""
-        kinds = zip(self.down_block_types, reversed(self.up_block_types), strict=True)
-        crossed = [any(kind.startswith("CrossAttn") for kind in pair) for pair in kinds]
+        block_types = zip(self.down_block_types, reversed(self.up_block_types), strict=True)
+        crossed = [any(block_type.startswith("CrossAttn") for block_type in pair) for pair in block_types]
         return (*crossed[:-1], True)
 
     @property
@@ -142,22 +142,22 @@ class UNetConfig:
         return self.per_resnet(key, depths, tuple(count + 1 for count in self.layers[::-1]), self.up_block_types)
 
     def per_resnet(
-        self, key: str, depths: tuple[Any, ...], counts: tuple[int, ...], kinds: tuple[str, ...]
+        self, key: str, depths: tuple[Any, ...], counts: tuple[int, ...], block_types: tuple[str, ...]
     ) -> tuple[tuple[int, ...], ...]:
         """Spells depths out for every ResNet; a level without attention has none.
 
         Raises:
             ValueError: a level's list has not one entry for each of its ResNets.
         """
-        spelled = []
-        for depth, count, kind in zip(depths, counts, kinds, strict=True):
+        depths_by_level = []
+        for depth, count, block_type in zip(depths, counts, block_types, strict=True):
             of_level = depth if isinstance(depth, tuple) else (depth,) * count
-            if not kind.startswith("CrossAttn"):
+            if not block_type.startswith("CrossAttn"):
                 of_level = ()
             elif len(of_level) != count:
                 raise ValueError(f"{key} has a list of {len(of_level)} for a level of {count} ResNets")
-            spelled.append(of_level)
-        return tuple(spelled)
+            depths_by_level.append(of_level)
+        return tuple(depths_by_level)
 
     def per_level(self, value: Any) -> tuple[Any, ...]:
         """Repeats a single value for every level."""

@@ -129,9 +129,9 @@ class AutoencoderKL(nnx.Module):
     """
 
     def __init__(self, config: VAEConfig, layers: Layers):
-        for kind in (*config.down_block_types, *config.up_block_types):
-            if kind not in ("DownEncoderBlock2D", "UpDecoderBlock2D"):
-                raise UserError(f"vae/config.json: block type {kind!r} is not supported.")
+        for block_type in (*config.down_block_types, *config.up_block_types):
+            if block_type not in ("DownEncoderBlock2D", "UpDecoderBlock2D"):
+                raise UserError(f"vae/config.json: block type {block_type!r} is not supported.")
         latent = config.latent_channels
         self.encoder = Encoder(config, layers)
         self.decoder = Decoder(config, layers)
