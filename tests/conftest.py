@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from tests import shapes
 from tests.xla import QUICK
 
 os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
@@ -17,7 +18,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 from jaxtyping import install_import_hook
 
 # The shapes and dtypes in signatures are checked while a function is traced or called.
-install_import_hook(["jaxbooth.diffusion", "jaxbooth.models", "jaxbooth.training"], "beartype.beartype")
+install_import_hook(["jaxbooth.diffusion", "jaxbooth.models", "jaxbooth.training"], f"{shapes.__name__}.checked")
 
 import jax
 import numpy as np
