@@ -71,7 +71,7 @@ def test_sizes_are_written_in_the_unit_that_suits_them():
 
 
 WRITE = """
-from jaxbooth.files import write_bytes
+from jaxbooth.storage.files import write_bytes
 from pathlib import Path
 try:
     write_bytes(Path(sys.argv[2]), b"x" * 5000)
@@ -116,7 +116,7 @@ def test_metrics_that_do_not_fit_end_the_run_and_whole_lines_are_kept(tmp_path):
 SAVE = """
 import jax.numpy as jnp, numpy as np
 from pathlib import Path
-from jaxbooth.config import Config
+from jaxbooth.config.run_config import Config
 from jaxbooth.errors import RunFailure
 from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.training.state import TrainState

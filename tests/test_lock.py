@@ -21,8 +21,8 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from jaxbooth.runs.lock import claim
-from jaxbooth.config import Config
-from jaxbooth.files import write_text
+from jaxbooth.config.run_config import Config
+from jaxbooth.storage.files import write_text
 from jaxbooth.hosts.link import Alone
 with claim(Config(run_dir=Path(sys.argv[1])), Alone(lambda: None)) as run:
     print('held', flush=True)
@@ -101,7 +101,7 @@ def test_a_folder_or_lock_that_goes_away_ends_the_training_in_one_sentence_and_n
     assert time.monotonic() - began < 15
     assert process.returncode == 1
     expected = (
-        f"{run / LOCK} was removed while" if what == "lock" else f"{run} was deleted or moved while it was trained"
+        f"{run / LOCK} was removed during" if what == "lock" else f"{run} was deleted or moved during the training"
     )
     assert printed.startswith(f"error: {expected}")
     assert printed.count("\n") == 1

@@ -60,7 +60,7 @@ def test_in_float32_adapters_are_merged_and_in_bfloat16_they_stay_beside_their_k
 
 
 def test_a_run_is_opened_while_another_process_trains_it(run_dir, mesh):
-    with locked(run_dir, lost=pytest.fail):
+    with locked(run_dir, on_loss=pytest.fail):
         assert Pipeline.load(run_dir, "float32", mesh).step == 7
 
 

@@ -59,11 +59,11 @@ def test_a_value_that_holds_itself_or_has_a_million_parts_is_shown_in_a_few_word
 
 def test_a_terminal_that_cannot_encode_a_prompt_shows_an_escape():
     code = (
-        "from jaxbooth.console import say, warn\n"
+        "from jaxbooth.console.messages import info, warn\n"
         "from jaxbooth.cli.main import main\n"
         "import sys\n"
         "try: main(['train', '日.yaml'])\n"
-        "finally: say('a photo of 日'); warn('é日')\n"
+        "finally: info('a photo of 日'); warn('é日')\n"
     )
     settings = environment() | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=settings, timeout=120)

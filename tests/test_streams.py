@@ -11,8 +11,9 @@ from tests.commands import environment
 WORK = """
 import os, sys
 from jaxbooth.console.streams import protect_streams
-from jaxbooth.console import progress, result
-from jaxbooth.output import console, output
+from jaxbooth.console.messages import print_result
+from jaxbooth.console.output import console, output
+from jaxbooth.console.progress import progress
 protect_streams()
 print("first", flush=True)
 sys.stdin.readline()  # the reader is gone now
@@ -23,7 +24,7 @@ for number in range(1000):
 with progress("train", 10) as bar:
     bar.advance(10)
 os.write(1, b"a library's line")
-result("done")
+print_result("done")
 open(sys.argv[1], "w").write("the work is done")
 sys.exit(int(sys.argv[2]))
 """

@@ -1,156 +1,141 @@
-"""One training at a time in a run folder, which must stay where it is meanwhile."""
+"""Run folders are locked while they are trained, and watched, because a folder can be deleted or moved all the same.
+
+The locks are filelock's. The file `.lock` in the folder is locked and says who holds it; so is the folder itself, which
+keeps others out when somebody removes the file by hand. File systems that cannot lock folders (NFS) or anything at all
+do what they can.
+"""
 
 import errno
-import fcntl
 import json
 import os
 import platform
-import stat
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout, lock_descriptor
 
 from jaxbooth.console.progress import run_periodically
 from jaxbooth.errors import UserError
 
 LOCK = ".lock"
-CHECKED = 1.0  # seconds between two looks at a locked folder
+WATCH_SECONDS = 1.0  # between two looks at a locked folder
+RETRY_SECONDS = 0.2  # for a lock file that its former holder has just removed
+WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)  # what such file systems answer
 
 
-class Lock:
-    """A folder that is held by this process; the kernel lets go of it when the process is killed.
-
-    Both the folder itself and the file `.lock` in it, which says who holds it, are locked: the folder, because a file
-    can be removed by hand; the file, because network file systems do not lock folders.
+class FolderLock:
+    """A folder that this process holds; the kernel frees it when the process is killed.
 
     Args:
-        lost: called with a sentence, from any thread, when the folder or the file is gone.
+        on_loss: called with a message, from any thread, when the folder or its lock file is gone.
 
     Raises:
         UserError: another process holds it.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or its `.lock` is not a regular file.
     """
 
-    def __init__(self, folder: Path, lost: Callable[[str], None]):
-        self.folder, self._lost, self._told = folder, lost, threading.Lock()
+    def __init__(self, folder: Path, on_loss: Callable[[str], None]):
+        self.folder, self.path = folder, folder / LOCK
+        self._on_loss, self._reporting = on_loss, threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
-        self._directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        self._file = FileLock(self.path, RETRY_SECONDS, thread_local=False, fallback_to_soft=False)
         try:
-            lock(self._directory, folder)
-            self._file = hold(folder / LOCK)
+            self._acquire()
+            self.path.write_text(json.dumps({"pid": os.getpid(), "host": platform.node()}), encoding="utf-8")
+            self._file_stat = self.path.stat()
         except BaseException:
-            os.close(self._directory)
+            self._close()
             raise
-        self._file.truncate(0)
-        self._file.write(json.dumps({"pid": os.getpid(), "host": platform.node()}))
-        self._file.flush()
+
+    def _acquire(self) -> None:
+        """Locks the folder and the file."""
+        if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
+            raise OSError(errno.EINVAL, f"its {LOCK} is not a file")
+        in_use = UserError(
+            f"{self.folder} is being trained by {holder(self.path)}; wait for its end, or choose another --run-dir."
+        )
+        with suppress(OSError):  # network file systems do not lock folders
+            if not lock_descriptor(self._descriptor, blocking=False):
+                raise in_use
+        try:
+            self._file.acquire()
+        except Timeout:
+            raise in_use from None
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
 
     def check(self) -> None:
-        """Tells if the folder or the file is gone."""
+        """Reports it if the folder or the file is gone."""
         loss = self.loss()
         if loss:
-            with self._told:
-                self._lost(loss)
+            with self._reporting:
+                self._on_loss(loss)
 
     def loss(self) -> str | None:
-        """Returns what has happened to the folder or the file, if anything has."""
-        if is_missing(self.folder, self._directory):
+        """Returns what has happened to the folder or the file, or None."""
+        if is_replaced(self.folder, os.fstat(self._descriptor)):
             return (
-                f"{self.folder} was deleted or moved while it was trained; nothing more is written. Run the same "
-                "command again: it continues if the folder is back in its place, and begins anew if it is not."
+                f"{self.folder} was deleted or moved during the training; nothing more is written. Run the same "
+                "command again: it continues if the folder is back in its place, and starts over if it is not."
             )
-        if is_missing(self.folder / LOCK, self._file.fileno()):
+        if is_replaced(self.path, self._file_stat):
             return (
-                f"{self.folder / LOCK} was removed while the folder was trained, so that another training could begin "
-                "there; nothing more is written. Run the same command again to continue from the last checkpoint."
+                f"{self.path} was removed during the training, so that another one could start in the same folder; "
+                "nothing more is written. Run the same command again to continue from the last checkpoint."
             )
         return None
 
     def release(self) -> None:
-        """Lets go."""
+        """Removes the lock file and frees the folder."""
         if not self.loss():
-            (self.folder / LOCK).unlink(missing_ok=True)
-        self._file.close()
-        os.close(self._directory)
+            self.path.unlink(missing_ok=True)
+        self._close()
+
+    def _close(self) -> None:
+        self._file.release()
+        os.close(self._descriptor)
 
 
-HELD: list[Lock] = []  # by this process
+held_locks: list[FolderLock] = []  # of this process
 
 
 @contextmanager
-def locked(folder: Path, lost: Callable[[str], None]) -> Generator[None]:
-    """Holds a folder while the block runs; see `Lock`. Where the file system has no locks, it is watched alone."""
-    held = Lock(folder, lost)
-    HELD.append(held)
+def locked(folder: Path, on_loss: Callable[[str], None]) -> Generator[None]:
+    """Holds a folder while the block runs; see `FolderLock`."""
+    lock = FolderLock(folder, on_loss)
+    held_locks.append(lock)
     try:
-        with run_periodically(CHECKED, held.check):
+        with run_periodically(WATCH_SECONDS, lock.check):
             yield
     finally:
-        HELD.remove(held)
-        held.release()
+        held_locks.remove(lock)
+        lock.release()
 
 
 def check_held(path: Path) -> None:
-    """Makes sure, before something is written into a folder that this process holds, that the folder is still there."""
-    for held in HELD:
-        if path.is_relative_to(held.folder):
-            held.check()
+    """Checks, before something is written into a folder that this process holds, that the folder is still there."""
+    for lock in held_locks:
+        if path.is_relative_to(lock.folder):
+            lock.check()
 
 
-def is_missing(path: Path, descriptor: int) -> bool:
-    """Whether a path no longer leads to what was opened; a disk that does not answer is no answer."""
+def is_replaced(path: Path, original: os.stat_result) -> bool:
+    """Whether a path no longer leads to what it led to; a disk that does not answer tells nothing."""
     try:
-        return not os.path.samestat(os.fstat(descriptor), os.stat(path))
+        return not os.path.samestat(original, os.stat(path))
     except (FileNotFoundError, NotADirectoryError):
         return True
     except OSError:
         return False
 
 
-def lock(descriptor: int, folder: Path) -> None:
-    """Locks what is open, where its file system can.
-
-    Raises:
-        UserError: another process has locked it.
-    """
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"{folder} is being trained by {holder(folder / LOCK)}; wait for its end, or choose another --run-dir."
-        ) from None
-    except OSError:
-        return
-
-
-def hold(path: Path) -> IO[str]:
-    """Returns the opened lock file, locked.
-
-    Raises:
-        UserError: another process has locked it.
-        OSError: it is a link, no regular file, or cannot be written.
-    """
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)  # no link's target
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise OSError(errno.EINVAL, f"its {LOCK} is not a file")
-        file = os.fdopen(descriptor, "a+", encoding="utf-8")
-        try:
-            lock(file.fileno(), path.parent)
-        except BaseException:
-            file.close()
-            raise
-        if not is_missing(path, file.fileno()):
-            return file
-        file.close()  # the former holder has removed this one in between
-
-
 def holder(path: Path) -> str:
-    """Says who holds a lock file."""
+    """Returns who holds a lock file, in words."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return f"process {found['pid']} on {found['host']}"
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {content['pid']} on {content['host']}"
     return "another process"
