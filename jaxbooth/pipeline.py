@@ -140,7 +140,7 @@ class Pipeline:
             UserError: an argument is out of its range, or the model's downsampling does not divide a side.
         """
         if not prompt.strip():
-            raise UserError("Pipeline.sample: the prompt is empty; say what to draw.")
+            raise UserError("Pipeline.sample: the prompt is empty; say what the images should show.")
         defaults = self.defaults.override(sampler, steps, guidance_scale)
         config = SamplingConfig(*defaults, resolution or self.resolution, negative_prompt, height, width)
         return list(self.generate(config, prompt, range(num), seed))

@@ -81,9 +81,9 @@ def noise_error(base: BaseModel) -> Callable[..., jax.Array]:
 
     @jax.jit
     def error(params, ids, latents, noise, timesteps, sizes):
-        context, added = base.denoiser_conditioning(base.text.encode(params, ids), sizes)
+        conditions = base.denoiser_conditioning(base.text.encode(params, ids), sizes)
         noisy = base.schedule.add_noise(latents, noise, timesteps)
-        return jnp.mean(jnp.square(base.denoiser.bind(params["unet"])(noisy, timesteps, context, added) - noise))
+        return jnp.mean(jnp.square(base.denoiser.bind(params["unet"])(noisy, timesteps, *conditions) - noise))
 
     return error
 

@@ -196,10 +196,10 @@ def encoders(pipe) -> dict[str, torch.nn.Module]:
 
 
 def torch_features(pipe, clip_skip: int) -> list[torch.Tensor]:
-    context, _, *pooled = pipe.encode_prompt(
+    prompt_embeds, _, *pooled = pipe.encode_prompt(
         ["a cat"], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False, clip_skip=clip_skip or None
     )
-    return [context, *pooled[:1]]
+    return [prompt_embeds, *pooled[:1]]
 
 
 @pytest.mark.parametrize("clip_skip", [0, 1, 2])

@@ -60,10 +60,10 @@ def in_diffusers(folder: Path, rows: dict[str, np.ndarray], prompts: list[str]) 
     """Context and pooled feature after `load_textual_inversion`, which knows nothing of a prompt's capital letters."""
     pipe = in_torch(folder)
     add_tokens(pipe, rows)
-    context, _, *pooled = pipe.encode_prompt(
+    prompt_embeds, _, *pooled = pipe.encode_prompt(
         [prompt.lower() for prompt in prompts], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
     )
-    return [context.numpy(), *(part.numpy() for part in pooled[:1])]
+    return [prompt_embeds.numpy(), *(part.numpy() for part in pooled[:1])]
 
 
 def add_tokens(pipe, rows: dict[str, np.ndarray]) -> None:

@@ -53,15 +53,15 @@ def encode(mesh):
 @torch.no_grad()
 def in_diffusers(folder: Path, prompts: list[str], clip_skip: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
     """Context and, for SDXL, pooled feature, as diffusers' pipelines compute them."""
-    context, _, *pooled = in_torch(folder).encode_prompt(
+    prompt_embeds, _, *pooled = in_torch(folder).encode_prompt(
         prompts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False, clip_skip=clip_skip or None
     )
-    return context.numpy(), pooled[0].numpy() if pooled else None
+    return prompt_embeds.numpy(), pooled[0].numpy() if pooled else None
 
 
-def check(found: TextEmbeddings, context: np.ndarray, pooled: np.ndarray | None) -> None:
-    assert found.prompt_embeds.shape == context.shape
-    assert relative_error(found.prompt_embeds, context) < TOLERANCE
+def check(found: TextEmbeddings, prompt_embeds: np.ndarray, pooled: np.ndarray | None) -> None:
+    assert found.prompt_embeds.shape == prompt_embeds.shape
+    assert relative_error(found.prompt_embeds, prompt_embeds) < TOLERANCE
     assert (found.pooled_prompt_embeds is None) == (pooled is None)
     if pooled is not None:
         assert found.pooled_prompt_embeds.shape == pooled.shape
@@ -91,9 +91,11 @@ def test_an_empty_prompt_is_two_special_tokens_and_padding(folder_of, encode, ki
 def test_sdxls_default_negative_prompt_is_what_the_pipeline_says(folder_of, encode, zeros):
     folder = folder_of("sdxl", force_zeros_for_empty_prompt=zeros)
     with torch.no_grad():
-        _, context, _, pooled = in_torch(folder).encode_prompt("a cat", device="cpu", do_classifier_free_guidance=True)
+        _, prompt_embeds, _, pooled = in_torch(folder).encode_prompt(
+            "a cat", device="cpu", do_classifier_free_guidance=True
+        )
     found = encode(folder, ["", "a cat"])
-    np.testing.assert_allclose(found.prompt_embeds[0], context[0].numpy(), atol=TOLERANCE)
+    np.testing.assert_allclose(found.prompt_embeds[0], prompt_embeds[0].numpy(), atol=TOLERANCE)
     np.testing.assert_allclose(found.pooled_prompt_embeds[0], pooled[0].numpy(), atol=TOLERANCE)
     assert np.any(found.prompt_embeds[0]) != zeros
     assert np.abs(found.prompt_embeds[1]).max() > 0.1

@@ -1,1 +1,4 @@
-"""What the frozen base model offers: its tokenizers so far. It may import what lies below: models, weights, config."""
+"""The frozen base model and its services: components, tokenizers, text encoders, VAE, sampling, what training changes.
+
+Imports `config` and what lies below it; knows of no data set, training or run.
+"""

@@ -153,7 +153,7 @@ class BaseModel:
         return height // factor, width // factor, self.vae_config.latent_channels
 
     def denoiser_conditioning(self, text: TextEmbeddings, time_ids: Array) -> tuple[Array, AddedConditions | None]:
-        """Returns what the denoiser takes besides latents and timesteps.
+        """Returns the arguments that the denoiser takes after latents and timesteps.
 
         Args:
             time_ids: (b, 6) original height and width, crop top and left, target height and width, in pixels; unused

@@ -104,13 +104,13 @@ def guided_denoiser(
     inputs = text if guidance_scale is None else pairs
     uncropped = jnp.array([*size, 0, 0, *size], jnp.float32)
     time_ids = jnp.broadcast_to(uncropped, (len(inputs.prompt_embeds), 6))
-    context, added = base.denoiser_conditioning(inputs, time_ids)
+    conditions = base.denoiser_conditioning(inputs, time_ids)
 
     def denoise(z: Latents, step: SamplerStep) -> Latents:
         if guidance_scale is None:
-            output = model(z, jnp.full(images, step.timestep), context, added)
+            output = model(z, jnp.full(images, step.timestep), *conditions)
         else:
-            both = model(jnp.repeat(z, 2, axis=0), jnp.full(2 * images, step.timestep), context, added)
+            both = model(jnp.repeat(z, 2, axis=0), jnp.full(2 * images, step.timestep), *conditions)
             unconditional, conditional = both[::2], both[1::2]
             output = unconditional + guidance_scale * (conditional - unconditional)
         return convert(output, base.schedule.prediction_type, "x0", z, step.alpha, step.sigma)

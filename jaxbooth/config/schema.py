@@ -267,7 +267,7 @@ class LoraConfig(Section):
 
 
 class TextConfig(Section):
-    """How captions become conditions, and what of the text side is trained."""
+    """How prompts are read, and what of the text encoders is trained."""
 
     learning_rate: Rate | None = None
     """Of the text encoder, with --train.text-encoder; default: the UNet's."""
