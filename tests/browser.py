@@ -134,7 +134,7 @@ class Browser:
         """Moves the mouse."""
         self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
-    def image(self, path: Path, whole: bool = True) -> None:
+    def screenshot(self, path: Path, whole: bool = True) -> None:
         """Saves a screenshot, of the whole page or of what is seen of it."""
         shot = self.send("Page.captureScreenshot", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(shot["data"]))

@@ -12,7 +12,7 @@ import pytest
 from jaxbooth.cli.main import main
 from jaxbooth.config.run_config import Config
 from jaxbooth.errors import UserError
-from jaxbooth.report import make_report
+from jaxbooth.report.report import make_report
 from jaxbooth.report.settings import compare_settings
 from tests.commands import jaxbooth, succeed
 from tests.made_up_runs import evaluated, made_up_run, write_grid
@@ -96,9 +96,9 @@ def test_every_metric_has_a_chart_and_a_table(page):
 
 def test_samples_are_laid_out_by_prompt_with_every_step_in_the_slider(page):
     assert page.data["samples"]["steps"] == [0, 20, 40]
-    strips = page.data["samples"]["strips"]
-    assert [strip["prompt"] for strip in strips] == ["a photo of a sks cat", "a photo of a cat"]
-    assert all([len(uris) for uris in strip["uris"]] == [2, 2] for strip in strips)
+    rows = page.data["samples"]["rows"]
+    assert [strip["prompt"] for strip in rows] == ["a photo of a sks cat", "a photo of a cat"]
+    assert all([len(uris) for uris in strip["uris"]] == [2, 2] for strip in rows)
     assert "a photo of a cat, cat, step 40, image 2" in page.alts
 
 
@@ -135,7 +135,7 @@ def test_what_users_wrote_stays_text(tmp_path):
     assert "<u>" not in page.source
     assert "<i>" not in page.source
     assert all(prompt in page.headings for prompt in prompts)
-    assert page.data["samples"]["strips"][0]["prompt"] == prompts[0]
+    assert page.data["samples"]["rows"][0]["prompt"] == prompts[0]
 
 
 @pytest.mark.slow
@@ -196,8 +196,8 @@ def test_a_pipe_in_the_place_of_a_sample_grid_is_left_out_too(tmp_path):
 def test_prompts_that_changed_on_the_way_have_their_own_steps(tmp_path):
     folder = made_up_run(tmp_path / "run", samples=(0,))
     write_grid(folder, 20, ("another prompt",), 64)
-    strips = Page(make_report([folder])).data["samples"]["strips"]
-    assert {strip["prompt"]: strip["steps"] for strip in strips}["another prompt"] == [20]
+    rows = Page(make_report([folder])).data["samples"]["rows"]
+    assert {strip["prompt"]: strip["steps"] for strip in rows}["another prompt"] == [20]
 
 
 def test_subjects_and_a_lora_are_described(tmp_path):

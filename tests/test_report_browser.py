@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from jaxbooth.report import make_report
+from jaxbooth.report.report import make_report
 from tests.browser import Browser, browser, find_browser
 from tests.made_up_runs import evaluated, made_up_run
 
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium is installed")
 DRAWN = "document.querySelectorAll('.canvas svg').length === document.querySelectorAll('.canvas').length"
 CURVES = "[...document.querySelectorAll('.canvas .mark-line path')].map(path => path.getAttribute('d')).join()"
-SOURCES = "[...document.querySelectorAll('[data-strip] img')].map(image => image.src)"
+SOURCES = "[...document.querySelectorAll('[data-row] img')].map(image => image.src)"
 FOCUSED = """(() => {
   const at = document.activeElement;
   return at.id || at.ariaLabel || at.value || at.textContent.trim();
@@ -123,7 +123,7 @@ def test_nothing_is_wider_than_the_screen(tab, page, width, dark):
     assert tab.problems == []
 
 
-TOPS = "[...document.querySelectorAll('.prompts .strip')].map(each => each.getBoundingClientRect().top)"
+TOPS = "[...document.querySelectorAll('.prompts .image-row')].map(each => each.getBoundingClientRect().top)"
 
 
 def test_the_last_samples_come_first_and_prompts_stand_side_by_side_where_there_is_room(opened):
@@ -165,7 +165,7 @@ def test_without_scripts_the_last_pictures_and_all_tables_are_there(tab, page):
     tab.send("Emulation.setScriptExecutionDisabled", value=True)
     try:
         tab.open(page)
-        assert tab.run("document.querySelectorAll('[data-strip] img[src^=data]').length") == 8
+        assert tab.run("document.querySelectorAll('[data-row] img[src^=data]').length") == 8
         assert not tab.run("document.querySelector('.slider').checkVisibility()")
         assert tab.run("document.querySelector('noscript').checkVisibility()")
     finally:

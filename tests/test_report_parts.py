@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 from jaxbooth.data.image_grid import cut, sheet
-from jaxbooth.report.charts import curve_chart, interval_chart, library
+from jaxbooth.report.charts import curve_spec, import_vl_convert, interval_spec
 from jaxbooth.report.curves import Curve, keep_extremes, read_curves, smoothed, table_steps, value_at
 from jaxbooth.report.images import EmbeddedSize, embed, fitting_size
-from jaxbooth.report.timing import duration
+from jaxbooth.report.settings import format_duration
 from tests.made_up_runs import photo
 
 
@@ -106,16 +106,16 @@ def test_a_sheet_of_another_layout_stays_whole():
 
 
 def test_pixel_art_keeps_every_pixel():
-    shown = embed(Image.fromarray(photo(1, 64)), EmbeddedSize(32, 10))
-    assert (shown.width, shown.height, shown.crisp) == (64, 64, True)
+    embedded = embed(Image.fromarray(photo(1, 64)), EmbeddedSize(32, 10))
+    assert (embedded.width, embedded.height, embedded.pixelated) == (64, 64, True)
 
 
 def test_a_large_picture_is_shrunk_to_its_longest_side():
-    shown = embed(Image.fromarray(photo(1, 512)).resize((512, 256)), EmbeddedSize(256, 80))
-    assert (shown.width, shown.height, shown.crisp) == (256, 128, False)
+    embedded = embed(Image.fromarray(photo(1, 512)).resize((512, 256)), EmbeddedSize(256, 80))
+    assert (embedded.width, embedded.height, embedded.pixelated) == (256, 128, False)
 
 
-def test_more_pictures_are_shown_smaller():
+def test_more_pictures_are_embedded_smaller():
     images = [Image.fromarray(photo(number, 512)) for number in range(2)]
     sizes = [fitting_size(images, count, 2_000_000).longest for count in (10, 100, 100_000)]
     assert sizes[0] == 512
@@ -125,18 +125,18 @@ def test_more_pictures_are_shown_smaller():
 
 @pytest.mark.parametrize("scale", ["linear", "log"])
 def test_charts_are_valid_and_keep_a_runs_colour(scale):
-    spec = curve_chart(["a", "b"], scale, zero=False)
+    spec = curve_spec(["a", "b"], scale, zero=False)
     rows = [{"run": "b", "step": step, "value": 10.0**-step} for step in (1, 2, 3)]
-    drawn = library().vegalite_to_svg(spec | {"datasets": {"raw": rows, "smooth": rows, "points": []}})
+    drawn = import_vl_convert().vegalite_to_svg(spec | {"datasets": {"raw": rows, "smooth": rows, "points": []}})
     assert "var(--run-1)" in drawn
     assert "var(--run-0)" not in drawn
 
 
 def test_an_interval_that_is_unknown_is_a_dot():
     row = {"model": "base", "colour": "var(--base)", "mean": 0.5, "low": None, "high": None}
-    assert "var(--base)" in library().vegalite_to_svg(interval_chart([row]))
+    assert "var(--base)" in import_vl_convert().vegalite_to_svg(interval_spec([row]))
 
 
 def test_times_are_written_in_their_unit():
-    found = [duration(seconds) for seconds in (0.0321, 1.5, 59, 90, 7260)]
+    found = [format_duration(seconds) for seconds in (0.0321, 1.5, 59, 90, 7260)]
     assert found == ["32.1 ms", "1.5 s", "59 s", "1.5 min", "2 h 1 min"]

@@ -30,7 +30,7 @@ def completion_command(argv: list[str]) -> None:
         raise UserError(f"jaxbooth completion takes a shell, {' or '.join(SHELLS)}; found {' '.join(argv) or 'none'}.")
     from jaxbooth.cli.evaluate import EvaluateArguments
     from jaxbooth.cli.plan import PlanArguments
-    from jaxbooth.report.report import ReportArguments
+    from jaxbooth.cli.report import ReportArguments
 
     kinds: dict[str, Callable[..., Any]] = {
         "train": Config,

@@ -15,9 +15,10 @@ from jaxbooth.cli.completion import completion_command
 from jaxbooth.cli.evaluate import evaluate_command
 from jaxbooth.cli.parse import parse, starting_config
 from jaxbooth.cli.plan import plan_command
+from jaxbooth.cli.report import report_command
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.suggestions import MAX_SHOWN
-from jaxbooth.console.messages import pluralize, print_plain, print_result, print_stderr
+from jaxbooth.console.messages import pluralize, print_result, print_stderr
 from jaxbooth.console.output import output
 from jaxbooth.console.streams import protect_streams
 from jaxbooth.errors import RunFailure, UserError, format_message
@@ -88,16 +89,6 @@ def export_command(argv: list[str]) -> None:
         arguments.step,
     ):
         print_result(sentence)
-
-
-def report_command(argv: list[str]) -> None:
-    """Writes the page and says where it is."""
-    from jaxbooth.report.report import ReportArguments, make_report
-
-    arguments = parse(ReportArguments, argv, "jaxbooth report")
-    print_plain(
-        f"report: {make_report(arguments.runs, arguments.out)}"
-    )  # `print_result` would start a device, perhaps in use
 
 
 def doctor_command(argv: list[str]) -> None:

@@ -21,8 +21,8 @@ from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.errors import UserError
 from jaxbooth.evaluation.images import generate_missing, open_image_folder, read_images
 from jaxbooth.evaluation.models import ComparedModel, base_model, parse_model, run_model
-from jaxbooth.evaluation.results import FORMAT, differences, metric_means, print_table, prompt_results
-from jaxbooth.metrics.definitions import DEFINITIONS, Scores
+from jaxbooth.evaluation.results import differences, metric_means, print_table, prompt_results
+from jaxbooth.metrics.definitions import DEFINITIONS, RESULT_FORMAT, Scores
 from jaxbooth.metrics.prompts import (
     TEMPLATES,
     Cell,
@@ -253,7 +253,7 @@ def evaluation_json(
         "seed": evaluation.seed,
     }
     return {
-        "format": FORMAT,
+        "format": RESULT_FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": settings | sampling.metadata() | {"resolution": sampling.resolution},
         "feature_models": feature_models.metadata(),

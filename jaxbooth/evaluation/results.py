@@ -16,7 +16,6 @@ from jaxbooth.metrics.bootstrap import bootstrap_mean
 from jaxbooth.metrics.definitions import DEFINITIONS, Scores
 from jaxbooth.metrics.prompts import Cell, EvalPrompt
 
-FORMAT = 2
 WIDEST = 10_000  # characters, more than any table needs
 INDENT = 2  # characters before a model under its metric
 ARROWS = {"higher": "↑", "lower": "↓"}

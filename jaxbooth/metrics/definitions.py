@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxbooth.metrics.prompts import EvalPrompt
 
+RESULT_FORMAT = 2  # of evaluation.json
 Scores = dict[str, list[np.ndarray]]
 
 

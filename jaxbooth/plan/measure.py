@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jaxbooth.backend import enable_compilation_cache
 from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
+from jaxbooth.console.numbers import format_metric
 from jaxbooth.console.progress import progress
 from jaxbooth.plan.abstract_step import abstract_step
 from jaxbooth.plan.estimate import Estimate
 from jaxbooth.plan.hardware import Topology
 from jaxbooth.plan.programs import trace_train
-from jaxbooth.plan.report import format_metric
 from jaxbooth.sharding import make_mesh
 
 MAX_FLOPS = 5e11  # of a step that is compiled and timed unasked: half a minute on two CPU cores

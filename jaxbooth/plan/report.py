@@ -9,11 +9,11 @@ from rich.table import Table
 
 from jaxbooth.config.run_config import Config
 from jaxbooth.console.messages import pluralize
+from jaxbooth.console.numbers import format_metric
 from jaxbooth.plan.compile import Compiled
 from jaxbooth.plan.hardware import GIB, Topology
 from jaxbooth.plan.roofline import EFFICIENCY, ExpectedRun, Roofline, StepCost
 
-PREFIXES = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1))
 TIMES = ((6000, 3600, "h"), (100, 60, "min"), (1, 1, "s"), (0, 1e-3, "ms"))  # from that many seconds on, a unit
 MIN_SHOWN_BYTES = 2**17  # bytes of a kind of memory
 
@@ -184,12 +184,6 @@ def describe_largest_batch(plan: Plan) -> str:
 def format_gib(size: float) -> str:
     """Returns bytes in GiB; small sizes in MiB."""
     return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
-
-
-def format_metric(amount: float, unit: str) -> str:
-    """Returns an amount with a decimal prefix, such as `1.72 GB`."""
-    prefix, scale = next((prefix, scale) for prefix, scale in PREFIXES if amount >= scale or scale == 1)
-    return f"{amount / scale:.3g} {prefix}{unit}"
 
 
 def format_significant(amount: float) -> str:

@@ -1,5 +1,4 @@
-"""`jaxbooth report`: runs as one HTML page that needs nothing else."""
+"""`jaxbooth report`: runs as one HTML page that needs nothing else.
 
-from jaxbooth.report.report import make_report
-
-__all__ = ["make_report"]
+May import runs, data, metrics and what lies below them.
+"""

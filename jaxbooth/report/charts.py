@@ -1,15 +1,31 @@
-"""Charts: Vega-Lite specifications, drawn in the page by Vega's own scripts.
+"""The charts of a report: Vega-Lite specifications, which Vega draws in the page, and each metric's data and table.
 
-A curve's data come to it by name ("raw", "smooth", "points"), so that all metrics share a few specifications. Colours
-are the page's CSS variables, which follow the reader's light or dark theme without redrawing.
+All metrics share a few specifications, whose data sets have the names "raw", "smooth" and "points". Colours are the
+page's CSS variables, so charts follow the reader's light or dark theme without being drawn again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from jaxbooth.errors import UserError
+from jaxbooth.report.curves import (
+    CHART_STYLES,
+    ChartStyle,
+    Curve,
+    chart_style,
+    keep_extremes,
+    smoothed,
+    smoothing_span,
+    table_steps,
+    value_at,
+)
+from jaxbooth.report.run_data import RunData
 
+DIGITS = 5  # significant ones of what the page holds
+FEW_POINTS = 60  # up to here each value of a curve gets a dot
 COLOURS = 8  # --run-0 .. --run-7 in style.css
 FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 # A small or large number is written with an exponent; d3 leaves some labels of a logarithmic axis empty.
@@ -19,8 +35,8 @@ NUMBER = (
 )
 
 
-def library() -> Any:
-    """Imports the charts' library.
+def import_vl_convert() -> Any:
+    """Imports the library that brings Vega.
 
     Raises:
         UserError: it is not installed.
@@ -33,14 +49,14 @@ def library() -> Any:
 
 
 @cache
-def scripts() -> str:
-    """Returns what defines `window.vegaEmbed`, and no other name, as a script for inside of an HTML page."""
-    bundle = library().javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
+def vega_script() -> str:
+    """Returns the script that defines `window.vegaEmbed`, and no other name, for use inside of an HTML page."""
+    bundle = import_vl_convert().javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
     return f"(() => {{{bundle}}})();"
 
 
 def theme() -> dict[str, Any]:
-    """Returns how axes and text look."""
+    """Returns the Vega-Lite configuration of axes and text."""
     text = {"labelColor": "var(--ink-2)", "titleColor": "var(--ink-2)", "labelFontSize": 12, "titleFontSize": 12}
     lines = {
         "gridColor": "var(--line)",
@@ -64,11 +80,11 @@ def run_colour(number: int) -> str:
     return f"var(--run-{number % COLOURS})"
 
 
-def curve_chart(names: Sequence[str], scale: str, zero: bool) -> dict[str, Any]:
+def curve_spec(names: Sequence[str], scale: str, zero: bool) -> dict[str, Any]:
     """Returns the Vega-Lite specification of a metric over steps.
 
-    Data "raw", "smooth" and "points" hold rows {run, step, value}. Signals: "reading" is the step that is read,
-    "shown" the one whose images are shown; each is a vertical line, or null for none.
+    The data sets hold rows {run, step, value}. The signals "reading", the step under the cursor, and "shown", the step
+    whose images are shown, are a vertical line each, or null for none.
 
     Args:
         names: of all runs of the report.
@@ -76,7 +92,7 @@ def curve_chart(names: Sequence[str], scale: str, zero: bool) -> dict[str, Any]:
         zero: whether a linear axis begins at 0.
     """
     colours = {"domain": list(names), "range": [run_colour(number) for number in range(len(names))]}
-    hues = {"field": "run", "type": "nominal", "scale": colours, "legend": None}
+    colour = {"field": "run", "type": "nominal", "scale": colours, "legend": None}
     beside = {"titleAlign": "right", "titleAnchor": "start", "titleX": -6, "titleY": 6, "titleBaseline": "top"}
     x = {"field": "step", "type": "quantitative", "title": "step", "scale": {"zero": False, "nice": False}}
     x["axis"] = {"tickCount": {"expr": "max(2, floor(width / 80))"}, "format": ",d", "tickMinStep": 1, **beside}
@@ -85,17 +101,21 @@ def curve_chart(names: Sequence[str], scale: str, zero: bool) -> dict[str, Any]:
     y["axis"] = {"tickCount": 5, "labelExpr": NUMBER, "labelOverlap": "greedy"}
 
     def layer(name: str, mark: dict[str, Any]) -> dict[str, Any]:
-        encoding = {"x": x, "y": y, "color": hues}
+        encoding = {"x": x, "y": y, "color": colour}
         return {"data": {"name": name}, "mark": mark | {"clip": False}, "encoding": encoding}
 
-    def upright(signal: str, mark: dict[str, Any]) -> dict[str, Any]:
-        steps = [{"calculate": signal, "as": "step"}, {"filter": "isValid(datum.step)"}]
-        rule = {"type": "rule", **mark}
-        return {"data": {"values": [{}]}, "transform": steps, "mark": rule, "encoding": {"x": x}}
+    def vertical_line(signal: str, mark: dict[str, Any]) -> dict[str, Any]:
+        transform = [{"calculate": signal, "as": "step"}, {"filter": "isValid(datum.step)"}]
+        return {
+            "data": {"values": [{}]},
+            "transform": transform,
+            "mark": {"type": "rule", **mark},
+            "encoding": {"x": x},
+        }
 
     layers = [
-        upright("shown", {"strokeDash": [3, 3], "color": "var(--ink-3)"}),
-        upright("reading", {"color": "var(--ink-2)"}),
+        vertical_line("shown", {"strokeDash": [3, 3], "color": "var(--ink-3)"}),
+        vertical_line("reading", {"color": "var(--ink-2)"}),
         layer("raw", {"type": "line", "strokeWidth": 1, "opacity": 0.28}),
         layer("smooth", {"type": "line", "strokeWidth": 2, "strokeCap": "round", "strokeJoin": "round"}),
         layer("points", {"type": "point", "filled": True, "size": 40, "opacity": 1}),
@@ -104,7 +124,7 @@ def curve_chart(names: Sequence[str], scale: str, zero: bool) -> dict[str, Any]:
     return {"width": "container", "height": 200, "params": params, "layer": layers, "config": theme()}
 
 
-def interval_chart(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def interval_spec(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Returns the Vega-Lite specification of a metric's mean and interval for each model.
 
     Args:
@@ -113,13 +133,89 @@ def interval_chart(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     axis = {"tickCount": 4, "labelExpr": NUMBER, "grid": True, "domain": False}
     x = {"type": "quantitative", "title": None, "scale": {"zero": False, "padding": 8}, "axis": axis}
     y = {"field": "model", "type": "nominal", "sort": [row["model"] for row in rows], "axis": None}
-    hue = {"field": "colour", "type": "nominal", "scale": None}
+    colour = {"field": "colour", "type": "nominal", "scale": None}
     known = [{"filter": "isValid(datum.low) && isValid(datum.high)"}]
-    whisker = {"x": {"field": "low", **x}, "x2": {"field": "high"}, "y": y, "color": hue}
-    mean = {"x": {"field": "mean", **x}, "y": y, "color": hue}
+    whisker = {"x": {"field": "low", **x}, "x2": {"field": "high"}, "y": y, "color": colour}
+    mean = {"x": {"field": "mean", **x}, "y": y, "color": colour}
     layers = [
         {"transform": known, "mark": {"type": "rule", "strokeWidth": 2}, "encoding": whisker},
         {"mark": {"type": "point", "filled": True, "size": 70, "opacity": 1}, "encoding": mean},
     ]
     size = {"width": "container", "height": 24 * max(1, len(rows))}
     return {**size, "data": {"values": list(rows)}, "layer": layers, "config": theme()}
+
+
+class Chart(NamedTuple):
+    """The chart of one metric.
+
+    Attributes:
+        group: "training" or "validation".
+        span: about how many steps a point of the smooth curves averages; 0 for raw ones.
+        header: names of the runs that have the metric.
+        rows: of the table, (step, the runs' values as text).
+        data: for the page's script.
+    """
+
+    metric: str
+    group: str
+    style: ChartStyle
+    span: int
+    header: list[str]
+    rows: list[tuple[int, list[str]]]
+    data: dict[str, Any]
+
+
+def make_charts(runs: Sequence[RunData]) -> list[Chart]:
+    """Returns the charts of all metrics, those of every step first, in an order that does not depend on the runs."""
+    charts = []
+    groups = {"training": [training_curves(run) for run in runs], "validation": [run.validations for run in runs]}
+    for group, curves_of_runs in groups.items():
+        names = {name for curves in curves_of_runs for name in curves}
+        known = [name for name in CHART_STYLES if name in names]
+        for metric in known + sorted(names - set(known)):
+            curves = {
+                run.name: curves[metric] for run, curves in zip(runs, curves_of_runs, strict=True) if metric in curves
+            }
+            charts.append(make_chart(metric, group, curves))
+    return charts
+
+
+def training_curves(run: RunData) -> dict[str, Curve]:
+    """Returns the metrics of every step, without a prior loss in a run that has none."""
+    return {name: curve for name, curve in run.curves.items() if name != "prior_loss" or run.config.prior_rows}
+
+
+def make_chart(metric: str, group: str, curves: Mapping[str, Curve]) -> Chart:
+    """Makes a metric's chart.
+
+    Args:
+        curves: name of a run -> its curve.
+    """
+    style = chart_style(metric)
+    lines = {name: smoothed(curve) if style.smooth else keep_extremes(curve) for name, curve in curves.items()}
+    series = [make_series(name, curve, lines[name], style) for name, curve in curves.items()]
+    steps = table_steps(list(lines.values()))
+    rows = [(step, [format_value(value_at(line, step)) for line in lines.values()]) for step in steps]
+    data = {"title": style.title, "log": style.logarithmic, "zero": style.zero, "series": series}
+    span = max(map(smoothing_span, curves.values())) if style.smooth else 0
+    return Chart(metric, group, style, span, list(curves), rows, data)
+
+
+def make_series(run: str, curve: Curve, line: Curve, style: ChartStyle) -> dict[str, Any]:
+    """Returns a run's data: the curve that is read, the noise behind it, and dots where there are few values."""
+    points = curve if len(curve.steps) <= FEW_POINTS and not style.smooth else None
+    raw = keep_extremes(curve) if style.smooth else None
+    return {"run": run, "smooth": columns(line), "raw": columns(raw), "points": columns(points)}
+
+
+def columns(curve: Curve | None) -> list[list[float]]:
+    """Returns steps and values, rounded, for JSON."""
+    if curve is None:
+        return [[], []]
+    values = [float(np.format_float_positional(value, DIGITS, fractional=False)) for value in curve.values]
+    return [curve.steps.tolist(), values]
+
+
+def format_value(value: float | None) -> str:
+    """Formats a value of the table."""
+    return "–" if value is None else f"{value:.4g}"

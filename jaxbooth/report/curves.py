@@ -1,4 +1,4 @@
-"""Metrics over steps, thinned for a screen: the raw curve keeps its extremes, the smooth one its course."""
+"""Curves of metrics over steps, thinned for a screen: raw curves keep their extremes, smooth ones their shape."""
 
 import math
 import sys
@@ -35,14 +35,14 @@ class ChartStyle:
 
     Attributes:
         title: heading.
-        what: what it says, in a few words.
-        smooth: whether the curve is noise that hides its course.
+        caption: what it measures, in a few words.
+        smooth: whether the curve is so noisy that it is smoothed.
         logarithmic: whether the scale switch acts on it.
         zero: whether the axis begins at 0.
     """
 
     title: str
-    what: str = ""
+    caption: str = ""
     smooth: bool = False
     logarithmic: bool = False
     zero: bool = False
@@ -66,13 +66,12 @@ CHART_STYLES = {
 
 
 def chart_style(metric: str) -> ChartStyle:
-    """Returns how a metric is shown, also one that is not known here."""
+    """Returns how a metric is shown; one that is not listed gets its name as its title."""
     return CHART_STYLES.get(metric, ChartStyle(metric.removeprefix("eval/").replace("_", " ").capitalize()))
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
-    """Reads a file of JSON lines into metric -> curve; lines that cannot be read, and values that are no number, are
-    left out.
+    """Reads a file of JSON lines into metric -> curve, without unreadable lines and values that are no numbers.
 
     Raises:
         UserError: it is no file.
@@ -82,28 +81,30 @@ def read_curves(path: Path) -> dict[str, Curve]:
         for name, value in line.values.items():
             if name != "step" and isinstance(value, int | float) and abs(value) <= sys.float_info.max:
                 points.setdefault(name, {})[line.step] = float(value)
-    return {name: make_curve(found) for name, found in points.items()}
+    return {name: make_curve(values) for name, values in points.items()}
 
 
 def make_curve(points: Mapping[int, float]) -> Curve:
-    """Makes a curve of step -> value."""
+    """Makes a curve from step -> value."""
     steps = sorted(points)
     return Curve(np.array(steps, np.int64), np.array([points[step] for step in steps], np.float64))
 
 
 def keep_extremes(curve: Curve, bins: int = RAW_BINS) -> Curve:
-    """Thins a curve to the least and the largest value of each of `bins` stretches, and both ends."""
+    """Keeps the least and the largest value of each of `bins` stretches of a curve, and both ends."""
     if len(curve.steps) <= 2 * bins:
         return curve
     edges = np.linspace(0, len(curve.steps), bins + 1).astype(int)
-    spans = [(start, curve.values[start:end]) for start, end in zip(edges[:-1], edges[1:], strict=True)]
-    picks = {start + pick for start, part in spans for pick in (int(part.argmin()), int(part.argmax()))}
-    chosen = sorted(picks | {0, len(curve.steps) - 1})
-    return Curve(curve.steps[chosen], curve.values[chosen])
+    indices = {0, len(curve.steps) - 1}
+    for start, end in zip(edges[:-1], edges[1:], strict=True):
+        stretch = curve.values[start:end]
+        indices |= {start + int(stretch.argmin()), start + int(stretch.argmax())}
+    kept = sorted(indices)
+    return Curve(curve.steps[kept], curve.values[kept])
 
 
 def smoothed(curve: Curve, bins: int = SMOOTH_BINS) -> Curve:
-    """Averages a curve with a Gaussian window that is cut off, and weighted anew, at both ends."""
+    """Averages a curve with a Gaussian window, which is truncated and renormalised at both ends."""
     count = min(bins, len(curve.steps))
     edges = np.linspace(0, len(curve.steps), count + 1).astype(int)[:-1]
     sizes = np.diff(np.append(edges, len(curve.steps)))
@@ -119,12 +120,12 @@ def smoothed(curve: Curve, bins: int = SMOOTH_BINS) -> Curve:
 
 
 def smoothing_span(curve: Curve) -> int:
-    """Returns about how many steps one point of the smooth curve averages: four standard deviations of its window."""
+    """Returns about how many steps a point of the smooth curve averages: four standard deviations of the window."""
     return max(2, round(4 * SMOOTHING * len(curve.steps)))
 
 
 def table_steps(curves: list[Curve], rows: int = TABLE_ROWS) -> list[int]:
-    """Returns steps of several curves to write down, the first and the last among them."""
+    """Returns the steps of a table of several curves, the first and the last among them."""
     steps = np.unique(np.concatenate([curve.steps for curve in curves]))
     return [int(steps[index]) for index in evenly_spread(len(steps), rows)]
 

@@ -1,4 +1,4 @@
-"""Images inside of a page: small, and small pixel art kept as it is."""
+"""Images embedded in the page: shrunk WebP, and pixel art as it is."""
 
 import base64
 import io
@@ -12,9 +12,9 @@ from jaxbooth.data.decoding import decode
 from jaxbooth.errors import UserError
 
 PIXEL_ART = 128  # pixels; images up to this size keep every pixel, and are scaled up without smoothing
-FORMAT_LIMIT = 16383  # pixels, of WebP
+WEBP_LIMIT = 16383  # pixels of a side
 SIZES = ((512, 82), (448, 80), (384, 78), (320, 76), (256, 74), (192, 72), (128, 66))  # longest side, quality
-PROBES = 6  # images that stand for all when the sizes are chosen
+PROBES = 6  # images whose sizes in bytes stand for all
 
 
 class EmbeddedImage(NamedTuple):
@@ -23,13 +23,13 @@ class EmbeddedImage(NamedTuple):
     Attributes:
         uri: a data URI.
         width, height: of the embedded image, in pixels.
-        crisp: whether to scale it up without smoothing.
+        pixelated: whether it is scaled up without smoothing.
     """
 
     uri: str
     width: int
     height: int
-    crisp: bool
+    pixelated: bool
 
 
 class EmbeddedSize(NamedTuple):
@@ -40,7 +40,7 @@ class EmbeddedSize(NamedTuple):
 
 
 def read_image(path: Path) -> Image.Image | None:
-    """Reads an image in RGB, or returns None where there is none or it is damaged."""
+    """Reads an image in RGB; None if it is missing or damaged."""
     try:
         return decode(path, "white").image
     except UserError:
@@ -48,12 +48,13 @@ def read_image(path: Path) -> Image.Image | None:
 
 
 def encode_webp(image: Image.Image, size: EmbeddedSize) -> tuple[bytes, Image.Image]:
-    """Returns an RGB image as WebP, and what was encoded: shrunk, or untouched where it is pixel art."""
-    small, buffer = image.copy(), io.BytesIO()
+    """Returns an RGB image as WebP, and the image that was encoded: shrunk, or untouched if it is pixel art."""
+    small = image.copy()
+    buffer = io.BytesIO()
     if is_pixel_art(image):
         small.save(buffer, "WEBP", lossless=True, method=4)
     else:
-        longest = min(size.longest, FORMAT_LIMIT)
+        longest = min(size.longest, WEBP_LIMIT)
         small.thumbnail((longest, longest), Image.Resampling.LANCZOS)
         small.save(buffer, "WEBP", quality=size.quality, method=4)
     return buffer.getvalue(), small
@@ -65,7 +66,7 @@ def is_pixel_art(image: Image.Image) -> bool:
 
 
 def embed(image: Image.Image, size: EmbeddedSize) -> EmbeddedImage:
-    """Makes an image part of the page."""
+    """Embeds an image in the page."""
     content, small = encode_webp(image, size)
     uri = f"data:image/webp;base64,{base64.b64encode(content).decode()}"
     return EmbeddedImage(uri, small.width, small.height, is_pixel_art(image))
@@ -75,14 +76,15 @@ def fitting_size(probes: Sequence[Image.Image], count: int, budget: int, largest
     """Returns the largest size at which `count` images like `probes` take at most `budget` bytes, or the smallest.
 
     Args:
-        largest: longest side to begin with.
+        largest: the longest side that is allowed, in pixels.
     """
-    sizes = [EmbeddedSize(*rung) for rung in SIZES if rung[0] <= largest]
+    sizes = [EmbeddedSize(*size) for size in SIZES if size[0] <= largest]
     if not probes or is_pixel_art(probes[0]):
         return sizes[0]
     step = max(1, len(probes) // PROBES)
-    chosen = probes[::step][:PROBES]
+    few = probes[::step][:PROBES]
     for size in sizes:
-        if sum(len(encode_webp(image, size)[0]) for image in chosen) / len(chosen) * count <= budget:
+        mean_bytes = sum(len(encode_webp(image, size)[0]) for image in few) / len(few)
+        if mean_bytes * count <= budget:
             return size
     return sizes[-1]

@@ -1,4 +1,4 @@
-"""From runs to the page: what its templates are filled with."""
+"""Renders the page: fills its templates with the data of the runs."""
 
 import importlib.metadata
 from collections.abc import Sequence
@@ -8,59 +8,58 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from jaxbooth.report.charts import curve_chart, run_colour, scripts
-from jaxbooth.report.panels import make_charts
+from jaxbooth.report.charts import curve_spec, make_charts, run_colour, vega_script
 from jaxbooth.report.run_data import RunData
 from jaxbooth.report.samples import collect_samples
 from jaxbooth.report.scores import read_scores
-from jaxbooth.report.settings import compare_settings, describe_trained
-from jaxbooth.report.timing import memory, timing_facts
+from jaxbooth.report.settings import compare_settings, describe_trained, logged_memory, run_statistics
 from jaxbooth.report.training_images import class_images, contact_sheets
 
-GENERATOR = '<meta name="generator" content="jaxbooth report">'  # by which a report is known
+GENERATOR = '<meta name="generator" content="jaxbooth report">'  # by which a report is recognised
 
 
 class Head(NamedTuple):
-    """What the top of the page says of a run."""
+    """What the page says about a run first."""
 
     name: str
     colour: str
     state: str
     complete: bool
     path: str
-    facts: dict[str, str]
+    details: dict[str, str]
 
 
 def render(runs: Sequence[RunData]) -> str:
     """Returns the page."""
     names = [run.name for run in runs]
-    panels, samples = make_charts(runs), collect_samples(runs)
+    charts = make_charts(runs)
+    samples = collect_samples(runs)
     evaluations = [read_scores(run, number, len(runs)) for number, run in enumerate(runs)]
     view = {
         "generator": Markup(GENERATOR),
         "version": importlib.metadata.version("jaxbooth"),
-        "made": format_time(datetime.now(UTC)),
+        "created": format_time(datetime.now(UTC)),
         "heads": [run_head(run, number) for number, run in enumerate(runs)],
         "settings": compare_settings([run.config for run in runs]),
-        "panels": panels,
+        "charts": charts,
         "samples": samples,
         "sheets": contact_sheets(runs),
-        "classes": class_images(runs),
+        "class_images": class_images(runs),
         "evaluations": evaluations,
-        "times": [timing_facts(run) for run in runs],
-        "memory_logged": any(memory(run) for run in runs),
+        "statistics": [run_statistics(run) for run in runs],
+        "memory_logged": any(logged_memory(run) for run in runs),
         "damaged": [path for run in runs for path in run.damaged],
-        "scripts": Markup(scripts()),
+        "vega_script": Markup(vega_script()),
         "data": {
             "runs": names,
             "specs": {
-                "linear": curve_chart(names, "linear", zero=False),
-                "zero": curve_chart(names, "linear", zero=True),
-                "log": curve_chart(names, "log", zero=False),
+                "linear": curve_spec(names, "linear", zero=False),
+                "zero": curve_spec(names, "linear", zero=True),
+                "log": curve_spec(names, "log", zero=False),
             },
-            "charts": [panel.data for panel in panels],
+            "charts": [chart.data for chart in charts],
             "samples": samples.data if samples else None,
-            "intervals": [metric.chart for each in evaluations if each for metric in each.metrics],
+            "intervals": [metric.chart for evaluation in evaluations if evaluation for metric in evaluation.metrics],
         },
     }
     return environment().get_template("page.html").render(view)
@@ -73,10 +72,10 @@ def environment() -> Environment:
 
 
 def run_head(run: RunData, number: int) -> Head:
-    """Returns what is said first."""
+    """Returns the head of a run."""
     config, first = run.config, run.config.subjects[0]
     others = f", and {len(config.subjects) - 1} more" if len(config.subjects) > 1 else ""
-    facts: dict[str, Any] = {
+    details: dict[str, Any] = {
         "base model": config.model + (f" at {config.revision}" if config.revision else ""),
         "trained": describe_trained(config),
         "subject": first.instance_prompt + others,
@@ -85,8 +84,8 @@ def run_head(run: RunData, number: int) -> Head:
         "last step logged": format_time(run.written),
     }
     complete = run.stopped is not None or run.step >= config.train.steps
-    shown = {key: value for key, value in facts.items() if value}
-    return Head(run.name, run_colour(number), run.state, complete, str(run.folder.root), shown)
+    filled = {key: value for key, value in details.items() if value}
+    return Head(run.name, run_colour(number), run.state, complete, str(run.folder.root), filled)
 
 
 def format_time(moment: datetime) -> str:

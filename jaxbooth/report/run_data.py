@@ -1,4 +1,4 @@
-"""What a run folder holds, read into plain data. Whatever a run has not made yet is empty."""
+"""Reads what a run folder holds for the report. What a run has not written yet is empty."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from jaxbooth.report.sample_grids import SampleGrid, read_grid
 from jaxbooth.runs.checkpoint import checkpoint_steps
 from jaxbooth.runs.early_stopping import read_kept
 from jaxbooth.runs.folder import RunFolder, open_run
-from jaxbooth.storage.remote import as_path, file_size, is_local, modified_time
+from jaxbooth.storage.remote import as_path, is_local, modified_time
 from jaxbooth.storage.text import read_json
 
 EVALUATION = Path("evaluation", "evaluation.json")
 
 
 class ClassImageFiles(NamedTuple):
-    """The class images of one class prompt."""
+    """The files of the class images of one prompt."""
 
     prompt: str
     folder: Path
@@ -35,13 +35,13 @@ class RunData:
 
     Attributes:
         name: shown; no other run of the report has it.
-        curves: metric -> its values, of every step.
-        figures: metric -> its values, of every validation.
-        step: last one that is logged.
+        curves: metric -> its values at every step.
+        validations: metric -> its values at every validation.
+        step: the last one that is logged.
         stopped: step at which the run ended early, if it did.
         best: step of the checkpoint that is kept as the best one, if there is one.
         written: when the last step was logged, in UTC.
-        evaluation: what `jaxbooth evaluate` found, or None.
+        evaluation: the content of `evaluation.json`, or None.
         checkpoints: step -> bytes.
         exported: bytes of the export; 0 where there is none.
         damaged: images that cannot be read.
@@ -51,7 +51,7 @@ class RunData:
     folder: RunFolder
     config: Config
     curves: dict[str, Curve]
-    figures: dict[str, Curve]
+    validations: dict[str, Curve]
     step: int
     stopped: int | None
     best: int | None
@@ -65,7 +65,7 @@ class RunData:
 
     @property
     def state(self) -> str:
-        """Where the run is."""
+        """How far the run is."""
         total = self.config.train.steps
         if self.stopped is not None:
             return f"ended early at step {self.stopped} of {total}"
@@ -83,14 +83,15 @@ def read_runs(folders: Sequence[str | Path]) -> list[RunData]:
     for root in roots:
         if roots.count(root) > 1:
             raise UserError(f"{root} is named twice; name each run once.")
-    return [read_run(*pair, name) for pair, name in zip(opened, short_names(roots), strict=True)]
+    names = short_names(roots)
+    return [read_run(run, config, name) for (run, config), name in zip(opened, names, strict=True)]
 
 
 def read_run(run: RunFolder, config: Config, name: str) -> RunData:
     """Reads one run.
 
     Raises:
-        UserError: it has no metrics yet, or its evaluation is no JSON.
+        UserError: it has no metrics yet, or its evaluation is not JSON.
     """
     curves = read_curves(run.metrics)
     if not curves:
@@ -103,7 +104,7 @@ def read_run(run: RunFolder, config: Config, name: str) -> RunData:
         folder=run,
         config=config,
         curves=curves,
-        figures=read_curves(run.root / "validation.jsonl"),
+        validations=read_curves(run.root / "validation.jsonl"),
         step=max(int(curve.steps[-1]) for curve in curves.values()),
         stopped=kept.stopped,
         best=kept.best,
@@ -118,26 +119,28 @@ def read_run(run: RunFolder, config: Config, name: str) -> RunData:
 
 
 def short_names(roots: Sequence[Path]) -> list[str]:
-    """Returns each folder's name, with as many of its parents as tell it from the others."""
+    """Returns each folder's name, with as many of its parents as it takes to tell the folders apart."""
     parts = [str(root).split("/") for root in roots]
     for length in range(1, max(map(len, parts))):
-        names = ["/".join(each[-length:]) for each in parts]
+        names = ["/".join(folders[-length:]) for folders in parts]
         if len(set(names)) == len(names):
             return names
     return [str(root) for root in roots]
 
 
 def class_image_files(config: Config) -> list[ClassImageFiles]:
-    """Finds the class images of a run with a prior term; a folder that several subjects share comes once."""
+    """Lists the class images of a run with a prior term; a folder that several subjects share is listed once."""
     if not config.train.prior_weight:
         return []
-    found = {str(class_folder(config, each)): each.class_prompt or "" for each in config.subjects}
-    folders = [(prompt, as_path(folder)) for folder, prompt in found.items()]
-    return [ClassImageFiles(prompt, folder, picture_files(folder)) for prompt, folder in folders if folder.is_dir()]
+    prompts = {str(class_folder(config, subject)): subject.class_prompt or "" for subject in config.subjects}
+    folders = {as_path(folder): prompt for folder, prompt in prompts.items()}
+    return [
+        ClassImageFiles(prompt, folder, picture_files(folder)) for folder, prompt in folders.items() if folder.is_dir()
+    ]
 
 
 def read_evaluation(path: Path) -> dict[str, Any] | None:
-    """Reads a JSON object, or returns None where there is no file.
+    """Reads `evaluation.json`; None if there is none.
 
     Raises:
         UserError: the file is something else.
@@ -151,16 +154,16 @@ def read_evaluation(path: Path) -> dict[str, Any] | None:
 
 
 def checkpoint_sizes(folder: Path) -> dict[int, int]:
-    """Returns step -> bytes of the checkpoints that are whole."""
+    """Returns step -> bytes of the complete checkpoints."""
     return {step: folder_size(folder / str(step)) for step in checkpoint_steps(folder)}
 
 
 def folder_size(folder: Path) -> int:
-    """Returns the bytes of all files below a folder."""
-    return sum(map(file_size, files_below(folder))) if folder.exists() else 0
+    """Returns the size of all files in a folder, in bytes."""
+    return sum(map(size, files_below(folder))) if folder.exists() else 0
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Returns all files below a folder, also on an object store; symlinks, which may lead anywhere, are left out."""
+    """Returns all files in a folder and its subfolders, local or on an object store; symlinks are not followed."""
     entries = [path for path in folder.iterdir() if not is_local(path) or not path.is_symlink()]
     return [file for path in entries for file in (files_below(path) if path.is_dir() else [path])]

@@ -1,4 +1,4 @@
-"""The sample images of all runs, prompt by prompt, with what the page's step slider needs."""
+"""The sample images of all runs, prompt by prompt, with the data of the page's step slider."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -6,82 +6,84 @@ from typing import Any, NamedTuple
 from jaxbooth.report.charts import run_colour
 from jaxbooth.report.images import EmbeddedImage
 from jaxbooth.report.run_data import RunData
-from jaxbooth.report.sample_grids import choose_size, embed_grids, sampled_with, thin_grids
+from jaxbooth.report.sample_grids import choose_size, embed_grids, format_sampling, thin_grids
 
 
 class PromptRow(NamedTuple):
-    """One run's images for one prompt, at the last step at which it drew it."""
+    """One run's images of one prompt.
 
-    run: int
-    name: str
+    Attributes:
+        steps: at which the run sampled the prompt.
+        images: of each of these steps.
+    """
+
+    run: str
     colour: str
-    step: int
-    images: list[EmbeddedImage]
+    steps: list[int]
+    images: list[list[EmbeddedImage]]
 
 
 class Samples(NamedTuple):
-    """All of them.
+    """The sample images of the page.
 
     Attributes:
-        prompts: prompt -> the strips of the runs that drew it.
-        steps: at which any run drew.
-        left_out: sentences on grids that the page has no room for.
-        drawn_with: settings of the sampler, one line for all runs or one for each.
-        data: for the page's script; the last images are in the page already, and left out of it.
+        prompts: prompt -> the rows of the runs that sampled it.
+        steps: at which any run sampled.
+        left_out: sentences about grids for which the page has no room.
+        sampling: how the images were generated, one line for all runs or one for each.
+        data: for the page's script, without the last images, which the page shows.
     """
 
     prompts: dict[str, list[PromptRow]]
     steps: list[int]
     left_out: list[str]
-    drawn_with: list[str]
+    sampling: list[str]
     data: dict[str, Any]
 
 
 def collect_samples(runs: Sequence[RunData]) -> Samples | None:
-    """Returns the images, or None where no run has any."""
+    """Returns the sample images; None if no run has any."""
     sides = [run.config.data.resolution for run in runs]
-    chosen = thin_grids([run.grids for run in runs])
-    if not any(chosen):
+    grids = thin_grids([run.grids for run in runs])
+    if not any(grids):
         return None
-    size = choose_size(chosen, sides)
-    found = [embed_grids(grids, side, size) for grids, side in zip(chosen, sides, strict=True)]
+    size = choose_size(grids, sides)
     prompts: dict[str, list[PromptRow]] = {}
-    images: list[dict[str, Any]] = []
-    for number, (run, grids, drawn) in enumerate(zip(runs, chosen, found, strict=True)):
-        for prompt, by_step in drawn.items():
-            own = [(grid.step, shown) for grid, shown in zip(grids, by_step, strict=True) if shown]
-            step, last = own[-1]
-            prompts.setdefault(prompt, []).append(PromptRow(number, run.name, run_colour(number), step, last))
-            uris = [[each.uri for each in shown] for _, shown in own[:-1]]
-            images.append({"prompt": prompt, "run": run.name, "steps": [step for step, _ in own], "uris": uris})
-    order = {(prompt, strip.name): None for prompt, strips in prompts.items() for strip in strips}
-    by_strip = {(each["prompt"], each["run"]): each for each in images}
-    steps = sorted({grid.step for grids in chosen for grid in grids})
+    for index, (run, run_grids, side) in enumerate(zip(runs, grids, sides, strict=True)):
+        for prompt, by_grid in embed_grids(run_grids, side, size).items():
+            sampled = [(grid.step, images) for grid, images in zip(run_grids, by_grid, strict=True) if images]
+            row = PromptRow(
+                run.name, run_colour(index), [step for step, _ in sampled], [images for _, images in sampled]
+            )
+            prompts.setdefault(prompt, []).append(row)
+    steps = sorted({grid.step for run_grids in grids for grid in run_grids})
     return Samples(
         prompts=prompts,
         steps=steps,
-        left_out=left_out(runs, [len(grids) for grids in chosen]),
-        drawn_with=drawn_with(runs),
-        data={"steps": steps, "strips": [by_strip[key] for key in order]},
+        left_out=left_out(runs, [len(run_grids) for run_grids in grids]),
+        sampling=sampling_lines(runs),
+        data={"steps": steps, "rows": [row_data(prompt, row) for prompt, rows in prompts.items() for row in rows]},
     )
 
 
-def left_out(runs: Sequence[RunData], shown: Sequence[int]) -> list[str]:
+def row_data(prompt: str, row: PromptRow) -> dict[str, Any]:
+    """Returns a row for the page's script."""
+    uris = [[image.uri for image in images] for images in row.images[:-1]]
+    return {"prompt": prompt, "run": row.run, "steps": row.steps, "uris": uris}
+
+
+def left_out(runs: Sequence[RunData], counts: Sequence[int]) -> list[str]:
     """Says which runs have more grids than the page shows."""
     return [
         f"{run.name}: {count} of {len(run.grids)} sample grids are shown, evenly spread."
-        for run, count in zip(runs, shown, strict=True)
+        for run, count in zip(runs, counts, strict=True)
         if count < len(run.grids)
     ]
 
 
-def drawn_with(runs: Sequence[RunData]) -> list[str]:
-    """Says what made the images; once, where it is the same for all runs."""
-    lines = {
-        run.name: ", ".join(f"{key} {value}" for key, value in sampled_with(run.grids[-1]).items())
-        for run in runs
-        if run.grids
-    }
+def sampling_lines(runs: Sequence[RunData]) -> list[str]:
+    """Says how the images were generated, once if it is the same for all runs."""
+    lines = {run.name: format_sampling(run.grids[-1]) for run in runs if run.grids}
     if len(set(lines.values())) == 1:
         return list(lines.values())[:1]
     return [f"{name}: {line}" for name, line in lines.items()]

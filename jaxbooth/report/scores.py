@@ -1,26 +1,27 @@
-"""An evaluation for a reader: the table with intervals, a chart of each metric, and every prompt with its images."""
+"""The evaluation of a run: a table with intervals, a chart of each metric, and every prompt with its images."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxbooth.errors import UserError
-from jaxbooth.report.charts import interval_chart, run_colour
+from jaxbooth.metrics.definitions import RESULT_FORMAT
+from jaxbooth.report.charts import interval_spec, run_colour
 from jaxbooth.report.images import EmbeddedImage, embed, fitting_size, read_image
 from jaxbooth.report.run_data import EVALUATION, RunData
 from jaxbooth.storage.paths import relative_file_name
 
-FORMAT = 2
 BUDGET = 3_000_000  # bytes of WebP for all evaluation images of a page
 LARGEST = 256  # pixels
 MAX_IMAGES = 600
+PROBES = 6
 ARROWS = {"higher": "↑", "lower": "↓"}
 MINUS = "\N{MINUS SIGN}"
 BASE_COLOUR = "var(--base)"
 
 
 class ScoreCell(NamedTuple):
-    """A mean with its interval, and the difference to the base model's, in words.
+    """A mean with its interval, and the difference to the base model's, as text.
 
     Attributes:
         differs: whether zero lies outside of the difference's interval.
@@ -43,7 +44,7 @@ class MetricRow(NamedTuple):
     name: str
     title: str
     arrow: str
-    what: str
+    measures: str
     text: str
     cells: list[ScoreCell | None]
     chart: dict[str, Any]
@@ -57,7 +58,7 @@ class ModelColumn(NamedTuple):
 
 
 class ModelImages(NamedTuple):
-    """What a model drew for a prompt, and what was measured there, title -> value."""
+    """A model's images of a prompt, and the metrics on them, title -> value."""
 
     model: ModelColumn
     images: list[EmbeddedImage]
@@ -65,19 +66,19 @@ class ModelImages(NamedTuple):
 
 
 class PromptScores(NamedTuple):
-    """A prompt, and what each model drew for it."""
+    """A prompt, and each model's images of it."""
 
     prompt: str
     group: str
-    drawn: list[ModelImages]
+    models: list[ModelImages]
 
 
 class Evaluation(NamedTuple):
-    """All of it.
+    """The evaluation of a run.
 
     Attributes:
-        settings: name -> value, in words.
-        skipped: why a metric is missing, in sentences.
+        settings: name -> value, as text.
+        skipped: why metrics are missing, in sentences.
     """
 
     models: list[ModelColumn]
@@ -88,7 +89,7 @@ class Evaluation(NamedTuple):
 
 
 def read_scores(run: RunData, number: int, runs: int) -> Evaluation | None:
-    """Returns a run's evaluation, or None where there is none.
+    """Returns a run's evaluation; None if it has none.
 
     Args:
         number: of the run in the report, which decides its colour.
@@ -97,94 +98,99 @@ def read_scores(run: RunData, number: int, runs: int) -> Evaluation | None:
     Raises:
         UserError: the file is not an evaluation, or one of another version.
     """
-    found, path = run.evaluation, run.folder.root / EVALUATION
-    if found is None:
+    results, path = run.evaluation, run.folder.root / EVALUATION
+    if results is None:
         return None
-    if found.get("format") != FORMAT:
-        raise UserError(f"{path} is not an evaluation of format {FORMAT}; make it again with `jaxbooth evaluate`.")
+    if results.get("format") != RESULT_FORMAT:
+        raise UserError(
+            f"{path} is not an evaluation of format {RESULT_FORMAT}; make it again with `jaxbooth evaluate`."
+        )
     try:
-        models = model_columns(found["models"], number)
+        models = model_columns(results["models"], number)
+        definitions = results["definitions"]
         return Evaluation(
             models=models,
-            metrics=[metric_row(name, each, found["models"], models) for name, each in found["definitions"].items()],
-            prompts=prompt_scores(found, models, path.parent, runs),
-            settings={key.replace("_", " "): str(value) for key, value in found["settings"].items() if value != ""},
-            skipped=[f"{name}: {reason}" for name, reason in found.get("skipped", {}).items()],
+            metrics=[metric_row(name, definitions[name], results["models"], models) for name in definitions],
+            prompts=prompt_scores(results, models, path.parent, runs),
+            settings={key.replace("_", " "): str(value) for key, value in results["settings"].items() if value != ""},
+            skipped=[f"{name}: {reason}" for name, reason in results.get("skipped", {}).items()],
         )
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        what = f"{type(error).__name__} {error}"
-        raise UserError(f"{path} is incomplete ({what}); make it again with `jaxbooth evaluate`.") from None
+        cause = f"{type(error).__name__} {error}"
+        raise UserError(f"{path} is incomplete ({cause}); make it again with `jaxbooth evaluate`.") from None
 
 
-def model_columns(found: Sequence[dict[str, Any]], number: int) -> list[ModelColumn]:
-    """Names and colours the models: the base is grey, the run itself has its own colour."""
-    colours = iter(run_colour(number + index) for index in range(len(found)))
-    return [ModelColumn(each["label"], BASE_COLOUR if each["name"] == "base" else next(colours)) for each in found]
+def model_columns(models: Sequence[dict[str, Any]], number: int) -> list[ModelColumn]:
+    """Labels and colours the models: the base is grey, the run itself has its own colour."""
+    colours = iter(run_colour(number + index) for index in range(len(models)))
+    return [ModelColumn(model["label"], BASE_COLOUR if model["name"] == "base" else next(colours)) for model in models]
 
 
 def metric_row(
-    name: str, definition: dict[str, Any], found: Sequence[dict[str, Any]], models: Sequence[ModelColumn]
+    name: str, definition: dict[str, Any], results: Sequence[dict[str, Any]], models: Sequence[ModelColumn]
 ) -> MetricRow:
-    """Returns the row of a metric."""
-    values = [each["metrics"].get(name) for each in found]
-    differences = [each.get("differences", {}).get(name) for each in found]
-    cells = [score_cell(*pair) if pair[0] else None for pair in zip(values, differences, strict=True)]
-    rows = [
-        {"model": model.label, "colour": model.colour} | {key: value.get(key) for key in ("mean", "low", "high")}
-        for model, value in zip(models, values, strict=True)
-        if value
-    ]
-    words = (
+    """Returns the row of a metric.
+
+    Args:
+        results: of each model.
+    """
+    cells: list[ScoreCell | None] = []
+    chart_rows = []
+    for model, result in zip(models, results, strict=True):
+        value = result["metrics"].get(name)
+        cells.append(score_cell(value, result.get("differences", {}).get(name)) if value else None)
+        if value:
+            interval = {key: value.get(key) for key in ("mean", "low", "high")}
+            chart_rows.append({"model": model.label, "colour": model.colour} | interval)
+    return MetricRow(
+        name,
         definition["title"],
         ARROWS.get(definition["better"], ""),
         definition["measures"],
         definition.get("text", ""),
+        cells,
+        interval_spec(chart_rows),
     )
-    return MetricRow(name, *words, cells, interval_chart(rows))
 
 
 def score_cell(value: dict[str, Any], difference: dict[str, Any] | None) -> ScoreCell:
     """Writes a mean, its interval and its difference to the base model."""
-    mean, interval = f"{value['mean']:.3f}", between(value)
+    mean, interval = f"{value['mean']:.3f}", format_interval(value)
     if difference is None:
         return ScoreCell(mean, interval, "", differs=False)
     known = difference["low"] is not None and difference["high"] is not None
     differs = known and difference["low"] * difference["high"] > 0
-    words = f"{difference['mean']:+.3f} {between(difference, '+')}".strip()
-    return ScoreCell(mean, interval, words.replace("-", MINUS), differs)
+    text = f"{difference['mean']:+.3f} {format_interval(difference, '+')}".strip()
+    return ScoreCell(mean, interval, text.replace("-", MINUS), differs)
 
 
-def between(value: dict[str, Any], sign: str = "") -> str:
-    """Writes an interval, or nothing where it is unknown."""
+def format_interval(value: dict[str, Any], sign: str = "") -> str:
+    """Writes an interval, or nothing if it is unknown."""
     if value.get("low") is None or value.get("high") is None:
         return ""
     return f"[{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]"
 
 
-def prompt_scores(found: dict[str, Any], models: Sequence[ModelColumn], folder: Path, runs: int) -> list[PromptScores]:
-    """Puts what the models drew for the same prompt side by side, as many and as large as a page can hold."""
-    columns = [each["prompts"] for each in found["models"]]
+def prompt_scores(
+    results: dict[str, Any], models: Sequence[ModelColumn], folder: Path, runs: int
+) -> list[PromptScores]:
+    """Puts the models' images of the same prompt side by side, as many and as large as fit into a page."""
+    columns = [model["prompts"] for model in results["models"]]
     rows = list(zip(*columns, strict=False))
-    titles = {name: definition["title"] for name, definition in found["definitions"].items()}
-    each = max(1, MAX_IMAGES // max(1, runs * len(rows) * len(columns)))
+    titles = {name: definition["title"] for name, definition in results["definitions"].items()}
+    per_cell = max(1, MAX_IMAGES // max(1, runs * len(rows) * len(columns)))
     source = str(folder / EVALUATION.name)
-    paths = [
-        [[folder / relative_file_name(name, source) for name in cell["images"][:each]] for cell in row] for row in rows
-    ]
-    flat = [path for row in paths for cell in row for path in cell]
-    probes = [image for path in flat[:: max(1, len(flat) // 6)] if (image := read_image(path))]
-    size = fitting_size(probes, len(flat), BUDGET // runs, largest=LARGEST)
 
-    def drawn(model: ModelColumn, cell: dict[str, Any], files: list[Path]) -> ModelImages:
-        shown = [embed(image, size) for path in files if (image := read_image(path))]
-        return ModelImages(model, shown, words(cell, titles))
+    def paths_of(cell: dict[str, Any]) -> list[Path]:
+        return [folder / relative_file_name(name, source) for name in cell["images"][:per_cell]]
 
-    return [
-        PromptScores(row[0]["prompt"], row[0]["group"], list(map(drawn, models, row, images)))
-        for row, images in zip(rows, paths, strict=True)
-    ]
+    paths = [path for row in rows for cell in row for path in paths_of(cell)]
+    probes = [image for path in paths[:: max(1, len(paths) // PROBES)] if (image := read_image(path))]
+    size = fitting_size(probes, len(paths), BUDGET // runs, largest=LARGEST)
 
+    def model_images(model: ModelColumn, cell: dict[str, Any]) -> ModelImages:
+        images = [embed(image, size) for path in paths_of(cell) if (image := read_image(path))]
+        metrics = {titles.get(name, name): f"{value['mean']:.3f}" for name, value in cell["metrics"].items()}
+        return ModelImages(model, images, metrics)
 
-def words(cell: dict[str, Any], titles: dict[str, str]) -> dict[str, str]:
-    """Returns what was measured on one prompt, title -> value."""
-    return {titles.get(name, name): f"{value['mean']:.3f}" for name, value in cell["metrics"].items()}
+    return [PromptScores(row[0]["prompt"], row[0]["group"], list(map(model_images, models, row))) for row in rows]

@@ -1,22 +1,24 @@
-"""A run's settings for a reader: what was chosen, what it is elsewhere, and all of it."""
+"""A run's settings beside their defaults, and its times, memory and disk use as far as it logged them."""
 
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+import numpy as np
 from pydantic import BaseModel
 
 from jaxbooth.config.run_config import Config, flatten
+from jaxbooth.console.numbers import format_metric
+from jaxbooth.report.run_data import RunData
 
-ELSEWHERE = ("run_dir", "force", "distributed.")  # said in the head, or about the machine and not the run
+ELSEWHERE = ("run_dir", "force", "distributed.")  # shown at the top, or about the machine and not the run
 
 
 class Setting(NamedTuple):
-    """One key of a configuration, in words.
+    """One key of the configuration, with values as text.
 
     Attributes:
         values: of each run.
-        default: what it is when nobody sets it.
     """
 
     key: str
@@ -36,10 +38,10 @@ class Setting(NamedTuple):
 
 def compare_settings(configs: Sequence[Config]) -> list[Setting]:
     """Returns all settings of one or several runs, in schema order."""
-    flat, defaults = [flatten(config) for config in configs], flatten(Config())
+    flat = [flatten(config) for config in configs]
     return [
-        Setting(key, tuple(format_value(each[key]) for each in flat), format_value(default))
-        for key, default in defaults.items()
+        Setting(key, tuple(format_value(values[key]) for values in flat), format_value(default))
+        for key, default in flatten(Config()).items()
         if not key.startswith(ELSEWHERE)
     ]
 
@@ -56,8 +58,7 @@ def format_value(value: Any) -> str:
         case tuple():
             return "\n".join(map(format_value, value))
         case BaseModel():
-            given = {key: each for key, each in value if each is not None}
-            return ", ".join(f"{key}: {format_value(each)}" for key, each in given.items())
+            return ", ".join(f"{key}: {format_value(field)}" for key, field in value if field is not None)
         case PurePath() | str() | int():
             return str(value)
     return repr(value)
@@ -65,10 +66,56 @@ def format_value(value: Any) -> str:
 
 def describe_trained(config: Config) -> str:
     """Says what of the model is trained."""
-    words = ", ".join(config.text.placeholder_tokens)
-    if words and config.text.token_training == "textual-inversion":
-        return f"the placeholder tokens {words}"
+    tokens = ", ".join(config.text.placeholder_tokens)
+    if tokens and config.text.token_training == "textual-inversion":
+        return f"the placeholder tokens {tokens}"
     parts = [f"LoRA of rank {config.lora.rank}" if config.lora.rank else "the whole UNet"]
     parts += ["text encoder"] if config.train.text_encoder else []
-    parts += [f"the placeholder tokens {words}"] if words else []
+    parts += [f"the placeholder tokens {tokens}"] if tokens else []
     return ", ".join(parts)
+
+
+def run_statistics(run: RunData) -> dict[str, str]:
+    """Returns name -> time, memory or size as text; what a run did not log is left out."""
+    return step_times(run) | logged_memory(run) | disk_use(run)
+
+
+def step_times(run: RunData) -> dict[str, str]:
+    """Returns how long the steps took, by the images/s that each of them logged."""
+    logged = run.curves.get("images_per_second")
+    if logged is None or not (logged.values > 0).any():
+        return {}
+    per_second = logged.values[logged.values > 0]
+    seconds = (run.config.train.batch_size + run.config.prior_rows) / per_second
+    return {
+        "images/s, median": f"{np.median(per_second):.3g}",
+        "a step, median": format_duration(float(np.median(seconds))),
+        "all steps": format_duration(float(seconds.sum())),
+    }
+
+
+def logged_memory(run: RunData) -> dict[str, str]:
+    """Returns the largest value of each metric about memory."""
+    logged = {name: curve for name, curve in (run.curves | run.validations).items() if "memory" in name}
+    return {f"{name.replace('_', ' ')}, largest": f"{curve.values.max():.4g}" for name, curve in logged.items()}
+
+
+def disk_use(run: RunData) -> dict[str, str]:
+    """Returns the sizes of the checkpoints and of the export."""
+    sizes = {}
+    if run.checkpoints:
+        steps = ", ".join(map(str, run.checkpoints))
+        sizes["checkpoints"] = f"{format_metric(sum(run.checkpoints.values()), 'B')} (step {steps})"
+    if run.exported:
+        sizes["export"] = format_metric(run.exported, "B")
+    return sizes
+
+
+def format_duration(seconds: float) -> str:
+    """Returns a time in the unit that suits it."""
+    if seconds < 1:
+        return f"{seconds * 1e3:.3g} ms"
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
+    return f"{seconds / 60:.1f} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,4 +1,4 @@
-"""What a run learned from: its contact sheet, and some of its class images."""
+"""The images that a run learned from: its contact sheet, and some of its class images."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from jaxbooth.report.run_data import ClassImageFiles, RunData
 
 SHEET = EmbeddedSize(1400, 82)
 CLASS_IMAGE = EmbeddedSize(160, 76)
-MOST = 24  # class images shown of each set
+MAX_SHOWN = 24  # of the class images of each folder
 
 
 class ContactSheet(NamedTuple):
@@ -24,18 +24,18 @@ class ClassImages(NamedTuple):
 
     Attributes:
         total: how many there are.
-        shown: some of them.
+        images: some of them.
     """
 
     runs: list[str]
     prompt: str
     folder: str
     total: int
-    shown: list[EmbeddedImage]
+    images: list[EmbeddedImage]
 
 
 def contact_sheets(runs: Sequence[RunData]) -> list[ContactSheet]:
-    """Returns the contact sheets; runs with the same images share one."""
+    """Returns the contact sheets; runs with equal sheets share one."""
     sheets: dict[bytes, ContactSheet] = {}
     for run in runs:
         path = run.folder.contact_sheet
@@ -50,14 +50,14 @@ def class_images(runs: Sequence[RunData]) -> list[ClassImages]:
     users: dict[str, list[str]] = {}
     sets: dict[str, ClassImageFiles] = {}
     for run in runs:
-        for each in run.classes:
-            users.setdefault(str(each.folder), []).append(run.name)
-            sets[str(each.folder)] = each
-    return [embed_class_images(each, users[folder]) for folder, each in sets.items()]
+        for files in run.classes:
+            users.setdefault(str(files.folder), []).append(run.name)
+            sets[str(files.folder)] = files
+    return [embed_class_images(files, users[folder]) for folder, files in sets.items()]
 
 
-def embed_class_images(found: ClassImageFiles, runs: list[str]) -> ClassImages:
-    """Shrinks some images of a set, evenly spread."""
-    chosen = [found.files[index] for index in evenly_spread(len(found.files), MOST)]
-    shown = [embed(image, CLASS_IMAGE) for path in chosen if (image := read_image(path))]
-    return ClassImages(runs, found.prompt, str(found.folder), len(found.files), shown)
+def embed_class_images(files: ClassImageFiles, runs: list[str]) -> ClassImages:
+    """Embeds some images of a folder, evenly spread."""
+    paths = [files.files[index] for index in evenly_spread(len(files.files), MAX_SHOWN)]
+    images = [embed(image, CLASS_IMAGE) for path in paths if (image := read_image(path))]
+    return ClassImages(runs, files.prompt, str(files.folder), len(files.files), images)

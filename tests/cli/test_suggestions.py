@@ -8,9 +8,9 @@ import pytest
 from jaxbooth.cli.arguments import ExportArguments, SampleArguments
 from jaxbooth.cli.evaluate import EvaluateArguments
 from jaxbooth.cli.plan import PlanArguments
+from jaxbooth.cli.report import ReportArguments
 from jaxbooth.config.run_config import Config, flag, flatten
 from jaxbooth.config.suggestions import PIPELINES, TRAINERS, check_flags, flag_keys, peer_equivalents, peer_flags
-from jaxbooth.report.report import ReportArguments
 
 
 @pytest.mark.parametrize(

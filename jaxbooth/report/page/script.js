@@ -20,7 +20,7 @@
       this.plot = plot;
       this.canvas = plot.firstElementChild;
       this.readout = plot.nextElementSibling;
-      this.facts = page.charts[plot.dataset.chart];
+      this.chart = page.charts[plot.dataset.chart];
       this.first = Number(plot.ariaValueMin);
       this.last = Number(plot.ariaValueMax);
       this.read(null);
@@ -33,27 +33,27 @@
     }
 
     get series() {
-      return this.facts.series.filter((each) => !hidden.has(each.run));
+      return this.chart.series.filter((each) => !hidden.has(each.run));
     }
 
-    rows(kind) {
+    rows(name) {
       const positive = this.scale === "log";
-      return this.series.flatMap(({run, [kind]: [steps, values]}) =>
+      return this.series.flatMap(({run, [name]: [steps, values]}) =>
         steps.map((step, index) => ({run, step, value: values[index]})).filter((row) => !positive || row.value > 0));
     }
 
     async draw() {
-      this.scale = this.facts.log ? scale : this.facts.zero ? "zero" : "linear";
+      this.scale = this.chart.log ? scale : this.chart.zero ? "zero" : "linear";
       const wanted = this.scale;
-      const drawn = await vegaEmbed(this.canvas, page.specs[wanted], options);
-      if (wanted !== this.scale) return drawn.finalize();  // it was switched meanwhile
-      this.view = drawn.view;
+      const embedded = await vegaEmbed(this.canvas, page.specs[wanted], options);
+      if (wanted !== this.scale) return embedded.finalize();  // it was switched meanwhile
+      this.view = embedded.view;
       this.fill();
     }
 
     fill() {
       if (!this.view) return;
-      for (const kind of ["raw", "smooth", "points"]) this.view.data(kind, this.rows(kind));
+      for (const name of ["raw", "smooth", "points"]) this.view.data(name, this.rows(name));
       this.point();
     }
 
@@ -84,14 +84,14 @@
     read(cursor) {
       this.cursor = cursor;
       const step = cursor ?? this.last;
-      const found = this.series.flatMap(({run, smooth: [steps, values]}) => {
+      const readings = this.series.flatMap(({run, smooth: [steps, values]}) => {
         if (!steps.length || step < steps[0] || step > steps.at(-1)) return [];
         const index = steps.reduce((best, each, i) => (Math.abs(each - step) < Math.abs(steps[best] - step) ? i : best), 0);
         return [[run, written(values[index])]];
       });
-      this.readout.replaceChildren(`step ${step}\u2002`, ...found.map(([run, value]) => this.entry(run, value)));
+      this.readout.replaceChildren(`step ${step}\u2002`, ...readings.map(([run, value]) => this.entry(run, value)));
       this.plot.ariaValueNow = String(step);
-      this.plot.ariaValueText = [`step ${step}`, ...found.map((pair) => pair.join(" "))].join(", ");
+      this.plot.ariaValueText = [`step ${step}`, ...readings.map((pair) => pair.join(" "))].join(", ");
       this.point();
     }
 
@@ -111,7 +111,7 @@
   for (const radio of document.querySelectorAll("input[name=scale]")) {
     radio.addEventListener("change", () => {
       scale = radio.value;
-      charts.filter((chart) => chart.facts.log).forEach((chart) => chart.draw());
+      charts.filter((chart) => chart.chart.log).forEach((chart) => chart.draw());
     });
   }
   for (const box of document.querySelectorAll("input[name=run]")) {
@@ -126,25 +126,25 @@
   const slider = document.getElementById("step");
   if (!slider) return;
   const steps = page.samples.steps;
-  const strips = [...document.querySelectorAll("[data-strip]")].map((element, index) => {
-    const facts = page.samples.strips[index];
+  const rows = [...document.querySelectorAll("[data-row]")].map((element, index) => {
+    const row = page.samples.rows[index];
     const last = [...element.querySelectorAll("img")].map((image) => image.src);
-    return {element, steps: facts.steps, uris: [...facts.uris, last], at: element.parentElement.querySelector(".at")};
+    return {element, steps: row.steps, uris: [...row.uris, last], at: element.parentElement.querySelector(".at")};
   });
 
   function nearest(candidates, step) {
     return candidates.reduce((best, each, i) => (Math.abs(each - step) < Math.abs(candidates[best] - step) ? i : best), 0);
   }
 
-  function show(strip, step) {
-    const index = nearest(strip.steps, step);
-    const images = [...strip.element.querySelectorAll("img")];
-    strip.at.textContent = `step ${strip.steps[index]}`;
+  function show(row, step) {
+    const index = nearest(row.steps, step);
+    const images = [...row.element.querySelectorAll("img")];
+    row.at.textContent = `step ${row.steps[index]}`;
     images.forEach((image, number) => {
-      const uri = strip.uris[index][number];
+      const uri = row.uris[index][number];
       image.hidden = !uri;
       if (uri) image.src = uri;
-      image.alt = `${strip.element.dataset.alt}, step ${strip.steps[index]}, image ${number + 1}`;
+      image.alt = `${row.element.dataset.alt}, step ${row.steps[index]}, image ${number + 1}`;
     });
   }
 
@@ -155,7 +155,7 @@
     slider.setAttribute("aria-valuetext", `step ${shown}`);
     earlier.disabled = slider.value === slider.min;
     later.disabled = slider.value === slider.max;
-    strips.forEach((strip) => show(strip, shown));
+    rows.forEach((row) => show(row, shown));
     charts.forEach((chart) => chart.point());
   }
 
