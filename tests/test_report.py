@@ -156,7 +156,7 @@ def test_several_runs_say_in_what_they_differ_and_share_what_is_alike(tmp_path, 
     assert page.data["samples"]["steps"] == [0, 20, 30, 40]
     prior = next(chart for chart in page.data["charts"] if chart["title"] == "Prior loss")
     assert [series["run"] for series in prior["series"]] == ["cat"]
-    assert f"Not evaluated yet: jaxbooth evaluate {plain} does it." in page.text
+    assert f"Not evaluated yet; jaxbooth evaluate {plain} evaluates it." in page.text
     assert page.alts.count("Training images with their captions") == 1
 
 

@@ -23,6 +23,5 @@ def report_command(argv: list[str]) -> None:
     arguments = parse(ReportArguments, argv, "jaxbooth report")
     from jaxbooth.report.report import make_report
 
-    print_plain(
-        f"report: {make_report(arguments.runs, arguments.out)}"
-    )  # `print_result` would start a device, perhaps in use
+    path = make_report(arguments.runs, arguments.out)
+    print_plain(f"report: {path}")  # `print_result` would start a device, perhaps one in use

@@ -15,7 +15,7 @@ from jaxbooth.report.sample_grids import SampleGrid, read_grid
 from jaxbooth.runs.checkpoint import checkpoint_steps
 from jaxbooth.runs.early_stopping import read_kept
 from jaxbooth.runs.folder import RunFolder, open_run
-from jaxbooth.storage.remote import as_path, is_local, modified_time
+from jaxbooth.storage.remote import as_path, file_size, is_local, modified_time
 from jaxbooth.storage.text import read_json
 
 EVALUATION = Path("evaluation", "evaluation.json")
@@ -160,7 +160,7 @@ def checkpoint_sizes(folder: Path) -> dict[int, int]:
 
 def folder_size(folder: Path) -> int:
     """Returns the size of all files in a folder, in bytes."""
-    return sum(map(size, files_below(folder))) if folder.exists() else 0
+    return sum(map(file_size, files_below(folder))) if folder.exists() else 0
 
 
 def files_below(folder: Path) -> list[Path]:
