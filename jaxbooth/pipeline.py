@@ -32,7 +32,7 @@ from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.errors import UserError
 from jaxbooth.models.lora import merge_on_devices
 from jaxbooth.params import Params, join
-from jaxbooth.runs.folder import RunFolder, confirm_base, open_run, read_base, refuse_missing, run_mesh, trained_params
+from jaxbooth.runs.folder import RunFolder, confirm_base, open_run, read_base, refuse_missing, restore_result, run_mesh
 from jaxbooth.sharding import make_mesh
 from jaxbooth.storage.paths import ascii_repr
 from jaxbooth.storage.remote import as_path
@@ -157,7 +157,7 @@ class Pipeline:
 def load_run(run: RunFolder, config: Config, base: BaseModel, mesh: Mesh, step: int | None = None) -> Pipeline:
     """Loads a run at a step (default: its newest): adapters merged in float32, learned embeddings beside the table."""
     confirm_base(run, base)
-    trained, step = trained_params(run, config, base, mesh, step)
+    trained, step = restore_result(run, config, base, mesh, step)
     replaced = fully_trained(base, trained_shapes(base, config))
     frozen = load_params(base, mesh, components=tuple(set(base.components) - set(replaced)))
     params = join(frozen, trained)

@@ -4,9 +4,9 @@
     python scripts/faults.py --kills 6 --processes 2
 
 Trains once without a stop. Then trains again, again and again, each time in a new folder, and kills: with SIGKILL and
-SIGTERM, at random moments, while class pictures are made and while a checkpoint is written. After every kill the same
+SIGTERM, at random moments, while class images are made and while a checkpoint is written. After every kill the same
 command continues (with another number of steps per dispatch). At the end of a round the train state, the class
-pictures and the logged losses must equal those of the run that nobody stopped, bit for bit. Prints the kills, what was
+images and the logged losses must equal those of the run that nobody stopped, bit for bit. Prints the kills, what was
 lost (must be nothing) and how many steps were done twice; exits with 1 if something was lost.
 """
 
@@ -30,7 +30,7 @@ import numpy as np
 
 from jaxbooth.data.class_images import MANIFEST
 from jaxbooth.runs.checkpoint import Checkpoints
-from jaxbooth.runs.folder import RunFolder, open_run, read_base, state_of
+from jaxbooth.runs.folder import RunFolder, abstract_run_state, open_run, read_base
 from jaxbooth.runs.metric_writer import read_metrics
 from jaxbooth.sharding import make_mesh
 
@@ -123,7 +123,7 @@ def moments(run: RunFolder, chance: random.Random, seconds: float) -> dict[str, 
         seconds: that a training without a stop takes.
     """
     begun, known = time.monotonic(), steps_on_disk(run)
-    after, pictures = chance.uniform(0, 0.6 * seconds), chance.randrange(PICTURES)
+    after, images = chance.uniform(0, 0.6 * seconds), chance.randrange(PICTURES)
     wait, first = chance.choice((0.0, 0.01, 0.05, 0.2)), []
 
     def writing() -> bool:
@@ -133,14 +133,14 @@ def moments(run: RunFolder, chance: random.Random, seconds: float) -> dict[str, 
 
     return {
         "any moment": lambda: time.monotonic() >= begun + after,
-        "prior": lambda: (run.root / "prior" / MANIFEST).exists() and len(class_files(run)) >= pictures,
+        "prior": lambda: (run.root / "prior" / MANIFEST).exists() and len(class_files(run)) >= images,
         "checkpoint": writing,
         "step": lambda: steps_on_disk(run) > known,
     }
 
 
 def class_files(run: RunFolder) -> list[Path]:
-    """The class pictures, and what is being written of them."""
+    """The class images, and what is being written of them."""
     return list((run.root / "prior").glob("*class-*"))
 
 
@@ -212,14 +212,14 @@ def differences(run: RunFolder, reference: RunFolder) -> list[str]:
     for folder in (run, reference):
         _, config = open_run(folder.root)
         checkpoints = Checkpoints(folder.checkpoints)
-        states.append(checkpoints.restore(state_of(config, read_base(config), mesh)))
+        states.append(checkpoints.restore(abstract_run_state(config, read_base(config), mesh)))
         checkpoints.close()
     found = [] if states[0][1] == states[1][1] == STEPS else [f"steps {states[0][1]} and {states[1][1]}"]
     leaves = zip(jax.tree.leaves(states[0][0]), jax.tree.leaves(states[1][0]), strict=True)
     unequal = sum(not np.array_equal(one, other) for one, other in leaves)
     found += [f"{unequal} arrays of the state"] if unequal else []
-    pictures = [{path.name: path.read_bytes() for path in class_files(folder)} for folder in (run, reference)]
-    found += [] if pictures[0] == pictures[1] else ["the class pictures"]
+    images = [{path.name: path.read_bytes() for path in class_files(folder)} for folder in (run, reference)]
+    found += [] if images[0] == images[1] else ["the class images"]
     losses = [[(line["step"], line["loss"]) for line in read_metrics(folder.metrics)] for folder in (run, reference)]
     found += [] if losses[0] == losses[1] and len(losses[0]) == STEPS else ["the logged losses"]
     return found

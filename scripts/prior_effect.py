@@ -19,9 +19,9 @@ from PIL import Image
 
 from jaxbooth import Pipeline, load_config, train
 from jaxbooth.config.run_config import Config
-from jaxbooth.data.crops import Framing, framed
-from jaxbooth.data.image_grid import sheet
-from jaxbooth.data.images import scan
+from jaxbooth.data.crops import CropSpec, load_augmentations
+from jaxbooth.data.image_grid import image_grid
+from jaxbooth.data.images import scan_folder
 from jaxbooth.runs.folder import resolve_paths
 
 SHOWN = 4
@@ -75,9 +75,9 @@ def main() -> None:
     config = resolve_paths(load_config("demo"))
     subject, kind = config.data.instance_prompt, config.data.class_prompt or ""
     assert config.data.instance_dir
-    images = scan(config.data.instance_dir, subject, "instance").pictures
-    framing = Framing(64, 64, 0, False, 0)
-    references = np.concatenate([seen.pixels for seen in framed(images, framing)]) / 255.0
+    images = scan_folder(config.data.instance_dir, subject, "instance").images
+    framing = CropSpec(64, 64, 0, False, 0)
+    references = np.concatenate([seen.pixels for seen in load_augmentations(images, framing)]) / 255.0
 
     sources = {"base model": "demo"} | runs(arguments.out, arguments.steps)
     drawn = {
@@ -95,7 +95,7 @@ def main() -> None:
         for prompt, group in zip((subject, kind), both, strict=True):
             tiles += list((group[:SHOWN] * 255).astype(np.uint8))
             labels += [f"{name}: {prompt}"] * SHOWN
-    image: Image.Image = sheet(tiles, labels, columns=2 * SHOWN)
+    image: Image.Image = image_grid(tiles, labels, columns=2 * SHOWN)
     image.save(arguments.out / "grid.png")
     print(f"\n{arguments.out / 'grid.png'}")
 

@@ -11,11 +11,11 @@ from jax.sharding import Mesh
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.trainable import add_trainable, fully_trained, trained_shapes, unused_parameters
 from jaxbooth.sharding import make_mesh, param_shardings, partition_spec, replicated
-from jaxbooth.training.layout import make_streams
+from jaxbooth.training.layout import subject_slices
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.state import abstract_state
-from jaxbooth.training.step import REFERENCE, make_dispatch, make_task
-from tests.training import INSTANCES, PRIORS, configure, make_bank
+from jaxbooth.training.step import REFERENCE_UNET, make_dispatch, make_train_step_spec
+from tests.training import INSTANCES, PRIORS, configure, make_cache
 
 OPERATION = re.compile(
     r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|collective-broadcast)(?:-start)?\("
@@ -41,7 +41,7 @@ def lower_step(base: BaseModel, mesh: Mesh, rows: tuple[int, int], **settings: A
     reads = ["unet", *(base.text_encoder_names if config.trains_text else ())]
     frozen = {name: name for name in reads if name not in whole}
     if "unet" in whole and config.loss.prior_target == "frozen":
-        frozen[REFERENCE] = "unet"
+        frozen[REFERENCE_UNET] = "unet"
 
     def described(component: str) -> dict[str, jax.ShapeDtypeStruct]:
         return {
@@ -50,11 +50,11 @@ def lower_step(base: BaseModel, mesh: Mesh, rows: tuple[int, int], **settings: A
         }
 
     fixed = {name: described(component) for name, component in frozen.items()}
-    bank = make_bank(base, make_mesh(devices=jax.devices()[:1]), config.trains_text, masked=config.data.masks)
-    bank = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), bank)
-    task = make_task(base, config, make_streams([INSTANCES], [PRIORS], [0], [1.0]), mesh)
+    cache = make_cache(base, make_mesh(devices=jax.devices()[:1]), config.trains_text, masked=config.data.masks)
+    cache = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), cache)
+    spec = make_train_step_spec(base, config, subject_slices([INSTANCES], [PRIORS], [0], [1.0]), mesh)
     count = jax.ShapeDtypeStruct((), jnp.int32)
-    lowered = make_dispatch(task, tx, 4, state).lower(state, fixed, bank, count, count)
+    lowered = make_dispatch(spec, tx, 4, state).lower(state, fixed, cache, count, count)
     parameters = {name: leaf.shape for name, leaf in state.params.items()}
     parameters |= {f"{name}.{leaf}": value.shape for name, values in fixed.items() for leaf, value in values.items()}
     return Step(lowered, parameters)

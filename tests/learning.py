@@ -14,11 +14,11 @@ from safetensors.numpy import load_file, save_file
 
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.base.model import BaseModel
-from jaxbooth.data.crops import Framing, framed
-from jaxbooth.data.images import scan
+from jaxbooth.data.crops import CropSpec, load_augmentations
+from jaxbooth.data.images import scan_folder
 from jaxbooth.pipeline import Pipeline
 from jaxbooth.storage.files import write_json
-from jaxbooth.training.layout import row_keys
+from jaxbooth.training.layout import example_keys
 from tests.small_models import CLASSES, OPENCLIP, UNETS, weights, write_weights
 
 SIDE = 64
@@ -28,7 +28,7 @@ SECOND = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "p
 
 
 def draw_creature(folder: Path) -> Path:
-    """Draws four pictures of a square purple creature with yellow stripes; mouth and eyes differ."""
+    """Draws four images of a square purple creature with yellow stripes; mouth and eyes differ."""
     folder.mkdir(parents=True)
     for index in range(4):
         image = Image.new("RGB", (4 * SIDE, 4 * SIDE), "white")
@@ -45,30 +45,32 @@ def draw_creature(folder: Path) -> Path:
 
 
 def read_pictures(folder: Path) -> np.ndarray:
-    """Returns a folder's pictures as the training sees them, (n, SIDE, SIDE, 3) in [0, 1]."""
-    pictures = scan(folder, "x", "folder").pictures
-    return np.concatenate([seen.pixels for seen in framed(pictures, Framing(SIDE, SIDE, 0, False, 0))]) / 255.0
+    """Returns a folder's images as the training sees them, (n, SIDE, SIDE, 3) in [0, 1]."""
+    images = scan_folder(folder, "x", "folder").images
+    return (
+        np.concatenate([seen.pixels for seen in load_augmentations(images, CropSpec(SIDE, SIDE, 0, False, 0))]) / 255.0
+    )
 
 
 def distance(drawn: Path, subject: Path) -> float:
-    """Median over the drawn pictures of the mean squared pixel distance to the nearest picture of the subject."""
-    pictures, references = read_pictures(drawn), read_pictures(subject)
-    distances = np.square(pictures[:, None] - references[None]).mean(axis=(2, 3, 4))
+    """Median over the drawn images of the mean squared pixel distance to the nearest image of the subject."""
+    images, references = read_pictures(drawn), read_pictures(subject)
+    distances = np.square(images[:, None] - references[None]).mean(axis=(2, 3, 4))
     return float(np.median(distances.min(axis=1)))
 
 
 def denoising_error(source: Path, prompt: str, subject: Path, mesh: Mesh, draws: int = 4) -> float:
-    """Mean squared error of a model's predicted noise on a subject's pictures, each with the same noise every time.
+    """Mean squared error of a model's predicted noise on a subject's images, each with the same noise every time.
 
     Args:
         source: run or model folder.
-        draws: noised versions of each picture, at timesteps spread over the schedule.
+        draws: noised versions of each image, at timesteps spread over the schedule.
     """
     pipeline = Pipeline.load(source, mesh=mesh)
     base, pixels = pipeline.base, read_pictures(subject).astype(np.float32)
     latents = base.vae.bind(pipeline.params["vae"]).encode(jnp.asarray(2 * pixels - 1)).mean
     latents = jnp.repeat(latents * base.vae_config.scaling_factor, draws, axis=0)
-    keys = row_keys(jax.random.key(0), jnp.int32(0), np.arange(len(latents)))
+    keys = example_keys(jax.random.key(0), jnp.int32(0), np.arange(len(latents)))
     noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(keys)
     timesteps = jnp.tile(jnp.linspace(100, 900, draws).astype(jnp.int32), len(pixels))
     sizes = jnp.tile(jnp.array([SIDE, SIDE, 0, 0, SIDE, SIDE], jnp.float32), (len(latents), 1))

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from jaxbooth.config.run_config import Config, dump_config
-from jaxbooth.data.image_grid import sheet
+from jaxbooth.data.image_grid import image_grid
 from jaxbooth.storage.files import write_json, write_png, write_text
 
 PROMPTS = ("a photo of a sks cat", "a photo of a cat")
@@ -49,7 +49,7 @@ def made_up_run(
     write_metrics(folder, logged or steps, has_prior=config.prior_rows > 0)
     for step in samples:
         write_grid(folder, step, prompts, side)
-    write_png(folder / "contact_sheet.png", sheet([photo(9, side)], [prompts[0]], 1), {})
+    write_png(folder / "contact_sheet.png", image_grid([photo(9, side)], [prompts[0]], 1), {})
     if config.prior_rows:
         for index in range(3):
             write_png(folder / "prior" / f"class-{index:05d}.png", Image.fromarray(photo(100 + index, side)), {})
@@ -74,7 +74,7 @@ def write_grid(folder: Path, step: int, prompts: tuple[str, ...], side: int) -> 
     images = [photo(1000 * step + index, side) for index in range(2 * len(prompts))]
     labels = [prompt for prompt in prompts for _ in range(2)]
     facts = {"prompts": json.dumps(prompts), "seed": 0, "step": step, "sampler": "dpmpp_2m", "negative_prompt": ""}
-    write_png(folder / "samples" / f"step_{step:06d}.png", sheet(images, labels, 2), facts)
+    write_png(folder / "samples" / f"step_{step:06d}.png", image_grid(images, labels, 2), facts)
 
 
 def evaluated(folder: Path, models: tuple[str, ...] = ("base", "cat-000040"), side: int = 64) -> Path:

@@ -1,11 +1,11 @@
-"""Aspect-ratio buckets: which shape suits a picture, and which bucket each step takes."""
+"""Aspect-ratio buckets: which shape suits an image, and which bucket each step takes."""
 
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from jaxbooth.data.buckets import BLOCK, BucketOrder, bucket_of, enlargement, group
+from jaxbooth.data.buckets import BLOCK, BucketOrder, enlargement_factor, group_by_bucket, nearest_bucket
 from jaxbooth.errors import UserError
 
 # Shapes
@@ -20,19 +20,19 @@ from jaxbooth.errors import UserError
     ((3000, 1000), (256, 832)),
 ])  # fmt: skip
 def test_a_picture_takes_the_shape_with_the_nearest_aspect(size, bucket):
-    assert bucket_of(size, 512, 64) == bucket
+    assert nearest_bucket(size, 512, 64) == bucket
 
 
 def test_the_sdxl_shapes_of_common_photos():
-    assert bucket_of((4000, 3000), 1024, 64) == (896, 1152)
-    assert bucket_of((6000, 4000), 1024, 64) == (832, 1216)
-    assert bucket_of((1920, 1080), 1024, 64) == (768, 1344)
+    assert nearest_bucket((4000, 3000), 1024, 64) == (896, 1152)
+    assert nearest_bucket((6000, 4000), 1024, 64) == (832, 1216)
+    assert nearest_bucket((1920, 1080), 1024, 64) == (768, 1344)
 
 
 @pytest.mark.parametrize(("resolution", "multiple"), [(512, 64), (1024, 64), (1024, 8), (768, 32), (500, 64), (64, 64)])
 def test_shapes_fit_the_resolution(resolution, multiple):
     for width, height in np.random.default_rng(0).integers(1, 5000, (200, 2)):
-        bucket = bucket_of((int(width), int(height)), resolution, multiple)
+        bucket = nearest_bucket((int(width), int(height)), resolution, multiple)
         assert all(side % multiple == 0 for side in bucket)
         assert bucket[0] * bucket[1] <= resolution**2
         assert resolution / 2 <= min(bucket) <= max(bucket) <= 2 * resolution
@@ -41,52 +41,52 @@ def test_shapes_fit_the_resolution(resolution, multiple):
 @pytest.mark.parametrize(("resolution", "multiple"), [(512, 64), (1024, 8)])
 def test_the_short_side_is_the_longest_that_the_long_side_leaves(resolution, multiple):
     for width in range(100, 1000, 7):
-        short, long = sorted(bucket_of((width, 300), resolution, multiple))
+        short, long = sorted(nearest_bucket((width, 300), resolution, multiple))
         assert (short + multiple) * long > resolution**2
 
 
 def test_a_turned_picture_takes_the_turned_shape():
     for width in range(100, 1000, 13):
-        assert bucket_of((width, 333), 512, 64) == bucket_of((333, width), 512, 64)[::-1]
+        assert nearest_bucket((width, 333), 512, 64) == nearest_bucket((333, width), 512, 64)[::-1]
 
 
 @pytest.mark.parametrize(("resolution", "side"), [(512, 512), (1024, 1024), (500, 448), (127, 64), (64, 64)])
 def test_a_square_picture_takes_the_largest_square(resolution, side):
-    assert bucket_of((77, 77), resolution, 64) == (side, side)
+    assert nearest_bucket((77, 77), resolution, 64) == (side, side)
 
 
 def test_very_long_pictures_take_the_longest_shape():
-    assert bucket_of((9000, 10), 512, 64) == (256, 1024)
-    assert bucket_of((10, 9000), 512, 64) == (1024, 256)
+    assert nearest_bucket((9000, 10), 512, 64) == (256, 1024)
+    assert nearest_bucket((10, 9000), 512, 64) == (1024, 256)
 
 
 def test_a_resolution_below_the_multiple_names_its_flag():
     with pytest.raises(UserError, match=r"--data\.resolution 48 .* 64 or more"):
-        bucket_of((100, 100), 48, 64)
+        nearest_bucket((100, 100), 48, 64)
     with pytest.raises(UserError, match=r"--data\.resolution 48"):
-        group([(100, 100)], 48, 64)
+        group_by_bucket([(100, 100)], 48, 64)
 
 
 def test_pictures_are_grouped_by_shape_in_order():
     sizes = [(400, 300), (100, 100), (300, 400), (4000, 3000), (7, 7)]
-    found = group(sizes, 512, 64)
+    found = group_by_bucket(sizes, 512, 64)
     assert list(found.items()) == [((448, 576), [0, 3]), ((512, 512), [1, 4]), ((576, 448), [2])]
 
 
 def test_no_pictures_fill_no_bucket():
-    assert group([], 512, 64) == {}
+    assert group_by_bucket([], 512, 64) == {}
 
 
 @pytest.mark.parametrize(
     ("size", "factor"), [((1024, 1024), 0.5), ((256, 256), 2.0), ((512, 128), 4.0), ((64, 512), 8.0)]
 )
 def test_enlargement_is_the_factor_that_covers_the_bucket(size, factor):
-    assert enlargement(size, (512, 512)) == factor
+    assert enlargement_factor(size, (512, 512)) == factor
 
 
 def test_enlargement_tells_height_from_width():
-    assert enlargement((640, 384), (384, 640)) == 1.0
-    assert enlargement((384, 640), (384, 640)) == 640 / 384
+    assert enlargement_factor((640, 384), (384, 640)) == 1.0
+    assert enlargement_factor((384, 640), (384, 640)) == 640 / 384
 
 
 # The order of buckets

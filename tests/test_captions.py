@@ -10,21 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxbooth.config.limits import MAX_PROMPT
-from jaxbooth.data.images import scan
+from jaxbooth.data.images import scan_folder
 from jaxbooth.errors import UserError
-from tests.pictures import CASES, caption_list, put
+from tests.made_up_images import CASES, caption_list, put
 
 KEY = "--data.instance-dir"
 
 
 def captions(folder: Path) -> dict[str, str]:
-    return {picture.path.name: picture.caption for picture in scan(folder, "THE PROMPT", KEY).pictures}
+    return {image.path.name: image.caption for image in scan_folder(folder, "THE PROMPT", KEY).images}
 
 
 def refusal(folder: Path) -> str:
     """The one short sentence that a folder is refused with."""
     with pytest.raises(UserError) as raised:
-        scan(folder, "THE PROMPT", KEY)
+        scan_folder(folder, "THE PROMPT", KEY)
     assert len(str(raised.value)) <= 500
     return str(raised.value)
 
@@ -243,8 +243,8 @@ def test_caption_files_that_a_list_overrules_are_told(tmp_path):
     put(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("one")
     caption_list(tmp_path, {"file_name": "a.png", "text": "two"})
-    folder = scan(tmp_path, "THE PROMPT", KEY)
-    assert (folder.pictures[0].caption, folder.overruled) == ("two", ["a.txt"])
+    folder = scan_folder(tmp_path, "THE PROMPT", KEY)
+    assert (folder.images[0].caption, folder.overruled) == ("two", ["a.txt"])
 
 
 @settings(max_examples=150, derandomize=True, deadline=None)
@@ -268,10 +268,10 @@ def test_whatever_stands_in_a_caption_file_is_a_caption_or_one_sentence(tmp_path
     put(folder / "a.png")
     (folder / name).write_bytes(content)
     try:
-        (picture,) = scan(folder, "THE PROMPT", KEY).pictures
+        (image,) = scan_folder(folder, "THE PROMPT", KEY).images
     except UserError as error:
         sentence = str(error).replace(str(folder), "")
         assert 0 < len(sentence) <= 500
     else:
-        assert picture.caption.strip()
-        assert picture.caption != "THE PROMPT" or not content.strip()  # an empty list has no caption to lose
+        assert image.caption.strip()
+        assert image.caption != "THE PROMPT" or not content.strip()  # an empty list has no caption to lose

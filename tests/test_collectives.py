@@ -81,9 +81,9 @@ VARIANTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_no_way_of_training_moves_rows(micro, sizes, variant):
-    _, _, program = compile_on(micro, sizes, (16, 16), **VARIANTS[variant])
+@pytest.mark.parametrize("augmentation", VARIANTS)
+def test_no_way_of_training_moves_rows(micro, sizes, augmentation):
+    _, _, program = compile_on(micro, sizes, (16, 16), **VARIANTS[augmentation])
     assert set(kinds(program)) <= {"all-gather", "all-reduce", "reduce-scatter"}
     if sizes == (8, 1, 1):
         assert set(kinds(program)) == {"all-reduce"}

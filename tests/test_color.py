@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from jaxbooth.data import color
-from jaxbooth.data.images import open_picture
+from jaxbooth.data.images import load_image
 from tests.icc import (
     ADOBE_RGB,
     DISPLAY_P3,
@@ -20,7 +20,7 @@ from tests.icc import (
     table,
     to_xyz,
 )
-from tests.pictures import CASES, noise
+from tests.made_up_images import CASES, noise
 
 PATCHES = np.array([[[200, 60, 40], [30, 60, 180]], [[224, 172, 140], [40, 160, 60]]], np.uint8)
 SPACES = {"p3": (DISPLAY_P3, 2.2), "adobe": (ADOBE_RGB, 2.2), "prophoto": (PROPHOTO, 1.8)}
@@ -33,7 +33,7 @@ def no_warning_yet(monkeypatch):
 
 
 def pixels(path) -> np.ndarray:
-    return np.asarray(open_picture(path).image, int)
+    return np.asarray(load_image(path).image, int)
 
 
 @pytest.mark.parametrize("name", ["p3.jpg", "adobe.jpg"])
@@ -67,7 +67,7 @@ def test_transparent_colors_are_converted_before_they_lie_on_white(tmp_path):
     image.save(tmp_path / "a.png", icc_profile=rgb_profile(ADOBE_RGB, 2.2))
     expected = srgb_of([160, 120, 100], to_xyz(*ADOBE_RGB), 2.2)
     np.testing.assert_allclose(pixels(tmp_path / "a.png")[0], [expected, [255, 255, 255]], atol=2)
-    np.testing.assert_array_equal(open_picture(tmp_path / "a.png", masked=True).mask, [[255, 0]])
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png", masked=True).mask, [[255, 0]])
 
 
 def test_a_palette_is_converted(tmp_path):
@@ -136,7 +136,7 @@ def test_one_warning_names_the_first_image_whose_profile_cannot_be_used(tmp_path
     for name in ("a.png", "b.png"):
         Image.fromarray(noise(16, 16)).save(tmp_path / name, icc_profile=b"I am no profile")
     for name in ("a.png", "b.png", "a.png"):
-        open_picture(tmp_path / name)
+        load_image(tmp_path / name)
     output = capsys.readouterr().out
     assert output.count("warning:") == 1
     assert "a.png: its color profile cannot be used" in output

@@ -9,9 +9,9 @@ from tests.commands import jaxbooth, succeed
 
 
 def nearest(folder, references) -> float:
-    """Median over a folder's pictures of the mean squared distance to the nearest reference."""
-    pictures = [np.asarray(Image.open(path)) / 255.0 for path in sorted(folder.glob("*.png"))]
-    return float(np.median([min(np.square(picture - other).mean() for other in references) for picture in pictures]))
+    """Median over a folder's images of the mean squared distance to the nearest reference."""
+    images = [np.asarray(Image.open(path)) / 255.0 for path in sorted(folder.glob("*.png"))]
+    return float(np.median([min(np.square(image - other).mean() for other in references) for image in images]))
 
 
 @pytest.mark.slow

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbooth.data.latents import Encoded, Rows, gather_latents
-from jaxbooth.diffusion.loss import Batch, LossSpec, row_losses
+from jaxbooth.data.latents import BatchIndices, CachedImages, gather_latents
+from jaxbooth.diffusion.loss import Batch, LossSpec, per_example_loss
 from jaxbooth.diffusion.schedule import convert, read_schedule
-from jaxbooth.training.step import follow
+from jaxbooth.training.step import ema_update
 
 SCHEDULE = read_schedule({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
 T = np.array([0, 250, 500, 750, 999])
@@ -25,7 +25,7 @@ def class_rows(latents, noise):
 
 def losses(rows, output, loss, frozen=None):
     noisy = SCHEDULE.add_noise(rows.latents, rows.noise, T)
-    return np.asarray(row_losses(output, noisy, rows, SCHEDULE, loss, frozen), np.float64)
+    return np.asarray(per_example_loss(output, noisy, rows, SCHEDULE, loss, frozen), np.float64)
 
 
 def test_the_error_of_one_prediction_differs_between_spaces_by_the_snr(rng):
@@ -54,11 +54,13 @@ def test_fresh_noise_teaches_the_same_as_its_mean_given_the_noisy_latent(rng):
 
 def test_a_rows_latent_is_a_scaled_draw_from_its_pictures_posterior(rng):
     mean, logvar = rng.normal(size=(2, 3, 2, 4, 4, 4)).astype(np.float32)
-    images = Encoded(mean, logvar, np.zeros((3, 2, 6), np.float32), None)
+    images = CachedImages(mean, logvar, np.zeros((3, 2, 6), np.float32), None)
     noise = rng.normal(size=(2, 4, 4, 4))
-    found = gather_latents(images, Rows(np.array([2, 0]), np.array([1, 0]), np.ones(2)), jnp.asarray(noise), 0.18215)
-    for row, (image, variant) in enumerate([(2, 1), (0, 0)]):
-        expected = 0.18215 * (mean[image, variant] + np.sqrt(np.exp(logvar[image, variant])) * noise[row])
+    found = gather_latents(
+        images, BatchIndices(np.array([2, 0]), np.array([1, 0]), np.ones(2)), jnp.asarray(noise), 0.18215
+    )
+    for row, (image, augmentation) in enumerate([(2, 1), (0, 0)]):
+        expected = 0.18215 * (mean[image, augmentation] + np.sqrt(np.exp(logvar[image, augmentation])) * noise[row])
         np.testing.assert_allclose(found[row], expected, rtol=1e-5, atol=1e-6)
 
 
@@ -78,7 +80,7 @@ def test_guidance_is_the_same_in_every_space(source, target, rng):
 @pytest.mark.parametrize(("decay", "expected"), [(0.9999, 1 / comb(19, 9)), (0.5, 1 / comb(17, 9) * 0.5**2)])
 def test_the_average_forgets_the_base_model_as_the_closed_form_says(decay, expected):
     average, trained = {"w": jnp.ones(1)}, {"w": jnp.zeros(1)}
-    step = jax.jit(lambda average, step: follow(average, trained, step, decay))
+    step = jax.jit(lambda average, step: ema_update(average, trained, step, decay))
     for index in range(10):  # with 0.5, the warm-up rules the first eight
         average = step(average, jnp.int32(index))
     np.testing.assert_allclose(average["w"], [expected], rtol=1e-4)

@@ -14,8 +14,8 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from jaxbooth.errors import UserError
-from jaxbooth.runs.metric_writer import Writer, read_metrics
-from jaxbooth.runs.tensorboard import Board
+from jaxbooth.runs.metric_writer import MetricWriter, read_metrics
+from jaxbooth.runs.tensorboard import EventWriter
 from jaxbooth.storage.disk import DiskRequirement, check_space, check_writable, format_bytes, free_bytes, is_full
 
 LIMITED = """
@@ -50,8 +50,8 @@ def test_needs_of_one_disk_are_added_and_what_is_missing_is_said_in_bytes(tmp_pa
 def test_a_folder_that_cannot_be_written_is_named_with_its_key(tmp_path):
     check_writable(tmp_path / "a" / "b", "--data.class-dir")
     assert not list(tmp_path.iterdir())
-    with pytest.raises(UserError, match=r"--data.class-dir /proc/pictures cannot be written \("):
-        check_writable(Path("/proc/pictures"), "--data.class-dir")
+    with pytest.raises(UserError, match=r"--data.class-dir /proc/images cannot be written \("):
+        check_writable(Path("/proc/images"), "--data.class-dir")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
@@ -94,7 +94,7 @@ root = Path(sys.argv[2])
 writer = Writer(root / "metrics.jsonl", root / "tensorboard", 0)
 try:
     for step in range(1, 101):
-        writer.scalars(step, {"loss": 0.5})
+        writer.log_step(step, {"loss": 0.5})
         writer.flush()
 except OSError as error:
     print(step, error.filename)
@@ -107,8 +107,8 @@ def test_metrics_that_do_not_fit_end_the_run_and_whole_lines_are_kept(tmp_path):
     kept = read_metrics(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in kept] == list(range(1, len(kept) + 1))
     assert int(step) - 1 <= len(kept) <= int(step)
-    writer = Writer(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", 5)
-    writer.scalars(6, {"loss": 0.25})
+    writer = MetricWriter(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", 5)
+    writer.log_step(6, {"loss": 0.25})
     writer.close()
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
 
@@ -152,7 +152,7 @@ def events(folder: Path) -> list[Any]:
 
 
 def test_a_board_hides_later_steps_and_has_curves_and_pictures(tmp_path):
-    board = Board(tmp_path, 7)
+    board = EventWriter(tmp_path, 7)
     board.scalar("loss", 0.5, 8)
     board.image("samples", np.full((4, 6, 3), 255, np.uint8), 8)
     board.close()
@@ -160,7 +160,7 @@ def test_a_board_hides_later_steps_and_has_curves_and_pictures(tmp_path):
     assert version.file_version == "brain.Event:2"
     assert (start.step, start.session_log.status) == (8, 1)
     assert (loss.step, loss.summary.value[0].tag, loss.summary.value[0].simple_value) == (8, "loss", 0.5)
-    picture = samples.summary.value[0].image
-    assert (samples.step, picture.height, picture.width) == (8, 4, 6)
-    with Image.open(io.BytesIO(picture.encoded_image_string)) as image:
-        assert image.convert("RGB").getpixel((5, 3)) == (255, 255, 255)
+    image = samples.summary.value[0].image
+    assert (samples.step, image.height, image.width) == (8, 4, 6)
+    with Image.open(io.BytesIO(image.encoded_image_string)) as decoded:
+        assert decoded.convert("RGB").getpixel((5, 3)) == (255, 255, 255)

@@ -14,7 +14,7 @@ import pytest
 from jaxbooth.cli.main import COMMANDS, USAGE, main
 from jaxbooth.config.rules import check_config
 from jaxbooth.config.run_config import load_config
-from jaxbooth.data.class_images import wanted_settings
+from jaxbooth.data.class_images import generation_settings
 from jaxbooth.training.step import METRICS
 
 ROOT = Path(__file__).parents[1]
@@ -192,7 +192,7 @@ def test_the_metrics_are_those_that_a_step_logs():
 
 
 def test_the_manifests_keys_are_those_that_are_written(base):
-    written = wanted_settings(load_config("demo"), base, "a cat")
+    written = generation_settings(load_config("demo"), base, "a cat")
     assert table_keys("run-folder.md", "Class images and their manifest") == [
         *(f"settings.{key}" for key in written),
         "images",

@@ -18,7 +18,7 @@ from jaxbooth.metrics.prompts import (
     subject_prompts,
     template_set,
 )
-from tests.pictures import CASES
+from tests.made_up_images import CASES
 
 PUBLISHED = Path(__file__).parents[1] / "../shared/dreambooth/prompts_and_classes.txt"
 

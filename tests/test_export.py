@@ -47,7 +47,7 @@ def test_diffusers_draws_the_same_picture(exported, moved, base, mesh):
         guidance_scale=GUIDANCE, output_type="np",
     ).images  # fmt: skip
     assert np.abs(ours / 255.0 - theirs).max() <= 2 / 255
-    assert ours.std() > 30  # there is a picture
+    assert ours.std() > 30  # there is an image
 
 
 def test_reading_an_export_back_is_the_identity(exported, moved, mesh):

@@ -68,12 +68,12 @@ def test_a_disk_that_fills_up_is_one_sentence_and_the_same_command_continues(tmp
 
 
 def test_a_second_training_is_refused_while_the_first_goes_on_and_sigterm_before_the_first_step_ends_well(tmp_path):
-    run_dir, pictures = tmp_path / "run", tmp_path / "class"
-    arguments = ["train", *SHORT, "--data.class-dir", pictures, "--train.steps", 6, "--run-dir"]
+    run_dir, images = tmp_path / "run", tmp_path / "class"
+    arguments = ["train", *SHORT, "--data.class-dir", images, "--train.steps", 6, "--run-dir"]
     many = [*arguments, run_dir, "--data.num-class-images", 2000]
     first = start(*many)
     deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and first.poll() is None and not list(pictures.glob("class-*.png")):
+    while time.monotonic() < deadline and first.poll() is None and not list(images.glob("class-*.png")):
         time.sleep(0.1)
     second = jaxbooth(*many)
     assert second.returncode == 2
@@ -82,8 +82,8 @@ def test_a_second_training_is_refused_while_the_first_goes_on_and_sigterm_before
     output, _ = first.communicate(timeout=120)
     assert first.returncode == 0, output
     assert output.rstrip().endswith(f"stopped; run the same command again to continue {run_dir}.")
-    made = {path.name: path.read_bytes() for path in pictures.glob("class-*.png")}
+    made = {path.name: path.read_bytes() for path in images.glob("class-*.png")}
     succeed(jaxbooth(*arguments, tmp_path / "other", "--data.num-class-images", len(made) + 2))
-    found = {path.name: path.read_bytes() for path in pictures.glob("class-*.png")}
+    found = {path.name: path.read_bytes() for path in images.glob("class-*.png")}
     assert len(found) == len(made) + 2
     assert made.items() <= found.items()

@@ -35,7 +35,7 @@ def half(tmp_path_factory) -> Path:
 
 
 def drawn(folder: Path, **options) -> np.ndarray:
-    """A picture of a pipeline that is opened as documentation everywhere says."""
+    """An image of a pipeline that is opened as documentation everywhere says."""
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **options)
     pipe.set_progress_bar_config(disable=True)
     return pipe("a cat", num_inference_steps=2, height=16, width=16, output_type="np").images

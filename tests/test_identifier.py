@@ -9,7 +9,7 @@ from transformers import CLIPTokenizer
 from jaxbooth.base.identifier import MANY_MORE, find_identifier, read_identifier, suggest_identifiers
 from jaxbooth.base.tokenizer import Tokenizer
 from jaxbooth.config.schema import Subject
-from jaxbooth.runs.inputs import explain_identifier
+from jaxbooth.runs.inputs import log_identifier
 from jaxbooth.weights.skeleton import write_tokenizer
 from tests.test_docs import PAGES
 
@@ -28,7 +28,7 @@ def tokenizers(base, tmp_path_factory) -> dict[str, Tokenizer]:
 def said(capsys, tokenizer: Tokenizer, instance: str, kind: str | None, used: tuple[str, ...] = ()) -> str:
     subject = Subject(instance_dir=Path("photos"), instance_prompt=instance, class_prompt=kind)
     capsys.readouterr()
-    explain_identifier(tokenizer, subject, used, has_prior=kind is not None)
+    log_identifier(tokenizer, subject, used, has_prior=kind is not None)
     return capsys.readouterr().out
 
 

@@ -14,10 +14,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from jaxbooth.data import decoding
 from jaxbooth.data.containers import without_metadata
-from jaxbooth.data.images import left_out_names, open_picture, scan
+from jaxbooth.data.images import describe_unused, load_image, scan_folder
 from jaxbooth.errors import UserError
 from tests.icc import ADOBE_RGB, rgb_profile, srgb_of, to_xyz
-from tests.pictures import CASES, noise, put, smooth
+from tests.made_up_images import CASES, noise, put, smooth
 
 KEY = "--data.instance-dir"
 LYING = 6  # EXIF orientation: stored lying, shown standing
@@ -26,7 +26,7 @@ EXIF_BODY = b"Exif\0\0"
 
 def refusal(path: Path) -> str:
     with pytest.raises(UserError) as raised:
-        open_picture(path)
+        load_image(path)
     assert len(str(raised.value)) <= 500
     return str(raised.value)
 
@@ -58,17 +58,17 @@ def with_segment(path: Path, marker: int, data: bytes) -> None:
 
 
 def test_every_ending_of_a_known_format_is_used():
-    folder = scan(CASES / "other-extensions", "x", KEY)
-    assert [picture.path.name for picture in folder.pictures] == ["b.jfif", "c.tif", "d.gif", "e.jpe", "g.apng"]
-    for picture in folder.pictures:
-        assert open_picture(picture.path).size == (96, 96)
+    folder = scan_folder(CASES / "other-extensions", "x", KEY)
+    assert [image.path.name for image in folder.images] == ["b.jfif", "c.tif", "d.gif", "e.jpe", "g.apng"]
+    for image in folder.images:
+        assert load_image(image.path).size == (96, 96)
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.apng", "a.webp", "a.tiff", "a.avif"])
 def test_of_several_images_in_a_file_the_first_is_used(tmp_path, name):
     colors = [Image.new("RGB", (16, 16), color) for color in ("red", "blue")]
     colors[0].save(tmp_path / name, save_all=True, append_images=colors[1:])
-    np.testing.assert_allclose(open_picture(tmp_path / name).image.getpixel((8, 8)), (255, 0, 0), atol=4)
+    np.testing.assert_allclose(load_image(tmp_path / name).image.getpixel((8, 8)), (255, 0, 0), atol=4)
 
 
 def test_what_is_not_used_is_told_with_the_reason(tmp_path):
@@ -77,13 +77,13 @@ def test_what_is_not_used_is_told_with_the_reason(tmp_path):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nothing")
     os.mkfifo(tmp_path / "pipe.png")
-    folder = scan(tmp_path, "x", KEY)
-    assert dict(folder.left_out) == {
+    folder = scan_folder(tmp_path, "x", KEY)
+    assert dict(folder.unused) == {
         "b.psd": ".psd is not read",
         "clip.MP4": ".mp4 is not read",
         "README": "no ending",
-        "notes.txt": "no picture of this name",
-        "c.mask.png": "no picture of this name",
+        "notes.txt": "no image of this name",
+        "c.mask.png": "no image of this name",
         "gone.png": "link to nothing",
         "pipe.png": "neither a file nor a folder",
         ".DS_Store": "",
@@ -99,33 +99,33 @@ def test_images_in_subfolders_are_not_read_and_told_first(tmp_path):
     put(tmp_path / "sub" / "deep" / "b.png")
     put(tmp_path / "sub" / "c.JPG")
     (tmp_path / "sub" / "loop").symlink_to(tmp_path)
-    folder = scan(tmp_path, "x", KEY)
-    assert [picture.path.name for picture in folder.pictures] == ["a.png"]
-    told = left_out_names(folder.left_out)
-    assert told.startswith("sub (subfolder with 2 picture(s)), 1.psd (.psd is not read), ")
+    folder = scan_folder(tmp_path, "x", KEY)
+    assert [image.path.name for image in folder.images] == ["a.png"]
+    told = describe_unused(folder.unused)
+    assert told.startswith("sub (subfolder with 2 image(s)), 1.psd (.psd is not read), ")
     assert told.endswith(" and 1 more")
 
 
 def test_a_folder_of_folders_says_to_name_one(tmp_path):
     (tmp_path / "10_sks dog").mkdir()
     put(tmp_path / "10_sks dog" / "a.png")
-    with pytest.raises(UserError, match=r"holds no picture .*10_sks dog \(subfolder with 1 picture.*name the one"):
-        scan(tmp_path, "x", KEY)
+    with pytest.raises(UserError, match=r"holds no image .*10_sks dog \(subfolder with 1 image.*name the one"):
+        scan_folder(tmp_path, "x", KEY)
 
 
 def test_a_link_to_an_image_elsewhere_is_that_image(tmp_path):
     (tmp_path / "photos").mkdir()
     put(tmp_path / "elsewhere.png", "blue")
     (tmp_path / "photos" / "a.png").symlink_to(tmp_path / "elsewhere.png")
-    (picture,) = scan(tmp_path / "photos", "x", KEY).pictures
-    assert open_picture(picture.path).image.getpixel((0, 0)) == (0, 0, 255)
+    (image,) = scan_folder(tmp_path / "photos", "x", KEY).images
+    assert load_image(image.path).image.getpixel((0, 0)) == (0, 0, 255)
 
 
 def test_long_and_strange_names_make_no_long_sentence(tmp_path):
     for index in range(9):
         (tmp_path / (f"{index}\n" + "ö" * 100 + ".psd")).touch()
     with pytest.raises(UserError, match=r"9 other file\(s\): .* and 4 more") as raised:
-        scan(tmp_path, "x", KEY)
+        scan_folder(tmp_path, "x", KEY)
     assert len(str(raised.value).replace(str(tmp_path), "")) <= 500
     assert "\n" not in str(raised.value)
 
@@ -157,19 +157,19 @@ def test_a_sixteen_bit_tiff_that_counts_from_white_is_no_negative(tmp_path):
     assert content[:2] == b"II"
     content = content.replace(struct.pack("<HHII", 262, 3, 1, 1), struct.pack("<HHII", 262, 3, 1, 0))
     (tmp_path / "a.tif").write_bytes(content)
-    np.testing.assert_array_equal(open_picture(tmp_path / "a.tif").image, [[[255] * 3, [155] * 3, [0] * 3]])
+    np.testing.assert_array_equal(load_image(tmp_path / "a.tif").image, [[[255] * 3, [155] * 3, [0] * 3]])
 
 
 # Metadata
 
 
 def test_a_long_text_in_a_png_does_not_keep_it_from_opening():
-    assert open_picture(CASES / "png-text" / "b.png").size == (96, 96)
+    assert load_image(CASES / "png-text" / "b.png").size == (96, 96)
 
 
 def test_exif_without_its_head_leaves_a_png_as_stored():
     path = CASES / "exif-without-head" / "p-not-tiff.png"
-    assert open_picture(path).size == Image.open(path).size
+    assert load_image(path).size == Image.open(path).size
 
 
 def texts(size: int) -> list[bytes]:
@@ -191,7 +191,7 @@ def test_damaged_metadata_leaves_the_pixels_of_a_png(tmp_path, damage, place):
         (tmp_path / "a.png").write_bytes(content[:-12] + damage + content[-12:])
     else:
         with_chunks(tmp_path / "a.png", damage)
-    np.testing.assert_array_equal(open_picture(tmp_path / "a.png").image, pixels)
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png").image, pixels)
 
 
 def test_a_png_that_opens_without_its_text_stays_upright(tmp_path):
@@ -199,7 +199,7 @@ def test_a_png_that_opens_without_its_text_stays_upright(tmp_path):
     text.add_text("a", "x" * (3 * 2**20), zip=True)
     pixels = noise(12, 9)
     Image.fromarray(pixels).save(tmp_path / "a.png", pnginfo=text, exif=exif())
-    np.testing.assert_array_equal(open_picture(tmp_path / "a.png").image, np.rot90(pixels, -1))
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png").image, np.rot90(pixels, -1))
 
 
 @pytest.mark.parametrize(("marker", "data"), [
@@ -212,25 +212,25 @@ def test_damaged_metadata_leaves_the_pixels_of_a_jpeg(tmp_path, marker, data):
     Image.fromarray(smooth(24, 16)).save(tmp_path / "plain.jpg")
     (tmp_path / "damaged.jpg").write_bytes((tmp_path / "plain.jpg").read_bytes())
     with_segment(tmp_path / "damaged.jpg", marker, data)
-    stored = open_picture(tmp_path / "plain.jpg").image
-    np.testing.assert_array_equal(open_picture(tmp_path / "damaged.jpg").image, stored)
+    stored = load_image(tmp_path / "plain.jpg").image
+    np.testing.assert_array_equal(load_image(tmp_path / "damaged.jpg").image, stored)
 
 
 def test_a_jpeg_that_opens_without_a_damaged_part_stays_upright(tmp_path):
     Image.fromarray(smooth(24, 16)).save(tmp_path / "a.jpg", exif=exif())
     with_segment(tmp_path / "a.jpg", 0xED, b"Photoshop 3.0\0" + b"8BIM" + b"\xff")
-    assert open_picture(tmp_path / "a.jpg").size == (16, 24)
+    assert load_image(tmp_path / "a.jpg").size == (16, 24)
 
 
 @pytest.mark.parametrize("name", ["a.webp", "a.avif", "a.png", "a.jpg"])
 @pytest.mark.parametrize("head", [b"XXXX", b"II\0\0", b"MM\0*\xff\xff\xff\xff"])
 def test_damaged_exif_leaves_the_pixels_of_every_format(tmp_path, name, head):
     Image.fromarray(smooth(24, 16)).save(tmp_path / name, exif=exif(1).tobytes())
-    stored = open_picture(tmp_path / name).image
+    stored = load_image(tmp_path / name).image
     content = (tmp_path / name).read_bytes()
     place = content.rindex(b"MM\0*", 0, content.index(b"a camera"))
     (tmp_path / name).write_bytes(content[:place] + head + content[place + len(head) :])
-    np.testing.assert_array_equal(open_picture(tmp_path / name).image, stored)
+    np.testing.assert_array_equal(load_image(tmp_path / name).image, stored)
 
 
 def test_damaged_tags_leave_the_pixels_of_a_tiff(tmp_path):
@@ -241,7 +241,7 @@ def test_damaged_tags_leave_the_pixels_of_a_tiff(tmp_path):
         changed = content.replace(struct.pack("<HH", tag, kind), struct.pack("<HH", tag, 2))
         assert changed != content
         (tmp_path / "a.tif").write_bytes(changed)
-        np.testing.assert_array_equal(open_picture(tmp_path / "a.tif").image, pixels)
+        np.testing.assert_array_equal(load_image(tmp_path / "a.tif").image, pixels)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.avif", "a.webp"])
@@ -254,7 +254,7 @@ def test_any_damage_ends_in_pixels_or_in_one_sentence(tmp_path, name):
             damaged[place] = random.integers(256)
         (tmp_path / name).write_bytes(damaged)
         with contextlib.suppress(UserError):
-            assert open_picture(tmp_path / name).image.mode == "RGB"
+            assert load_image(tmp_path / name).image.mode == "RGB"
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_what_is_cut_short_has_nothing_to_be_left_without(content):
 def test_a_jpeg_with_a_second_image_for_other_screens_shows_the_first(tmp_path):
     images = [Image.fromarray(smooth(64, 48)), Image.new("RGB", (64, 48), "blue")]
     images[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=images[1:], quality=95)
-    np.testing.assert_allclose(np.asarray(open_picture(tmp_path / "a.jpg").image, int), smooth(64, 48), atol=12)
+    np.testing.assert_allclose(np.asarray(load_image(tmp_path / "a.jpg").image, int), smooth(64, 48), atol=12)
 
 
 # HEIC, with its reader
@@ -280,12 +280,12 @@ def test_heic_is_read_upright_in_srgb_whatever_its_exif_says(tmp_path, name):
     decoding.heif_is_readable()
     image = Image.new("RGB", (64, 32), (160, 120, 100))
     image.save(tmp_path / name, "HEIF", quality=100, exif=exif().tobytes(), icc_profile=rgb_profile(ADOBE_RGB, 2.2))
-    (picture,) = scan(tmp_path, "x", KEY).pictures
-    found = open_picture(picture.path)
+    (image,) = scan_folder(tmp_path, "x", KEY).images
+    found = load_image(image.path)
     assert found.size == (32, 64)
     expected = srgb_of([160, 120, 100], to_xyz(*ADOBE_RGB), 2.2)
     np.testing.assert_allclose(found.image.getpixel((16, 32)), expected, atol=4)
     content = (tmp_path / name).read_bytes()
     place = content.rindex(b"MM\0*", 0, content.index(b"a camera"))
     (tmp_path / name).write_bytes(content[:place] + b"XXXX" + content[place + 4 :])
-    np.testing.assert_allclose(open_picture(picture.path).image.getpixel((16, 16)), expected, atol=4)
+    np.testing.assert_allclose(load_image(image.path).image.getpixel((16, 16)), expected, atol=4)

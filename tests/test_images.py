@@ -1,4 +1,4 @@
-"""A folder of pictures with captions: what is found, what it is called, and how each file is decoded."""
+"""A folder of images with captions: what is found, what it is called, and how each file is decoded."""
 
 import importlib.util
 import struct
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxbooth.data.images import open_picture, scan
+from jaxbooth.data.images import load_image, scan_folder
 from jaxbooth.errors import UserError
-from tests.pictures import caption_list, noise, put, smooth
+from tests.made_up_images import caption_list, noise, put, smooth
 
 KEY = "--data.instance-dir"
 without_heif = pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is not None, reason="pillow-heif is here")
@@ -22,7 +22,7 @@ without_heif = pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is not
 def test_pictures_come_in_name_order(tmp_path):
     for name in ("b.png", "a.jpg", "c.webp", "B.JPEG"):
         put(tmp_path / name)
-    assert [picture.path.name for picture in scan(tmp_path, "x", KEY).pictures] == [
+    assert [image.path.name for image in scan_folder(tmp_path, "x", KEY).images] == [
         "B.JPEG",
         "a.jpg",
         "b.png",
@@ -33,7 +33,7 @@ def test_pictures_come_in_name_order(tmp_path):
 def test_without_captions_every_picture_takes_the_prompt(tmp_path):
     put(tmp_path / "a.png")
     put(tmp_path / "b.png")
-    assert [picture.caption for picture in scan(tmp_path, "a sks dog", KEY).pictures] == ["a sks dog"] * 2
+    assert [image.caption for image in scan_folder(tmp_path, "a sks dog", KEY).images] == ["a sks dog"] * 2
 
 
 def test_a_caption_comes_from_the_list_then_the_text_file_then_the_prompt(tmp_path):
@@ -42,7 +42,7 @@ def test_a_caption_comes_from_the_list_then_the_text_file_then_the_prompt(tmp_pa
     caption_list(tmp_path, {"file_name": "listed.png", "text": "from the list"})
     (tmp_path / "listed.txt").write_text("from the text file")
     (tmp_path / "noted.txt").write_text("from the text file\n")
-    found = {picture.path.name: picture.caption for picture in scan(tmp_path, "the prompt", KEY).pictures}
+    found = {image.path.name: image.caption for image in scan_folder(tmp_path, "the prompt", KEY).images}
     assert found == {"listed.png": "from the list", "noted.png": "from the text file", "plain.png": "the prompt"}
 
 
@@ -50,13 +50,13 @@ def test_a_caption_comes_from_the_list_then_the_text_file_then_the_prompt(tmp_pa
 def test_the_caption_list_knows_three_names_for_the_caption(tmp_path, key):
     put(tmp_path / "a.png")
     caption_list(tmp_path, {"file_name": "a.png", key: "a red square"})
-    assert scan(tmp_path, "x", KEY).pictures[0].caption == "a red square"
+    assert scan_folder(tmp_path, "x", KEY).images[0].caption == "a red square"
 
 
 def test_blank_lines_of_the_caption_list_mean_nothing(tmp_path):
     put(tmp_path / "a.png")
     (tmp_path / "metadata.jsonl").write_text('\n{"file_name": "a.png", "text": "one"}\n\n')
-    assert scan(tmp_path, "x", KEY).pictures[0].caption == "one"
+    assert scan_folder(tmp_path, "x", KEY).images[0].caption == "one"
 
 
 def test_a_byte_order_mark_before_the_captions_is_no_part_of_them(tmp_path):
@@ -64,7 +64,7 @@ def test_a_byte_order_mark_before_the_captions_is_no_part_of_them(tmp_path):
     put(tmp_path / "b.png")
     (tmp_path / "metadata.jsonl").write_text('\ufeff{"file_name": "a.png", "text": "one"}', encoding="utf-8")
     (tmp_path / "b.txt").write_text("\ufefftwo", encoding="utf-8")
-    assert [picture.caption for picture in scan(tmp_path, "x", KEY).pictures] == ["one", "two"]
+    assert [image.caption for image in scan_folder(tmp_path, "x", KEY).images] == ["one", "two"]
 
 
 def test_hidden_files_junk_and_folders_are_skipped_and_counted(tmp_path):
@@ -72,10 +72,10 @@ def test_hidden_files_junk_and_folders_are_skipped_and_counted(tmp_path):
     put(tmp_path / ".hidden.png")
     (tmp_path / "._a.png").write_bytes(b"\0\5\x16\7")
     (tmp_path / "Thumbs.db").write_bytes(b"junk")
-    (tmp_path / "notes.txt").write_text("belongs to no picture")
+    (tmp_path / "notes.txt").write_text("belongs to no image")
     (tmp_path / "album.png").mkdir()
-    folder = scan(tmp_path, "x", KEY)
-    assert [picture.path.name for picture in folder.pictures] == ["a.png"]
+    folder = scan_folder(tmp_path, "x", KEY)
+    assert [image.path.name for image in folder.images] == ["a.png"]
     assert folder.skipped == 5
 
 
@@ -83,14 +83,14 @@ def test_captions_are_not_counted_as_skipped(tmp_path):
     put(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("one")
     caption_list(tmp_path, {"file_name": "a.png", "text": "two"})
-    assert scan(tmp_path, "x", KEY).skipped == 0
+    assert scan_folder(tmp_path, "x", KEY).skipped == 0
 
 
 def test_a_caption_for_a_missing_picture_names_it_and_the_line(tmp_path):
     put(tmp_path / "a.png")
     caption_list(tmp_path, {"file_name": "a.png", "text": "one"}, {"file_name": "gone.png", "text": "two"})
     with pytest.raises(UserError, match=r"line 2: gone\.png does not exist"):
-        scan(tmp_path, "x", KEY)
+        scan_folder(tmp_path, "x", KEY)
 
 
 @pytest.mark.parametrize(
@@ -101,21 +101,21 @@ def test_a_line_that_is_no_caption_is_named(tmp_path, line):
     put(tmp_path / "a.png")
     (tmp_path / "metadata.jsonl").write_text(line + "\n")
     with pytest.raises(UserError, match=r"metadata\.jsonl, line 1"):
-        scan(tmp_path, "x", KEY)
+        scan_folder(tmp_path, "x", KEY)
 
 
 def test_an_empty_text_file_is_an_empty_caption(tmp_path):
     put(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text(" \n")
     with pytest.raises(UserError, match=r"a\.txt: the caption is empty"):
-        scan(tmp_path, "x", KEY)
+        scan_folder(tmp_path, "x", KEY)
 
 
 def test_an_empty_caption_in_the_list_is_not_replaced_by_the_prompt(tmp_path):
     put(tmp_path / "a.png")
     caption_list(tmp_path, {"file_name": "a.png", "text": ""})
     with pytest.raises(UserError, match="caption is empty"):
-        scan(tmp_path, "the prompt", KEY)
+        scan_folder(tmp_path, "the prompt", KEY)
 
 
 @pytest.mark.parametrize("name", ["metadata.jsonl", "a.txt"])
@@ -123,18 +123,18 @@ def test_captions_in_another_encoding_than_utf8_are_named(tmp_path, name):
     put(tmp_path / "a.png")
     (tmp_path / name).write_bytes('{"file_name": "a.png", "text": "caf\xe9"}'.encode("latin-1"))
     with pytest.raises(UserError, match=name):
-        scan(tmp_path, "x", KEY)
+        scan_folder(tmp_path, "x", KEY)
 
 
 def test_a_folder_without_pictures_says_what_it_holds(tmp_path):
     (tmp_path / "readme.md").write_text("nothing here")
-    with pytest.raises(UserError, match=rf"{KEY}: .* holds no picture \(1 other file"):
-        scan(tmp_path, "x", KEY)
+    with pytest.raises(UserError, match=rf"{KEY}: .* holds no image \(1 other file"):
+        scan_folder(tmp_path, "x", KEY)
 
 
 def test_a_missing_folder_is_named_with_its_flag(tmp_path):
     with pytest.raises(UserError, match=rf"{KEY}: .*gone is not a folder"):
-        scan(tmp_path / "gone", "x", KEY)
+        scan_folder(tmp_path / "gone", "x", KEY)
 
 
 @without_heif
@@ -143,7 +143,7 @@ def test_heic_without_its_reader_names_the_extra(tmp_path, name):
     put(tmp_path / "a.png")
     (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic")
     with pytest.raises(UserError, match=rf"{name}.*pip install 'jaxbooth\[heic\]'"):
-        scan(tmp_path, "x", KEY)
+        scan_folder(tmp_path, "x", KEY)
 
 
 # Decoding
@@ -153,26 +153,26 @@ def test_heic_without_its_reader_names_the_extra(tmp_path, name):
 def test_lossless_pictures_keep_their_pixels(tmp_path, name):
     pixels = noise(9, 5)
     Image.fromarray(pixels).save(tmp_path / name)
-    np.testing.assert_array_equal(open_picture(tmp_path / name).image, pixels)
+    np.testing.assert_array_equal(load_image(tmp_path / name).image, pixels)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.webp", "a.avif"])
 def test_lossy_pictures_are_readable(tmp_path, name):
     pixels = smooth(32, 24)
     Image.fromarray(pixels).save(tmp_path / name, quality=95)
-    found = np.asarray(open_picture(tmp_path / name).image, float)
+    found = np.asarray(load_image(tmp_path / name).image, float)
     assert found.shape == (24, 32, 3)
     assert np.abs(found - pixels).mean() < 4
 
 
 def test_exif_orientation_is_applied(tmp_path):
-    # Orientation 6: the stored picture has to be turned by 90 degrees clockwise to stand upright.
+    # Orientation 6: the stored image has to be turned by 90 degrees clockwise to stand upright.
     pixels = np.zeros((16, 32, 3), np.uint8)
     pixels[:, :16], pixels[:, 16:] = (255, 0, 0), (0, 0, 255)
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif, quality=100, subsampling=0)
-    upright = np.asarray(open_picture(tmp_path / "a.jpg").image, int)
+    upright = np.asarray(load_image(tmp_path / "a.jpg").image, int)
     assert upright.shape == (32, 16, 3)
     np.testing.assert_allclose(upright, np.rot90(pixels, -1), atol=3)
 
@@ -180,7 +180,7 @@ def test_exif_orientation_is_applied(tmp_path):
 def test_transparency_lies_on_white(tmp_path):
     pixels = np.array([[[200, 0, 0, 0], [200, 0, 0, 255], [0, 0, 0, 128]]], np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    found = open_picture(tmp_path / "a.png").image
+    found = load_image(tmp_path / "a.png").image
     np.testing.assert_array_equal(found, [[[255, 255, 255], [200, 0, 0], [127, 127, 127]]])
 
 
@@ -189,7 +189,7 @@ def test_a_palette_picture_becomes_rgb(tmp_path):
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putpixel((1, 0), 1)
     image.save(tmp_path / "a.png")
-    np.testing.assert_array_equal(open_picture(tmp_path / "a.png").image, [[[10, 20, 30], [40, 50, 60]]])
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png").image, [[[10, 20, 30], [40, 50, 60]]])
 
 
 def test_a_transparent_palette_entry_lies_on_white(tmp_path):
@@ -197,37 +197,37 @@ def test_a_transparent_palette_entry_lies_on_white(tmp_path):
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putpixel((1, 0), 1)
     image.save(tmp_path / "a.png", transparency=0)
-    np.testing.assert_array_equal(open_picture(tmp_path / "a.png").image, [[[255, 255, 255], [40, 50, 60]]])
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png").image, [[[255, 255, 255], [40, 50, 60]]])
 
 
 def test_a_grayscale_picture_becomes_rgb(tmp_path):
     Image.fromarray(np.array([[0, 100, 255]], np.uint8)).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(open_picture(tmp_path / "a.png").image, [[[0] * 3, [100] * 3, [255] * 3]])
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png").image, [[[0] * 3, [100] * 3, [255] * 3]])
 
 
 def test_grayscale_with_transparency_lies_on_white(tmp_path):
     Image.fromarray(np.array([[[50, 255], [50, 0]]], np.uint8), "LA").save(tmp_path / "a.png")
-    np.testing.assert_array_equal(open_picture(tmp_path / "a.png").image, [[[50] * 3, [255] * 3]])
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png").image, [[[50] * 3, [255] * 3]])
 
 
 def test_sixteen_bit_grayscale_keeps_its_tones(tmp_path):
     tones = np.array([[0, 64 * 257, 128 * 257, 255 * 257]], np.uint16)
     Image.fromarray(tones).save(tmp_path / "a.png")
-    found = np.asarray(open_picture(tmp_path / "a.png").image, int)
+    found = np.asarray(load_image(tmp_path / "a.png").image, int)
     np.testing.assert_allclose(found[0], [[0] * 3, [64] * 3, [128] * 3, [255] * 3], atol=1)
 
 
 def test_a_cmyk_jpeg_becomes_rgb(tmp_path):
     Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=100)
-    image = open_picture(tmp_path / "a.jpg").image
+    image = load_image(tmp_path / "a.jpg").image
     assert image.mode == "RGB"
     np.testing.assert_allclose(image.getpixel((8, 8)), [255, 0, 0], atol=3)
 
 
 def test_a_text_file_that_calls_itself_a_jpeg_is_named(tmp_path):
-    (tmp_path / "fake.jpg").write_text("I am no picture")
+    (tmp_path / "fake.jpg").write_text("I am no image")
     with pytest.raises(UserError, match=r"fake\.jpg cannot be decoded"):
-        open_picture(tmp_path / "fake.jpg")
+        load_image(tmp_path / "fake.jpg")
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.avif", "a.bmp"])
@@ -236,13 +236,13 @@ def test_a_truncated_picture_is_named(tmp_path, name):
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=rf"{name} cannot be decoded"):
-        open_picture(tmp_path / name)
+        load_image(tmp_path / name)
 
 
 def test_an_empty_file_is_named(tmp_path):
     (tmp_path / "a.png").touch()
     with pytest.raises(UserError, match=r"a\.png cannot be decoded"):
-        open_picture(tmp_path / "a.png")
+        load_image(tmp_path / "a.png")
 
 
 def test_a_picture_too_large_to_decode_is_named(tmp_path):
@@ -253,4 +253,4 @@ def test_a_picture_too_large_to_decode_is_named(tmp_path):
     parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"\0")), chunk(b"IEND", b"")
     (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     with pytest.raises(UserError, match=r"huge\.png"):
-        open_picture(tmp_path / "huge.png")
+        load_image(tmp_path / "huge.png")

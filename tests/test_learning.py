@@ -1,7 +1,7 @@
-"""Every way of training learns: the error on the subject's pictures falls, and its prompt draws them.
+"""Every way of training learns: the error on the subject's images falls, and its prompt draws them.
 
 The slow tests run as a user does, through the command line on one device, with the embedded model and subject, and
-compare with the untrained model: the pixel distance between drawn pictures and the nearest training picture, and the
+compare with the untrained model: the pixel distance between drawn images and the nearest training image, and the
 error of the predicted noise with fixed noise.
 """
 
@@ -45,7 +45,7 @@ def test_a_lora_lowers_the_loss_of_a_fixed_step(micro, micro_params, mesh):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """The module's own folder; class pictures in it serve several runs."""
+    """The module's own folder; class images in it serve several runs."""
     return tmp_path_factory.mktemp("learning")
 
 
@@ -56,7 +56,7 @@ def train(run_dir: Path, config: str | Path, *flags: object) -> Path:
 
 
 def draw(source: str | Path, prompt: str, out: Path) -> Path:
-    """Draws eight pictures."""
+    """Draws eight images."""
     flags = ["--prompt", prompt, "--num", 8, "--steps", 20, "--guidance-scale", 4, "--out", out]
     succeed(jaxbooth("sample", source, *flags))
     return out
@@ -64,13 +64,13 @@ def draw(source: str | Path, prompt: str, out: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def untrained(folder) -> Callable[[str], Path]:
-    """Returns the folder with the embedded model's pictures of a prompt."""
+    """Returns the folder with the embedded model's images of a prompt."""
 
-    def pictures(prompt: str) -> Path:
+    def images(prompt: str) -> Path:
         out = folder / "untrained" / prompt.replace(" ", "-")
         return out if out.is_dir() else draw("demo", prompt, out)
 
-    return pictures
+    return images
 
 
 @pytest.mark.slow
@@ -132,8 +132,8 @@ def test_two_subjects_in_one_run_are_told_apart(folder, untrained, tmp_path):
 def test_a_model_shaped_like_sdxl_learns_the_subject(mesh, tmp_path):
     model = graft_sdxl(tmp_path / "model")
     trained = train(tmp_path / "run", "demo", "--model", model, *LORA, "--train.steps", 100)
-    pictures = [draw(source, SKS, tmp_path / name) for name, source in (("trained", trained), ("untrained", model))]
-    after, before = (distance(drawn, DEMO_SUBJECT) for drawn in pictures)
+    images = [draw(source, SKS, tmp_path / name) for name, source in (("trained", trained), ("untrained", model))]
+    after, before = (distance(drawn, DEMO_SUBJECT) for drawn in images)
     errors = [denoising_error(source, SKS, DEMO_SUBJECT, mesh) for source in (trained, model)]
     assert after < 0.3 * before
     assert errors[0] < 0.75 * errors[1]

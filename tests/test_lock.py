@@ -14,7 +14,7 @@ from jaxbooth.config.run_config import Config, dump_config, load_config
 from jaxbooth.console.output import output
 from jaxbooth.errors import UserError
 from jaxbooth.hosts.link import Alone
-from jaxbooth.runs.lock import claim
+from jaxbooth.runs.lock import lock_run
 from jaxbooth.storage.lock import LOCK, locked
 
 HOLDER = """
@@ -57,7 +57,7 @@ def alone():
 
 def test_a_second_training_is_refused_and_told_who_holds_the_folder(tmp_path, other):
     expected = rf"run is being trained by process {other.pid} on {os.uname().nodename}; wait for its end"
-    with pytest.raises(UserError, match=expected), claim(Config(run_dir=tmp_path / "run"), alone()):
+    with pytest.raises(UserError, match=expected), lock_run(Config(run_dir=tmp_path / "run"), alone()):
         pass
     assert {path.name for path in (tmp_path / "run").iterdir()} == {LOCK, "config.yaml"}
 
@@ -66,7 +66,7 @@ def test_the_lock_of_a_killed_process_is_not_in_the_way(tmp_path, other):
     other.send_signal(signal.SIGKILL)
     other.wait()
     assert (tmp_path / "run" / LOCK).exists()
-    with claim(Config(run_dir=tmp_path / "run"), alone()) as run:
+    with lock_run(Config(run_dir=tmp_path / "run"), alone()) as run:
         assert (run.root / LOCK).exists()
     assert {path.name for path in run.root.iterdir()} == {"config.yaml"}
 
@@ -76,7 +76,7 @@ def test_a_lock_file_that_is_removed_by_hand_admits_no_other(tmp_path, other):
     (tmp_path / "run" / LOCK).unlink()
     with (
         pytest.raises(UserError, match="run is being trained by another process"),
-        claim(Config(run_dir=tmp_path / "run"), alone()),
+        lock_run(Config(run_dir=tmp_path / "run"), alone()),
     ):
         pass
     assert not (tmp_path / "run" / LOCK).exists()
@@ -118,7 +118,7 @@ def test_a_link_in_the_place_of_the_lock_is_refused_and_what_it_leads_to_stays(t
     (tmp_path / "notes.txt").write_text("a year of work")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / LOCK).symlink_to("../notes.txt")
-    with pytest.raises(UserError, match="cannot be written"), claim(Config(run_dir=tmp_path / "run"), alone()):
+    with pytest.raises(UserError, match="cannot be written"), lock_run(Config(run_dir=tmp_path / "run"), alone()):
         pass
     assert (tmp_path / "notes.txt").read_text() == "a year of work"
 
@@ -127,7 +127,7 @@ def test_a_pipe_in_the_place_of_the_lock_is_refused(tmp_path):
     (tmp_path / "run").mkdir()
     os.mkfifo(tmp_path / "run" / LOCK)
     expected = r"run cannot be written \(its .lock is not a file\)"
-    with pytest.raises(UserError, match=expected), claim(Config(run_dir=tmp_path / "run"), alone()):
+    with pytest.raises(UserError, match=expected), lock_run(Config(run_dir=tmp_path / "run"), alone()):
         pass
 
 
@@ -146,7 +146,7 @@ def started(folder, **changes):
     (folder / "checkpoints").mkdir()
     (folder / "config.yaml").write_text(dump_config(config))
     (folder / "base_model.json").write_text('{"fingerprint": "of another model"}')
-    (folder / "pictures.json").write_text("{}")
+    (folder / "images.json").write_text("{}")
     (folder / "samples" / "step_000250.png").write_text("of other settings")
     (folder / "metrics.jsonl").write_text('{"step": 1}\n')
     return config
@@ -156,7 +156,7 @@ def test_a_run_without_a_checkpoint_begins_anew_with_other_settings(tmp_path, ca
     folder = tmp_path / "run"
     started(folder, seed=1)
     (folder / "checkpoints" / "5.orbax-checkpoint-tmp").mkdir()
-    with claim(Config(run_dir=folder, seed=2), alone()) as run:
+    with lock_run(Config(run_dir=folder, seed=2), alone()) as run:
         assert load_config(run.config).seed == 2
     assert "has no checkpoint yet; it begins anew with these settings" in " ".join(capsys.readouterr().out.split())
     left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -170,10 +170,10 @@ def test_a_run_with_a_result_keeps_its_settings_and_files(tmp_path, result):
     (folder / result).mkdir()
     with (
         pytest.raises(UserError, match="belongs to a run with --seed 1, and this one has 2"),
-        claim(Config(run_dir=folder, seed=2), alone()),
+        lock_run(Config(run_dir=folder, seed=2), alone()),
     ):
         pass
-    with claim(Config(run_dir=folder, seed=1), alone()):
+    with lock_run(Config(run_dir=folder, seed=1), alone()):
         pass
     assert (folder / "base_model.json").exists()
     assert (folder / "samples" / "step_000250.png").exists()
@@ -182,7 +182,7 @@ def test_a_run_with_a_result_keeps_its_settings_and_files(tmp_path, result):
 def test_the_log_file_of_the_command_may_lie_in_a_run_folder_that_does_not_exist_yet(tmp_path):
     output.configure(False, tmp_path / "run" / "logs" / "train.log")
     try:
-        with claim(Config(run_dir=tmp_path / "run"), alone()) as run:
+        with lock_run(Config(run_dir=tmp_path / "run"), alone()) as run:
             assert run.config.exists()
     finally:
         output.configure(False, None)
@@ -196,7 +196,7 @@ def test_it_is_free_again_after_an_error(tmp_path):
 
 
 def test_an_error_of_the_work_is_not_taken_for_one_of_the_folder(tmp_path):
-    with pytest.raises(OSError, match="of the work"), claim(Config(run_dir=tmp_path / "run"), alone()):
+    with pytest.raises(OSError, match="of the work"), lock_run(Config(run_dir=tmp_path / "run"), alone()):
         raise OSError(28, "of the work")
 
 
@@ -206,7 +206,7 @@ def test_what_a_killed_process_left_of_its_files_is_removed_and_nothing_else(tmp
     for name in (".config.yaml.x1.part", "samples/.step_000000.png.x2.part"):
         (tmp_path / name).write_text("half")
     (tmp_path / "samples" / "step_000001.png").write_text("whole")
-    with claim(Config(run_dir=tmp_path), alone()) as run:
+    with lock_run(Config(run_dir=tmp_path), alone()) as run:
         pass
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {"config.yaml", "samples/step_000001.png"}
@@ -215,7 +215,7 @@ def test_what_a_killed_process_left_of_its_files_is_removed_and_nothing_else(tmp
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not a run folder"), claim(Config(run_dir=tmp_path), alone()):
+    with pytest.raises(UserError, match="is not a run folder"), lock_run(Config(run_dir=tmp_path), alone()):
         pass
     assert {path.name for path in tmp_path.iterdir()} == {"notes.txt"}
 
@@ -224,6 +224,6 @@ def test_a_folder_that_cannot_be_written_is_refused():
     run_dir = Path("/proc/jaxbooth-run")
     with (
         pytest.raises(UserError, match=f"--run-dir {run_dir} cannot be written"),
-        claim(Config(run_dir=run_dir), Alone(lambda: None)),
+        lock_run(Config(run_dir=run_dir), Alone(lambda: None)),
     ):
         pass

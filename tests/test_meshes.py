@@ -1,4 +1,4 @@
-"""One device or eight, in any arrangement: the same training and the same pictures."""
+"""One device or eight, in any arrangement: the same training and the same images."""
 
 import jax
 import numpy as np
@@ -54,9 +54,9 @@ def test_rows_that_do_not_fill_the_devices_train_the_same(trained_on, mesh):
 def test_class_pictures_are_the_same_bytes_on_any_mesh(micro, micro_params, mesh, sizes):
     settings, prompts = SamplingConfig("ddpm", 3, 3.0, 64), ["an emoji of a cat"] * 16
 
-    def draw(mesh):  # two pictures on each device, as for class images
+    def draw(mesh):  # two images on each device, as for class images
         return ImageSampler(micro, mesh, settings, 2 * batch_shards(mesh)).generate(micro_params, prompts, 1, range(16))
 
     one = draw(mesh)
-    assert len({picture.tobytes() for picture in one}) == 16
+    assert len({image.tobytes() for image in one}) == 16
     np.testing.assert_array_equal(draw(make_mesh(*sizes)), one)

@@ -7,7 +7,7 @@ import pytest
 
 from jaxbooth.errors import UserError
 from jaxbooth.report.curves import read_curves
-from jaxbooth.runs.metric_writer import VALIDATION, Writer, read_metrics
+from jaxbooth.runs.metric_writer import VALIDATION, MetricWriter, read_metrics
 
 GOOD = [{"step": step, "loss": step / 8} for step in range(1, 7)]
 BAD = [
@@ -37,7 +37,7 @@ def good_lines():
 
 def resume(folder, step):
     """Opens and closes a run's logs, as a run does that resumes at `step`."""
-    Writer(folder / "metrics.jsonl", folder / "tensorboard", step).close()
+    MetricWriter(folder / "metrics.jsonl", folder / "tensorboard", step).close()
 
 
 @pytest.mark.parametrize("place", [0, 3, 6])
@@ -81,8 +81,8 @@ def test_the_bytes_of_a_line_stay_as_they_are(tmp_path):
 
 def test_a_line_that_a_killed_process_cut_short_does_not_join_the_next_one(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(good_lines()[0] + b'\n{"step": 2, "lo')
-    writer = Writer(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", 1)
-    writer.scalars(2, {"loss": 0.25})
+    writer = MetricWriter(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", 1)
+    writer.log_step(2, {"loss": 0.25})
     writer.close()
     assert read_metrics(tmp_path / "metrics.jsonl") == GOOD[:2]
     assert (tmp_path / "metrics.jsonl.unreadable").read_bytes() == b'{"step": 2, "lo\n'

@@ -11,7 +11,7 @@ from PIL import Image
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.trainable import add_trainable
 from jaxbooth.config.run_config import Config
-from jaxbooth.data.class_images import MANIFEST, wanted_settings
+from jaxbooth.data.class_images import MANIFEST, generation_settings
 from jaxbooth.export.model_card import run_model_card
 from jaxbooth.runs.folder import RunFolder
 from jaxbooth.storage.files import write_json
@@ -113,7 +113,7 @@ def test_class_pictures_of_ones_own_are_not_said_to_be_drawn(card, run, base, dr
     folder.mkdir()
     for name in ["mine.png", *(["class-00000.png"] if drawn else [])]:
         Image.new("RGB", (64, 64)).save(folder / name)
-    settings = wanted_settings(configured(run), base, "a cat")
+    settings = generation_settings(configured(run), base, "a cat")
     write_json(folder / MANIFEST, {"settings": settings, "images": {"0": "class-00000.png"} if drawn else {}})
     found = cells(card())
     assert found["the trainer's own"] == "1"

@@ -170,7 +170,7 @@ def test_a_report_shows_no_images_outside_of_the_evaluation(name, tmp_path):
     run = evaluated(made_up_run(tmp_path / "run"))
     path = run / "evaluation" / "evaluation.json"
     content = read_json(path)
-    content["models"][0]["prompts"][0]["pictures"][0] = name
+    content["models"][0]["prompts"][0]["images"][0] = name
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"evaluation\.json names .*may lie outside its folder"):
         make_report([run])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers.training_utils import compute_snr
 
-from jaxbooth.diffusion.loss import Batch, LossSpec, reduce_rows, row_losses, timestep_weight
+from jaxbooth.diffusion.loss import Batch, LossSpec, per_example_loss, reduce_losses, timestep_weight
 from jaxbooth.diffusion.schedule import convert, read_schedule
 from tests.torch_parity import relative_error
 
@@ -40,7 +40,7 @@ def normal(rng):
 
 def losses(rows, output, loss, schedule=SCHEDULE, frozen=None):
     noisy = schedule.add_noise(rows.latents, rows.noise, rows.timesteps)
-    return np.asarray(row_losses(output, noisy, rows, schedule, loss, frozen), np.float64)
+    return np.asarray(per_example_loss(output, noisy, rows, schedule, loss, frozen), np.float64)
 
 
 # Weightings
@@ -189,7 +189,7 @@ def test_an_empty_mask_costs_nothing_and_has_no_gradient(rng):
 
 def total(output, rows, loss, schedule=SCHEDULE, frozen=None):
     noisy = schedule.add_noise(rows.latents, rows.noise, rows.timesteps)
-    return reduce_rows(row_losses(output, noisy, rows, schedule, loss, frozen), rows).total
+    return reduce_losses(per_example_loss(output, noisy, rows, schedule, loss, frozen), rows).total
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -276,18 +276,18 @@ def test_value_and_gradient_equal_pytorchs(kind, space, rng):
 def test_the_weighted_sum_is_the_two_means(prior_weight, rng):
     rows = batch(rng, MIXED, np.where(MIXED, prior_weight / 3, 1 / 2))
     values = rng.uniform(size=5)
-    reduced = reduce_rows(jnp.asarray(values, jnp.float32), rows)
+    reduced = reduce_losses(jnp.asarray(values, jnp.float32), rows)
     instance, prior = values[~MIXED].mean(), values[MIXED].mean()
     np.testing.assert_allclose(reduced, [instance + prior_weight * prior, instance, prior], rtol=1e-6)
 
 
 def test_a_subjects_weight_enters_what_is_minimised_and_not_what_is_reported(rng):
     rows = batch(rng, [False, False, True, True, True], [1.5 / 2, 0.5 / 2, 0.1, 0.1, 0.1])
-    reduced = reduce_rows(jnp.asarray([1.0, 3.0, 4.0, 5.0, 6.0]), rows)
+    reduced = reduce_losses(jnp.asarray([1.0, 3.0, 4.0, 5.0, 6.0]), rows)
     np.testing.assert_allclose(reduced, [0.75 * 1 + 0.25 * 3 + 0.1 * 15, 2.0, 5.0], rtol=1e-6)
 
 
 def test_padding_rows_count_for_nothing(rng):
     rows = batch(rng, weights=[0.5, 0.5, 0, 0, 0])
-    reduced = reduce_rows(jnp.asarray([1.0, 3.0, 100.0, 100.0, 100.0]), rows)
+    reduced = reduce_losses(jnp.asarray([1.0, 3.0, 100.0, 100.0, 100.0]), rows)
     assert tuple(map(float, reduced)) == (2.0, 2.0, 0.0)

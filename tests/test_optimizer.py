@@ -13,7 +13,7 @@ from jaxbooth.base.model import BaseModel, load_params
 from jaxbooth.base.trainable import add_trainable, trained_shapes, unused_parameters
 from jaxbooth.config.run_config import Config
 from jaxbooth.params import flatten_components
-from jaxbooth.training.optimizer import averaged_params, learning_rate_schedule, make_optimizer, rate_jump
+from jaxbooth.training.optimizer import averaged_params, learning_rate_jump, learning_rate_schedule, make_optimizer
 from jaxbooth.weights.names import canonical, import_axes, parameter_names
 
 from .torch_pipelines import KINDS, in_torch, write_pipeline
@@ -102,13 +102,13 @@ def test_decay_follows_the_learning_rate(optimizer, schedule):
 )  # fmt: skip
 def test_a_longer_run_says_how_its_rate_jumps(schedule, done, longer, message):
     before, after = (config_of(lr_scheduler=schedule, steps=steps) for steps in (20, longer))
-    found = rate_jump(before, after, done)
+    found = learning_rate_jump(before, after, done)
     assert (message in found) if message else found is None
 
 
 def test_a_warmup_that_goes_on_is_no_jump():
     config = config_of(lr_scheduler="cosine", warmup_steps=10)
-    assert [rate_jump(config, config, step) for step in (1, 5, 9, 10, 15)] == [None] * 5
+    assert [learning_rate_jump(config, config, step) for step in (1, 5, 9, 10, 15)] == [None] * 5
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])

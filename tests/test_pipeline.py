@@ -18,7 +18,7 @@ from jaxbooth.export.export import PEFT_FILE, export_result
 from jaxbooth.models.lora import LORA_A, lora_layers
 from jaxbooth.pipeline import Pipeline
 from jaxbooth.runs.checkpoint import Checkpoints
-from jaxbooth.runs.folder import confirm_base, open_run, read_base, state_of, trained_params
+from jaxbooth.runs.folder import abstract_run_state, confirm_base, open_run, read_base, restore_result
 from jaxbooth.storage.lock import locked
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.state import initial_state
@@ -82,7 +82,7 @@ def test_metadata_tell_the_exported_step_and_no_local_path(run_dir, mesh, tmp_pa
     run, config = open_run(run_dir)
     config = config.model_copy(update={"model": "/mnt/models/tiny"})
     base = read_base(config.model_copy(update={"model": "demo"}), "float32")
-    trained, step = trained_params(run, config, base, mesh)
+    trained, step = restore_result(run, config, base, mesh)
     export_result(config, base, trained, mesh, tmp_path / "out", "lora", step=step)
     with safe_open(tmp_path / "out" / PEFT_FILE, "np") as file:
         notes = file.metadata()
@@ -151,5 +151,5 @@ def test_another_model_is_not_looked_for_as_the_configurations_own(capsys, tmp_p
 
 def test_a_checkpoint_of_adapters_holds_nothing_else(run_dir, mesh):
     _, config = open_run(run_dir)
-    names = state_of(config, read_base(config, "float32"), mesh).params
+    names = abstract_run_state(config, read_base(config, "float32"), mesh).params
     assert all(name.endswith((LORA_A, "lora_B.kernel")) for name in names)

@@ -49,23 +49,23 @@ def short(micro) -> BaseModel:
     ids=["whole", "lora", "dora", "text"],
 )
 def test_a_lowered_step_adds_up_no_more_than_a_few_numbers_in_bfloat16(short, micro_params, mesh, settings):
-    task, state, frozen, bank = setup(short, micro_params, mesh, ROWS, **settings)
-    dispatch = make_dispatch(task, make_optimizer(task.config), 2, state)
-    counts = bfloat16_sums(dispatch.lower(state, frozen, bank, np.int32(1), np.int32(0)))
+    spec, state, frozen, cache = setup(short, micro_params, mesh, ROWS, **settings)
+    dispatch = make_dispatch(spec, make_optimizer(spec.config), 2, state)
+    counts = bfloat16_sums(dispatch.lower(state, frozen, cache, np.int32(1), np.int32(0)))
     assert all(count <= FEW for count in counts)
 
 
-def in_torch(unet, task, bank, step, dtype):
+def in_torch(unet, spec, cache, step, dtype):
     """Gradients of one batch through diffusers' UNet, under autocast unless `dtype` is float32."""
-    part = jax.tree.map(lambda field: field[0], task.plan)
-    drawn = jax.jit(lambda step: make_batch(task, bank, step, step, part))(jnp.int32(step))
+    part = jax.tree.map(lambda field: field[0], spec.layout)
+    drawn = jax.jit(lambda step: make_batch(spec, cache, step, step, part))(jnp.int32(step))
     batch = drawn.batch
-    noisy = to_torch(np.asarray(task.base.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)))
+    noisy = to_torch(np.asarray(spec.base.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)))
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         timesteps = torch.tensor(np.asarray(batch.timesteps)).long()
-        output = unet(noisy, timesteps, torch.tensor(np.asarray(bank.text.prompt_embeds[drawn.caption]))).sample
+        output = unet(noisy, timesteps, torch.tensor(np.asarray(cache.text.prompt_embeds[drawn.caption]))).sample
     squares = torch.square(output.float() - to_torch(np.asarray(batch.noise))).mean(dim=(1, 2, 3))
-    return torch_gradients(unet, (torch.tensor(np.asarray(batch.weight)) * squares).sum(), task.base.denoiser.shapes)
+    return torch_gradients(unet, (torch.tensor(np.asarray(batch.weight)) * squares).sum(), spec.base.denoiser.shapes)
 
 
 def torch_gradients(module, loss, names):
@@ -78,13 +78,13 @@ def torch_gradients(module, loss, names):
 
 def of_step(base, params, mesh, settings=()):
     """Gradients of the UNet in the train step's own batches."""
-    task, state, frozen, bank = setup(base, params, mesh, ROWS, **dict(settings))
-    run = jax.jit(lambda params, bank, step: gradients(task, params, frozen, bank, step, step)[1])
-    found = [run(state.params, bank, jnp.int32(step)) for step in range(BATCHES)]
+    spec, state, frozen, cache = setup(base, params, mesh, ROWS, **dict(settings))
+    run = jax.jit(lambda params, cache, step: gradients(spec, params, frozen, cache, step, step)[1])
+    found = [run(state.params, cache, jnp.int32(step)) for step in range(BATCHES)]
     return (
         [{name.removeprefix("unet."): np.asarray(grad) for name, grad in grads.items()} for grads in found],
-        task,
-        bank,
+        spec,
+        cache,
     )
 
 
@@ -95,9 +95,9 @@ def test_gradients_of_every_kind_of_parameter_are_as_good_as_torch_autocasts(sho
         config | {name: getattr(micro.denoiser_config, name) for name in changed}
     )
     unet.load_state_dict(torch_state(micro_params["unet"]))
-    ours, task, bank = of_step(short, micro_params, mesh)
+    ours, spec, cache = of_step(short, micro_params, mesh)
     exact, autocast = (
-        [in_torch(unet, task, bank, step, dtype) for step in range(BATCHES)]
+        [in_torch(unet, spec, cache, step, dtype) for step in range(BATCHES)]
         for dtype in (torch.float32, torch.bfloat16)
     )
     found, expected = errors_by_kind(ours, exact), errors_by_kind(autocast, exact)

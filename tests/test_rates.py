@@ -5,7 +5,7 @@ import yaml
 
 from jaxbooth.config.run_config import Config, load_config
 from jaxbooth.runs.loop import describe_length
-from jaxbooth.training.optimizer import learning_rate_schedule, peak_rate
+from jaxbooth.training.optimizer import learning_rate_schedule, peak_learning_rate
 
 ALONE = {
     "text": {"placeholder_tokens": ("<sks>",), "token_training": "textual-inversion"},
@@ -27,7 +27,7 @@ def changed(source: str | None, **sections: dict) -> Config:
 ])  # fmt: skip
 def test_the_default_rate_is_that_of_what_is_trained(source, lora, expected):
     config = changed(source, lora={"rank": lora})
-    assert peak_rate(config) == expected
+    assert peak_learning_rate(config) == expected
     assert learning_rate_schedule(config)(0) == pytest.approx(expected)
 
 
@@ -35,31 +35,31 @@ def test_the_default_rate_is_that_of_what_is_trained(source, lora, expected):
 @pytest.mark.parametrize("rank", [None, 16])
 def test_a_rate_that_is_set_holds_whatever_is_trained(source, rank):
     config = changed(source, lora={"rank": rank}, train={"learning_rate": 3e-5}, text={"learning_rate": 1e-6})
-    assert (peak_rate(config), peak_rate(config, "text")) == (3e-5, 1e-6)
+    assert (peak_learning_rate(config), peak_learning_rate(config, "text")) == (3e-5, 1e-6)
 
 
 def test_a_rate_in_a_file_of_the_users_own_holds_for_a_lora_too(tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text(yaml.safe_dump({"train": {"learning_rate": 7e-6}, "lora": {"rank": 8}}))
-    assert peak_rate(load_config(path)) == 7e-6
+    assert peak_learning_rate(load_config(path)) == 7e-6
 
 
 @pytest.mark.parametrize("source", ["demo", "sd15", "sd15-lora", "sdxl-lora"])
 def test_prodigy_scales_its_rate_by_one_under_every_shipped_configuration(source):
     config = changed(source, train={"optimizer": "prodigy"})
-    assert [peak_rate(config, group) for group in ("denoiser", "text", "tokens")] == [1, 1, 1]
+    assert [peak_learning_rate(config, group) for group in ("denoiser", "text", "tokens")] == [1, 1, 1]
 
 
 def test_the_text_encoder_is_trained_at_the_unets_rate_unless_it_has_its_own():
-    assert peak_rate(changed("demo"), "text") == 2e-4
-    assert peak_rate(changed("demo", lora={"rank": 4}), "text") == 2e-3
-    assert peak_rate(changed("demo", text={"learning_rate": 1e-5}), "text") == 1e-5
+    assert peak_learning_rate(changed("demo"), "text") == 2e-4
+    assert peak_learning_rate(changed("demo", lora={"rank": 4}), "text") == 2e-3
+    assert peak_learning_rate(changed("demo", text={"learning_rate": 1e-5}), "text") == 1e-5
 
 
 def test_new_words_have_a_rate_of_their_own():
-    assert peak_rate(changed("sd15"), "tokens") == peak_rate(changed(None), "tokens") == 5e-4
-    assert peak_rate(changed("demo"), "tokens") == 2e-2
-    assert peak_rate(changed("demo", text={"token_learning_rate": 1e-3}), "tokens") == 1e-3
+    assert peak_learning_rate(changed("sd15"), "tokens") == peak_learning_rate(changed(None), "tokens") == 5e-4
+    assert peak_learning_rate(changed("demo"), "tokens") == 2e-2
+    assert peak_learning_rate(changed("demo", text={"token_learning_rate": 1e-3}), "tokens") == 1e-3
 
 
 @pytest.mark.parametrize(("sections", "expected"), [

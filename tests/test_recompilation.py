@@ -19,8 +19,8 @@ def program(micro, micro_params, mesh):
 
     def text(seed=7, **settings):
         made = setup(micro, micro_params, mesh, (2, 2), seed=seed, **settings)
-        dispatch = make_dispatch(made.task, make_optimizer(made.task.config), 4, made.state)
-        return dispatch.lower(made.state, made.frozen, made.bank, np.int32(1), np.int32(0)).as_text()
+        dispatch = make_dispatch(made.spec, make_optimizer(made.spec.config), 4, made.state)
+        return dispatch.lower(made.state, made.frozen, made.cache, np.int32(1), np.int32(0)).as_text()
 
     return text
 
@@ -62,7 +62,7 @@ def test_the_second_run_of_each_command_compiles_nothing(tmp_path, monkeypatch):
     def use(run, seed, prompt, guidance):
         succeed(jaxbooth("train", *SHORT, "--run-dir", run, "--train.steps", 2 + 2 * seed, "--seed", seed))
         drawn = ("--guidance-scale", guidance, "--seed", seed, "--steps", 1 + seed)
-        succeed(jaxbooth("sample", run, "--out", tmp_path / f"pictures{seed}", "--prompt", prompt, *drawn))
+        succeed(jaxbooth("sample", run, "--out", tmp_path / f"images{seed}", "--prompt", prompt, *drawn))
 
     use(runs[0], 1, "an emoji of a sks cat", 3)
     before = compiled(tmp_path / "cache")

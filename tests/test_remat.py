@@ -38,7 +38,7 @@ def counts(micro, micro_params, mesh):
     def count(policy):
         made = setup(micro, micro_params, mesh, (1, 1), remat=policy)
         step = np.int32(0)
-        traced = jax.make_jaxpr(lambda p: gradients(made.task, p, made.frozen, made.bank, step, step))(
+        traced = jax.make_jaxpr(lambda p: gradients(made.spec, p, made.frozen, made.cache, step, step))(
             made.state.params
         )
         return Counter(equation.primitive.name for equation in equations(traced.jaxpr))

@@ -12,13 +12,13 @@ from PIL import Image
 from jaxbooth.cli.parse import parse
 from jaxbooth.config.run_config import Config, dump_config, load_config
 from jaxbooth.data.class_images import class_folder
-from jaxbooth.data.images import open_picture, scan
+from jaxbooth.data.images import load_image, scan_folder
 from jaxbooth.errors import UserError
 from jaxbooth.hosts.link import Alone
 from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.runs.folder import RunFolder, open_run, resolve_paths
-from jaxbooth.runs.lock import claim
-from jaxbooth.runs.metric_writer import Writer, read_metrics
+from jaxbooth.runs.lock import lock_run
+from jaxbooth.runs.metric_writer import MetricWriter, read_metrics
 from jaxbooth.storage.files import write_bytes, write_json, write_png
 from jaxbooth.storage.remote import as_path, check_reachable, is_local
 from jaxbooth.storage.text import read_json
@@ -72,26 +72,26 @@ def test_without_the_library_of_the_store_the_extra_is_named():
 
 def test_a_run_is_claimed_and_opened_and_anothers_is_refused(store):
     config = Config(run_dir=RUN, seed=1)
-    with claim(config, Alone(lambda: None)) as run:
+    with lock_run(config, Alone(lambda: None)) as run:
         assert names(store) == {"config.yaml"}
     assert open_run(RUN) == (run, config)
     (store / "checkpoints" / "4").mkdir(parents=True)
     with pytest.raises(UserError, match="belongs to a run with --seed 1, and this one has 2"), \
-            claim(Config(run_dir=RUN, seed=2), Alone(lambda: None)):  # fmt: skip
+            lock_run(Config(run_dir=RUN, seed=2), Alone(lambda: None)):  # fmt: skip
         pass
 
 
 def test_metrics_and_curves_are_there_after_a_flush_and_lines_of_later_steps_are_dropped(store):
     run = RunFolder(as_path(RUN))
-    writer = Writer(run.metrics, run.tensorboard, 0)
+    writer = MetricWriter(run.metrics, run.tensorboard, 0)
     for step in (1, 2, 3):
-        writer.scalars(step, {"loss": step / 2})
-    writer.grid(3, run.samples(3), Image.new("RGB", (8, 8), "red"), {"seed": 1})
+        writer.log_step(step, {"loss": step / 2})
+    writer.log_grid(3, run.samples(3), Image.new("RGB", (8, 8), "red"), {"seed": 1})
     writer.flush()
     assert len(read_metrics(run.metrics)) == 3
     writer.close()
-    again = Writer(run.metrics, run.tensorboard, 2)
-    again.scalars(3, {"loss": 9.0})
+    again = MetricWriter(run.metrics, run.tensorboard, 2)
+    again.log_step(3, {"loss": 9.0})
     again.close()
     assert [line["loss"] for line in read_metrics(run.metrics)] == [0.5, 1.0, 9.0]
     assert {name.split("/")[0] for name in names(store)} == {
@@ -107,9 +107,9 @@ def test_class_pictures_are_written_listed_and_read_there(store):
     folder = class_folder(config := configure((1, 1)).model_copy(update={"run_dir": RUN}), config.subjects[0])
     write_png(folder / "class-00000.png", Image.new("RGB", (6, 4), "blue"), {"seed": 1})
     write_json(folder / "manifest.json", {"a": 1})
-    (picture,) = scan(folder, "a cat", "class").pictures
-    assert str(picture.path) == f"{RUN}/prior/class-00000.png"
-    assert np.asarray(open_picture(picture.path).image).mean(axis=(0, 1)).tolist() == [0, 0, 255]
+    (image,) = scan_folder(folder, "a cat", "class").images
+    assert str(image.path) == f"{RUN}/prior/class-00000.png"
+    assert np.asarray(load_image(image.path).image).mean(axis=(0, 1)).tolist() == [0, 0, 255]
     assert read_json(folder / "manifest.json") == {"a": 1}
     assert names(store) == {"prior/class-00000.png", "prior/manifest.json"}
 

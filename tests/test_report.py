@@ -214,7 +214,7 @@ def test_subjects_and_a_lora_are_described(tmp_path):
 
 def test_the_best_checkpoint_and_an_early_end_are_said(tmp_path):
     folder = made_up_run(tmp_path / "run", logged=20)
-    (folder / "kept.json").write_text('{"best": 10, "stopped": 20}')
+    (folder / "selection.json").write_text('{"best_step": 10, "stopped_at": 20}')
     page = Page(make_report([folder]))
     assert "ended early at step 20 of 40" in page.text
     assert "best checkpoint step 10" in page.text

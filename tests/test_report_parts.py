@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxbooth.data.image_grid import cut, sheet
+from jaxbooth.data.image_grid import image_grid, split_grid
 from jaxbooth.report.charts import curve_spec, import_vl_convert, interval_spec
 from jaxbooth.report.curves import Curve, keep_extremes, read_curves, smoothed, table_steps, value_at
 from jaxbooth.report.images import EmbeddedSize, embed, fitting_size
@@ -92,7 +92,7 @@ def test_a_curve_has_no_value_beyond_its_end():
 @pytest.mark.parametrize(("side", "columns", "rows"), [(64, 4, 3), (100, 1, 2), (512, 2, 1)])
 def test_a_sheet_is_taken_apart_pixel_for_pixel(side, columns, rows):
     images = [photo(number, side) for number in range(columns * rows)]
-    found = cut(sheet(images, ["label"] * len(images), columns), rows, side)
+    found = split_grid(image_grid(images, ["label"] * len(images), columns), rows, side)
     assert found is not None
     assert [len(row) for row in found] == [columns] * rows
     for image, pixels in zip((image for row in found for image in row), images, strict=True):
@@ -100,9 +100,9 @@ def test_a_sheet_is_taken_apart_pixel_for_pixel(side, columns, rows):
 
 
 def test_a_sheet_of_another_layout_stays_whole():
-    grid = sheet([photo(0, 64)] * 4, [""] * 4, 2)
-    assert cut(grid, 3, 64) is None
-    assert cut(grid, 2, 96) is None
+    grid = image_grid([photo(0, 64)] * 4, [""] * 4, 2)
+    assert split_grid(grid, 3, 64) is None
+    assert split_grid(grid, 2, 96) is None
 
 
 def test_pixel_art_keeps_every_pixel():

@@ -26,7 +26,7 @@ SETTINGS = {
 
 
 def noise(folder: Path, sizes: list[tuple[int, int]]) -> Path:
-    """A folder of random pictures of the given widths and heights."""
+    """A folder of random images of the given widths and heights."""
     folder.mkdir()
     draw = np.random.default_rng(0)
     for index, (width, height) in enumerate(sizes):
@@ -38,7 +38,7 @@ def noise(folder: Path, sizes: list[tuple[int, int]]) -> Path:
 def configuration(root: Path, run: str) -> Path:
     """Writes the configuration of a run."""
     data = {
-        "instance_dir": str(root / "pictures"), "instance_prompt": "an emoji of a <sks> cat", "buckets": True,
+        "instance_dir": str(root / "images"), "instance_prompt": "an emoji of a <sks> cat", "buckets": True,
         "class_dir": str(root / "class"), "class_prompt": "an emoji of a cat", "num_class_images": 4,
     }  # fmt: skip
     path = root / f"{run}.yaml"
@@ -47,7 +47,7 @@ def configuration(root: Path, run: str) -> Path:
 
 
 def test_a_resumed_run_equals_one_that_never_stopped(tmp_path):
-    noise(tmp_path / "pictures", [(64, 64), (96, 48), (48, 96)])
+    noise(tmp_path / "images", [(64, 64), (96, 48), (48, 96)])
     noise(tmp_path / "class", [(64, 64)] * 4)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     succeed(jaxbooth("train", configuration(tmp_path, "whole")))

@@ -11,10 +11,10 @@ from jaxbooth.base.model import BaseModel
 from jaxbooth.base.trainable import trained_shapes
 from jaxbooth.config.rules import check_config, check_schedule
 from jaxbooth.config.run_config import Config, load_config, to_user_error
-from jaxbooth.data.images import Folder, Picture
+from jaxbooth.data.images import ImageFile, ImageFolder
 from jaxbooth.diffusion.schedule import read_schedule
 from jaxbooth.errors import UserError
-from jaxbooth.runs.inputs import check_masks, check_new_words
+from jaxbooth.runs.inputs import check_masks, check_placeholder_captions
 from jaxbooth.training.optimizer import make_optimizer
 
 WORD = {"instance_prompt": "a photo of <sks>"}
@@ -157,7 +157,7 @@ def test_what_goes_together_passes(sections):
 
 
 @pytest.mark.parametrize("off", [OFF, {"prior_batch_size": 0}])
-def test_one_warning_names_what_describes_class_pictures_that_are_not_made(off, capsys):
+def test_one_warning_names_what_describes_class_images_that_are_not_made(off, capsys):
     config = load_config("demo")
     check_config(config)
     check_config(configure(train=off))
@@ -226,26 +226,26 @@ def test_a_warmup_longer_than_a_phase_is_refused(share, steps):
         make_optimizer(configure(text=text, train={"steps": steps, "warmup_steps": 50}))
 
 
-# What only the pictures can tell
+# What only the images can tell
 
 
 def test_a_new_word_that_no_caption_has_is_refused(tmp_path):
     config = configure(text={"placeholder_tokens": ("<a>", "<b>")})
-    folder = Folder([Picture(tmp_path / "0.png", "a photo of <a>"), Picture(tmp_path / "1.png", "a cat")], 0)
-    check_new_words(config, [folder, Folder([Picture(tmp_path / "2.png", "<b>")], 0)])
+    folder = ImageFolder([ImageFile(tmp_path / "0.png", "a photo of <a>"), ImageFile(tmp_path / "1.png", "a cat")], 0)
+    check_placeholder_captions(config, [folder, ImageFolder([ImageFile(tmp_path / "2.png", "<b>")], 0)])
     with pytest.raises(UserError, match=r"--text\.placeholder-tokens <b>: no instance caption has this word"):
-        check_new_words(config, [folder])
+        check_placeholder_captions(config, [folder])
 
 
-def test_masks_that_no_picture_has_are_refused(tmp_path):
+def test_masks_that_no_image_has_are_refused(tmp_path):
     found = []
     for index, mode in enumerate(("RGB", "RGBA")):
         Image.new(mode, (8, 8), "red").save(tmp_path / f"{index}.png")
-        found.append(Picture(tmp_path / f"{index}.png", "a cat"))
-    check_masks(configure(), [Folder(found[:1], 0)])
-    check_masks(configure(data={"masks": True}), [Folder(found, 0)])
-    with pytest.raises(UserError, match=r"--data\.masks: no picture has a mask"):
-        check_masks(configure(data={"masks": True}), [Folder(found[:1], 0)])
+        found.append(ImageFile(tmp_path / f"{index}.png", "a cat"))
+    check_masks(configure(), [ImageFolder(found[:1], 0)])
+    check_masks(configure(data={"masks": True}), [ImageFolder(found, 0)])
+    with pytest.raises(UserError, match=r"--data\.masks: no image has a mask"):
+        check_masks(configure(data={"masks": True}), [ImageFolder(found[:1], 0)])
 
 
 # Rates that are far off

@@ -13,7 +13,7 @@ import yaml
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import load_config
-from jaxbooth.runs.folder import RunFolder, trained_params
+from jaxbooth.runs.folder import RunFolder, restore_result
 from jaxbooth.runs.metric_writer import read_metrics
 from tests import commands
 from tests.commands import jaxbooth, read_facts, succeed
@@ -30,7 +30,7 @@ def straight(tmp_path_factory) -> tuple[Path, str]:
 
 def weights(run_dir: Path, base: BaseModel, mesh) -> dict[str, np.ndarray]:
     run = RunFolder(run_dir)
-    params, _ = trained_params(run, load_config(run.config), base, mesh)
+    params, _ = restore_result(run, load_config(run.config), base, mesh)
     return jax.device_get(params["unet"])
 
 
@@ -57,7 +57,7 @@ def test_a_run_folder_holds_everything(straight):
     assert json.loads((run_dir / "prior" / "manifest.json").read_text())["settings"]["prompt"] == "an emoji of a cat"
     assert list((run_dir / "tensorboard").glob("events*"))
     assert (run_dir / "contact_sheet.png").exists()
-    assert len(json.loads((run_dir / "pictures.json").read_text())["class"]) == 3
+    assert len(json.loads((run_dir / "images.json").read_text())["class"]) == 3
     assert {p.name for p in (run_dir / "export").iterdir()} == {path.name for path in DEMO_MODEL.iterdir()}
     assert not list(run_dir.rglob(".*"))
 

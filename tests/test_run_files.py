@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxbooth.data.images import Picture
+from jaxbooth.data.images import ImageFile
 from jaxbooth.errors import UserError
 from jaxbooth.evaluation.images import open_image_folder
 from jaxbooth.report.report import make_report
 from jaxbooth.report.run_data import checkpoint_sizes, folder_size
 from jaxbooth.runs.checkpoint import checkpoint_steps
-from jaxbooth.runs.drift import read_array
+from jaxbooth.runs.drift import read_latents
 from jaxbooth.runs.folder import RunFolder, confirm_base
-from jaxbooth.runs.inputs import note_pictures
+from jaxbooth.runs.inputs import record_images
 
 from .made_up_runs import made_up_run
 
@@ -48,25 +48,25 @@ def test_sizes_follow_no_symlinks(tmp_path):
     assert folder_size(tmp_path / "run") == 5
 
 
-GROUPS = {"instance": [Picture(Path("a.png"), "a cat")]}
+GROUPS = {"instance": [ImageFile(Path("a.png"), "a cat")]}
 
 
 @pytest.mark.parametrize("content", ["[7]", "", "{", "null"])
 def test_a_damaged_list_of_images_is_a_sentence(content, tmp_path):
     run = RunFolder(tmp_path)
-    run.pictures.write_text(content)
-    with pytest.raises(UserError, match=r"pictures\.json .*; put it back, or remove it to take the images that are"):
-        note_pictures(run, GROUPS)
-    assert run.pictures.read_text() == content
+    run.images.write_text(content)
+    with pytest.raises(UserError, match=r"images\.json .*; put it back, or remove it to take the images that are"):
+        record_images(run, GROUPS)
+    assert run.images.read_text() == content
 
 
 @pytest.mark.parametrize("content", ['{"instance": 7}', '{"instance": [["a.png"]]}', "{}"])
 def test_an_edited_list_of_images_is_warned_of(content, tmp_path, capsys):
     run = RunFolder(tmp_path)
-    run.pictures.write_text(content)
-    note_pictures(run, GROUPS)
+    run.images.write_text(content)
+    record_images(run, GROUPS)
     assert "are not those" in capsys.readouterr().out
-    assert json.loads(run.pictures.read_text()) == {"instance": ["a.png"]}
+    assert json.loads(run.images.read_text()) == {"instance": ["a.png"]}
 
 
 @pytest.mark.parametrize("content", ["[7]", "", '"x"'])
@@ -95,17 +95,17 @@ def test_an_edited_manifest_of_an_evaluation_is_a_sentence(content, tmp_path):
 def test_damaged_latents_of_the_base_model_are_a_sentence(damage, tmp_path):
     path = tmp_path / "base_latents.npy"
     np.save(path, np.ones((2, 3), np.float32))
-    np.testing.assert_array_equal(read_array(path), np.ones((2, 3)))
+    np.testing.assert_array_equal(read_latents(path), np.ones((2, 3)))
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=rf"{path} is damaged; put it back, or remove it"):
-        read_array(path)
+        read_latents(path)
 
 
 def test_latents_that_hold_code_are_not_run(tmp_path):
     path = tmp_path / "base_latents.npy"
     np.save(path, np.array([{"a": 1}], object), allow_pickle=True)
     with pytest.raises(UserError, match="is damaged"):
-        read_array(path)
+        read_latents(path)
 
 
 @pytest.mark.parametrize("entry", ["export", ".export"])

@@ -9,28 +9,28 @@ import numpy as np
 import pytest
 
 from jaxbooth.base.text_encoder import TextEmbeddings
-from jaxbooth.data.latents import Rows, gather_latents, gather_text, index_in_epochs
+from jaxbooth.data.latents import BatchIndices, gather_latents, gather_text, index_in_epochs
 from jaxbooth.models.layers import Layers
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.params import abstract_module
 from jaxbooth.sharding import make_mesh
-from jaxbooth.training.layout import filling_batch_size, pick_rows, plan_rows
+from jaxbooth.training.layout import batch_layout, sample_indices, unpadded_batch_size
 from jaxbooth.training.state import result_params
 from jaxbooth.training.step import gradients, make_batch
-from tests.training import INSTANCES, PRIORS, make_bank, run, setup
+from tests.training import INSTANCES, PRIORS, make_cache, run, setup
 
 
 def test_rows_weigh_as_two_means():
-    plan = plan_rows(4, 2, 0.5, micro_batches=1, shards=1)
+    plan = batch_layout(4, 2, 0.5, micro_batches=1, shards=1)
     assert plan.is_prior[0].tolist() == [False, False, False, False, True, True]
-    assert plan.number[0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert plan.index[0].tolist() == [0, 1, 2, 3, 4, 5]
     np.testing.assert_allclose(plan.weight[0], [0.25, 0.25, 0.25, 0.25, 0.25, 0.25])
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize(("instance", "prior"), [(8, 8), (16, 8), (8, 24), (10, 12), (26, 16), (4, 2)])
 def test_every_device_has_its_share_of_both_kinds(instance, prior, micro_batches):
-    plan = plan_rows(instance, prior, 1.0, micro_batches, shards=4)
+    plan = batch_layout(instance, prior, 1.0, micro_batches, shards=4)
     for is_prior, weight in zip(plan.is_prior, plan.weight, strict=True):
         of_prior = is_prior.reshape(4, -1).sum(axis=1)
         of_instance = (~is_prior & (weight > 0)).reshape(4, -1).sum(axis=1)
@@ -45,22 +45,22 @@ def test_every_device_has_its_share_of_both_kinds(instance, prior, micro_batches
     [(3, 2, 1, 4, 6), (4, None, 1, 8, 4), (3, None, 1, 4, 4), (5, 0, 1, 8, 8), (6, 2, 2, 4, 6), (2, 2, 2, 4, 6)],
 )
 def test_the_batch_size_that_fills_the_devices_leaves_no_padding(rows, prior, micro_batches, shards, expected):
-    found = filling_batch_size(rows, prior, micro_batches, shards)
+    found = unpadded_batch_size(rows, prior, micro_batches, shards)
     assert found == expected
-    plan = plan_rows(found, found if prior is None else prior, 1.0, micro_batches, shards)
+    plan = batch_layout(found, found if prior is None else prior, 1.0, micro_batches, shards)
     assert (plan.weight > 0).all()
 
 
 def test_padding_fills_the_devices_and_weighs_nothing():
-    plan = plan_rows(3, 2, 1.0, micro_batches=1, shards=4)
-    assert plan.number.shape == (1, 8)
+    plan = batch_layout(3, 2, 1.0, micro_batches=1, shards=4)
+    assert plan.index.shape == (1, 8)
     assert (plan.weight[0] > 0).sum() == 5
     assert plan.weight.sum() == pytest.approx(2.0)
 
 
 def test_micro_batches_deal_every_row_out_once():
-    plan = plan_rows(6, 4, 1.0, micro_batches=2, shards=1)
-    assert sorted(plan.number.ravel()) == list(range(10))
+    plan = batch_layout(6, 4, 1.0, micro_batches=2, shards=1)
+    assert sorted(plan.index.ravel()) == list(range(10))
     np.testing.assert_allclose(plan.weight.sum(axis=1), [1.0, 1.0])
 
 
@@ -73,54 +73,56 @@ def test_an_epoch_shows_every_image_once():
 @pytest.fixture
 def task_and_bank(micro, micro_params, mesh):
     made = setup(micro, micro_params, mesh, (4, 2))
-    return made.task, made.bank
+    return made.spec, made.cache
 
 
 def test_instance_rows_take_instance_images_and_prior_rows_class_images(task_and_bank):
-    task, _ = task_and_bank
-    part = jax.tree.map(lambda field: field[0], task.plan)
+    spec, _ = task_and_bank
+    part = jax.tree.map(lambda field: field[0], spec.layout)
     seen = {True: set(), False: set()}
     for step in range(20):
-        rows = pick_rows(task.streams, jax.random.key(0), jnp.int32(step), part, (4, 2), variants=2)
-        for prior, image, variant in zip(part.is_prior, rows.image, rows.variant, strict=True):
+        rows = sample_indices(spec.slices, jax.random.key(0), jnp.int32(step), part, (4, 2), augmentations=2)
+        for prior, image, augmentation in zip(part.is_prior, rows.image, rows.augmentation, strict=True):
             seen[bool(prior)].add(int(image))
-            assert 0 <= variant < 2
+            assert 0 <= augmentation < 2
     assert seen[False] == set(range(INSTANCES))
     assert seen[True] == set(range(INSTANCES, INSTANCES + PRIORS))
 
 
 def test_a_row_has_its_images_latents_and_its_images_caption(micro, mesh):
-    bank = make_bank(micro, mesh)
-    rows = Rows(np.array([2, 0, 7, 3]), np.array([1, 0, 0, 1]), np.ones(4))
-    mean = bank.images.mean
-    latents = gather_latents(bank.images, rows, jnp.zeros((4, *mean.shape[2:])), 0.5)
-    text = gather_text(bank.text, bank.caption[rows.image], None)
-    for row, (image, variant) in enumerate(zip(rows.image, rows.variant, strict=True)):
-        np.testing.assert_array_equal(latents[row], mean[image, variant] * np.float32(0.5))
-        np.testing.assert_array_equal(text.prompt_embeds[row], bank.text.prompt_embeds[bank.caption[image]])
+    cache = make_cache(micro, mesh)
+    rows = BatchIndices(np.array([2, 0, 7, 3]), np.array([1, 0, 0, 1]), np.ones(4))
+    mean = cache.images.mean
+    latents = gather_latents(cache.images, rows, jnp.zeros((4, *mean.shape[2:])), 0.5)
+    text = gather_text(cache.text, cache.caption[rows.image], None)
+    for row, (image, augmentation) in enumerate(zip(rows.image, rows.augmentation, strict=True)):
+        np.testing.assert_array_equal(latents[row], mean[image, augmentation] * np.float32(0.5))
+        np.testing.assert_array_equal(text.prompt_embeds[row], cache.text.prompt_embeds[cache.caption[image]])
 
 
 def test_captions_are_encoded_alike_by_caption_and_by_row(micro, mesh):
-    bank = make_bank(micro, mesh, trains_text=True)
+    cache = make_cache(micro, mesh, trains_text=True)
     encode = lambda ids: TextEmbeddings(ids["text_encoder"].astype(jnp.float32)[..., None])  # noqa: E731
     many, few = np.array([2, 0, 7, 3, 1]), np.array([2, 7])  # more and fewer rows than captions
     for image in (many, few):
-        caption = bank.caption[image]
-        expected = bank.text["text_encoder"][caption].astype(jnp.float32)[..., None]
-        np.testing.assert_array_equal(gather_text(bank.text, caption, encode).prompt_embeds, expected)
+        caption = cache.caption[image]
+        expected = cache.text["text_encoder"][caption].astype(jnp.float32)[..., None]
+        np.testing.assert_array_equal(gather_text(cache.text, caption, encode).prompt_embeds, expected)
 
 
 def test_rows_with_the_same_image_have_their_own_noise(micro, micro_params, mesh):
     made = setup(micro, micro_params, mesh, (8, 0), prior_weight=0)  # eight rows of three images
-    batch = make_batch(made.task, made.bank, jnp.int32(0), jnp.int32(0), jax.tree.map(lambda x: x[0], made.task.plan))
+    batch = make_batch(
+        made.spec, made.cache, jnp.int32(0), jnp.int32(0), jax.tree.map(lambda x: x[0], made.spec.layout)
+    )
     assert len(np.unique(np.asarray(batch.batch.noise)[:, 0, 0, 0])) == 8
     assert len(np.unique(np.asarray(batch.batch.latents)[:, 0, 0, 0])) == 8
 
 
 def losses_and_gradients(micro, micro_params, mesh, rows, **settings):
-    task, state, frozen, bank = setup(micro, micro_params, mesh, rows, **settings)
+    spec, state, frozen, cache = setup(micro, micro_params, mesh, rows, **settings)
     step = jnp.int32(3)
-    losses, grads = jax.jit(lambda p, f, b: gradients(task, p, f, b, step, step))(state.params, frozen, bank)
+    losses, grads = jax.jit(lambda p, f, b: gradients(spec, p, f, b, step, step))(state.params, frozen, cache)
     return np.array(losses), {name: np.asarray(value) for name, value in grads.items()}
 
 
@@ -189,12 +191,12 @@ def test_the_text_encoder_trains_only_when_asked(micro, micro_params, mesh):
 )
 def test_every_optimizer_lowers_the_loss_of_a_fixed_step(optimizer, micro, micro_params, mesh):
     rate = {"prodigy": 1.0, "lion": 2e-5}.get(optimizer, 1e-4)
-    task, state, frozen, bank = setup(
+    spec, state, frozen, cache = setup(
         micro, micro_params, mesh, (4, 2), optimizer=optimizer, learning_rate=rate, weight_decay=0
     )
-    loss = jax.jit(lambda params: gradients(task, params, frozen, bank, jnp.int32(0), jnp.int32(0))[0].total)
+    loss = jax.jit(lambda params: gradients(spec, params, frozen, cache, jnp.int32(0), jnp.int32(0))[0].total)
     before = loss(state.params)
-    state, _ = run(task, state, frozen, bank, [4, 4])
+    state, _ = run(spec, state, frozen, cache, [4, 4])
     assert loss(state.params) < before
 
 

@@ -62,25 +62,25 @@ def peft_unet(micro, micro_params, values, dora):
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 def test_adapters_after_ten_adamw_steps_are_equal(dora, micro, micro_params, mesh):
-    task, state, frozen, bank = start(micro, micro_params, mesh, dora)
+    spec, state, frozen, cache = start(micro, micro_params, mesh, dora)
     values = jax.device_get(state.params)
     unet = peft_unet(micro, micro_params, values, dora)
     trained = {name: p for name, p in unet.named_parameters() if p.requires_grad}
     assert set(trained) == {peft_name(name) for name in values}
     scheduler = diffusers.DDPMScheduler()
-    scheduler.alphas_cumprod = torch.tensor(task.base.schedule.alphas_cumprod, dtype=torch.float32)
+    scheduler.alphas_cumprod = torch.tensor(spec.base.schedule.alphas_cumprod, dtype=torch.float32)
     optimizer = torch.optim.AdamW(trained.values(), lr=RATE, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
-    part, losses = jax.tree.map(lambda field: field[0], task.plan), []
-    draw = jax.jit(lambda step: make_batch(task, bank, step, step, part))
+    part, losses = jax.tree.map(lambda field: field[0], spec.layout), []
+    draw = jax.jit(lambda step: make_batch(spec, cache, step, step, part))
     for step in range(STEPS):
         drawn = draw(jnp.int32(step))
-        loss, _, _ = torch_loss(unet, scheduler, drawn.batch, bank.text.prompt_embeds[drawn.caption])
+        loss, _, _ = torch_loss(unet, scheduler, drawn.batch, cache.text.prompt_embeds[drawn.caption])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
         optimizer.step()
         losses.append(float(loss.detach()))
-    state, metrics = run(task, state, frozen, bank, [4, 4, 2])
+    state, metrics = run(spec, state, frozen, cache, [4, 4, 2])
     np.testing.assert_allclose(metrics["loss"], losses, rtol=2e-6)
     moved = 0.0
     for name, value in state.params.items():

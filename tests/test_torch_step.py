@@ -31,17 +31,17 @@ def torch_loss(unet, scheduler, batch, text):
 @pytest.fixture(scope="module")
 def torch_run(base, params, mesh):
     """Losses and first gradients of ten PyTorch steps, and the weights after them."""
-    task, _, _, bank = setup(base, params, mesh, ROWS, prior_weight=PRIOR_WEIGHT, learning_rate=RATE)
+    spec, _, _, cache = setup(base, params, mesh, ROWS, prior_weight=PRIOR_WEIGHT, learning_rate=RATE)
     unet = diffusers.UNet2DConditionModel.from_pretrained(DEMO_MODEL / "unet", torch_dtype=torch.float32)
     scheduler = diffusers.DDPMScheduler.from_pretrained(DEMO_MODEL / "scheduler")
     # Both sides take the same float64-made schedule; how it compares with diffusers' own is tested with the schedule.
-    scheduler.alphas_cumprod = torch.tensor(task.base.schedule.alphas_cumprod, dtype=torch.float32)
+    scheduler.alphas_cumprod = torch.tensor(spec.base.schedule.alphas_cumprod, dtype=torch.float32)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=RATE, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
-    part = jax.tree.map(lambda field: field[0], task.plan)
+    part = jax.tree.map(lambda field: field[0], spec.layout)
     losses, norms, first = [], [], {}
     for step in range(STEPS):
-        drawn = jax.jit(lambda step: make_batch(task, bank, step, step, part))(jnp.int32(step))
-        values = torch_loss(unet, scheduler, drawn.batch, bank.text.prompt_embeds[drawn.caption])
+        drawn = jax.jit(lambda step: make_batch(spec, cache, step, step, part))(jnp.int32(step))
+        values = torch_loss(unet, scheduler, drawn.batch, cache.text.prompt_embeds[drawn.caption])
         optimizer.zero_grad()
         values[0].backward()
         first = first or {name: p.grad.numpy().copy() for name, p in unet.named_parameters()}
@@ -68,9 +68,9 @@ def test_gradient_norms_of_ten_steps_are_equal(torch_run, our_run):
 
 
 def test_gradients_are_equal(torch_run, base, params, mesh):
-    task, state, frozen, bank = setup(base, params, mesh, ROWS, prior_weight=PRIOR_WEIGHT)
+    spec, state, frozen, cache = setup(base, params, mesh, ROWS, prior_weight=PRIOR_WEIGHT)
     first = jnp.int32(0)
-    _, grads = jax.jit(lambda p, b: gradients(task, p, frozen, b, first, first))(state.params, bank)
+    _, grads = jax.jit(lambda p, b: gradients(spec, p, frozen, b, first, first))(state.params, cache)
     for name in base.denoiser.shapes:
         expected = torch_run[2][torch_name(name)]
         expected = expected.transpose(import_axes(name, expected.ndim))

@@ -1,4 +1,4 @@
-"""What a training measures of itself, and what it does because of it: a run whose pictures stay what they were."""
+"""What a training measures of itself, and what it does because of it: a run whose images stay what they were."""
 
 import json
 
@@ -9,7 +9,7 @@ from jaxbooth.config.run_config import Config
 from jaxbooth.errors import UserError
 from tests.commands import jaxbooth, succeed, train
 
-# Steps so small that no picture changes: nothing gets better, and nothing drifts.
+# Steps so small that no image changes: nothing gets better, and nothing drifts.
 STILL = (
     "--train.learning-rate", "1e-9", "--validation.every", 6, "--validation.drift-limit", 0.25, "--no-export",
     "--evaluation.every", 3, "--evaluation.num-prompts", 2,

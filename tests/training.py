@@ -1,4 +1,4 @@
-"""A small training task on the embedded model, for tests of the step."""
+"""A small training spec on the embedded model, for tests of the step."""
 
 from typing import NamedTuple
 
@@ -17,14 +17,14 @@ from jaxbooth.base.trainable import (
     unused_parameters,
 )
 from jaxbooth.config.run_config import Config
-from jaxbooth.data.latents import Bank, Encoded
+from jaxbooth.data.latents import CachedImages, LatentCache
 from jaxbooth.params import Params
 from jaxbooth.prng import key_data
 from jaxbooth.sharding import param_shardings, replicated
-from jaxbooth.training.layout import make_streams
+from jaxbooth.training.layout import subject_slices
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.state import TrainState, initial_state
-from jaxbooth.training.step import Task, make_dispatch, make_task
+from jaxbooth.training.step import TrainStepSpec, make_dispatch, make_train_step_spec
 
 INSTANCES, PRIORS = 3, 5
 SEED = 7
@@ -34,27 +34,32 @@ CAPTIONS = ["an emoji of a sks cat", "a sks cat, crying", "an emoji of a cat", "
 class Setup(NamedTuple):
     """Everything that a dispatch needs."""
 
-    task: Task
+    spec: TrainStepSpec
     state: TrainState
     frozen: dict[str, Params]
-    bank: Bank
+    cache: LatentCache
 
 
-def make_bank(
-    base: BaseModel, mesh: Mesh, trains_text: bool = False, variants: int = 2, masked: bool = False, seed: int = SEED
-) -> Bank:
+def make_cache(
+    base: BaseModel,
+    mesh: Mesh,
+    trains_text: bool = False,
+    augmentations: int = 2,
+    masked: bool = False,
+    seed: int = SEED,
+) -> LatentCache:
     """Random moments and captions; image i's latents are near i, and its caption's text holds its number."""
     rng = np.random.default_rng(1)
     images = INSTANCES + PRIORS
-    mean = rng.normal(size=(images, variants, *base.latent_shape(64, 64))).astype(np.float32)
-    sizes = rng.integers(0, 64, (images, variants, 6)).astype(np.float32)
+    mean = rng.normal(size=(images, augmentations, *base.latent_shape(64, 64))).astype(np.float32)
+    sizes = rng.integers(0, 64, (images, augmentations, 6)).astype(np.float32)
     masks = rng.uniform(size=(*mean.shape[:-1], 1)).astype(np.float32) if masked else None
-    encoded = Encoded(mean, np.full_like(mean, -4.0), sizes, masks)
+    encoded = CachedImages(mean, np.full_like(mean, -4.0), sizes, masks)
     caption = np.array([0, 0, 1, 2, 2, 2, 2, 2], np.int32)
     text = random_text(base, rng)
     shown = base.text.tokenize(CAPTIONS) if trains_text else text
-    bank = Bank(encoded, caption, shown, key_data(seed), text if trains_text else None)
-    return jax.device_put(bank, replicated(mesh))
+    cache = LatentCache(encoded, caption, shown, key_data(seed), text if trains_text else None)
+    return jax.device_put(cache, replicated(mesh))
 
 
 def random_text(base: BaseModel, rng: np.random.Generator) -> TextEmbeddings:
@@ -74,7 +79,7 @@ def configure(rows: tuple[int, int], **settings) -> Config:
 
 
 def setup(base: BaseModel, params: dict, mesh: Mesh, rows: tuple[int, int], **settings) -> Setup:
-    """Returns a task, its fresh state, frozen parameters and bank, for (instance, prior) rows."""
+    """Returns a spec, its fresh state, frozen parameters and cache, for (instance, prior) rows."""
     config = configure(rows, **settings)
     base, place = add_trainable(base, config), param_shardings(mesh)
     shapes = trained_shapes(base, config)
@@ -89,18 +94,25 @@ def setup(base: BaseModel, params: dict, mesh: Mesh, rows: tuple[int, int], **se
         frozen = {name: values for name, values in frozen.items() if name == "unet"}
     tx = make_optimizer(config, unused_parameters(base, shapes))
     state = initial_state(values, tx, config.train.ema_decay is not None, mesh)
-    streams = make_streams([INSTANCES], [PRIORS], [0], [1.0])
-    bank = make_bank(base, mesh, config.trains_text, masked=config.data.masks, seed=config.seed)
-    return Setup(make_task(base, config, streams, mesh), state, frozen, bank)
+    slices = subject_slices([INSTANCES], [PRIORS], [0], [1.0])
+    cache = make_cache(base, mesh, config.trains_text, masked=config.data.masks, seed=config.seed)
+    return Setup(make_train_step_spec(base, config, slices, mesh), state, frozen, cache)
 
 
-def run(task: Task, state: TrainState, frozen: dict[str, Params], bank: Bank, counts: list[int], longest: int = 4):
+def run(
+    spec: TrainStepSpec,
+    state: TrainState,
+    frozen: dict[str, Params],
+    cache: LatentCache,
+    counts: list[int],
+    longest: int = 4,
+):
     """Dispatches `counts` steps, one dispatch for each; returns the last state and all metrics by name."""
-    tx = make_optimizer(task.config, unused_parameters(task.base, trained_shapes(task.base, task.config)))
-    dispatch = make_dispatch(task, tx, longest, state)
+    tx = make_optimizer(spec.config, unused_parameters(spec.base, trained_shapes(spec.base, spec.config)))
+    dispatch = make_dispatch(spec, tx, longest, state)
     columns: dict[str, list[np.ndarray]] = {}
     for count in counts:
-        state, metrics = dispatch(state, frozen, bank, np.int32(count), np.int32(0))
+        state, metrics = dispatch(state, frozen, cache, np.int32(count), np.int32(0))
         for name, column in metrics.items():
             columns.setdefault(name, []).append(np.asarray(column)[:count])
     return state, {name: np.concatenate(parts) for name, parts in columns.items()}

@@ -12,7 +12,7 @@ from jaxbooth.base.text_encoder import warn_about_truncation
 from jaxbooth.config.run_config import load_config
 from jaxbooth.console.messages import pluralize
 from jaxbooth.console.progress import heartbeat
-from jaxbooth.data.image_grid import sheet, shrink
+from jaxbooth.data.image_grid import image_grid, shrink
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.errors import UserError
 from jaxbooth.export.export import default_format, export_result
@@ -22,7 +22,7 @@ from jaxbooth.export.upload import check_target, upload_folder
 from jaxbooth.export.verify import verify_export
 from jaxbooth.export.verify_torch import check_torch
 from jaxbooth.pipeline import Pipeline
-from jaxbooth.runs.folder import RunFolder, confirm_base, open_run, read_base, run_mesh, trained_params
+from jaxbooth.runs.folder import RunFolder, confirm_base, open_run, read_base, restore_result, run_mesh
 from jaxbooth.runs.overlap import check_output, check_output_of_model
 from jaxbooth.storage.disk import check_writable
 from jaxbooth.storage.files import refuse_existing, write_png
@@ -106,7 +106,7 @@ def sample(
         tiles += [shrink(np.asarray(image), SHEET_SIDE)] if len(tiles) < SHEET_TILES else []
     path = out / SHEETS / f"{images[0].stem}-to-{numbers[-1]:03d}.png"
     labels = [path.stem for path in images[: len(tiles)]]
-    write_png(path, sheet(tiles, labels, min(SHEET_COLUMNS, len(tiles)), lines=1), facts)
+    write_png(path, image_grid(tiles, labels, min(SHEET_COLUMNS, len(tiles)), lines=1), facts)
     guidance = f"guidance {how.guidance_scale:g}" if how.guidance_scale != 1 else "no guidance"
     return SampleResult(images, path, f"{how.sampler}, {pluralize(how.steps, 'step')}, {guidance}")
 
@@ -168,7 +168,7 @@ def export(
         check_torch(format)
     base, mesh = read_base(config), run_mesh(config)
     confirm_base(run, base)
-    trained, step = trained_params(run, config, base, mesh, step)
+    trained, step = restore_result(run, config, base, mesh, step)
     written = export_result(config, base, trained, mesh, out, format, dtype, step)
     done = [f"exported step {step} of {run_dir} to {written}"]
     done += verify_export(config, base, trained, mesh, out, format, dtype, with_torch=verify)

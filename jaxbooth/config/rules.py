@@ -9,7 +9,7 @@ from jaxbooth.config.subjects import initializer_token
 from jaxbooth.console.messages import warn
 from jaxbooth.diffusion.schedule import NoiseSchedule
 from jaxbooth.errors import UserError
-from jaxbooth.training.optimizer import Group, default_rate, peak_rate, token_steps
+from jaxbooth.training.optimizer import Group, default_learning_rate, peak_learning_rate, token_steps
 
 # (key that has no effect, what it needs, in words)
 NEEDS = (
@@ -153,7 +153,7 @@ def warn_about_rates(config: Config) -> None:
     """Warns of a learning rate far above the default of what is trained; a zero too few is a usual slip."""
     values = flatten(config)
     for group, key in RATE_KEYS.items():
-        given, usual = values[key], default_rate(config, group)
+        given, usual = values[key], default_learning_rate(config, group)
         if given is not None and given >= HIGH_RATE * usual:
             warn(
                 f"{flag(key)} {given:g} is {given / usual:,.0f} times {usual:g}, the default of what is trained here; "
@@ -267,7 +267,7 @@ def check_prodigy(config: Config) -> None:
     """Refuses learning rates with which Prodigy, which finds the rate itself, would hardly move."""
     trains_unet = not (config.text.placeholder_tokens and config.text.token_training == "textual-inversion")
     rates = {
-        "--train.learning-rate": peak_rate(config) if trains_unet else 1.0,
+        "--train.learning-rate": peak_learning_rate(config) if trains_unet else 1.0,
         "--text.learning-rate": config.text.learning_rate or 1.0,
         "--text.token-learning-rate": config.text.token_learning_rate or 1.0,
     }

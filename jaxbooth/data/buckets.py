@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: pictures keep nearly all of their width and height, and every batch has one shape.
+"""Aspect-ratio buckets: images keep nearly all of their width and height, and every batch has one shape.
 
 Which bucket a step takes is a pure function of (seed, step), so that a resumed run takes the ones that an
 uninterrupted run would have taken.
@@ -17,8 +17,8 @@ from jaxbooth.prng import host_generator
 BLOCK = 10  # consecutive steps that share a bucket; a constant, so that steps per dispatch never change the training
 
 
-def bucket_of(size: tuple[int, int], resolution: int, multiple: int) -> tuple[int, int]:
-    """Returns the (height, width) that suits a picture of `size` (width, height).
+def nearest_bucket(size: tuple[int, int], resolution: int, multiple: int) -> tuple[int, int]:
+    """Returns the (height, width) that suits an image of `size` (width, height).
 
     Both are multiples of `multiple` between half and twice the resolution. As with NovelAI's buckets
     (github.com/NovelAI/novelai-aspect-ratio-bucketing), each shape has as many pixels as fit into resolution²: a side
@@ -31,13 +31,13 @@ def bucket_of(size: tuple[int, int], resolution: int, multiple: int) -> tuple[in
         raise UserError(f"--data.resolution {resolution} is too small for buckets; it has to be {multiple} or more.")
     width, height = size
     return min(
-        shapes(resolution, multiple),
+        bucket_shapes(resolution, multiple),
         key=lambda shape: (round(abs(math.log(shape[0] * width / (shape[1] * height))), 9), -shape[0] * shape[1]),
     )
 
 
-def shapes(resolution: int, multiple: int) -> list[tuple[int, int]]:
-    """Lists the buckets' (height, width) in ascending order, see `bucket_of`."""
+def bucket_shapes(resolution: int, multiple: int) -> list[tuple[int, int]]:
+    """Lists the buckets' (height, width) in ascending order, see `nearest_bucket`."""
     square = resolution // multiple * multiple
     found = {(square, square)}
     for side in range(-(-resolution // 2 // multiple) * multiple, 2 * resolution + 1, multiple):
@@ -47,18 +47,20 @@ def shapes(resolution: int, multiple: int) -> list[tuple[int, int]]:
     return sorted(found)
 
 
-def group(sizes: Sequence[tuple[int, int]], resolution: int, multiple: int) -> dict[tuple[int, int], list[int]]:
-    """Groups pictures, given their (width, height), by bucket: their indices in order, buckets by (height, width).
+def group_by_bucket(
+    sizes: Sequence[tuple[int, int]], resolution: int, multiple: int
+) -> dict[tuple[int, int], list[int]]:
+    """Groups images, given their (width, height), by bucket: their indices in order, buckets by (height, width).
 
     Raises:
         UserError: no shape fits the resolution.
     """
-    buckets = [bucket_of(size, resolution, multiple) for size in sizes]
+    buckets = [nearest_bucket(size, resolution, multiple) for size in sizes]
     return {bucket: [i for i, own in enumerate(buckets) if own == bucket] for bucket in sorted(set(buckets))}
 
 
-def enlargement(size: tuple[int, int], bucket: tuple[int, int]) -> float:
-    """The factor by which a (width, height) picture is resized to cover a (height, width) bucket; above 1 it blurs."""
+def enlargement_factor(size: tuple[int, int], bucket: tuple[int, int]) -> float:
+    """The factor by which a (width, height) image is resized to cover a (height, width) bucket; above 1 it blurs."""
     return max(bucket[0] / size[1], bucket[1] / size[0])
 
 
@@ -66,11 +68,11 @@ def enlargement(size: tuple[int, int], bucket: tuple[int, int]) -> float:
 class BucketOrder:
     """Which bucket each step takes.
 
-    Blocks of BLOCK steps come in epochs. In an epoch, each bucket has blocks in proportion to its pictures (the
+    Blocks of BLOCK steps come in epochs. In an epoch, each bucket has blocks in proportion to its images (the
     smallest whole numbers that are), in an order that is shuffled anew.
 
     Attributes:
-        counts: pictures of each bucket, at least one.
+        counts: images of each bucket, at least one.
         seed: decides the order, together with the epoch.
     """
 

@@ -1,4 +1,4 @@
-"""The variants of a picture that the model sees: covered, cropped and mirrored, with SDXL's facts about each."""
+"""The augmentations of an image that the model sees: covered, cropped and mirrored, with SDXL's facts about each."""
 
 import math
 from collections.abc import Iterator
@@ -7,21 +7,21 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from jaxbooth.data.images import Opened, Picture, open_picture
+from jaxbooth.data.images import ImageFile, LoadedImage, load_image
 from jaxbooth.prng import host_generator
 
-MAX_COVER = 2**26  # pixels of a whole resized picture, 256 MiB in Pillow
+MAX_COVER = 2**26  # pixels of a whole resized image, 256 MiB in Pillow
 
 
-class Variants(NamedTuple):
-    """The variants of one picture.
+class Augmentations(NamedTuple):
+    """The augmentations of one image.
 
     Attributes:
-        pixels: (variants, height, width, 3) uint8.
-        time_ids: (variants, 6) float32, each row as SDXL's `time_ids`: height and width of the upright file,
-            top and left of the crop in the resized picture (mirrored first where the variant is), target height and
+        pixels: (augmentations, height, width, 3) uint8.
+        time_ids: (augmentations, 6) float32, each row as SDXL's `time_ids`: height and width of the upright file,
+            top and left of the crop in the resized image (mirrored first where the augmentation is), target height and
             width.
-        masks: (variants, height, width) float32, 1 where the picture is learned and 0 where it is ignored.
+        masks: (augmentations, height, width) float32, 1 where the image is learned and 0 where it is ignored.
     """
 
     pixels: np.ndarray
@@ -29,14 +29,14 @@ class Variants(NamedTuple):
     masks: np.ndarray
 
 
-class Framing(NamedTuple):
-    """Which variants of a picture are kept: crops times mirrorings.
+class CropSpec(NamedTuple):
+    """Which augmentations of an image are kept: crops times mirrorings.
 
     Attributes:
-        height, width: of every variant, in pixels.
+        height, width: of every augmentation, in pixels.
         crops: 0 for one center crop, else that many random ones.
         flip: each crop also mirrored.
-        seed: decides the random crops, together with the picture's place in the folder.
+        seed: decides the random crops, together with the image's place in the folder.
     """
 
     height: int
@@ -45,10 +45,10 @@ class Framing(NamedTuple):
     flip: bool
     seed: int
 
-    def apply(self, opened: Opened, place: int) -> Variants:
-        """Returns the variants of picture number `place` of its folder: the crops, then their mirror images if `flip`.
+    def apply(self, opened: LoadedImage, place: int) -> Augmentations:
+        """Returns the augmentations of image `place` of its folder: the crops, then their mirror images if `flip`.
 
-        The picture keeps its shape and is resized to just cover (height, width). Without a mask, all of it is learned.
+        The image keeps its shape and is resized to just cover (height, width). Without a mask, all of it is learned.
         """
         image, mask, (width, height) = opened.image, opened.mask, opened.size
         scale = max(self.height / height, self.width / width)
@@ -63,7 +63,7 @@ class Framing(NamedTuple):
         facts = [self.facts(opened, corners)]
         if self.flip:
             facts.append(self.facts(opened, np.stack([corners[:, 0], spare[1] - corners[:, 1]], 1)))
-        return Variants(pixels, np.concatenate(facts), weights)
+        return Augmentations(pixels, np.concatenate(facts), weights)
 
     def corners(self, spare: np.ndarray, place: int) -> np.ndarray:
         """Returns the crops' (crops, 2) top and left, given the (2,) rows and columns that a crop leaves over."""
@@ -71,7 +71,7 @@ class Framing(NamedTuple):
             return host_generator(self.seed, place).integers(0, spare + 1, (self.crops, 2))
         return spare[None] // 2
 
-    def facts(self, opened: Opened, corners: np.ndarray) -> np.ndarray:
+    def facts(self, opened: LoadedImage, corners: np.ndarray) -> np.ndarray:
         """Returns (crops, 6) rows of `Variants.time_ids`."""
         width, height = opened.size
         return np.array([(height, width, *corner, self.height, self.width) for corner in corners], np.float32)
@@ -79,7 +79,7 @@ class Framing(NamedTuple):
     def cut(
         self, plane: Image.Image, cover: tuple[int, int], corners: np.ndarray, resample: Image.Resampling
     ) -> np.ndarray:
-        """Cuts (variants, height, width, ...) out of a picture or mask that is resized to (width, height) `cover`.
+        """Cuts (augmentations, height, width, ...) out of an image or mask that is resized to (width, height) `cover`.
 
         A long strip, which would be gigabytes when resized, is cut before.
         """
@@ -94,15 +94,15 @@ class Framing(NamedTuple):
     def crop(
         self, plane: Image.Image, cover: tuple[int, int], corner: np.ndarray, resample: Image.Resampling
     ) -> Image.Image:
-        """Resizes the part of a picture or mask that a crop at `corner` (top, left) of its `cover` shows."""
+        """Resizes the part of an image or mask that a crop at `corner` (top, left) of its `cover` shows."""
         top, left = corner.tolist()
-        across, down = plane.width / cover[0], plane.height / cover[1]  # pixels of the picture in one of the cover
+        across, down = plane.width / cover[0], plane.height / cover[1]  # pixels of the image in one of the cover
         right = min(plane.width, (left + self.width) * across)
         bottom = min(plane.height, (top + self.height) * down)
         return plane.resize((self.width, self.height), resample, (left * across, top * down, right, bottom))
 
 
-def framed(pictures: list[Picture], framing: Framing, masked: bool = False) -> Iterator[Variants]:
-    """Yields each picture's variants, in order, with their masks if `masked`."""
-    for picture in pictures:
-        yield framing.apply(open_picture(picture.path, masked), picture.place)
+def load_augmentations(images: list[ImageFile], framing: CropSpec, masked: bool = False) -> Iterator[Augmentations]:
+    """Yields each image's augmentations, in order, with their masks if `masked`."""
+    for image in images:
+        yield framing.apply(load_image(image.path, masked), image.index)

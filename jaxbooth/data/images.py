@@ -1,4 +1,4 @@
-"""A folder of pictures, their captions and masks: what it holds, and what is left out of it."""
+"""A folder of images, their captions and masks: what it holds, and what is left out of it."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -19,22 +19,22 @@ EXTENSIONS = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff",
 }  # fmt: skip
 HEIF_EXTENSIONS = {".heic", ".heif", ".hif"}
-MASK = ".mask.png"  # `<stem>.mask.png` beside a picture: white is learned, black is ignored
+MASK = ".mask.png"  # `<stem>.mask.png` beside an image: white is learned, black is ignored
 MANIFEST = "manifest.json"
 SYSTEM_FILES = {"thumbs.db", "desktop.ini", "icon\r"}
 MOST_FOLDERS = 100  # subfolders that are looked into for a message
 
 
-class Picture(NamedTuple):
-    """One picture on disk, the caption it is trained with, and its place among the pictures of its folder."""
+class ImageFile(NamedTuple):
+    """One image on disk, the caption it is trained with, and its place among the images of its folder."""
 
     path: Path
     caption: str
-    place: int = 0
+    index: int = 0
 
 
-class Opened(NamedTuple):
-    """A decoded picture, upright.
+class LoadedImage(NamedTuple):
+    """A decoded image, upright.
 
     Attributes:
         image: RGB.
@@ -52,7 +52,7 @@ class Opened(NamedTuple):
         return self.file_size or self.image.size
 
 
-class LeftOut(NamedTuple):
+class UnusedFile(NamedTuple):
     """A file or folder that is not used.
 
     Attributes:
@@ -64,53 +64,53 @@ class LeftOut(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Folder:
+class ImageFolder:
     """What a scan found.
 
     Attributes:
-        left_out: files and folders that belong to no picture.
-        overruled: caption files beside pictures whose caption `metadata.*` has.
+        unused: files and folders that belong to no image.
+        overruled: caption files beside images whose caption `metadata.*` has.
     """
 
-    pictures: list[Picture]
-    left_out: list[LeftOut] = field(default_factory=list)
+    images: list[ImageFile]
+    unused: list[UnusedFile] = field(default_factory=list)
     overruled: list[str] = field(default_factory=list)
 
     @property
     def skipped(self) -> int:
-        """How many files and folders belong to no picture."""
-        return len(self.left_out)
+        """How many files and folders belong to no image."""
+        return len(self.unused)
 
 
-def scan(folder: Path, prompt: str, key: str, masked: bool = False) -> Folder:
-    """Lists a folder's pictures in name order; captions are what `read_captions` finds, else `prompt`.
+def scan_folder(folder: Path, prompt: str, key: str, masked: bool = False) -> ImageFolder:
+    """Lists a folder's images in name order; captions are what `read_captions` finds, else `prompt`.
 
     Args:
         key: the configuration key that named the folder, for messages.
-        masked: masks are asked for, so each has to belong to a picture.
+        masked: masks are asked for, so each has to belong to an image.
 
     Raises:
-        UserError: no such folder, no pictures, or masks for missing pictures; see also `picture_files` and
+        UserError: no such folder, no images, or masks for missing images; see also `image_files` and
             `read_captions`.
     """
-    entries = entries_of(folder, key)
-    paths = pictures_among(entries, folder)
+    entries = list_folder(folder, key)
+    paths = images_among(entries, folder)
     if not paths:
-        raise UserError(no_picture(folder, key, [left_out(path) for path in entries]))
+        raise UserError(no_images_message(folder, key, [unused_file(path) for path in entries]))
     masks = mask_files(entries, by_stem(paths))
     lost = [path for path in visible_files(masks_among(entries)) if path not in masks]
     if masked and lost:
-        raise UserError(f"{lost[0]} masks no picture: {folder} holds no {masked_stem(lost[0])}.*; rename or remove it.")
+        raise UserError(f"{lost[0]} masks no image: {folder} holds no {masked_stem(lost[0])}.*; rename or remove it.")
     captions = read_captions(entries, paths)
     used = {*paths, *masks, *captions.used}
-    return Folder(
-        [Picture(path, caption_of(path, captions, prompt), place) for place, path in enumerate(paths)],
-        [left_out(path) for path in entries if path not in used and path.name != MANIFEST],
+    return ImageFolder(
+        [ImageFile(path, caption_of(path, captions, prompt), place) for place, path in enumerate(paths)],
+        [unused_file(path) for path in entries if path not in used and path.name != MANIFEST],
         [path.name for path in captions.overruled],
     )
 
 
-def entries_of(folder: Path, key: str) -> list[Path]:
+def list_folder(folder: Path, key: str) -> list[Path]:
     """Lists what lies in a folder, in name order.
 
     Raises:
@@ -124,17 +124,17 @@ def entries_of(folder: Path, key: str) -> list[Path]:
         raise UserError(f"{key}: {folder} cannot be listed ({error.strerror or error}).") from None
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """Lists the files of a folder that are pictures, by their names, in name order; a mask is none.
+def image_files(folder: Path) -> list[Path]:
+    """Lists the files of a folder that are images, by their names, in name order; a mask is none.
 
     Raises:
         UserError: some are HEIC, and its reader is not installed; or the folder cannot be listed.
     """
-    return pictures_among(entries_of(folder, "pictures"), folder)
+    return images_among(list_folder(folder, "images"), folder)
 
 
-def pictures_among(entries: Iterable[Path], folder: Path) -> list[Path]:
-    """Returns those entries of a folder that are pictures, see `picture_files`."""
+def images_among(entries: Iterable[Path], folder: Path) -> list[Path]:
+    """Returns those entries of a folder that are images, see `image_files`."""
     readable = readable_extensions()
     named = [path for path in entries if path.suffix.lower() in EXTENSIONS | HEIF_EXTENSIONS]
     files = visible_files(path for path in named if masked_stem(path) is None)
@@ -153,7 +153,7 @@ def visible_files(entries: Iterable[Path]) -> list[Path]:
 
 
 def masked_stem(path: Path) -> str | None:
-    """The stem of the picture that a `<stem>.mask.png` (in any case) belongs to; None for other files."""
+    """The stem of the image that a `<stem>.mask.png` (in any case) belongs to; None for other files."""
     return path.name[: -len(MASK)] if path.name.lower().endswith(MASK) else None
 
 
@@ -162,9 +162,9 @@ def masks_among(entries: Iterable[Path]) -> list[Path]:
     return [path for path in entries if masked_stem(path) is not None]
 
 
-def mask_files(entries: Iterable[Path], pictures: NameIndex) -> dict[Path, list[Path]]:
-    """Returns mask -> the pictures that it belongs to, given their index by stem."""
-    owners = {path: pictures.find(masked_stem(path) or "") for path in visible_files(masks_among(entries))}
+def mask_files(entries: Iterable[Path], images: NameIndex) -> dict[Path, list[Path]]:
+    """Returns mask -> the images that it belongs to, given their index by stem."""
+    owners = {path: images.find(masked_stem(path) or "") for path in visible_files(masks_among(entries))}
     return {path: found for path, found in owners.items() if found}
 
 
@@ -173,23 +173,23 @@ def readable_extensions() -> set[str]:
     return EXTENSIONS | (HEIF_EXTENSIONS if heif_is_readable() else set())
 
 
-def left_out(path: Path) -> LeftOut:
+def unused_file(path: Path) -> UnusedFile:
     """Says why an entry of a folder is not used."""
     name, ending = path.name, path.suffix.lower()
     if name.startswith(".") or folded(name) in SYSTEM_FILES:
-        return LeftOut(name, "")
+        return UnusedFile(name, "")
     if path.is_dir():
         below = count_below(path)
-        return LeftOut(name, f"subfolder with {below} picture(s)" if below else "subfolder")
+        return UnusedFile(name, f"subfolder with {below} image(s)" if below else "subfolder")
     if not path.is_file():
-        return LeftOut(name, "neither a file nor a folder" if path.exists() else "link to nothing")
+        return UnusedFile(name, "neither a file nor a folder" if path.exists() else "link to nothing")
     if masked_stem(path) is not None or ending in CAPTION_SUFFIXES:
-        return LeftOut(name, "no picture of this name")
-    return LeftOut(name, f"{clipped(ending)} is not read" if ending else "no ending")
+        return UnusedFile(name, "no image of this name")
+    return UnusedFile(name, f"{clipped(ending)} is not read" if ending else "no ending")
 
 
 def count_below(folder: Path) -> int:
-    """Counts the pictures in a subfolder and those below it, as far as MOST_FOLDERS go; links are not followed."""
+    """Counts the images in a subfolder and those below it, as far as MOST_FOLDERS go; links are not followed."""
     if not is_local(folder) or folder.is_symlink():
         return 0
     known = EXTENSIONS | HEIF_EXTENSIONS
@@ -200,23 +200,23 @@ def count_below(folder: Path) -> int:
     )
 
 
-def left_out_names(found: Iterable[LeftOut]) -> str:
-    """Names what was left out for a reason, each with it; what holds pictures comes first."""
-    told = sorted((each for each in found if each.reason), key=lambda each: "picture(s)" not in each.reason)
+def describe_unused(found: Iterable[UnusedFile]) -> str:
+    """Names what was left out for a reason, each with it; what holds images comes first."""
+    told = sorted((each for each in found if each.reason), key=lambda each: "image(s)" not in each.reason)
     return listed(f"{clipped(each.name)} ({each.reason})" for each in told)
 
 
-def no_picture(folder: Path, key: str, found: Sequence[LeftOut]) -> str:
-    """Says of a folder without pictures what it holds instead."""
-    names = left_out_names(found)
-    holds = f"{key}: {folder} holds no picture ({len(found)} other file(s){': ' if names else ''}{names})"
-    if any("picture(s)" in each.reason for each in found):
-        return f"{holds}; subfolders are not read, so name the one whose pictures show the subject."
+def no_images_message(folder: Path, key: str, found: Sequence[UnusedFile]) -> str:
+    """Says of a folder without images what it holds instead."""
+    names = describe_unused(found)
+    holds = f"{key}: {folder} holds no image ({len(found)} other file(s){': ' if names else ''}{names})"
+    if any("image(s)" in each.reason for each in found):
+        return f"{holds}; subfolders are not read, so name the one whose images show the subject."
     return f"{holds}; known are jpg, png, webp, avif, bmp, gif, tif."
 
 
 def caption_of(path: Path, captions: Captions, prompt: str) -> str:
-    """Returns a picture's caption.
+    """Returns an image's caption.
 
     Raises:
         UserError: it is empty.
@@ -228,17 +228,17 @@ def caption_of(path: Path, captions: Captions, prompt: str) -> str:
     return prompt
 
 
-def open_picture(path: Path, masked: bool = False) -> Opened:
-    """Decodes a picture upright (EXIF) and in RGB (sRGB), with transparency on white, and its mask if `masked`.
+def load_image(path: Path, masked: bool = False) -> LoadedImage:
+    """Decodes an image upright (EXIF) and in RGB (sRGB), with transparency on white, and its mask if `masked`.
 
-    The mask is `<stem>.mask.png` beside the picture, else the picture's alpha channel, else None.
+    The mask is `<stem>.mask.png` beside the image, else the image's alpha channel, else None.
 
     Raises:
-        UserError: a file is not a picture or is damaged, or the mask is all black or of another size.
+        UserError: a file is not an image or is damaged, or the mask is all black or of another size.
     """
     image, mask, size = decode(path, "white")
     if not masked:
-        return Opened(image, None, size)
+        return LoadedImage(image, None, size)
     source, mask_size = mask_beside(path) or path, size
     if source != path:
         found, _, mask_size = decode(source, "black", in_srgb=False)  # what a mask leaves transparent is ignored
@@ -248,14 +248,14 @@ def open_picture(path: Path, masked: bool = False) -> Opened:
         raise UserError(f"{source} is {sizes[0]} pixels, but {path.name} is {sizes[1]} upright; give both one size.")
     if mask is not None and not mask.getbbox():
         raise UserError(f"{source}: its mask is all black, so nothing of {path.name} would be learned; repaint it.")
-    return Opened(image, mask, size)
+    return LoadedImage(image, mask, size)
 
 
 def mask_beside(path: Path) -> Path | None:
-    """Returns the file that masks a picture."""
+    """Returns the file that masks an image."""
     entries, stem = sorted(path.parent.iterdir()), folded(path.stem)
     near = [entry for entry in masks_among(entries) if folded(masked_stem(entry) or "") == stem]
     if not near:
         return None
-    pictures = pictures_among((entry for entry in entries if folded(entry.stem) == stem), path.parent)
-    return next((mask for mask, owned in mask_files(near, by_stem(pictures)).items() if path in owned), None)
+    images = images_among((entry for entry in entries if folded(entry.stem) == stem), path.parent)
+    return next((mask for mask, owned in mask_files(near, by_stem(images)).items() if path in owned), None)

@@ -1,8 +1,8 @@
-"""The latent bank: every picture encoded once, every caption once, all of it on the devices.
+"""The latent cache: every image encoded once, every caption once, all of it on the devices.
 
-A batch is a pure function of (seed, step): which image, which variant, which noise. No loader runs beside the step,
-and a resumed run sees exactly the rows that an uninterrupted one would have seen. With aspect-ratio buckets there is
-one bank for each shape.
+A batch is a pure function of (seed, step): which image, which augmentation, which noise. No loader runs beside the
+step, and a resumed run sees exactly the rows that an uninterrupted one would have seen. With aspect-ratio buckets there
+is one cache for each shape.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,8 +18,8 @@ from jaxbooth.base.model import BaseModel
 from jaxbooth.base.text_encoder import TextEmbeddings, TokenIds
 from jaxbooth.base.vae import ImageEncoder
 from jaxbooth.console.progress import ProgressBar
-from jaxbooth.data.crops import Framing, Variants, framed
-from jaxbooth.data.images import Picture
+from jaxbooth.data.crops import Augmentations, CropSpec, load_augmentations
+from jaxbooth.data.images import ImageFile
 from jaxbooth.errors import RunFailure
 from jaxbooth.models.vae import Moments
 from jaxbooth.params import AnyArray
@@ -27,13 +27,13 @@ from jaxbooth.sharding import replicated
 from jaxbooth.transfer import put
 
 
-class Encoded(NamedTuple):
-    """Variants of pictures as the step needs them; on the host until they are in a bank.
+class CachedImages(NamedTuple):
+    """Variants of images as the step needs them; on the host until they are in a cache.
 
     Attributes:
-        mean, logvar: VAE moments (images, variants, h, w, c) float32, unscaled.
-        time_ids: (images, variants, 6) float32, SDXL's size, crop and target numbers in pixels.
-        masks: (images, variants, h, w, 1) float32 in [0, 1], or None where everything counts.
+        mean, logvar: VAE moments (images, augmentations, h, w, c) float32, unscaled.
+        time_ids: (images, augmentations, 6) float32, SDXL's size, crop and target numbers in pixels.
+        masks: (images, augmentations, h, w, 1) float32 in [0, 1], or None where everything counts.
     """
 
     mean: AnyArray
@@ -42,8 +42,8 @@ class Encoded(NamedTuple):
     masks: AnyArray | None
 
 
-class Bank(NamedTuple):
-    """Images and captions of one shape of picture.
+class LatentCache(NamedTuple):
+    """Images and captions of one shape of image.
 
     Attributes:
         images: the subjects' images, then the classes'.
@@ -55,23 +55,23 @@ class Bank(NamedTuple):
         frozen_text: the frozen model's `TextEmbeddings` of the same captions, where the prior's target needs it.
     """
 
-    images: Encoded
+    images: CachedImages
     caption: AnyArray
     text: TextEmbeddings | TokenIds
     seed: AnyArray
     frozen_text: TextEmbeddings | None = None
 
 
-class Rows(NamedTuple):
+class BatchIndices(NamedTuple):
     """Which images a batch takes; each field is (rows,).
 
     Attributes:
-        image, variant: int32, into the bank.
+        image, augmentation: int32, into the cache.
         weight: float32, of the row's subject.
     """
 
     image: Array
-    variant: Array
+    augmentation: Array
     weight: Array
 
 
@@ -85,45 +85,47 @@ def index_in_epochs(key: Array, positions: Array, count: int) -> Array:
     return jax.vmap(pick)(positions)
 
 
-def encode_pictures(
+def encode_images(
     base: BaseModel,
     encode: ImageEncoder,
-    pictures: list[Picture],
-    framing: Framing,
+    images: list[ImageFile],
+    framing: CropSpec,
     masked: bool,
     bar: ProgressBar | None = None,
-) -> Encoded:
-    """Encodes all variants of all pictures of one shape.
+) -> CachedImages:
+    """Encodes all augmentations of all images of one shape.
 
     Args:
-        masked: read masks; without, all of a picture counts.
+        masked: read masks; without, all of an image counts.
 
     Raises:
-        RunFailure: a latent is not finite; the message names the picture.
+        RunFailure: a latent is not finite; the message names the image.
     """
     groups = []
-    for start in range(0, len(pictures), encode.batch_size):
-        some = pictures[start : start + encode.batch_size]
-        variants = list(framed(some, framing, masked))
-        moments = encode(np.stack([each.pixels for each in variants]))
-        for picture, *parts in zip(some, *moments, strict=True):
+    for start in range(0, len(images), encode.batch_size):
+        some = images[start : start + encode.batch_size]
+        augmentations = list(load_augmentations(some, framing, masked))
+        moments = encode(np.stack([each.pixels for each in augmentations]))
+        for image, *parts in zip(some, *moments, strict=True):
             if not all(np.isfinite(part).all() for part in parts):
-                raise RunFailure(f"{picture.path}: the VAE encodes this picture to non-finite latents; remove it.")
-        masks = np.stack([shrink_masks(each, base.vae_config.factor) for each in variants]) if masked else None
-        groups.append(Encoded(moments.mean, moments.logvar, np.stack([each.time_ids for each in variants]), masks))
+                raise RunFailure(f"{image.path}: the VAE encodes this image to non-finite latents; remove it.")
+        masks = np.stack([latent_masks(each, base.vae_config.factor) for each in augmentations]) if masked else None
+        groups.append(
+            CachedImages(moments.mean, moments.logvar, np.stack([each.time_ids for each in augmentations]), masks)
+        )
         if bar:
             bar.advance(len(some))
-    return concatenate(groups)
+    return concatenate_images(groups)
 
 
-def shrink_masks(variants: Variants, factor: int) -> np.ndarray:
+def latent_masks(augmentations: Augmentations, factor: int) -> np.ndarray:
     """Averages (v, H, W) masks over the pixels of each latent; (v, h, w, 1)."""
-    count, height, width = variants.masks.shape
-    blocks = variants.masks.reshape(count, height // factor, factor, width // factor, factor)
+    count, height, width = augmentations.masks.shape
+    blocks = augmentations.masks.reshape(count, height // factor, factor, width // factor, factor)
     return blocks.mean(axis=(2, 4), dtype=np.float32)[..., None]
 
 
-def concatenate(groups: Iterable[Encoded]) -> Encoded:
+def concatenate_images(groups: Iterable[CachedImages]) -> CachedImages:
     """Joins groups of images along their leading axis; where only some have masks, the others count everywhere."""
     filled = list(groups)
     if any(group.masks is not None for group in filled):
@@ -134,9 +136,9 @@ def concatenate(groups: Iterable[Encoded]) -> Encoded:
     return jax.tree.map(lambda *parts: np.concatenate(parts), *filled)
 
 
-def gather_latents(images: Encoded, rows: Rows, noise: Array, scaling_factor: float) -> Array:
+def gather_latents(images: CachedImages, rows: BatchIndices, noise: Array, scaling_factor: float) -> Array:
     """Draws the rows' latents from their posteriors and scales them; (rows, h, w, c) float32."""
-    moments = Moments(images.mean[rows.image, rows.variant], images.logvar[rows.image, rows.variant])
+    moments = Moments(images.mean[rows.image, rows.augmentation], images.logvar[rows.image, rows.augmentation])
     return moments.sample(noise) * scaling_factor
 
 
@@ -165,11 +167,11 @@ def gather_text(
     return encode(take(text))
 
 
-def distinct_captions(pictures: Iterable[Picture], with_empty: bool) -> list[str]:
+def distinct_captions(images: Iterable[ImageFile], with_empty: bool) -> list[str]:
     """Returns every caption once, in order; the empty one comes last, if asked for."""
-    return [*dict.fromkeys(picture.caption for picture in pictures), *([""] if with_empty else [])]
+    return [*dict.fromkeys(image.caption for image in images), *([""] if with_empty else [])]
 
 
-def on_devices(bank: Bank, mesh: Mesh) -> Bank:
-    """Puts a bank on every device."""
-    return put(bank, replicated(mesh))
+def on_devices(cache: LatentCache, mesh: Mesh) -> LatentCache:
+    """Puts a cache on every device."""
+    return put(cache, replicated(mesh))

@@ -153,7 +153,7 @@ def mean_over_pixels(values: Latents, mask: Float[AnyArray, "b h w 1"] | None) -
     return weighted / jnp.where(total > 0, total, 1.0)
 
 
-def row_losses(
+def per_example_loss(
     output: Latents,
     noisy: Latents,
     batch: Batch,
@@ -191,7 +191,7 @@ class Losses(NamedTuple):
     prior: Array
 
 
-def reduce_rows(losses: Float[Array, " b"], batch: Batch) -> Losses:
+def reduce_losses(losses: Float[Array, " b"], batch: Batch) -> Losses:
     """Sums (b,) row losses into the objective. A kind without rows reports 0.
 
     The two reported terms are plain means over rows: neither lambda nor a subject's weight enters them.

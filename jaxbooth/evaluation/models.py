@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxbooth.config.schema import TextConfig
 from jaxbooth.data.class_images import fingerprint
 from jaxbooth.pipeline import Pipeline
-from jaxbooth.runs.folder import RunFolder, open_run, opened, refuse_missing
+from jaxbooth.runs.folder import RunFolder, open_checkpoints, open_run, refuse_missing
 from jaxbooth.storage.paths import short_name
 from jaxbooth.storage.remote import as_path
 from jaxbooth.weights.resolve import Source
@@ -66,7 +66,7 @@ class ComparedModel:
 
 def checkpoint_sums(run: RunFolder, step: int) -> dict[str, int]:
     """Returns the sums that a checkpoint was saved with."""
-    with closing(opened(run)) as checkpoints:
+    with closing(open_checkpoints(run)) as checkpoints:
         return checkpoints.sums(step)
 
 
@@ -76,7 +76,7 @@ def existing_step(run: RunFolder, step: int | None) -> int:
     Raises:
         UserError: there is none.
     """
-    with closing(opened(run)) as checkpoints:
+    with closing(open_checkpoints(run)) as checkpoints:
         if step is not None:
             checkpoints.check(step)
             return step

@@ -14,7 +14,7 @@ from jaxbooth.errors import UserError
 from jaxbooth.models.lora import LORA_A, lora_layers, merge_on_devices
 from jaxbooth.params import Params, flatten_components, join
 from jaxbooth.storage.files import new_folder
-from jaxbooth.training.optimizer import peak_rate
+from jaxbooth.training.optimizer import peak_learning_rate
 from jaxbooth.weights.diffusers_write import DTYPES, ExportDtype, ExportFormat, default_dtype, write_folder
 from jaxbooth.weights.embeddings import write_embeddings
 from jaxbooth.weights.ldm.write import write_single_file
@@ -143,7 +143,7 @@ def run_metadata(config: Config, trained: dict[str, Params], step: int) -> dict[
         "jaxbooth.instance_prompt": "; ".join(subject.instance_prompt for subject in config.subjects),
         "jaxbooth.class_prompt": "; ".join(subject.class_prompt or "" for subject in config.subjects),
         "jaxbooth.steps": str(step),
-        "jaxbooth.learning_rate": str(peak_rate(config)),
+        "jaxbooth.learning_rate": str(peak_learning_rate(config)),
         "jaxbooth.prior_weight": str(config.train.prior_weight),
         "jaxbooth.trained": ", ".join(trained),
     } | (lora if config.lora.rank else {})

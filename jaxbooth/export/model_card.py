@@ -6,13 +6,13 @@ from typing import Any
 
 from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
-from jaxbooth.data.class_images import open_class_sets
+from jaxbooth.data.class_images import open_all_class_images
 from jaxbooth.errors import UserError
 from jaxbooth.export.export import PEFT_FILE
 from jaxbooth.export.reader_notes import end_token_line, reader_notes
 from jaxbooth.export.upload import CardContent, model_card
 from jaxbooth.runs.folder import RunFolder
-from jaxbooth.training.optimizer import peak_rate
+from jaxbooth.training.optimizer import peak_learning_rate
 from jaxbooth.weights.diffusers_write import ExportDtype, ExportFormat
 from jaxbooth.weights.embeddings import embedding_files
 
@@ -81,9 +81,11 @@ def settings(config: Config, base: BaseModel, step: int) -> dict[str, Any]:
         "steps": step,
         "batch": f"{train.batch_size} instance + {config.prior_rows} prior",
         "optimizer": train.optimizer,
-        "learning rate": peak_rate(config) if text.token_training != "textual-inversion" else None,
-        "learning rate of the text encoder": peak_rate(config, "text") if train.text_encoder else None,
-        "learning rate of placeholder tokens": peak_rate(config, "tokens") if text.placeholder_tokens else None,
+        "learning rate": peak_learning_rate(config) if text.token_training != "textual-inversion" else None,
+        "learning rate of the text encoder": peak_learning_rate(config, "text") if train.text_encoder else None,
+        "learning rate of placeholder tokens": peak_learning_rate(config, "tokens")
+        if text.placeholder_tokens
+        else None,
         "resolution": config.resolution,
         "LoRA": f"rank {lora.rank}, alpha {lora.alpha or lora.rank:g}" if lora.rank else None,
         "LoRA targets": config.lora_targets if lora.rank else None,
@@ -108,8 +110,8 @@ def prior_settings(config: Config, base: BaseModel) -> dict[str, Any]:
     """Returns what the class pictures are, name -> value: how many the model drew, and how, and how many it did not."""
     asked = config.prior
     try:
-        sets, _ = open_class_sets(config, base)
-        own = sum(len(classes.own) for classes in sets)
+        sets, _ = open_all_class_images(config, base)
+        own = sum(len(classes.user_files) for classes in sets)
         made = sum(classes.found for classes in sets) - own
     except UserError:  # the folder now belongs to a run with other settings
         own, made = 0, 0

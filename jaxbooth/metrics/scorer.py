@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 from jaxbooth.base.sampling import ImageSampler
 from jaxbooth.config.schema import EvaluationConfig, Subject
 from jaxbooth.console.progress import progress
-from jaxbooth.data.crops import Framing, framed
-from jaxbooth.data.images import scan
+from jaxbooth.data.crops import CropSpec, load_augmentations
+from jaxbooth.data.images import scan_folder
 from jaxbooth.errors import UserError
 from jaxbooth.metrics.bootstrap import bootstrap_mean
 from jaxbooth.metrics.definitions import ImageFeatures, Scores, compute_scores
@@ -70,11 +70,11 @@ def load_feature_models(clip: str | None, dino: str | None, base: Source, mesh: 
 
 def reference_images(subjects: Sequence[Subject], resolution: int) -> list[list[np.ndarray]]:
     """Returns each subject's training images, cropped to (resolution, resolution, 3) uint8."""
-    framing = Framing(resolution, resolution, 0, False, 0)
+    framing = CropSpec(resolution, resolution, 0, False, 0)
     references = []
     for subject in subjects:
-        images = scan(subject.instance_dir, subject.instance_prompt, "data.instance_dir").pictures
-        references.append([pixels for variants in framed(images, framing) for pixels in variants.pixels])
+        images = scan_folder(subject.instance_dir, subject.instance_prompt, "data.instance_dir").images
+        references.append([pixels for variants in load_augmentations(images, framing) for pixels in variants.pixels])
     return references
 
 

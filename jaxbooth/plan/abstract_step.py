@@ -14,15 +14,15 @@ from jaxbooth.base.text_encoder import TextEmbeddings, TokenIds
 from jaxbooth.base.trainable import add_trainable, fully_trained, trained_shapes, unused_parameters
 from jaxbooth.config.run_config import Config, fill_resolution
 from jaxbooth.config.schema import MeshConfig
-from jaxbooth.data.latents import Bank, Encoded
+from jaxbooth.data.latents import CachedImages, LatentCache
 from jaxbooth.params import Params
 from jaxbooth.plan.hardware import Topology
 from jaxbooth.sharding import AXES, AnyMesh, axis_sizes, param_shardings, replicated
 from jaxbooth.storage.paths import local_path
-from jaxbooth.training.layout import Streams, make_streams
+from jaxbooth.training.layout import SubjectSlices, subject_slices
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.state import TrainState, abstract_state
-from jaxbooth.training.step import REFERENCE, Task, make_task
+from jaxbooth.training.step import REFERENCE_UNET, TrainStepSpec, make_train_step_spec
 from jaxbooth.weights.architectures import PUBLISHED
 from jaxbooth.weights.resolve import resolve_model
 from jaxbooth.weights.skeleton import write_skeleton
@@ -38,12 +38,12 @@ class AbstractStep(NamedTuple):
         resident: component -> parameters that stay on the devices beside the step, for the sample grids.
     """
 
-    task: Task
+    spec: TrainStepSpec
     tx: Any
     state: TrainState
     frozen: dict[str, Params]
     resident: dict[str, Params]
-    bank: Bank
+    cache: LatentCache
 
 
 def abstract_base(config: Config, platform: str | None = None) -> tuple[Config, BaseModel]:
@@ -108,12 +108,12 @@ def abstract_step(config: Config, base: BaseModel, mesh: AnyMesh) -> AbstractSte
     in_step = {name: params for name, params in frozen.items() if name in read_by_step}
     resident = {name: params for name, params in frozen.items() if name not in read_by_step}
     if base.denoiser_name in whole and config.loss.prior_target == "frozen":
-        in_step[REFERENCE] = abstract_params(base.denoiser_name)
-    streams = abstract_slices(config)
+        in_step[REFERENCE_UNET] = abstract_params(base.denoiser_name)
+    slices = abstract_slices(config)
     tx = make_optimizer(config, unused_parameters(base, trained))
     state = abstract_state(trained, tx, config.train.ema_decay is not None, mesh)
-    bank = abstract_latent_cache(config, base, streams, mesh)
-    return AbstractStep(make_task(base, config, streams, mesh), tx, state, in_step, resident, bank)
+    cache = abstract_latent_cache(config, base, slices, mesh)
+    return AbstractStep(make_train_step_spec(base, config, slices, mesh), tx, state, in_step, resident, cache)
 
 
 def step_components(config: Config, base: BaseModel) -> set[str]:
@@ -121,32 +121,32 @@ def step_components(config: Config, base: BaseModel) -> set[str]:
     return set(base.trainable_components(config.trains_text))
 
 
-def abstract_slices(config: Config) -> Streams:
+def abstract_slices(config: Config) -> SubjectSlices:
     """Lays out a usual number of images."""
     subjects = max(1, len(config.data.subjects))
     classes = [config.data.num_class_images] * subjects if config.prior_rows else []
-    return make_streams([IMAGES_OF_SUBJECT] * subjects, classes, list(range(subjects)), [1.0] * subjects)
+    return subject_slices([IMAGES_OF_SUBJECT] * subjects, classes, list(range(subjects)), [1.0] * subjects)
 
 
-def abstract_latent_cache(config: Config, base: BaseModel, streams: Streams, mesh: AnyMesh) -> Bank:
+def abstract_latent_cache(config: Config, base: BaseModel, slices: SubjectSlices, mesh: AnyMesh) -> LatentCache:
     """Describes the cached latents of square images, with one caption for each subject and each class."""
     everywhere, data, text_config = replicated(mesh), config.data, config.text
 
     def leaf(*shape: int, dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
 
-    images = sum(span.count for span in (*streams.instances, *streams.classes))
+    images = sum(piece.count for piece in (*slices.instances, *slices.classes))
     augmentations = (data.random_crops if data.crop == "random" else 1) * (2 if data.flip else 1)
     latents = (images, augmentations, *base.latent_shape(config.resolution, config.resolution))
     masks = leaf(*latents[:-1], 1) if data.masks else None
-    captions = len(streams.instances) + len(streams.classes) + (text_config.caption_dropout > 0)
+    captions = len(slices.instances) + len(slices.classes) + (text_config.caption_dropout > 0)
     encoders, chunks = base.text.encoders, text_config.max_token_chunks
     pooled = leaf(captions, encoders[-1].config.projection_dim) if base.text.conditioning.has_pooled else None
     text = TextEmbeddings(leaf(captions, chunks * encoders[-1].tokenizer.max_length, base.text.width), pooled)
     ids: TokenIds = {e.name: leaf(captions, chunks, e.tokenizer.max_length, dtype=jnp.int32) for e in encoders}
     needs_frozen_text = config.trains_text and config.loss.prior_target == "frozen" and config.prior_rows
-    return Bank(
-        images=Encoded(leaf(*latents), leaf(*latents), leaf(*latents[:2], 6), masks),
+    return LatentCache(
+        images=CachedImages(leaf(*latents), leaf(*latents), leaf(*latents[:2], 6), masks),
         caption=leaf(images, dtype=jnp.int32),
         text=ids if config.trains_text else text,
         seed=leaf(2, dtype=jnp.uint32),
@@ -161,7 +161,7 @@ def persistent_bytes(step: AbstractStep) -> dict[str, int]:
         "optimizer": device_bytes(step.state.opt_state),
         "frozen": device_bytes(step.frozen),
         "resident": device_bytes(step.resident),
-        "latents": device_bytes(step.bank),
+        "latents": device_bytes(step.cache),
     }
 
 

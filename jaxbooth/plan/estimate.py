@@ -151,7 +151,7 @@ def estimate(config: Config, base: BaseModel, topology: Topology) -> Estimate:
     mesh = abstract_mesh(config.mesh, topology)
     step = abstract_step(config, base, mesh)
     shards, is_tpu = batch_shards(mesh), topology.platform == "tpu"
-    per_device_batch = step.task.plan.number.shape[1] // shards
+    per_device_batch = step.spec.layout.index.shape[1] // shards
     analysis = analyze_step(step, mesh, kernel_platform(topology), per_device_batch)
     persistent: dict[str, float] = dict(persistent_bytes(step))
     resident = persistent.pop("resident")
@@ -183,7 +183,7 @@ def without_remat(config: Config, base: BaseModel, topology: Topology) -> JaxprA
     config = config.model_copy(update={"train": config.train.model_copy(update={"remat": "none"})})
     mesh = abstract_mesh(config.mesh, topology)
     step = abstract_step(config, base, mesh)
-    return analyze_step(step, mesh, topology.platform, step.task.plan.number.shape[1] // batch_shards(mesh))
+    return analyze_step(step, mesh, topology.platform, step.spec.layout.index.shape[1] // batch_shards(mesh))
 
 
 def sent_bytes(step: AbstractStep, mesh: AbstractMesh) -> dict[str, float]:
@@ -192,7 +192,7 @@ def sent_bytes(step: AbstractStep, mesh: AbstractMesh) -> dict[str, float]:
     Gradients travel as the parameters do: those of kernels in the compute dtype. FSDP leaves each device its part of
     them; what is whole, or what several copies of the model have, is summed.
     """
-    trained, dtype = named_leaves(step.state.params), step.task.base.dtype
+    trained, dtype = named_leaves(step.state.params), step.spec.base.dtype
     scattered = [(name, leaf) for name, leaf in trained if is_sharded(leaf, "fsdp")]
     summed = [(name, leaf) for name, leaf in trained if not is_sharded(leaf, "fsdp") or mesh.shape["data"] > 1]
     if batch_shards(mesh) == 1:

@@ -50,11 +50,11 @@ def measure_step(config: Config, base: BaseModel, topology: Topology) -> float:
     step = abstract_step(config, base, mesh)
     with progress("measure", total=None):
         program = trace_train(config, step).lower().compile()
-        state, frozen, bank = zeros((step.state, step.frozen, step.bank))
+        state, frozen, cache = zeros((step.state, step.frozen, step.cache))
         count, shift, seconds = jnp.int32(1), jnp.int32(0), []
         for _ in range(1 + TIMED_STEPS):
             began = time.perf_counter()
-            state, _ = jax.block_until_ready(program(state, frozen, bank, count, shift))
+            state, _ = jax.block_until_ready(program(state, frozen, cache, count, shift))
             seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[1:])
 

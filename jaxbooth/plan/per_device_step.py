@@ -13,7 +13,7 @@ from jaxbooth.plan.abstract_step import AbstractStep, shard_bytes
 from jaxbooth.plan.jaxpr_memory import JaxprAnalysis
 from jaxbooth.plan.jaxpr_values import Buffer, TracedValue, large_buffers, live_bytes, nbytes
 from jaxbooth.sharding import tensor_dimension
-from jaxbooth.training.layout import RowPlan
+from jaxbooth.training.layout import BatchLayout
 from jaxbooth.training.step import gradients
 
 
@@ -42,7 +42,7 @@ def analyze_step(step: AbstractStep, mesh: AbstractMesh, platform: str, batch_si
     """
     analysis = JaxprAnalysis(platform, mesh.shape["tensor"])
     jaxpr, names = trace_gradients(step, mesh, batch_size)
-    dtype, has_remat = step.task.base.dtype, step.task.config.train.remat_policy != "none"
+    dtype, has_remat = step.spec.base.dtype, step.spec.config.train.remat_policy != "none"
     arguments = [
         analysis.argument(
             leaf,
@@ -62,17 +62,17 @@ def analyze_step(step: AbstractStep, mesh: AbstractMesh, platform: str, batch_si
 
 def trace_gradients(step: AbstractStep, mesh: AbstractMesh, batch_size: int) -> tuple[Any, Sequence[str]]:
     """Returns the jaxpr of `gradients` for one device's examples and unsharded parameters, and its gradients' names."""
-    task = step.task
-    plan = RowPlan(*(field[:1, :batch_size] for field in task.plan))
+    spec = step.spec
+    plan = BatchLayout(*(field[:1, :batch_size] for field in spec.layout))
     one_device = AbstractMesh((1,) * len(mesh.axis_names), mesh.axis_names, axis_types=mesh.axis_types)
-    local: Any = type(task)(task.base, task.config, task.streams, plan, one_device)
+    local: Any = type(spec)(spec.base, spec.config, spec.slices, plan, one_device)
 
     def unsharded(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    jaxpr = jax.make_jaxpr(lambda params, frozen, bank, n: gradients(local, params, frozen, bank, n, n))(
-        unsharded(step.state.params), unsharded(step.frozen), unsharded(step.bank), number
+    jaxpr = jax.make_jaxpr(lambda params, frozen, cache, n: gradients(local, params, frozen, cache, n, n))(
+        unsharded(step.state.params), unsharded(step.frozen), unsharded(step.cache), number
     )
     return jaxpr, sorted(step.state.params)
 

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from jaxbooth.config.run_config import Config
 from jaxbooth.data.class_images import class_folder
-from jaxbooth.data.images import picture_files
+from jaxbooth.data.images import image_files
 from jaxbooth.errors import UserError
 from jaxbooth.report.curves import Curve, read_curves
 from jaxbooth.report.sample_grids import SampleGrid, read_grid
 from jaxbooth.runs.checkpoint import checkpoint_steps
-from jaxbooth.runs.early_stopping import read_kept
+from jaxbooth.runs.early_stopping import read_selection
 from jaxbooth.runs.folder import RunFolder, open_run
 from jaxbooth.storage.remote import as_path, file_size, is_local, modified_time
 from jaxbooth.storage.text import read_json
@@ -96,7 +96,7 @@ def read_run(run: RunFolder, config: Config, name: str) -> RunData:
     curves = read_curves(run.metrics)
     if not curves:
         raise UserError(f"{run.root} has no metrics yet; run `jaxbooth train` until its first steps are done.")
-    kept = read_kept(run.kept)
+    selection = read_selection(run.selection)
     paths = sorted(run.samples(0).parent.glob("step_*.png"))
     grids = [read_grid(path) for path in paths]
     return RunData(
@@ -106,8 +106,8 @@ def read_run(run: RunFolder, config: Config, name: str) -> RunData:
         curves=curves,
         validations=read_curves(run.root / "validation.jsonl"),
         step=max(int(curve.steps[-1]) for curve in curves.values()),
-        stopped=kept.stopped,
-        best=kept.best,
+        stopped=selection.stopped_at,
+        best=selection.best_step,
         written=datetime.fromtimestamp(modified_time(run.metrics), UTC),
         grids=sorted((grid for grid in grids if grid), key=lambda grid: grid.step),
         classes=class_image_files(config),
@@ -135,7 +135,7 @@ def class_image_files(config: Config) -> list[ClassImageFiles]:
     prompts = {str(class_folder(config, subject)): subject.class_prompt or "" for subject in config.subjects}
     folders = {as_path(folder): prompt for folder, prompt in prompts.items()}
     return [
-        ClassImageFiles(prompt, folder, picture_files(folder)) for folder, prompt in folders.items() if folder.is_dir()
+        ClassImageFiles(prompt, folder, image_files(folder)) for folder, prompt in folders.items() if folder.is_dir()
     ]
 
 

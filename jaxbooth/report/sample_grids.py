@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from jaxbooth.data.image_grid import cut
+from jaxbooth.data.image_grid import split_grid
 from jaxbooth.errors import UserError
 from jaxbooth.report.curves import evenly_spread
 from jaxbooth.report.images import EmbeddedImage, EmbeddedSize, embed, fitting_size
@@ -75,7 +75,7 @@ def split_tiles(grid: SampleGrid, side: int | None) -> GridTiles:
     """
     with Image.open(io.BytesIO(grid.path.read_bytes())) as image:
         whole = image.convert("RGB")
-    rows = cut(whole, len(grid.prompts), side) if side and grid.prompts else None
+    rows = split_grid(whole, len(grid.prompts), side) if side and grid.prompts else None
     if rows is None:
         return GridTiles({" / ".join(grid.prompts) or "samples": [whole]}, whole=True)
     return GridTiles(dict(zip(grid.prompts, rows, strict=True)), whole=False)

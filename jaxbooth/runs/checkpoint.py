@@ -23,13 +23,13 @@ from jaxbooth.storage.disk import format_bytes, free_bytes, is_full
 from jaxbooth.storage.lock import check_held
 from jaxbooth.storage.paths import as_orbax_path
 from jaxbooth.storage.remote import as_path, is_local
-from jaxbooth.training.state import TrainState, field_sums, needed_for_result, result_params, tree_bytes
+from jaxbooth.training.state import TrainState, field_sums, result_fields, result_params, tree_bytes
 
 # Orbax explains its every option in absl's log, and raises its errors besides.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in Path(record.pathname).parts)
 
 
-class Damage(Exception):
+class DamagedCheckpoint(Exception):
     """A checkpoint is not what was saved."""
 
 
@@ -47,7 +47,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int | None = None):
         writes, self.pinned = keep is not None, set[int]()
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=Newest(keep or 1, self),
+            preservation_policy=KeepNewest(keep or 1, self),
             enable_async_checkpointing=writes,
             cleanup_tmp_directories=writes,
             create=writes,
@@ -93,7 +93,7 @@ class Checkpoints:
             config=ocp.args.JsonSave(config.model_dump(mode="json")),
             sums=ocp.args.JsonSave(sums),
         )
-        with full_disk_explained(self._folder):
+        with explain_full_disk(self._folder):
             self._manager.save(step, args=items, force=True)
         if not self._is_proven:
             self.wait()
@@ -120,7 +120,7 @@ class Checkpoints:
         Raises:
             UserError: there is no such checkpoint, or it is damaged.
         """
-        read, step = self._read(needed_for_result(abstract), step)
+        read, step = self._read(result_fields(abstract), step)
         fields: dict[str, Any] = {"params": {}, "ema": {}} | read
         return result_params(abstract._replace(**fields)), step
 
@@ -132,7 +132,7 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True) if only is None else [only]:
             try:
                 read = read_step(self._folder / str(step), part)
-            except Damage as damage:
+            except DamagedCheckpoint as damage:
                 damaged[step] = str(damage)
                 continue
             if damaged:
@@ -168,17 +168,17 @@ class Checkpoints:
         Raises:
             RunFailure: the disk had no room for one.
         """
-        with full_disk_explained(self._folder):
+        with explain_full_disk(self._folder):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, and releases the folder; see `wait`."""
-        with full_disk_explained(self._folder):
+        with explain_full_disk(self._folder):
             self._manager.close()
 
 
 @dataclass
-class Newest(PreservationPolicy):
+class KeepNewest(PreservationPolicy):
     """Orbax's question which checkpoints stay: the newest, and the pinned ones."""
 
     count: int
@@ -209,7 +209,7 @@ def check_free(folder: Path, state: TrainState, step: int) -> None:
 
 
 @contextmanager
-def full_disk_explained(folder: Path) -> Generator[None]:
+def explain_full_disk(folder: Path) -> Generator[None]:
     """Turns what Orbax and TensorStore make of a full disk into RunFailure."""
     try:
         yield
@@ -242,10 +242,10 @@ def read_step(folder: Path, part: dict[str, Any]) -> dict[str, Any]:
             raise
         reason = origin_of(error)
     if not process_allgather(np.array(not reason)).all():
-        raise Damage(reason or "another process cannot read it")
+        raise DamagedCheckpoint(reason or "another process cannot read it")
     for name, value in jax.device_get(field_sums(read)).items():
         if sums.get(name) != int(value):
-            raise Damage(f"{name} differs from what was saved")
+            raise DamagedCheckpoint(f"{name} differs from what was saved")
     return read
 
 
@@ -258,7 +258,7 @@ def prove_readable(folder: Path, state: TrainState) -> None:
     step = jax.ShapeDtypeStruct(state.step.shape, state.step.dtype, sharding=state.step.sharding)
     try:
         read_step(folder, {"step": step})
-    except Damage as damage:
+    except DamagedCheckpoint as damage:
         raise RunFailure(
             f"{folder} was written and cannot be read back ({damage}); choose a --run-dir on another file system."
         ) from None

@@ -4,7 +4,7 @@ import os
 
 from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
-from jaxbooth.data.class_images import ClassSet
+from jaxbooth.data.class_images import ClassImages
 from jaxbooth.errors import UserError
 from jaxbooth.export.export import default_format
 from jaxbooth.runs.checkpoint import checkpoint_steps
@@ -15,7 +15,7 @@ from jaxbooth.storage.remote import as_path, is_local
 from jaxbooth.training.state import TrainState, tree_bytes
 
 
-def check_folders(config: Config, base: BaseModel, classes: list[ClassSet], state: TrainState) -> None:
+def check_folders(config: Config, base: BaseModel, classes: list[ClassImages], state: TrainState) -> None:
     """Makes sure that the run's and the class folders can be written, and that their disks have room.
 
     An object store has room, and is written to at once.
@@ -27,7 +27,7 @@ def check_folders(config: Config, base: BaseModel, classes: list[ClassSet], stat
         UserError: one of them cannot, or has not.
     """
     check_entries(RunFolder(as_path(config.run_dir)))
-    needs = run_needs(config, base, state)
+    needs = run_requirements(config, base, state)
     for classset in classes:
         if classset.missing and is_local(classset.folder):
             size = classset.missing * 3 * config.resolution**2  # noise would not compress
@@ -44,8 +44,20 @@ def check_entries(run: RunFolder) -> None:
         UserError: the message names it.
     """
     folders = (run.checkpoints, run.samples(0).parent, run.tensorboard, run.export)
-    files = (run.metrics, run.figures, run.base_latents, run.kept, run.pictures, run.base_model, run.contact_sheet)
-    aside = [log.with_name(log.name + end) for log in (run.metrics, run.figures) for end in (SUPERSEDED, UNREADABLE)]
+    files = (
+        run.metrics,
+        run.validation_metrics,
+        run.base_latents,
+        run.selection,
+        run.images,
+        run.base_model,
+        run.contact_sheet,
+    )
+    aside = [
+        log.with_name(log.name + end)
+        for log in (run.metrics, run.validation_metrics)
+        for end in (SUPERSEDED, UNREADABLE)
+    ]
     for path in (*folders, *files, *aside) if is_local(run.root) else ():
         fits = path.is_dir() if path in folders else path.is_file()
         fits = fits and not (path in aside and path.is_symlink())  # what it leads to would grow
@@ -54,7 +66,7 @@ def check_entries(run: RunFolder) -> None:
             raise UserError(f"{path} is no {kind}, and a run writes a {kind} of that name; move it away.")
 
 
-def run_needs(config: Config, base: BaseModel, state: TrainState) -> list[DiskRequirement]:
+def run_requirements(config: Config, base: BaseModel, state: TrainState) -> list[DiskRequirement]:
     """Returns what a run will write into its own folder from where it stands."""
     run, needs = RunFolder(as_path(config.run_dir)), []
     if not is_local(run.root):

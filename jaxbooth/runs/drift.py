@@ -1,6 +1,6 @@
 """Two figures of every sample grid: how near the subject is, and how far the class has moved from the base model's.
 
-Neither needs another network. Pixel distance to the base model's pictures hardly tells drift from noise; distance
+Neither needs another network. Pixel distance to the base model's images hardly tells drift from noise; distance
 between their latents does.
 """
 
@@ -15,34 +15,34 @@ from jaxbooth.console.messages import is_main
 from jaxbooth.errors import UserError
 from jaxbooth.storage.files import write_bytes
 
-SUBJECT, DRIFT = "eval/subject_distance", "eval/drift"
+SUBJECT_DISTANCE, DRIFT = "eval/subject_distance", "eval/drift"
 
 
-def nearest_distance(pictures: np.ndarray, references: np.ndarray) -> float:
-    """Returns the median over pictures of the mean squared distance to the nearest reference.
+def nearest_distance(images: np.ndarray, references: np.ndarray) -> float:
+    """Returns the median over images of the mean squared distance to the nearest reference.
 
     Args:
-        pictures, references: (n, H, W, 3) uint8; the distance is that of pixels in [0, 1].
+        images, references: (n, H, W, 3) uint8; the distance is that of pixels in [0, 1].
     """
     known = references.astype(np.float32) / 255
-    nearest = [np.square(one.astype(np.float32) / 255 - known).mean(axis=(1, 2, 3)).min() for one in pictures]
+    nearest = [np.square(one.astype(np.float32) / 255 - known).mean(axis=(1, 2, 3)).min() for one in images]
     return float(np.median(nearest))
 
 
 def latent_distance(latents: np.ndarray, base: np.ndarray) -> float:
-    """Returns the mean squared distance of scaled latents, (n, h, w, c), to those of the base model's pictures."""
+    """Returns the mean squared distance of scaled latents, (n, h, w, c), to those of the base model's images."""
     return float(np.mean(np.square(latents - base)))
 
 
 @dataclass
-class Gauge:
+class DriftMeter:
     """Computes both figures of a run.
 
     Attributes:
-        references: (n, H, W, 3) uint8 training pictures.
+        references: (n, H, W, 3) uint8 training images.
         encode: the VAE's encoder.
         scaling_factor: of its latents.
-        path: file for the latents of the base model's class pictures, for runs that go on.
+        path: file for the latents of the base model's class images, for runs that go on.
     """
 
     references: np.ndarray
@@ -52,23 +52,23 @@ class Gauge:
     base: np.ndarray | None = None
 
     def __call__(self, subject: np.ndarray, classes: np.ndarray, step: int) -> dict[str, float]:
-        """Returns the figures of (n, H, W, 3) uint8 pictures; step 0 is the base model."""
-        found = {SUBJECT: nearest_distance(subject, self.references)} if len(subject) else {}
+        """Returns the figures of (n, H, W, 3) uint8 images; step 0 is the base model."""
+        found = {SUBJECT_DISTANCE: nearest_distance(subject, self.references)} if len(subject) else {}
         if not len(classes):
             return found
         latents = self.latents(classes)
         if step == 0:
             self.keep(latents)
         if self.base is None and self.path.exists():
-            self.base = read_array(self.path)
+            self.base = read_latents(self.path)
         if self.base is not None and self.base.shape == latents.shape:  # other prompts may be watched since
             found[DRIFT] = latent_distance(latents, self.base)
         return found
 
-    def latents(self, pictures: np.ndarray) -> np.ndarray:
-        """Encodes pictures to the scaled means of their posteriors."""
+    def latents(self, images: np.ndarray) -> np.ndarray:
+        """Encodes images to the scaled means of their posteriors."""
         size = self.encode.batch_size
-        parts = [self.encode(pictures[i : i + size, None]).mean[:, 0] for i in range(0, len(pictures), size)]
+        parts = [self.encode(images[i : i + size, None]).mean[:, 0] for i in range(0, len(images), size)]
         return np.concatenate(parts) * self.scaling_factor
 
     def keep(self, latents: np.ndarray) -> None:
@@ -80,7 +80,7 @@ class Gauge:
             write_bytes(self.path, content.getvalue())
 
 
-def read_array(path: Path) -> np.ndarray:
+def read_latents(path: Path) -> np.ndarray:
     """Reads a `.npy` file as float32.
 
     Raises:

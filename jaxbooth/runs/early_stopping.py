@@ -1,6 +1,6 @@
 """Which checkpoints a run keeps beside its newest: the best one, and the last before the class drifted too far.
 
-`kept.json` in the run folder holds it, so that a resumed run goes on where it was.
+`selection.json` in the run folder holds it, so that a resumed run goes on where it was.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -22,34 +22,34 @@ Step = Annotated[int, Field(ge=0, strict=True)]
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What was found so far. `read_kept` checks the types.
+class Selection:
+    """What was found so far. `read_selection` checks the types.
 
     Attributes:
-        best: step with the best value of the metric that is watched.
-        value: that value.
-        since: evaluations since then.
-        calm: newest checkpoint before the drift passed its limit.
-        passed: step at which it did.
-        stopped: step at which training ended early.
-        metric, limit: what this was judged by; where a continued run has others, it is judged anew.
+        best_step: step with the best value of the metric that is watched.
+        best_value: that value.
+        evaluations_since_best: evaluations since then.
+        last_below_drift: newest checkpoint before the drift passed its limit.
+        drift_exceeded_at: step at which it did.
+        stopped_at: step at which training ended early.
+        metric, drift_limit: what this was judged by; where a continued run has others, it is judged anew.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    best: Step | None = None
-    value: Annotated[float, Field(strict=True)] | None = None
-    since: Step = 0
-    calm: Step | None = None
-    passed: Step | None = None
-    stopped: Step | None = None
+    best_step: Step | None = None
+    best_value: Annotated[float, Field(strict=True)] | None = None
+    evaluations_since_best: Step = 0
+    last_below_drift: Step | None = None
+    drift_exceeded_at: Step | None = None
+    stopped_at: Step | None = None
     metric: str | None = None
-    limit: float | None = None
+    drift_limit: float | None = None
 
     @property
     def pinned(self) -> set[int]:
         """Steps whose checkpoints stay."""
-        return {step for step in (self.best, self.calm) if step is not None}
+        return {step for step in (self.best_step, self.last_below_drift) if step is not None}
 
 
 def is_better(metric: str, value: float, best: float | None) -> bool:
@@ -57,87 +57,99 @@ def is_better(metric: str, value: float, best: float | None) -> bool:
     return best is None or (value > best if DEFINITIONS[metric].better == "higher" else value < best)
 
 
-def judge(kept: Kept, config: Config, step: int, figures: dict[str, float], newest: int | None) -> Kept:
+def update(selection: Selection, config: Config, step: int, metrics: dict[str, float], newest: int | None) -> Selection:
     """Returns what is kept after a validation; pure.
 
     Args:
-        figures: of this validation.
+        metrics: of this validation.
         newest: newest checkpoint at or before `step`.
     """
     limit, watched = config.validation.drift_limit, config.evaluation.keep_best
-    if kept.metric != watched:
-        kept = replace(kept, metric=watched, best=None, value=None, since=0)
-    if kept.limit != limit:
-        kept = replace(kept, limit=limit, calm=None, passed=None)
-    if limit is not None and DRIFT in figures and kept.passed is None:
-        calm = figures[DRIFT] <= limit
-        kept = replace(kept, calm=newest if calm else kept.calm, passed=None if calm else step)
+    if selection.metric != watched:
+        selection = replace(selection, metric=watched, best_step=None, best_value=None, evaluations_since_best=0)
+    if selection.drift_limit != limit:
+        selection = replace(selection, drift_limit=limit, last_below_drift=None, drift_exceeded_at=None)
+    if limit is not None and DRIFT in metrics and selection.drift_exceeded_at is None:
+        calm = metrics[DRIFT] <= limit
+        selection = replace(
+            selection,
+            last_below_drift=newest if calm else selection.last_below_drift,
+            drift_exceeded_at=None if calm else step,
+        )
     name = f"eval/{watched}"
-    if step and name in figures:
+    if step and name in metrics:
         assert watched
-        if is_better(watched, figures[name], kept.value):
-            kept = replace(kept, best=step, value=figures[name], since=0)
+        if is_better(watched, metrics[name], selection.best_value):
+            selection = replace(selection, best_step=step, best_value=metrics[name], evaluations_since_best=0)
         else:
-            kept = replace(kept, since=kept.since + 1)
+            selection = replace(selection, evaluations_since_best=selection.evaluations_since_best + 1)
         patience = config.evaluation.patience
-        if patience is not None and kept.since >= patience:
-            kept = replace(kept, stopped=step)
-    return kept
+        if patience is not None and selection.evaluations_since_best >= patience:
+            selection = replace(selection, stopped_at=step)
+    return selection
 
 
-class Keeper:
-    """The state of `judge` over a run, on disk."""
+class EarlyStopping:
+    """The state of `update` over a run, on disk."""
 
     def __init__(self, path: Path, config: Config, done: int):
         self._path, self._config = path, config
-        self.kept = read_kept(path) if done else Kept()
+        self.selection = read_selection(path) if done else Selection()
         # A run that was told to train on after it had ended early starts to count anew.
-        self.kept = replace(self.kept, stopped=None, since=0) if self.kept.stopped else self.kept
+        self.selection = (
+            replace(self.selection, stopped_at=None, evaluations_since_best=0)
+            if self.selection.stopped_at
+            else self.selection
+        )
 
-    def see(self, step: int, figures: dict[str, float], newest: int | None) -> None:
-        """Takes a validation's figures in, and writes down what follows."""
-        kept = judge(self.kept, self._config, step, figures, newest)
-        if kept != self.kept and is_main():
-            write_json(self._path, asdict(kept))
-        self.kept = kept
+    def observe(self, step: int, metrics: dict[str, float], newest: int | None) -> None:
+        """Takes a validation's metrics in, and writes down what follows."""
+        selection = update(self.selection, self._config, step, metrics, newest)
+        if selection != self.selection and is_main():
+            write_json(self._path, asdict(selection))
+        self.selection = selection
 
     def is_best(self, step: int) -> bool:
         """Whether the checkpoint of a step is the best so far."""
-        return self.kept.best == step
+        return self.selection.best_step == step
 
 
-def read_kept(path: Path) -> Kept:
+def read_selection(path: Path) -> Selection:
     """Reads what was found so far; nothing was where there is no file.
 
     Raises:
         UserError: the file is damaged; the message names the key.
     """
     if not path.exists():
-        return Kept()
+        return Selection()
     remedy = "put it back, or remove it to judge the coming validations alone"
     try:
-        return TypeAdapter(Kept).validate_python(read_json(path, remedy))
+        return TypeAdapter(Selection).validate_python(read_json(path, remedy))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))
         raise UserError(f"{path}: {ascii_repr(key)} = {ascii_repr(first['input'])} is not valid; {remedy}.") from None
 
 
-def stopped_at(path: Path) -> int | None:
+def early_stop_step(path: Path) -> int | None:
     """Returns the step at which a run ended early, if it did."""
-    return read_kept(path).stopped
+    return read_selection(path).stopped_at
 
 
-def findings(kept: Kept, config: Config) -> list[str]:
-    """Returns what the run's end says about its checkpoints, in sentences."""
-    found, metric, limit = [], config.evaluation.keep_best, config.validation.drift_limit
-    if kept.stopped is not None:
-        found.append(f"ended early at step {kept.stopped}: {kept.since} evaluations without a better {metric}")
-    if kept.best is not None:
-        found.append(f"best {metric}: {kept.value:.4f} at step {kept.best}, which is kept (--step {kept.best})")
-    if kept.passed is not None:
-        before = f"of step {kept.calm}, which is kept (--step {kept.calm})" if kept.calm else "none"
-        found.append(f"the class drifted past {limit} by step {kept.passed}; the last checkpoint before is {before}")
+def summary(selection: Selection, config: Config) -> list[str]:
+    """Returns what the end of a run says about its checkpoints, in sentences."""
+    sentences, metric, limit = [], config.evaluation.keep_best, config.validation.drift_limit
+    best, before = selection.best_step, selection.last_below_drift
+    if selection.stopped_at is not None:
+        count = selection.evaluations_since_best
+        sentences.append(f"ended early at step {selection.stopped_at}: {count} evaluations without a better {metric}")
+    if best is not None:
+        value = f"{selection.best_value:.4f}"
+        sentences.append(f"best {metric}: {value} at step {best}, which is kept (--step {best})")
+    if selection.drift_exceeded_at is not None:
+        kept = f"of step {before}, which is kept (--step {before})" if before else "none"
+        passed = f"the class drifted past {limit} by step {selection.drift_exceeded_at}"
+        sentences.append(f"{passed}; the last checkpoint before is {kept}")
     elif limit is not None:
-        found.append(f"the class did not drift past {limit}")
-    return found
+        sentences.append(f"the class did not drift past {limit}")
+    return sentences

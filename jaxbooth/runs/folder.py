@@ -55,19 +55,19 @@ class RunFolder:
         return self.root / "metrics.jsonl"
 
     @property
-    def figures(self) -> Path:
+    def validation_metrics(self) -> Path:
         """One JSON line a validation."""
         return self.root / VALIDATION
 
     @property
     def base_latents(self) -> Path:
-        """Latents of the base model's class pictures, which drift is measured from."""
+        """Latents of the base model's class images, which drift is measured from."""
         return self.root / "base_latents.npy"
 
     @property
-    def kept(self) -> Path:
+    def selection(self) -> Path:
         """Which checkpoints stay beside the newest."""
-        return self.root / "kept.json"
+        return self.root / "selection.json"
 
     @property
     def evaluation(self) -> Path:
@@ -123,9 +123,9 @@ class RunFolder:
             write_text(self.export_mark, "")
 
     @property
-    def pictures(self) -> Path:
-        """Names of the pictures that the run was started with."""
-        return self.root / "pictures.json"
+    def images(self) -> Path:
+        """Names of the images that the run was started with."""
+        return self.root / "images.json"
 
     @property
     def base_model(self) -> Path:
@@ -134,7 +134,7 @@ class RunFolder:
 
     @property
     def contact_sheet(self) -> Path:
-        """The instance pictures as the model sees them."""
+        """The instance images as the model sees them."""
         return self.root / "contact_sheet.png"
 
     def samples(self, step: int) -> Path:
@@ -236,14 +236,14 @@ def refuse_missing(name: str) -> None:
         raise no_such_run(name, "run or model")
 
 
-def state_of(config: Config, base: BaseModel, mesh: AnyMesh) -> TrainState:
+def abstract_run_state(config: Config, base: BaseModel, mesh: AnyMesh) -> TrainState:
     """Returns the shapes and shardings of a run's train state: what its checkpoints are read into."""
     shapes = trained_shapes(base, config)
     tx = make_optimizer(config, unused_parameters(base, shapes))
     return abstract_state(shapes, tx, config.train.ema_decay is not None, mesh)
 
 
-def opened(run: RunFolder) -> Checkpoints:
+def open_checkpoints(run: RunFolder) -> Checkpoints:
     """Opens a run's checkpoints for reading.
 
     Raises:
@@ -259,7 +259,7 @@ def opened(run: RunFolder) -> Checkpoints:
     return checkpoints
 
 
-def trained_params(
+def restore_result(
     run: RunFolder, config: Config, base: BaseModel, mesh: Mesh, step: int | None = None
 ) -> tuple[dict[str, Params], int]:
     """Returns component -> trained parameters of a step (default: the run's newest sound checkpoint), and the step.
@@ -267,8 +267,8 @@ def trained_params(
     Raises:
         UserError: there is no checkpoint yet, none of that step, or none is sound.
     """
-    with closing(opened(run)) as checkpoints:
-        return checkpoints.restore_result(state_of(config, base, mesh), step)
+    with closing(open_checkpoints(run)) as checkpoints:
+        return checkpoints.restore_result(abstract_run_state(config, base, mesh), step)
 
 
 def run_mesh(config: Config) -> Mesh:

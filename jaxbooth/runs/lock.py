@@ -18,7 +18,7 @@ from jaxbooth.storage.remote import as_path, check_reachable, is_local
 
 
 @contextmanager
-def claim(config: Config, link: Alone) -> Generator[RunFolder]:
+def lock_run(config: Config, link: Alone) -> Generator[RunFolder]:
     """Yields the run folder, which is created, or belongs to this configuration; nothing else trains in it meanwhile.
 
     Process 0 creates, locks and cleans it for all. On an object store it cannot be locked.
@@ -35,7 +35,7 @@ def claim(config: Config, link: Alone) -> Generator[RunFolder]:
                 check_ownership(run, config)  # another may have been there first
                 remove_unfinished(run)
             if is_main():
-                forget_start(run, config)
+                reset_unstarted(run, config)
                 write_text(run.config, dump_config(config))
         except OSError as error:
             raise UserError(f"--run-dir {run.root} cannot be written ({error.strerror}); choose another.") from None
@@ -64,14 +64,14 @@ def has_result(run: RunFolder) -> bool:
     return run.is_exported or any(path.name.removeprefix("damaged-").isdigit() for path in steps)
 
 
-def forget_start(run: RunFolder, config: Config) -> None:
+def reset_unstarted(run: RunFolder, config: Config) -> None:
     """Removes what ties a run folder without a result to the settings that it was started with.
 
     Metrics and sample grids are put aside; class images stay and are checked where they are read.
     """
     if not run.config.exists() or has_result(run):
         return
-    for path in (run.base_model, run.pictures, run.kept):
+    for path in (run.base_model, run.images, run.selection):
         path.unlink(missing_ok=True)
     if first_conflict(load_config(run.config), config):
         info(f"{run.root} has no checkpoint yet; it begins anew with these settings.")

@@ -15,20 +15,20 @@ from jaxbooth.errors import RunFailure
 from jaxbooth.hosts.gate import Gate
 from jaxbooth.params import Params
 from jaxbooth.runs.checkpoint import Checkpoints
-from jaxbooth.runs.feed import Feed
-from jaxbooth.runs.metric_writer import Writer
+from jaxbooth.runs.metric_writer import MetricWriter
+from jaxbooth.runs.training_data import TrainingData
 from jaxbooth.runs.validation import Validation
-from jaxbooth.training.optimizer import peak_rate
+from jaxbooth.training.optimizer import peak_learning_rate
 from jaxbooth.training.state import TrainState
 from jaxbooth.training.step import Dispatch
 
 
 @dataclass
-class Loop:
+class TrainingLoop:
     """One run's loop.
 
     Attributes:
-        dispatches: compiled, one for each bank of the feed; see `make_dispatch`.
+        dispatches: compiled, one for each cache of the data; see `make_dispatch`.
         frozen: component -> parameters that the step reads and does not change.
         validation: what is drawn and measured of a state.
         gate: closes when any process was asked to stop.
@@ -36,10 +36,10 @@ class Loop:
 
     config: Config
     dispatches: Sequence[Dispatch]
-    feed: Feed
+    data: TrainingData
     frozen: dict[str, Params]
     checkpoints: Checkpoints
-    writer: Writer
+    writer: MetricWriter
     validation: Validation
     gate: Gate
     announced: bool = False
@@ -63,7 +63,7 @@ class Loop:
                 if self.validation.is_due(step) and not self.gate.closing:
                     self.validation(state, step)
                 self.writer.flush()
-                if self.validation.has_seen_enough:
+                if self.validation.should_stop:
                     break
         self.checkpoints.save(state, step, self.config)  # where a signal stopped it; elsewhere it is saved already
         with progress("save", total=None, transient=True):
@@ -85,13 +85,13 @@ class Loop:
         pending: tuple[int, int, Any] | None = None
         began, stopped = time.perf_counter(), False
         while step < stop:
-            order = self.feed.order
+            order = self.data.order
             count = min(self.config.train.steps_per_dispatch, stop - step, order.block_end(step) - step)
             stopped = not self.gate.passes(step + count)
             if stopped:
                 break
-            which, shift = order.bucket(step), self.feed.shift(step)
-            inputs = (self.frozen, self.feed.banks[which], np.int32(count), np.int32(shift))
+            which, shift = order.bucket(step), self.data.shift(step)
+            inputs = (self.frozen, self.data.caches[which], np.int32(count), np.int32(shift))
             state, metrics = self.dispatches[which](state, *inputs)
             if pending:
                 began = self.log(*pending, began, bar)
@@ -114,7 +114,7 @@ class Loop:
             info(f"{rate:.1f} images/s, about {left:.1f} min to step {self.config.train.steps} without sampling")
         for index in range(count):
             line = {name: float(column[index]) for name, column in values.items()}
-            self.writer.scalars(start + index + 1, line | {"images_per_second": rate})
+            self.writer.log_step(start + index + 1, line | {"images_per_second": rate})
         bar.set_postfix(f"loss {values['loss'][-1]:.4f}, {rate:.1f} images/s")
         bar.advance(count)
         return now
@@ -133,25 +133,25 @@ def check_finite(values: dict[str, np.ndarray], start: int) -> None:
 
 
 def compile_dispatches(
-    dispatches: Sequence[Any], state: TrainState, frozen: dict[str, Params], feed: Feed
+    dispatches: Sequence[Any], state: TrainState, frozen: dict[str, Params], data: TrainingData
 ) -> list[Dispatch]:
-    """Compiles the train step for every shape of picture, announced and timed."""
+    """Compiles the train step for every shape of image, announced and timed."""
     compiled = []
     with progress("compile", total=None) as bar:
-        for index, (dispatch, bank) in enumerate(zip(dispatches, feed.banks, strict=True), start=1):
+        for index, (dispatch, cache) in enumerate(zip(dispatches, data.caches, strict=True), start=1):
             began = time.perf_counter()
-            compiled.append(dispatch.lower(state, frozen, bank, np.int32(1), np.int32(0)).compile())
+            compiled.append(dispatch.lower(state, frozen, cache, np.int32(1), np.int32(0)).compile())
             which = f" {index} of {len(dispatches)}" if len(dispatches) > 1 else ""
             bar.set_postfix(f"train step{which}, {time.perf_counter() - began:.1f} s")
     return compiled
 
 
 def describe_length(config: Config, images: int) -> str:
-    """The start line: what the run's length means in pictures, and the learning rate."""
+    """The start line: what the run's length means in images, and the learning rate."""
     train = config.train
     views = train.steps * train.batch_size
     alone = bool(config.text.placeholder_tokens) and config.text.token_training == "textual-inversion"
-    rate = peak_rate(config, "tokens" if alone else "denoiser")
+    rate = peak_learning_rate(config, "tokens" if alone else "denoiser")
     return (
         f"{train.steps} steps x ({train.batch_size} + {config.prior_rows}) rows = "
         f"{views} instance views, {views / images:.3g} views of each image; learning rate {rate:g}"

@@ -1,4 +1,4 @@
-"""Metrics and pictures on disk: `metrics.jsonl`, TensorBoard, sample grids. Process 0 only."""
+"""Metrics and images on disk: `metrics.jsonl`, TensorBoard, sample grids. Process 0 only."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from PIL import Image
 
 from jaxbooth.console.messages import is_main, pluralize, warn
 from jaxbooth.errors import UserError
-from jaxbooth.runs.tensorboard import Board
+from jaxbooth.runs.tensorboard import EventWriter
 from jaxbooth.storage.disk import with_filename
 from jaxbooth.storage.files import write_bytes, write_png
 from jaxbooth.storage.remote import is_local, staging_folder, upload
@@ -23,7 +23,7 @@ UNREADABLE = ".unreadable"  # behind a log's name: its lines that are no metrics
 SUPERSEDED = ".superseded"  # its lines of steps that were done again, from an earlier checkpoint or other settings
 
 
-class Log:
+class JsonLinesLog:
     """A file of JSON lines that grows. Lines of steps after `step` make room: they will be done again.
 
     Nothing is lost: those lines are kept in a file beside it, and what cannot be read in another.
@@ -32,8 +32,8 @@ class Log:
     def __init__(self, path: Path, step: int):
         lines = read_log(path)
         current = [line for line in lines.entries if line.step <= step]
-        keep_aside(path.with_name(path.name + SUPERSEDED), [line.raw for line in lines.entries if line.step > step])
-        keep_aside(path.with_name(path.name + UNREADABLE), lines.unreadable)
+        append_lines(path.with_name(path.name + SUPERSEDED), [line.raw for line in lines.entries if line.step > step])
+        append_lines(path.with_name(path.name + UNREADABLE), lines.unreadable)
         if lines.unreadable:
             warn(
                 f"{pluralize(len(lines.unreadable), 'line')} of {path} cannot be read; "
@@ -58,7 +58,7 @@ class Log:
             self._file.close()
 
 
-class Writer:
+class MetricWriter:
     """Appends to a run folder's logs: metrics of every step, and figures of every validation beside them."""
 
     def __init__(self, metrics: Path, tensorboard: Path, step: int):
@@ -72,26 +72,26 @@ class Writer:
                 if (metrics.parent / name).exists():
                     write_bytes(self._here / name, (metrics.parent / name).read_bytes())
             metrics, tensorboard = self._here / metrics.name, self._here / tensorboard.name
-        self._metrics, self._figures = Log(metrics, step), Log(metrics.parent / VALIDATION, step)
-        self._board, self._events = Board(tensorboard, step), tensorboard
+        self._metrics, self._figures = JsonLinesLog(metrics, step), JsonLinesLog(metrics.parent / VALIDATION, step)
+        self._board, self._events = EventWriter(tensorboard, step), tensorboard
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def log_step(self, step: int, values: Mapping[str, float]) -> None:
         """Logs the metrics of one step."""
         if self._active:
             self._add(self._metrics, step, values)
 
-    def figures(self, step: int, values: Mapping[str, float]) -> None:
+    def log_validation(self, step: int, values: Mapping[str, float]) -> None:
         """Logs the figures of one validation."""
         if self._active:
             self._add(self._figures, step, values)
 
-    def _add(self, log: Log, step: int, values: Mapping[str, float]) -> None:
+    def _add(self, log: JsonLinesLog, step: int, values: Mapping[str, float]) -> None:
         log.add(step, values)
         with with_filename(self._events):
             for name, value in values.items():
                 self._board.scalar(name, value, step)
 
-    def grid(self, step: int, path: Path, image: Image.Image, facts: Mapping[str, Any]) -> None:
+    def log_grid(self, step: int, path: Path, image: Image.Image, facts: Mapping[str, Any]) -> None:
         """Saves a sample grid and logs it."""
         if not self._active:
             return
@@ -164,7 +164,7 @@ def read_log(path: Path) -> LogLines:
     return lines
 
 
-def keep_aside(path: Path, lines: Sequence[bytes]) -> None:
+def append_lines(path: Path, lines: Sequence[bytes]) -> None:
     """Appends lines to a file, and waits until they are on disk."""
     if lines:
         path.parent.mkdir(parents=True, exist_ok=True)

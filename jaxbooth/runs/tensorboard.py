@@ -12,7 +12,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # ty: ignore[missing
 from tensorboardX.summary import image, scalar
 
 
-class Board:
+class EventWriter:
     """A new event file in a folder; what other files there say of later steps than `step` is hidden."""
 
     def __init__(self, folder: Path, step: int):
@@ -25,7 +25,7 @@ class Board:
         self._add(step, scalar(name, value))
 
     def image(self, name: str, pixels: np.ndarray, step: int) -> None:
-        """Adds a picture, (H, W, 3) uint8."""
+        """Adds an image, (H, W, 3) uint8."""
         self._add(step, image(name, pixels, dataformats="HWC"))
 
     def flush(self) -> None:

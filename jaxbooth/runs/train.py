@@ -28,30 +28,30 @@ from jaxbooth.params import Params, cast_matrices, flatten_components
 from jaxbooth.plan.fit import check_memory
 from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.runs.disk_needs import check_folders
-from jaxbooth.runs.early_stopping import Kept, findings, stopped_at
-from jaxbooth.runs.feed import Feed, make_feed
-from jaxbooth.runs.folder import RunFolder, confirm_base, read_base, resolve_paths, state_of
+from jaxbooth.runs.early_stopping import Selection, early_stop_step, summary
+from jaxbooth.runs.folder import RunFolder, abstract_run_state, confirm_base, read_base, resolve_paths
 from jaxbooth.runs.inputs import (
-    Inputs,
-    class_pictures,
+    RunInputs,
+    class_image_files,
     contact_sheet,
-    explain_padding,
-    explain_prompts,
+    log_padding,
+    log_prompts,
     make_class_images,
-    note_pictures,
     read_inputs,
+    record_images,
     write_contact_sheet,
 )
-from jaxbooth.runs.lock import check_ownership, claim
-from jaxbooth.runs.loop import Loop, compile_dispatches, describe_length
-from jaxbooth.runs.metric_writer import Writer
+from jaxbooth.runs.lock import check_ownership, lock_run
+from jaxbooth.runs.loop import TrainingLoop, compile_dispatches, describe_length
+from jaxbooth.runs.metric_writer import MetricWriter
 from jaxbooth.runs.overlap import check_run_folders
+from jaxbooth.runs.training_data import TrainingData, encode_training_data
 from jaxbooth.runs.validation import Validation
 from jaxbooth.sharding import batch_shards, check_heads, make_mesh
 from jaxbooth.storage.remote import as_path
-from jaxbooth.training.optimizer import make_optimizer, rate_jump
+from jaxbooth.training.optimizer import learning_rate_jump, make_optimizer
 from jaxbooth.training.state import TrainState, checksums, initial_state, result_params
-from jaxbooth.training.step import REFERENCE, make_dispatch, make_task
+from jaxbooth.training.step import REFERENCE_UNET, make_dispatch, make_train_step_spec
 from jaxbooth.transfer import to_host
 from jaxbooth.weights.diffusers_write import default_dtype
 
@@ -105,20 +105,20 @@ def train_joined(config: Config, link: Alone) -> Result:
     config = fill_resolution(config, base.native_resolution)
     tx = make_optimizer(config, unused_parameters(base, trained_shapes(base, config)))
     inputs = read_inputs(config, base)
-    explain_prompts(config, inputs)
+    log_prompts(config, inputs)
     settled = check_memory(config, base, mesh)
     shown = contact_sheet(config, inputs)
     run = RunFolder(as_path(config.run_dir))
     check_ownership(run, config)
     before = load_config(run.config) if run.config.exists() else config  # it is replaced when the folder is claimed
-    check_folders(config, base, inputs.classes, state_of(config, base, mesh))
-    with claim(config, link) as run:
+    check_folders(config, base, inputs.classes, abstract_run_state(config, base, mesh))
+    with lock_run(config, link) as run:
         check_shared([run.root, *(classes.folder for classes in inputs.classes)], link)
         confirm_base(run, base, record=True)
         write_contact_sheet(run, shown)
         checkpoints = Checkpoints(run.checkpoints, config.train.max_checkpoints)
         try:
-            print_result = Job(settled, before, run, inputs, mesh, tx, checkpoints, link).execute()
+            print_result = TrainingRun(settled, before, run, inputs, mesh, tx, checkpoints, link).execute()
         except BaseException as error:
             link.fail(error)
             if jax.process_count() == 1:  # several would wait for each other
@@ -129,7 +129,7 @@ def train_joined(config: Config, link: Alone) -> Result:
 
 
 @dataclass
-class Job:
+class TrainingRun:
     """A run from its folder on. Weights of what is trained live in the train state alone once it exists.
 
     Attributes:
@@ -139,7 +139,7 @@ class Job:
     config: Config
     before: Config
     run: RunFolder
-    inputs: Inputs
+    inputs: RunInputs
     mesh: Mesh
     tx: Any
     checkpoints: Checkpoints
@@ -153,7 +153,7 @@ class Job:
     def execute(self) -> Result:
         """Prepares, trains and finishes."""
         total, done = self.config.train.steps, self.checkpoints.latest() or 0
-        early = stopped_at(self.run.kept)
+        early = early_stop_step(self.run.selection)
         if done >= total or (early is not None and done >= early and self.config.evaluation.patience):
             if self.config.export and not self.run.is_exported:
                 state, found = self.restore()
@@ -167,17 +167,17 @@ class Job:
         shapes = trained_shapes(self.base, self.config)
         whole = fully_trained(self.base, shapes)
         params = load_params(self.base, self.mesh, whole)
-        feed = self.make_feed(params)
+        data = self.encode_training_data(params)
         values = shard_params(init_trainable(self.base, self.config, shapes, params), self.mesh)
         start = jax.device_get(checksums(flatten_components(values)))
         reference = self.reference(params[self.base.denoiser_name]) if self.base.denoiser_name in whole else {}
         frozen = {name: values for name, values in params.items() if name not in whole}
         params.clear()
         state, done = self.start_state(values, done)
-        state, step, kept = self.train(state, done, feed, frozen, reference)
-        for sentence in findings(kept, self.config):
+        state, step, selection = self.train(state, done, data, frozen, reference)
+        for sentence in summary(selection, self.config):
             print_result(sentence)
-        if step < total and kept.stopped is None:
+        if step < total and selection.stopped_at is None:
             print_result(f"stopped and saved at step {step} of {total}; run the same command again to continue.")
             return Result(self.run, step, complete=False)
         self.check_moved(start, state)
@@ -188,22 +188,22 @@ class Job:
         print_result(f"draw more: jaxbooth sample {shell_quote(str(self.run.root))} --prompt {prompt}")
         return Result(self.run, step, complete=True)
 
-    def make_feed(self, params: dict[str, Params]) -> Feed:
+    def encode_training_data(self, params: dict[str, Params]) -> TrainingData:
         """Makes missing class images and encodes everything."""
         for classes in self.inputs.classes:
             make_class_images(self.config, self.base, params, classes, self.mesh)
         self.link.exchange("class images are written")
-        found = class_pictures(self.config, self.inputs.classes)
-        shown = [picture for pictures in found for picture in pictures]
-        note_pictures(self.run, {"instance": self.inputs.pictures, "class": shown})
-        return make_feed(self.config, self.inputs, params, found, self.mesh)
+        found = class_image_files(self.config, self.inputs.classes)
+        shown = [image for images in found for image in images]
+        record_images(self.run, {"instance": self.inputs.images, "class": shown})
+        return encode_training_data(self.config, self.inputs, params, found, self.mesh)
 
     def reference(self, unet: Params) -> dict[str, Params]:
         """Copies the UNet in the compute dtype, where prior rows learn the frozen model's own predictions."""
         if self.config.loss.prior_target == "noise":
             return {}
         copy = jax.jit(lambda params: {name: jnp.copy(x) for name, x in cast_matrices(params, self.base.dtype).items()})
-        return {REFERENCE: copy(unet)}
+        return {REFERENCE_UNET: copy(unet)}
 
     def start_state(self, values: dict[str, Params], done: int) -> tuple[TrainState, int]:
         """Returns the newest sound checkpoint's state and step, or a fresh state made of `values`."""
@@ -211,7 +211,7 @@ class Job:
             values.clear()
             state, done = self.restore()
             info(f"resumed at step {done} of {self.config.train.steps}")
-            jump = rate_jump(self.before, self.config, done)
+            jump = learning_rate_jump(self.before, self.config, done)
             if jump:
                 info(jump)
             return state, done
@@ -220,27 +220,27 @@ class Job:
     def restore(self) -> tuple[TrainState, int]:
         """Reads the newest sound checkpoint."""
         with progress("restore", total=None, transient=True):
-            return self.checkpoints.restore(state_of(self.config, self.base, self.mesh))
+            return self.checkpoints.restore(abstract_run_state(self.config, self.base, self.mesh))
 
     def train(
-        self, state: TrainState, done: int, feed: Feed, frozen: dict[str, Params], reference: dict[str, Params]
-    ) -> tuple[TrainState, int, Kept]:
+        self, state: TrainState, done: int, data: TrainingData, frozen: dict[str, Params], reference: dict[str, Params]
+    ) -> tuple[TrainState, int, Selection]:
         """Compiles and runs the loop."""
         config = self.config
-        info(describe_length(config, len(self.inputs.pictures)))
-        writer = Writer(self.run.metrics, self.run.tensorboard, done)
+        info(describe_length(config, len(self.inputs.images)))
+        writer = MetricWriter(self.run.metrics, self.run.tensorboard, done)
         try:
             validation = Validation.make(config, self.run, self.base, self.mesh, frozen, self.checkpoints, writer, done)
             if not done:
                 validation(state, 0)
-            tasks = [make_task(self.base, config, streams, self.mesh) for streams in feed.streams]
-            explain_padding(config, tasks[0].plan.number.size, batch_shards(self.mesh))
+            specs = [make_train_step_spec(self.base, config, slices, self.mesh) for slices in data.slices]
+            log_padding(config, specs[0].layout.index.size, batch_shards(self.mesh))
             needed = set(self.base.trainable_components(config.trains_text))
             fixed = {name: params for name, params in frozen.items() if name in needed} | reference
-            dispatches = [make_dispatch(task, self.tx, config.train.steps_per_dispatch, state) for task in tasks]
-            compiled = compile_dispatches(dispatches, state, fixed, feed)
-            loop = Loop(config, compiled, feed, fixed, self.checkpoints, writer, validation, self.link.gate)
-            return *loop.run(state, done), validation.keeper.kept
+            dispatches = [make_dispatch(spec, self.tx, config.train.steps_per_dispatch, state) for spec in specs]
+            compiled = compile_dispatches(dispatches, state, fixed, data)
+            loop = TrainingLoop(config, compiled, data, fixed, self.checkpoints, writer, validation, self.link.gate)
+            return *loop.run(state, done), validation.early_stopping.selection
         finally:
             writer.close()
 

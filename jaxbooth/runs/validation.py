@@ -18,11 +18,11 @@ from jaxbooth.metrics.scorer import (
 )
 from jaxbooth.params import Params, join
 from jaxbooth.runs.checkpoint import Checkpoints
-from jaxbooth.runs.drift import Gauge
-from jaxbooth.runs.early_stopping import Keeper
+from jaxbooth.runs.drift import DriftMeter
+from jaxbooth.runs.early_stopping import EarlyStopping
 from jaxbooth.runs.folder import RunFolder
-from jaxbooth.runs.metric_writer import Writer
-from jaxbooth.runs.watch import Watch
+from jaxbooth.runs.metric_writer import MetricWriter
+from jaxbooth.runs.watch import ValidationSampler
 from jaxbooth.training.state import TrainState, result_params
 from jaxbooth.transfer import agreed
 
@@ -33,13 +33,13 @@ class Validation:
 
     config: Config
     run: RunFolder
-    watch: Watch
-    gauge: Gauge
+    sampler: ValidationSampler
+    drift_meter: DriftMeter
     evaluate_params: EvaluateParams | None
     frozen: dict[str, Params]
     checkpoints: Checkpoints
-    writer: Writer
-    keeper: Keeper
+    writer: MetricWriter
+    early_stopping: EarlyStopping
 
     @classmethod
     def make(
@@ -50,7 +50,7 @@ class Validation:
         mesh: Mesh,
         frozen: dict[str, Params],
         checkpoints: Checkpoints,
-        writer: Writer,
+        writer: MetricWriter,
         done: int,
     ) -> "Validation":
         """Builds everything that the configuration asks for.
@@ -59,20 +59,20 @@ class Validation:
             frozen: component -> parameters that training does not change; the VAE's are among them.
             done: steps that an earlier process did.
         """
-        watch = Watch.make(config, base, mesh)
+        sampler = ValidationSampler.make(config, base, mesh)
         references = reference_images(config.subjects, config.resolution)
         together = np.stack([pixels for images in references for pixels in images])
-        gauge = Gauge(
+        drift_meter = DriftMeter(
             together, ImageEncoder(base, frozen["vae"], mesh), base.vae_config.scaling_factor, run.base_latents
         )
         evaluate_params = None
         if config.evaluation.every:
             models = load_feature_models(config.evaluation.clip, config.evaluation.dino, config.source, mesh)
             scorer = Scorer(models, few_prompts(config.subjects, config.evaluation.num_prompts), references)
-            evaluate_params = training_evaluation(config.evaluation, scorer, watch.image_sampler, config.seed)
-        keeper = Keeper(run.kept, config, done)
-        checkpoints.pinned = keeper.kept.pinned
-        return cls(config, run, watch, gauge, evaluate_params, frozen, checkpoints, writer, keeper)
+            evaluate_params = training_evaluation(config.evaluation, scorer, sampler.image_sampler, config.seed)
+        early_stopping = EarlyStopping(run.selection, config, done)
+        checkpoints.pinned = early_stopping.selection.pinned
+        return cls(config, run, sampler, drift_meter, evaluate_params, frozen, checkpoints, writer, early_stopping)
 
     def is_due(self, step: int) -> bool:
         """Whether there is something to draw at a step."""
@@ -87,20 +87,20 @@ class Validation:
     def __call__(self, state: TrainState, step: int) -> None:
         """Draws, measures and writes; saves the state where it is the best so far."""
         params = join(self.frozen, result_params(state))
-        drawn = self.watch.draw(params)
-        image, facts = self.watch.grid(drawn, step)
-        self.writer.grid(step, self.run.samples(step), image, facts)
-        figures = self.gauge(*self.watch.subject_and_class(drawn), step)
+        drawn = self.sampler.draw(params)
+        image, facts = self.sampler.grid(drawn, step)
+        self.writer.log_grid(step, self.run.samples(step), image, facts)
+        figures = self.drift_meter(*self.sampler.subject_and_class(drawn), step)
         if self.evaluate_params and self.evaluates(step):
             figures |= self.evaluate_params(params)
         figures = agreed(figures)
-        self.writer.figures(step, figures)
-        self.keeper.see(step, figures, self.checkpoints.latest())
-        self.checkpoints.pinned = self.keeper.kept.pinned
-        if self.keeper.is_best(step):
+        self.writer.log_validation(step, figures)
+        self.early_stopping.observe(step, figures, self.checkpoints.latest())
+        self.checkpoints.pinned = self.early_stopping.selection.pinned
+        if self.early_stopping.is_best(step):
             self.checkpoints.save(state, step, self.config)
 
     @property
-    def has_seen_enough(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether training should end here."""
-        return self.keeper.kept.stopped is not None
+        return self.early_stopping.selection.stopped_at is not None

@@ -13,10 +13,10 @@ from jaxbooth.base.model import BaseModel
 from jaxbooth.base.sampling import ImageSampler, SamplingConfig
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import Subject
-from jaxbooth.data.image_grid import sheet
+from jaxbooth.data.image_grid import image_grid
 from jaxbooth.params import Params
 
-BATCH = 8  # pictures drawn at once, at most
+BATCH = 8  # images drawn at once, at most
 UNRELATED = ("a red apple", "a blue car")
 
 
@@ -38,14 +38,14 @@ def unrelated_prompt(subjects: Sequence[Subject]) -> str:
 
 
 @dataclass
-class Watch:
+class ValidationSampler:
     """Draws the validation grid.
 
     Attributes:
         prompts: of the grid.
         subjects, classes: instance and class prompts, which are drawn for their figures whether shown or not.
         drawn: all of these, those of the grid first.
-        images_per_prompt: pictures of each prompt.
+        images_per_prompt: images of each prompt.
     """
 
     image_sampler: ImageSampler
@@ -57,7 +57,7 @@ class Watch:
     seed: int
 
     @classmethod
-    def make(cls, config: Config, base: BaseModel, mesh: Mesh) -> "Watch":
+    def make(cls, config: Config, base: BaseModel, mesh: Mesh) -> "ValidationSampler":
         """Builds the image_sampler that the configuration asks for."""
         chosen = config.validation
         settings = SamplingConfig(chosen.sampler, chosen.steps, chosen.guidance_scale, config.resolution)
@@ -65,28 +65,28 @@ class Watch:
         classes = list(dict.fromkeys(subject.class_prompt for subject in config.subjects if subject.class_prompt))
         prompts = validation_prompts(config)
         drawn = list(dict.fromkeys([*prompts, *subjects, *classes]))
-        pictures = len(drawn) * chosen.images_per_prompt
-        batches = -(-pictures // BATCH)
-        image_sampler = ImageSampler(base, mesh, settings, batch_size=-(-pictures // batches))
+        images = len(drawn) * chosen.images_per_prompt
+        batches = -(-images // BATCH)
+        image_sampler = ImageSampler(base, mesh, settings, batch_size=-(-images // batches))
         return cls(image_sampler, prompts, subjects, classes, drawn, chosen.images_per_prompt, config.seed)
 
     def draw(self, params: dict[str, Params]) -> np.ndarray:
-        """Returns (prompts, num, H, W, 3) uint8; picture i of every prompt starts from the same noise."""
+        """Returns (prompts, num, H, W, 3) uint8; image i of every prompt starts from the same noise."""
         rows = [prompt for prompt in self.drawn for _ in range(self.images_per_prompt)]
-        pictures = self.image_sampler.generate(
+        images = self.image_sampler.generate(
             params, rows, self.seed, list(range(self.images_per_prompt)) * len(self.drawn)
         )
-        return pictures.reshape(-1, self.images_per_prompt, *pictures.shape[1:])
+        return images.reshape(-1, self.images_per_prompt, *images.shape[1:])
 
     def grid(self, drawn: np.ndarray, step: int) -> tuple[Image.Image, dict[str, Any]]:
         """Returns the labelled grid, one prompt a row, and the facts for its text chunk."""
         labels = [prompt for prompt in self.prompts for _ in range(self.images_per_prompt)]
         facts = {"prompts": json.dumps(self.prompts), "seed": self.seed, "step": step}
         shown = drawn[: len(self.prompts)].reshape(-1, *drawn.shape[2:])
-        return sheet(list(shown), labels, self.images_per_prompt), facts | self.image_sampler.config.metadata()
+        return image_grid(list(shown), labels, self.images_per_prompt), facts | self.image_sampler.config.metadata()
 
     def subject_and_class(self, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the pictures under the instance prompts and under the class prompts, each (n, H, W, 3) uint8."""
+        """Returns the images under the instance prompts and under the class prompts, each (n, H, W, 3) uint8."""
 
         def of(prompts: list[str]) -> np.ndarray:
             numbers = np.array([self.drawn.index(prompt) for prompt in prompts], np.intp)

@@ -13,25 +13,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxbooth.data.latents import Rows, index_in_epochs
+from jaxbooth.data.latents import BatchIndices, index_in_epochs
 from jaxbooth.params import AnyArray
 
 
-class RowPlan(NamedTuple):
+class BatchLayout(NamedTuple):
     """The fixed roles of a step's rows; each field is (micro_batches, rows), or (rows,) of one micro-batch.
 
     Attributes:
-        number: 0 .. n-1 for instance rows, n .. n+m-1 for prior rows; it seeds the row.
+        index: 0 .. n-1 for instance rows, n .. n+m-1 for prior rows; it seeds the row.
         is_prior: bool.
         weight: 1/n, lambda/m, or 0 for padding. Summed over all micro-batches, the rows make the objective.
     """
 
-    number: AnyArray
+    index: AnyArray
     is_prior: AnyArray
     weight: AnyArray
 
 
-def plan_rows(instance: int, prior: int, prior_weight: float, micro_batches: int, shards: int) -> RowPlan:
+def batch_layout(instance: int, prior: int, prior_weight: float, micro_batches: int, shards: int) -> BatchLayout:
     """Deals rows out to micro-batches and to the `shards` of each: consecutive rows, as `rows_over` splits them.
 
     Instance rows go round the shards first, then prior rows: no shard has more than one row more of a kind than
@@ -51,10 +51,10 @@ def plan_rows(instance: int, prior: int, prior_weight: float, micro_batches: int
     number = number.reshape(micro_batches, -1)
     is_prior = number >= instance
     weight = np.where(is_prior, prior_weight / max(prior, 1), 1 / instance) * (number >= 0)
-    return RowPlan(np.maximum(number, 0).astype(np.int32), is_prior, weight.astype(np.float32))
+    return BatchLayout(np.maximum(number, 0).astype(np.int32), is_prior, weight.astype(np.float32))
 
 
-def filling_batch_size(instance: int, own_prior: int | None, micro_batches: int, shards: int) -> int:
+def unpadded_batch_size(instance: int, own_prior: int | None, micro_batches: int, shards: int) -> int:
     """Returns the least number of instance rows, at least `instance`, with which no row is padding.
 
     Args:
@@ -65,16 +65,16 @@ def filling_batch_size(instance: int, own_prior: int | None, micro_batches: int,
     return next(n for n in full if n % micro_batches == 0)
 
 
-class Span(NamedTuple):
-    """Consecutive images of a bank."""
+class ImageSlice(NamedTuple):
+    """Consecutive images of a cache."""
 
     start: int
     count: int
 
 
 @dataclass(frozen=True)
-class Streams:
-    """Where the images of each subject and each class lie in a bank. Subjects take turns, row after row.
+class SubjectSlices:
+    """Where the images of each subject and each class lie in a cache. Subjects take turns, row after row.
 
     Attributes:
         instances: images of each subject, none of them empty.
@@ -83,20 +83,20 @@ class Streams:
         weights: factor on the rows of each subject and on the class rows that go with it.
     """
 
-    instances: tuple[Span, ...]
-    classes: tuple[Span, ...]
+    instances: tuple[ImageSlice, ...]
+    classes: tuple[ImageSlice, ...]
     class_of: tuple[int, ...]
     weights: tuple[float, ...]
 
 
-def make_streams(
+def subject_slices(
     instances: Sequence[int], classes: Sequence[int], class_of: Sequence[int], weights: Sequence[float]
-) -> Streams:
+) -> SubjectSlices:
     """Lays out numbers of images: subjects first, then classes. Subjects without images are left out."""
     ends = np.cumsum([*instances, *classes])
-    spans = [Span(int(end - count), count) for end, count in zip(ends, [*instances, *classes], strict=True)]
+    spans = [ImageSlice(int(end - count), count) for end, count in zip(ends, [*instances, *classes], strict=True)]
     present = [subject for subject, count in enumerate(instances) if count]
-    return Streams(
+    return SubjectSlices(
         instances=tuple(spans[subject] for subject in present),
         classes=tuple(spans[len(instances) :]),
         class_of=tuple(class_of[subject] for subject in present),
@@ -104,38 +104,40 @@ def make_streams(
     )
 
 
-def pick_rows(streams: Streams, key: Array, step: Array, part: RowPlan, counts: tuple[int, int], variants: int) -> Rows:
-    """Chooses the image and variant of each row of a step; a pure function of (key, step, row number).
+def sample_indices(
+    slices: SubjectSlices, key: Array, step: Array, part: BatchLayout, counts: tuple[int, int], augmentations: int
+) -> BatchIndices:
+    """Chooses the image and augmentation of each row of a step; a pure function of (key, step, row number).
 
     Args:
-        step: of this bank: the steps before that took rows from it.
+        step: of this cache: the steps before that took rows from it.
         counts: instance and prior rows of a whole step.
-        variants: kept variants of each image.
+        augmentations: kept augmentations of each image.
     """
-    (n, m), subjects = counts, len(streams.instances)
+    (n, m), subjects = counts, len(slices.instances)
     instance_key, class_key, variant_key = jax.random.split(key, 3)
-    number, is_prior = jnp.asarray(part.number), jnp.asarray(part.is_prior)
+    number, is_prior = jnp.asarray(part.index), jnp.asarray(part.is_prior)
     position = jnp.where(is_prior, step * m + number - n, step * n + number)
     turn = position // subjects
     image, weight = jnp.zeros_like(number), jnp.zeros(number.shape, jnp.float32)
-    for subject, span in enumerate(streams.instances):
+    for subject, piece in enumerate(slices.instances):
         mine = position % subjects == subject
-        chosen = span.start + index_in_epochs(jax.random.fold_in(instance_key, subject), turn, span.count)
+        chosen = piece.start + index_in_epochs(jax.random.fold_in(instance_key, subject), turn, piece.count)
         image = jnp.where(mine & ~is_prior, chosen, image)
-        weight = jnp.where(mine, streams.weights[subject], weight)
+        weight = jnp.where(mine, slices.weights[subject], weight)
         if m:
-            number_of_class = streams.class_of[subject]
-            sharing = [other for other, c in enumerate(streams.class_of) if c == number_of_class]
+            number_of_class = slices.class_of[subject]
+            sharing = [other for other, c in enumerate(slices.class_of) if c == number_of_class]
             place = turn * len(sharing) + sharing.index(subject)  # in the class's own stream
-            images = streams.classes[number_of_class]
+            images = slices.classes[number_of_class]
             chosen = images.start + index_in_epochs(jax.random.fold_in(class_key, number_of_class), place, images.count)
             image = jnp.where(mine & is_prior, chosen, image)
-    keys = row_keys(variant_key, step, number)
-    variant = jax.vmap(lambda row_key: jax.random.randint(row_key, (), 0, variants))(keys)
-    return Rows(image, variant, weight)
+    keys = example_keys(variant_key, step, number)
+    augmentation = jax.vmap(lambda row_key: jax.random.randint(row_key, (), 0, augmentations))(keys)
+    return BatchIndices(image, augmentation, weight)
 
 
-def row_keys(key: Array, step: Array, number: AnyArray) -> Array:
+def example_keys(key: Array, step: Array, number: AnyArray) -> Array:
     """Returns one key for each row of a step."""
     step_key = jax.random.fold_in(key, step)
     return jax.vmap(lambda row: jax.random.fold_in(step_key, row))(number)

@@ -32,18 +32,18 @@ def group_of(name: str) -> Group:
     return "text" if name.startswith("text_encoder") else "denoiser"
 
 
-def default_rate(config: Config, group: Group = "denoiser") -> float:
+def default_learning_rate(config: Config, group: Group = "denoiser") -> float:
     """Returns the learning rate of a group where none is set: by the optimizer, and by what is trained."""
     rates = config.default_rates
     trained = rates.tokens if group == "tokens" else rates.lora if config.lora.rank else rates.full
     return DEFAULT_RATE.get(config.train.optimizer, trained)
 
 
-def peak_rate(config: Config, group: Group = "denoiser") -> float:
+def peak_learning_rate(config: Config, group: Group = "denoiser") -> float:
     """Returns a group's learning rate: as set, or the default; the text encoders' is the UNet's unless it is set."""
     if group == "tokens":
-        return config.text.token_learning_rate or default_rate(config, "tokens")
-    unet = config.train.learning_rate or default_rate(config)
+        return config.text.token_learning_rate or default_learning_rate(config, "tokens")
+    unet = config.train.learning_rate or default_learning_rate(config)
     return (config.text.learning_rate or unet) if group == "text" else unet
 
 
@@ -67,7 +67,7 @@ def learning_rate_schedule(config: Config, group: Group = "denoiser") -> optax.S
     """
     train, first = config.train, token_steps(config)
     steps = train.steps if not first else first if group == "tokens" else train.steps - first
-    peak, rest = peak_rate(config, group), steps - train.warmup_steps
+    peak, rest = peak_learning_rate(config, group), steps - train.warmup_steps
     if rest <= 0:
         raise UserError(f"--train.warmup-steps {train.warmup_steps} leaves nothing of the {steps} steps.")
     after = {
@@ -83,7 +83,7 @@ def learning_rate_schedule(config: Config, group: Group = "denoiser") -> optax.S
     return optax.join_schedules([warmup, after], [train.warmup_steps])
 
 
-def reported_rate(config: Config) -> optax.Schedule:
+def reported_learning_rate(config: Config) -> optax.Schedule:
     """Returns step of the run -> the UNet's learning rate, or the embeddings' where they are trained alone."""
     if config.text.placeholder_tokens and config.text.token_training == "textual-inversion":
         return learning_rate_schedule(config, "tokens")
@@ -91,14 +91,14 @@ def reported_rate(config: Config) -> optax.Schedule:
     return optax.join_schedules([learning_rate_schedule(config, "tokens"), unet], [first]) if first else unet
 
 
-def rate_jump(before: Config, after: Config, step: int) -> str | None:
+def learning_rate_jump(before: Config, after: Config, step: int) -> str | None:
     """Returns a sentence if the learning rate jumps up where a run goes on with another number of steps, else None.
 
     Args:
         before, after: of the run so far, and from now on.
         step: updates done.
     """
-    old, new = reported_rate(before), reported_rate(after)
+    old, new = reported_learning_rate(before), reported_learning_rate(after)
     last, planned, rate = (np.asarray(value).item() for value in (old(max(step - 1, 0)), old(step), new(step)))
     if rate <= 1.01 * max(last, planned):
         return None
@@ -128,11 +128,11 @@ def make_optimizer(config: Config, no_gradient: Collection[str] = ()) -> optax.G
     rules: dict[Hashable, Any] = {group: update_rule(config, group, no_gradient) for group in GROUPS}
     first = token_steps(config)
     if not first:
-        return optax.chain(clip, optax.partition(rules, labels_of))
+        return optax.chain(clip, optax.partition(rules, group_labels))
     # A resting group's gradients must not count for the norm, and its moments and schedule must wait for its turn.
-    gates: dict[Hashable, Any] = {group: only(optax.identity(), group, first) for group in GROUPS}
-    rules = {group: only(rules[group], group, first) for group in GROUPS}
-    return optax.chain(optax.partition(gates, labels_of), clip, optax.partition(rules, labels_of))
+    gates: dict[Hashable, Any] = {group: active_in_phase(optax.identity(), group, first) for group in GROUPS}
+    rules = {group: active_in_phase(rules[group], group, first) for group in GROUPS}
+    return optax.chain(optax.partition(gates, group_labels), clip, optax.partition(rules, group_labels))
 
 
 def has_groups(config: Config) -> bool:
@@ -140,12 +140,12 @@ def has_groups(config: Config) -> bool:
     return config.text.learning_rate is not None or bool(config.text.placeholder_tokens)
 
 
-def labels_of(params: Mapping[str, Any]) -> dict[str, Group]:
+def group_labels(params: Mapping[str, Any]) -> dict[str, Group]:
     """Returns every parameter's group."""
     return {name: group_of(name) for name in params}
 
 
-def only(rule: optax.GradientTransformation, group: Group, first: int) -> optax.GradientTransformation:
+def active_in_phase(rule: optax.GradientTransformation, group: Group, first: int) -> optax.GradientTransformation:
     """Runs a rule in its group's phase only: embeddings up to step `first`, everything else after it."""
 
     def active(step: Any, **_: Any) -> Any:
@@ -163,18 +163,18 @@ def update_rule(config: Config, group: Group, no_gradient: Collection[str] = ())
     b1, eps, mu_dtype = train.b1, train.eps, train.mu_dtype
     b2 = DEFAULT_B2.get(train.optimizer, 0.999) if train.b2 is None else train.b2
     if train.optimizer == "adamw":
-        return moment_kept_in(mu_dtype, optax.adamw(rate, b1, b2, eps, weight_decay=decay, mask=mask))
+        return with_mu_dtype(mu_dtype, optax.adamw(rate, b1, b2, eps, weight_decay=decay, mask=mask))
     if train.optimizer == "adafactor":
         return adafactor(rate, decay, mask)
     if train.optimizer == "lion":
-        return moment_kept_in(mu_dtype, optax.lion(rate, b1, b2, weight_decay=decay, mask=mask))
+        return with_mu_dtype(mu_dtype, optax.lion(rate, b1, b2, weight_decay=decay, mask=mask))
     if train.optimizer == "prodigy":
         rule = prodigy(rate, (b1, b2), eps=eps, weight_decay=decay)
         return optax.chain(rule, optax.masked(optax.set_to_zero(), inverse(mask))) if mask else rule
     weights = optax.chain(
         optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True), optax.add_decayed_weights(decay, mask)
     )
-    return schedule_free_rule(weights, rate if train.warmup_steps else peak_rate(config, group), b1)
+    return schedule_free_optimizer(weights, rate if train.warmup_steps else peak_learning_rate(config, group), b1)
 
 
 Mask = Callable[[Mapping[str, Any]], dict[str, bool]]
@@ -201,7 +201,7 @@ def adafactor(rate: optax.Schedule, decay: float, mask: Mask | None) -> optax.Gr
     )
 
 
-def schedule_free_rule(
+def schedule_free_optimizer(
     direction: optax.GradientTransformation, rate: float | optax.Schedule, b1: float
 ) -> optax.GradientTransformation:
     """Returns the schedule-free method (Defazio et al. 2024, arXiv 2405.15682) on an update direction.
@@ -216,7 +216,7 @@ def schedule_free_rule(
     return schedule_free(base, weight_rate if callable(rate) else rate, b1)
 
 
-def moment_kept_in(dtype: str, rule: optax.GradientTransformation) -> optax.GradientTransformation:
+def with_mu_dtype(dtype: str, rule: optax.GradientTransformation) -> optax.GradientTransformation:
     """Returns a rule whose first moment is kept in `dtype` and computed in float32.
 
     optax's own `mu_dtype` also rounds the decay by which the moment is multiplied: 0.99 is 0.988 in bfloat16, with

@@ -64,7 +64,7 @@ def initial_state(
     return build(masters)
 
 
-def needed_for_result(state: TrainState) -> dict[str, Any]:
+def result_fields(state: TrainState) -> dict[str, Any]:
     """Returns the fields of the state that `result_params` reads."""
     if state.ema:
         return {"ema": state.ema}

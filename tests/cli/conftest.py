@@ -25,7 +25,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture
 def dog(tmp_path) -> Path:
-    """A folder with two pictures."""
+    """A folder with two images."""
     folder = tmp_path / "dog"
     folder.mkdir()
     for index in range(2):

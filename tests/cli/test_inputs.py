@@ -1,4 +1,4 @@
-"""Pictures, settings and run folders that cannot be used: one sentence, and nothing of the user's touched."""
+"""Images, settings and run folders that cannot be used: one sentence, and nothing of the user's touched."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.cli.arguments import CLASS, SHORT, contents, train
 
-# Pictures
+# Images
 
 
 def test_no_instance_folder_names_the_flag(refused):
@@ -24,14 +24,14 @@ def test_an_instance_folder_without_pictures_is_named(refused, tmp_path):
     (tmp_path / "empty").mkdir()
     error = refused(*train(tmp_path / "empty"))
     assert "--data.instance-dir" in error
-    assert "empty holds no picture" in error
+    assert "empty holds no image" in error
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("damage", ["text", "truncated"])
 def test_an_undecodable_picture_is_named(refused, dog, damage):
     content = (dog / "1.png").read_bytes()
-    (dog / "1.png").write_bytes(b"I am no picture" if damage == "text" else content[: len(content) // 2])
+    (dog / "1.png").write_bytes(b"I am no image" if damage == "text" else content[: len(content) // 2])
     before = contents(dog)
     assert "1.png cannot be decoded" in refused(*train(dog))
     assert contents(dog) == before
@@ -142,15 +142,15 @@ def test_a_run_folder_below_a_file_is_refused(refused, dog, tmp_path):
     assert (tmp_path / "file").read_text() == "a file"
 
 
-@pytest.mark.parametrize("mistake", ["undecodable picture", "too many prior steps", "model without weights"])
+@pytest.mark.parametrize("mistake", ["undecodable image", "too many prior steps", "model without weights"])
 def test_a_refused_input_claims_no_run_folder(refused, dog, model, mistake):
     flags = {
-        "undecodable picture": (),
+        "undecodable image": (),
         "too many prior steps": ("--prior.steps", "1001"),
         "model without weights": ("--model", model, "--train.prior-weight", "0"),
     }
-    if mistake == "undecodable picture":
-        (dog / "1.png").write_bytes(b"I am no picture")
+    if mistake == "undecodable image":
+        (dog / "1.png").write_bytes(b"I am no image")
     if mistake == "model without weights":
         (model / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     refused(*train(dog, "--run-dir", "run", *flags[mistake]))

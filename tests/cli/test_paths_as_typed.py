@@ -79,9 +79,9 @@ def test_a_name_in_a_configuration_that_no_file_can_have(key, value, refused, tm
     assert f"{key} = " in refused("train", "mine.yaml")
 
 
-@pytest.mark.parametrize("entry", ["metrics.jsonl", "contact_sheet.png", "kept.json", "images.json"])
+@pytest.mark.parametrize("entry", ["metrics.jsonl", "contact_sheet.png", "selection.json", "images.json"])
 def test_a_folder_in_the_place_of_a_run_s_file(entry, refused, dog, tmp_path):
-    entry = {"images.json": "pictures.json"}.get(entry, entry)
+    entry = {"images.json": "images.json"}.get(entry, entry)
     started(tmp_path / "run", dog)
     (tmp_path / "run" / entry).mkdir()
     assert f"run/{entry} is no file, and a run writes a file of that name" in refused(*train(dog, "--run-dir", "run"))

@@ -11,36 +11,36 @@ from jaxbooth.config.run_config import Config
 from jaxbooth.console.progress import progress
 from jaxbooth.data.buckets import BLOCK, BucketOrder
 from jaxbooth.hosts.gate import Gate
-from jaxbooth.runs.feed import Feed
-from jaxbooth.runs.loop import Loop
-from jaxbooth.runs.metric_writer import Writer, read_metrics
-from jaxbooth.training.layout import Span, Streams, make_streams, pick_rows, plan_rows
+from jaxbooth.runs.loop import TrainingLoop
+from jaxbooth.runs.metric_writer import MetricWriter, read_metrics
+from jaxbooth.runs.training_data import TrainingData
+from jaxbooth.training.layout import ImageSlice, SubjectSlices, batch_layout, sample_indices, subject_slices
 from jaxbooth.training.step import METRICS
 
 Row = tuple[bool, int, float]  # is prior, image, weight
 # Three subjects; the first two share a class.
-STREAMS = make_streams([3, 5, 2], [7, 4], [0, 0, 1], [1.0, 2.0, 0.5])
+STREAMS = subject_slices([3, 5, 2], [7, 4], [0, 0, 1], [1.0, 2.0, 0.5])
 BATCHES = [(1, 1), (2, 5), (7, 3)]  # instance and prior rows
 SUBJECTS, CLASSES = {0: range(3), 1: range(3, 8), 2: range(8, 10)}, {0: range(10, 17), 1: range(17, 21)}
 
 
 def owner(image: int, spans: dict[int, range]) -> int:
     """The subject or class that an image belongs to."""
-    return next(number for number, span in spans.items() if image in span)
+    return next(number for number, piece in spans.items() if image in piece)
 
 
 @functools.cache
-def take(streams: Streams, counts: tuple[int, int], micro_batches: int = 1, steps: int = 63) -> list[list[Row]]:
+def take(slices: SubjectSlices, counts: tuple[int, int], micro_batches: int = 1, steps: int = 63) -> list[list[Row]]:
     """Returns the rows of each step, in the order of their numbers."""
-    plan = plan_rows(*counts, 1.0, micro_batches, shards=1)
-    pick = jax.jit(lambda step, part: pick_rows(streams, jax.random.key(5), step, part, counts, variants=2))
+    plan = batch_layout(*counts, 1.0, micro_batches, shards=1)
+    pick = jax.jit(lambda step, part: sample_indices(slices, jax.random.key(5), step, part, counts, augmentations=2))
     found = []
     for step in range(steps):
         rows = {}
         for part in range(micro_batches):
             own = jax.tree.map(lambda field, part=part: field[part], plan)
             picked = pick(jnp.int32(step), own)
-            for number, prior, image, weight in zip(own.number, own.is_prior, picked.image, picked.weight, strict=True):
+            for number, prior, image, weight in zip(own.index, own.is_prior, picked.image, picked.weight, strict=True):
                 rows[int(number)] = (bool(prior), int(image), float(weight))
         found.append([rows[number] for number in range(sum(counts))])
     return found
@@ -55,15 +55,15 @@ def images(steps: list[list[Row]], prior: bool) -> list[int]:
 
 
 def test_subjects_lie_before_classes_in_a_bank():
-    assert STREAMS.instances == (Span(0, 3), Span(3, 5), Span(8, 2))
-    assert STREAMS.classes == (Span(10, 7), Span(17, 4))
+    assert STREAMS.instances == (ImageSlice(0, 3), ImageSlice(3, 5), ImageSlice(8, 2))
+    assert STREAMS.classes == (ImageSlice(10, 7), ImageSlice(17, 4))
 
 
 def test_a_subject_without_images_is_left_out_with_its_class_and_weight():
-    streams = make_streams([3, 0, 2], [7, 4], [0, 0, 1], [1.0, 2.0, 0.5])
-    assert streams.instances == (Span(0, 3), Span(3, 2))
-    assert (streams.class_of, streams.weights) == ((0, 1), (1.0, 0.5))
-    assert streams.classes == (Span(5, 7), Span(12, 4))
+    slices = subject_slices([3, 0, 2], [7, 4], [0, 0, 1], [1.0, 2.0, 0.5])
+    assert slices.instances == (ImageSlice(0, 3), ImageSlice(3, 2))
+    assert (slices.class_of, slices.weights) == ((0, 1), (1.0, 0.5))
+    assert slices.classes == (ImageSlice(5, 7), ImageSlice(12, 4))
 
 
 # Turns
@@ -87,31 +87,31 @@ def test_rows_of_a_subject_and_of_its_class_carry_its_weight():
 @pytest.mark.parametrize("counts", BATCHES)
 def test_a_subject_shows_all_its_images_before_it_repeats_one(counts):
     shown = images(take(STREAMS, counts), prior=False)
-    for span in SUBJECTS.values():
-        own = [image for image in shown if image in span]
-        for start in range(0, len(own) - len(span) + 1, len(span)):
-            assert sorted(own[start : start + len(span)]) == list(span)
+    for piece in SUBJECTS.values():
+        own = [image for image in shown if image in piece]
+        for start in range(0, len(own) - len(piece) + 1, len(piece)):
+            assert sorted(own[start : start + len(piece)]) == list(piece)
 
 
 @pytest.mark.parametrize("counts", BATCHES)
 def test_subjects_of_one_class_share_its_stream_and_repeat_no_image_before_all_were_shown(counts):
     shown = images(take(STREAMS, counts), prior=True)
-    for span in CLASSES.values():
-        own = [image for image in shown if image in span]
-        assert len(own) >= 2 * len(span)
-        epochs = [own[start : start + len(span)] for start in range(0, len(own) - len(span) + 1, len(span))]
-        assert all(sorted(epoch) == list(span) for epoch in epochs)
+    for piece in CLASSES.values():
+        own = [image for image in shown if image in piece]
+        assert len(own) >= 2 * len(piece)
+        epochs = [own[start : start + len(piece)] for start in range(0, len(own) - len(piece) + 1, len(piece))]
+        assert all(sorted(epoch) == list(piece) for epoch in epochs)
         assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
 def test_a_class_rests_where_none_of_its_subjects_is():
-    streams = make_streams([3, 0, 2], [7, 4, 6], [0, 1, 0], [1.0, 1.0, 1.0])
-    shown = images(take(streams, (2, 2)), prior=True)
+    slices = subject_slices([3, 0, 2], [7, 4, 6], [0, 1, 0], [1.0, 1.0, 1.0])
+    shown = images(take(slices, (2, 2)), prior=True)
     assert sorted(shown) == sorted([*range(5, 12)] * 18)
 
 
 def test_a_batch_larger_than_a_bucket_shows_every_image_about_as_often():
-    times = Counter(images(take(make_streams([3], [2], [0], [1.0]), (8, 8), steps=1), prior=False))
+    times = Counter(images(take(subject_slices([3], [2], [0], [1.0]), (8, 8), steps=1), prior=False))
     assert sorted(times.values()) == [2, 3, 3]
 
 
@@ -119,28 +119,28 @@ def test_micro_batches_take_the_rows_of_the_whole_batch():
     assert take(STREAMS, (6, 4), micro_batches=2) == take(STREAMS, (6, 4))
 
 
-# Shapes: which bank a step reads, and from which place
+# Shapes: which cache a step reads, and from which place
 
 ORDER = BucketOrder((3, 1, 2), 4)
 STEPS = 13 * BLOCK + 7
 
 
-def loop_of(folder, longest: int, begin: int) -> Loop:
-    """A loop whose steps report the bank and the place that they read, in place of two losses."""
+def loop_of(folder, longest: int, begin: int) -> TrainingLoop:
+    """A loop whose steps report the cache and the place that they read, in place of two losses."""
 
     @jax.jit
-    def dispatch(step, frozen, bank, count, shift):
-        places = {"loss": step + jnp.arange(longest) - shift, "prior_loss": jnp.full(longest, bank)}
+    def dispatch(step, frozen, cache, count, shift):
+        places = {"loss": step + jnp.arange(longest) - shift, "prior_loss": jnp.full(longest, cache)}
         return step + count, {name: jnp.float32(places.get(name, jnp.zeros(longest))) for name in METRICS}
 
     config = Config.model_validate({"train": {"steps": STEPS, "steps_per_dispatch": longest}})
-    feed = Feed(tuple(map(jnp.int32, range(3))), (), ORDER)
-    writer = Writer(folder / "metrics.jsonl", folder / "tensorboard", begin)
-    return Loop(config, [dispatch] * 3, feed, {}, None, writer, None, Gate())
+    data = TrainingData(tuple(map(jnp.int32, range(3))), (), ORDER)
+    writer = MetricWriter(folder / "metrics.jsonl", folder / "tensorboard", begin)
+    return TrainingLoop(config, [dispatch] * 3, data, {}, None, writer, None, Gate())
 
 
 def places(folder, longest: int, stops: list[int]) -> list[tuple[int, int]]:
-    """Returns the bank and the place of every step of a run that was stopped and continued at `stops`."""
+    """Returns the cache and the place of every step of a run that was stopped and continued at `stops`."""
     begin = 0
     for stop in stops:
         loop = loop_of(folder, longest, begin)
@@ -158,15 +158,15 @@ def places(folder, longest: int, stops: list[int]) -> list[tuple[int, int]]:
 ])  # fmt: skip
 def test_every_bank_is_read_from_its_start_without_a_gap_however_the_run_is_cut(longest, stops, tmp_path):
     seen: Counter[int] = Counter()
-    for step, (bank, place) in enumerate(places(tmp_path, longest, stops)):
-        assert bank == ORDER.bucket(step)
-        assert place == seen[bank]
-        seen[bank] += 1
+    for step, (cache, place) in enumerate(places(tmp_path, longest, stops)):
+        assert cache == ORDER.bucket(step)
+        assert place == seen[cache]
+        seen[cache] += 1
     assert set(seen) == {0, 1, 2}
 
 
 def test_a_feeds_shift_is_what_other_banks_have_had():
-    feed = Feed((), (), ORDER)
+    data = TrainingData((), (), ORDER)
     for step in range(STEPS):
-        assert feed.shift(step) == sum(ORDER.bucket(before) != ORDER.bucket(step) for before in range(step))
-    assert Feed((), (), BucketOrder((9,), 0)).shift(12345) == 0
+        assert data.shift(step) == sum(ORDER.bucket(before) != ORDER.bucket(step) for before in range(step))
+    assert TrainingData((), (), BucketOrder((9,), 0)).shift(12345) == 0

@@ -1,4 +1,4 @@
-"""Class pictures that are there already: what may be reused, and never anyone else's file touched."""
+"""Class images that are there already: what may be reused, and never anyone else's file touched."""
 
 import shutil
 from pathlib import Path
@@ -9,21 +9,21 @@ from PIL import Image
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import DataConfig, Subject, TextConfig
-from jaxbooth.data.class_images import open_class_sets
-from jaxbooth.data.images import scan
+from jaxbooth.data.class_images import open_all_class_images
+from jaxbooth.data.images import scan_folder
 from jaxbooth.errors import UserError
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
-from tests.class_pictures import (
+from tests.class_images import (
     Stopped,
     config,
     contents,
     demo_base,
-    generate,
+    generate_all,
+    generate_image_batch,
+    image,
     manifest,
     opened,
-    paint,
-    picture,
     stopping,
 )
 
@@ -44,7 +44,7 @@ from tests.class_pictures import (
     ],
 )
 def test_pictures_made_in_another_way_are_not_reused(tmp_path, change, key):
-    generate(tmp_path)
+    generate_all(tmp_path)
     before = contents(tmp_path)
     with pytest.raises(UserError, match=rf"manifest\.json.* made with {key} = .*--data\.class-dir"):
         opened(config(tmp_path, **change))
@@ -53,7 +53,7 @@ def test_pictures_made_in_another_way_are_not_reused(tmp_path, change, key):
 
 @pytest.mark.parametrize("component", ["unet", "vae", "text_encoder"])
 def test_pictures_of_another_model_are_not_reused(tmp_path, component):
-    generate(tmp_path / "class")
+    generate_all(tmp_path / "class")
     other = shutil.copytree(DEMO_MODEL, tmp_path / "model")
     (weights,) = (other / component).glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1] + b"\7")
@@ -62,7 +62,7 @@ def test_pictures_of_another_model_are_not_reused(tmp_path, component):
 
 
 def test_pictures_of_another_prediction_type_are_not_reused(tmp_path):
-    generate(tmp_path / "class")
+    generate_all(tmp_path / "class")
     other = shutil.copytree(DEMO_MODEL, tmp_path / "model")
     assert opened(config(tmp_path / "class"), other).missing == 0
     scheduler = other / "scheduler" / "scheduler_config.json"
@@ -72,7 +72,7 @@ def test_pictures_of_another_prediction_type_are_not_reused(tmp_path):
 
 
 def test_a_manifest_from_before_text_settings_were_recorded_means_their_defaults(tmp_path):
-    generate(tmp_path)
+    generate_all(tmp_path)
     old = manifest(tmp_path)
     assert (old["settings"].pop("clip_skip"), old["settings"].pop("max_token_chunks")) == (0, 1)
     write_json(tmp_path / "manifest.json", old)
@@ -82,18 +82,18 @@ def test_a_manifest_from_before_text_settings_were_recorded_means_their_defaults
 
 
 def test_the_same_model_under_another_name_is_no_difference(tmp_path):
-    generate(tmp_path)
+    generate_all(tmp_path)
     assert opened(config(tmp_path, model="/elsewhere/tiny-emoji")).missing == 0
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 1}, {"num_class_images": 6}, {"crop": "random"}])
 def test_what_does_not_make_the_pictures_may_differ(tmp_path, change):
-    generate(tmp_path)
+    generate_all(tmp_path)
     assert opened(config(tmp_path, **change)).missing == 0
 
 
 def test_a_manifest_may_have_a_byte_order_mark(tmp_path):
-    generate(tmp_path)
+    generate_all(tmp_path)
     (tmp_path / "manifest.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "manifest.json").read_bytes())
     assert opened(config(tmp_path)).missing == 0
 
@@ -109,45 +109,45 @@ def test_a_manifest_that_is_not_ours_is_named(tmp_path, text):
     assert (tmp_path / "manifest.json").read_text() == text
 
 
-# Pictures of one's own
+# Images of one's own
 
 
 def test_own_pictures_are_counted_and_never_touched(tmp_path):
     for name in ("cat 1.jpg", "cat 2.webp"):
-        Image.fromarray(picture(50)).save(tmp_path / name)
+        Image.fromarray(image(50)).save(tmp_path / name)
     (tmp_path / "cat 1.txt").write_text("a grey cat")
     own = contents(tmp_path)
-    classes = generate(tmp_path, total=5)
+    classes = generate_all(tmp_path, total=5)
     assert {name: content for name, content in contents(tmp_path).items() if name in own} == own
     assert [path.name for path in sorted(tmp_path.glob("*.png"))] == [f"class-{index:05d}.png" for index in range(3)]
-    assert (classes.own, classes.found) == (["cat 1.jpg", "cat 2.webp"], 5)
+    assert (classes.user_files, classes.found) == (["cat 1.jpg", "cat 2.webp"], 5)
 
 
 def test_enough_own_pictures_mean_nothing_is_painted_or_written(tmp_path):
     for index in range(3):
-        Image.fromarray(picture(index)).save(tmp_path / f"{index}.png")
+        Image.fromarray(image(index)).save(tmp_path / f"{index}.png")
     before = contents(tmp_path)
-    classes = generate(tmp_path, stopping(paint, 0), total=2)
+    classes = generate_all(tmp_path, stopping(generate_image_batch, 0), total=2)
     assert (classes.found, classes.missing) == (3, 0)
     assert contents(tmp_path) == before
 
 
 def test_hidden_pictures_masks_and_folders_do_not_count(tmp_path):
     for name in (".thumb.png", "cat.mask.png", "other.mask.PNG"):
-        Image.fromarray(picture(0)).save(tmp_path / name)
+        Image.fromarray(image(0)).save(tmp_path / name)
     (tmp_path / "album.png").mkdir()
     assert opened(config(tmp_path)).found == 0
-    Image.fromarray(picture(0)).save(tmp_path / "cat.png")
-    assert opened(config(tmp_path)).own == ["cat.png"]
-    assert [found.path.name for found in scan(tmp_path, "a cat", "class").pictures] == ["cat.png"]
+    Image.fromarray(image(0)).save(tmp_path / "cat.png")
+    assert opened(config(tmp_path)).user_files == ["cat.png"]
+    assert [found.path.name for found in scan_folder(tmp_path, "a cat", "class").images] == ["cat.png"]
 
 
 def test_an_own_picture_in_the_way_is_named_however_often_one_tries(tmp_path):
-    Image.fromarray(picture(9)).save(tmp_path / "class-00001.png")
+    Image.fromarray(image(9)).save(tmp_path / "class-00001.png")
     own = (tmp_path / "class-00001.png").read_bytes()
     for _ in range(2):
         with pytest.raises(UserError, match=r"class-00001\.png is in the way"):
-            generate(tmp_path, total=4)
+            generate_all(tmp_path, total=4)
         assert (tmp_path / "class-00001.png").read_bytes() == own
 
 
@@ -175,7 +175,7 @@ def test_subjects_of_one_class_share_its_folder_unless_they_name_their_own(tmp_p
         )
     )
     run = Config(run_dir=tmp_path / "run", data=DataConfig(subjects=subjects, resolution=64))
-    sets, class_of = open_class_sets(run, demo_base())
+    sets, class_of = open_all_class_images(run, demo_base())
     assert [sets[number].folder for number in class_of] == [tmp_path / name for name in expected]
     assert len(sets) == len(set(expected))
 
@@ -184,19 +184,19 @@ def test_subjects_of_one_class_share_its_folder_unless_they_name_their_own(tmp_p
 
 
 def test_the_plan_of_an_empty_folder_names_what_will_be_made(tmp_path):
-    plan = opened(config(tmp_path / "new", 200)).plan()
+    plan = opened(config(tmp_path / "new", 200)).summary()
     assert plan == "200 class images (0 found, 200 to generate from demo, prompt 'a cat')"
     assert not (tmp_path / "new").exists()
 
 
 def test_the_plan_of_a_partial_set_counts_both_kinds(tmp_path):
     with pytest.raises(Stopped):
-        generate(tmp_path, stopping(paint, 1), batch=3)
-    Image.fromarray(picture(9)).save(tmp_path / "own.png")
-    plan = opened(config(tmp_path, 10)).plan()
+        generate_all(tmp_path, stopping(generate_image_batch, 1), batch=3)
+    Image.fromarray(image(9)).save(tmp_path / "own.png")
+    plan = opened(config(tmp_path, 10)).summary()
     assert plan == "10 class images (4 found, 6 to generate from demo, prompt 'a cat')"
 
 
 def test_the_plan_of_a_complete_set_says_so(tmp_path):
-    generate(tmp_path, total=3)
-    assert opened(config(tmp_path, 2)).plan() == "3 class images found, none to generate"
+    generate_all(tmp_path, total=3)
+    assert opened(config(tmp_path, 2)).summary() == "3 class images found, none to generate"

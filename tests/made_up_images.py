@@ -1,4 +1,4 @@
-"""Making picture files and pixels for tests."""
+"""Making image files and pixels for tests."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxbooth.data.images import Opened
+from jaxbooth.data.images import LoadedImage
 
 CASES = Path(__file__).parent / "cases"  # folders of images as people had them
 
@@ -20,8 +20,8 @@ def caption_list(folder: Path, *entries: dict) -> None:
     (folder / "metadata.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
 
 
-def opened(pixels: np.ndarray, mask: np.ndarray | None = None) -> Opened:
-    return Opened(Image.fromarray(pixels), None if mask is None else Image.fromarray(mask))
+def opened(pixels: np.ndarray, mask: np.ndarray | None = None) -> LoadedImage:
+    return LoadedImage(Image.fromarray(pixels), None if mask is None else Image.fromarray(mask))
 
 
 def noise(width: int, height: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What is said, shown and refused of a run's pictures before any weight is read."""
+"""What is said, shown and refused of a run's images before any weight is read."""
 
 from pathlib import Path
 
@@ -8,30 +8,30 @@ from PIL import Image
 
 from jaxbooth.base.trainable import add_trainable
 from jaxbooth.config.run_config import Config
-from jaxbooth.data.crops import framed
+from jaxbooth.data.crops import load_augmentations
 from jaxbooth.data.image_grid import GAP, LINE
 from jaxbooth.errors import UserError
-from jaxbooth.runs.inputs import SHEET_SIDE, SHEET_TILES, Inputs, contact_sheet, framing_of, read_inputs
-from tests.pictures import caption_list, noise, put
+from jaxbooth.runs.inputs import MAX_TILES, TILE_SIDE, RunInputs, contact_sheet, crop_spec, read_inputs
+from tests.made_up_images import caption_list, noise, put
 
 MIXED = [(64, 64), (128, 64), (64, 64), (64, 128)]
 
 
 def configure(folder: Path, **sections) -> Config:
-    """A run on the pictures of a folder, without a prior term unless it is asked for."""
+    """A run on the images of a folder, without a prior term unless it is asked for."""
     data = {"instance_dir": folder, "instance_prompt": "a sks cat", "resolution": 64} | sections.pop("data", {})
     return Config.model_validate({"train": {"prior_weight": 0}} | sections | {"data": data})
 
 
 def put_noise(folder: Path, sizes: list[tuple[int, int]]) -> Path:
-    """A folder of pictures of the given widths and heights."""
+    """A folder of images of the given widths and heights."""
     folder.mkdir(exist_ok=True)
     for index, size in enumerate(sizes):
         Image.fromarray(noise(*size)).save(folder / f"{index}.png")
     return folder
 
 
-def inputs(base, folder: Path, **sections) -> tuple[Config, Inputs]:
+def inputs(base, folder: Path, **sections) -> tuple[Config, RunInputs]:
     """A run's configuration and what it finds."""
     config = configure(folder, **sections)
     return config, read_inputs(config, add_trainable(base, config))
@@ -59,9 +59,9 @@ def test_a_pictures_random_crops_do_not_depend_on_buckets(base, tmp_path):
     found = {}
     for buckets in (False, True):
         config, read = inputs(base, folder, data=crops | {"buckets": buckets})
-        (pictures,) = read.shapes[64, 64]
-        seen = zip(pictures, framed(pictures, framing_of(config, (64, 64))), strict=True)
-        found[buckets] = {picture.path.name: variants.pixels for picture, variants in seen}
+        (images,) = read.shapes[64, 64]
+        seen = zip(images, load_augmentations(images, crop_spec(config, (64, 64))), strict=True)
+        found[buckets] = {image.path.name: augmentations.pixels for image, augmentations in seen}
     assert set(found[True]) == {"0.png", "2.png"}
     for name, pixels in found[True].items():
         np.testing.assert_array_equal(pixels, found[False][name])
@@ -71,7 +71,7 @@ def test_a_pictures_random_crops_do_not_depend_on_buckets(base, tmp_path):
 def test_one_warning_names_the_picture_that_is_enlarged_most(base, tmp_path, capsys, buckets):
     inputs(base, put_noise(tmp_path, [(64, 64), (40, 40), (20, 20), (43, 43)]), data={"buckets": buckets})
     output = capsys.readouterr().out
-    assert "warning: 2 of 4 picture(s) are too small and will look blurred, 2.png most (enlarged 3.2 times)" in output
+    assert "warning: 2 of 4 image(s) are too small and will look blurred, 2.png most (enlarged 3.2 times)" in output
     assert "--data.resolution" in output
 
 
@@ -94,20 +94,20 @@ def test_the_sheets_cells_have_room_for_the_largest_shape(base, tmp_path):
 
 def test_large_pictures_are_shown_smaller_in_their_shape(base, tmp_path):
     image = contact_sheet(*inputs(base, put_noise(tmp_path, [(512, 512)]), data={"resolution": 512}))
-    assert image.size == (SHEET_SIDE + 2 * GAP, SHEET_SIDE + 2 * LINE + 2 * GAP)
+    assert image.size == (TILE_SIDE + 2 * GAP, TILE_SIDE + 2 * LINE + 2 * GAP)
 
 
 def test_the_sheet_is_cut_and_says_what_it_leaves_out(base, tmp_path, capsys):
     crops = {"crop": "random", "random_crops": 90}
     image = contact_sheet(*inputs(base, put_noise(tmp_path, [(70, 64)] * 3), data=crops))
-    assert image.height == SHEET_TILES // 5 * (128 + 2 * LINE + GAP) + GAP
-    assert "the contact sheet shows 200 of 270 variants and leaves 70 out" in capsys.readouterr().out
+    assert image.height == MAX_TILES // 5 * (128 + 2 * LINE + GAP) + GAP
+    assert "the contact sheet shows 200 of 270 augmentations and leaves 70 out" in capsys.readouterr().out
 
 
 def test_a_damaged_picture_beyond_the_sheet_is_named_all_the_same(base, tmp_path):
     folder = put_noise(tmp_path, [(70, 64)] * 3)
     config, read = inputs(base, folder, data={"crop": "random", "random_crops": 150})
-    (folder / "2.png").write_bytes(b"I am no picture")
+    (folder / "2.png").write_bytes(b"I am no image")
     with pytest.raises(UserError, match=r"2\.png cannot be decoded"):
         contact_sheet(config, read)
 
@@ -142,7 +142,7 @@ def test_captions_that_a_list_overrules_are_named(base, tmp_path, capsys):
     (folder / "0.txt").write_text("one")
     caption_list(folder, {"file_name": "0.png", "text": "two"})
     inputs(base, folder)
-    assert "metadata has the captions of these pictures, so not used: 0.txt." in capsys.readouterr().out
+    assert "metadata has the captions of these images, so not used: 0.txt." in capsys.readouterr().out
 
 
 def test_what_is_not_used_of_a_class_folder_is_named_too(base, tmp_path, capsys):
@@ -150,10 +150,10 @@ def test_what_is_not_used_of_a_class_folder_is_named_too(base, tmp_path, capsys)
     (classes / "deep").mkdir()
     put(classes / "deep" / "b.png")
     inputs(base, folder, data={"class_dir": classes, "class_prompt": "a cat"}, train={})
-    assert f"warning: {classes}: not used: deep (subfolder with 1 picture(s))." in capsys.readouterr().out
+    assert f"warning: {classes}: not used: deep (subfolder with 1 image(s))." in capsys.readouterr().out
 
 
-# Class pictures of the user's own
+# Class images of the user's own
 
 
 def test_a_new_word_in_the_caption_of_a_class_picture_is_refused(base, tmp_path):
@@ -166,9 +166,7 @@ def test_a_new_word_in_the_caption_of_a_class_picture_is_refused(base, tmp_path)
     }  # fmt: skip
     inputs(base, folder, **sections)
     (tmp_path / "class" / "own.txt").write_text("a <sks> cat")
-    with pytest.raises(
-        UserError, match=r"own\.png: the caption of this class picture holds the placeholder token <sks>"
-    ):
+    with pytest.raises(UserError, match=r"own\.png: the caption of this class image holds the placeholder token <sks>"):
         inputs(base, folder, **sections)
 
 

@@ -1,4 +1,4 @@
-"""A class folder whose image_sampler is a plain function of the picture numbers."""
+"""A class folder whose sampler is a plain function of the image numbers."""
 
 import dataclasses
 import functools
@@ -11,11 +11,11 @@ from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import DataConfig, PriorConfig
-from jaxbooth.data.class_images import ClassSet, generate_missing, open_class_set
+from jaxbooth.data.class_images import ClassImages, generate_missing, open_class_images
 
 
 class Stopped(Exception):
-    """What an interrupted image_sampler raises."""
+    """What an interrupted sampler raises."""
 
 
 def config(folder: Path, total: int = 7, **changes) -> Config:
@@ -30,38 +30,38 @@ def config(folder: Path, total: int = 7, **changes) -> Config:
     )
 
 
-def picture(index: int) -> np.ndarray:
+def image(index: int) -> np.ndarray:
     return np.random.default_rng(index).integers(0, 256, (8, 8, 3), dtype=np.uint8)
 
 
-def paint(indices: list[int]) -> np.ndarray:
-    return np.stack([picture(index) for index in indices])
+def generate_image_batch(indices: list[int]) -> np.ndarray:
+    return np.stack([image(index) for index in indices])
 
 
 def flat(colour: tuple[int, int, int]) -> np.ndarray:
     return np.broadcast_to(np.uint8(colour), (8, 8, 3))
 
 
-def paint_flat_at(bad: set[int], colour: tuple[int, int, int] = (40, 40, 40)):
-    return lambda indices: np.stack([flat(colour) if index in bad else picture(index) for index in indices])
+def generate_flat_at(bad: set[int], colour: tuple[int, int, int] = (40, 40, 40)):
+    return lambda indices: np.stack([flat(colour) if index in bad else image(index) for index in indices])
 
 
-def stopping(paint, batches: int):
-    """A image_sampler that is interrupted after some batches."""
+def stopping(generate_batch, batches: int):
+    """A sampler that is interrupted after some batches."""
     left = iter(range(batches))
 
-    def paint_until(indices: list[int]) -> np.ndarray:
+    def generate_until(indices: list[int]) -> np.ndarray:
         if next(left, None) is None:
             raise Stopped
-        return paint(indices)
+        return generate_batch(indices)
 
-    return paint_until
+    return generate_until
 
 
-def opened(config: Config, model: Path = DEMO_MODEL) -> ClassSet:
+def opened(config: Config, model: Path = DEMO_MODEL) -> ClassImages:
     """Opens the class folder of a configuration."""
     base = dataclasses.replace(demo_base(), folder=model)
-    return open_class_set(config, base, config.data.class_prompt, config.data.class_dir)
+    return open_class_images(config, base, config.data.class_prompt, config.data.class_dir)
 
 
 @functools.cache
@@ -70,9 +70,9 @@ def demo_base() -> BaseModel:
     return BaseModel.read(DEMO_MODEL, "float32")
 
 
-def generate(folder: Path, paint=paint, batch: int = 3, total: int = 7):
+def generate_all(folder: Path, generate_batch=generate_image_batch, batch: int = 3, total: int = 7):
     classes = opened(config(folder, total))
-    generate_missing(classes, paint, batch)
+    generate_missing(classes, generate_batch, batch)
     return classes
 
 
