@@ -97,8 +97,8 @@ def start(run_dir: Path, count: int, per_dispatch: int) -> Training:
     log, processes = run_dir.with_suffix(".log"), []
     with log.open("wb") as out:
         for index in range(count):
-            address = ["--distributed.coordinator", f"127.0.0.1:{port}", "--distributed.processes", count]
-            together = [*address, "--distributed.process", index] if count > 1 else []
+            address = ["--distributed.coordinator", f"127.0.0.1:{port}", "--distributed.num-processes", count]
+            together = [*address, "--distributed.process-id", index] if count > 1 else []
             command = [sys.executable, "-m", "jaxbooth", *map(str, [*flags, *together])]
             processes.append(subprocess.Popen(command, env=environment, stdout=out, stderr=out))
     return Training(processes, log)

@@ -1,5 +1,6 @@
 """Runs of several processes on this machine, and a model whose step compiles in seconds."""
 
+import re
 import shutil
 import socket
 import subprocess
@@ -48,8 +49,8 @@ def free_port() -> int:
 
 def start(command: list[object], port: int, processes: int, index: int, devices: int) -> subprocess.Popen[str]:
     """Starts one process of several, with CPU devices of its own."""
-    place = ["--distributed.coordinator", f"127.0.0.1:{port}", "--distributed.processes", processes]
-    arguments = [*command, *place, "--distributed.process", index]
+    place = ["--distributed.coordinator", f"127.0.0.1:{port}", "--distributed.num-processes", processes]
+    arguments = [*command, *place, "--distributed.process-id", index]
     return subprocess.Popen(
         [sys.executable, "-m", "jaxbooth", *map(str, arguments)],
         env=environment() | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
@@ -66,3 +67,11 @@ def start_all(command: list[object], processes: int, devices: int = 4) -> list[s
 def outputs(running: list[subprocess.Popen[str]], timeout: float = 900) -> list[str]:
     """Waits for all processes and returns what they printed."""
     return [process.communicate(timeout=timeout)[0] for process in running]
+
+
+def check_told_of(victim: int, output: str, seconds: float) -> None:
+    """Checks what a process says whose fellow was killed: one sentence, and nothing from below Python."""
+    assert seconds < 15
+    sentence = rf"error: process {victim}( \(.*\))? is gone: it was killed, or its machine stopped\."
+    assert len(re.findall(sentence, output)) == output.count("error:") == 1, output
+    assert not re.search(r"Traceback|\*\*\*|\.cc:\d|\.h:\d|Abort|core dumped", output), output

@@ -10,7 +10,7 @@ import pytest
 from jaxbooth.config.run_config import Config
 from jaxbooth.console.progress import progress
 from jaxbooth.data.buckets import BLOCK, BucketOrder
-from jaxbooth.hosts.gate import Gate
+from jaxbooth.distributed.stop_agreement import StopAgreement
 from jaxbooth.runs.loop import TrainingLoop
 from jaxbooth.runs.metric_writer import MetricWriter, read_metrics
 from jaxbooth.runs.training_data import TrainingData
@@ -136,7 +136,7 @@ def loop_of(folder, longest: int, begin: int) -> TrainingLoop:
     config = Config.model_validate({"train": {"steps": STEPS, "steps_per_dispatch": longest}})
     data = TrainingData(tuple(map(jnp.int32, range(3))), (), ORDER)
     writer = MetricWriter(folder / "metrics.jsonl", folder / "tensorboard", begin)
-    return TrainingLoop(config, [dispatch] * 3, data, {}, None, writer, None, Gate())
+    return TrainingLoop(config, [dispatch] * 3, data, {}, None, writer, None, StopAgreement())
 
 
 def places(folder, longest: int, stops: list[int]) -> list[tuple[int, int]]:

@@ -53,7 +53,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 jax.distributed.initialize(
-    given["--distributed.coordinator"], int(given["--distributed.processes"]), int(given["--distributed.process"]),
+    given["--distributed.coordinator"],
+    int(given["--distributed.num-processes"]), int(given["--distributed.process-id"]),
     initialization_timeout=60,
 )
 total = multihost_utils.process_allgather(np.array([jax.process_index() + 1])).sum()
@@ -95,7 +96,7 @@ def test_each_process_is_told_its_number_and_the_same_address(program):
         words = line.split(" ", 1)[1].split("|")
         assert words[:2] == ["train", "two words"]
         assert words[2] == "--distributed.coordinator"
-        assert words[4:8] == ["--distributed.processes", "3", "--distributed.process", str(number)]
+        assert words[4:8] == ["--distributed.num-processes", "3", "--distributed.process-id", str(number)]
     addresses = {line.split("|")[3] for line in lines}
     assert len(addresses) == 1
     assert addresses.pop().startswith("127.0.0.1:")

@@ -12,8 +12,8 @@ import pytest
 
 from jaxbooth.config.run_config import Config, dump_config, load_config
 from jaxbooth.console.output import output
+from jaxbooth.distributed.group import SingleProcess
 from jaxbooth.errors import UserError
-from jaxbooth.hosts.link import Alone
 from jaxbooth.runs.lock import lock_run
 from jaxbooth.storage.lock import LOCK, locked
 
@@ -23,8 +23,8 @@ from pathlib import Path
 from jaxbooth.runs.lock import claim
 from jaxbooth.config.run_config import Config
 from jaxbooth.storage.files import write_text
-from jaxbooth.hosts.link import Alone
-with claim(Config(run_dir=Path(sys.argv[1])), Alone(lambda: None)) as run:
+from jaxbooth.distributed.group import SingleProcess
+with claim(Config(run_dir=Path(sys.argv[1])), SingleProcess(lambda: None)) as run:
     print('held', flush=True)
     for number in range(6000):
         if len(sys.argv) > 2:
@@ -52,7 +52,7 @@ def other(tmp_path):
 
 
 def alone():
-    return Alone(lambda: None)
+    return SingleProcess(lambda: None)
 
 
 def test_a_second_training_is_refused_and_told_who_holds_the_folder(tmp_path, other):
@@ -224,6 +224,6 @@ def test_a_folder_that_cannot_be_written_is_refused():
     run_dir = Path("/proc/jaxbooth-run")
     with (
         pytest.raises(UserError, match=f"--run-dir {run_dir} cannot be written"),
-        lock_run(Config(run_dir=run_dir), Alone(lambda: None)),
+        lock_run(Config(run_dir=run_dir), SingleProcess(lambda: None)),
     ):
         pass

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from jaxbooth.runs.metric_writer import read_metrics
 from tests.commands import environment
-from tests.processes import SHORT, free_port, outputs, start, start_all, write_micro_model
+from tests.processes import SHORT, check_told_of, free_port, outputs, start, start_all, write_micro_model
 
 LAUNCHER = Path(__file__).parents[1] / "scripts" / "launch" / "local.sh"
 FLOAT32_STEPS = 2e-5  # six steps of Adam, whose first updates are the signs of sums of another order
@@ -100,14 +100,6 @@ def test_sigterm_on_one_process_stops_all_at_the_same_step_and_the_run_goes_on_w
     assert f"resumed at step {saved} of {saved + 1}" in output
 
 
-def check_told_of(victim, output, seconds):
-    """Checks what a process says whose fellow was killed: one sentence, and nothing from below Python."""
-    assert seconds < 15
-    sentence = rf"error: process {victim}( \(.*\))? is gone: it was killed, or its machine stopped\."
-    assert len(re.findall(sentence, output)) == output.count("error:") == 1, output
-    assert not re.search(r"Traceback|\*\*\*|\.cc:\d|\.h:\d|Abort|core dumped", output), output
-
-
 def kill_and_check_the_other(running, victim):
     """Kills one of two processes; the other has to end, and to say so."""
     running[victim].kill()
@@ -170,7 +162,7 @@ def process_of(launcher, index):
         with suppress(OSError):
             words = (folder / "cmdline").read_bytes().split(b"\0")
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == launcher and words[-3:-1] == [b"--distributed.process", str(index).encode()]:
+            if parent == launcher and words[-3:-1] == [b"--distributed.process-id", str(index).encode()]:
                 return int(folder.name)
     raise AssertionError(f"no process {index}")
 

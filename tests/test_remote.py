@@ -13,8 +13,8 @@ from jaxbooth.cli.parse import parse
 from jaxbooth.config.run_config import Config, dump_config, load_config
 from jaxbooth.data.class_images import class_folder
 from jaxbooth.data.images import load_image, scan_folder
+from jaxbooth.distributed.group import SingleProcess
 from jaxbooth.errors import UserError
-from jaxbooth.hosts.link import Alone
 from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.runs.folder import RunFolder, open_run, resolve_paths
 from jaxbooth.runs.lock import lock_run
@@ -72,12 +72,12 @@ def test_without_the_library_of_the_store_the_extra_is_named():
 
 def test_a_run_is_claimed_and_opened_and_anothers_is_refused(store):
     config = Config(run_dir=RUN, seed=1)
-    with lock_run(config, Alone(lambda: None)) as run:
+    with lock_run(config, SingleProcess(lambda: None)) as run:
         assert names(store) == {"config.yaml"}
     assert open_run(RUN) == (run, config)
     (store / "checkpoints" / "4").mkdir(parents=True)
     with pytest.raises(UserError, match="belongs to a run with --seed 1, and this one has 2"), \
-            lock_run(Config(run_dir=RUN, seed=2), Alone(lambda: None)):  # fmt: skip
+            lock_run(Config(run_dir=RUN, seed=2), SingleProcess(lambda: None)):  # fmt: skip
         pass
 
 

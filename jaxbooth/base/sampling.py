@@ -17,10 +17,10 @@ from jaxbooth.base.vae import decode_images
 from jaxbooth.console.progress import progress
 from jaxbooth.diffusion.samplers import SAMPLERS, Denoiser, SamplerName, SamplerStep, TimestepGrid, make_timestep_grid
 from jaxbooth.diffusion.schedule import Latents, convert
+from jaxbooth.distributed.arrays import put
 from jaxbooth.params import Params, cast_matrices, precision_of
 from jaxbooth.prng import key_data, root_key
 from jaxbooth.sharding import batch_sharding, batch_shards, mesh_context, replicated
-from jaxbooth.transfer import put
 
 BATCH_SIZE = 8  # images that a command generates at once, at most
 

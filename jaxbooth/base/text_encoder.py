@@ -16,12 +16,12 @@ from jax import Array
 
 from jaxbooth.base.tokenizer import PlaceholderToken, Tokenizer, make_placeholder_tokens
 from jaxbooth.console.messages import pluralize, warn
+from jaxbooth.distributed.arrays import to_host
 from jaxbooth.errors import UserError
 from jaxbooth.models.clip import LEGACY_EOS
 from jaxbooth.models.config import CLIPTextConfig
 from jaxbooth.params import AnyArray, ModuleDef, Params
 from jaxbooth.sharding import gather_param, param_sharding
-from jaxbooth.transfer import to_host
 from jaxbooth.weights.architectures import Conditioning
 
 # Names among a text encoder's parameters: the embedding table, and the (entries, d) learned embeddings that follow it.

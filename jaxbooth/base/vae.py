@@ -7,10 +7,10 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jaxbooth.base.model import BaseModel
+from jaxbooth.distributed.arrays import put
 from jaxbooth.models.vae import Moments
 from jaxbooth.params import AnyArray, Params, full_precision, pixel_precision
 from jaxbooth.sharding import batch_sharding, batch_shards, mesh_context, replicated
-from jaxbooth.transfer import put
 
 
 class ImageEncoder:

@@ -21,8 +21,8 @@ from jaxbooth.config.suggestions import MAX_SHOWN
 from jaxbooth.console.messages import pluralize, print_result, print_stderr
 from jaxbooth.console.output import output
 from jaxbooth.console.streams import protect_streams
+from jaxbooth.distributed.signals import exit_before_start, handled, stop_signals
 from jaxbooth.errors import RunFailure, UserError, format_message
-from jaxbooth.hosts.signals import handled, leave, requests
 from jaxbooth.storage.disk import is_full
 from jaxbooth.storage.paths import ascii_repr, is_utf8, local_path
 from jaxbooth.weights.resolve import Source
@@ -50,7 +50,7 @@ def train_command(argv: list[str]) -> None:
     """Parses a configuration with its flags and trains."""
     default = starting_config(argv)
     config = parse(Config, argv, "jaxbooth train [CONFIG]", default)
-    with handled(leave, *requests()):  # the run has handlers of its own, which save first
+    with handled(exit_before_start, *stop_signals()):  # the run has handlers of its own, which save first
         from jaxbooth.runs.train import train
 
         train(config)

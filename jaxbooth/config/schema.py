@@ -307,9 +307,9 @@ class DistributedConfig(Section):
 
     coordinator: str | None = None
     """HOST:PORT of process 0, the same on all processes."""
-    processes: ProcessCount | None = None
+    num_processes: ProcessCount | None = None
     """How many processes there are."""
-    process: ProcessId | None = None
+    process_id: ProcessId | None = None
     """Number of this process, from 0."""
     timeout: Seconds = 300.0
     """Seconds to wait until all processes have started."""

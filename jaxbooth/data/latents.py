@@ -20,11 +20,11 @@ from jaxbooth.base.vae import ImageEncoder
 from jaxbooth.console.progress import ProgressBar
 from jaxbooth.data.crops import Augmentations, CropSpec, load_augmentations
 from jaxbooth.data.images import ImageFile
+from jaxbooth.distributed.arrays import put
 from jaxbooth.errors import RunFailure
 from jaxbooth.models.vae import Moments
 from jaxbooth.params import AnyArray
 from jaxbooth.sharding import replicated
-from jaxbooth.transfer import put
 
 
 class CachedImages(NamedTuple):

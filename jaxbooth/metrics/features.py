@@ -16,6 +16,7 @@ from PIL import Image
 
 from jaxbooth.base.tokenizer_files import read_tokenizer
 from jaxbooth.console.progress import progress
+from jaxbooth.distributed.arrays import put
 from jaxbooth.errors import UserError
 from jaxbooth.metrics.feature_models import CLIP, CONFIG, DINO, FeatureModelFiles, find_files
 from jaxbooth.metrics.preprocess import Preprocessing, read_preprocessing
@@ -25,7 +26,6 @@ from jaxbooth.models.layers import Layers
 from jaxbooth.models.vit import VisionTransformer
 from jaxbooth.params import ModuleDef, Params, abstract_module, full_precision
 from jaxbooth.sharding import batch_sharding, batch_shards, mesh_context, param_shardings, replicated
-from jaxbooth.transfer import put
 from jaxbooth.weights.diffusers_read import load_component
 from jaxbooth.weights.names import RENAMED_IN_CLIP_MODELS, RENAMED_IN_VISION_TRANSFORMERS, Renames
 from jaxbooth.weights.resolve import Source

@@ -18,13 +18,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
+from jaxbooth.distributed.arrays import to_host
 from jaxbooth.models.broadcast import broadcast
 from jaxbooth.models.conv import Conv, conv2d
 from jaxbooth.models.layers import Linear
 from jaxbooth.params import AnyArray, Array, ModuleDef, Params, Shapes, ShardedParam, as_sharded
 from jaxbooth.prng import host_generator
 from jaxbooth.storage.patterns import first_matches
-from jaxbooth.transfer import to_host
 
 LORA_A, LORA_B, MAGNITUDE = "lora_A.kernel", "lora_B.kernel", "lora_magnitude_vector.scale"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from jaxbooth.config.run_config import Config, dump_config, first_conflict, flag, load_config
 from jaxbooth.console.messages import info, is_main
 from jaxbooth.console.output import output
+from jaxbooth.distributed.group import SingleProcess
 from jaxbooth.errors import UserError
-from jaxbooth.hosts.link import Alone
 from jaxbooth.runs.checkpoint import free_name
 from jaxbooth.runs.folder import RunFolder
 from jaxbooth.runs.metric_writer import SUPERSEDED
@@ -18,7 +18,7 @@ from jaxbooth.storage.remote import as_path, check_reachable, is_local
 
 
 @contextmanager
-def lock_run(config: Config, link: Alone) -> Generator[RunFolder]:
+def lock_run(config: Config, processes: SingleProcess) -> Generator[RunFolder]:
     """Yields the run folder, which is created, or belongs to this configuration; nothing else trains in it meanwhile.
 
     Process 0 creates, locks and cleans it for all. On an object store it cannot be locked.
@@ -31,7 +31,7 @@ def lock_run(config: Config, link: Alone) -> Generator[RunFolder]:
     with ExitStack() as held:
         try:
             if is_main() and is_local(run.root):
-                held.enter_context(locked(run.root, link.abort))
+                held.enter_context(locked(run.root, processes.abort))
                 check_ownership(run, config)  # another may have been there first
                 remove_unfinished(run)
             if is_main():
@@ -39,7 +39,7 @@ def lock_run(config: Config, link: Alone) -> Generator[RunFolder]:
                 write_text(run.config, dump_config(config))
         except OSError as error:
             raise UserError(f"--run-dir {run.root} cannot be written ({error.strerror}); choose another.") from None
-        link.exchange("the run folder is claimed")
+        processes.exchange("the run folder is claimed")
         yield run
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from jaxbooth.config.run_config import Config
 from jaxbooth.console.messages import info
 from jaxbooth.console.progress import ProgressBar, progress
+from jaxbooth.distributed.stop_agreement import StopAgreement
 from jaxbooth.errors import RunFailure
-from jaxbooth.hosts.gate import Gate
 from jaxbooth.params import Params
 from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.runs.metric_writer import MetricWriter
@@ -31,7 +31,7 @@ class TrainingLoop:
         dispatches: compiled, one for each cache of the data; see `make_dispatch`.
         frozen: component -> parameters that the step reads and does not change.
         validation: what is drawn and measured of a state.
-        gate: closes when any process was asked to stop.
+        stop_agreement: of all processes, once one was asked to stop.
     """
 
     config: Config
@@ -41,7 +41,7 @@ class TrainingLoop:
     checkpoints: Checkpoints
     writer: MetricWriter
     validation: Validation
-    gate: Gate
+    stop_agreement: StopAgreement
     announced: bool = False
 
     def run(self, state: TrainState, step: int) -> tuple[TrainState, int]:
@@ -51,7 +51,7 @@ class TrainingLoop:
             RunFailure: a loss or gradient is not finite. Checkpoints on disk are all from before that.
         """
         total = self.config.train.steps
-        self.gate.enter(step)
+        self.stop_agreement.begin(step)
         with progress("train", total, done=step) as bar:
             while step < total:
                 state, step, stopped = self.advance(state, step, self.next_stop(step), bar)
@@ -60,7 +60,7 @@ class TrainingLoop:
                 self.writer.flush()  # before the checkpoint, so that no resumed run lacks lines
                 if step % self.config.train.checkpoint_every == 0 or step == total:
                     self.checkpoints.save(state, step, self.config)
-                if self.validation.is_due(step) and not self.gate.closing:
+                if self.validation.is_due(step) and not self.stop_agreement.is_stopping:
                     self.validation(state, step)
                 self.writer.flush()
                 if self.validation.should_stop:
@@ -68,7 +68,7 @@ class TrainingLoop:
         self.checkpoints.save(state, step, self.config)  # where a signal stopped it; elsewhere it is saved already
         with progress("save", total=None, transient=True):
             self.checkpoints.wait()
-        self.gate.leave()
+        self.stop_agreement.end()
         return state, step
 
     def next_stop(self, step: int) -> int:
@@ -78,7 +78,7 @@ class TrainingLoop:
         return min(self.config.train.steps, *(step - step % n + n for n in every))
 
     def advance(self, state: TrainState, step: int, stop: int, bar: ProgressBar) -> tuple[TrainState, int, bool]:
-        """Dispatches up to `stop`, or to where the gate closes; the third result says whether it did.
+        """Dispatches up to `stop`, or to where the processes agree to stop; the third result says whether it did.
 
         The device always has the next dispatch queued while the host logs the last one.
         """
@@ -87,7 +87,7 @@ class TrainingLoop:
         while step < stop:
             order = self.data.order
             count = min(self.config.train.steps_per_dispatch, stop - step, order.block_end(step) - step)
-            stopped = not self.gate.passes(step + count)
+            stopped = not self.stop_agreement.may_run_to(step + count)
             if stopped:
                 break
             which, shift = order.bucket(step), self.data.shift(step)

@@ -17,13 +17,13 @@ from jaxbooth.config.run_config import Config, fill_resolution, load_config, wit
 from jaxbooth.config.schema import DistributedConfig
 from jaxbooth.console.messages import info, is_main, print_result, shell_quote
 from jaxbooth.console.progress import heartbeat, progress
+from jaxbooth.distributed.arrays import to_host
+from jaxbooth.distributed.group import SingleProcess, process_group
+from jaxbooth.distributed.process_info import find_process
 from jaxbooth.errors import RunFailure
 from jaxbooth.export.export import default_format, export_result
 from jaxbooth.export.reader_notes import reader_notes
 from jaxbooth.export.verify import verify_export
-from jaxbooth.hosts.link import Alone
-from jaxbooth.hosts.shared import check_shared, facts_of
-from jaxbooth.hosts.start import joined
 from jaxbooth.params import Params, cast_matrices, flatten_components
 from jaxbooth.plan.fit import check_memory
 from jaxbooth.runs.checkpoint import Checkpoints
@@ -45,6 +45,7 @@ from jaxbooth.runs.lock import check_ownership, lock_run
 from jaxbooth.runs.loop import TrainingLoop, compile_dispatches, describe_length
 from jaxbooth.runs.metric_writer import MetricWriter
 from jaxbooth.runs.overlap import check_run_folders
+from jaxbooth.runs.shared_folders import check_shared_folders, shared_settings
 from jaxbooth.runs.training_data import TrainingData, encode_training_data
 from jaxbooth.runs.validation import Validation
 from jaxbooth.sharding import batch_shards, check_heads, make_mesh
@@ -52,7 +53,6 @@ from jaxbooth.storage.remote import as_path
 from jaxbooth.training.optimizer import learning_rate_jump, make_optimizer
 from jaxbooth.training.state import TrainState, checksums, initial_state, result_params
 from jaxbooth.training.step import REFERENCE_UNET, make_dispatch, make_train_step_spec
-from jaxbooth.transfer import to_host
 from jaxbooth.weights.diffusers_write import default_dtype
 
 
@@ -87,16 +87,17 @@ def train(config: Config | str | Path | None = None, **overrides: Any) -> Result
     config = with_overrides(config, overrides) if overrides else config
     check_config(config)
     check_run_folders(resolve_paths(config))
-    chosen = config.distributed
+    flags = config.distributed
+    process = find_process(flags.coordinator, flags.num_processes, flags.process_id, flags.timeout)
     config = config.model_copy(update={"distributed": DistributedConfig()})  # it differs between the processes
-    stopped = f"stopped; run the same command again to continue {config.run_dir}."
-    with joined(chosen, facts_of(config), stopped) as link:
-        return train_joined(resolve_paths(config), link)
+    how_to_continue = f"stopped; run the same command again to continue {config.run_dir}."
+    with process_group(process, shared_settings(config), flags.timeout, how_to_continue) as processes:
+        return train_joined(resolve_paths(config), processes)
 
 
 @heartbeat()
-def train_joined(config: Config, link: Alone) -> Result:
-    """Trains as one of the processes that `link` joins."""
+def train_joined(config: Config, processes: SingleProcess) -> Result:
+    """Trains as one of `processes`."""
     enable_compilation_cache()
     warn_about_cpu_fallback()
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -112,15 +113,15 @@ def train_joined(config: Config, link: Alone) -> Result:
     check_ownership(run, config)
     before = load_config(run.config) if run.config.exists() else config  # it is replaced when the folder is claimed
     check_folders(config, base, inputs.classes, abstract_run_state(config, base, mesh))
-    with lock_run(config, link) as run:
-        check_shared([run.root, *(classes.folder for classes in inputs.classes)], link)
+    with lock_run(config, processes) as run:
+        check_shared_folders([run.root, *(classes.folder for classes in inputs.classes)], processes)
         confirm_base(run, base, record=True)
         write_contact_sheet(run, shown)
         checkpoints = Checkpoints(run.checkpoints, config.train.max_checkpoints)
         try:
-            print_result = TrainingRun(settled, before, run, inputs, mesh, tx, checkpoints, link).execute()
+            print_result = TrainingRun(settled, before, run, inputs, mesh, tx, checkpoints, processes).execute()
         except BaseException as error:
-            link.fail(error)
+            processes.fail(error)
             if jax.process_count() == 1:  # several would wait for each other
                 checkpoints.close()
             raise
@@ -143,7 +144,7 @@ class TrainingRun:
     mesh: Mesh
     tx: Any
     checkpoints: Checkpoints
-    link: Alone
+    processes: SingleProcess
 
     @property
     def base(self) -> BaseModel:
@@ -192,7 +193,7 @@ class TrainingRun:
         """Makes missing class images and encodes everything."""
         for classes in self.inputs.classes:
             make_class_images(self.config, self.base, params, classes, self.mesh)
-        self.link.exchange("class images are written")
+        self.processes.exchange("class images are written")
         found = class_image_files(self.config, self.inputs.classes)
         shown = [image for images in found for image in images]
         record_images(self.run, {"instance": self.inputs.images, "class": shown})
@@ -239,7 +240,9 @@ class TrainingRun:
             fixed = {name: params for name, params in frozen.items() if name in needed} | reference
             dispatches = [make_dispatch(spec, self.tx, config.train.steps_per_dispatch, state) for spec in specs]
             compiled = compile_dispatches(dispatches, state, fixed, data)
-            loop = TrainingLoop(config, compiled, data, fixed, self.checkpoints, writer, validation, self.link.gate)
+            loop = TrainingLoop(
+                config, compiled, data, fixed, self.checkpoints, writer, validation, self.processes.stop_agreement
+            )
             return *loop.run(state, done), validation.early_stopping.selection
         finally:
             writer.close()

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.vae import ImageEncoder
 from jaxbooth.config.run_config import Config
+from jaxbooth.distributed.arrays import broadcast_from_main
 from jaxbooth.metrics.prompts import few_prompts
 from jaxbooth.metrics.scorer import (
     EvaluateParams,
@@ -24,7 +25,6 @@ from jaxbooth.runs.folder import RunFolder
 from jaxbooth.runs.metric_writer import MetricWriter
 from jaxbooth.runs.watch import ValidationSampler
 from jaxbooth.training.state import TrainState, result_params
-from jaxbooth.transfer import agreed
 
 
 @dataclass
@@ -93,7 +93,7 @@ class Validation:
         figures = self.drift_meter(*self.sampler.subject_and_class(drawn), step)
         if self.evaluate_params and self.evaluates(step):
             figures |= self.evaluate_params(params)
-        figures = agreed(figures)
+        figures = broadcast_from_main(figures)
         self.writer.log_validation(step, figures)
         self.early_stopping.observe(step, figures, self.checkpoints.latest())
         self.checkpoints.pinned = self.early_stopping.selection.pinned

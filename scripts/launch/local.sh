@@ -6,7 +6,7 @@ set -m # every process leads a group of its own: Ctrl-C reaches them through us,
 help="usage: local.sh N [--] COMMAND ...
 
 Starts COMMAND N times, process I with
-  --distributed.coordinator 127.0.0.1:PORT --distributed.processes N --distributed.process I
+  --distributed.coordinator 127.0.0.1:PORT --distributed.num-processes N --distributed.process-id I
 behind it. Every line they print begins with [I]. SIGTERM and SIGINT are passed on to all. When one
 fails, the others get SIGTERM, GRACE_SECONDS later SIGKILL, and its exit code is returned.
 
@@ -71,7 +71,7 @@ for ((i = 0; i < count; i++)); do
   readers+=($!)
   (
     ((share == 0)) || { IFS=, && export CUDA_VISIBLE_DEVICES="${gpus[*]:i*share:share}"; }
-    exec "$@" --distributed.coordinator "127.0.0.1:$port" --distributed.processes "$count" --distributed.process "$i"
+    exec "$@" --distributed.coordinator "127.0.0.1:$port" --distributed.num-processes "$count" --distributed.process-id "$i"
   ) </dev/null >"$pipes/$i" 2>&1 &
   running+=($!)
 done

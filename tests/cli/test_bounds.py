@@ -37,7 +37,7 @@ SUBJECT = ("--data.instance-dir", "demo", *SHORT, *CLASS)
         ("--text.max-token-chunks", 10**7, 64),
         ("--text.vectors-per-token", 10**6, 75),
         ("--mesh.fsdp", 10**9, 2**20),
-        ("--distributed.processes", 10**9, 2**20),
+        ("--distributed.num-processes", 10**9, 2**20),
         ("--train.learning-rate", 1e300, 1000),
         ("--train.b2", 0.99999999, 0.999999),
         ("--train.ema-decay", 0.99999999, 0.999999),
@@ -126,7 +126,7 @@ def test_a_training_far_beyond_the_models_resolution_is_refused(refused, dog, tm
 
 def test_a_port_or_a_step_of_thousands_of_digits_is_refused(refused):
     digits = "9" * 5000
-    place = ("--distributed.processes", "2", "--distributed.process", "0")
+    place = ("--distributed.num-processes", "2", "--distributed.process-id", "0")
     error = refused("train", *SUBJECT, "--distributed.coordinator", f"host:{digits}", *place)
     assert error.endswith("is not HOST:PORT, such as 10.0.0.2:8476.")
     with pytest.raises(UserError, match="no such run"):

@@ -25,7 +25,7 @@ from jaxbooth.config.suggestions import PIPELINES, TRAINERS, check_flags, flag_k
         ("--network_dim", "here it is --lora.rank; their default is 4."),
         ("--train.lr", "here it is --train.learning-rate."),
         ("--lora_dropout", "jaxbooth has none."),
-        ("--local_rank", "jaxbooth has none: or --distributed.process."),
+        ("--local_rank", "jaxbooth has none: or --distributed.process-id."),
         ("--guidance-scale", "perhaps you meant --prior.guidance-scale or --validation.guidance-scale."),
         ("--train.learning-rte", "perhaps you meant --train.learning-rate or --text.learning-rate."),
         ("--sede", "perhaps you meant --seed."),

@@ -13,13 +13,12 @@ from contextlib import contextmanager
 from types import FrameType
 
 from jaxbooth.console.messages import print_plain
-from jaxbooth.hosts.link import Alone
 
 Handler = Callable[[int, FrameType | None], None]
 
 
-def requests() -> tuple[signal.Signals, ...]:
-    """Returns the signals that ask a command to leave; `nohup` has turned the one of the terminal off."""
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """Returns the signals that ask a command to stop; `nohup` has turned off the one of the terminal."""
     hears_terminal = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
     return (signal.SIGTERM, signal.SIGHUP) if hears_terminal else (signal.SIGTERM,)
 
@@ -42,42 +41,44 @@ def handled(handler: Handler, *numbers: signal.Signals) -> Generator[None]:
                 signal.signal(number, before)
 
 
-def leave(number: int, _frame: FrameType | None) -> None:
-    """Ends a training command well, as long as it has not begun."""
+def exit_before_start(number: int, _frame: FrameType | None) -> None:
+    """Ends a training command with exit code 0, as long as it has not begun."""
     signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
     print_plain("stopped; run the same command again.")
     sys.exit(0)
 
 
 @contextmanager
-def watch_signals(link: Alone) -> Generator[None]:
-    """Lets signals stop all processes while the block runs.
+def watch_signals(request_stop: Callable[[], None], may_interrupt: Callable[[], bool]) -> Generator[None]:
+    """Calls `request_stop`, from another thread, when a signal arrives while the block runs.
 
-    A thread of its own hears of them, because the main one may wait for a device or a compiler for minutes. Ctrl-C
-    outside of the loop of a single process is Python's own affair.
+    The main thread may wait for a device or a compiler for minutes, so Python's own handlers would come too late.
+
+    Args:
+        may_interrupt: whether Ctrl-C raises KeyboardInterrupt as usual.
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    heard = dict.fromkeys((*requests(), signal.SIGINT), 0)
+    counts = dict.fromkeys((*stop_signals(), signal.SIGINT), 0)
 
     def listen() -> None:
-        while number := reader.recv(1):
-            which = signal.Signals(number[0])
-            if which not in heard or (which == signal.SIGINT and idle(link)):
+        while received := reader.recv(1):
+            number = signal.Signals(received[0])
+            if number not in counts or (number == signal.SIGINT and may_interrupt()):
                 continue
-            heard[which] += 1
-            if heard[which] > 1 and which != signal.SIGHUP:  # another may come before the handler runs
-                os._exit(128 + which)
-            link.ask_to_stop()
+            counts[number] += 1
+            if counts[number] > 1 and number != signal.SIGHUP:  # another may come before the handler runs
+                os._exit(128 + number)
+            request_stop()
 
     def handle(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
             signal.signal(number, signal.SIG_IGN)
-        if number == signal.SIGINT and idle(link) and not heard[signal.SIGINT]:
+        if number == signal.SIGINT and may_interrupt() and not counts[signal.SIGINT]:
             signal.default_int_handler(number, frame)
 
     is_main_thread = threading.current_thread() is threading.main_thread()
-    with handled(handle, *heard):
+    with handled(handle, *counts):
         former = signal.set_wakeup_fd(writer.fileno()) if is_main_thread else -1
         threading.Thread(target=listen, daemon=True).start()
         try:
@@ -86,8 +87,3 @@ def watch_signals(link: Alone) -> Generator[None]:
             if is_main_thread:
                 signal.set_wakeup_fd(former)
             writer.close()  # ends the thread
-
-
-def idle(link: Alone) -> bool:
-    """Whether the process is the only one, and outside of its loop."""
-    return type(link) is Alone and not link.gate.working

@@ -7,22 +7,20 @@ import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from jaxbooth.params import AnyArray
-
 
 def put(tree: Any, sharding: Sharding) -> Any:
     """Places host arrays that are equal on every process; each hands over only what its own devices hold."""
 
-    def place(value: AnyArray) -> jax.Array:
+    def put_array(value: jax.Array | np.ndarray) -> jax.Array:
         if isinstance(value, jax.Array):
             return jax.device_put(value, sharding)
         array = np.asarray(value)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(put_array, tree)
 
 
-def agreed(values: dict[str, float]) -> dict[str, float]:
+def broadcast_from_main(values: dict[str, float]) -> dict[str, float]:
     """Returns process 0's numbers on every process, so that all decide alike. Every process must call it."""
     if jax.process_count() == 1:
         return values
@@ -30,10 +28,10 @@ def agreed(values: dict[str, float]) -> dict[str, float]:
     return dict(zip(values, map(float, np.asarray(sent)), strict=True))
 
 
-def to_host(value: AnyArray) -> np.ndarray:
+def to_host(value: jax.Array | np.ndarray) -> np.ndarray:
     """Returns a whole array on this host. Every process must call it, where the devices are several processes'."""
     if isinstance(value, jax.Array) and not (value.is_fully_addressable or value.is_fully_replicated):
         assert isinstance(value.sharding, NamedSharding)
-        everywhere = NamedSharding(value.sharding.mesh, PartitionSpec())
-        value = jax.jit(lambda x: x, out_shardings=everywhere)(value)
+        replicated = NamedSharding(value.sharding.mesh, PartitionSpec())
+        value = jax.jit(lambda x: x, out_shardings=replicated)(value)
     return np.asarray(value)

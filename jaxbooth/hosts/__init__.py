@@ -1,1 +1,0 @@
-"""The processes of one run: where each one is, how they start together, stop together and fail together."""
