@@ -11,7 +11,9 @@ import transformers
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.base.model import BaseModel, load_params
 from jaxbooth.base.trainable import add_trainable, shard_params, trained_shapes
-from jaxbooth.export.export import export_result
+from jaxbooth.export.export import make_export, write_export
+from jaxbooth.export.format import Export
+from jaxbooth.export.metadata import run_metadata
 from jaxbooth.export.verify import verify_export
 from jaxbooth.export.verify_torch import compare_with_torch
 from jaxbooth.models.clip import LEGACY_EOS
@@ -69,15 +71,20 @@ def write_models(root: Path) -> dict[str, Path]:
     return {name: root / name for name in ("sd", "sdxl", "sdxl-legacy")}
 
 
-class Export:
+class MadeUpRun:
     """A run's made-up result, exported into `out`."""
 
     def __init__(self, base: BaseModel, mesh, out: Path, format: str, dtype: str, settings: dict):
         self.config = configure((1, 1), **settings)
         self.base, self.mesh = add_trainable(base, self.config), mesh
-        self.out, self.format, self.dtype = out, format, dtype
         self.trained = shard_params(self.made_up(), mesh)
-        export_result(self.config, self.base, self.trained, mesh, out, format, dtype)
+        self.export = self.write(out, format, dtype)
+
+    def write(self, out: Path, format: str, dtype: str) -> Export:
+        metadata = run_metadata(self.config, self.trained, self.config.train.steps)
+        export = make_export(self.base, self.trained, self.mesh, out, format, dtype, metadata)
+        write_export(export)
+        return export
 
     def made_up(self) -> dict[str, dict[str, np.ndarray]]:
         """Values as training might have left them: parameters moved a little, small adapters and embeddings."""
@@ -90,11 +97,11 @@ class Export:
         return found
 
     @property
-    def arguments(self) -> tuple:
-        return self.config, self.base, self.trained, self.mesh, self.out, self.format, self.dtype
+    def out(self) -> Path:
+        return self.export.out
 
-    def verify(self, with_torch: bool = False) -> list[str]:
-        return verify_export(*self.arguments, with_torch)
+    def verify(self) -> list[str]:
+        return verify_export(self.export)
 
     def compare(self) -> str:
-        return compare_with_torch(*self.arguments)
+        return compare_with_torch(self.export, self.config.subjects[0].instance_prompt)

@@ -11,7 +11,8 @@ from jaxbooth.errors import UserError
 from jaxbooth.models.lora import MAGNITUDE, merge
 from jaxbooth.params import Params
 from jaxbooth.training.step import gradients
-from jaxbooth.weights.lora.read import LoraWeights, write_peft
+from jaxbooth.weights.lora.adapters import LoraWeights
+from jaxbooth.weights.lora.write import write_peft
 from tests.training import CAPTIONS, configure, run, setup
 
 WORD = {"placeholder_tokens": ("sks",)}  # in the captions of `tests.training`

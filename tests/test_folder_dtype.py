@@ -11,9 +11,10 @@ import transformers
 from safetensors.numpy import load_file
 
 from jaxbooth.base.model import BaseModel
-from jaxbooth.weights.diffusers_write import default_dtype, write_folder
+from jaxbooth.export.export import FORMATS
+from jaxbooth.weights.diffusers_write import write_folder
 
-from .made_up_exports import DORA, FULL, Export, write_models
+from .made_up_exports import DORA, FULL, MadeUpRun, write_models
 from .small_models import files_of
 
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -34,7 +35,7 @@ def half(tmp_path_factory) -> Path:
     return folder
 
 
-def drawn(folder: Path, **options) -> np.ndarray:
+def generated(folder: Path, **options) -> np.ndarray:
     """An image of a pipeline that is opened as documentation everywhere says."""
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **options)
     pipe.set_progress_bar_config(disable=True)
@@ -49,18 +50,18 @@ def dtypes(folder: Path) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("settings", [FULL, DORA], ids=["full", "lora"])
-def test_a_folder_made_from_float16_opens_and_draws_without_a_dtype(half, mesh, tmp_path, settings):
-    made = Export(BaseModel.read(half, "float32"), mesh, tmp_path / "out", "diffusers", None, settings)
-    assert drawn(made.out).shape == (1, 16, 16, 3)
+def test_a_folder_made_from_float16_opens_and_generates_without_a_dtype(half, mesh, tmp_path, settings):
+    made = MadeUpRun(BaseModel.read(half, "float32"), mesh, tmp_path / "out", "diffusers", None, settings)
+    assert generated(made.out).shape == (1, 16, 16, 3)
     found = dtypes(made.out)
     assert all(found[name] == {"float32"} for name in made.base.components)
 
 
-def test_the_files_of_the_base_would_not_draw(half, tmp_path):
+def test_the_files_of_the_base_would_not_generate(half, tmp_path):
     (tmp_path / "out").mkdir()
     write_folder(half, {}, tmp_path / "out", "base")
     with pytest.raises(RuntimeError, match=r"Half|dtype"):
-        drawn(tmp_path / "out")
+        generated(tmp_path / "out")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -90,4 +91,4 @@ def test_base_keeps_every_byte_and_float32_those_of_a_float32_model(half, tmp_pa
     ("kind", "dtype"), [("diffusers", "float32"), ("single-file", "base"), ("lora", "base"), ("embeddings", "base")]
 )
 def test_only_a_folder_is_widened(kind, dtype):
-    assert default_dtype(kind) == dtype
+    assert FORMATS[kind].default_dtype == dtype

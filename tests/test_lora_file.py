@@ -19,11 +19,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from jaxbooth.errors import UserError
-from jaxbooth.export.reader_notes import kohya_is_read
+from jaxbooth.export.lora import kohya_is_read
 from jaxbooth.models.config import UNetConfig, read_config
 from jaxbooth.params import ModuleDef
+from jaxbooth.weights.lora.adapters import LoraWeights, to_adapters
 from jaxbooth.weights.lora.names import LORA_COMPONENTS, kohya_name
-from jaxbooth.weights.lora.read import LoraWeights, read_lora, to_adapters, write_kohya, write_peft
+from jaxbooth.weights.lora.read import read_lora
+from jaxbooth.weights.lora.write import write_kohya, write_peft
 from jaxbooth.weights.names import import_axes
 from tests.test_models import SD1, SD2, SDXL
 
@@ -109,7 +111,7 @@ def merged(weights: dict[str, np.ndarray], lora: LoraWeights) -> dict[str, np.nd
     found = {}
     for adapter in to_adapters(lora):
         key = f"{adapter.component}.{adapter.module}"
-        product = np.tensordot(adapter.up.reshape(len(adapter.up), -1), adapter.down, 1)
+        product = np.tensordot(adapter.lora_b.reshape(len(adapter.lora_b), -1), adapter.lora_a, 1)
         total = weights[key] + adapter.alpha / adapter.rank * product
         if adapter.magnitude is not None:
             norms = np.linalg.norm(total.reshape(len(total), -1), axis=1)

@@ -11,7 +11,8 @@ from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.base.sampling import ImageSampler, SamplingConfig, image_keys
 from jaxbooth.base.trainable import add_trainable, trained_shapes
 from jaxbooth.config.run_config import Config
-from jaxbooth.export.export import PEFT_FILE, export_result
+from jaxbooth.export.export import make_export, write_export
+from jaxbooth.export.lora import PEFT_FILE
 from jaxbooth.params import join
 
 PROMPTS = ["an emoji of a cat", "an emoji of a red apple"]
@@ -28,7 +29,7 @@ def test_diffusers_generates_the_same_image_with_the_lora(file, base, params, me
         component: {name: (0.08 * rng.normal(size=leaf.shape)).astype(np.float32) for name, leaf in leaves.items()}
         for component, leaves in shapes.items()
     }
-    export_result(config, adapted, trained, mesh, tmp_path / "cat")
+    write_export(make_export(adapted, trained, mesh, tmp_path / "cat", "lora"))
     settings = SamplingConfig("ddim", STEPS, GUIDANCE, 64)
     ours = ImageSampler(adapted, mesh, settings, 2).generate(join(params, trained), PROMPTS, seed=3, indices=[0, 1])
     plain = ImageSampler(base, mesh, settings, 2).generate(params, PROMPTS, seed=3, indices=[0, 1])

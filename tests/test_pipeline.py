@@ -14,7 +14,9 @@ from jaxbooth.cli.main import main
 from jaxbooth.config.run_config import dump_config, first_conflict
 from jaxbooth.config.subjects import initializer_token
 from jaxbooth.errors import UserError
-from jaxbooth.export.export import PEFT_FILE, export_result
+from jaxbooth.export.export import make_export, write_export
+from jaxbooth.export.lora import PEFT_FILE
+from jaxbooth.export.metadata import run_metadata
 from jaxbooth.models.lora import LORA_A, lora_layers
 from jaxbooth.pipeline import Pipeline
 from jaxbooth.runs.checkpoint import Checkpoints
@@ -83,7 +85,8 @@ def test_metadata_tell_the_exported_step_and_no_local_path(run_dir, mesh, tmp_pa
     config = config.model_copy(update={"model": "/mnt/models/tiny"})
     base = read_base(config.model_copy(update={"model": "demo"}), "float32")
     trained, step = restore_result(run, config, base, mesh)
-    export_result(config, base, trained, mesh, tmp_path / "out", "lora", step=step)
+    metadata = run_metadata(config, trained, step)
+    write_export(make_export(base, trained, mesh, tmp_path / "out", "lora", metadata=metadata))
     with safe_open(tmp_path / "out" / PEFT_FILE, "np") as file:
         notes = file.metadata()
     assert (notes["jaxbooth.steps"], notes["jaxbooth.base_model"]) == ("7", "tiny")
@@ -103,7 +106,7 @@ def test_a_run_is_not_opened_on_another_base_model(run_dir, base, params, mesh, 
 
 def test_a_file_name_as_out_is_refused(run_dir, base, mesh, tmp_path):
     with pytest.raises(UserError, match="names a file; name a folder"):
-        export_result(configure((1, 1)), base, {}, mesh, tmp_path / "cat.safetensors", "single-file")
+        make_export(base, {}, mesh, tmp_path / "cat.safetensors", "single-file")
 
 
 def test_embeddings_beside_a_model_are_read_with_it(params, mesh, tmp_path):

@@ -18,8 +18,8 @@ from jaxbooth.base.text_encoder import (
     init_placeholder_embeddings,
 )
 from jaxbooth.errors import UserError
-from jaxbooth.export.export import config_overrides
-from jaxbooth.export.reader_notes import end_token_line
+from jaxbooth.export.diffusers import config_overrides
+from jaxbooth.export.notes import end_token_code
 from jaxbooth.weights.diffusers_write import write_folder
 from tests.torch_parity import TOLERANCE, relative_error
 from tests.torch_pipelines import END, KINDS, LEGACY_END, in_torch, write_pipeline
@@ -129,7 +129,7 @@ def test_images_with_placeholder_tokens_are_those_of_diffusers_though_the_config
     pipe = in_torch(tmp_path / "out" if as_folder else model)
     add_tokens(pipe, rows)
     if not as_folder:
-        exec(end_token_line(base), {"pipe": pipe})
+        exec(end_token_code(base), {"pipe": pipe})
     key = jax.random.fold_in(image_keys(jax.random.key(5), np.zeros(1, np.uint32))[0], 0)
     latents = torch.tensor(np.array(jax.random.normal(key, base.latent_shape(32, 32)))).permute(2, 0, 1)[None]
     options = {"latents": latents, "num_inference_steps": 3, "guidance_scale": 7.5, "height": 32, "width": 32}

@@ -12,16 +12,20 @@ from safetensors.numpy import save
 
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.errors import UserError
-from jaxbooth.export.upload import CardContent, model_card, upload_folder
+from jaxbooth.export.export import FORMATS
+from jaxbooth.export.lora import PEFT_FILE
+from jaxbooth.export.model_card import CardContent, model_card
+from jaxbooth.export.upload import upload_folder
 from jaxbooth.weights.architectures import FAMILIES
+from jaxbooth.weights.embeddings import EMBEDDINGS_FILE
 
 pytest_plugins = ["tests.hub_server"]
 
 FACTS = CardContent(
-    repo="me/sks-cat", base_model="a/model", format="diffusers", family=FAMILIES["sd15"],
+    repo="me/sks-cat", base_model="a/model", format=FORMATS["diffusers"], name="cat", family=FAMILIES["sd15"],
     instance_prompts=("a photo of sks cat",), class_prompts=("a photo of a cat",),
     settings={"steps": 800, "text|images": "a|b"}, image="samples.png",
-    prior={"pictures": 200, "sampler": "ddpm"}, license="mit",
+    prior={"images": 200, "sampler": "ddpm"}, license="mit",
 )  # fmt: skip
 
 
@@ -90,7 +94,8 @@ def test_a_card_says_what_the_hub_shows():
 
 
 def test_a_card_of_a_lora_on_a_local_model_does_not_show_its_path():
-    card = model_card(replace(FACTS, format="lora", family=FAMILIES["sdxl"], base_model="/mnt/sdxl", license=None))
+    lora = replace(FACTS, format=FORMATS["lora"], family=FAMILIES["sdxl"])
+    card = model_card(replace(lora, base_model="/mnt/sdxl", license=None))
     assert front_matter(card)["tags"][-3:] == ["stable-diffusion-xl", "lora", "template:sd-lora"]
     assert front_matter(card)["license"] == "other"
     assert "base_model" not in front_matter(card)
@@ -99,25 +104,26 @@ def test_a_card_of_a_lora_on_a_local_model_does_not_show_its_path():
 
 def test_a_card_lists_prompts_settings_and_how_the_prior_was_made():
     card = model_card(FACTS)
-    for line in ("# sks-cat", "![Pictures drawn with this model](samples.png)", "- class: `a photo of a cat`",
+    for line in ("# sks-cat", "![Images generated with this model](samples.png)", "- class: `a photo of a cat`",
                  "| steps | `800` |", r"| text\|images | `a\|b` |", "| sampler | `ddpm` |"):  # fmt: skip
         assert line in card.splitlines()
     assert "Trained without a prior term." in model_card(replace(FACTS, prior={}))
 
 
-def test_the_code_in_a_card_draws_a_picture_with_diffusers(hub, tmp_path):
+def test_the_code_in_a_card_generates_an_image_with_diffusers(hub, tmp_path):
     """A LoRA of nothing with a placeholder token of two vectors, as a reader of its card loads it."""
     shapes = {"A": (1, 128, 1, 1), "B": (128, 1, 1, 1)}
     adapter = {f"unet.mid_block.attentions.0.proj_in.lora_{side}.weight": np.zeros(shape, np.float32)
                for side, shape in shapes.items()}  # fmt: skip
-    files = {"lora.safetensors": save(adapter), "cat.safetensors": save({"<cat>": np.ones((2, 128), np.float32)})}
+    rows = save({"<cat>": np.ones((2, 128), np.float32)})
+    files = {PEFT_FILE: save(adapter), EMBEDDINGS_FILE: rows}
     hub.serve("a/model", DEMO_MODEL)
     hub.serve("me/lora", tmp_path, **files)
-    facts = replace(FACTS, repo="me/lora", format="lora", weights="lora.safetensors", instance_prompts=("a <cat>",))
-    card = model_card(replace(facts, embeddings={"<cat>": "cat.safetensors"}))
+    facts = replace(FACTS, repo="me/lora", format=FORMATS["lora"], instance_prompts=("a <cat>",))
+    card = model_card(replace(facts, tokens=["<cat>"]))
     code = card.split("```python\n")[1].split("```")[0].replace("'cuda'", "'cpu'").replace("float16", "float32")
     code = code.replace("'a <cat>'", "'a <cat>', num_inference_steps=1")
     check = "assert {'<cat>', '<cat>_1'} <= set(pipe.tokenizer.get_vocab()); assert pipe.get_active_adapters()"
     settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     subprocess.run([sys.executable, "-c", code + check], env=os.environ | settings, cwd=tmp_path, check=True)
-    assert (tmp_path / "picture.png").exists()
+    assert (tmp_path / "image.png").exists()

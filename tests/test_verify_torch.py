@@ -7,12 +7,13 @@ import pytest
 
 from jaxbooth.base.model import BaseModel
 from jaxbooth.errors import RunFailure, UserError
-from jaxbooth.export.reader_notes import reader_notes
+from jaxbooth.export.export import FORMATS
+from jaxbooth.export.notes import reader_notes
 from jaxbooth.export.verify_torch import check_torch
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
 
-from .made_up_exports import ALONE, DORA, FULL, LORA, WORDS, Export, write_models
+from .made_up_exports import ALONE, DORA, FULL, LORA, WORDS, MadeUpRun, write_models
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +25,8 @@ def folders(tmp_path_factory):
 def export(folders, mesh, tmp_path):
     """Exports a made-up result of a family's small model."""
 
-    def run(family: str, kind: str, dtype: str = "base", **settings) -> Export:
-        return Export(BaseModel.read(folders[family], "float32"), mesh, tmp_path / "out", kind, dtype, settings)
+    def run(family: str, format: str, dtype: str = "base", **settings) -> MadeUpRun:
+        return MadeUpRun(BaseModel.read(folders[family], "float32"), mesh, tmp_path / "out", format, dtype, settings)
 
     return run
 
@@ -38,7 +39,7 @@ def export(folders, mesh, tmp_path):
      ("sd", "embeddings", "base", ALONE)],
 )  # fmt: skip
 def test_pytorch_computes_the_same(export, family, kind, dtype, settings):
-    sentence = export(family, kind, dtype, **settings).verify(with_torch=True)[1]
+    sentence = export(family, kind, dtype, **settings).compare()
     figures = re.fullmatch(
         r"PyTorch diffusers agrees: a denoising step differs by (\S+) of its scale, a prompt by (\S+)", sentence
     )
@@ -51,8 +52,9 @@ def test_pytorch_computes_the_same(export, family, kind, dtype, settings):
 )
 def test_new_words_meet_an_end_token_that_old_configurations_name_wrongly(export, kind, settings):
     made = export("sdxl-legacy", kind, "float32", **settings)
-    assert "PyTorch diffusers agrees" in made.verify(with_torch=True)[-1]
-    notes = reader_notes(made.config, made.base, kind, "float32")
+    made.verify()
+    assert "PyTorch diffusers agrees" in made.compare()
+    notes = reader_notes(made.export)
     assert any("pipe.text_encoder_2.text_model.eos_token_id = 2245" in note for note in notes) == (kind != "diffusers")
 
 
@@ -93,4 +95,4 @@ def test_a_model_that_pytorch_does_not_open_is_a_failure(export):
 def test_what_is_missing_for_it_is_named_with_how_to_install_it(kind, absent, monkeypatch):
     monkeypatch.setitem(sys.modules, absent, None)
     with pytest.raises(UserError, match=rf"needs {absent}: pip install 'jaxbooth\[torch\]'"):
-        check_torch(kind)
+        check_torch(FORMATS[kind])

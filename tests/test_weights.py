@@ -17,9 +17,8 @@ from jaxbooth.errors import UserError
 from jaxbooth.params import Params
 from jaxbooth.sharding import make_mesh, param_shardings, partition_spec
 from jaxbooth.storage.files import new_folder
-from jaxbooth.weights.component import ComponentTensors, save_component
 from jaxbooth.weights.diffusers_read import load_component
-from jaxbooth.weights.diffusers_write import write_folder
+from jaxbooth.weights.diffusers_write import ComponentTensors, save_component, write_folder
 from jaxbooth.weights.names import canonical, export_array, import_axes
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"

@@ -16,7 +16,8 @@ from jaxbooth.errors import UserError
 from jaxbooth.models.lora import LORA_A, LORA_B, MAGNITUDE, LoraSpec, init_lora, lora_shapes, lora_spec, target_layers
 from jaxbooth.params import AnyArray, Params, Shapes
 from jaxbooth.sharding import param_shardings
-from jaxbooth.weights.lora.read import LoraWeights, read_lora
+from jaxbooth.weights.lora.adapters import LoraWeights
+from jaxbooth.weights.lora.read import read_lora
 
 TrainedShapes = dict[str, Shapes]  # component -> names and shapes
 AnyArrays = dict[str, AnyArray]

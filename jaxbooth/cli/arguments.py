@@ -18,7 +18,8 @@ from jaxbooth.config.limits import (
 )
 from jaxbooth.config.schema import SchedulerPrediction
 from jaxbooth.diffusion.samplers import SamplerName
-from jaxbooth.weights.diffusers_write import ExportDtype, ExportFormat
+from jaxbooth.export.export import FormatName
+from jaxbooth.weights.diffusers_write import ExportDtype
 
 
 class Arguments(BaseModel):
@@ -84,7 +85,7 @@ class ExportArguments(Arguments):
     """Run folder."""
     out: Path
     """Folder to write; it must not exist yet."""
-    format: ExportFormat | None = None
+    format: FormatName | None = None
     """diffusers: a whole folder; single-file: for A1111 and ComfyUI; lora: adapters for both; embeddings: placeholder
     tokens. Default: the smallest that holds what was trained."""
     dtype: ExportDtype | None = None

@@ -15,19 +15,20 @@ from jaxbooth.console.progress import heartbeat
 from jaxbooth.data.image_grid import image_grid, shrink
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.errors import UserError
-from jaxbooth.export.export import default_format, export_result
+from jaxbooth.export.export import FORMATS, FormatName, default_format, make_export, write_export
+from jaxbooth.export.metadata import run_metadata
 from jaxbooth.export.model_card import run_model_card
-from jaxbooth.export.reader_notes import reader_notes
+from jaxbooth.export.notes import reader_notes
 from jaxbooth.export.upload import check_target, upload_folder
 from jaxbooth.export.verify import verify_export
-from jaxbooth.export.verify_torch import check_torch
+from jaxbooth.export.verify_torch import check_torch, compare_with_torch
 from jaxbooth.pipeline import Pipeline
 from jaxbooth.runs.folder import RunFolder, confirm_base, open_run, read_base, restore_result, run_mesh
 from jaxbooth.runs.overlap import check_output, check_output_of_model
 from jaxbooth.storage.disk import check_writable
 from jaxbooth.storage.files import refuse_existing, write_png
 from jaxbooth.storage.remote import as_path
-from jaxbooth.weights.diffusers_write import ExportDtype, ExportFormat, default_dtype
+from jaxbooth.weights.diffusers_write import ExportDtype
 from jaxbooth.weights.resolve import Source
 
 MAX_INDEX = 10**9  # numbers of images have nine digits at most
@@ -134,7 +135,7 @@ def check_sample_folder(out: Path, source: str) -> None:
 def export(
     run_dir: str | Path,
     out: Path,
-    format: ExportFormat | None = None,
+    format: FormatName | None = None,
     dtype: ExportDtype | None = None,
     push: str | None = None,
     public: bool = False,
@@ -146,7 +147,7 @@ def export(
 
     Args:
         format: default: the run's default format.
-        dtype: of the weights; default: see `default_dtype`.
+        dtype: of the weights; default: the format's own.
         push: Hub repository ("owner/name") to upload `out` to.
         public: whether a repository that is created may be seen by everyone.
         license: of the pushed model, a Hub identifier.
@@ -162,18 +163,24 @@ def export(
     refuse_existing(out)
     run, config = open_run(run_dir)
     check_output(out, run.root, config, allowed="export")
-    format = format or default_format(config)
-    dtype = dtype or default_dtype(format)
+    format = format or default_format(config.lora, config.text)
     if verify:
-        check_torch(format)
+        check_torch(FORMATS[format])
     base, mesh = read_base(config), run_mesh(config)
     confirm_base(run, base)
     trained, step = restore_result(run, config, base, mesh, step)
-    written = export_result(config, base, trained, mesh, out, format, dtype, step)
-    done = [f"exported step {step} of {run_dir} to {written}"]
-    done += verify_export(config, base, trained, mesh, out, format, dtype, with_torch=verify)
-    done += reader_notes(config, base, format, dtype)
+    result = make_export(base, trained, mesh, out, format, dtype, run_metadata(config, trained, step))
+    done = [f"exported step {step} of {run_dir} to {write_export(result)}"]
+    done += verify_export(result)
+    done += [compare_with_torch(result, config.subjects[0].instance_prompt)] if verify else []
+    done += reader_notes(result)
     if push:
-        card = run_model_card(run, config, base, push, format, dtype, step, license, out)
+        card = run_model_card(config, result, push, step, license, newest_grid(run, step))
         done.append(f"pushed to {upload_folder(out, push, card, private=not public)}")
     return done
+
+
+def newest_grid(run: RunFolder, step: int) -> Path | None:
+    """Returns the sample grid of a step, or the newest one that there is."""
+    grids = sorted(run.samples(step).parent.glob("step_*.png"))
+    return run.samples(step) if run.samples(step) in grids else next(reversed(grids), None)

@@ -1,1 +1,4 @@
-"""What a trained run becomes for other tools. It may import everything below a run: base model, weights, training."""
+"""What a trained model becomes for other tools: one file for each format, its verification, its model card, its upload.
+
+Imports `base`, `data` and what stands below them; knows of no run's folder.
+"""

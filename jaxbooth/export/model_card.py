@@ -1,125 +1,201 @@
-"""What a run's model card says: the facts, out of its configuration and its folder."""
+"""The model card of an export: front matter that the Hub reads, and Markdown that says how to use the model."""
 
-import importlib.metadata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
-from jaxbooth.data.class_images import open_all_class_images
-from jaxbooth.errors import UserError
-from jaxbooth.export.export import PEFT_FILE
-from jaxbooth.export.reader_notes import end_token_line, reader_notes
-from jaxbooth.export.upload import CardContent, model_card
-from jaxbooth.runs.folder import RunFolder
-from jaxbooth.training.optimizer import peak_learning_rate
-from jaxbooth.weights.diffusers_write import ExportDtype, ExportFormat
-from jaxbooth.weights.embeddings import embedding_files
+from jaxbooth.export.export import EMBEDDINGS
+from jaxbooth.export.format import Export, ExportFormat
+from jaxbooth.export.metadata import class_prompts, prior_settings, training_settings
+from jaxbooth.export.notes import end_token_code, reader_notes
+from jaxbooth.export.upload import HUB_ID
+from jaxbooth.weights.architectures import Family
 
 SAMPLES_FILE = "samples.png"
 
 
+@dataclass(frozen=True)
+class CardContent:
+    """What a model card tells.
+
+    Attributes:
+        repo: "owner/name" that the model is pushed to.
+        base_model: as the user named it; a local path appears by its last part alone.
+        format: of the export.
+        name: of the export's folder, after which its files are named.
+        family: of the base model.
+        instance_prompts, class_prompts: of each subject.
+        tokens: placeholder tokens that were learned.
+        settings: name -> value, for the table.
+        prior: where the class images come from, name -> value; empty if there was no prior term.
+        license: a Hub licence identifier; None where it is not known.
+        image: file name of the sample grid in the pushed folder.
+        notes: what readers must be told or not be given, in sentences.
+        end_token_code: Python that a pipeline needs before it meets placeholder tokens.
+    """
+
+    repo: str
+    base_model: str
+    format: ExportFormat
+    name: str
+    family: Family
+    instance_prompts: tuple[str, ...]
+    class_prompts: tuple[str, ...] = ()
+    tokens: Sequence[str] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    prior: Mapping[str, Any] = field(default_factory=dict)
+    license: str | None = None
+    image: str | None = None
+    notes: Sequence[str] = ()
+    end_token_code: str | None = None
+
+    @property
+    def base_id(self) -> str | None:
+        """The base model's Hub id, if it has one."""
+        owner_and_name = "/".join(self.base_model.split("/")[:2])
+        return owner_and_name if HUB_ID.fullmatch(owner_and_name) and not self.is_local else None
+
+    @property
+    def base_file(self) -> str | None:
+        """The base model's file in its Hub repository, if it is a single one."""
+        return "/".join(self.base_model.split("/")[2:]) or None if self.base_id else None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the base model was a path."""
+        return self.base_model.startswith((".", "/", "~")) or Path(self.base_model).exists()
+
+
 def run_model_card(
-    run: RunFolder,
-    config: Config,
-    base: BaseModel,
-    repo: str,
-    format: ExportFormat,
-    dtype: ExportDtype,
-    step: int,
-    license: str | None,
-    out: Path,
+    config: Config, export: Export, repo: str, step: int, license: str | None = None, grid: Path | None = None
 ) -> str:
-    """Returns the model card of an export, and puts the run's newest sample grid beside the weights.
+    """Returns the model card of a run's export, and puts a sample grid beside the weights.
 
     Args:
         repo: "owner/name" that the export will be pushed to.
-        step: of the exported checkpoint; its grid is taken, or else the newest one.
+        step: of the exported checkpoint.
         license: a Hub licence identifier.
-        out: the export's folder.
+        grid: image file of the run's samples.
     """
-    grid = newest_grid(run, step)
     if grid:
-        (out / SAMPLES_FILE).write_bytes(grid.read_bytes())
-    weights = {"lora": PEFT_FILE, "single-file": f"{out.name}.safetensors"}
+        (export.out / SAMPLES_FILE).write_bytes(grid.read_bytes())
     has_prior = config.train.prior_weight > 0
-    card = CardContent(
-        repo=repo,
-        base_model=config.model,
-        format=format,
-        family=base.family,
-        instance_prompts=tuple(subject.instance_prompt for subject in config.subjects),
-        class_prompts=class_prompts(config) if has_prior else (),
-        settings=settings(config, base, step),
-        prior=prior_settings(config, base) if has_prior else {},
-        license=license,
-        image=SAMPLES_FILE if grid else None,
-        weights=weights.get(format),
-        embeddings=embedding_files(config.text.placeholder_tokens),
-        notes=tuple(reader_notes(config, base, format, dtype)),
-        end_token_line=end_token_line(base) if base.text.eos_token_id_to_set is not None else None,
+    return model_card(
+        CardContent(
+            repo=repo,
+            base_model=config.model,
+            format=export.format,
+            name=export.out.name,
+            family=export.base.family,
+            instance_prompts=tuple(subject.instance_prompt for subject in config.subjects),
+            class_prompts=class_prompts(config) if has_prior else (),
+            tokens=export.tokens,
+            settings=training_settings(config, export.base, step),
+            prior=prior_settings(config, export.base) if has_prior else {},
+            license=license,
+            image=SAMPLES_FILE if grid else None,
+            notes=reader_notes(export),
+            end_token_code=None if export.format.has_configuration else end_token_code(export.base),
+        )
     )
-    return model_card(card)
 
 
-def newest_grid(run: RunFolder, step: int) -> Path | None:
-    """Returns the sample grid of a step, or the newest one that there is."""
-    grids = sorted(run.samples(step).parent.glob("step_*.png"))
-    return run.samples(step) if run.samples(step) in grids else next(reversed(grids), None)
+def model_card(card: CardContent) -> str:
+    """Returns the content of README.md."""
+    parts = [
+        f"---\n{front_matter(card)}\n---",
+        f"# {card.repo.rpartition('/')[2]}",
+        introduction(card),
+        f"![Images generated with this model]({card.image})" if card.image else "",
+        "## Prompts\n\n" + prompt_list(card),
+        f"## Use\n\n```python\n{usage_code(card)}\n```",
+        "\n".join(f"- {note[0].upper()}{note[1:]}." for note in card.notes),
+        "## Training\n\n" + table(card.settings) if card.settings else "",
+        "## Class prior\n\n" + class_prior(card),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def class_prompts(config: Config) -> tuple[str, ...]:
-    """Returns the distinct class prompts of the subjects."""
-    return tuple(dict.fromkeys(subject.class_prompt for subject in config.subjects if subject.class_prompt))
+def front_matter(card: CardContent) -> str:
+    """Returns the YAML block."""
+    from huggingface_hub import ModelCardData
+
+    prompt = card.instance_prompts[0] if card.instance_prompts else None
+    data = ModelCardData(
+        base_model=card.base_id,
+        library_name="diffusers",
+        license=card.license or "other",
+        pipeline_tag="text-to-image",
+        tags=[
+            "text-to-image",
+            "diffusers",
+            "dreambooth",
+            card.family.hub_tag,
+            *card.format.hub_tags,
+            *(["textual_inversion"] if card.tokens else []),
+        ],
+        instance_prompt=prompt,
+        widget=[{"text": prompt or " ", "output": {"url": card.image}}] if card.image else None,
+    )
+    return data.to_yaml()
 
 
-def settings(config: Config, base: BaseModel, step: int) -> dict[str, Any]:
-    """Returns what a reader wants to know of the training, name -> value; None is left out."""
-    train, lora, text, loss = config.train, config.lora, config.text, config.loss
-    extras = [name for name, used in (("rsLoRA", lora.rslora), ("DoRA", lora.dora)) if used]
-    return {
-        "steps": step,
-        "batch": f"{train.batch_size} instance + {config.prior_rows} prior",
-        "optimizer": train.optimizer,
-        "learning rate": peak_learning_rate(config) if text.token_training != "textual-inversion" else None,
-        "learning rate of the text encoder": peak_learning_rate(config, "text") if train.text_encoder else None,
-        "learning rate of placeholder tokens": peak_learning_rate(config, "tokens")
-        if text.placeholder_tokens
-        else None,
-        "resolution": config.resolution,
-        "LoRA": f"rank {lora.rank}, alpha {lora.alpha or lora.rank:g}" if lora.rank else None,
-        "LoRA targets": config.lora_targets if lora.rank else None,
-        "LoRA variant": ", ".join(extras) or None,
-        "text encoder": "trained" if train.text_encoder else "frozen",
-        "placeholder tokens": ", ".join(text.placeholder_tokens) or None,
-        "vectors for each placeholder token": text.vectors_per_token if text.placeholder_tokens else None,
-        "clip skip": text.clip_skip or None,
-        "prior weight": train.prior_weight,
-        "prior target": "the base model's prediction" if loss.prior_target == "frozen" else None,
-        "weighting": f"{loss.weighting} (gamma {loss.snr_gamma:g})" if loss.weighting == "min_snr" else loss.weighting,
-        "EMA decay": train.ema_decay,
-        "base model's revision": config.revision,
-        "VAE": Path(config.vae).name if config.vae else None,
-        "precision": base.dtype.name,
-        "seed": config.seed,
-        "jaxbooth": importlib.metadata.version("jaxbooth"),
-    }
+def introduction(card: CardContent) -> str:
+    """Returns what the model is, in two sentences."""
+    name = Path(card.base_model).name
+    if card.base_id:
+        name = f"[{card.base_id}](https://huggingface.co/{card.base_id})"
+    licence = "" if card.license else " The base model's licence applies."
+    return f"{card.format.introduction} {name} with DreamBooth, trained with jaxbooth.{licence}"
 
 
-def prior_settings(config: Config, base: BaseModel) -> dict[str, Any]:
-    """Returns what the class pictures are, name -> value: how many the model drew, and how, and how many it did not."""
-    asked = config.prior
-    try:
-        sets, _ = open_all_class_images(config, base)
-        own = sum(len(classes.user_files) for classes in sets)
-        made = sum(classes.found for classes in sets) - own
-    except UserError:  # the folder now belongs to a run with other settings
-        own, made = 0, 0
-    drawn = {
-        "drawn by the base model before training": made or config.data.num_class_images,
-        "sampler": asked.sampler,
-        "sampling steps": asked.steps,
-        "guidance scale": asked.guidance_scale,
-        "seed of the pictures": asked.seed,
-    }
-    return ({"the trainer's own": own} if own else {}) | (drawn if made or not own else {})
+def prompt_list(card: CardContent) -> str:
+    """Returns the prompts as a list."""
+    lines = [f"- subject: {quoted(prompt)}" for prompt in card.instance_prompts]
+    lines += [f"- class: {quoted(prompt)}" for prompt in card.class_prompts]
+    lines += [f"- placeholder token: {quoted(token)}" for token in card.tokens]
+    return "\n".join(lines)
+
+
+def quoted(value: Any) -> str:
+    """Returns a value as code in Markdown, on one line."""
+    text = " ".join(str(value).split())
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
+def table(rows: Mapping[str, Any]) -> str:
+    """Returns names and values as a Markdown table."""
+    cells = [(name, quoted(value)) for name, value in rows.items() if value is not None]
+    lines = ["| {} | {} |".format(*(cell.replace("|", "\\|") for cell in row)) for row in cells]
+    return "\n".join(["| setting | value |", "| --- | --- |", *lines])
+
+
+def class_prior(card: CardContent) -> str:
+    """Returns where the class images come from."""
+    if not card.prior:
+        return "Trained without a prior term."
+    return "The model was also trained on images of its class:\n\n" + table(card.prior)
+
+
+def usage_code(card: CardContent) -> str:
+    """Returns Python code that generates an image with diffusers."""
+    prompt = card.instance_prompts[0] if card.instance_prompts else ""
+    lines = ["import torch", "from diffusers import AutoPipelineForText2Image", ""]
+    repo, file = card.base_id or Path(card.base_model).name, card.base_file
+    if card.format.is_whole_model:
+        repo, file = card.repo, card.format.weights_file(card.name)
+    load = f"AutoPipelineForText2Image.from_pretrained({repo!r}, torch_dtype=torch.float16)"
+    if file:
+        pipeline = card.family.pipeline
+        lines = ["import torch", f"from diffusers import {pipeline}", "from huggingface_hub import hf_hub_download", ""]
+        lines += [f"file = hf_hub_download({repo!r}, {file!r})"]
+        # A folder on the Hub tells scheduler and tokenizer; without one, diffusers goes by the file's tensors.
+        config = f"config={card.base_id!r}, " if card.base_id and not card.base_file else ""
+        load = f"{pipeline}.from_single_file(file, {config}torch_dtype=torch.float16)"
+    lines += [f"pipe = {load}.to('cuda')"]
+    for format in dict.fromkeys([card.format, EMBEDDINGS]):
+        lines += format.loading_code(card.repo, card.family, card.tokens)
+    lines += [card.end_token_code] if card.end_token_code else []
+    return "\n".join([*lines, f"image = pipe({prompt!r}).images[0]", "image.save('image.png')"])

@@ -6,7 +6,7 @@ from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
 from jaxbooth.data.class_images import ClassImages
 from jaxbooth.errors import UserError
-from jaxbooth.export.export import default_format
+from jaxbooth.export.export import FORMATS, default_format
 from jaxbooth.runs.checkpoint import checkpoint_steps
 from jaxbooth.runs.folder import RunFolder
 from jaxbooth.runs.metric_writer import SUPERSEDED, UNREADABLE
@@ -87,6 +87,6 @@ def run_requirements(config: Config, base: BaseModel, state: TrainState) -> list
 
 def export_bytes(config: Config, base: BaseModel, state: TrainState) -> int:
     """Returns about what the export will take: the whole model in float32, or what was trained, in two forms."""
-    if default_format(config) != "diffusers":
+    if not FORMATS[default_format(config.lora, config.text)].is_whole_model:
         return 2 * tree_bytes(state.params)
     return sum(4 * leaf.size for component in base.components for leaf in base.module(component).shapes.values())

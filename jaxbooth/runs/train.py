@@ -21,8 +21,9 @@ from jaxbooth.distributed.arrays import to_host
 from jaxbooth.distributed.group import SingleProcess, process_group
 from jaxbooth.distributed.process_info import find_process
 from jaxbooth.errors import RunFailure
-from jaxbooth.export.export import default_format, export_result
-from jaxbooth.export.reader_notes import reader_notes
+from jaxbooth.export.export import default_format, make_export, write_export
+from jaxbooth.export.metadata import run_metadata
+from jaxbooth.export.notes import reader_notes
 from jaxbooth.export.verify import verify_export
 from jaxbooth.params import Params, cast_matrices, flatten_components
 from jaxbooth.plan.fit import check_memory
@@ -53,7 +54,6 @@ from jaxbooth.storage.remote import as_path
 from jaxbooth.training.optimizer import learning_rate_jump, make_optimizer
 from jaxbooth.training.state import TrainState, checksums, initial_state, result_params
 from jaxbooth.training.step import REFERENCE_UNET, make_dispatch, make_train_step_spec
-from jaxbooth.weights.diffusers_write import default_dtype
 
 
 @dataclass(frozen=True)
@@ -270,10 +270,11 @@ class TrainingRun:
     def write_export(self, trained: dict[str, Any]) -> None:
         """Writes and verifies."""
         with self.run.new_export() as fresh:
-            kind = default_format(self.config)
-            what = (self.config, self.base, trained, self.mesh, fresh, kind, default_dtype(kind))
-            export_result(*what)
-            found = verify_export(*what, with_torch=False)
-        print_result(f"exported: {self.run.export}, {', '.join(found)}")
-        for note in reader_notes(self.config, self.base, kind, default_dtype(kind)):
+            metadata = run_metadata(self.config, trained, self.config.train.steps)
+            format = default_format(self.config.lora, self.config.text)
+            export = make_export(self.base, trained, self.mesh, fresh, format, metadata=metadata)
+            write_export(export)
+            verified = verify_export(export)
+        print_result(f"exported: {self.run.export}, {', '.join(verified)}")
+        for note in reader_notes(export):
             info(note)

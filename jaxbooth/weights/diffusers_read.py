@@ -229,8 +229,48 @@ def load_tensor(
         there = [index[axes.index(dimension)] for dimension in range(len(axes))]
         there += [slice(None)] * (rank - len(there))  # of a 1x1 kernel where a matrix is wanted
         values = finite(np.asarray(source[tuple(there[:rank])]), stored, path)
-        ones = (1,) * (len(axes) - 2)  # of a matrix where a 1x1 kernel is wanted
-        values = values if rank == len(axes) else values.reshape(*values.shape[:2], *ones)
-        return values.transpose(axes).astype(dtype)
+        return to_parameter(name, values, len(shape)).astype(dtype)
 
     return jax.make_array_from_callback(shape, place(name, shape), read)
+
+
+def to_parameter(name: str, values: np.ndarray, ndim: int) -> np.ndarray:
+    """Returns a stored tensor in the layout of the parameter of that name; matrices and 1x1 kernels are the same.
+
+    Args:
+        ndim: dimensions of the parameter.
+    """
+    values = values if values.ndim == ndim else values.reshape(*values.shape[:2], *(1,) * (ndim - 2))
+    return values.transpose(import_axes(name, ndim))
+
+
+class StoredParameters:
+    """The parameters in a component's files, read one at a time on the host and kept in their stored dtype.
+
+    Attributes:
+        tensors: parameter name -> file, and the tensor's name in it.
+
+    Raises:
+        UserError: see `find_tensors`.
+    """
+
+    def __init__(self, folder: Path, module: ModuleDef):
+        self.folder, self.module = folder, module
+        names = find_tensors(folder, module)
+        self.files = {file: open_tensors(folder / file) for file in names}
+        self.tensors = {name: (file, tensor) for file, own in names.items() for tensor, name in own.items()}
+
+    def stored_shape(self, name: str) -> tuple[int, ...]:
+        """Returns a parameter's shape in the file, in PyTorch's layout."""
+        file, tensor = self.tensors[name]
+        return tuple(self.files[file].get_slice(tensor).get_shape())
+
+    def dtype(self, name: str) -> np.dtype:
+        """Returns a parameter's dtype in the file."""
+        file, tensor = self.tensors[name]
+        return weight_dtype(self.files[file].get_slice(tensor).get_dtype(), tensor, self.folder / file)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Reads a parameter."""
+        file, tensor = self.tensors[name]
+        return to_parameter(name, self.files[file].get_tensor(tensor), len(self.module.shapes[name].shape))

@@ -1,7 +1,13 @@
-"""A whole diffusers folder, out: components that change are rewritten, everything else is copied as it is."""
+"""A diffusers folder, out: components that change are rewritten, everything else is copied as it is.
 
+Writing follows the layout of the folder that the model came from (names, files, metadata, buffers), so that import
+followed by export reproduces an untouched model byte for byte. Tensors are written one at a time.
+"""
+
+import json
 import shutil
 from collections.abc import Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,28 +15,134 @@ import ml_dtypes
 import numpy as np
 
 from jaxbooth.console.progress import progress
-from jaxbooth.params import Params
-from jaxbooth.storage.files import write_json
+from jaxbooth.errors import UserError
+from jaxbooth.params import AnyArray, Params
+from jaxbooth.storage.files import write_json, write_text
 from jaxbooth.storage.paths import plain_file_name
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.architectures import COMPONENTS
-from jaxbooth.weights.component import ComponentTensors, save_component
-from jaxbooth.weights.diffusers_read import index_file, plain_name, weight_files
+from jaxbooth.weights.diffusers_read import index_file, open_tensors, plain_name, weight_files
+from jaxbooth.weights.names import canonical, export_array, parameter_names, published_path, torch_shape, without_ones
+from jaxbooth.weights.safetensors_write import LazyTensor, stored_dtype, write_tensors
 
 ExportDtype = Literal["base", "float32", "float16", "bfloat16"]
-ExportFormat = Literal["diffusers", "single-file", "lora", "embeddings"]
 DTYPES = {"base": None, "float32": np.dtype("float32"), "float16": np.dtype("float16"),
           "bfloat16": np.dtype(ml_dtypes.bfloat16)}  # fmt: skip
 COPIED = ("tokenizer", "tokenizer_2", "scheduler", "feature_extractor", "safety_checker")
 
 
-def default_dtype(kind: ExportFormat) -> ExportDtype:
-    """Returns the dtype that a format has unless another one is asked for.
+class ComponentTensors:
+    """A component's tensors by today's state-dict names: what was trained, and else what its folder holds.
 
-    A folder is float32: opened without a dtype, transformers 5 keeps that of the files and diffusers takes float32, so
-    that a folder in less than float32 could not draw.
+    Attributes:
+        folder: of the base model's component, named as the component is.
+        params: parameter name -> array, on the devices or on the host; it replaces the folder's.
+        dtype: of everything that is written; None keeps each tensor's own of `folder`.
+        files: weight file -> names of the tensors in it.
+        stored: state-dict name -> name in the files; buffers are not in it.
     """
-    return "float32" if kind == "diffusers" else "base"
+
+    def __init__(self, folder: Path, params: Mapping[str, AnyArray], dtype: np.dtype | None = None):
+        self.folder, self.params, self.dtype = folder, params, dtype
+        self.replaced = parameter_names(params)
+        self.files = weight_files(folder)
+        self.opened = {file: open_tensors(folder / file) for file in self.files}
+        self.places = {stored: file for file, names in self.files.items() for stored in names}
+        self.stored = {name: stored for stored in self.places if (name := canonical(stored))}
+
+    @cached_property
+    def is_copied(self) -> bool:
+        """Whether nothing about it changes, so that its files are copied."""
+        return not self.params and all(
+            self.dtype_of(name) == self.stored_dtype(own) for name, own in self.stored.items()
+        )
+
+    def stored_name(self, name: str) -> str:
+        """Returns a parameter's name in the files.
+
+        Raises:
+            UserError: the folder lacks it.
+        """
+        if name not in self.stored:
+            raise UserError(f"{self.folder}: the tensor {name} is missing; fetch the model again.")
+        return self.stored[name]
+
+    def stored_value(self, stored: str) -> np.ndarray:
+        """Reads a tensor of the files."""
+        return self.opened[self.places[stored]].get_tensor(stored)
+
+    def stored_dtype(self, stored: str) -> np.dtype:
+        """Returns the dtype of a tensor of the files."""
+        file = self.places[stored]
+        return stored_dtype(self.opened[file], stored, self.folder / file)
+
+    def stored_shape(self, stored: str) -> tuple[int, ...]:
+        """Returns the shape of a tensor of the files."""
+        return tuple(self.opened[self.places[stored]].get_slice(stored).get_shape())
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """Returns the shape that a parameter is written in: the files', but for 1x1 kernels that should be matrices."""
+        stored = self.stored_shape(self.stored_name(name))
+        if name not in self.replaced:
+            return stored
+        own = self.replaced[name]
+        shape = torch_shape(own, self.params[own].shape)
+        return shape if without_ones(shape) == without_ones(stored) else stored
+
+    def dtype_of(self, name: str) -> np.dtype:
+        """Returns the dtype that a parameter is written in."""
+        return self.dtype or self.stored_dtype(self.stored_name(name))
+
+    def value(self, name: str) -> np.ndarray:
+        """Returns a parameter in PyTorch's layout, before it is cast."""
+        if name in self.replaced:
+            own = self.replaced[name]
+            return export_array(own, np.asarray(self.params[own]))
+        return self.stored_value(self.stored_name(name))
+
+    def written(self, name: str) -> np.ndarray:
+        """Returns a parameter as it is written."""
+        with np.errstate(over="ignore"):  # an overflow to infinity is found when the export is verified
+            return self.value(name).astype(self.dtype_of(name))
+
+    def published(self, name: str) -> str:
+        """Returns the name in a written folder: readers before transformers 5 need a text encoder's prefix."""
+        is_text_encoder = self.folder.name.startswith("text_encoder")
+        return published_path(self.folder.name, name) if is_text_encoder else self.stored_name(name)
+
+    def tensor(self, stored: str) -> LazyTensor:
+        """Returns what becomes of one tensor of the files in a written folder; buffers stay as they are."""
+        name = canonical(stored)
+        if name is None:
+            read = partial(self.stored_value, stored)
+            return LazyTensor(stored, self.stored_dtype(stored), self.stored_shape(stored), read)
+        return LazyTensor(self.published(name), self.dtype_of(name), self.shape_of(name), partial(self.written, name))
+
+    def metadata(self, file: str) -> dict[str, Any] | None:
+        """Returns the head of one of the files."""
+        return self.opened[file].metadata()
+
+
+def save_component(component: ComponentTensors, out: Path) -> None:
+    """Writes a component's weights into the existing folder `out`, in the layout of its own folder.
+
+    Raises:
+        ValueError: a parameter has not the shape of the tensor that it replaces.
+    """
+    size = 0
+    for file, stored in component.files.items():
+        tensors = [component.tensor(name) for name in stored]
+        size += sum(tensor.nbytes for tensor in tensors)
+        write_tensors(out / plain_name(file), tensors, component.metadata(file))
+    index = index_file(component.folder)
+    if index:
+        content = read_json(index)
+        about = content.get("metadata")
+        content["metadata"] = (about if isinstance(about, dict) else {}) | {"total_size": size}
+        content["weight_map"] = {
+            component.tensor(name).name: plain_name(file) for file, names in component.files.items() for name in names
+        }
+        write_text(out / plain_name(index.name), json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def write_folder(

@@ -56,17 +56,21 @@ def write_embeddings(folder: Path, embeddings: Mapping[str, Mapping[str, np.ndar
 
 def read_embeddings(folder: Path) -> TokenEmbeddings:
     """Reads the embeddings that `write_embeddings` left in a model folder, in the order of their files' names."""
+    files = [read_embedding_file(path) for path in sorted(folder.glob("learned_embeds*.safetensors"))]
+    return {token: rows for token, rows in files if token}
+
+
+def read_embedding_file(path: Path) -> tuple[str | None, dict[str, np.ndarray]]:
+    """Returns the placeholder token of a file, None if it does not say, and text encoder -> its (vectors, d) rows.
+
+    Raises:
+        UserError: the file is damaged, or a tensor is no matrix of finite floats.
+    """
     encoders = [encoder for family in FAMILIES.values() for encoder in family.text_encoders]
     components = {encoder.embedding_key: encoder.component for encoder in encoders}
-    embeddings: TokenEmbeddings = {}
-    for path in sorted(folder.glob("learned_embeds*.safetensors")):
-        with open_tensors(path) as file:
-            token, names = (file.metadata() or {}).get(TOKEN_KEY), list(file.keys())
-            if token:
-                embeddings[token] = {
-                    components.get(name, "text_encoder"): read_rows(path, file, name) for name in names
-                }
-    return embeddings
+    with open_tensors(path) as file:
+        rows = {components.get(name, "text_encoder"): read_rows(path, file, name) for name in list(file.keys())}
+        return (file.metadata() or {}).get(TOKEN_KEY), rows
 
 
 def read_rows(path: Path, file: Any, name: str) -> np.ndarray:

@@ -82,3 +82,12 @@ def without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 def export_array(name: str, value: np.ndarray) -> np.ndarray:
     """Returns the parameter in torch's layout, contiguous: the inverse of `import_axes`."""
     return np.ascontiguousarray(value.transpose(np.argsort(import_axes(name, value.ndim))))
+
+
+def published_path(component: str, module: str) -> str:
+    """Returns the path of a module or a tensor as files have it.
+
+    A text encoder's begin with `text_model.`, which readers before transformers 5 need and later ones accept.
+    """
+    is_inner = component.startswith("text_encoder") and not module.startswith("text_projection")
+    return f"text_model.{module}" if is_inner else module

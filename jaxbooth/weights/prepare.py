@@ -25,12 +25,15 @@ from jaxbooth.weights.architectures import COMPONENTS
 from jaxbooth.weights.diffusers_read import (
     INDEX,
     WEIGHTS,
+    index_file,
     open_tensors,
     plain_name,
     read_weight_map,
     variant_of,
+    weight_files,
 )
-from jaxbooth.weights.ldm.read import convert_single_file, convert_vae
+from jaxbooth.weights.diffusers_write import write_index
+from jaxbooth.weights.ldm.read import PLAIN_PARTS, convert_single_file, convert_vae
 from jaxbooth.weights.pickles import PICKLES, convert_pickle
 
 LAYOUT_VERSION = 1  # of prepared folders; a change of what the converters write counts it up
@@ -186,6 +189,23 @@ def link_component(source: Path, files: list[str], out: Path) -> None:
             convert_pickle(source / name, target)
         else:
             target.symlink_to((source / name).absolute())
+
+
+def link_model(model: Path, components: Iterable[str], out: Path, with_weights: bool = True) -> Path:
+    """Fills the folder `out` with a model as diffusers opens it: plain file names, and no part named that is missing.
+
+    Args:
+        with_weights: link them too; without, diffusers cannot fill in what a single file lacks.
+    """
+    for name in PLAIN_PARTS:
+        if (model / name).is_dir():
+            (out / name).symlink_to((model / name).absolute())
+    for component in components:
+        index = index_file(model / component)
+        files = [*weight_files(model / component), *([index.name] if index else [])]
+        link_component(model / component, files if with_weights else [], out / component)
+    write_index(model, out)
+    return out
 
 
 def safetensors_name(name: str) -> str:

@@ -34,7 +34,7 @@ def inference_config(unet: UNetConfig, text: CLIPTextConfig) -> dict[str, Any]:
                 "monitor": "val/loss_simple_ema",
                 "scale_factor": 0.18215,
                 "use_ema": False,
-                "unet_config": unet_section(unet),
+                "denoiser_config": unet_section(unet),
                 "first_stage_config": vae_section(),
                 "cond_stage_config": text_encoder_section(text),
             },

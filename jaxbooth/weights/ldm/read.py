@@ -23,7 +23,7 @@ from jaxbooth.weights.ldm.identify import family_of_width, read_text_width
 from jaxbooth.weights.ldm.layout import LdmTensor, components, layout, vae_layout
 from jaxbooth.weights.ldm.names import UNET_PREFIX, VAE_ATTENTION, VAE_PREFIX, vae_key
 from jaxbooth.weights.ldm.prediction import Prediction, read_prediction
-from jaxbooth.weights.names import canonical, without_ones
+from jaxbooth.weights.names import canonical, published_path, without_ones
 from jaxbooth.weights.pickles import open_checkpoint
 from jaxbooth.weights.safetensors_write import LazyTensor, write_tensors
 from jaxbooth.weights.skeleton import write_skeleton
@@ -170,8 +170,7 @@ def write_component(checkpoint: Checkpoint, entries: list[LdmTensor], folder: Pa
     tensors = []
     for entry in (entry for entry in entries if not entry.placeholder):
         for source in entry.sources:
-            is_inner = component.startswith("text_encoder") and not source.startswith("text_projection.")
-            tensors.append(checkpoint.tensor(entry, source, f"text_model.{source}" if is_inner else source))
+            tensors.append(checkpoint.tensor(entry, source, published_path(component, source)))
     write_tensors(folder / WEIGHT_FILES.get(component, "model.safetensors"), tensors, {"format": "pt"})
 
 

@@ -11,7 +11,7 @@ from jaxbooth.models.config import CLIPTextConfig, UNetConfig
 from jaxbooth.params import AnyArray
 from jaxbooth.storage.files import write_text
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.component import ComponentTensors
+from jaxbooth.weights.diffusers_write import ComponentTensors
 from jaxbooth.weights.ldm.inference_yaml import inference_config
 from jaxbooth.weights.ldm.layout import LdmTensor, Shape, component_config, components, layout, read_family
 from jaxbooth.weights.ldm.prediction import V_MARKER, ZERO_SNR_MARKER
@@ -27,13 +27,13 @@ def entry_tensor(component: ComponentTensors, entry: LdmTensor) -> LazyTensor:
 
     def read() -> np.ndarray:
         if not entry.sources:
-            return constant(entry.shape, dtype)
+            return placeholder_value(entry.shape, dtype)
         return entry.join([component.written(source).astype(dtype) for source in entry.sources])
 
     return LazyTensor(entry.name, dtype, entry.shape, read)
 
 
-def constant(shape: Shape, dtype: np.dtype) -> np.ndarray:
+def placeholder_value(shape: Shape, dtype: np.dtype) -> np.ndarray:
     """Returns the content of an entry that no folder holds: a projection that changes nothing, or the logit scale."""
     return np.eye(*shape, dtype=dtype) if shape else np.asarray(LOGIT_SCALE, dtype)
 

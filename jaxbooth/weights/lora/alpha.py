@@ -11,7 +11,7 @@ from jaxbooth.params import without_prefix
 from jaxbooth.storage.patterns import first_matches
 from jaxbooth.storage.text import parse_json_object
 from jaxbooth.storage.typed import STRICT, validate
-from jaxbooth.weights.lora.names import published_path
+from jaxbooth.weights.names import published_path
 
 METADATA_KEY = "lora_adapter_metadata"  # diffusers `loaders/lora_base.py`
 

@@ -13,6 +13,7 @@ from jaxbooth.models.config import UNetConfig
 from jaxbooth.params import ModuleDef
 from jaxbooth.weights.architectures import COMPONENTS, FAMILIES, OTHER_MODELS, Family, TextEncoderSpec, family_of
 from jaxbooth.weights.ldm.names import unet_key
+from jaxbooth.weights.names import published_path
 
 LORA_COMPONENTS = tuple(name for name in COMPONENTS if name != "vae")
 TEXT_READER = re.compile(r"attn2[._](processor\.)?to_[kv]$")
@@ -35,11 +36,6 @@ UNSUPPORTED = {
     r"\.hada_": "LoHa", r"\.lokr_": "LoKr", r"\.b?oft_": "OFT", r"\.lora_mid\.": "LoCon with Tucker decomposition",
     r"\.lora_B\.bias": "LoRA with biases", r"\.on_input$": "IA3", r"\.diff(_b)?$|\.[wb]_norm$": "full differences",
 }  # fmt: skip
-
-
-def published_path(component: str, module: str) -> str:
-    """Returns a module's path with the `text_model.` that readers before transformers 5 need and later ones accept."""
-    return module if component == "unet" or module.startswith("text_projection") else f"text_model.{module}"
 
 
 def kohya_name(component: str, module: str, config: UNetConfig) -> str:
