@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import dataclasses
 import importlib.util
 import io
 import json
@@ -15,6 +16,7 @@ from jaxbooth.cli.main import COMMANDS, USAGE, main
 from jaxbooth.config.rules import check_config
 from jaxbooth.config.run_config import load_config
 from jaxbooth.data.class_images import generation_settings
+from jaxbooth.runs.early_stopping import Selection
 from jaxbooth.training.step import METRICS
 
 ROOT = Path(__file__).parents[1]
@@ -189,6 +191,11 @@ def table_keys(page: str, heading: str) -> list[str]:
 
 def test_the_metrics_are_those_that_a_step_logs():
     assert sorted(table_keys("run-folder.md", "metrics.jsonl")) == sorted(["step", *METRICS, "images_per_second"])
+
+
+def test_the_keys_of_the_selection_are_those_that_are_written():
+    [row] = re.findall(r"^\| `selection.json` \|(.*)\|$", (ROOT / "docs" / "run-folder.md").read_text(), re.M)
+    assert sorted(re.findall(r"`(\w+)`", row)) == sorted(field.name for field in dataclasses.fields(Selection))
 
 
 def test_the_manifests_keys_are_those_that_are_written(base):
