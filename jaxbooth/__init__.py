@@ -3,7 +3,8 @@
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from jaxbooth.config.run_config import Config, load_config
+from jaxbooth.config.load import load_config
+from jaxbooth.config.run_config import Config
 from jaxbooth.errors import RunFailure, UserError
 
 if TYPE_CHECKING:

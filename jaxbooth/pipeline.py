@@ -26,7 +26,9 @@ from jaxbooth.config.limits import (
     Step,
     check_arguments,
 )
-from jaxbooth.config.run_config import Config, flag, load_config
+from jaxbooth.config.load import load_config
+from jaxbooth.config.run_config import Config
+from jaxbooth.config.section import flag
 from jaxbooth.console.progress import progress
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.errors import UserError

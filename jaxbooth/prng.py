@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxbooth.config.limits import MAX_SEED
 from jaxbooth.errors import UserError
 from jaxbooth.params import AnyArray
 
+MAX_SEED = 2**63 - 1
 IMPLEMENTATION = "threefry2x32"  # whatever JAX's default is
 
 
-def halves(seed: int) -> tuple[int, int]:
+def split_seed(seed: int) -> tuple[int, int]:
     """Returns the upper and the lower 32 bits of a seed.
 
     Raises:
@@ -34,7 +34,7 @@ def key_data(seed: int) -> np.ndarray:
     Raises:
         UserError: the seed is not between 0 and MAX_SEED.
     """
-    return np.array(halves(seed), np.uint32)
+    return np.array(split_seed(seed), np.uint32)
 
 
 def root_key(data: AnyArray) -> Array:
@@ -48,5 +48,5 @@ def host_generator(seed: int, number: int) -> np.random.Generator:
     Raises:
         UserError: the seed is not between 0 and MAX_SEED.
     """
-    upper, lower = halves(seed)
+    upper, lower = split_seed(seed)
     return np.random.default_rng([lower, number, upper])  # a trailing 0 changes nothing

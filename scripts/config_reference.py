@@ -22,8 +22,9 @@ from jaxbooth.cli.arguments import ExportArguments, SampleArguments
 from jaxbooth.cli.evaluate import EvaluateArguments
 from jaxbooth.cli.plan import PlanArguments
 from jaxbooth.cli.report import ReportArguments
-from jaxbooth.config.run_config import FREE_SECTIONS, FREE_TO_CHANGE, Config, flag
-from jaxbooth.config.schema import Section, Subject
+from jaxbooth.config.run_config import FREE_SECTIONS, FREE_TO_CHANGE, Config
+from jaxbooth.config.schema import Subject
+from jaxbooth.config.section import Section, flag
 from jaxbooth.storage.files import write_text
 
 OUT = Path(__file__).parents[1] / "docs" / "configuration.md"

@@ -12,7 +12,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxbooth.config.run_config import Config, load_config
+from jaxbooth.config.load import load_config
+from jaxbooth.config.run_config import Config
 from jaxbooth.plan.compile import compile_programs, train_cost
 from jaxbooth.plan.hardware import GIB, Topology, find_topology
 from jaxbooth.plan.plan import make_plan

@@ -18,11 +18,10 @@ import numpy as np
 from PIL import Image
 
 from jaxbooth import Pipeline, load_config, train
-from jaxbooth.config.run_config import Config
+from jaxbooth.config.run_config import Config, resolve_paths
 from jaxbooth.data.crops import CropSpec, load_augmentations
 from jaxbooth.data.image_grid import image_grid
 from jaxbooth.data.images import scan_folder
-from jaxbooth.runs.folder import resolve_paths
 
 SHOWN = 4
 

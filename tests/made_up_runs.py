@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxbooth.config.run_config import Config, dump_config
+from jaxbooth.config.load import dump_config
+from jaxbooth.config.run_config import Config
 from jaxbooth.data.image_grid import image_grid
 from jaxbooth.storage.files import write_json, write_png, write_text
 

@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from jaxbooth.assets import shipped_configs
-from jaxbooth.config.run_config import Config, dump_config, first_conflict, flag, flatten, load_config
+from jaxbooth.config.load import dump_config, load_config
+from jaxbooth.config.run_config import Config, first_conflict
 from jaxbooth.config.schema import (
     DataConfig,
     LoraConfig,
@@ -18,6 +19,7 @@ from jaxbooth.config.schema import (
     TrainConfig,
     ValidationConfig,
 )
+from jaxbooth.config.section import flag, flatten
 from jaxbooth.errors import UserError
 
 SHIPPED = ["demo", "sd15", "sd15-lora", "sd21", "sdxl-lora"]

@@ -13,8 +13,8 @@ from types import ModuleType
 import pytest
 
 from jaxbooth.cli.main import COMMANDS, USAGE, main
+from jaxbooth.config.load import load_config
 from jaxbooth.config.rules import check_config
-from jaxbooth.config.run_config import load_config
 from jaxbooth.data.class_images import generation_settings
 from jaxbooth.runs.early_stopping import Selection
 from jaxbooth.training.step import METRICS

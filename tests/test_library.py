@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import jaxbooth
-from jaxbooth.config.run_config import with_overrides
+from jaxbooth.config.load import with_overrides
 
 PAGE = Path(__file__).parents[1] / "docs" / "library.md"
 SHORT = """

@@ -11,7 +11,8 @@ from jaxbooth.cli.arguments import ExportArguments, SampleArguments
 from jaxbooth.cli.evaluate import EvaluateArguments
 from jaxbooth.cli.plan import PlanArguments
 from jaxbooth.config.run_config import Config
-from jaxbooth.config.schema import Section, Subject
+from jaxbooth.config.schema import Subject
+from jaxbooth.config.section import Section
 
 COMMANDS = (SampleArguments, ExportArguments, EvaluateArguments, PlanArguments)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxbooth.config.run_config import Config, dump_config, load_config
+from jaxbooth.config.load import dump_config, load_config
+from jaxbooth.config.run_config import Config
 from jaxbooth.console.output import output
 from jaxbooth.distributed.group import SingleProcess
 from jaxbooth.errors import UserError

@@ -11,7 +11,8 @@ from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
 from jaxbooth.base.trainable import init_trainable, shard_params, trained_shapes
 from jaxbooth.cli.main import main
-from jaxbooth.config.run_config import dump_config, first_conflict
+from jaxbooth.config.load import dump_config
+from jaxbooth.config.run_config import first_conflict
 from jaxbooth.config.subjects import initializer_token
 from jaxbooth.errors import UserError
 from jaxbooth.export.export import make_export, write_export

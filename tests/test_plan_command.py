@@ -6,7 +6,8 @@ import json
 import pytest
 
 from jaxbooth.cli.main import main
-from jaxbooth.config.run_config import Config, flag, flatten
+from jaxbooth.config.run_config import Config
+from jaxbooth.config.section import flag, flatten
 from jaxbooth.plan.hardware import GIB
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json

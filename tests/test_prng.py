@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxbooth.config.limits import MAX_SEED
 from jaxbooth.errors import UserError
-from jaxbooth.prng import host_generator, key_data, root_key
+from jaxbooth.prng import MAX_SEED, host_generator, key_data, root_key
 
 SEEDS = st.integers(0, MAX_SEED)
 

@@ -3,9 +3,11 @@
 import pytest
 import yaml
 
-from jaxbooth.config.run_config import Config, load_config
+from jaxbooth.config.load import load_config
+from jaxbooth.config.rates import peak_learning_rate
+from jaxbooth.config.run_config import Config
 from jaxbooth.runs.loop import describe_length
-from jaxbooth.training.optimizer import learning_rate_schedule, peak_learning_rate
+from jaxbooth.training.optimizer import learning_rate_schedule
 
 ALONE = {
     "text": {"placeholder_tokens": ("<sks>",), "token_training": "textual-inversion"},

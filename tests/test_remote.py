@@ -10,13 +10,14 @@ import pytest
 from PIL import Image
 
 from jaxbooth.cli.parse import parse
-from jaxbooth.config.run_config import Config, dump_config, load_config
+from jaxbooth.config.load import dump_config, load_config
+from jaxbooth.config.run_config import Config, resolve_paths
 from jaxbooth.data.class_images import class_folder
 from jaxbooth.data.images import load_image, scan_folder
 from jaxbooth.distributed.group import SingleProcess
 from jaxbooth.errors import UserError
 from jaxbooth.runs.checkpoint import Checkpoints
-from jaxbooth.runs.folder import RunFolder, open_run, resolve_paths
+from jaxbooth.runs.folder import RunFolder, open_run
 from jaxbooth.runs.lock import lock_run
 from jaxbooth.runs.metric_writer import MetricWriter, read_metrics
 from jaxbooth.storage.files import write_bytes, write_json, write_png

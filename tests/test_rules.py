@@ -9,8 +9,9 @@ from PIL import Image
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.trainable import trained_shapes
+from jaxbooth.config.load import load_config, to_user_error
 from jaxbooth.config.rules import check_config, check_schedule
-from jaxbooth.config.run_config import Config, load_config, to_user_error
+from jaxbooth.config.run_config import Config
 from jaxbooth.data.images import ImageFile, ImageFolder
 from jaxbooth.diffusion.schedule import read_schedule
 from jaxbooth.errors import UserError

@@ -12,7 +12,7 @@ import yaml
 
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.base.model import BaseModel
-from jaxbooth.config.run_config import load_config
+from jaxbooth.config.load import load_config
 from jaxbooth.runs.folder import RunFolder, restore_result
 from jaxbooth.runs.metric_writer import read_metrics
 from tests import commands

@@ -8,7 +8,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxbooth.config.run_config import Config, dump_config, flatten, load_config
+from jaxbooth.config.load import dump_config, load_config
+from jaxbooth.config.run_config import Config
+from jaxbooth.config.section import flatten
 from jaxbooth.errors import UserError
 
 TENFOLD = "[" + ", ".join(["{0}"] * 10) + "]"

@@ -9,7 +9,7 @@ import numpy as np
 from jaxbooth.backend import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.base.sampling import SamplingConfig
 from jaxbooth.base.text_encoder import warn_about_truncation
-from jaxbooth.config.run_config import load_config
+from jaxbooth.config.load import load_config
 from jaxbooth.console.messages import pluralize
 from jaxbooth.console.progress import heartbeat
 from jaxbooth.data.image_grid import image_grid, shrink

@@ -6,7 +6,7 @@ from tyro.conf import Positional
 
 from jaxbooth.cli.parse import parse
 from jaxbooth.config.limits import GuidanceScale, PairedImageCount, SamplerSteps, Seed, Step
-from jaxbooth.config.schema import Section
+from jaxbooth.config.section import Section
 from jaxbooth.diffusion.samplers import SamplerName
 
 

@@ -8,7 +8,8 @@ import tyro
 from pydantic import BaseModel, ValidationError
 
 from jaxbooth.cli.parse_errors import parse_error
-from jaxbooth.config.run_config import Config, load_config, reset_dependent_keys, to_user_error
+from jaxbooth.config.load import load_config, reset_dependent_keys, to_user_error
+from jaxbooth.config.run_config import Config
 from jaxbooth.config.suggestions import PIPELINES, TRAINERS, check_flags
 from jaxbooth.errors import UserError
 

@@ -13,8 +13,8 @@ from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic import AllowInfNan, ConfigDict, ValidationError, validate_call
 
 from jaxbooth.errors import UserError, short_repr
+from jaxbooth.prng import MAX_SEED
 
-MAX_SEED = 2**63 - 1
 MAX_ROWS_TRAINED = 2**31 - 1  # steps x rows of a step: their positions are int32
 MAX_ENLARGEMENT = 8  # of a side, over what the model was trained at; memory grows with its square
 MAX_EVALUATED_IMAGES = 20_000  # of one model; they lie in memory together

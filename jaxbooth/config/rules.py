@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 
 from jaxbooth.config.limits import MAX_ROWS_TRAINED, MAX_SAMPLED_IMAGES
-from jaxbooth.config.run_config import Config, flag, flatten
+from jaxbooth.config.rates import Group, default_learning_rate, peak_learning_rate, token_steps
+from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import Subject
+from jaxbooth.config.section import flag, flatten
 from jaxbooth.config.subjects import initializer_token
 from jaxbooth.console.messages import warn
 from jaxbooth.diffusion.schedule import NoiseSchedule
 from jaxbooth.errors import UserError
-from jaxbooth.training.optimizer import Group, default_learning_rate, peak_learning_rate, token_steps
 
 # (key that has no effect, what it needs, in words)
 NEEDS = (

@@ -1,92 +1,20 @@
 """The sections of a run's configuration: frozen, documented key by key, an unknown key is an error."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Len
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
 from tyro.conf import Suppress
 
-from jaxbooth.config.limits import (
-    MAX_SUBJECTS,
-    Alpha,
-    BatchSize,
-    CheckpointCount,
-    ChunkCount,
-    ClassImageCount,
-    ClipSkip,
-    CropCount,
-    Decay,
-    DeviceBatchSize,
-    DispatchSteps,
-    Dropout,
-    EmaDecay,
-    Epsilon,
-    GradNorm,
-    GuidanceScale,
-    Interval,
-    LogitMean,
-    LogitStd,
-    MeshAxis,
-    MeshRest,
-    NoiseStrength,
-    PairedImageCount,
-    Patience,
-    Pixels,
-    PlaceholderTokens,
-    PositiveWeight,
-    PriorBatchSize,
-    ProcessCount,
-    ProcessId,
-    Prompt,
-    PromptCount,
-    Prompts,
-    Rank,
-    Rate,
-    Regex,
-    SamplerSteps,
-    Seconds,
-    Seed,
-    Share,
-    Timestep,
-    Token,
-    TrainSteps,
-    VectorCount,
-    WarmupSteps,
-    Weight,
-)
+from jaxbooth.config import limits
+from jaxbooth.config.section import Section
 from jaxbooth.diffusion.loss import LossType, Weighting
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.diffusion.schedule import PredictionType
 from jaxbooth.models.remat import Remat
-from jaxbooth.storage.paths import is_utf8
 
 SchedulerPrediction = Literal["epsilon", "v_prediction", "sample"]
 Metric = Literal["dino", "clip_i", "clip_t", "pres", "div"]
-
-
-class Section(BaseModel):
-    """Frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def refuse_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuses true and false where a number is asked for, which Python takes for 1 and 0."""
-        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
-            raise PydanticCustomError("truth_value", "Input should not be true or false")
-        return value
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def refuse_unwritable_text(cls, value: Any) -> Any:
-        """Refuses texts and paths that YAML can spell, and that no file can hold or be named with."""
-        for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str | Path) and ("\0" in str(text) or not is_utf8(str(text))):
-                raise PydanticCustomError("unwritable", "it holds a NUL character or is not UTF-8")
-        return value
 
 
 class Subject(Section):
@@ -94,13 +22,13 @@ class Subject(Section):
 
     instance_dir: Path
     """Folder with images of this subject."""
-    instance_prompt: Prompt
+    instance_prompt: limits.Prompt
     """Prompt with this subject's identifier."""
-    class_prompt: Prompt | None = None
+    class_prompt: limits.Prompt | None = None
     """Prompt of its class; subjects with the same one share their class images."""
     class_dir: Path | None = None
     """Default: the folder that another subject of the same class prompt names, else RUN/prior/<class prompt>."""
-    weight: PositiveWeight = 1.0
+    weight: limits.PositiveWeight = 1.0
     """Factor on this subject's rows and on its class rows."""
 
 
@@ -109,19 +37,19 @@ class DataConfig(Section):
 
     instance_dir: Path | None = None
     """Folder of 3 to 6 images of the subject (jpg, png, webp, avif, tiff; heic by an extra). "demo": embedded."""
-    instance_prompt: Prompt | None = None
+    instance_prompt: limits.Prompt | None = None
     """Prompt with a rare identifier, such as "a photo of sks dog", for images without a caption of their own."""
     class_dir: Path | None = None
     """Folder of class images; missing ones are generated into it. Default: RUN/prior."""
-    class_prompt: Prompt | None = None
+    class_prompt: limits.Prompt | None = None
     """Prompt of the class, without the identifier. Needed unless --train.prior-weight is 0."""
-    num_class_images: ClassImageCount = 200
+    num_class_images: limits.ClassImageCount = 200
     """Class images to have before training starts; all that are found are used, also when there are more."""
-    resolution: Pixels | None = None
+    resolution: limits.Pixels | None = None
     """Side of the training images, in pixels; default: what the base model was trained at."""
     crop: Literal["center", "random"] = "center"
     """What to keep of an image that is not square."""
-    random_crops: CropCount = 4
+    random_crops: limits.CropCount = 4
     """Crops kept of each image with --data.crop random."""
     flip: bool = False
     """Also train on mirrored images. Leave off for faces and anything with writing on it."""
@@ -129,7 +57,7 @@ class DataConfig(Section):
     """Learn only where a mask is white: <stem>.mask.png beside an image, or its alpha channel."""
     buckets: bool = False
     """Keep the images' shapes: aspect-ratio buckets of about resolution x resolution pixels in place of squares."""
-    subjects: Annotated[tuple[Subject, ...], Len(0, MAX_SUBJECTS), Suppress] = ()
+    subjects: Annotated[tuple[Subject, ...], Len(0, limits.MAX_SUBJECTS), Suppress] = ()
     """Several subjects in one run, in place of instance_dir and the prompts above (in a YAML file)."""
 
 
@@ -138,63 +66,63 @@ class PriorConfig(Section):
 
     sampler: SamplerName = "ddpm"
     """The paper uses the ancestral sampler, ddpm."""
-    steps: SamplerSteps = 50
+    steps: limits.SamplerSteps = 50
     """Network evaluations for one image."""
-    guidance_scale: GuidanceScale = 7.5
+    guidance_scale: limits.GuidanceScale = 7.5
     """Classifier-free guidance; 1 turns it off."""
-    batch_size: DeviceBatchSize = 8
+    batch_size: limits.DeviceBatchSize = 8
     """Images that each device makes at once. The number of devices does not change the images."""
-    seed: Seed = 0
+    seed: limits.Seed = 0
     """Decides the images, so that runs with other seeds can share them."""
 
 
 class TrainConfig(Section):
     """The optimisation. A step is one optimizer update."""
 
-    steps: TrainSteps = 1000
+    steps: limits.TrainSteps = 1000
     """Length of the run. Raise it and run the same command again to train on."""
-    batch_size: BatchSize = 1
+    batch_size: limits.BatchSize = 1
     """Instance rows of a step, over all devices and micro-batches."""
-    prior_batch_size: PriorBatchSize | None = None
+    prior_batch_size: limits.PriorBatchSize | None = None
     """Prior rows of a step; default: as many as instance rows."""
-    prior_weight: Weight = 1.0
+    prior_weight: limits.Weight = 1.0
     """Lambda, the weight of the prior term; 0 trains without it."""
-    learning_rate: Rate | None = None
+    learning_rate: limits.Rate | None = None
     """Peak learning rate; default: 1 for prodigy, else that of default_rates for whole components or for a LoRA."""
     lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
     """What follows the warmup: stay, or fall to 0 at the last step."""
-    warmup_steps: WarmupSteps = 0
+    warmup_steps: limits.WarmupSteps = 0
     """Steps of linear warmup from 0 (prodigy, schedule_free_adamw: from 1 / steps of the rate)."""
     optimizer: Literal["adamw", "adafactor", "lion", "prodigy", "schedule_free_adamw"] = "adamw"
     """Update rule."""
-    weight_decay: Weight = 1e-2
+    weight_decay: limits.Weight = 1e-2
     """Decoupled weight decay, on every trained parameter."""
-    b1: Decay = 0.9
+    b1: limits.Decay = 0.9
     """Decay of the first moment (adamw, lion, prodigy, schedule_free_adamw)."""
     mu_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype in which the first moment is kept (adamw, lion); bfloat16 saves 2 bytes for each trained parameter."""
-    b2: Decay | None = None
+    b2: limits.Decay | None = None
     """Decay of the second moment; default 0.999, and 0.99 for lion."""
-    eps: Epsilon = 1e-8
+    eps: limits.Epsilon = 1e-8
     """Added to the root of the second moment (adamw, prodigy, schedule_free_adamw)."""
-    max_grad_norm: GradNorm = 1.0
+    max_grad_norm: limits.GradNorm = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
-    gradient_accumulation_steps: BatchSize = 1
+    gradient_accumulation_steps: limits.BatchSize = 1
     """Micro-batches that a step's rows are cut into to save memory. It does not change the result."""
     remat: Literal["auto"] | Remat = "auto"
     """What the backward pass computes again to save memory (gradient checkpointing): none, dots (all but products),
     attention (transformers) or blocks (everything; a third more work). auto: none, attention or blocks, as it fits."""
     text_encoder: bool = False
     """Also train the text encoder, or both of SDXL's."""
-    ema_decay: EmaDecay | None = None
+    ema_decay: limits.EmaDecay | None = None
     """Keep an exponential moving average of the weights, and sample and export that."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute dtype; weights and optimizer stay float32. auto: bfloat16 on TPU and GPU, float32 on CPU."""
-    steps_per_dispatch: DispatchSteps = 10
+    steps_per_dispatch: limits.DispatchSteps = 10
     """Steps that the device runs without asking the host. It does not change the result."""
-    checkpoint_every: Interval = 500
+    checkpoint_every: limits.Interval = 500
     """Steps between checkpoints; the last step is always kept."""
-    max_checkpoints: CheckpointCount = 2
+    max_checkpoints: limits.CheckpointCount = 2
     """Newest checkpoints to keep."""
 
     @property
@@ -207,11 +135,11 @@ class DefaultRates(Section):
     """Learning rates that suit the base model, by what is trained. A configuration for a model sets them here, so that
     they change with what is trained; a rate that is set in the sections train and text goes first."""
 
-    full: Rate = 5e-6
+    full: limits.Rate = 5e-6
     """Of whole components: the UNet, and the text encoder where it is trained too."""
-    lora: Rate = 1e-4
+    lora: limits.Rate = 1e-4
     """Of adapters."""
-    tokens: Rate = 5e-4
+    tokens: limits.Rate = 5e-4
     """Of placeholder tokens' embeddings."""
 
 
@@ -224,38 +152,38 @@ class LossConfig(Section):
     """Weight over timesteps, for instance and prior rows alike."""
     prior_weighting: Weighting | None = None
     """Weight over timesteps of the prior rows; default: the same."""
-    snr_gamma: PositiveWeight = 5.0
+    snr_gamma: limits.PositiveWeight = 5.0
     """Gamma of min_snr."""
     loss_type: LossType = "l2"
     """huber: less weight on outliers."""
-    huber_c: PositiveWeight = 0.1
+    huber_c: limits.PositiveWeight = 0.1
     """Error at which huber turns from square to linear."""
     prior_target: Literal["noise", "frozen"] = "noise"
     """What prior rows learn: fresh noise (the paper's), or the frozen model's own prediction on the same latents."""
     timestep_sampling: Literal["uniform", "logit_normal"] = "uniform"
     """Distribution of the training timesteps."""
-    timestep_mean: LogitMean = 0.0
+    timestep_mean: limits.LogitMean = 0.0
     """Mean of logit_normal, before the sigmoid; larger is noisier."""
-    timestep_std: LogitStd = 1.0
+    timestep_std: limits.LogitStd = 1.0
     """Standard deviation of logit_normal, before the sigmoid."""
-    min_timestep: Timestep = 0
+    min_timestep: limits.Timestep = 0
     """Smallest timestep drawn."""
-    max_timestep: Timestep | None = None
+    max_timestep: limits.Timestep | None = None
     """Largest timestep drawn; default: the schedule's last."""
-    noise_offset: NoiseStrength = 0.0
+    noise_offset: limits.NoiseStrength = 0.0
     """Strength of noise that is constant over an image; lets it become darker or brighter (0.05 to 0.1)."""
-    input_perturbation: NoiseStrength = 0.0
+    input_perturbation: limits.NoiseStrength = 0.0
     """Strength of extra noise on the input that is not part of the target (0.1 in its paper)."""
 
 
 class LoraConfig(Section):
     """Low-rank adapters in place of full fine-tuning."""
 
-    rank: Rank | None = None
+    rank: limits.Rank | None = None
     """Rank of the adapters (4 to 64); not set: the whole UNet is trained."""
-    alpha: Alpha | None = None
+    alpha: limits.Alpha | None = None
     """The adapters act with alpha / rank; default: the rank."""
-    targets: Regex | None = None
+    targets: limits.Regex | None = None
     """attention, attention+ff, attention+ff+conv, or a regular expression that matches names such as unet.conv_in;
     default: default_lora_targets."""
     rslora: bool = False
@@ -269,36 +197,36 @@ class LoraConfig(Section):
 class TextConfig(Section):
     """How prompts are read, and what of the text encoders is trained."""
 
-    learning_rate: Rate | None = None
+    learning_rate: limits.Rate | None = None
     """Of the text encoder, with --train.text-encoder; default: the UNet's."""
-    caption_dropout: Dropout = 0.0
+    caption_dropout: limits.Dropout = 0.0
     """Share of rows trained with an empty caption, for guidance."""
-    clip_skip: ClipSkip = 0
+    clip_skip: limits.ClipSkip = 0
     """Layers of the text encoder to leave out at its end."""
-    max_token_chunks: ChunkCount = 1
+    max_token_chunks: limits.ChunkCount = 1
     """Chunks of 75 tokens that a prompt may have; 1 is the model's own length."""
-    placeholder_tokens: PlaceholderTokens = ()
+    placeholder_tokens: limits.PlaceholderTokens = ()
     """Words to add to the vocabulary and learn, such as "<sks>"; use them in the prompts (textual inversion)."""
-    vectors_per_token: VectorCount = 1
+    vectors_per_token: limits.VectorCount = 1
     """Embeddings learned for each placeholder token."""
-    initializer_token: Token | None = None
+    initializer_token: limits.Token | None = None
     """Word whose embedding the new ones start from; default: the last word of the subject's class prompt."""
-    token_learning_rate: Rate | None = None
+    token_learning_rate: limits.Rate | None = None
     """Of the new embeddings; default: 1 for prodigy, else that of default_rates."""
     token_training: Literal["joint", "pivotal", "textual-inversion"] = "joint"
     """When new embeddings are learned: with the rest, before the rest (pivotal tuning), or with nothing else."""
-    token_share: Share = 0.5
+    token_share: limits.Share = 0.5
     """Share of the steps that belong to the embeddings with --text.token-training pivotal."""
 
 
 class MeshConfig(Section):
     """How the devices are arranged."""
 
-    data: MeshRest = -1
+    data: limits.MeshRest = -1
     """Copies of the model; -1: all devices that the other axes leave."""
-    fsdp: MeshAxis = 1
+    fsdp: limits.MeshAxis = 1
     """Parts that weights and optimizer state are cut into."""
-    tensor: MeshAxis = 1
+    tensor: limits.MeshAxis = 1
     """Parts that the transformer's wide layers are cut into."""
 
 
@@ -307,43 +235,43 @@ class DistributedConfig(Section):
 
     coordinator: str | None = None
     """HOST:PORT of process 0, the same on all processes."""
-    num_processes: ProcessCount | None = None
+    num_processes: limits.ProcessCount | None = None
     """How many processes there are."""
-    process_id: ProcessId | None = None
+    process_id: limits.ProcessId | None = None
     """Number of this process, from 0."""
-    timeout: Seconds = 300.0
+    timeout: limits.Seconds = 300.0
     """Seconds to wait until all processes have started."""
 
 
 class ValidationConfig(Section):
     """The images drawn while training."""
 
-    prompts: Prompts = ()
+    prompts: limits.Prompts = ()
     """Default: the instance prompt, the class prompt and one unrelated prompt."""
-    every: Interval = 100
+    every: limits.Interval = 100
     """Steps between sample grids; step 0 is the base model's."""
-    images_per_prompt: PairedImageCount = 4
+    images_per_prompt: limits.PairedImageCount = 4
     """Images of each prompt, with the same seeds every time."""
     sampler: SamplerName = "dpmpp_2m"
     """See `jaxbooth sample --help`."""
-    steps: SamplerSteps = 25
+    steps: limits.SamplerSteps = 25
     """Network evaluations for one image."""
-    guidance_scale: GuidanceScale = 7.5
+    guidance_scale: limits.GuidanceScale = 7.5
     """Classifier-free guidance; 1 turns it off."""
-    drift_limit: PositiveWeight | None = None
+    drift_limit: limits.PositiveWeight | None = None
     """Drift of the class (eval/drift in validation.jsonl) to be warned of; the last checkpoint before it is kept."""
 
 
 class EvaluationConfig(Section):
     """Metrics while training, by CLIP and DINO, on few images; `jaxbooth evaluate` does it for a finished run."""
 
-    every: Interval | None = None
+    every: limits.Interval | None = None
     """Steps between evaluations; not set: none."""
-    num_prompts: PromptCount = 5
+    num_prompts: limits.PromptCount = 5
     """How many of the paper's 25 prompts."""
-    images_per_prompt: PairedImageCount = 2
+    images_per_prompt: limits.PairedImageCount = 2
     """Images of each prompt, with the same seeds every time."""
-    num_class_images: PairedImageCount = 8
+    num_class_images: limits.PairedImageCount = 8
     """Images of the class prompt."""
     clip: str | None = None
     """CLIP folder or Hub id, or none; default openai/clip-vit-base-patch32, and the embedded one for the demo model."""
@@ -351,5 +279,5 @@ class EvaluationConfig(Section):
     """DINO or DINOv2 folder or Hub id, or none; default facebook/dino-vits16, and none for the demo model."""
     keep_best: Metric | None = None
     """Metric whose best checkpoint is kept beside the newest ones."""
-    patience: Patience | None = None
+    patience: limits.Patience | None = None
     """Evaluations without a better value of that metric after which training ends."""

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxbooth.base.model import BaseModel
+from jaxbooth.config.rates import peak_learning_rate
 from jaxbooth.config.run_config import Config
 from jaxbooth.data.class_images import open_all_class_images
 from jaxbooth.errors import UserError
-from jaxbooth.training.optimizer import peak_learning_rate
 
 
 def run_metadata(config: Config, trained: Iterable[str], step: int) -> dict[str, str]:

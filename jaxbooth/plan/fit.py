@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.trainable import run_lora_spec
 from jaxbooth.config.rules import check_rows, check_training, ineffective_options
-from jaxbooth.config.run_config import Config, flag
+from jaxbooth.config.run_config import Config
+from jaxbooth.config.section import flag
 from jaxbooth.console.messages import info
 from jaxbooth.errors import UserError
 from jaxbooth.models.remat import REMATS, Remat

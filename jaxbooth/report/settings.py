@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel
 
-from jaxbooth.config.run_config import Config, flatten
+from jaxbooth.config.run_config import Config
+from jaxbooth.config.section import flatten
 from jaxbooth.console.numbers import format_metric
 from jaxbooth.report.run_data import RunData
 

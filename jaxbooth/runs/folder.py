@@ -5,16 +5,14 @@ from collections.abc import Generator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from etils import epath
 from jax.sharding import Mesh
 
-from jaxbooth.assets import DEMO_SUBJECT
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.trainable import add_trainable, trained_shapes, unused_parameters
-from jaxbooth.config.run_config import Config, load_config
-from jaxbooth.config.schema import DataConfig, Subject
+from jaxbooth.config.load import load_config
+from jaxbooth.config.run_config import Config
 from jaxbooth.console.messages import is_main
 from jaxbooth.data.class_images import fingerprint
 from jaxbooth.errors import UserError
@@ -32,7 +30,6 @@ from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.state import TrainState, abstract_state
 from jaxbooth.weights.resolve import CHECKPOINTS, resolve_model
 
-T = TypeVar("T", DataConfig, Subject)
 CONFIG = "config.yaml"
 RUNS = Path("runs")  # where shipped configurations have their run folders
 DEMO = "demo"
@@ -140,35 +137,6 @@ class RunFolder:
     def samples(self, step: int) -> Path:
         """The sample grid of a step."""
         return self.root / "samples" / f"step_{step:06d}.png"
-
-
-def resolve_paths(config: Config) -> Config:
-    """Makes local paths absolute and expands "demo", so that the run folder works from anywhere."""
-
-    def absolute(path: Path | None) -> Path | None:
-        if path == Path("demo"):
-            return DEMO_SUBJECT
-        return local_path(path).absolute() if path else None
-
-    def with_paths(section: T) -> T:
-        folders = {key: absolute(getattr(section, key)) for key in ("instance_dir", "class_dir")}
-        return section.model_copy(update=folders)
-
-    def local(name: str | None) -> str | None:
-        path = local_path(name or "")
-        return str(path.absolute()) if name and name != "demo" and path.exists() else name
-
-    run_dir, data = as_path(config.run_dir), with_paths(config.data)
-    data = data.model_copy(update={"subjects": tuple(map(with_paths, data.subjects))})
-    return config.model_copy(
-        update={
-            "run_dir": str(run_dir) if is_local(run_dir) else config.run_dir,
-            "data": data,
-            "lora": config.lora.model_copy(update={"init": absolute(config.lora.init)}),
-            "model": local(config.model),
-            "vae": local(config.vae),
-        }
-    )
 
 
 def confirm_base(run: RunFolder, base: BaseModel, record: bool = False) -> None:

@@ -4,7 +4,9 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from jaxbooth.config.run_config import Config, dump_config, first_conflict, flag, load_config
+from jaxbooth.config.load import dump_config, load_config
+from jaxbooth.config.run_config import Config, first_conflict
+from jaxbooth.config.section import flag
 from jaxbooth.console.messages import info, is_main
 from jaxbooth.console.output import output
 from jaxbooth.distributed.group import SingleProcess

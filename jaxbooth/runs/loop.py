@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxbooth.config.rates import peak_learning_rate
 from jaxbooth.config.run_config import Config
 from jaxbooth.console.messages import info
 from jaxbooth.console.progress import ProgressBar, progress
@@ -18,7 +19,6 @@ from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.runs.metric_writer import MetricWriter
 from jaxbooth.runs.training_data import TrainingData
 from jaxbooth.runs.validation import Validation
-from jaxbooth.training.optimizer import peak_learning_rate
 from jaxbooth.training.state import TrainState
 from jaxbooth.training.step import Dispatch
 

@@ -5,7 +5,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxbooth.config.run_config import Config, flag, flatten
+from jaxbooth.config.run_config import Config
+from jaxbooth.config.section import flag, flatten
 from jaxbooth.console.messages import is_main
 from jaxbooth.distributed.group import SingleProcess
 from jaxbooth.errors import UserError

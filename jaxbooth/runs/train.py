@@ -12,8 +12,9 @@ from jax.sharding import Mesh
 from jaxbooth.backend import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.base.model import BaseModel, load_params
 from jaxbooth.base.trainable import fully_trained, init_trainable, shard_params, trained_shapes, unused_parameters
+from jaxbooth.config.load import load_config, with_overrides
 from jaxbooth.config.rules import check_config
-from jaxbooth.config.run_config import Config, fill_resolution, load_config, with_overrides
+from jaxbooth.config.run_config import Config, fill_resolution, resolve_paths
 from jaxbooth.config.schema import DistributedConfig
 from jaxbooth.console.messages import info, is_main, print_result, shell_quote
 from jaxbooth.console.progress import heartbeat, progress
@@ -30,7 +31,7 @@ from jaxbooth.plan.fit import check_memory
 from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.runs.disk_needs import check_folders
 from jaxbooth.runs.early_stopping import Selection, early_stop_step, summary
-from jaxbooth.runs.folder import RunFolder, abstract_run_state, confirm_base, read_base, resolve_paths
+from jaxbooth.runs.folder import RunFolder, abstract_run_state, confirm_base, read_base
 from jaxbooth.runs.inputs import (
     RunInputs,
     class_image_files,

@@ -4,24 +4,23 @@ Three groups may have a rate of their own: the UNet, the text encoders and learn
 """
 
 from collections.abc import Callable, Collection, Hashable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import optax
 from optax.contrib import ScheduleFreeState, prodigy, schedule_free, schedule_free_eval_params
 
 from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
+from jaxbooth.config.rates import Group, peak_learning_rate, token_steps
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import TrainConfig
 from jaxbooth.errors import UserError
 from jaxbooth.params import Params
 
 DEFAULT_B2 = {"lion": 0.99}
-DEFAULT_RATE = {"prodigy": 1.0}
 # Schedule-free AdamW weighs its average by the rate; its authors' warmup starts at 1 / steps. Prodigy divides by it.
 FIRST_RATE_COUNTS = ("schedule_free_adamw", "prodigy")
 
-Group = Literal["denoiser", "text", "tokens"]
 GROUPS: tuple[Group, ...] = ("denoiser", "text", "tokens")
 
 
@@ -30,31 +29,6 @@ def group_of(name: str) -> Group:
     if name.endswith(f".{PLACEHOLDER_EMBEDDING}"):
         return "tokens"
     return "text" if name.startswith("text_encoder") else "denoiser"
-
-
-def default_learning_rate(config: Config, group: Group = "denoiser") -> float:
-    """Returns the learning rate of a group where none is set: by the optimizer, and by what is trained."""
-    rates = config.default_rates
-    trained = rates.tokens if group == "tokens" else rates.lora if config.lora.rank else rates.full
-    return DEFAULT_RATE.get(config.train.optimizer, trained)
-
-
-def peak_learning_rate(config: Config, group: Group = "denoiser") -> float:
-    """Returns a group's learning rate: as set, or the default; the text encoders' is the UNet's unless it is set."""
-    if group == "tokens":
-        return config.text.token_learning_rate or default_learning_rate(config, "tokens")
-    unet = config.train.learning_rate or default_learning_rate(config)
-    return (config.text.learning_rate or unet) if group == "text" else unet
-
-
-def token_steps(config: Config) -> int:
-    """Returns the steps at the start that belong to the learned embeddings alone."""
-    text = config.text
-    return (
-        round(config.train.steps * text.token_share)
-        if text.placeholder_tokens and text.token_training == "pivotal"
-        else 0
-    )
 
 
 def learning_rate_schedule(config: Config, group: Group = "denoiser") -> optax.Schedule:

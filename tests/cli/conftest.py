@@ -10,7 +10,8 @@ from PIL import Image
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.base.model import BaseModel, load_params
 from jaxbooth.cli.main import main
-from jaxbooth.config.run_config import Config, dump_config
+from jaxbooth.config.load import dump_config
+from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import TrainConfig
 from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.training.optimizer import make_optimizer

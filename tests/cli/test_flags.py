@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from jaxbooth.cli.main import COMMANDS, main
-from jaxbooth.config.run_config import Config, flag, flatten
+from jaxbooth.config.run_config import Config
+from jaxbooth.config.section import flag, flatten
 from jaxbooth.errors import UserError
 from tests.cli.arguments import train
 

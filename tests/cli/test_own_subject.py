@@ -6,7 +6,8 @@ import pytest
 
 from jaxbooth.assets import shipped_configs
 from jaxbooth.cli.parse import starting_config
-from jaxbooth.config.run_config import Config, load_config, reset_dependent_keys
+from jaxbooth.config.load import load_config, reset_dependent_keys
+from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import Subject
 from jaxbooth.config.subjects import initializer_token
 from jaxbooth.metrics.prompts import name_subject

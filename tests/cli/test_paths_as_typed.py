@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from jaxbooth.cli.main import COMMANDS, main
-from jaxbooth.config.run_config import Config, dump_config
-from jaxbooth.runs.folder import resolve_paths
+from jaxbooth.config.load import dump_config
+from jaxbooth.config.run_config import Config, resolve_paths
 from tests.cli.arguments import contents, train
 
 LONG = "x" * 300

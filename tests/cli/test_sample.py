@@ -3,7 +3,8 @@
 import pytest
 
 from jaxbooth.cli.main import main
-from jaxbooth.config.run_config import Config, dump_config
+from jaxbooth.config.load import dump_config
+from jaxbooth.config.run_config import Config
 from tests.cli.arguments import contents
 
 # Sampling

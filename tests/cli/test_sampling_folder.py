@@ -10,7 +10,8 @@ from PIL import Image
 from jaxbooth.base.model import BaseModel
 from jaxbooth.cli.commands import next_index, sample
 from jaxbooth.cli.main import main
-from jaxbooth.config.run_config import Config, dump_config, load_config
+from jaxbooth.config.load import dump_config, load_config
+from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import ValidationConfig
 from jaxbooth.errors import UserError
 from jaxbooth.evaluation.models import parse_model
