@@ -1,5 +1,7 @@
 """What a step needs of a device, estimated: against what can be computed by hand, and against XLA."""
 
+from dataclasses import replace
+
 import jax
 import pytest
 
@@ -13,7 +15,7 @@ from jaxbooth.sharding import make_mesh
 from tests.small_models import write_model
 
 UNET, TEXT, VAE = 859_520_964, 123_060_480, 83_653_863  # parameters of SD 1.5
-ROWS = 8  # a device, from which on a TPU's convolutions do not cut their pictures
+BATCH = 8  # images per device from which on a TPU's convolutions do not split their inputs
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +28,11 @@ def small(tmp_path_factory):
 def estimated(small):
     """Estimates the small model's step; settings are sections, and keys without one belong to `train`."""
 
-    def run(topology="v5e:1x1", model=small, **settings):
+    def run(name="v5e:1x1", model=small, **settings):
         sections = {name: settings.pop(name) for name in ("loss", "lora", "mesh", "text", "data") if name in settings}
-        config = Config.model_validate({"model": model, "train": {"batch_size": ROWS} | settings} | sections)
-        where = find_topology(topology)
-        return estimate(*abstract_base(config, where.platform), where)
+        config = Config.model_validate({"model": model, "train": {"batch_size": BATCH} | settings} | sections)
+        topology = find_topology(name)
+        return estimate(*abstract_base(config, topology.platform), topology)
 
     return run
 
@@ -38,11 +40,13 @@ def estimated(small):
 @pytest.fixture(scope="module")
 def whole():
     """SD 1.5, all of its UNet trained, on one v5e chip."""
-    where = find_topology("v5e:1x1")
-    return estimate(*abstract_base(Config.model_validate({"model": "sd15", "train": {"batch_size": 4}}), "tpu"), where)
+    topology = find_topology("v5e:1x1")
+    return estimate(
+        *abstract_base(Config.model_validate({"model": "sd15", "train": {"batch_size": 4}}), "tpu"), topology
+    )
 
 
-def test_whole_sd15_holds_float32_masters_two_moments_and_what_pictures_are_drawn_with(whole):
+def test_whole_sd15_holds_float32_masters_two_moments_and_what_images_are_generated_with(whole):
     memory = whole.at().memory
     assert memory["parameters"] == 4 * UNET
     assert memory["optimizer"] == pytest.approx(8 * UNET, abs=64)
@@ -55,30 +59,30 @@ def test_whole_sd15_does_not_fit_one_v5e_chip_without_remat_at_any_useful_batch(
     assert whole.largest_batch() < 4
 
 
-def test_flops_are_linear_in_the_rows(whole):
-    flops = [whole.at(batch).flops for batch in (4, 8, 12)]  # as many prior rows
+def test_flops_are_linear_in_the_batch_size(whole):
+    flops = [whole.at(batch).flops for batch in (4, 8, 12)]  # as many prior images
     assert flops[2] - flops[1] == pytest.approx(flops[1] - flops[0], rel=1e-9)
-    # Forward 0.8 TFLOP a picture of 512 px and twice that backward; attention's kernel computes its scores again.
+    # Forward 0.8 TFLOP for an image of 512 px and twice that backward; attention's kernel computes its scores again.
     assert flops[1] / 16 == pytest.approx(2.6e12, rel=0.1)
 
 
-def test_few_rows_cost_a_tpu_more_for_each(whole):
+def test_few_images_cost_a_tpu_more_for_each(whole):
     few, full = whole.at(2), whole.at(4)
     assert few.flops / 4 > 1.02 * full.flops / 8
     assert few.memory["activations"] / 4 > 1.2 * full.memory["activations"] / 8
 
 
 def test_sd15_over_four_chips_agrees_with_its_compiled_step(estimated):
-    """Compiled for v5e:2x2 by libtpu 0.0.42: two instance and two prior rows a chip."""
+    """Compiled for v5e:2x2 by libtpu 0.0.42: two instance and two prior images per chip."""
     step = estimated("v5e:2x2", "sd15", batch_size=8, remat="blocks", mesh={"fsdp": 4})
     arguments, temporary, program = 2_634_317_312, 2_778_101_248, 434_341_376
-    found = step.at()
-    assert found.hbm_bytes - step.resident == pytest.approx(arguments + temporary + program, rel=0.05)
-    assert found.flops - step.kernel_flops() == pytest.approx(10_736_375_955_456, rel=0.03)
-    assert found.memory["parameters"] == pytest.approx(UNET, rel=0.01)
-    assert found.memory["optimizer"] == pytest.approx(2 * UNET, rel=0.01)
-    assert found.collectives["all-gather"] == pytest.approx(2 * UNET, rel=0.01)
-    assert found.collectives["reduce-scatter"] == pytest.approx(2 * UNET / 4, rel=0.01)
+    cost = step.at()
+    assert cost.hbm_bytes - step.resident == pytest.approx(arguments + temporary + program, rel=0.05)
+    assert cost.flops - step.kernel_flops() == pytest.approx(10_736_375_955_456, rel=0.03)
+    assert cost.memory["parameters"] == pytest.approx(UNET, rel=0.01)
+    assert cost.memory["optimizer"] == pytest.approx(2 * UNET, rel=0.01)
+    assert cost.collectives["all-gather"] == pytest.approx(2 * UNET, rel=0.01)
+    assert cost.collectives["reduce-scatter"] == pytest.approx(2 * UNET / 4, rel=0.01)
 
 
 def test_a_lora_holds_little_and_fits_where_the_whole_model_does_not(estimated):
@@ -103,15 +107,15 @@ def test_a_lora_holds_little_and_fits_where_the_whole_model_does_not(estimated):
 def test_a_step_on_a_cpu_agrees_with_its_compiled_form(small, settings, error):
     """In a model as small as this one, element-wise FLOPs have a share; XLA fuses, and so repeats, some of them."""
     config = Config.model_validate({"model": small} | settings)
-    where = find_topology("cpu:1")
+    topology = find_topology("cpu:1")
     config, base = abstract_base(config, "cpu")
-    step = estimate(config, base, where)
+    step = estimate(config, base, topology)
     mesh = make_mesh(devices=jax.devices()[:1])
     compiled = trace_train(config, abstract_step(config, base, mesh)).lower().compile()
-    memory, found = compiled.memory_analysis(), step.at()
+    memory, cost = compiled.memory_analysis(), step.at()
     real = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    assert found.hbm_bytes - step.resident == pytest.approx(real, rel=error)
-    assert found.flops == pytest.approx(compiled.cost_analysis()["flops"], rel=0.07)
+    assert cost.hbm_bytes - step.resident == pytest.approx(real, rel=error)
+    assert cost.flops == pytest.approx(compiled.cost_analysis()["flops"], rel=0.07)
 
 
 def test_largest_batch_is_the_last_that_fits(estimated):
@@ -122,15 +126,15 @@ def test_largest_batch_is_the_last_that_fits(estimated):
     assert not step.fits(most + 1)
 
 
-def test_prior_rows_keep_their_proportion(estimated):
+def test_prior_images_keep_their_proportion(estimated):
     step = estimated(batch_size=4, prior_batch_size=2)
     assert [step.per_device_batch_of(batch) for batch in (1, 2, 4, 8)] == [2, 3, 6, 12]
-    assert estimated(prior_weight=0).per_device_batch == ROWS
+    assert estimated(prior_weight=0).per_device_batch == BATCH
 
 
-def test_unknown_memory_holds_everything(estimated):
-    where = estimated("cpu:1").topology
-    unknown = where.__class__(where.name, where.chip._replace(memory=None), 1, (), "cpu")
+def test_a_device_of_unknown_memory_holds_everything(estimated):
+    topology = estimated("cpu:1").topology
+    unknown = replace(topology, chip=topology.chip._replace(memory=None))
     step = estimate(*abstract_base(estimated("cpu:1").config, "cpu"), unknown)
     assert step.fits()
     assert step.largest_batch() is None

@@ -1,4 +1,4 @@
-"""The change that makes a run fit, and the check before a run starts."""
+"""Which changes make a run fit, and the check before a run starts."""
 
 from dataclasses import replace
 
@@ -34,20 +34,20 @@ def small(tmp_path_factory):
 
 @pytest.fixture
 def planned(small):
-    """Reads the small model, and describes devices that have a part of the memory that a step needs."""
+    """Reads the small model, and describes devices that have a share of the memory that a step needs."""
 
-    def run(share, topology="a100-80gb:1", **train):
-        where = find_topology(topology)
-        config, base = abstract_base(Config.model_validate({"model": small, "train": train}), where.platform)
-        needed = estimate(config, base, where).at().hbm_bytes
-        where = replace(where, chip=where.chip._replace(memory=share * needed))
-        return config, base, where
+    def run(share, name="a100-80gb:1", **train):
+        topology = find_topology(name)
+        config, base = abstract_base(Config.model_validate({"model": small, "train": train}), topology.platform)
+        needed = estimate(config, base, topology).at().hbm_bytes
+        topology = replace(topology, chip=topology.chip._replace(memory=share * needed))
+        return config, base, topology
 
     return run
 
 
 def changed(config, flags):
-    """Applies a proposal as it is typed."""
+    """Applies a suggestion as a user types it."""
     words = flags.split()
     changes = {}
     for place, word in enumerate(words):
@@ -58,94 +58,94 @@ def changed(config, flags):
     return apply_changes(config, changes)
 
 
-def advice_of(config, base, where):
-    """Asks for advice."""
-    return suggest(config, base, where, estimate(config, base, where))
+def suggestions(config, base, topology):
+    """Returns the suggested changes of a step."""
+    return suggest(config, base, topology, estimate(config, base, topology))
 
 
-def test_a_run_that_fits_needs_no_advice(planned):
-    assert advice_of(*planned(1.01, batch_size=8)) == []
+def test_a_run_that_fits_gets_no_suggestion(planned):
+    assert suggestions(*planned(1.01, batch_size=8)) == []
 
 
-def test_the_cheapest_advice_cuts_the_batch_and_fits(planned):
-    config, base, where = planned(0.7, batch_size=8)
-    first, *_ = advice_of(config, base, where)
+def test_the_cheapest_suggestion_accumulates_gradients_and_fits(planned):
+    config, base, topology = planned(0.7, batch_size=8)
+    first, *_ = suggestions(config, base, topology)
     assert first == "--train.gradient-accumulation-steps 8"
-    assert estimate(changed(config, first), base, where).fits()
+    assert estimate(changed(config, first), base, topology).fits()
 
 
-def test_every_proposal_fits_when_it_is_estimated_again(planned):
-    config, base, where = planned(0.5, "a100-80gb:4", batch_size=64)
-    proposals = advice_of(config, base, where)
-    assert len(proposals) == 2
-    for flags in proposals:
+def test_every_suggestion_fits_when_it_is_estimated_again(planned):
+    config, base, topology = planned(0.5, "a100-80gb:4", batch_size=64)
+    suggested = suggestions(config, base, topology)
+    assert len(suggested) == 2
+    for flags in suggested:
         other = changed(config, flags)
-        assert estimate(other, add_lora(base, other), where).fits()
+        assert estimate(other, add_lora(base, other), topology).fits()
 
 
-def test_a_single_row_cannot_be_cut_and_the_state_is_what_is_too_large(planned):
-    config, base, where = planned(0.3, "a100-80gb:4", batch_size=1, prior_weight=0)
-    proposals = advice_of(config, base, where)
-    assert proposals
-    assert all("accumulation" not in flags for flags in proposals)
+def test_a_single_image_cannot_be_split_and_the_state_is_what_is_too_large(planned):
+    config, base, topology = planned(0.3, "a100-80gb:4", batch_size=1, prior_weight=0)
+    suggested = suggestions(config, base, topology)
+    assert suggested
+    assert all("accumulation" not in flags for flags in suggested)
 
 
 def test_nothing_fits_a_device_that_is_far_too_small(planned):
-    assert advice_of(*planned(0.01, batch_size=2)) == []
+    assert suggestions(*planned(0.01, batch_size=2)) == []
 
 
-def test_a_setting_that_train_would_refuse_is_not_proposed():
+def test_a_setting_that_train_refuses_is_not_suggested():
     factored = {"train.optimizer": "adafactor"}
     assert is_valid(apply_changes(Config(), factored))
     assert not is_valid(apply_changes(Config.model_validate({"train": {"b1": 0.8}}), factored))
 
 
-def test_rows_are_cut_into_parts_that_divide_both_kinds():
-    rows = [(1, 1), (4, 2), (6, 9), (8, 0)]
-    configs = [Config.model_validate({"train": {"batch_size": n, "prior_batch_size": m}}) for n, m in rows]
+def test_a_batch_is_split_into_parts_that_divide_instance_and_prior_images():
+    batches = [(1, 1), (4, 2), (6, 9), (8, 0)]
+    configs = [Config.model_validate({"train": {"batch_size": n, "prior_batch_size": m}}) for n, m in batches]
     assert [max_accumulation(config) for config in configs] == [1, 2, 3, 8]
 
 
-def test_changes_are_said_as_flags():
+def test_changes_are_shown_as_flags():
     assert (
         format_flags({"mesh.data": -1, "mesh.fsdp": 4, "train.remat": "blocks"}) == "--mesh.fsdp 4 --train.remat blocks"
     )
 
 
-def with_available(monkeypatch, tmp_path, size):
-    """Lets this machine have so many free bytes."""
-    told = tmp_path / "meminfo"
-    told.write_text(f"MemTotal: 99999999 kB\nMemAvailable: {int(size / 1024)} kB\n")
-    monkeypatch.setattr(hardware, "MEMINFO", told)
+def set_available_memory(monkeypatch, tmp_path, size):
+    """Pretends that this machine has so many free bytes."""
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text(f"MemTotal: 99999999 kB\nMemAvailable: {int(size / 1024)} kB\n")
+    monkeypatch.setattr(hardware, "MEMINFO", meminfo)
 
 
 def test_a_run_that_fits_this_machine_is_not_mentioned(monkeypatch, tmp_path, planned, mesh, capsys):
     config, base, _ = planned(1, "cpu:1", batch_size=2)
-    with_available(monkeypatch, tmp_path, 512 * MIB)
+    set_available_memory(monkeypatch, tmp_path, 512 * MIB)
     check_memory(config, base, mesh)
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_run_that_does_not_fit_is_stopped_with_what_it_needs_and_what_helps(monkeypatch, tmp_path, planned, mesh):
-    config, base, where = planned(0.8, "cpu:1", batch_size=8)
-    with_available(monkeypatch, tmp_path, where.chip.memory)
+def test_a_run_that_does_not_fit_is_refused_with_what_it_needs_and_what_helps(monkeypatch, tmp_path, planned, mesh):
+    config, base, topology = planned(0.8, "cpu:1", batch_size=8)
+    set_available_memory(monkeypatch, tmp_path, topology.chip.memory)
     with pytest.raises(UserError) as stop:
         check_memory(config, base, mesh)
-    said = str(stop.value)
-    assert "GiB" in said
-    assert "the cheapest change that fits: --train.gradient-accumulation-steps 8" in said
-    assert said.endswith("--force trains all the same.")
+    message = str(stop.value)
+    assert "GiB" in message
+    assert "the cheapest change that fits: --train.gradient-accumulation-steps 8" in message
+    assert message.endswith("--force trains all the same.")
 
 
-def test_a_run_that_nothing_makes_fit_is_said_so(monkeypatch, tmp_path, planned, mesh):
+def test_a_run_that_no_change_makes_fit_is_refused(monkeypatch, tmp_path, planned, mesh):
     config, base, _ = planned(1, "cpu:1", batch_size=1)
-    with_available(monkeypatch, tmp_path, MIB)
+    set_available_memory(monkeypatch, tmp_path, MIB)
     with pytest.raises(UserError, match="no change of settings makes it fit"):
         check_memory(config, base, mesh)
 
 
 def test_this_machines_devices_share_its_memory(monkeypatch, tmp_path):
-    with_available(monkeypatch, tmp_path, 800 * MIB)
-    here = mesh_topology(make_mesh())
-    assert (here.devices, here.platform, here.chip.name) == (8, "cpu", "cpu")
-    assert here.chip.memory == pytest.approx(100 * MIB, rel=1e-3)
+    set_available_memory(monkeypatch, tmp_path, 800 * MIB)
+    local = mesh_topology(make_mesh())
+    assert (local.devices, local.platform, local.chip.name) == (8, "cpu", "cpu")
+    assert local.chip.memory == pytest.approx(100 * MIB, rel=1e-3)
