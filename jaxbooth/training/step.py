@@ -155,10 +155,10 @@ def frozen_prediction(
     shards = batch_shards(spec.mesh)
     first = int(spec.layout.is_prior.any(axis=0).reshape(shards, -1).any(axis=0).argmax())
 
-    def apart(x: Latents) -> Latents:
+    def apart(x: Array) -> Array:
         return x.reshape(shards, -1, *x.shape[1:])
 
-    def later(x: Latents) -> Latents:
+    def later(x: Array) -> Array:
         return apart(x)[:, first:].reshape(-1, *x.shape[1:])
 
     output = model(*jax.tree.map(later, (seen, drawn.batch.timesteps, context, added)))
