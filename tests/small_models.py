@@ -60,8 +60,8 @@ def write_model(family: str, folder: Path, dtype: str = "float32", **scheduler: 
     tokenizers = ["tokenizer", "tokenizer_2"] if is_xl else ["tokenizer"]
     for name in tokenizers:
         shutil.copytree(DEMO_MODEL / "tokenizer", folder / name)
-    facts = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "prediction_type": "epsilon"}
-    write_json(folder / "scheduler" / "scheduler_config.json", facts | scheduler)
+    scheduler_config = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "prediction_type": "epsilon"}
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config | scheduler)
     for component in components(folder):
         write_weights(folder, component, dtype)
     kind = "StableDiffusionXLPipeline" if is_xl else "StableDiffusionPipeline"
