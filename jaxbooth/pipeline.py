@@ -34,7 +34,8 @@ from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.errors import UserError
 from jaxbooth.models.lora import merge_on_devices
 from jaxbooth.params import Params, join
-from jaxbooth.runs.folder import RunFolder, confirm_base, open_run, read_base, refuse_missing, restore_result, run_mesh
+from jaxbooth.runs.folder import RunFolder, open_run, refuse_missing
+from jaxbooth.runs.restore import confirm_base, read_base, restore_result, run_mesh
 from jaxbooth.sharding import make_mesh
 from jaxbooth.storage.paths import ascii_repr
 from jaxbooth.storage.remote import as_path

@@ -30,8 +30,9 @@ import numpy as np
 
 from jaxbooth.data.class_images import MANIFEST
 from jaxbooth.runs.checkpoint import Checkpoints
-from jaxbooth.runs.folder import RunFolder, abstract_run_state, open_run, read_base
+from jaxbooth.runs.folder import RunFolder, open_run
 from jaxbooth.runs.metric_writer import read_metrics
+from jaxbooth.runs.restore import abstract_run_state, read_base
 from jaxbooth.sharding import make_mesh
 
 STEPS, EVERY, PICTURES = 48, 8, 16

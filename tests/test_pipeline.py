@@ -21,7 +21,8 @@ from jaxbooth.export.metadata import run_metadata
 from jaxbooth.models.lora import LORA_A, lora_layers
 from jaxbooth.pipeline import Pipeline
 from jaxbooth.runs.checkpoint import Checkpoints
-from jaxbooth.runs.folder import abstract_run_state, confirm_base, open_run, read_base, restore_result
+from jaxbooth.runs.folder import open_run
+from jaxbooth.runs.restore import abstract_run_state, confirm_base, read_base, restore_result
 from jaxbooth.storage.lock import locked
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.state import initial_state

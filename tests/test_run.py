@@ -13,8 +13,9 @@ import yaml
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.base.model import BaseModel
 from jaxbooth.config.load import load_config
-from jaxbooth.runs.folder import RunFolder, restore_result
+from jaxbooth.runs.folder import RunFolder
 from jaxbooth.runs.metric_writer import read_metrics
+from jaxbooth.runs.restore import restore_result
 from tests import commands
 from tests.commands import jaxbooth, read_facts, succeed
 

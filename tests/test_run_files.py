@@ -14,8 +14,9 @@ from jaxbooth.report.report import make_report
 from jaxbooth.report.run_data import checkpoint_sizes, folder_size
 from jaxbooth.runs.checkpoint import checkpoint_steps
 from jaxbooth.runs.drift import read_latents
-from jaxbooth.runs.folder import RunFolder, confirm_base
+from jaxbooth.runs.folder import RunFolder
 from jaxbooth.runs.inputs import record_images
+from jaxbooth.runs.restore import confirm_base
 
 from .made_up_runs import made_up_run
 

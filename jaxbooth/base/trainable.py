@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING, init_placeholder_embeddings
 from jaxbooth.config.run_config import Config
+from jaxbooth.config.schema import LoraConfig
 from jaxbooth.config.subjects import initializer_token
 from jaxbooth.console.messages import info, warn
 from jaxbooth.errors import UserError
@@ -32,13 +33,12 @@ def add_trainable(base: BaseModel, config: Config) -> BaseModel:
     tokens = config.text.placeholder_tokens
     if tokens:
         base = base.with_text(base.text.add_placeholder_tokens(tokens, config.text.vectors_per_token))
-    lora = run_lora_spec(config)
+    lora = run_lora_spec(config.lora)
     return base.with_lora(lora) if lora else base
 
 
-def run_lora_spec(config: Config) -> LoraSpec | None:
-    """Returns what the run's adapters share, or None for full fine-tuning."""
-    lora = config.lora
+def run_lora_spec(lora: LoraConfig) -> LoraSpec | None:
+    """Returns what a run's adapters share, or None for full fine-tuning."""
     return lora_spec(lora.rank, lora.alpha, lora.rslora, lora.dora) if lora.rank else None
 
 
@@ -50,7 +50,7 @@ def trained_shapes(base: BaseModel, config: Config) -> TrainedShapes:
     """
     trained: TrainedShapes = {}
     if config.text.token_training != "textual-inversion":
-        lora = run_lora_spec(config)
+        lora = run_lora_spec(config.lora)
         for name in base.trainable_components(config.train.text_encoder):
             module = base.module(name)
             if not lora:
@@ -73,7 +73,7 @@ def check_rank(base: BaseModel, config: Config) -> None:
     Raises:
         UserError: the message names the largest rank.
     """
-    lora = run_lora_spec(config)
+    lora = run_lora_spec(config.lora)
     if not lora or config.text.token_training == "textual-inversion":
         return
     largest = 0

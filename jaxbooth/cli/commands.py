@@ -23,8 +23,9 @@ from jaxbooth.export.upload import check_target, upload_folder
 from jaxbooth.export.verify import verify_export
 from jaxbooth.export.verify_torch import check_torch, compare_with_torch
 from jaxbooth.pipeline import Pipeline
-from jaxbooth.runs.folder import RunFolder, confirm_base, open_run, read_base, restore_result, run_mesh
+from jaxbooth.runs.folder import RunFolder, open_run
 from jaxbooth.runs.overlap import check_output, check_output_of_model
+from jaxbooth.runs.restore import confirm_base, read_base, restore_result, run_mesh
 from jaxbooth.storage.disk import check_writable
 from jaxbooth.storage.files import refuse_existing, write_png
 from jaxbooth.storage.remote import as_path

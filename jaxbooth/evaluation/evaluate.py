@@ -35,8 +35,9 @@ from jaxbooth.metrics.prompts import (
     template_set,
 )
 from jaxbooth.metrics.scorer import FeatureModels, Scorer, load_feature_models, reference_images
-from jaxbooth.runs.folder import RunFolder, open_run, run_mesh
+from jaxbooth.runs.folder import RunFolder, open_run
 from jaxbooth.runs.overlap import check_output
+from jaxbooth.runs.restore import run_mesh
 from jaxbooth.storage.disk import check_writable
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.remote import as_path, is_local

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from jaxbooth.config.schema import TextConfig
 from jaxbooth.data.class_images import fingerprint
 from jaxbooth.pipeline import Pipeline
-from jaxbooth.runs.folder import RunFolder, open_checkpoints, open_run, refuse_missing
+from jaxbooth.runs.folder import RunFolder, open_run, refuse_missing
+from jaxbooth.runs.restore import open_checkpoints
 from jaxbooth.storage.paths import short_name
 from jaxbooth.storage.remote import as_path
 from jaxbooth.weights.resolve import Source

@@ -152,7 +152,7 @@ def is_valid(config: Config) -> bool:
 
 def add_lora(base: BaseModel, config: Config) -> BaseModel:
     """Gives a base model the adapters of a configuration, unless it has some."""
-    lora = run_lora_spec(config)
+    lora = run_lora_spec(config.lora)
     return base.with_lora(lora) if lora and base.lora is None else base
 
 

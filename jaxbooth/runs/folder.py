@@ -1,34 +1,23 @@
-"""A run's folder: what is where, whose it is, and what its checkpoints are read into."""
+"""A run's folder: where its files are, and how the name of a run is found."""
 
 import re
 from collections.abc import Generator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from etils import epath
-from jax.sharding import Mesh
 
-from jaxbooth.base.model import BaseModel
-from jaxbooth.base.trainable import add_trainable, trained_shapes, unused_parameters
 from jaxbooth.config.load import load_config
 from jaxbooth.config.run_config import Config
-from jaxbooth.console.messages import is_main
-from jaxbooth.data.class_images import fingerprint
 from jaxbooth.errors import UserError
-from jaxbooth.params import Params
-from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.runs.metric_writer import VALIDATION
-from jaxbooth.sharding import AnyMesh, make_mesh
-from jaxbooth.storage.files import remove_tree, write_json, write_text
+from jaxbooth.storage.files import remove_tree, write_text
 from jaxbooth.storage.lock import check_held
 from jaxbooth.storage.paths import local_path
 from jaxbooth.storage.remote import as_path, check_reachable, is_local, staging_folder, upload
 from jaxbooth.storage.similar import contains_file, folders_containing, similar_folders
-from jaxbooth.storage.text import read_json
-from jaxbooth.training.optimizer import make_optimizer
-from jaxbooth.training.state import TrainState, abstract_state
-from jaxbooth.weights.resolve import CHECKPOINTS, resolve_model
+from jaxbooth.weights.resolve import CHECKPOINTS
 
 CONFIG = "config.yaml"
 RUNS = Path("runs")  # where shipped configurations have their run folders
@@ -139,26 +128,6 @@ class RunFolder:
         return self.root / "samples" / f"step_{step:06d}.png"
 
 
-def confirm_base(run: RunFolder, base: BaseModel, record: bool = False) -> None:
-    """Makes sure that the base model is the one that a run was started on; what was trained means nothing on another.
-
-    Args:
-        record: write it down where that was not done yet.
-
-    Raises:
-        UserError: its weights or its schedule are others.
-    """
-    found = fingerprint(base.folder, base.components)
-    if not run.base_model.exists():
-        if record and is_main():
-            write_json(run.base_model, {"fingerprint": found})
-    elif read_json(run.base_model, "put it back").get("fingerprint") != found:
-        raise UserError(
-            f"{base.folder} is not the base model that {run.root} was started on (its weights or its schedule are not "
-            f"those in {run.base_model.name}); put that one back, or name its commit with --revision."
-        )
-
-
 def open_run(path: str | Path) -> tuple[RunFolder, Config]:
     """Opens an existing run folder.
 
@@ -202,59 +171,3 @@ def refuse_missing(name: str) -> None:
     is_hub_id = re.fullmatch(r"[^/.~][^/]*/[^/]+", name) is not None
     if not is_hub_id or Path(name).parent == RUNS or folders_containing(Path(name).parent, CONFIG):
         raise no_such_run(name, "run or model")
-
-
-def abstract_run_state(config: Config, base: BaseModel, mesh: AnyMesh) -> TrainState:
-    """Returns the shapes and shardings of a run's train state: what its checkpoints are read into."""
-    shapes = trained_shapes(base, config)
-    tx = make_optimizer(config, unused_parameters(base, shapes))
-    return abstract_state(shapes, tx, config.train.ema_decay is not None, mesh)
-
-
-def open_checkpoints(run: RunFolder) -> Checkpoints:
-    """Opens a run's checkpoints for reading.
-
-    Raises:
-        UserError: there is none yet.
-    """
-    missing = UserError(f"{run.root} has no checkpoint yet; run `jaxbooth train` until the first one.")
-    if not run.checkpoints.is_dir():
-        raise missing
-    checkpoints = Checkpoints(run.checkpoints)
-    if checkpoints.latest() is None:
-        checkpoints.close()
-        raise missing
-    return checkpoints
-
-
-def restore_result(
-    run: RunFolder, config: Config, base: BaseModel, mesh: Mesh, step: int | None = None
-) -> tuple[dict[str, Params], int]:
-    """Returns component -> trained parameters of a step (default: the run's newest sound checkpoint), and the step.
-
-    Raises:
-        UserError: there is no checkpoint yet, none of that step, or none is sound.
-    """
-    with closing(open_checkpoints(run)) as checkpoints:
-        return checkpoints.restore_result(abstract_run_state(config, base, mesh), step)
-
-
-def run_mesh(config: Config) -> Mesh:
-    """Returns the mesh that a run was trained on, or a plain one where the number of devices is another."""
-    try:
-        return make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    except UserError:
-        return make_mesh()
-
-
-def read_base(config: Config, dtype: str | None = None) -> BaseModel:
-    """Reads a run's base model, with the run's adapters and placeholder tokens.
-
-    Args:
-        dtype: compute dtype; default: the run's.
-    """
-    text = config.text
-    base = BaseModel.read(
-        resolve_model(config.source), dtype or config.train.dtype, text.clip_skip, text.max_token_chunks
-    )
-    return add_trainable(base, config)

@@ -31,7 +31,7 @@ from jaxbooth.plan.fit import check_memory
 from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.runs.disk_needs import check_folders
 from jaxbooth.runs.early_stopping import Selection, early_stop_step, summary
-from jaxbooth.runs.folder import RunFolder, abstract_run_state, confirm_base, read_base
+from jaxbooth.runs.folder import RunFolder
 from jaxbooth.runs.inputs import (
     RunInputs,
     class_image_files,
@@ -47,6 +47,7 @@ from jaxbooth.runs.lock import check_ownership, lock_run
 from jaxbooth.runs.loop import TrainingLoop, compile_dispatches, describe_length
 from jaxbooth.runs.metric_writer import MetricWriter
 from jaxbooth.runs.overlap import check_run_folders
+from jaxbooth.runs.restore import abstract_run_state, confirm_base, read_base
 from jaxbooth.runs.shared_folders import check_shared_folders, shared_settings
 from jaxbooth.runs.training_data import TrainingData, encode_training_data
 from jaxbooth.runs.validation import Validation
