@@ -17,7 +17,7 @@ from jax._src.lib import _jax
 
 from jaxbooth.distributed.group import SingleProcess
 from jaxbooth.distributed.process_info import ProcessInfo, find_process
-from jaxbooth.distributed.rendezvous import READY, Guest, Host
+from jaxbooth.distributed.rendezvous import READY, Connection, Coordinator
 from jaxbooth.distributed.stop_agreement import StopAgreement
 from jaxbooth.errors import UserError
 from tests.commands import environment
@@ -31,10 +31,10 @@ def ignore(_name: str) -> None:
     """Does nothing about a process that is gone."""
 
 
-def start_host(num_processes, timeout=20.0, notice=10.0, lost=ignore):
+def start_coordinator(num_processes, timeout=20.0, notice=10.0, lost=ignore):
     """Returns process 0's side, listening, and what says so."""
     info = ProcessInfo(f"127.0.0.1:{free_port()}", num_processes, 0)
-    return Host(info, timeout, notice, lost), info
+    return Coordinator(info, timeout, notice, lost), info
 
 
 def as_address(text):
@@ -47,15 +47,15 @@ def join(info, facts):
     """Lets one thread for each of `facts` join; returns what came of it."""
 
     def wait(process_id):
-        guest = Guest(info._replace(process_id=process_id), facts[process_id], 20, 10, ignore)
-        return guest.wait(), guest
+        connection = Connection(info._replace(process_id=process_id), facts[process_id], 20, 10, ignore)
+        return connection.wait(), connection
 
     with ThreadPoolExecutor(len(facts)) as pool:
         return list(pool.map(wait, range(len(facts))))
 
 
 def test_who_is_missing_is_said_while_waiting_and_in_the_end(capfd):
-    _host, info = start_host(4, timeout=1.5, notice=0.5)
+    _coordinator, info = start_coordinator(4, timeout=1.5, notice=0.5)
     (first, _), (second, _) = join(info, [{}, {}])
     assert first == second
     assert first["kind"] == "error"
@@ -69,18 +69,18 @@ def test_who_is_missing_is_said_while_waiting_and_in_the_end(capfd):
 def test_a_process_that_does_not_find_the_first_says_where_it_looked(capfd):
     info = ProcessInfo(f"127.0.0.1:{free_port()}", 2, 1)
     with pytest.raises(UserError, match=rf"process 1 .* could not reach process 0 at {info.coordinator} within 1 s"):
-        Guest(info, {}, 1, 0.3, ignore)
+        Connection(info, {}, 1, 0.3, ignore)
     assert f"process 0 at {info.coordinator} cannot be reached yet" in capfd.readouterr().err
 
 
 def test_a_port_that_is_taken_is_named():
-    _host, info = start_host(2)
+    _coordinator, info = start_coordinator(2)
     with pytest.raises(UserError, match=rf"--distributed.coordinator {info.coordinator}: process 0 cannot listen"):
-        Host(info, 1, 1, ignore)
+        Coordinator(info, 1, 1, ignore)
 
 
 def test_what_differs_between_processes_is_named():
-    _host, info = start_host(2)
+    _coordinator, info = start_coordinator(2)
     outcomes = join(info, [{"--train.steps": "10", "jax version": "1"}, {"--train.steps": "20", "jax version": "1"}])
     for outcome, _ in outcomes:
         assert outcome["kind"] == "error"
@@ -90,9 +90,9 @@ def test_what_differs_between_processes_is_named():
 
 
 def test_a_process_that_is_killed_before_all_have_joined_ends_the_others():
-    _host, info = start_host(3)
-    first = Guest(info, {}, 20, 10, ignore)
-    killed = Guest(info._replace(process_id=1), {}, 20, 10, ignore)
+    _coordinator, info = start_coordinator(3)
+    first = Connection(info, {}, 20, 10, ignore)
+    killed = Connection(info._replace(process_id=1), {}, 20, 10, ignore)
     time.sleep(MOMENT)
     killed._connection.shutdown(socket.SHUT_RDWR)
     outcome = first.wait()
@@ -102,47 +102,49 @@ def test_a_process_that_is_killed_before_all_have_joined_ends_the_others():
 
 
 def test_two_processes_of_one_number_are_an_error():
-    _host, info = start_host(3)
-    first = Guest(info._replace(process_id=1), {}, 20, 10, ignore)
+    _coordinator, info = start_coordinator(3)
+    first = Connection(info._replace(process_id=1), {}, 20, 10, ignore)
     time.sleep(MOMENT)
-    outcome = Guest(info._replace(process_id=1), {}, 20, 10, ignore).wait()
+    outcome = Connection(info._replace(process_id=1), {}, 20, 10, ignore).wait()
     assert outcome["kind"] == "error"
     assert outcome["text"].startswith("there are two processes 1: process 1 (")
     first._connection.close()
 
 
-@pytest.mark.parametrize("stranger", [b"", b"GET / HTTP/1.1\r\n\r\n", b'{"process_id": 7}\n', b"[]\n"])
+@pytest.mark.parametrize(
+    "stranger", [b"", b"GET / HTTP/1.1\r\n\r\n", b'{"process_id": 7}\n', b'{"process_id": 1}\n', b"[]\n"]
+)
 def test_who_is_no_process_of_the_run_does_not_get_in(stranger):
-    _host, info = start_host(2)
+    _coordinator, info = start_coordinator(2)
     with socket.create_connection(info.address) as connection:
         connection.sendall(stranger)
         assert join(info, [{}, {}])[1][0] == READY
 
 
 def test_a_stop_before_everyone_has_come_sends_all_home():
-    _host, info = start_host(3)
-    guests = [Guest(info._replace(process_id=process_id), {}, 20, 10, ignore) for process_id in range(2)]
+    _coordinator, info = start_coordinator(3)
+    connections = [Connection(info._replace(process_id=process_id), {}, 20, 10, ignore) for process_id in range(2)]
     time.sleep(MOMENT)
-    guests[1].stop()
-    assert [guest.wait()["kind"] for guest in guests] == ["stop", "stop"]
+    connections[1].stop()
+    assert [connection.wait()["kind"] for connection in connections] == ["stop", "stop"]
 
 
 def test_the_bytes_of_jax_pass_through_and_its_client_does_not_see_the_end_of_process_0():
     lost, gone = [], []
-    host, info = start_host(2, lost=gone.append)
-    guests = [Guest(info._replace(process_id=process_id), {}, 20, 10, lost.append) for process_id in range(2)]
-    assert [guest.wait() for guest in guests] == [READY, READY]
+    coordinator, info = start_coordinator(2, lost=gone.append)
+    connections = [Connection(info._replace(process_id=process_id), {}, 20, 10, lost.append) for process_id in range(2)]
+    assert [connection.wait() for connection in connections] == [READY, READY]
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(info.address)  # nobody gets in any more
-    client = socket.create_connection(as_address(guests[1].open_relay()), timeout=10)
+    client = socket.create_connection(as_address(connections[1].open_relay()), timeout=10)
     client.sendall(b"question")
     time.sleep(MOMENT)
-    with socket.create_server(as_address(host.service_address)) as server:
+    with socket.create_server(as_address(coordinator.service_address)) as server:
         service, _ = server.accept()  # which may start after the client
     assert service.recv(100) == b"question"
     service.sendall(b"answer")
     assert client.recv(100) == b"answer"
-    host._connections[1].shutdown(socket.SHUT_RDWR)  # as the kernel does when a process is killed
+    coordinator._connections[1].shutdown(socket.SHUT_RDWR)  # as the kernel does when a process is killed
     client.settimeout(MOMENT)
     for word in (b"are you", b"still", b"there"):
         client.sendall(word)

@@ -16,7 +16,7 @@ from jax._src.distributed import global_state  # its client is the key-value sto
 
 from jaxbooth.console.messages import print_plain, print_stderr
 from jaxbooth.distributed.process_info import ProcessInfo
-from jaxbooth.distributed.rendezvous import Guest, Host
+from jaxbooth.distributed.rendezvous import Connection, Coordinator
 from jaxbooth.distributed.signals import watch_signals
 from jaxbooth.distributed.stop_agreement import StopAgreement
 from jaxbooth.errors import RunFailure, UserError
@@ -88,14 +88,7 @@ class ProcessGroup(SingleProcess):
         UserError: the processes do not come together; the message says which is missing.
     """
 
-    def __init__(
-        self,
-        info: ProcessInfo,
-        facts: Mapping[str, str],
-        timeout: float,
-        stopped: Callable[[], None],
-        notice: float = NOTICE,
-    ):
+    def __init__(self, info: ProcessInfo, facts: Mapping[str, str], timeout: float, stopped: Callable[[], None]):
         super().__init__(stopped)
         if jax.distributed.is_initialized():
             raise UserError("jax.distributed is initialized already; leave that to jaxbooth.")
@@ -103,8 +96,8 @@ class ProcessGroup(SingleProcess):
         self._has_joined = self._stop_requested = self._is_ending = False
         self._rounds = 0
         self._closed = threading.Event()
-        self._host = Host(info, timeout, notice, self._lost) if info.process_id == 0 else None
-        self._guest = Guest(info, facts, timeout, notice, self._lost)
+        self._coordinator = Coordinator(info, timeout, NOTICE, self._lost) if info.process_id == 0 else None
+        self._connection = Connection(info, facts, timeout, NOTICE, self._lost)
 
     def join(self) -> None:
         """Waits for all processes and starts JAX's runtime among them.
@@ -113,7 +106,7 @@ class ProcessGroup(SingleProcess):
             UserError: a process did not join in time, or runs something else.
             RunFailure: a process was killed.
         """
-        outcome = self._guest.wait()
+        outcome = self._connection.wait()
         match outcome["kind"]:
             case "stop":
                 self._leave_stopped()
@@ -125,12 +118,12 @@ class ProcessGroup(SingleProcess):
         # JAX's own preemption service knows no steps that are dispatched together, and hears only SIGTERM.
         jax.config.update("jax_enable_preemption_service", False)
         jax.distributed.initialize(
-            self._guest.open_relay(),
+            self._connection.open_relay(),
             self._info.num_processes,
             self._info.process_id,
             self._info.local_device_ids,
             initialization_timeout=max(int(self._timeout), INITIALIZE),
-            coordinator_bind_address=self._host.service_address if self._host else None,
+            coordinator_bind_address=self._coordinator.service_address if self._coordinator else None,
         )
         self._has_joined = True
         self._watcher = threading.Thread(target=self._watch, daemon=True)
@@ -144,7 +137,7 @@ class ProcessGroup(SingleProcess):
 
     def request_stop(self) -> None:
         self._stop_requested = True  # the watcher passes it on
-        self._guest.stop()
+        self._connection.stop()
 
     def may_interrupt(self) -> bool:
         return False
@@ -155,7 +148,8 @@ class ProcessGroup(SingleProcess):
         if not isinstance(error, UserError | RunFailure):
             time.sleep(3 * GRACE)  # it may be a collective that misses a process; the watcher ends this one then
         self._is_ending = True
-        self._report(f"{self._info.name}: {(str(error) or type(error).__name__).removesuffix('.')}.")
+        if self._has_joined:
+            self._write_event("error", f"{self._info.name}: {(str(error) or type(error).__name__).removesuffix('.')}.")
         self._wait_for_others_to_leave()
 
     def close(self) -> None:
@@ -204,15 +198,10 @@ class ProcessGroup(SingleProcess):
         if self._closed.is_set():
             return
         sentence = f"{name} is gone: it was killed, or its machine stopped."
-        if self._has_joined and self._host:
-            self._report(sentence)  # to the watchers of all
+        if self._has_joined and self._coordinator:
+            self._write_event("error", sentence)  # for the watchers of all
         else:
             self._end(sentence)
-
-    def _report(self, text: str) -> None:
-        """Ends all processes with a sentence; the first one counts."""
-        if self._has_joined:
-            self._write_event("error", text)
 
     def _write_event(self, name: str, value: str) -> None:
         """Writes into the key-value store what the watchers of all processes look for, once."""
@@ -235,8 +224,8 @@ class ProcessGroup(SingleProcess):
 
     def _wait_for_others_to_leave(self) -> None:
         """Keeps JAX's service alive, and the connections, until the others know."""
-        if self._host:
-            self._host.wait_for_others_to_leave(LEAVE)
+        if self._coordinator:
+            self._coordinator.wait_for_others_to_leave(LEAVE)
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """How processes find process 0: one connection each, which then carries the bytes of JAX's client.
 
-Why JAX's client does not connect by itself (jaxlib 0.10 to 0.12): XLA ends the whole process from C++, with a stack and
-exit code -6, when someone does not join in time, and when process 0 or its connection is gone; a callback in Python
-against that dies of std::bad_cast. Before all have joined, its key-value store ends the process, too, so nothing
-could say who is missing. Behind a connection that this module holds, JAX never sees an end, and the run ends with one
-sentence. JAX's service listens on the loopback of process 0 alone; the port is closed once all have joined.
+JAX's client does not connect by itself, because XLA then ends the process from C++, with a stack and exit code -6: when
+somebody does not join in time, when process 0 is gone, and when the key-value store is used before all have joined, so
+that nobody could say who is missing. A `missed_heartbeat_callback` in Python does not help, it dies of std::bad_cast
+(all seen with jaxlib 0.10.2). The client of JAX that connects to this module sees no end of process 0; the run sees it
+at once, and ends with one sentence. JAX's service listens on the loopback of process 0 alone, and the port of process 0
+is closed once all have joined, so that nobody else can reach either while the run goes on.
 """
 
 import json
@@ -35,8 +36,8 @@ Message = dict[str, Any]  # "kind": hello, waiting, ready, stop, error or gone
 Lost = Callable[[str], None]  # takes the name of a process whose connection ended
 
 
-class Host:
-    """Lets every process in once, on process 0; process 0 is a `Guest`, too.
+class Coordinator:
+    """Lets every process in once, on process 0; process 0 has a `Connection`, too.
 
     Args:
         timeout: seconds to wait for all processes.
@@ -122,8 +123,8 @@ class Host:
     def _let_in(self, hello: Message, connection: socket.socket) -> bool:
         """Registers a process; the last one opens the way for all."""
         process_id = hello.get("process_id")
-        if process_id not in range(self._info.num_processes):
-            return False
+        if process_id not in range(self._info.num_processes) or not {"name", "facts"} <= hello.keys():
+            return False  # a stranger
         with self._changed:
             if process_id in self._hellos:
                 names = f"{self._hellos[process_id]['name']} and {hello['name']}"
@@ -174,8 +175,8 @@ class Host:
             send_message(connection, kind, text)
 
 
-class Guest:
-    """Every process's side; see `Host`.
+class Connection:
+    """A process's connection to the `Coordinator`.
 
     Raises:
         UserError: process 0 cannot be reached in time.
