@@ -29,33 +29,32 @@ class Arguments(BaseModel):
 
 
 class SampleArguments(Arguments):
-    """Draw images and a contact sheet of them. Image i depends on (seed, i) alone, so a run and its base model can
-    be compared; where the folder has images of the seed, numbers go on from theirs."""
+    """Sample images, and write a contact sheet of them. Image i depends on the seed and i alone, so you can compare
+    a run with its base model. If the folder has images of the seed already, the next numbers follow."""
 
     source: tyro.conf.Positional[str]
     """Run folder, model folder, Hub id or "demo"."""
     prompt: Prompt
-    """What to draw."""
+    """What the images should show."""
     negative_prompt: Prompt = ""
-    """What to stay away from."""
+    """What the images should not show."""
     num: ImageCount = 4
-    """Images to draw, beside those that the folder has."""
+    """Images to sample, in addition to those in the folder."""
     seed: Seed = 0
-    """Decides the noise."""
+    """Determines the noise."""
     steps: SamplerSteps | None = None
     """Network evaluations for one image; default: as in a run's sample grids, else 25 (4 for turbo models)."""
     guidance_scale: GuidanceScale | None = None
     """Classifier-free guidance; 1 turns it off. Default: as in a run's sample grids, else what suits the model: 7.5, 5
     for SDXL, 1 for turbo models."""
     sampler: SamplerName | None = None
-    """How to get from noise to an image; default: as in a run's sample grids, else dpmpp_2m (euler_ancestral for turbo
-    models)."""
+    """Sampler; default: as in a run's sample grids, else dpmpp_2m (euler_ancestral for turbo models)."""
     resolution: Pixels | None = None
     """Side in pixels; default: what the model was trained at."""
     height: Pixels | None = None
-    """Height in pixels, where the image is not square."""
+    """Height in pixels, if the image is not square."""
     width: Pixels | None = None
-    """Width in pixels, where the image is not square."""
+    """Width in pixels, if the image is not square."""
     revision: str | None = None
     """Branch, tag or commit of a Hub model."""
     variant: str | None = None
@@ -63,15 +62,15 @@ class SampleArguments(Arguments):
     vae: str | None = None
     """Another VAE: a folder, a single file or a Hub id."""
     prediction_type: SchedulerPrediction | None = None
-    """What the network predicts, where the checkpoint does not say it right."""
+    """What the network predicts, if the checkpoint states it wrong."""
     allow_pickle: bool = False
     """Also read .ckpt and .bin files, with PyTorch's weights-only loader."""
     offline: bool = False
-    """Never ask the Hub; use what was fetched before."""
+    """Never contact the Hub; use what was downloaded before."""
     clip_skip: ClipSkip = 0
-    """Layers of the text encoder to leave out at its end; a run has its own."""
+    """Last layers of the text encoder to leave out; a run uses its own setting."""
     max_token_chunks: ChunkCount = 1
-    """Chunks of 75 tokens that a prompt may have; a run has its own."""
+    """Chunks of 75 tokens that a prompt may have; a run uses its own setting."""
     step: Step | None = None
     """Step of a run's checkpoint; default: the newest."""
     out: Path = Path("samples")
@@ -89,15 +88,15 @@ class ExportArguments(Arguments):
     """diffusers: a whole folder; single-file: for A1111 and ComfyUI; lora: adapters for both; embeddings: placeholder
     tokens. Default: the smallest that holds what was trained."""
     dtype: ExportDtype | None = None
-    """Of the written weights; base: as in the base model's files (float32 for a LoRA). Default: float32 for a
-    diffusers folder, which then opens without naming a dtype, and base for everything else."""
+    """Dtype of the written weights; base: as in the base model's files (float32 for a LoRA). Default: float32 for a
+    diffusers folder, so that it opens without naming a dtype, and base for everything else."""
     verify: bool = False
     """Open the result in PyTorch diffusers and compare a denoising step (needs the torch extra)."""
     step: Step | None = None
     """Step of the checkpoint; default: the newest."""
     push: str | None = None
-    """OWNER/NAME on the Hugging Face Hub to upload the result to, with a model card."""
+    """Upload the result with a model card to OWNER/NAME on the Hugging Face Hub."""
     public: bool = False
-    """Let everyone see a repository that --push creates."""
+    """Make a repository that --push creates public."""
     license: str | None = None
     """Licence that the model card names, such as creativeml-openrail-m."""

@@ -20,23 +20,24 @@ class EvaluateArguments(Section):
     compare: tuple[str, ...] = ()
     """Other runs, RUN@STEP, or models to measure beside it."""
     prompts: str = "auto"
-    """live or object (the paper's 25 each; auto: by class), or a text file, one prompt a line, {} for the subject."""
+    """live or object (the paper's 25 each; auto: by class), or a text file with one prompt per line and {} for the
+    subject."""
     images_per_prompt: PairedImageCount = 4
     """Images of each subject prompt; the paper has 4."""
     num_class_images: PairedImageCount = 32
     """Images of the class prompt."""
     subject: str | None = None
-    """What fills {}, such as "sks dog"; default: read off the instance prompt."""
+    """What replaces {}, such as "sks dog"; default: taken from the instance prompt."""
     noun: str | None = None
-    """The class in it, such as dog; default: read off the class prompt."""
+    """The class in it, such as dog; default: taken from the class prompt."""
     clip: str | None = None
-    """CLIP folder or Hub id, or none; default openai/clip-vit-base-patch32, and the embedded one for the demo model."""
+    """CLIP folder or Hub id, or none; default: openai/clip-vit-base-patch32, and the demo's own for the demo model."""
     dino: str | None = None
-    """DINO or DINOv2 folder or Hub id, or none; default facebook/dino-vits16, and none for the demo model."""
+    """DINO or DINOv2 folder or Hub id, or none; default: facebook/dino-vits16, and none for the demo model."""
     allow_pickle: bool = False
     """Also read .bin files of CLIP and DINO, with PyTorch's weights-only loader."""
     seed: Seed = 0
-    """Decides the noise."""
+    """Determines the noise."""
     sampler: SamplerName | None = None
     """Default: the run's validation sampler."""
     steps: SamplerSteps | None = None

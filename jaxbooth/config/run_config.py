@@ -51,24 +51,24 @@ class Config(Section):
     vae: str | None = None
     """Another VAE: a folder, a single file or a Hub id."""
     prediction_type: SchedulerPrediction | None = None
-    """What the network predicts, where the checkpoint does not say it right."""
+    """What the network predicts, if the checkpoint states it wrong."""
     allow_pickle: bool = False
     """Also read .ckpt and .bin files, with PyTorch's weights-only loader."""
     offline: bool = False
-    """Never ask the Hub; use what was fetched before."""
+    """Never contact the Hub; use what was downloaded before."""
     run_dir: Annotated[str, BeforeValidator(str)] = "runs/dreambooth"
-    """Folder of this run, also gs://BUCKET/FOLDER; running the same command again continues it."""
+    """Folder of this run, also gs://BUCKET/FOLDER. The same command again resumes it."""
     seed: Seed = 0
-    """Decides noise, timesteps, order and images."""
+    """Determines noise, timesteps, the order of images and crops."""
     force: bool = False
-    """Train even where the estimate says that the devices have too little memory."""
+    """Train even if the estimate says that the devices have too little memory."""
     export: bool = True
     """Write RUN/export, in the smallest format that holds the result, when the run is complete."""
     data: DataConfig = DataConfig()
     prior: PriorConfig = PriorConfig()
     train: TrainConfig = TrainConfig()
     default_lora_targets: Regex = "attention"
-    """Layers that suit the base model for a LoRA, where --lora.targets is not set."""
+    """Layers that a LoRA of this base model adapts if --lora.targets is not set."""
     default_rates: DefaultRates = DefaultRates()
     loss: LossConfig = LossConfig()
     lora: LoraConfig = LoraConfig()

@@ -29,14 +29,15 @@ class Subject(Section):
     class_dir: Path | None = None
     """Default: the folder that another subject of the same class prompt names, else RUN/prior/<class prompt>."""
     weight: limits.PositiveWeight = 1.0
-    """Factor on this subject's rows and on its class rows."""
+    """Factor on the loss of this subject's images and its class images."""
 
 
 class DataConfig(Section):
     """The subject's images and the class."""
 
     instance_dir: Path | None = None
-    """Folder of 3 to 6 images of the subject (jpg, png, webp, avif, tiff; heic by an extra). "demo": embedded."""
+    """Folder with 3 to 6 photos of the subject (jpg, png, webp, avif, tiff; heic with an extra). "demo": the
+    demo's."""
     instance_prompt: limits.Prompt | None = None
     """Prompt with a rare identifier, such as "a photo of sks dog", for images without a caption of their own."""
     class_dir: Path | None = None
@@ -44,7 +45,7 @@ class DataConfig(Section):
     class_prompt: limits.Prompt | None = None
     """Prompt of the class, without the identifier. Needed unless --train.prior-weight is 0."""
     num_class_images: limits.ClassImageCount = 200
-    """Class images to have before training starts; all that are found are used, also when there are more."""
+    """Class images to start with. Missing ones are generated; if the folder has more, all are used."""
     resolution: limits.Pixels | None = None
     """Side of the training images, in pixels; default: what the base model was trained at."""
     crop: Literal["center", "random"] = "center"
@@ -56,13 +57,13 @@ class DataConfig(Section):
     masks: bool = False
     """Learn only where a mask is white: <stem>.mask.png beside an image, or its alpha channel."""
     buckets: bool = False
-    """Keep the images' shapes: aspect-ratio buckets of about resolution x resolution pixels in place of squares."""
+    """Keep the images' shapes: aspect-ratio buckets of about resolution x resolution pixels instead of squares."""
     subjects: Annotated[tuple[Subject, ...], Len(0, limits.MAX_SUBJECTS), Suppress] = ()
     """Several subjects in one run, in place of instance_dir and the prompts above (in a YAML file)."""
 
 
 class PriorConfig(Section):
-    """How the frozen model makes class images."""
+    """How the frozen model generates class images."""
 
     sampler: SamplerName = "ddpm"
     """The paper uses the ancestral sampler, ddpm."""
@@ -71,9 +72,9 @@ class PriorConfig(Section):
     guidance_scale: limits.GuidanceScale = 7.5
     """Classifier-free guidance; 1 turns it off."""
     batch_size: limits.DeviceBatchSize = 8
-    """Images that each device makes at once. The number of devices does not change the images."""
+    """Images that each device generates at once. The number of devices does not change the images."""
     seed: limits.Seed = 0
-    """Decides the images, so that runs with other seeds can share them."""
+    """Determines the images; runs with different --seed can share them."""
 
 
 class TrainConfig(Section):
@@ -82,15 +83,15 @@ class TrainConfig(Section):
     steps: limits.TrainSteps = 1000
     """Length of the run. Raise it and run the same command again to train on."""
     batch_size: limits.BatchSize = 1
-    """Instance rows of a step, over all devices and micro-batches."""
+    """Instance images per step, over all devices and microbatches."""
     prior_batch_size: limits.PriorBatchSize | None = None
-    """Prior rows of a step; default: as many as instance rows."""
+    """Class images per step; default: as many as instance images."""
     prior_weight: limits.Weight = 1.0
     """Lambda, the weight of the prior term; 0 trains without it."""
     learning_rate: limits.Rate | None = None
     """Peak learning rate; default: 1 for prodigy, else that of default_rates for whole components or for a LoRA."""
     lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
-    """What follows the warmup: stay, or fall to 0 at the last step."""
+    """What follows the warmup: a constant rate, or one that falls to 0 at the last step."""
     warmup_steps: limits.WarmupSteps = 0
     """Steps of linear warmup from 0 (prodigy, schedule_free_adamw: from 1 / steps of the rate)."""
     optimizer: Literal["adamw", "adafactor", "lion", "prodigy", "schedule_free_adamw"] = "adamw"
@@ -108,10 +109,11 @@ class TrainConfig(Section):
     max_grad_norm: limits.GradNorm = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
     gradient_accumulation_steps: limits.BatchSize = 1
-    """Micro-batches that a step's rows are cut into to save memory. It does not change the result."""
+    """Microbatches that a step is split into to save memory. It does not change the result."""
     remat: Literal["auto"] | Remat = "auto"
-    """What the backward pass computes again to save memory (gradient checkpointing): none, dots (all but products),
-    attention (transformers) or blocks (everything; a third more work). auto: none, attention or blocks, as it fits."""
+    """What the backward pass recomputes to save memory (gradient checkpointing): none, dots (all but matrix
+    products), attention (transformers) or blocks (everything; a third more work). auto: the first of none,
+    attention and blocks that fits."""
     text_encoder: bool = False
     """Also train the text encoder, or both of SDXL's."""
     ema_decay: limits.EmaDecay | None = None
@@ -119,7 +121,7 @@ class TrainConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute dtype; weights and optimizer stay float32. auto: bfloat16 on TPU and GPU, float32 on CPU."""
     steps_per_dispatch: limits.DispatchSteps = 10
-    """Steps that the device runs without asking the host. It does not change the result."""
+    """Steps that the device runs before it returns to the host. It does not change the result."""
     checkpoint_every: limits.Interval = 500
     """Steps between checkpoints; the last step is always kept."""
     max_checkpoints: limits.CheckpointCount = 2
@@ -132,13 +134,13 @@ class TrainConfig(Section):
 
 
 class DefaultRates(Section):
-    """Learning rates that suit the base model, by what is trained. A configuration for a model sets them here, so that
-    they change with what is trained; a rate that is set in the sections train and text goes first."""
+    """Learning rates that suit the base model, by what is trained. A rate set in the sections train and text
+    overrides them."""
 
     full: limits.Rate = 5e-6
     """Of whole components: the UNet, and the text encoder where it is trained too."""
     lora: limits.Rate = 1e-4
-    """Of adapters."""
+    """Of a LoRA."""
     tokens: limits.Rate = 5e-4
     """Of placeholder tokens' embeddings."""
 
@@ -149,17 +151,17 @@ class LossConfig(Section):
     prediction_space: PredictionType | None = None
     """Space of the squared error; default: what the network predicts."""
     weighting: Weighting = "uniform"
-    """Weight over timesteps, for instance and prior rows alike."""
+    """Weight over timesteps, of instance and class images."""
     prior_weighting: Weighting | None = None
-    """Weight over timesteps of the prior rows; default: the same."""
+    """Weight over timesteps of class images; default: the same."""
     snr_gamma: limits.PositiveWeight = 5.0
     """Gamma of min_snr."""
     loss_type: LossType = "l2"
-    """huber: less weight on outliers."""
+    """Function of the error; huber gives outliers less weight."""
     huber_c: limits.PositiveWeight = 0.1
-    """Error at which huber turns from square to linear."""
+    """Error at which huber changes from quadratic to linear."""
     prior_target: Literal["noise", "frozen"] = "noise"
-    """What prior rows learn: fresh noise (the paper's), or the frozen model's own prediction on the same latents."""
+    """Target of class images: their noise (the paper's), or the frozen model's prediction for the same latents."""
     timestep_sampling: Literal["uniform", "logit_normal"] = "uniform"
     """Distribution of the training timesteps."""
     timestep_mean: limits.LogitMean = 0.0
@@ -167,22 +169,23 @@ class LossConfig(Section):
     timestep_std: limits.LogitStd = 1.0
     """Standard deviation of logit_normal, before the sigmoid."""
     min_timestep: limits.Timestep = 0
-    """Smallest timestep drawn."""
+    """Smallest timestep sampled."""
     max_timestep: limits.Timestep | None = None
-    """Largest timestep drawn; default: the schedule's last."""
+    """Largest timestep sampled; default: the schedule's last."""
     noise_offset: limits.NoiseStrength = 0.0
-    """Strength of noise that is constant over an image; lets it become darker or brighter (0.05 to 0.1)."""
+    """Strength of noise that is constant over an image, so that the model learns darker and brighter images (0.05
+    to 0.1)."""
     input_perturbation: limits.NoiseStrength = 0.0
     """Strength of extra noise on the input that is not part of the target (0.1 in its paper)."""
 
 
 class LoraConfig(Section):
-    """Low-rank adapters in place of full fine-tuning."""
+    """A LoRA instead of full fine-tuning."""
 
     rank: limits.Rank | None = None
-    """Rank of the adapters (4 to 64); not set: the whole UNet is trained."""
+    """Rank of the LoRA (4 to 64); not set: the whole UNet is trained."""
     alpha: limits.Alpha | None = None
-    """The adapters act with alpha / rank; default: the rank."""
+    """The LoRA is scaled by alpha / rank; default: the rank."""
     targets: limits.Regex | None = None
     """attention, attention+ff, attention+ff+conv, or a regular expression that matches names such as unet.conv_in;
     default: default_lora_targets."""
@@ -200,41 +203,41 @@ class TextConfig(Section):
     learning_rate: limits.Rate | None = None
     """Of the text encoder, with --train.text-encoder; default: the UNet's."""
     caption_dropout: limits.Dropout = 0.0
-    """Share of rows trained with an empty caption, for guidance."""
+    """Share of images trained with an empty caption, for guidance."""
     clip_skip: limits.ClipSkip = 0
-    """Layers of the text encoder to leave out at its end."""
+    """Last layers of the text encoder to leave out."""
     max_token_chunks: limits.ChunkCount = 1
-    """Chunks of 75 tokens that a prompt may have; 1 is the model's own length."""
+    """Chunks of 75 tokens that a prompt may have; 1 is the model's own maximum."""
     placeholder_tokens: limits.PlaceholderTokens = ()
     """Words to add to the vocabulary and learn, such as "<sks>"; use them in the prompts (textual inversion)."""
     vectors_per_token: limits.VectorCount = 1
     """Embeddings learned for each placeholder token."""
     initializer_token: limits.Token | None = None
-    """Word whose embedding the new ones start from; default: the last word of the subject's class prompt."""
+    """Word whose embedding the placeholder tokens start from; default: the last word of the subject's class prompt."""
     token_learning_rate: limits.Rate | None = None
-    """Of the new embeddings; default: 1 for prodigy, else that of default_rates."""
+    """Of the placeholder tokens; default: 1 for prodigy, else that of default_rates."""
     token_training: Literal["joint", "pivotal", "textual-inversion"] = "joint"
-    """When new embeddings are learned: with the rest, before the rest (pivotal tuning), or with nothing else."""
+    """When placeholder tokens are trained: with everything else, before everything else, or alone."""
     token_share: limits.Share = 0.5
-    """Share of the steps that belong to the embeddings with --text.token-training pivotal."""
+    """Share of the steps that train the tokens with --text.token-training pivotal."""
 
 
 class MeshConfig(Section):
     """How the devices are arranged."""
 
     data: limits.MeshRest = -1
-    """Copies of the model; -1: all devices that the other axes leave."""
+    """Copies of the model; -1: as many as the other axes leave devices for."""
     fsdp: limits.MeshAxis = 1
-    """Parts that weights and optimizer state are cut into."""
+    """Devices over which weights and optimizer state are sharded."""
     tensor: limits.MeshAxis = 1
-    """Parts that the transformer's wide layers are cut into."""
+    """Devices over which the transformers' wide layers are split."""
 
 
 class DistributedConfig(Section):
     """Several processes, one for each host. Cloud TPU, GKE, SLURM and Open MPI need none of these flags."""
 
     coordinator: str | None = None
-    """HOST:PORT of process 0, the same on all processes."""
+    """HOST:PORT of process 0, the same for all processes."""
     num_processes: limits.ProcessCount | None = None
     """How many processes there are."""
     process_id: limits.ProcessId | None = None
@@ -244,7 +247,7 @@ class DistributedConfig(Section):
 
 
 class ValidationConfig(Section):
-    """The images drawn while training."""
+    """The images sampled while training."""
 
     prompts: limits.Prompts = ()
     """Default: the instance prompt, the class prompt and one unrelated prompt."""
@@ -259,14 +262,15 @@ class ValidationConfig(Section):
     guidance_scale: limits.GuidanceScale = 7.5
     """Classifier-free guidance; 1 turns it off."""
     drift_limit: limits.PositiveWeight | None = None
-    """Drift of the class (eval/drift in validation.jsonl) to be warned of; the last checkpoint before it is kept."""
+    """Drift of the class (eval/drift in validation.jsonl) that causes a warning. The last checkpoint before it is
+    kept."""
 
 
 class EvaluationConfig(Section):
-    """Metrics while training, by CLIP and DINO, on few images; `jaxbooth evaluate` does it for a finished run."""
+    """CLIP and DINO metrics on a few images while training; `jaxbooth evaluate` measures a finished run."""
 
     every: limits.Interval | None = None
-    """Steps between evaluations; not set: none."""
+    """Steps between evaluations; not set: no evaluations."""
     num_prompts: limits.PromptCount = 5
     """How many of the paper's 25 prompts."""
     images_per_prompt: limits.PairedImageCount = 2
@@ -274,10 +278,10 @@ class EvaluationConfig(Section):
     num_class_images: limits.PairedImageCount = 8
     """Images of the class prompt."""
     clip: str | None = None
-    """CLIP folder or Hub id, or none; default openai/clip-vit-base-patch32, and the embedded one for the demo model."""
+    """CLIP folder or Hub id, or none; default: openai/clip-vit-base-patch32, and the demo's own for the demo model."""
     dino: str | None = None
-    """DINO or DINOv2 folder or Hub id, or none; default facebook/dino-vits16, and none for the demo model."""
+    """DINO or DINOv2 folder or Hub id, or none; default: facebook/dino-vits16, and none for the demo model."""
     keep_best: Metric | None = None
-    """Metric whose best checkpoint is kept beside the newest ones."""
+    """Metric whose best checkpoint is kept in addition to the newest ones."""
     patience: limits.Patience | None = None
-    """Evaluations without a better value of that metric after which training ends."""
+    """Training stops after this many evaluations without a better value of that metric."""
