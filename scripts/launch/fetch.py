@@ -1,4 +1,4 @@
-"""Copies a folder, which may lie in a bucket, to this host; pictures are read from local folders.
+"""Copies a folder, which may be in a bucket, to this host; photos are read from local folders.
 
 python scripts/launch/fetch.py gs://bucket/photos photos
 """

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `jaxbooth train` in a container or a VM: with its pictures, and with an exit code that tells stopped from finished.
+# `jaxbooth train` in a container or a VM: with its photos, and with an exit code that tells stopped from finished.
 set -euo pipefail
 
 help="usage: pod.sh [CONFIG] [--flags]
