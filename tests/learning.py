@@ -93,9 +93,9 @@ def noise_error(base: BaseModel) -> Callable[..., jax.Array]:
 def graft_sdxl(folder: Path) -> Path:
     """Writes an SDXL-shaped model that draws nearly what the embedded one does.
 
-    SDXL reads the penultimate hidden state without its final LayerNorm. The first tower is the embedded text encoder
+    SDXL reads the penultimate hidden state without its final LayerNorm. The first encoder is the embedded model's
     and one more layer, so that its last state is the penultimate one; the LayerNorm's scale and shift go into the
-    UNet's cross attention (and an average of what it divides by). The second tower is random and read with zeros.
+    UNet's cross attention (and an average of what it divides by). The second is random and read with zeros.
     """
     for name in ("vae", "scheduler", "tokenizer"):
         shutil.copytree(DEMO_MODEL / name, folder / name)
@@ -126,7 +126,7 @@ def graft_towers(folder: Path) -> dict[str, np.ndarray]:
 
 
 def graft_unet(folder: Path, text: dict[str, np.ndarray]) -> None:
-    """Writes the embedded UNet with room for the second tower and for SDXL's added conditions."""
+    """Writes the embedded UNet with room for the second text encoder and for SDXL's added conditions."""
     config = json.loads((DEMO_MODEL / "unet" / "config.json").read_text())
     added = {key: UNETS["sdxl"][key] for key in ("addition_embed_type", "addition_time_embed_dim")}
     numbers = SECOND["projection_dim"] + 6 * added["addition_time_embed_dim"]

@@ -38,7 +38,7 @@ ADDED = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8,
          "projection_class_embeddings_input_dim": 24 + 6 * 8}  # fmt: skip
 
 
-def tower(kind: type, **config) -> torch.nn.Module:
+def encoder(kind: type, **config) -> torch.nn.Module:
     return kind(transformers.CLIPTextConfig(**CLIP, **config))
 
 
@@ -54,13 +54,13 @@ def write_models(root: Path) -> dict[str, Path]:
     scheduler = diffusers.DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1)
     unet = diffusers.UNet2DConditionModel(**LEVELS, cross_attention_dim=32, attention_head_dim=2)
     sd = diffusers.StableDiffusionPipeline(
-        vae, tower(clip, hidden_size=32), words, unet, scheduler, None, None, requires_safety_checker=False
+        vae, encoder(clip, hidden_size=32), words, unet, scheduler, None, None, requires_safety_checker=False
     )
     unet = diffusers.UNet2DConditionModel(
         **LEVELS, **ADDED, cross_attention_dim=32 + 48, attention_head_dim=(2, 4), use_linear_projection=True
     )
-    first = tower(clip, hidden_size=32)
-    second = tower(transformers.CLIPTextModelWithProjection, hidden_size=48, projection_dim=24, hidden_act="gelu")
+    first = encoder(clip, hidden_size=32)
+    second = encoder(transformers.CLIPTextModelWithProjection, hidden_size=48, projection_dim=24, hidden_act="gelu")
     xl = diffusers.StableDiffusionXLPipeline(vae, first, second, words, read(DEMO_MODEL / "tokenizer"), unet, scheduler)
     xl.save_pretrained(root / "sdxl")
     sd.to(torch.float16).save_pretrained(root / "sd")

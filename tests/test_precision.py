@@ -110,10 +110,10 @@ def test_gradients_of_every_kind_of_parameter_are_as_good_as_torch_autocasts(sho
 def test_gradients_of_embeddings_are_as_good_as_torch_autocasts(base, short, params):
     ids = np.random.default_rng(0).integers(0, 4, (64, 32))  # four tokens, each of them 512 times
     weights = np.random.default_rng(1).normal(1, 1, (64, 32, 128)).astype(np.float32)
-    values, tower = params["text_encoder"], short.text.encoders[0]
+    values, encoder = params["text_encoder"], short.text.encoders[0]
 
     def loss(values):
-        model = tower.module.bind(values)
+        model = encoder.module.bind(values)
         return jnp.sum(model.final_layer_norm(model(jnp.asarray(ids))[-1]) * weights)
 
     ours = jax.jit(jax.grad(lambda values: loss(cast_matrices(values, jnp.bfloat16))))(values)

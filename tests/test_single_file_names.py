@@ -24,7 +24,7 @@ OTHERS = {
     "sd15": set(),
     "sd21": {"cond_stage_model.model.logit_scale", *SD_2_TEXT_ENCODER_KEYS_TO_IGNORE},
     "sdxl": {"conditioner.embedders.1.model.logit_scale"},
-}  # what belongs to a whole OpenCLIP tower, and not to the part of it that a folder has
+}  # what belongs to a whole OpenCLIP text encoder, and not to the part of it that a folder has
 
 
 class Seen(dict):

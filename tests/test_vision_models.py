@@ -1,4 +1,4 @@
-"""CLIP's towers, DINO and DINOv2 against transformers in PyTorch, on random small configurations."""
+"""CLIP's encoders, DINO and DINOv2 against transformers in PyTorch, on random small configurations."""
 
 import jax
 import numpy as np

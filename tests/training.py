@@ -64,9 +64,9 @@ def make_cache(
 
 def random_text(base: BaseModel, rng: np.random.Generator) -> TextEmbeddings:
     """Features of all CAPTIONS."""
-    tower = base.text.encoders[-1]
-    context = rng.normal(size=(len(CAPTIONS), tower.tokenizer.max_length, base.text.width)).astype(np.float32)
-    pooled = rng.normal(size=(len(CAPTIONS), tower.config.projection_dim)).astype(np.float32)
+    encoder = base.text.encoders[-1]
+    context = rng.normal(size=(len(CAPTIONS), encoder.tokenizer.max_length, base.text.width)).astype(np.float32)
+    pooled = rng.normal(size=(len(CAPTIONS), encoder.config.projection_dim)).astype(np.float32)
     return TextEmbeddings(context, pooled if base.text.conditioning.has_pooled else None)
 
 

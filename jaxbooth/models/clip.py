@@ -127,7 +127,7 @@ class CLIPTextModel(nnx.Module):
     `projection` adds the pooled embedding's linear map, as `CLIPTextModelWithProjection` has it.
 
     Raises:
-        UserError: the configuration's activation is not one that CLIP text towers use.
+        UserError: the configuration's activation is not one that CLIP text encoders use.
     """
 
     def __init__(self, config: CLIPTextConfig, layers: Layers, projection: bool = False):
@@ -192,7 +192,7 @@ class CLIPVisionModel(nnx.Module):
     """
 
     def __init__(self, config: CLIPVisionConfig, layers: Layers):
-        check_activation(config.hidden_act, "an image tower")
+        check_activation(config.hidden_act, "an image encoder")
         self.embeddings = CLIPVisionEmbeddings(config, layers)
         self.pre_layrnorm = layers.layer_norm(config.hidden_size, config.layer_norm_eps)  # transformers' own spelling
         self.encoder = CLIPEncoder(config, layers, is_causal=False)

@@ -100,15 +100,15 @@ def read_clip_config(raw: Mapping[str, Any], source: str) -> CLIPConfig:
     """Reads the `config.json` of a whole CLIP; the width of its features is that of the outermost `projection_dim`.
 
     Raises:
-        UserError: as `read_config`, or a tower's part is no JSON object.
+        UserError: as `read_config`, or an encoder's part is no JSON object.
     """
 
-    def tower(config_type: type[T], part: str) -> T:
+    def encoder(config_type: type[T], part: str) -> T:
         repeated = raw.get(f"{part}_dict")  # in old files; where it is, transformers takes all values from there
         values = raw.get(part, {}) if repeated is None else repeated
         if not isinstance(values, dict):
             raise UserError(f"{source}: {part} is not a JSON object; download or export the model again.")
         return read_config(config_type, values, f"{source}: {part}")
 
-    towers = {"text": tower(CLIPTextConfig, "text_config"), "vision": tower(CLIPVisionConfig, "vision_config")}
-    return validate(CLIPConfig, {"projection_dim": raw.get("projection_dim", 512)} | towers, source)
+    encoders = {"text": encoder(CLIPTextConfig, "text_config"), "vision": encoder(CLIPVisionConfig, "vision_config")}
+    return validate(CLIPConfig, {"projection_dim": raw.get("projection_dim", 512)} | encoders, source)

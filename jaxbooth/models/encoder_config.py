@@ -1,4 +1,4 @@
-"""Typed configurations of the encoders of transformers: CLIP's two towers, DINO and DINOv2."""
+"""Typed configurations of the encoders of transformers: CLIP's two encoders, DINO and DINOv2."""
 
 from typing import Annotated
 
@@ -55,7 +55,7 @@ class CLIPTextConfig(TransformerConfig):
     num_attention_heads: Heads = 8
     max_position_embeddings: Tokens = 77
     hidden_act: str = "quick_gelu"
-    projection_dim: Width = 512  # of the pooled feature, in towers that have one
+    projection_dim: Width = 512  # of the pooled feature, in encoders that have one
     eos_token_id: Annotated[int, Field(ge=0, le=2**24)] = 49407
 
 
@@ -66,12 +66,12 @@ class CLIPVisionConfig(ImageEncoderConfig):
     intermediate_size: Width = 3072
     patch_size: Side = 32
     hidden_act: str = "quick_gelu"
-    projection_dim: Width = 512  # of a tower on its own; CLIPConfig has that of both
+    projection_dim: Width = 512  # of an encoder on its own; CLIPConfig has that of both
 
 
 @dataclass(frozen=True, config=STRICT)
 class CLIPConfig:
-    """transformers `CLIPConfig`: two towers that end in features of one width."""
+    """transformers `CLIPConfig`: two encoders that end in features of one width."""
 
     text: CLIPTextConfig
     vision: CLIPVisionConfig

@@ -43,7 +43,7 @@ def inference_config(unet: UNetConfig, text: CLIPTextConfig) -> dict[str, Any]:
 
 
 def text_encoder_section(text: CLIPTextConfig) -> dict[str, Any]:
-    """Returns the text tower's part: OpenAI's CLIP, which needs no settings, or OpenCLIP."""
+    """Returns the text encoder's part: OpenAI's CLIP, which needs no settings, or OpenCLIP."""
     if not is_openclip(text):
         return {"target": f"{MODULES}.encoders.modules.FrozenCLIPEmbedder"}
     return {

@@ -1,8 +1,8 @@
 """Which tensors a single-file checkpoint holds for a diffusers folder, and which of the folder's each is made of.
 
 A folder's configurations decide all of it: names and shapes come from the networks that they describe, the kind of a
-text tower from its activation (OpenAI's CLIP uses quick_gelu and keeps its names; OpenCLIP uses gelu), and the
-prefixes from whether there is a second tower.
+text encoder from its activation (OpenAI's CLIP uses quick_gelu and keeps its names; OpenCLIP uses gelu), and the
+prefixes from whether there is a second text encoder.
 """
 
 import functools
@@ -86,7 +86,7 @@ def read_family(folder: Path) -> Family:
 
 
 def is_openclip(config: CLIPTextConfig) -> bool:
-    """Whether a text tower was trained by OpenCLIP and is stored under its names."""
+    """Whether a text encoder was trained by OpenCLIP and is stored under its names."""
     return config.hidden_act == "gelu"
 
 
@@ -119,7 +119,7 @@ def vae_layout(config: VAEConfig) -> list[LdmTensor]:
 
 
 def text_encoder_layout(stem: str, config: CLIPTextConfig, projected: bool) -> list[LdmTensor]:
-    """Returns the tensors of a text tower."""
+    """Returns the tensors of a text encoder."""
     shapes = torch_shapes(config, projected)
     if not is_openclip(config):
         return [LdmTensor(f"{stem}transformer.{clip_key(name)}", shape, (name,)) for name, shape in shapes.items()]
@@ -137,10 +137,10 @@ def text_encoder_layout(stem: str, config: CLIPTextConfig, projected: bool) -> l
 
 
 def placeholders(stem: str, entries: list[LdmTensor], config: CLIPTextConfig, projected: bool) -> list[LdmTensor]:
-    """Returns what readers of an OpenCLIP tower ask for and a diffusers folder lacks.
+    """Returns what readers of an OpenCLIP text encoder ask for and a diffusers folder lacks.
 
     SD 2.x conditions on the second last layer, so its folders end there and drop the last one and the projection.
-    Web UIs build the whole tower: they get the last layer twice, as kohya's converter does it, and a projection that
+    Web UIs build the whole encoder: they get the last layer twice, as kohya's converter does it, and a projection that
     changes nothing. No picture depends on either.
     """
     scale = LdmTensor(f"{stem}logit_scale", (), (), placeholder=True)

@@ -1,7 +1,7 @@
 """The names that single-file checkpoints (CompVis LDM, Stability SGM) give to the tensors of a diffusers folder.
 
 Both sides name the same layers in the same order, so every name follows from the configuration: LDM numbers the
-blocks of the UNet in one row, counts the VAE's way up from the top, and stores SD 2.x's and XL's OpenCLIP towers
+blocks of the UNet in one row, counts the VAE's way up from the top, and stores SD 2.x's and XL's OpenCLIP text encoders
 with query, key and value in one matrix. Names go in as diffusers writes them, with or without `.weight` or `.bias`.
 """
 
@@ -113,12 +113,12 @@ def vae_key(name: str, config: VAEConfig) -> str:
 
 
 def clip_key(name: str) -> str:
-    """Returns the name in a CLIP tower of transformers, to be put behind `...transformer.`, as SD 1.x stores it."""
+    """Returns the name in transformers' CLIP text encoder, to be put behind `...transformer.`, as SD 1.x stores it."""
     return f"text_model.{name.removeprefix('text_model.')}"
 
 
 def openclip_key(name: str) -> str:
-    """Returns the name in an OpenCLIP tower, to be put behind `...model.`, as SD 2.x and XL's second store it.
+    """Returns the name in an OpenCLIP text encoder, to be put behind `...model.`, as SD 2.x and XL's second store it.
 
     Query, key and value share one name: they are stacked along the first axis, in this order. `text_projection` is
     stored (inputs, outputs), transposed to the linear layer's weight.

@@ -166,7 +166,7 @@ def edit_json(path: Path, changes: dict[str, Any]) -> None:
 
 
 def write_component(checkpoint: Checkpoint, entries: list[LdmTensor], folder: Path, component: str) -> None:
-    """Writes one component's weights; a text tower's names get the prefix that the Hub's folders have."""
+    """Writes one component's weights; a text encoder's names get the prefix that the Hub's folders have."""
     tensors = []
     for entry in (entry for entry in entries if not entry.placeholder):
         for source in entry.sources:
