@@ -18,10 +18,11 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from jaxbooth.cli.arguments import ExportArguments, SampleArguments
 from jaxbooth.cli.evaluate import EvaluateArguments
+from jaxbooth.cli.export import ExportArguments
 from jaxbooth.cli.plan import PlanArguments
 from jaxbooth.cli.report import ReportArguments
+from jaxbooth.cli.sample import SampleArguments
 from jaxbooth.config.run_config import FREE_SECTIONS, FREE_TO_CHANGE, Config
 from jaxbooth.config.schema import Subject
 from jaxbooth.config.section import Section, flag

@@ -7,9 +7,10 @@ import pytest
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 
-from jaxbooth.cli.arguments import ExportArguments, SampleArguments
 from jaxbooth.cli.evaluate import EvaluateArguments
+from jaxbooth.cli.export import ExportArguments
 from jaxbooth.cli.plan import PlanArguments
+from jaxbooth.cli.sample import SampleArguments
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import Subject
 from jaxbooth.config.section import Section

@@ -10,7 +10,7 @@ from PIL import Image
 
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.trainable import add_trainable
-from jaxbooth.cli.commands import newest_grid
+from jaxbooth.cli.export_run import newest_grid
 from jaxbooth.config.run_config import Config
 from jaxbooth.data.class_images import MANIFEST, generation_settings
 from jaxbooth.export.export import make_export

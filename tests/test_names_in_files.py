@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.base.model import BaseModel, load_params
 from jaxbooth.base.tokenizer_files import read_tokenizer
-from jaxbooth.cli.commands import sample
+from jaxbooth.cli.sample_images import sample
 from jaxbooth.errors import UserError
 from jaxbooth.report.report import make_report
 from jaxbooth.storage.files import new_folder, write_json

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxbooth.cli.commands import export, sample
+from jaxbooth.cli.export_run import export
+from jaxbooth.cli.sample_images import sample
 from jaxbooth.config.run_config import Config
 from jaxbooth.errors import UserError
 from jaxbooth.evaluation.evaluate import evaluation_folder

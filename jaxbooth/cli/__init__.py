@@ -1,4 +1,3 @@
-"""The command line: every command parses its flags and calls the library.
-
-It may import everything; nothing imports it.
+"""The command line: one module for each command, with its flags and one call. It may import everything; nothing imports
+it.
 """

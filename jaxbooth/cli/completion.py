@@ -8,8 +8,13 @@ from typing import Any
 
 import tyro
 
-from jaxbooth.cli.arguments import Arguments, ExportArguments, SampleArguments
+from jaxbooth.cli.evaluate import EvaluateArguments
+from jaxbooth.cli.export import ExportArguments
+from jaxbooth.cli.plan import PlanArguments
+from jaxbooth.cli.report import ReportArguments
+from jaxbooth.cli.sample import SampleArguments
 from jaxbooth.config.run_config import Config
+from jaxbooth.config.section import Section
 from jaxbooth.errors import UserError
 
 SHELLS = ("bash", "zsh")
@@ -22,27 +27,23 @@ For zsh, write it into a folder of $fpath under the name _jaxbooth:
 
 
 def completion_command(argv: list[str]) -> None:
-    """Prints a completion script for a shell."""
+    """Prints a script that completes commands and flags in a shell."""
     if argv in (["-h"], ["--help"]):
         print(COMPLETION_USAGE)
         return
     if len(argv) != 1 or argv[0] not in SHELLS:
         raise UserError(f"jaxbooth completion takes a shell, {' or '.join(SHELLS)}; found {' '.join(argv) or 'none'}.")
-    from jaxbooth.cli.evaluate import EvaluateArguments
-    from jaxbooth.cli.plan import PlanArguments
-    from jaxbooth.cli.report import ReportArguments
-
-    kinds: dict[str, Callable[..., Any]] = {
+    commands: dict[str, Callable[..., Any]] = {
         "train": Config,
         "sample": SampleArguments,
         "export": ExportArguments,
         "evaluate": EvaluateArguments,
         "report": ReportArguments,
         "plan": PlanArguments,
-        "doctor": Arguments,
+        "doctor": Section,
     }
     script = io.StringIO()
     with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):  # tyro leaves after printing
-        tyro.extras.subcommand_cli_from_dict(kinds, prog="jaxbooth", args=["--tyro-print-completion", argv[0]])
+        tyro.extras.subcommand_cli_from_dict(commands, prog="jaxbooth", args=["--tyro-print-completion", argv[0]])
     # Of a description with several lines, bash would take each but the first for a word to complete.
     print(re.sub(r"^COMPLETION_SPEC = .*$", lambda spec: spec[0].replace(r"\n", " "), script.getvalue(), flags=re.M))

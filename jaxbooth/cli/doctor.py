@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxbooth.backend import cache_dir, idle_accelerator
+from jaxbooth.console.messages import print_result
+from jaxbooth.errors import UserError
 from jaxbooth.weights.prepare import cache_folder
 
 PACKAGES = (
@@ -28,15 +30,15 @@ PACKAGES = (
 
 
 def convolution_check() -> str:
-    """Runs a tiny convolution on the default device and says where it ran and whether the numbers are right."""
+    """Returns where a tiny convolution ran, how long it took and whether its result is right."""
     began = time.perf_counter()
     image, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
-    out = jax.jit(
+    output = jax.jit(
         lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     )(image, kernel)
-    right = bool(jnp.allclose(out, 36.0))
+    is_right = bool(jnp.allclose(output, 36.0))
     seconds = time.perf_counter() - began
-    return f"{'right' if right else 'WRONG'} on {next(iter(out.devices()))}, {seconds:.2f} s with its compilation"
+    return f"{'right' if is_right else 'WRONG'} on {next(iter(output.devices()))}, {seconds:.2f} s with compilation"
 
 
 def version(package: str) -> str:
@@ -55,7 +57,7 @@ def cache_line(name: str, path: Path) -> tuple[str, str]:
 
 
 def summary() -> Iterator[tuple[str, str]]:
-    """Yields what to print, as (name, value)."""
+    """Yields (name, value) of everything that helps to find out why jaxbooth does not run well."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
@@ -63,10 +65,22 @@ def summary() -> Iterator[tuple[str, str]]:
     yield "backend", jax.default_backend()
     yield "devices", ", ".join(f"{device.id}: {device.device_kind}" for device in jax.devices())
     yield "convolution", convolution_check()
-    found = idle_accelerator()
-    if found:
-        yield "PROBLEM", f"this machine has {found} that JAX does not use; install jaxbooth[cuda13] or jaxbooth[tpu]"
+    accelerator = idle_accelerator()
+    if accelerator:
+        extra = "tpu" if "TPU" in accelerator else "cuda13"
+        yield "PROBLEM", f"this machine has {accelerator} that JAX does not use; run pip install 'jaxbooth[{extra}]'"
     yield "free disk", f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB in {Path.cwd()}"
     yield cache_line("compile cache", cache_dir())
     yield cache_line("hub cache", Path(HF_HUB_CACHE))
     yield cache_line("converted models", cache_folder())
+
+
+def doctor_command(argv: list[str]) -> None:
+    """Prints what is installed and what JAX runs on."""
+    if argv in (["-h"], ["--help"]):
+        print("usage: jaxbooth doctor\n\nShow versions, the devices that JAX really uses, free disk, and caches.")
+        return
+    if argv:
+        raise UserError(f"jaxbooth doctor takes no arguments, found {argv[0]}.")
+    for name, value in summary():
+        print_result(f"{name:<18} {value}")

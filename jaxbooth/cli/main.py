@@ -1,4 +1,4 @@
-"""The command line: parse, call one library function, print."""
+"""The command line: finds the command, takes the flags that all commands share, and turns errors into messages."""
 
 import gc
 import importlib.metadata
@@ -6,106 +6,51 @@ import os
 import platform
 import sys
 from collections.abc import Callable
-from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
 
-from jaxbooth.cli.arguments import ExportArguments, SampleArguments
+from jaxbooth.backend import GPU_MEMORY_FRACTION
 from jaxbooth.cli.completion import completion_command
+from jaxbooth.cli.doctor import doctor_command
 from jaxbooth.cli.evaluate import evaluate_command
-from jaxbooth.cli.parse import parse, starting_config
+from jaxbooth.cli.export import export_command
 from jaxbooth.cli.plan import plan_command
 from jaxbooth.cli.report import report_command
-from jaxbooth.config.run_config import Config
+from jaxbooth.cli.sample import sample_command
+from jaxbooth.cli.train import train_command
 from jaxbooth.config.suggestions import MAX_SHOWN
-from jaxbooth.console.messages import pluralize, print_result, print_stderr
+from jaxbooth.console.messages import print_stderr
 from jaxbooth.console.output import output
 from jaxbooth.console.streams import protect_streams
-from jaxbooth.distributed.signals import exit_before_start, handled, stop_signals
 from jaxbooth.errors import RunFailure, UserError, format_message
 from jaxbooth.storage.disk import is_full
 from jaxbooth.storage.paths import ascii_repr, is_utf8, local_path
-from jaxbooth.weights.resolve import Source
 
 USAGE = """usage: jaxbooth COMMAND ...
 
-  train [CONFIG] [--flags]   teach a model one subject; the same command again continues the run
-  sample RUN|MODEL           draw images with a trained run, or with a plain model
-  export RUN                 write a trained run for diffusers, A1111, ComfyUI or the Hub
-  evaluate RUN               measure what a run learned and what it forgot
-  report RUN [RUN ...]       write runs as one HTML page: curves, sample images, settings, scores
-  plan [CONFIG] [--flags]    say whether a run fits a device, how long it takes and what would help
+  train [CONFIG] [--flags]   teach a model a subject; run the same command again to continue
+  sample RUN|MODEL           generate images with a trained run or with any model
+  export RUN                 save a trained run for diffusers, A1111, ComfyUI or the Hub
+  evaluate RUN               measure what a run has learned and what it has forgotten
+  report RUN [RUN ...]       show runs on one HTML page: curves, sample images, settings, scores
+  plan [CONFIG] [--flags]    tell if a run fits into memory, how long it takes, and what would help
   doctor                     show versions, devices and caches
   completion bash|zsh        print a script that completes commands and flags in a shell
-  help [COMMAND]             show this, or the flags of a command
+  help [COMMAND]             show this text, or the flags of a command
 
-jaxbooth COMMAND --help explains each; CONFIG is a YAML file or a shipped one: demo, sd15,
-sd15-lora, sd21, sdxl-lora.
-Anywhere on the line: --quiet shows warnings, errors and the result only; --log-file FILE appends
-all lines to FILE, with the time; --debug shows tracebacks. --version shows versions."""
+CONFIG is a YAML file or one of the shipped configurations: demo, sd15, sd15-lora, sd21, sdxl-lora.
+jaxbooth COMMAND --help lists the flags of a command. Every command also takes these:
+
+  --quiet                    show only warnings, errors and results
+  --log-file FILE            append all lines, with the time, to FILE
+  --debug                    show tracebacks
+
+jaxbooth --version shows versions."""
 LOG_FILE = "--log-file"
 
 
-def train_command(argv: list[str]) -> None:
-    """Parses a configuration with its flags and trains."""
-    default = starting_config(argv)
-    config = parse(Config, argv, "jaxbooth train [CONFIG]", default)
-    with handled(exit_before_start, *stop_signals()):  # the run has handlers of its own, which save first
-        from jaxbooth.runs.train import train
-
-        train(config)
-
-
-def sample_command(argv: list[str]) -> None:
-    """Draws images and saves each with what made it."""
-    arguments = parse(SampleArguments, argv, "jaxbooth sample")
-    from jaxbooth.cli.commands import sample
-
-    given = arguments.model_dump()
-    origin = Source(given.pop("source"), *(given.pop(field.name) for field in fields(Source)[1:]))
-    drawn = sample(origin, **given)
-    names = " to ".join(dict.fromkeys(path.name for path in (drawn.images[0], drawn.images[-1])))
-    print_result(f"drew {pluralize(len(drawn.images), 'image')} into {arguments.out} ({names}; {drawn.description})")
-    print_result(f"contact sheet: {drawn.contact_sheet}")
-
-
-def export_command(argv: list[str]) -> None:
-    """Writes a run for other tools, and says what was done."""
-    arguments = parse(ExportArguments, argv, "jaxbooth export")
-    for flag, given in (("--public", arguments.public), ("--license", arguments.license)):
-        if given and not arguments.push:
-            raise UserError(f"{flag} is about the repository of --push OWNER/NAME; add it.")
-    from jaxbooth.cli.commands import export
-
-    for sentence in export(
-        arguments.run,
-        arguments.out,
-        arguments.format,
-        arguments.dtype,
-        arguments.push,
-        arguments.public,
-        arguments.license,
-        arguments.verify,
-        arguments.step,
-    ):
-        print_result(sentence)
-
-
-def doctor_command(argv: list[str]) -> None:
-    """Prints what `summary` found."""
-    if argv in (["-h"], ["--help"]):
-        print("usage: jaxbooth doctor\n\nShow versions, the devices that JAX really uses, free disk, and caches.")
-        return
-    if argv:
-        raise UserError(f"jaxbooth doctor takes no arguments, found {argv[0]}.")
-    from jaxbooth.cli.doctor import summary
-
-    for name, value in summary():
-        print_result(f"{name:<18} {value}")
-
-
 def help_command(argv: list[str]) -> None:
-    """Prints the help of a command, or of all."""
+    """Prints the help of a command, or this program's."""
     if not argv:
         print(USAGE)
     elif argv[0] in COMMANDS:
@@ -142,16 +87,15 @@ def versions() -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a command. Exit code 2: the input must change. 1: the work failed."""
-    # JAX takes three quarters of a GPU by default, and full fine-tuning needs more of a 24 GB card.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
-    gc.set_threshold(200_000, 20, 100)  # tracing makes objects by the million, and went through them again and again
+    """Runs a command. It exits with 2 if the input must change, and with 1 if the work failed."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_MEMORY_FRACTION))
+    gc.set_threshold(200_000, 20, 100)  # tracing creates millions of objects, which need not be searched that often
     argv = list(sys.argv[1:] if argv is None else argv)
-    protect_streams()  # and a prompt may hold what the encoding of the terminal lacks
+    protect_streams()  # a prompt may hold characters that the terminal cannot encode
     debug, argv = take_flag(argv, "--debug")
     quiet, argv = take_flag(argv, "--quiet")
     if not debug:
-        sys.unraisablehook = lambda _: None  # what Orbax leaves unfinished after a failed write has no reader
+        sys.unraisablehook = lambda _: None  # Orbax leaves coroutines behind when a write fails
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return
@@ -208,7 +152,7 @@ def take_log_file(argv: list[str]) -> tuple[Path | None, list[str]]:
 
 
 def describe_failure(error: BaseException) -> tuple[str, int]:
-    """Returns the sentence and the exit code of a failure that a user can do something about; others are raised."""
+    """Returns the message and the exit code of an error that a user can do something about; others are raised."""
     if isinstance(error, UserError):
         return str(error), 2
     if isinstance(error, RunFailure):

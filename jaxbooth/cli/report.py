@@ -4,12 +4,12 @@ from typing import Annotated
 
 import tyro
 
-from jaxbooth.cli.arguments import Arguments
 from jaxbooth.cli.parse import parse
+from jaxbooth.config.section import Section
 from jaxbooth.console.messages import print_plain
 
 
-class ReportArguments(Arguments):
+class ReportArguments(Section):
     """Write runs as one HTML page that needs no network: curves, sample images over the steps, settings, scores."""
 
     runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")] = ()

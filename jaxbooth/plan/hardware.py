@@ -13,10 +13,10 @@ import yaml
 from jax.sharding import Mesh
 
 from jaxbooth.assets import ASSETS
+from jaxbooth.backend import GPU_MEMORY_FRACTION
 from jaxbooth.errors import UserError
 
 GIB = 2**30
-GPU_MEMORY_SHARE = 0.92  # that jaxbooth lets JAX take; see `jaxbooth.cli.main.main`
 SINGLE_HOST_SHAPES = ((1, 1), (2, 2), (2, 4))  # larger slices have four chips a host
 MAX_GPUS = 4096
 ACCELERATOR_TYPE = re.compile(r"(v2|v3|v4|v5p|v5e|v5litepod|v6e|tpu7x)-(\d{1,5})")  # Google's names, such as v5p-16
@@ -103,7 +103,7 @@ def device_key(name: str) -> str:
 
 
 TPUS = tuple(read_chip(name, row) for name, row in TABLE["tpu"].items())
-GPUS = tuple(read_chip(name, row, GPU_MEMORY_SHARE) for name, row in TABLE["gpu"].items())
+GPUS = tuple(read_chip(name, row, GPU_MEMORY_FRACTION) for name, row in TABLE["gpu"].items())
 CPU = Chip("cpu", ("cpu",), None, None, None, None)
 CHIPS = {device_key(chip.name): chip for chip in (*TPUS, *GPUS, CPU)}
 ALIASES = {

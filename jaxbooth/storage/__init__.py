@@ -1,1 +1,4 @@
-"""Files as users have them and as jaxbooth writes them. Imports nothing of jaxbooth but `errors`."""
+"""Files and folders: reading them with checks, writing them whole, paths, object stores, disk space, locks.
+
+It imports nothing of jaxbooth but `errors` and `console`.
+"""

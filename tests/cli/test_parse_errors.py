@@ -40,9 +40,9 @@ def test_a_choice_lists_the_others(refused):
 @pytest.mark.parametrize(
     ("argv", "missing"),
     [
-        (["sample", "demo"], "--prompt (what to draw)"),
-        (["export", "runs/none"], "--out (folder to write; it must not exist yet)"),
-        (["export"], "a run folder and --out (folder to write; it must not exist yet)"),
+        (["sample", "demo"], "--prompt (what to generate)"),
+        (["export", "runs/none"], "--out (new folder to write)"),
+        (["export"], "a run folder and --out (new folder to write)"),
         (["evaluate"], "a run folder"),
     ],
 )

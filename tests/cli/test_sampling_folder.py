@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from jaxbooth.base.model import BaseModel
-from jaxbooth.cli.commands import next_index, sample
 from jaxbooth.cli.main import main
+from jaxbooth.cli.sample_images import next_index, sample
 from jaxbooth.config.load import dump_config, load_config
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import ValidationConfig
@@ -47,9 +47,9 @@ def test_a_second_call_goes_on_where_the_first_ended(tiny, tmp_path, capsys):
     assert {name: content for name, content in contents(out).items() if name in first} == first
     assert {path.name for path in out.glob("*.png")} == {"7-000.png", "7-001.png", "7-002.png"}
     assert [read_facts(out / f"7-00{number}.png")["index"] for number in range(3)] == ["0", "1", "2"]
-    assert "drew 2 images into" in (printed := capsys.readouterr().out)
+    assert "generated 2 images in" in (printed := capsys.readouterr().out)
     assert "(7-000.png to 7-001.png; euler_ancestral, 4 steps, no guidance)" in printed
-    assert "drew 1 image into" in printed
+    assert "generated 1 image in" in printed
     sheets = sorted((out / "contact_sheets").iterdir())
     assert [path.name for path in sheets] == ["7-000-to-001.png", "7-002-to-002.png"]
     with Image.open(sheets[0]) as sheet, Image.open(out / "7-000.png") as image:

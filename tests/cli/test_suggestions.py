@@ -5,10 +5,11 @@ import sys
 
 import pytest
 
-from jaxbooth.cli.arguments import ExportArguments, SampleArguments
 from jaxbooth.cli.evaluate import EvaluateArguments
+from jaxbooth.cli.export import ExportArguments
 from jaxbooth.cli.plan import PlanArguments
 from jaxbooth.cli.report import ReportArguments
+from jaxbooth.cli.sample import SampleArguments
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.section import flag, flatten
 from jaxbooth.config.suggestions import PIPELINES, TRAINERS, check_flags, flag_keys, peer_equivalents, peer_flags
