@@ -11,8 +11,8 @@ from jaxbooth.export.upload import check_target, upload_folder
 from jaxbooth.export.verify import verify_export
 from jaxbooth.export.verify_torch import check_torch, compare_with_torch
 from jaxbooth.runs.folder import RunFolder, open_run
-from jaxbooth.runs.restore import confirm_base, read_base, restore_result, run_mesh
 from jaxbooth.runs.overlap import check_output
+from jaxbooth.runs.restore import confirm_base, read_base, restore_result, run_mesh
 from jaxbooth.storage.files import refuse_existing
 from jaxbooth.weights.diffusers_write import ExportDtype
 
