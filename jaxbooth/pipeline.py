@@ -41,7 +41,8 @@ from jaxbooth.storage.paths import ascii_repr
 from jaxbooth.storage.remote import as_path
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.embeddings import read_embeddings
-from jaxbooth.weights.resolve import Source, resolve_model
+from jaxbooth.weights.resolve import resolve_model
+from jaxbooth.weights.source import Source
 
 TURBO_STEPS = 4
 

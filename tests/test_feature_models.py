@@ -14,7 +14,7 @@ from jaxbooth.metrics.feature_models import CLIP, DINO, find_files
 from jaxbooth.metrics.features import load_clip, load_dino
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.resolve import Source
+from jaxbooth.weights.source import Source
 from tests.feature_model_folders import save_clip, save_dino, save_dinov2
 
 pytest_plugins = ["tests.hub_server"]

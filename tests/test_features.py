@@ -8,7 +8,7 @@ from PIL import Image
 from jaxbooth.assets import DEMO_CLIP, DEMO_SUBJECT
 from jaxbooth.metrics.features import BATCH_SIZE, load_clip, load_dino
 from jaxbooth.sharding import make_mesh
-from jaxbooth.weights.resolve import Source
+from jaxbooth.weights.source import Source
 from tests.feature_model_folders import clip_in_torch, dino_in_torch, sample_images, save_clip, save_dino, save_dinov2
 
 TOLERANCE = 1e-5  # features have length 1

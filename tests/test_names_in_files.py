@@ -20,7 +20,8 @@ from jaxbooth.storage.text import read_json
 from jaxbooth.weights.diffusers_read import weight_files
 from jaxbooth.weights.diffusers_write import write_folder
 from jaxbooth.weights.hub import download_file
-from jaxbooth.weights.resolve import Source, resolve_model
+from jaxbooth.weights.resolve import resolve_model
+from jaxbooth.weights.source import Source
 
 from .made_up_runs import evaluated, made_up_run
 

@@ -13,7 +13,8 @@ from jaxbooth.cli.main import main
 from jaxbooth.console.messages import console, info, shell_quote
 from jaxbooth.storage.files import new_folder, write_text
 from jaxbooth.weights.diffusers_write import write_folder
-from jaxbooth.weights.resolve import Source, resolve_model
+from jaxbooth.weights.resolve import resolve_model
+from jaxbooth.weights.source import Source
 
 from .small_models import files_of, write_model
 

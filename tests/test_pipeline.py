@@ -28,7 +28,7 @@ from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.state import initial_state
 from jaxbooth.weights.architectures import FAMILIES
 from jaxbooth.weights.embeddings import read_embeddings, write_embeddings
-from jaxbooth.weights.resolve import Source
+from jaxbooth.weights.source import Source
 from tests.training import configure
 
 SUBJECTS = [

@@ -17,7 +17,8 @@ from jaxbooth.weights import prepare
 from jaxbooth.weights.diffusers_read import weight_files
 from jaxbooth.weights.ldm.read import convert_single_file
 from jaxbooth.weights.ldm.write import write_single_file
-from jaxbooth.weights.resolve import Source, resolve_model
+from jaxbooth.weights.resolve import resolve_model
+from jaxbooth.weights.source import Source
 
 from .small_models import bare
 

@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.errors import RunFailure, UserError
-from jaxbooth.weights.resolve import Source, resolve_model
+from jaxbooth.weights.resolve import resolve_model
+from jaxbooth.weights.source import Source
 
 from .small_models import bare
 

@@ -11,7 +11,7 @@ from jaxbooth.config.schema import SchedulerPrediction
 from jaxbooth.config.section import Section
 from jaxbooth.console.messages import pluralize, print_result
 from jaxbooth.diffusion.samplers import SamplerName
-from jaxbooth.weights.resolve import Source
+from jaxbooth.weights.source import Source
 
 
 class SampleArguments(Section):

@@ -21,7 +21,7 @@ from jaxbooth.runs.overlap import check_output, check_output_of_model
 from jaxbooth.storage.disk import check_writable
 from jaxbooth.storage.files import write_png
 from jaxbooth.storage.remote import as_path
-from jaxbooth.weights.resolve import Source
+from jaxbooth.weights.source import Source
 
 MAX_INDEX = 10**9  # file names have at most nine digits
 CONTACT_SHEETS = "contact_sheets"  # a subfolder, so that the folder itself holds the images alone

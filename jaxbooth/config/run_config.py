@@ -26,7 +26,7 @@ from jaxbooth.config.section import Section, flatten
 from jaxbooth.errors import UserError
 from jaxbooth.storage.paths import local_path
 from jaxbooth.storage.remote import as_path, is_local
-from jaxbooth.weights.resolve import Source
+from jaxbooth.weights.source import Source
 
 SectionWithFolders = TypeVar("SectionWithFolders", DataConfig, Subject)
 EMBEDDED_SUBJECT = Path("demo")  # as `data.instance_dir`

@@ -15,7 +15,7 @@ from jaxbooth.runs.folder import RunFolder, open_run, refuse_missing
 from jaxbooth.runs.restore import open_checkpoints
 from jaxbooth.storage.paths import short_name
 from jaxbooth.storage.remote import as_path
-from jaxbooth.weights.resolve import Source
+from jaxbooth.weights.source import Source
 
 RUN_AT_STEP = re.compile(r"(.+)@([0-9]{1,9})")  # RUN@STEP
 

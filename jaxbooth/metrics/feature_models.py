@@ -15,9 +15,10 @@ from jaxbooth.models.config import architectures
 from jaxbooth.storage.paths import ascii_repr, local_path
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.fingerprint import update_with_weights
-from jaxbooth.weights.hub import Read, fetch, listing, weights_in
+from jaxbooth.weights.hub import ReadFile, fetch
+from jaxbooth.weights.hub_files import component_weights, list_contents
 from jaxbooth.weights.prepare import cached_folder, choose_weights, file_names, link_component
-from jaxbooth.weights.resolve import Source
+from jaxbooth.weights.source import Source
 
 CONFIG = "config.json"
 SMALL_FILES = re.compile(
@@ -105,12 +106,12 @@ def find_folder(supported: SupportedModel, source: Source) -> Path:
         raise UserError(f"{label}: no such folder, and not a Hub id, such as {supported.example}.")
     title = f"{supported.name} {name}"
 
-    def choose(files: list[str], read: Read) -> list[str]:
+    def choose(files: list[str], read: ReadFile) -> list[str]:
         if CONFIG not in files:
-            raise UserError(f"{label} has no {CONFIG}, so it is no {supported.name}; it holds {listing(files)}.")
+            raise UserError(f"{label} has no {CONFIG}, so it is no {supported.name}; it holds {list_contents(files)}.")
         check_model_type(supported, read_json(read(CONFIG)), label)
         small_files = [file for file in files if SMALL_FILES.fullmatch(file)]
-        return sorted([*small_files, *weights_in("", files, None, source.allow_pickle, title)])
+        return sorted([*small_files, *component_weights("", files, None, source.allow_pickle, title)])
 
     return fetch(name, source.revision, source.offline, title, choose)
 

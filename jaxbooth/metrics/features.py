@@ -28,7 +28,7 @@ from jaxbooth.params import ModuleDef, Params, abstract_module, full_precision
 from jaxbooth.sharding import batch_sharding, batch_shards, mesh_context, param_shardings, replicated
 from jaxbooth.weights.diffusers_read import load_component
 from jaxbooth.weights.names import RENAMED_IN_CLIP_MODELS, RENAMED_IN_VISION_TRANSFORMERS, Renames
-from jaxbooth.weights.resolve import Source
+from jaxbooth.weights.source import Source
 
 BATCH_SIZE = 16
 

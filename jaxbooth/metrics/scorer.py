@@ -18,7 +18,7 @@ from jaxbooth.metrics.definitions import ImageFeatures, Scores, compute_scores
 from jaxbooth.metrics.features import ClipFeatureModel, FeatureModel, load_clip, load_dino
 from jaxbooth.metrics.prompts import EvalPrompt, by_prompt, cells
 from jaxbooth.params import Params
-from jaxbooth.weights.resolve import Source
+from jaxbooth.weights.source import Source
 
 CLIP = "openai/clip-vit-base-patch32"  # the paper's section 4.1 has CLIP ViT-B/32 and DINO ViT-S/16
 DINO = "facebook/dino-vits16"

@@ -245,15 +245,16 @@ OTHER_MODELS = (
 )
 
 
-def check_pipeline(model_index: Mapping[str, Any], folder: Path) -> None:
-    """Refuses a diffusers model of another kind, by its `model_index.json` alone.
+def check_pipeline(model_index: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+    """Returns the components of a diffusers model, by its `model_index.json` alone.
 
     Raises:
         UserError: the pipeline's class is of no family; the message names the model.
     """
     pipeline = ascii_repr(model_index.get("_class_name")).strip("'")
-    if pipeline in PIPELINES:
-        return
+    for family in FAMILIES.values():
+        if family.pipeline == pipeline:
+            return family.components
     others = [other.title for other in OTHER_MODELS if other.pipeline and pipeline.startswith(other.pipeline)]
     model = f"{others[0]} ({pipeline})" if others else pipeline
     raise UserError(
