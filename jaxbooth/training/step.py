@@ -129,11 +129,11 @@ def microbatch_loss(
     params = join(frozen, by_component(cast))
     encode = (lambda ids: base.text.encode(params, ids)) if config.trains_text else None
     text = gather_text(cache.text, drawn.caption, encode, batch_shards(spec.mesh))
-    context, added = base.denoiser_conditioning(text, drawn.time_ids)
+    conditions = base.denoiser_conditioning(text, drawn.time_ids)
     noisy = base.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
     seen = base.schedule.add_noise(batch.latents, drawn.seen, batch.timesteps)
     denoiser = base.denoiser.bind(params[base.denoiser_name])
-    output = denoiser(seen, batch.timesteps, context, added, config.train.remat_policy)
+    output = denoiser(seen, batch.timesteps, *conditions, remat=config.train.remat_policy)
     target = None
     if config.loss.prior_target == "frozen" and config.prior_rows:
         target = frozen_prediction(spec, frozen, cache, drawn, seen)
@@ -150,7 +150,7 @@ def frozen_prediction(
     """
     text = cache.text if cache.frozen_text is None else cache.frozen_text
     assert isinstance(text, TextEmbeddings)
-    context, added = spec.base.denoiser_conditioning(gather_text(text, drawn.caption, None), drawn.time_ids)
+    conditions = spec.base.denoiser_conditioning(gather_text(text, drawn.caption, None), drawn.time_ids)
     model = spec.base.denoiser.bind(frozen.get(REFERENCE_UNET) or frozen[spec.base.denoiser_name])
     shards = batch_shards(spec.mesh)
     first = int(spec.layout.is_prior.any(axis=0).reshape(shards, -1).any(axis=0).argmax())
@@ -161,7 +161,7 @@ def frozen_prediction(
     def later(x: Array) -> Array:
         return apart(x)[:, first:].reshape(-1, *x.shape[1:])
 
-    output = model(*jax.tree.map(later, (seen, drawn.batch.timesteps, context, added)))
+    output = model(*jax.tree.map(later, (seen, drawn.batch.timesteps, *conditions)))
     return jnp.concatenate([jnp.zeros_like(apart(seen)[:, :first]), apart(output)], axis=1).reshape(seen.shape)
 
 
