@@ -93,7 +93,9 @@ class ProcessGroup(SingleProcess):
         if jax.distributed.is_initialized():
             raise UserError("jax.distributed is initialized already; leave that to jaxbooth.")
         self._info, self._timeout = info, timeout
-        self._has_joined = self._stop_requested = self._is_ending = False
+        self._has_joined = self._stop_requested = False
+        self._ending_thread: int | None = None  # the one that ends this process
+        self._ending_lock = threading.Lock()
         self._rounds = 0
         self._closed = threading.Event()
         self._coordinator = Coordinator(info, timeout, NOTICE, self._lost) if info.process_id == 0 else None
@@ -143,11 +145,12 @@ class ProcessGroup(SingleProcess):
         return False
 
     def fail(self, error: BaseException) -> None:
-        if self._is_ending:
+        if self._ending_thread == threading.get_ident():
             return
         if not isinstance(error, UserError | RunFailure):
             time.sleep(3 * GRACE)  # it may be a collective that misses a process; the watcher ends this one then
-        self._is_ending = True
+        if not self._may_end():
+            threading.Event().wait()  # another thread ends this process, and has said why
         if self._has_joined:
             self._write_event("error", f"{self._info.name}: {(str(error) or type(error).__name__).removesuffix('.')}.")
         self._wait_for_others_to_leave()
@@ -189,9 +192,9 @@ class ProcessGroup(SingleProcess):
 
     def _leave_stopped(self) -> None:
         """Ends this process, after a request to stop that loses nothing."""
-        self._is_ending = True
-        self._wait_for_others_to_leave()
-        self.stopped()
+        if self._may_end():
+            self._wait_for_others_to_leave()
+            self.stopped()
 
     def _lost(self, name: str) -> None:
         """Handles the end of a connection."""
@@ -215,12 +218,18 @@ class ProcessGroup(SingleProcess):
 
     def _end(self, text: str) -> None:
         """Ends this process, whatever its main thread waits for, unless it ends by itself."""
-        if self._is_ending:
-            return
-        self._is_ending = True
-        print_stderr(f"error: {text}")
-        self._wait_for_others_to_leave()
-        exit_now(1)
+        if self._may_end():
+            print_stderr(f"error: {text}")
+            self._wait_for_others_to_leave()
+            exit_now(1)
+
+    def _may_end(self) -> bool:
+        """Whether this thread is the first that wants to end the process."""
+        with self._ending_lock:
+            is_first = self._ending_thread is None
+            if is_first:
+                self._ending_thread = threading.get_ident()
+            return is_first
 
     def _wait_for_others_to_leave(self) -> None:
         """Keeps JAX's service alive, and the connections, until the others know."""
