@@ -1,4 +1,4 @@
-"""What a device needs for one instance and one class row: models, full or LoRA, by checkpointing policy and optimizer.
+"""What a device needs for an instance and a class image: models, full or LoRA, by checkpointing policy and optimizer.
 
     python scripts/memory_table.py
 
@@ -24,7 +24,7 @@ CASES = {"whole UNet": None, "LoRA of rank 16": 16}
 
 
 def step_cost(model: str, rank: int | None, **train: Any) -> StepCost:
-    """Estimates a step of 1 + 1 rows."""
+    """Estimates a step of 1 + 1 images."""
     config = Config.model_validate({"model": model, "lora": {"rank": rank}, "train": {"batch_size": 1} | train})
     config, base = abstract_base(config, "tpu")
     return estimate(config, base, find_topology("v6e:1x1")).at()

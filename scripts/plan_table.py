@@ -26,10 +26,10 @@ TOPOLOGIES = ("v5e:2x2", "v5e:4x4", "v6e:2x2", "v5p:2x2x1", "v4:2x2x1")
 
 
 class Case(NamedTuple):
-    """A run of the table: instance rows a chip, with as many prior rows, and what differs from a shipped run."""
+    """A run of the table: instance images per chip, with as many prior images, and changes to the shipped one."""
 
     shipped: str
-    rows: int
+    images: int
     changes: dict[str, dict[str, Any]]
 
 
@@ -41,8 +41,8 @@ CASES = {
     "sdxl-lora": Case("sdxl-lora", 1, {"train": {"remat": "blocks"}}),
 }
 HEAD = (
-    "| run | slice | rows a chip | how | fits | GiB a chip | largest batch a chip | TFLOP a chip | GB moved a chip "
-    "| roofline | expected images/s | hours (chip-hours) for 1000 steps |\n" + "|---" * 12 + "|"
+    "| run | slice | images per chip | how | fits | GiB per chip | largest batch per chip | TFLOP per chip "
+    "| GB moved per chip | roofline | expected images/s | hours (chip-hours) for 1000 steps |\n" + "|---" * 12 + "|"
 )
 
 
@@ -52,12 +52,12 @@ def config_of(name: str, topology: Topology) -> Config:
     raw = load_config(case.shipped).model_dump(mode="json")
     for section, values in case.changes.items():
         raw[section] |= values
-    raw["train"]["batch_size"] = case.rows * topology.devices
+    raw["train"]["batch_size"] = case.images * topology.devices
     return Config.model_validate(raw)
 
 
 def path_of(name: str, topology: Topology) -> Path:
-    """Returns where the compiler's facts of a row are kept."""
+    """Returns where the compiler's analyses of a row are kept."""
     return FOLDER / f"{name}-{topology.name.replace(':', '-')}.json"
 
 
@@ -77,7 +77,7 @@ def table_row(name: str, plan: Plan, cost: StepCost, how: str, fits: bool, large
     assert limit
     assert bound.seconds
     return (
-        f"| {name} | {plan.topology.name} | {2 * CASES[name].rows} | {how} | {'yes' if fits else '**no**'} "
+        f"| {name} | {plan.topology.name} | {2 * CASES[name].images} | {how} | {'yes' if fits else '**no**'} "
         f"| {cost.hbm_bytes / GIB:.2f} of {limit / GIB:.2f} | {'' if largest is None else largest} "
         f"| {cost.flops / 1e12:.2f} | {cost.bytes_accessed / 1e9:.0f} "
         f"| {bound.seconds * 1e3:.0f} ms, {bound.bound} | {run.images_per_second:.0f} "
@@ -90,7 +90,8 @@ def compiled_row(name: str, plan: Plan, errors: list[str]) -> str | None:
     path = path_of(name, plan.topology)
     if not path.exists():
         return None
-    cost = train_cost(plan.config, json.loads(path.read_text()), plan.estimated)
+    analyses = json.loads(path.read_text())
+    cost = train_cost(analyses, plan.config.train.gradient_accumulation_steps, plan.estimated)
     limit = plan.topology.chip.memory
     assert limit
     changes = [

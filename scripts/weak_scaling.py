@@ -1,6 +1,6 @@
-"""What one chip does in a step as the slice grows: compiled for v5e at constant rows a chip, with no TPU present.
+"""The work of one chip in a step as the slice grows, at constant images per chip: compiled for v5e without a TPU.
 
-    python scripts/weak_scaling.py [--run 2x2 4x4 8x8 16x16] [--rows 2] [--fsdp 4]
+    python scripts/weak_scaling.py [--run 2x2 4x4 8x8 16x16] [--images 2] [--fsdp 4]
 
 A UNet of Stable Diffusion's shape with two levels of 128 and 256 channels at 256 px, fully trained in bfloat16, so that
 a compile takes minutes. Each compiled slice leaves scripts/plan/weak-v5e-SHAPE.json; the table is made of those. Needs
@@ -36,17 +36,17 @@ def write_mid_sized(folder: Path) -> Path:
     return folder
 
 
-def compile_slice(shape: str, rows: int, fsdp: int) -> dict[str, Any]:
-    """Compiles the train step for a slice; `rows` are instance rows a chip, with as many prior rows."""
+def compile_slice(shape: str, images: int, fsdp: int) -> dict[str, Any]:
+    """Compiles the train step for a slice, with `images` instance images per chip and as many prior images."""
     topology = find_topology(f"v5e:{shape}")
     with tempfile.TemporaryDirectory() as scratch:
         settings = {
             "model": str(write_mid_sized(Path(scratch) / "model")),
-            "train": {"batch_size": rows * topology.devices, "dtype": "bfloat16"},
+            "train": {"batch_size": images * topology.devices, "dtype": "bfloat16"},
             "mesh": {"fsdp": fsdp},
         }
         analyses = compile_programs(Config.model_validate(settings), topology, sampling=False)
-    return {"topology": topology.name, "chips": topology.chips, "rows": rows, "fsdp": fsdp} | analyses
+    return {"topology": topology.name, "chips": topology.chips, "images": images, "fsdp": fsdp} | analyses
 
 
 def table_row(analyses: dict[str, Any], first: dict[str, Any]) -> str:
@@ -72,7 +72,7 @@ def table() -> str:
     paths = [path for shape in SHAPES if (path := FOLDER / f"weak-v5e-{shape}.json").exists()]
     slices = [json.loads(path.read_text()) for path in paths]
     head = (
-        "| slice | chips | GFLOP a chip | GB moved a chip | MB of collectives a chip | FLOP a collective byte "
+        "| slice | chips | GFLOP per chip | GB moved per chip | MB of collectives per chip | FLOP per collective byte "
         "| ms on one link / ms of compute, at peak |\n|---|---|---|---|---|---|---|"
     )
     return "\n".join([head, *(table_row(analyses, slices[0]) for analyses in slices)])
@@ -82,11 +82,13 @@ def main() -> None:
     """Compiles what is asked for, one after another, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", nargs="*", default=[], choices=SHAPES, help="slices to compile")
-    parser.add_argument("--rows", type=int, default=2, help="instance rows a chip; as many prior rows are added")
+    parser.add_argument(
+        "--images", type=int, default=2, help="instance images per chip; as many prior images are added"
+    )
     parser.add_argument("--fsdp", type=int, default=4)
     arguments = parser.parse_args()
     for shape in arguments.run:
-        analyses = compile_slice(shape, arguments.rows, arguments.fsdp)
+        analyses = compile_slice(shape, arguments.images, arguments.fsdp)
         write_json(FOLDER / f"weak-v5e-{shape}.json", analyses)
         print(f"v5e:{shape}: compiled in {analyses['train']['compile_seconds']:.0f} s", flush=True)
     print(table())

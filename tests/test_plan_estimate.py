@@ -111,7 +111,7 @@ def test_a_step_on_a_cpu_agrees_with_its_compiled_form(small, settings, error):
     config, base = abstract_base(config, "cpu")
     step = estimate(config, base, topology)
     mesh = make_mesh(devices=jax.devices()[:1])
-    compiled = trace_train(config, abstract_step(config, base, mesh)).lower().compile()
+    compiled = trace_train(abstract_step(config, base, mesh), config.train.steps_per_dispatch).lower().compile()
     memory, cost = compiled.memory_analysis(), step.at()
     real = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     assert cost.hbm_bytes - step.resident == pytest.approx(real, rel=error)

@@ -73,7 +73,9 @@ def compile_plan(config: Config, topology: Topology, estimated: StepCost) -> Com
         RunFailure: the compiler failed.
     """
     analyses = compile_programs(config, topology)
-    return Compiled(train_cost(config, analyses, estimated), *sampling_cost(analyses), analyses)
+    return Compiled(
+        train_cost(analyses, config.train.gradient_accumulation_steps, estimated), *sampling_cost(analyses), analyses
+    )
 
 
 def compile_programs(config: Config, topology: Topology, sampling: bool = True) -> dict[str, Any]:
@@ -143,7 +145,7 @@ def compile_here(config: Config, topology: Topology, sampling: bool) -> dict[str
     step = abstract_step(config, base, mesh)
     analyses: dict[str, Any] = {
         "persistent": persistent_bytes(step),
-        "train": compile_and_analyze(trace_train(config, step), topology),
+        "train": compile_and_analyze(trace_train(step, config.train.steps_per_dispatch), topology),
     }
     if sampling:
         params = sampling_params(base, step, mesh)
@@ -199,7 +201,7 @@ def compile_and_analyze(traced: Any, topology: Topology, trip_count: int = 1) ->
     }
 
 
-def train_cost(config: Config, analyses: dict[str, Any], estimated: StepCost) -> StepCost:
+def train_cost(analyses: dict[str, Any], micro_batches: int, estimated: StepCost) -> StepCost:
     """Returns what a compiler's analyses say of one step on one device."""
     persistent, train = dict(analyses["persistent"]), analyses["train"]
     resident = persistent.pop("resident")  # no argument of the train step
@@ -211,7 +213,7 @@ def train_cost(config: Config, analyses: dict[str, Any], estimated: StepCost) ->
         return estimated._replace(memory=memory)
     flops = (train["flops"] or 0.0) + train["uncounted_flops"]
     moved = {kind: float(total["bytes"]) for kind, total in train["collectives"].items()}
-    return StepCost(memory, flops, step_bytes_accessed(config.train.gradient_accumulation_steps, analyses), moved)
+    return StepCost(memory, flops, step_bytes_accessed(analyses, micro_batches), moved)
 
 
 def program_bytes(program: dict[str, Any]) -> float:
@@ -222,7 +224,7 @@ def program_bytes(program: dict[str, Any]) -> float:
     return program["argument_bytes"] + written + program["temp_bytes"] + program["code_bytes"]
 
 
-def step_bytes_accessed(micro_batches: int, analyses: dict[str, Any]) -> float:
+def step_bytes_accessed(analyses: dict[str, Any], micro_batches: int) -> float:
     """Returns the bytes that a step moves. XLA counts one micro-batch; the others move all but the optimizer's bytes.
 
     An update reads parameters, state and gradients and writes the first two.

@@ -45,11 +45,10 @@ def measure_step(config: Config, base: BaseModel, topology: Topology) -> float:
         config: with its resolution and checkpointing policy.
     """
     enable_compilation_cache()
-    config = config.model_copy(update={"train": config.train.model_copy(update={"steps_per_dispatch": 1})})
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, jax.devices(topology.platform))
     step = abstract_step(config, base, mesh)
     with progress("measure", total=None):
-        program = trace_train(config, step).lower().compile()
+        program = trace_train(step, steps_per_dispatch=1).lower().compile()
         state, frozen, cache = zeros((step.state, step.frozen, step.cache))
         count, shift, seconds = jnp.int32(1), jnp.int32(0), []
         for _ in range(1 + TIMED_STEPS):

@@ -1,6 +1,7 @@
 """One device's share of a micro-batch, traced and analyzed."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -63,9 +64,9 @@ def analyze_step(step: AbstractStep, mesh: AbstractMesh, platform: str, batch_si
 def trace_gradients(step: AbstractStep, mesh: AbstractMesh, batch_size: int) -> tuple[Any, Sequence[str]]:
     """Returns the jaxpr of `gradients` for one device's examples and unsharded parameters, and its gradients' names."""
     spec = step.spec
-    plan = BatchLayout(*(field[:1, :batch_size] for field in spec.layout))
+    layout = BatchLayout(*(field[:1, :batch_size] for field in spec.layout))
     one_device = AbstractMesh((1,) * len(mesh.axis_names), mesh.axis_names, axis_types=mesh.axis_types)
-    local: Any = type(spec)(spec.base, spec.config, spec.slices, plan, one_device)
+    local = replace(spec, layout=layout, mesh=one_device)
 
     def unsharded(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)

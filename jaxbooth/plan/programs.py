@@ -16,9 +16,9 @@ from jaxbooth.training.state import result_params
 from jaxbooth.training.step import make_dispatch
 
 
-def trace_train(config: Config, step: AbstractStep) -> Any:
+def trace_train(step: AbstractStep, steps_per_dispatch: int) -> Any:
     """Traces a dispatch of the train step."""
-    dispatch = make_dispatch(step.spec, step.tx, config.train.steps_per_dispatch, step.state)
+    dispatch = make_dispatch(step.spec, step.tx, steps_per_dispatch, step.state)
     count = jax.ShapeDtypeStruct((), jnp.int32)
     return dispatch.trace(step.state, step.frozen, step.cache, count, count)
 
