@@ -35,10 +35,10 @@ from jaxbooth.runs.metric_writer import read_metrics
 from jaxbooth.runs.restore import abstract_run_state, read_base
 from jaxbooth.sharding import make_mesh
 
-STEPS, EVERY, PICTURES = 48, 8, 16
+STEPS, EVERY, NUM_CLASS_IMAGES = 48, 8, 16
 COMMAND = (
     "train", "demo", "--train.steps", STEPS, "--train.checkpoint-every", EVERY, "--train.batch-size", 2,
-    "--data.num-class-images", PICTURES, "--prior.steps", 2, "--prior.batch-size", 2, "--mesh.data", -1,
+    "--data.num-class-images", NUM_CLASS_IMAGES, "--prior.steps", 2, "--prior.batch-size", 2, "--mesh.data", -1,
     "--validation.prompts", "a sks cat", "--validation.images-per-prompt", 1, "--validation.steps", 1,
     "--validation.every", 10 * STEPS, "--no-export",
 )  # fmt: skip
@@ -124,7 +124,7 @@ def moments(run: RunFolder, chance: random.Random, seconds: float) -> dict[str, 
         seconds: that a training without a stop takes.
     """
     begun, known = time.monotonic(), steps_on_disk(run)
-    after, images = chance.uniform(0, 0.6 * seconds), chance.randrange(PICTURES)
+    after, images = chance.uniform(0, 0.6 * seconds), chance.randrange(NUM_CLASS_IMAGES)
     wait, first = chance.choice((0.0, 0.01, 0.05, 0.2)), []
 
     def writing() -> bool:
@@ -179,11 +179,11 @@ def check_survivors(training: Training, codes: list[int], victim: int, seconds: 
 
 def check_resumed(training: Training, newest: int, logged: int, score: Score) -> None:
     """Compares where a training began with what was on disk before it did."""
-    found = RESUMED.search(training.said())
-    if found:
-        score.repeated += max(0, logged - int(found[1]))
-        if int(found[1]) < newest:
-            score.losses.append(f"resumed at {found[1]}, but {newest} was saved")
+    resumed = RESUMED.search(training.said())
+    if resumed:
+        score.repeated += max(0, logged - int(resumed[1]))
+        if int(resumed[1]) < newest:
+            score.losses.append(f"resumed at {resumed[1]}, but {newest} was saved")
 
 
 def play_round(
@@ -215,15 +215,15 @@ def differences(run: RunFolder, reference: RunFolder) -> list[str]:
         checkpoints = Checkpoints(folder.checkpoints)
         states.append(checkpoints.restore(abstract_run_state(config, read_base(config), mesh)))
         checkpoints.close()
-    found = [] if states[0][1] == states[1][1] == STEPS else [f"steps {states[0][1]} and {states[1][1]}"]
+    different = [] if states[0][1] == states[1][1] == STEPS else [f"steps {states[0][1]} and {states[1][1]}"]
     leaves = zip(jax.tree.leaves(states[0][0]), jax.tree.leaves(states[1][0]), strict=True)
     unequal = sum(not np.array_equal(one, other) for one, other in leaves)
-    found += [f"{unequal} arrays of the state"] if unequal else []
+    different += [f"{unequal} arrays of the state"] if unequal else []
     images = [{path.name: path.read_bytes() for path in class_files(folder)} for folder in (run, reference)]
-    found += [] if images[0] == images[1] else ["the class images"]
+    different += [] if images[0] == images[1] else ["the class images"]
     losses = [[(line["step"], line["loss"]) for line in read_metrics(folder.metrics)] for folder in (run, reference)]
-    found += [] if losses[0] == losses[1] and len(losses[0]) == STEPS else ["the logged losses"]
-    return found
+    different += [] if losses[0] == losses[1] and len(losses[0]) == STEPS else ["the logged losses"]
+    return different
 
 
 def main() -> None:
@@ -256,7 +256,7 @@ def main() -> None:
         print(f"round {number}", flush=True)
         run = RunFolder(out / f"round-{number}")
         play_round(run, kinds, arguments.processes, seconds, chance, score)
-        score.losses += [f"round {number}: {what} differ" for what in differences(run, reference)]
+        score.losses += [f"round {number}: {name} differ" for name in differences(run, reference)]
         left -= max(1, sum(score.kills.values()) - before)
 
     for kind, times in sorted(score.kills.items()):

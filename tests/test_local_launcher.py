@@ -88,9 +88,9 @@ def launch(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_each_process_is_told_its_number_and_the_same_address(program):
-    found = launch("3", *program(SHOW), "train", "two words", CUDA_VISIBLE_DEVICES="", JAX_PLATFORMS="cpu")
-    assert found.returncode == 0, found.stderr
-    lines = sorted(found.stdout.splitlines())
+    done = launch("3", *program(SHOW), "train", "two words", CUDA_VISIBLE_DEVICES="", JAX_PLATFORMS="cpu")
+    assert done.returncode == 0, done.stderr
+    lines = sorted(done.stdout.splitlines())
     assert [line.split(" ")[0] for line in lines] == ["[0]", "[1]", "[2]"]
     for number, line in enumerate(lines):
         words = line.split(" ", 1)[1].split("|")
@@ -111,27 +111,27 @@ def test_a_given_port_is_used(program):
 
 
 def test_gpus_are_shared_out_evenly(program):
-    found = sorted(launch("2", *program(SHOW), CUDA_VISIBLE_DEVICES="4,5,6,7").stdout.splitlines())
-    assert [line.split("|")[-2] for line in found] == ["4,5", "6,7"]
+    lines = sorted(launch("2", *program(SHOW), CUDA_VISIBLE_DEVICES="4,5,6,7").stdout.splitlines())
+    assert [line.split("|")[-2] for line in lines] == ["4,5", "6,7"]
 
 
 def test_devices_per_process_choose_the_cpu(program):
-    found = launch("2", *program(SHOW), DEVICES_PER_PROCESS="2", CUDA_VISIBLE_DEVICES="4,5,6").stdout.splitlines()
-    assert [line.split("|")[-1] for line in found] == ["cpu", "cpu"]
+    lines = launch("2", *program(SHOW), DEVICES_PER_PROCESS="2", CUDA_VISIBLE_DEVICES="4,5,6").stdout.splitlines()
+    assert [line.split("|")[-1] for line in lines] == ["cpu", "cpu"]
 
 
 def test_processes_find_each_other_through_the_flags(program):
-    found = launch("2", *program(SUM_OVER_PROCESSES), DEVICES_PER_PROCESS="2")
-    assert found.returncode == 0, found.stdout + found.stderr
-    results = [line for line in sorted(found.stdout.splitlines()) if line.endswith("2 4 2 3")]
+    done = launch("2", *program(SUM_OVER_PROCESSES), DEVICES_PER_PROCESS="2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = [line for line in sorted(done.stdout.splitlines()) if line.endswith("2 4 2 3")]
     assert results == ["[0] 2 4 2 3", "[1] 2 4 2 3"]
 
 
 def test_one_failure_ends_all_and_its_exit_code_is_returned(program):
     start = time.monotonic()
-    found = launch("3", *program(FAIL_IN_1))
-    assert found.returncode == 7
-    assert found.stderr == "local.sh: process 1 ended with exit code 7; the others are ended.\n"
+    done = launch("3", *program(FAIL_IN_1))
+    assert done.returncode == 7
+    assert done.stderr == "local.sh: process 1 ended with exit code 7; the others are ended.\n"
     assert time.monotonic() - start < 20
 
 
@@ -188,7 +188,7 @@ def test_children_of_a_process_do_not_hold_the_launcher_up(program):
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(arguments, changes, message):
-    found = launch(*arguments, **changes)
-    assert found.returncode == 2
-    assert message in found.stderr
-    assert len(found.stderr.splitlines()) == 1
+    done = launch(*arguments, **changes)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1

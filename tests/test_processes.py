@@ -46,19 +46,19 @@ def exported(run_dir):
     return load_file(run_dir / "export" / "unet" / "diffusion_pytorch_model.safetensors")
 
 
-def class_pictures(run_dir):
+def class_images(run_dir):
     (folder,) = [path.parent for path in run_dir.rglob("manifest.json")]
     return {path.name: np.asarray(Image.open(path)).tobytes() for path in sorted(folder.glob("*.png"))}
 
 
 def assert_same_run(run_dir, single):
-    assert class_pictures(run_dir) == class_pictures(single)
+    assert class_images(run_dir) == class_images(single)
     lines, expected = read_metrics(run_dir / "metrics.jsonl"), read_metrics(single / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     np.testing.assert_allclose([line["loss"] for line in lines], [line["loss"] for line in expected], rtol=1e-5)
-    found = exported(run_dir)
+    tensors = exported(run_dir)
     for name, value in exported(single).items():
-        np.testing.assert_allclose(found[name], value, atol=FLOAT32_STEPS, err_msg=name)
+        np.testing.assert_allclose(tensors[name], value, atol=FLOAT32_STEPS, err_msg=name)
 
 
 @pytest.mark.parametrize(
