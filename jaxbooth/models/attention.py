@@ -7,21 +7,26 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float
 
-from jaxbooth.models.attention_kernels import KERNELS, PLATFORM_KERNELS, KernelName, cudnn_widest, xla_attention
+from jaxbooth.models.attention_kernels import (
+    KERNELS,
+    PLATFORM_KERNELS,
+    KernelName,
+    Queries,
+    Sources,
+    cudnn_widest,
+    xla_attention,
+)
 from jaxbooth.models.layers import Layers, gelu
 from jaxbooth.params import Array
 from jaxbooth.sharding import shard_map_heads
 
+Tokens = Float[Array, "b t c"]
+Context = Float[Array, "b s c_context"]
 LONG_SEQUENCE = 2048  # XLA keeps the scores of 1024 tokens on a TPU's chip; those of 2304 cost 600 MiB a layer
 CUDNN_SCORES = 2**16  # of a head, from which on cuDNN is faster on an H200, see docs/speed.md; cross-attention's too
 
 
-def attention(
-    query: Float[Array, "b t heads d"],
-    key: Float[Array, "b s heads d"],
-    value: Float[Array, "b s heads d"],
-    is_causal: bool = False,
-) -> Float[Array, "b t heads d"]:
+def attention(query: Queries, key: Sources, value: Sources, is_causal: bool = False) -> Queries:
     """softmax(q k^T / sqrt(d)) v with scores and softmax in float32, by the kernel that suits the compiled platform.
 
     Args:
@@ -74,7 +79,7 @@ class Projections(nnx.Module):
         self.to_v = layers.linear(context_width or width, width, bias)
         self.to_out = nnx.List([layers.linear(width, width)])
 
-    def attend(self, x: Float[Array, "b t c"], context: Float[Array, "b s c_context"]) -> Float[Array, "b t c"]:
+    def attend(self, x: Tokens, context: Context) -> Tokens:
         """Returns what each of `x` gathers from the context."""
 
         def split(y: Array) -> Array:
@@ -87,9 +92,7 @@ class Projections(nnx.Module):
 class Attention(Projections):
     """Multi-head attention; self-attention unless a context is given."""
 
-    def __call__(
-        self, x: Float[Array, "b t c"], context: Float[Array, "b s c_context"] | None = None
-    ) -> Float[Array, "b t c"]:
+    def __call__(self, x: Tokens, context: Context | None = None) -> Tokens:
         return self.attend(x, x if context is None else context)
 
 
@@ -113,7 +116,7 @@ class GEGLU(nnx.Module):
 
         return jax.tree_util.tree_map_with_path(cut, self.proj)
 
-    def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b t inner"]:
+    def __call__(self, x: Tokens) -> Float[Array, "b t inner"]:
         return gated(self.half(0)(x), self.half(1)(x))
 
 
@@ -142,7 +145,7 @@ class FeedForward(nnx.Module):
     def __init__(self, width: int, layers: Layers):
         self.net = nnx.List([GEGLU(width, 4 * width, layers), Identity(), layers.linear(4 * width, width)])
 
-    def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
+    def __call__(self, x: Tokens) -> Tokens:
         for layer in self.net:
             x = layer(x)
         return x
@@ -160,7 +163,7 @@ class BasicTransformerBlock(nnx.Module):
         self.ff = FeedForward(width, layers)
 
     @jax.jit  # many are alike: traced once
-    def __call__(self, x: Float[Array, "b t c"], context: Float[Array, "b s c_context"]) -> Float[Array, "b t c"]:
+    def __call__(self, x: Tokens, context: Context) -> Tokens:
         x += self.attn1(self.norm1(x))
         x += self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
@@ -181,7 +184,7 @@ class Transformer2DModel(nnx.Module):
         self.transformer_blocks = nnx.List(blocks)
         self.proj_out = layers.linear(width, width) if linear else layers.conv(width, width, size=1)
 
-    def __call__(self, x: Float[Array, "b h w c"], context: Float[Array, "b s c_context"]) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"], context: Context) -> Float[Array, "b h w c"]:
         # A 1x1 convolution and a linear layer over the last axis are the same map, so both run before the reshape.
         hidden = self.proj_in(self.norm(x))
         hidden = hidden.reshape(x.shape[0], -1, x.shape[-1])

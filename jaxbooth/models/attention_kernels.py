@@ -16,6 +16,9 @@ from jaxbooth.params import Array
 
 KernelName = Literal["xla", "chunked", "splash", "cudnn"]
 
+Queries = Float[Array, "b t heads d"]  # results, too
+Sources = Float[Array, "b s heads d"]  # keys and values
+
 QUERY_CHUNK = 512
 SPLASH_BLOCK = 512  # queries and keys that the TPU kernel holds at once
 FUSED_LENGTH, FUSED_WIDTH = 4096, 128  # of keys and heads up to which one backward kernel has room on every TPU
@@ -23,22 +26,12 @@ CUDNN_MULTIPLE = 8
 TPUS_WITHOUT_SPLASH = ("TPU v2", "TPU v3")  # their compiler refuses bfloat16 products in kernels
 
 
-def xla_attention(
-    query: Float[Array, "b t heads d"],
-    key: Float[Array, "b s heads d"],
-    value: Float[Array, "b s heads d"],
-    is_causal: bool = False,
-) -> Float[Array, "b t heads d"]:
+def xla_attention(query: Queries, key: Sources, value: Sources, is_causal: bool = False) -> Queries:
     """Builds all scores, in float32: length x source_length of them for every head."""
     return jax.nn.dot_product_attention(query, key, value, is_causal=is_causal)
 
 
-def chunked_attention(
-    query: Float[Array, "b t heads d"],
-    key: Float[Array, "b s heads d"],
-    value: Float[Array, "b s heads d"],
-    longest: int = QUERY_CHUNK,
-) -> Float[Array, "b t heads d"]:
+def chunked_attention(query: Queries, key: Sources, value: Sources, longest: int = QUERY_CHUNK) -> Queries:
     """Takes query rows a chunk at a time; the backward pass recomputes each chunk's scores.
 
     Memory grows with chunk x source_length and not with length x source_length. The gradients of key and value, to
@@ -60,12 +53,7 @@ def chunked_attention(
     return jnp.moveaxis(jax.lax.map(attend, chunks), 0, 1).reshape(query.shape)
 
 
-def tpu_splash_attention(
-    query: Float[Array, "b t heads d"],
-    key: Float[Array, "b s heads d"],
-    value: Float[Array, "b s heads d"],
-    interpret: bool = False,
-) -> Float[Array, "b t heads d"]:
+def tpu_splash_attention(query: Queries, key: Sources, value: Sources, interpret: bool = False) -> Queries:
     """JAX's flash attention for TPUs; no scores leave the chip.
 
     The kernel takes (heads, length, width), has no scale, and wants lengths in whole blocks: queries come scaled, and
@@ -91,7 +79,7 @@ def tpu_splash_attention(
     return out[:, :, :length].swapaxes(1, 2)
 
 
-def to_blocks(x: Float[Array, "b t heads d"]) -> Float[Array, "b heads t_padded d"]:
+def to_blocks(x: Queries) -> Float[Array, "b heads t_padded d"]:
     """Swaps length and heads and fills the last block with zeros."""
     return jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, -x.shape[1] % SPLASH_BLOCK), (0, 0)))
 
@@ -115,9 +103,7 @@ def splash_blocks(source_length: int, width: int) -> splash_attention.BlockSizes
     return sizes(block_kv_dkv=size, block_q_dq=size, block_kv_dq=size)
 
 
-def cudnn_attention(
-    query: Float[Array, "b t heads d"], key: Float[Array, "b s heads d"], value: Float[Array, "b s heads d"]
-) -> Float[Array, "b t heads d"]:
+def cudnn_attention(query: Queries, key: Sources, value: Sources) -> Queries:
     """NVIDIA's flash attention. It wants sources in eights: 77 tokens of text become 80, of which 77 are seen."""
     attend = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     (batch, length), source_length = query.shape[:2], key.shape[1]

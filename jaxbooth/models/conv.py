@@ -15,20 +15,19 @@ from jaxtyping import Float
 from jaxbooth.models.broadcast import add_broadcast
 from jaxbooth.params import Array
 
+Features = Float[Array, "b h w c"]
+Kernel = Float[Array, "k k c out"]
+Result = Float[Array, "b h_out w_out out"]
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv2d(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "k k c out"], stride: int, padding: int
-) -> Float[Array, "b h_out w_out out"]:
+def conv2d(x: Features, kernel: Kernel, stride: int, padding: int) -> Result:
     """Convolves, with `padding` zeros on every side."""
     return plain_conv(x, kernel, stride, padding)
 
 
-def plain_conv(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "k k c out"], stride: int, padding: int
-) -> Float[Array, "b h_out w_out out"]:
+def plain_conv(x: Features, kernel: Kernel, stride: int, padding: int) -> Result:
     """`conv2d` with JAX's own gradient rules."""
     pads = ((padding, padding),) * 2
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=LAYOUT)
@@ -100,7 +99,7 @@ class Conv(nnx.Module):
         self.kernel = nnx.Param(init(rngs.params(), (size, size, inputs, outputs), jnp.float32))
         self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32)) if use_bias else None
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out out"]:
+    def __call__(self, x: Features) -> Result:
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
         is_pointwise = kernel.shape[0] == 1 and self.stride == 1
         y = x @ kernel[0, 0] if is_pointwise else conv2d(x, kernel, self.stride, self.padding)

@@ -13,16 +13,12 @@ from jaxtyping import Float
 
 from jaxbooth.params import Array
 
+Features = Float[Array, "b *pixels c"]
+Channels = Float[Array, " c"]
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def group_norm(
-    x: Float[Array, "b *pixels c"],
-    scale: Float[Array, " c"],
-    bias: Float[Array, " c"],
-    groups: int,
-    eps: float,
-    silu: bool,
-) -> Float[Array, "b *pixels c"]:
+def group_norm(x: Features, scale: Channels, bias: Channels, groups: int, eps: float, silu: bool) -> Features:
     """torch `GroupNorm` over channels last, and SiLU after it if asked, in the dtype of `x`; statistics in float32."""
     return group_norm_forward(x, scale, bias, groups, eps, silu)[0]
 
@@ -63,9 +59,7 @@ def over_groups(channels: Array, groups: int) -> Array:
     return jnp.broadcast_to(means, (*means.shape[:-1], size)).reshape(channels.shape)
 
 
-def normalised(
-    x: Float[Array, "b *pixels c"], mean: Float[Array, "b *ones c"], rstd: Float[Array, "b *ones c"]
-) -> Float[Array, "b *pixels c"]:
+def normalised(x: Features, mean: Float[Array, "b *ones c"], rstd: Float[Array, "b *ones c"]) -> Features:
     """(x - mean) / standard deviation in float32."""
     return (x.astype(jnp.float32) - mean) * rstd
 
@@ -119,5 +113,5 @@ class GroupNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(channels, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(channels, jnp.float32))
 
-    def __call__(self, x: Float[Array, "b *pixels c"]) -> Float[Array, "b *pixels c"]:
+    def __call__(self, x: Features) -> Features:
         return group_norm(x.astype(self.dtype), self.scale[...], self.bias[...], self.groups, self.eps, self.silu)

@@ -141,7 +141,7 @@ def placeholders(stem: str, entries: list[LdmTensor], config: CLIPTextConfig, pr
 
     SD 2.x conditions on the second last layer, so its folders end there and drop the last one and the projection.
     Web UIs build the whole encoder: they get the last layer twice, as kohya's converter does it, and a projection that
-    changes nothing. No picture depends on either.
+    changes nothing. No image depends on either.
     """
     scale = LdmTensor(f"{stem}logit_scale", (), (), placeholder=True)
     if projected:
