@@ -151,7 +151,7 @@ def events(folder: Path) -> list[Any]:
     return found
 
 
-def test_a_board_hides_later_steps_and_has_curves_and_pictures(tmp_path):
+def test_a_board_hides_later_steps_and_has_curves_and_images(tmp_path):
     board = EventWriter(tmp_path, 7)
     board.scalar("loss", 0.5, 8)
     board.image("samples", np.full((4, 6, 3), 255, np.uint8), 8)

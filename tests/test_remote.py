@@ -104,7 +104,7 @@ def test_metrics_and_curves_are_there_after_a_flush_and_lines_of_later_steps_are
     }
 
 
-def test_class_pictures_are_written_listed_and_read_there(store):
+def test_class_images_are_written_listed_and_read_there(store):
     folder = class_folder(config := configure((1, 1)).model_copy(update={"run_dir": RUN}), config.subjects[0])
     write_png(folder / "class-00000.png", Image.new("RGB", (6, 4), "blue"), {"seed": 1})
     write_json(folder / "manifest.json", {"a": 1})

@@ -43,7 +43,7 @@ def configure(**sections: dict[str, Any]) -> Config:
 # Options that would do nothing
 
 IDLE = [
-    ({"text": {"learning_rate": 1e-6}}, "--text.learning-rate is the text encoder's rate, and it is frozen"),
+    ({"text": {"learning_rate": 1e-6}}, "--text.learning-rate is the rate of the text encoder, which is frozen"),
     ({"lora": {"alpha": 8}}, "--lora.alpha needs --lora.rank"),
     ({"lora": {"rslora": True}}, "--lora.rslora needs --lora.rank"),
     ({"lora": {"dora": True}}, "--lora.dora needs --lora.rank"),

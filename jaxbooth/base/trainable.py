@@ -49,7 +49,7 @@ def trained_shapes(base: BaseModel, config: Config) -> TrainedShapes:
         UserError: --lora.targets matches nothing.
     """
     trained: TrainedShapes = {}
-    if config.text.token_training != "textual-inversion":
+    if not config.text.is_textual_inversion:
         lora = run_lora_spec(config.lora)
         for name in base.trainable_components(config.train.text_encoder):
             module = base.module(name)
@@ -74,7 +74,7 @@ def check_rank(base: BaseModel, config: Config) -> None:
         UserError: the message names the largest rank.
     """
     lora = run_lora_spec(config.lora)
-    if not lora or config.text.token_training == "textual-inversion":
+    if not lora or config.text.is_textual_inversion:
         return
     largest = 0
     for name in base.trainable_components(config.train.text_encoder):

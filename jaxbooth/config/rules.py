@@ -1,7 +1,6 @@
-"""Settings that contradict each other, refused before anything is read: no option is accepted and ignored."""
+"""Settings that cannot go together are refused before anything is read."""
 
-from collections.abc import Iterator
-
+from jaxbooth.config.ineffective import changed_keys, ineffective_options
 from jaxbooth.config.limits import MAX_ROWS_TRAINED, MAX_SAMPLED_IMAGES
 from jaxbooth.config.rates import Group, default_learning_rate, peak_learning_rate, token_steps
 from jaxbooth.config.run_config import Config
@@ -12,62 +11,21 @@ from jaxbooth.console.messages import warn
 from jaxbooth.diffusion.schedule import NoiseSchedule
 from jaxbooth.errors import UserError
 
-# (key that has no effect, what it needs, in words)
-NEEDS = (
-    (
-        "train.text_encoder",
-        "text.learning_rate",
-        "is the text encoder's rate, and it is frozen; set --train.text-encoder",
-    ),
-    ("lora.rank", "lora.alpha", "needs --lora.rank"),
-    ("lora.rank", "lora.rslora", "needs --lora.rank"),
-    ("lora.rank", "lora.dora", "needs --lora.rank"),
-    ("lora.rank", "lora.targets", "needs --lora.rank"),
-    ("lora.rank", "lora.init", "needs --lora.rank, the rank of the file or a larger one"),
-    ("text.placeholder_tokens", "text.vectors_per_token", "needs --text.placeholder-tokens"),
-    ("text.placeholder_tokens", "text.initializer_token", "needs --text.placeholder-tokens"),
-    ("text.placeholder_tokens", "text.token_learning_rate", "needs --text.placeholder-tokens"),
-    ("text.placeholder_tokens", "text.token_training", "needs --text.placeholder-tokens"),
-    ("evaluation.every", "evaluation.num_prompts", "needs --evaluation.every"),
-    ("evaluation.every", "evaluation.images_per_prompt", "needs --evaluation.every"),
-    ("evaluation.every", "evaluation.num_class_images", "needs --evaluation.every"),
-    ("evaluation.every", "evaluation.clip", "needs --evaluation.every"),
-    ("evaluation.every", "evaluation.dino", "needs --evaluation.every"),
-    ("evaluation.every", "evaluation.keep_best", "needs --evaluation.every"),
-    ("evaluation.keep_best", "evaluation.patience", "needs --evaluation.keep-best, the metric to watch"),
-)
-# (key, the value of another key that it needs)
-ONLY_WITH = (
-    ("text.token_share", "text.token_training", "pivotal"),
-    ("loss.huber_c", "loss.loss_type", "huber"),
-    ("loss.timestep_mean", "loss.timestep_sampling", "logit_normal"),
-    ("loss.timestep_std", "loss.timestep_sampling", "logit_normal"),
-    ("data.random_crops", "data.crop", "random"),
-)
+# key -> why it does not go with --text.token-training textual-inversion
+NOT_WITH_TEXTUAL_INVERSION = {
+    "train.text_encoder": "trains more than the placeholder tokens",
+    "lora.rank": "trains more than the placeholder tokens",
+    "train.weight_decay": "does not act on placeholder tokens",
+    "text.caption_dropout": "makes rows without the placeholder tokens, which would teach nothing",
+}
 RATE_KEYS: dict[Group, str] = {
     "denoiser": "train.learning_rate",
     "text": "text.learning_rate",
     "tokens": "text.token_learning_rate",
 }
 HIGH_RATE = 100  # times the default
-PRIOR_KEYS = ("data.class_dir", "loss.prior_weighting", "loss.prior_target")
-# key -> why it does not go with --text.token-training textual-inversion
-IDLE_ALONE = {
-    "train.text_encoder": "trains more than the placeholder tokens",
-    "lora.rank": "trains more than the placeholder tokens",
-    "train.weight_decay": "does not act on placeholder tokens",
-    "text.caption_dropout": "makes rows without the placeholder tokens, which would teach nothing",
-}
-# optimizer -> keys that it has no use for
-UNUSED_BY = {
-    "adafactor": ("train.b1", "train.b2", "train.eps", "train.mu_dtype"),
-    "lion": ("train.eps",),
-    "prodigy": ("train.mu_dtype",),
-    "schedule_free_adamw": ("train.mu_dtype",),
-}
-PRODIGY_RATES = 0.1  # and above: it finds the rate itself, and the given one multiplies that
-MADE_BY_SUBJECTS = ("instance_dir", "instance_prompt", "class_dir", "class_prompt")
-CLASS_FLAG = "--data.class-prompt"
+MIN_PRODIGY_RATE = 0.1  # Prodigy finds the rate itself and multiplies it by the given one
+SUBJECT_KEYS = ("instance_dir", "instance_prompt", "class_dir", "class_prompt")  # that entries of data.subjects have
 
 
 def check_config(config: Config) -> None:
@@ -106,59 +64,26 @@ def check_samples(config: Config) -> None:
         )
 
 
-def ineffective_options(config: Config) -> Iterator[str]:
-    """Yields a sentence for every option that was set and would do nothing."""
-    values, defaults = flatten(config), flatten(Config())
-
-    def is_set(key: str) -> bool:
-        return values[key] != defaults[key]
-
-    for needed, key, why in NEEDS:
-        if is_set(key) and not values[needed]:
-            yield f"{flag(key)} {why}."
-    for key, other, wanted in ONLY_WITH:
-        if is_set(key) and values[other] != wanted:
-            yield f"{flag(key)} only acts with {flag(other)} {wanted}."
-    if is_set("loss.snr_gamma") and "min_snr" not in (config.loss.weighting, config.loss.prior_weighting):
-        yield "--loss.snr-gamma only acts with --loss.weighting min_snr."
-    for key in PRIOR_KEYS:
-        if is_set(key) and not config.prior_rows:
-            yield f"{flag(key)} is about prior rows, and this run has none."
-    for index, subject in enumerate(config.data.subjects):
-        if subject.class_dir and not config.prior_rows:
-            yield f"data.subjects, entry {index + 1}: class_dir is about prior rows, and this run has none."
-    for key, other in (
-        ("train.prior_weight", "train.prior_batch_size"),
-        ("train.prior_batch_size", "train.prior_weight"),
-    ):
-        if is_set(key) and values[key] and values[other] == 0:
-            yield f"{flag(key)} has no effect with {flag(other)} 0."
-    for key in UNUSED_BY.get(config.train.optimizer, ()):
-        if is_set(key):
-            yield f"{flag(key)} does nothing with --train.optimizer {config.train.optimizer}; leave it out."
-
-
 def warn_about_prior(config: Config) -> None:
-    """Warns where class images are described and none are used.
+    """Warns if class images are described and none are used.
 
-    That is no error, because configurations (shipped ones too) describe them for runs whose prior a flag turns off.
+    That is no error: configurations describe class images, and a flag may turn the prior off.
     """
-    defaults = flatten(Config())
-    changed = [key for key, value in flatten(config).items() if value != defaults[key]]
-    idle = [flag(key) for key in changed if key.startswith("prior.") or key == "data.num_class_images"]
-    if idle and not config.prior_rows:
-        warn(f"this run has no prior rows, so it makes no class images; it does not look at {', '.join(idle)}.")
+    changed = changed_keys(config)
+    unused = [flag(key) for key in changed if key.startswith("prior.") or key == "data.num_class_images"]
+    if unused and not config.prior_rows:
+        warn(f"this run has no prior rows, so it generates no class images and ignores {', '.join(unused)}.")
 
 
 def warn_about_rates(config: Config) -> None:
-    """Warns of a learning rate far above the default of what is trained; a zero too few is a usual slip."""
+    """Warns of a learning rate far above the default of what is trained; a zero is easily forgotten."""
     values = flatten(config)
     for group, key in RATE_KEYS.items():
-        given, usual = values[key], default_learning_rate(config, group)
-        if given is not None and given >= HIGH_RATE * usual:
+        rate, default = values[key], default_learning_rate(config, group)
+        if rate is not None and rate >= HIGH_RATE * default:
             warn(
-                f"{flag(key)} {given:g} is {given / usual:,.0f} times {usual:g}, the default of what is trained here; "
-                "such a rate can destroy a model within a few steps."
+                f"{flag(key)} {rate:g} is {rate / default:,.0f} times {default:g}, the default of what is trained "
+                "here; such a rate can destroy a model within a few steps."
             )
 
 
@@ -166,9 +91,9 @@ def check_subjects(config: Config) -> None:
     """Refuses missing folders and prompts."""
     data = config.data
     if data.subjects:
-        given = [key for key in MADE_BY_SUBJECTS if getattr(data, key) is not None]
-        if given:
-            raise UserError(f"{flag(f'data.{given[0]}')} and data.subjects exclude each other; put it into the list.")
+        also_set = [f"data.{key}" for key in SUBJECT_KEYS if getattr(data, key) is not None]
+        if also_set:
+            raise UserError(f"{flag(also_set[0])} and data.subjects exclude each other; put it into the list.")
     elif data.instance_dir is None:
         raise UserError("--data.instance-dir is missing: the folder with the subject's images.")
     elif not (data.instance_prompt or "").strip():
@@ -181,7 +106,7 @@ def check_subjects(config: Config) -> None:
             raise UserError(f"{entry}: instance_prompt is empty; write one with an identifier of its own.")
         if subject.instance_prompt in [other.instance_prompt for other in config.subjects[:index]]:
             raise UserError(f"{entry}: {subject.instance_prompt!r} is another subject's prompt too; give each its own.")
-        check_class(config, subject, f"{entry}: class_prompt" if data.subjects else CLASS_FLAG)
+        check_class(config, subject, f"{entry}: class_prompt" if data.subjects else "--data.class-prompt")
 
 
 def check_class(config: Config, subject: Subject, key: str) -> None:
@@ -246,12 +171,12 @@ def check_tokens(config: Config) -> None:
             f"--text.token-share {text.token_share} of {train.steps} steps leaves none for the placeholder tokens or "
             "none for the rest; set another share, or --text.token-training joint."
         )
-    if text.token_training != "textual-inversion":
+    if not text.is_textual_inversion:
         return
-    values, defaults = flatten(config), flatten(Config())
-    for key, why in IDLE_ALONE.items():
-        if values[key] != defaults[key]:
-            raise UserError(f"{flag(key)} {why}; leave it out, or set --text.token-training joint.")
+    changed = changed_keys(config)
+    for key, reason in NOT_WITH_TEXTUAL_INVERSION.items():
+        if key in changed:
+            raise UserError(f"{flag(key)} {reason}; leave it out, or set --text.token-training joint.")
     if train.learning_rate is not None:
         raise UserError(
             "--train.learning-rate is the UNet's, which is frozen; leave it out (or None) and set "
@@ -266,14 +191,13 @@ def check_tokens(config: Config) -> None:
 
 def check_prodigy(config: Config) -> None:
     """Refuses learning rates with which Prodigy, which finds the rate itself, would hardly move."""
-    trains_unet = not (config.text.placeholder_tokens and config.text.token_training == "textual-inversion")
     rates = {
-        "--train.learning-rate": peak_learning_rate(config) if trains_unet else 1.0,
+        "--train.learning-rate": 1.0 if config.text.is_textual_inversion else peak_learning_rate(config),
         "--text.learning-rate": config.text.learning_rate or 1.0,
         "--text.token-learning-rate": config.text.token_learning_rate or 1.0,
     }
     for key, rate in rates.items():
-        if rate < PRODIGY_RATES:
+        if rate < MIN_PRODIGY_RATE:
             raise UserError(f"{key} {rate:g} only scales the rate that --train.optimizer prodigy finds; set it to 1.")
 
 

@@ -221,6 +221,11 @@ class TextConfig(Section):
     token_share: limits.Share = 0.5
     """Share of the steps that train the tokens with --text.token-training pivotal."""
 
+    @property
+    def is_textual_inversion(self) -> bool:
+        """Whether the embeddings of placeholder tokens are all that is trained."""
+        return bool(self.placeholder_tokens) and self.token_training == "textual-inversion"
+
 
 class MeshConfig(Section):
     """How the devices are arranged."""

@@ -1,6 +1,6 @@
-"""What was meant by a flag or a key that jaxbooth does not have: another trainer's name for it, or one that is near.
+"""What a flag or key that jaxbooth does not have may mean: another trainer's name for something, or a misspelt one.
 
-The other trainers' names are data, `assets/peer_flags.yaml`, which docs/from-diffusers.md shows too.
+The other trainers' names are in `assets/peer_flags.yaml`, from which docs/from-diffusers.md is made, too.
 """
 
 import re
@@ -32,12 +32,12 @@ def peer_flags() -> dict[str, dict[str, list[dict[str, Any]]]]:
 @cache
 def peer_equivalents(peers: tuple[str, ...]) -> dict[str, str]:
     """Returns a peer's name for something -> what does the same here, as plain text; the first peer counts."""
-    found: dict[str, str] = {}
+    equivalents: dict[str, str] = {}
     for peer in peers:
         for row in [row for section in peer_flags()[peer].values() for row in section]:
             for name in (*row["names"], *row.get("also", ())):
-                found.setdefault(name, MARKDOWN_LINK.sub(r"\1", row["here"]).replace("`", ""))
-    return found
+                equivalents.setdefault(name, MARKDOWN_LINK.sub(r"\1", row["here"]).replace("`", ""))
+    return equivalents
 
 
 def normalize_key(name: str) -> str:
@@ -46,11 +46,11 @@ def normalize_key(name: str) -> str:
 
 
 def suggest(name: str, known: Collection[str], peers: tuple[str, ...]) -> str:
-    """Says what an unknown key may mean, as the rest of a sentence; empty where nothing is near.
+    """Returns what an unknown key may mean, as the rest of a message; empty if nothing is similar.
 
     Args:
         known: all keys, with dots and underscores.
-        peers: whose names count.
+        peers: the trainers whose names count.
     """
     key = normalize_key(name)
     section, _, leaf = key.rpartition(".")
@@ -60,50 +60,53 @@ def suggest(name: str, known: Collection[str], peers: tuple[str, ...]) -> str:
     if inside:
         return f"{key} is a group of settings, such as {' and '.join(inside[:2])}."
     same_leaf = [other for other in known if other.rpartition(".")[2] == leaf]
-    here = peer_equivalents(peers).get(leaf)
-    if here and not (len(same_leaf) == 1 and section):
-        reason = NONE.sub("", here)
-        return f"here it is {here}." if reason == here else f"jaxbooth has none{reason and f': {reason}'}."
+    equivalent = peer_equivalents(peers).get(leaf)
+    if equivalent and not (len(same_leaf) == 1 and section):
+        reason = NONE.sub("", equivalent)
+        return f"here it is {equivalent}." if reason == equivalent else f"jaxbooth has none{reason and f': {reason}'}."
     if section:
         same_leaf = get_close_matches(key, same_leaf, n=1, cutoff=0.8) or same_leaf
     alike = [other for other in known if bool(section) == ("." in other)]
     near = same_leaf or get_close_matches(key, alike, n=3, cutoff=0.7) or get_close_matches(key, known, n=3, cutoff=0.7)
-    return f"perhaps you meant {' or '.join(near)}." if near else ""
+    if near:
+        return f"perhaps you meant {' or '.join(near)}."
+    siblings = [other.rpartition(".")[2] for other in known if section and other.rpartition(".")[0] == section]
+    return f"{section} has {', '.join(siblings)}." if siblings else ""
 
 
-def as_flags(sentence: str, known: Collection[str]) -> str:
-    """Writes the keys in a sentence as flags."""
+def as_flags(message: str, known: Collection[str]) -> str:
+    """Writes the keys in a message as flags."""
     return re.sub(
         r"(?<![\w.-])[a-z][\w.]*\w",
         lambda match: "--" + match[0].replace("_", "-") if match[0] in known else match[0],
-        sentence,
+        message,
     )
 
 
-def as_keys(sentence: str, known: Collection[str]) -> str:
-    """Writes the flags in a sentence as keys of a configuration file."""
+def as_keys(message: str, known: Collection[str]) -> str:
+    """Writes the flags in a message as keys of a configuration file."""
     return re.sub(
         r"--[a-z][\w.-]*\w",
         lambda match: normalize_key(match[0]) if normalize_key(match[0]) in known else match[0],
-        sentence,
+        message,
     )
 
 
-def flag_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+def flag_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     """Returns the keys of a command's flags, with the negations of those that are on or off."""
     keys: list[str] = []
-    for name, field in kind.model_fields.items():
-        named = next((other.name for other in field.metadata if getattr(other, "name", None)), name)
+    for name, field in model.model_fields.items():
+        flag_name = next((other.name for other in field.metadata if getattr(other, "name", None)), name)
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += flag_keys(field.annotation, f"{prefix}{name}.")
         else:
-            keys += [prefix + named, *([f"{prefix}no_{named}"] if field.annotation is bool else [])]
+            keys += [prefix + flag_name, *([f"{prefix}no_{flag_name}"] if field.annotation is bool else [])]
     return keys
 
 
-def check_flags(kind: type[BaseModel], argv: Sequence[str], command: str, peers: tuple[str, ...]) -> None:
+def check_flags(model: type[BaseModel], argv: Sequence[str], command: str, peers: tuple[str, ...]) -> None:
     """Raises UserError for the first flag that a command does not have, with what may have been meant."""
-    known = flag_keys(kind)
+    known = flag_keys(model)
     for typed in argv:
         if (
             not re.match(r"--[A-Za-z]", typed)
@@ -113,6 +116,7 @@ def check_flags(kind: type[BaseModel], argv: Sequence[str], command: str, peers:
             continue
         positive = [key for key in known if not key.rpartition(".")[2].startswith("no_")]
         hint = suggest(typed, positive, peers)
-        said = hint if hint.startswith(("here", "jaxbooth")) else as_flags(hint, positive)
+        if not hint.startswith(("here", "jaxbooth")):  # those name flags already
+            hint = as_flags(hint, positive)
         flag = typed.split("=")[0][:MAX_SHOWN]
-        raise UserError(f"unknown flag {flag}; {said or f'`{command} --help` lists all flags.'}")
+        raise UserError(f"unknown flag {flag}; {hint or f'`{command} --help` lists all flags.'}")

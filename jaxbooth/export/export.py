@@ -32,8 +32,7 @@ def default_format(lora: LoraConfig, text: TextConfig) -> FormatName:
     """Returns the smallest format that holds all of what a run trains."""
     if lora.rank:
         return "lora"
-    alone = text.token_training == "textual-inversion" and text.placeholder_tokens
-    return "embeddings" if alone else "diffusers"
+    return "embeddings" if text.is_textual_inversion else "diffusers"
 
 
 def make_export(

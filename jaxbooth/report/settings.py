@@ -68,7 +68,7 @@ def format_value(value: Any) -> str:
 def describe_trained(config: Config) -> str:
     """Says what of the model is trained."""
     tokens = ", ".join(config.text.placeholder_tokens)
-    if tokens and config.text.token_training == "textual-inversion":
+    if config.text.is_textual_inversion:
         return f"the placeholder tokens {tokens}"
     parts = [f"LoRA of rank {config.lora.rank}" if config.lora.rank else "the whole UNet"]
     parts += ["text encoder"] if config.train.text_encoder else []

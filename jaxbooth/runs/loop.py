@@ -150,8 +150,7 @@ def describe_length(config: Config, images: int) -> str:
     """The start line: what the run's length means in images, and the learning rate."""
     train = config.train
     views = train.steps * train.batch_size
-    alone = bool(config.text.placeholder_tokens) and config.text.token_training == "textual-inversion"
-    rate = peak_learning_rate(config, "tokens" if alone else "denoiser")
+    rate = peak_learning_rate(config, "tokens" if config.text.is_textual_inversion else "denoiser")
     return (
         f"{train.steps} steps x ({train.batch_size} + {config.prior_rows}) rows = "
         f"{views} instance views, {views / images:.3g} views of each image; learning rate {rate:g}"

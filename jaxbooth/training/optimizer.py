@@ -59,7 +59,7 @@ def learning_rate_schedule(config: Config, group: Group = "denoiser") -> optax.S
 
 def reported_learning_rate(config: Config) -> optax.Schedule:
     """Returns step of the run -> the UNet's learning rate, or the embeddings' where they are trained alone."""
-    if config.text.placeholder_tokens and config.text.token_training == "textual-inversion":
+    if config.text.is_textual_inversion:
         return learning_rate_schedule(config, "tokens")
     unet, first = learning_rate_schedule(config), token_steps(config)
     return optax.join_schedules([learning_rate_schedule(config, "tokens"), unet], [first]) if first else unet

@@ -20,7 +20,7 @@ def test_a_missing_instance_folder_is_named_with_its_flag(refused, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_instance_folder_without_pictures_is_named(refused, tmp_path):
+def test_an_instance_folder_without_images_is_named(refused, tmp_path):
     (tmp_path / "empty").mkdir()
     error = refused(*train(tmp_path / "empty"))
     assert "--data.instance-dir" in error
@@ -29,7 +29,7 @@ def test_an_instance_folder_without_pictures_is_named(refused, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["text", "truncated"])
-def test_an_undecodable_picture_is_named(refused, dog, damage):
+def test_an_undecodable_image_is_named(refused, dog, damage):
     content = (dog / "1.png").read_bytes()
     (dog / "1.png").write_bytes(b"I am no image" if damage == "text" else content[: len(content) // 2])
     before = contents(dog)
@@ -37,7 +37,7 @@ def test_an_undecodable_picture_is_named(refused, dog, damage):
     assert contents(dog) == before
 
 
-def test_a_caption_for_a_missing_picture_is_named(refused, dog):
+def test_a_caption_for_a_missing_image_is_named(refused, dog):
     (dog / "metadata.jsonl").write_text('{"file_name": "7.png", "text": "a dog"}\n')
     assert "7.png does not exist" in refused(*train(dog))
 
@@ -50,7 +50,7 @@ def test_one_folder_for_subject_and_class_is_refused(refused, dog):
     assert contents(dog) == before
 
 
-def test_class_pictures_of_another_prompt_are_refused(refused, dog, tmp_path):
+def test_class_images_of_another_prompt_are_refused(refused, dog, tmp_path):
     folder = tmp_path / "class"
     folder.mkdir()
     (folder / "manifest.json").write_text('{"settings": {"prompt": "a bird"}, "images": {}}')

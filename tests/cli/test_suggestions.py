@@ -65,6 +65,10 @@ def test_an_unknown_flag_of_sample_is_answered_in_the_words_of_sampling(refused,
         ("train: {learning-rate: 1}", "'train.learning-rate'; perhaps you meant train.learning_rate."),
         ("evalution: {every: 5}", "'evalution'; perhaps you meant evaluation or validation."),
         ("network_dropout: 0.1", "'network_dropout'; jaxbooth has none."),
+        (
+            "loss: {kind: huber}",
+            "'loss.kind'; loss has prediction_space, weighting, prior_weighting, snr_gamma",
+        ),
         ("frobnicate: 1", "'frobnicate'; `jaxbooth train --help` lists the keys."),
     ],
 )
