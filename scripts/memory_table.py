@@ -8,10 +8,11 @@ Estimated from shapes for a TPU v6e, without a compiler; prints the two tables o
 from typing import Any
 
 from jaxbooth.config.run_config import Config
+from jaxbooth.console.numbers import GIB
 from jaxbooth.models.remat import REMATS
 from jaxbooth.plan.abstract_step import abstract_base
 from jaxbooth.plan.estimate import estimate
-from jaxbooth.plan.hardware import GIB, find_topology
+from jaxbooth.plan.hardware import find_topology
 from jaxbooth.plan.roofline import StepCost
 from jaxbooth.weights.architectures import FAMILIES
 

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 from jaxbooth.config.load import load_config
 from jaxbooth.config.run_config import Config
+from jaxbooth.console.numbers import GIB
 from jaxbooth.plan.compile import compile_programs, train_cost
-from jaxbooth.plan.hardware import GIB, Topology, find_topology
+from jaxbooth.plan.hardware import Topology, find_topology
 from jaxbooth.plan.plan import make_plan
 from jaxbooth.plan.report import Plan, plan_json
 from jaxbooth.plan.roofline import StepCost, expected_run, roofline

@@ -8,7 +8,7 @@ import pytest
 from jaxbooth.cli.main import main
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.section import flag, flatten
-from jaxbooth.plan.hardware import GIB
+from jaxbooth.console.numbers import GIB
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.skeleton import write_skeleton

@@ -6,8 +6,9 @@ import jax
 import pytest
 
 from jaxbooth.cli.plan import PlanArguments
+from jaxbooth.console.numbers import GIB
 from jaxbooth.errors import UserError
-from jaxbooth.plan.hardware import GIB, GPUS, TPUS, find_chip, find_topology
+from jaxbooth.plan.hardware import GPUS, TPUS, find_chip, find_topology
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 import pytest
 
+from jaxbooth.console.numbers import format_duration, format_significant
 from jaxbooth.plan.hardware import Chip, Topology, find_topology
-from jaxbooth.plan.report import format_duration, format_significant
 from jaxbooth.plan.roofline import EFFICIENCY, Roofline, StepCost, expected_run, roofline
 
 CHIP = Chip("round", (), peak_flops=100e12, memory=16e9, bandwidth=1e12, link_bandwidth=50e9)

@@ -93,7 +93,7 @@ def abstract_step(config: Config, base: BaseModel, mesh: AnyMesh) -> AbstractSte
         base: with the run's adapters and placeholder tokens.
     """
     trained = trained_shapes(base, config)
-    whole, read_by_step = fully_trained(base, trained), step_components(config, base)
+    whole, read_by_step = fully_trained(base, trained), base.trainable_components(config.trains_text)
     shard = param_shardings(mesh)
 
     def abstract_params(name: str) -> Params:
@@ -114,11 +114,6 @@ def abstract_step(config: Config, base: BaseModel, mesh: AnyMesh) -> AbstractSte
     state = abstract_state(trained, tx, config.train.ema_decay is not None, mesh)
     cache = abstract_latent_cache(config, base, slices, mesh)
     return AbstractStep(make_train_step_spec(base, config, slices, mesh), tx, state, in_step, resident, cache)
-
-
-def step_components(config: Config, base: BaseModel) -> set[str]:
-    """Returns the components whose parameters the step reads."""
-    return set(base.trainable_components(config.trains_text))
 
 
 def abstract_slices(config: Config) -> SubjectSlices:

@@ -21,11 +21,12 @@ from jax.experimental import topologies
 
 from jaxbooth.backend import enable_compilation_cache
 from jaxbooth.config.run_config import Config
+from jaxbooth.console.numbers import GIB
 from jaxbooth.console.progress import progress
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.plan.abstract_step import abstract_base, abstract_step, device_bytes, persistent_bytes
 from jaxbooth.plan.estimate import kernel_platform
-from jaxbooth.plan.hardware import GIB, Topology, find_topology
+from jaxbooth.plan.hardware import Topology, find_topology
 from jaxbooth.plan.hlo import collectives
 from jaxbooth.plan.programs import sampling_params, trace_sampling, trace_train
 from jaxbooth.plan.roofline import StepCost

@@ -12,11 +12,12 @@ from jaxbooth.config.rules import check_rows, check_training, ineffective_option
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.section import flag
 from jaxbooth.console.messages import info
+from jaxbooth.console.numbers import GIB
 from jaxbooth.errors import UserError
 from jaxbooth.models.remat import REMATS, Remat
 from jaxbooth.plan.abstract_step import abstract_mesh, abstract_step, persistent_bytes
 from jaxbooth.plan.estimate import Estimate, estimate
-from jaxbooth.plan.hardware import GIB, Topology, mesh_topology
+from jaxbooth.plan.hardware import Topology, mesh_topology
 
 # What `--train.remat auto` tries, in this order. An estimate sees no gain in `dots`; see docs/speed.md.
 AUTO_POLICIES: tuple[Remat, ...] = ("none", "attention", "blocks")

@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 
 from jaxbooth.assets import ASSETS
 from jaxbooth.backend import GPU_MEMORY_FRACTION
+from jaxbooth.console.numbers import GIB
 from jaxbooth.errors import UserError
 
-GIB = 2**30
 SINGLE_HOST_SHAPES = ((1, 1), (2, 2), (2, 4))  # larger slices have four chips a host
 MAX_GPUS = 4096
 ACCELERATOR_TYPE = re.compile(r"(v2|v3|v4|v5p|v5e|v5litepod|v6e|tpu7x)-(\d{1,5})")  # Google's names, such as v5p-16

@@ -9,12 +9,11 @@ from rich.table import Table
 
 from jaxbooth.config.run_config import Config
 from jaxbooth.console.messages import pluralize
-from jaxbooth.console.numbers import format_metric
+from jaxbooth.console.numbers import format_duration, format_gib, format_metric, format_significant
 from jaxbooth.plan.compile import Compiled
-from jaxbooth.plan.hardware import GIB, Topology
+from jaxbooth.plan.hardware import Topology
 from jaxbooth.plan.roofline import EFFICIENCY, ExpectedRun, Roofline, StepCost
 
-TIMES = ((6000, 3600, "h"), (100, 60, "min"), (1, 1, "s"), (0, 1e-3, "ms"))  # from that many seconds on, a unit
 MIN_SHOWN_BYTES = 2**17  # bytes of a kind of memory
 
 
@@ -179,19 +178,3 @@ def describe_largest_batch(plan: Plan) -> str:
         return f"not even one instance image per device fits{source}"
     prior = " with their prior images" if plan.config.prior_rows else ""
     return f"{pluralize(plan.largest_batch, 'instance image')} per device{prior}{source}"
-
-
-def format_gib(size: float) -> str:
-    """Returns bytes in GiB; small sizes in MiB."""
-    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
-
-
-def format_significant(amount: float) -> str:
-    """Returns a number with three digits, or all of a larger one's, and no exponent."""
-    return f"{amount:,.0f}" if amount >= 100 else f"{amount:.3g}"
-
-
-def format_duration(seconds: float) -> str:
-    """Returns a time in the unit that reads best, such as `54.8 ms`, `1.6 min` or `2.7 h`."""
-    scale, unit = next((scale, unit) for start, scale, unit in TIMES if seconds >= start)
-    return f"{format_significant(seconds / scale)} {unit}"
