@@ -1,6 +1,7 @@
 """Samplers against diffusers' schedulers, step by step from the same latents."""
 
 import diffusers
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -63,11 +64,12 @@ def our_path(name: str, raw: dict, latents: np.ndarray, noise: np.ndarray) -> li
         output = network(z, point.timestep)
         return convert(output, schedule.prediction_type, "x0", z, point.alpha, point.sigma)
 
+    @jax.jit
     def run(count):
         part, first = grid._replace(num_steps=count), grid.init_noise_sigma * jnp.asarray(latents, jnp.float32)
         return SAMPLERS[name].run(denoise, first, part, lambda i: drawn[i], schedule)
 
-    return [np.asarray(run(count)) for count in range(1, STEPS + 1)]
+    return [np.asarray(run(np.int32(count))) for count in range(1, STEPS + 1)]
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

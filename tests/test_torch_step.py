@@ -29,18 +29,19 @@ def torch_loss(unet, scheduler, batch, text):
 
 
 @pytest.fixture(scope="module")
-def torch_run(base, params, mesh):
+def torch_run(micro, micro_params, micro_model, mesh):
     """Losses and first gradients of ten PyTorch steps, and the weights after them."""
-    spec, _, _, cache = setup(base, params, mesh, ROWS, prior_weight=PRIOR_WEIGHT, learning_rate=RATE)
-    unet = diffusers.UNet2DConditionModel.from_pretrained(DEMO_MODEL / "unet", torch_dtype=torch.float32)
+    spec, _, _, cache = setup(micro, micro_params, mesh, ROWS, prior_weight=PRIOR_WEIGHT, learning_rate=RATE)
+    unet = diffusers.UNet2DConditionModel.from_pretrained(micro_model / "unet", torch_dtype=torch.float32)
     scheduler = diffusers.DDPMScheduler.from_pretrained(DEMO_MODEL / "scheduler")
     # Both sides take the same float64-made schedule; how it compares with diffusers' own is tested with the schedule.
     scheduler.alphas_cumprod = torch.tensor(spec.base.schedule.alphas_cumprod, dtype=torch.float32)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=RATE, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
     part = jax.tree.map(lambda field: field[0], spec.layout)
+    draw_batch = jax.jit(lambda step: make_batch(spec, cache, step, step, part))
     losses, norms, first = [], [], {}
     for step in range(STEPS):
-        drawn = jax.jit(lambda step: make_batch(spec, cache, step, step, part))(jnp.int32(step))
+        drawn = draw_batch(jnp.int32(step))
         values = torch_loss(unet, scheduler, drawn.batch, cache.text.prompt_embeds[drawn.caption])
         optimizer.zero_grad()
         values[0].backward()
@@ -53,8 +54,8 @@ def torch_run(base, params, mesh):
 
 
 @pytest.fixture(scope="module")
-def our_run(base, params, mesh):
-    return run(*setup(base, params, mesh, ROWS, prior_weight=PRIOR_WEIGHT, learning_rate=RATE), [4, 4, 2])
+def our_run(micro, micro_params, mesh):
+    return run(*setup(micro, micro_params, mesh, ROWS, prior_weight=PRIOR_WEIGHT, learning_rate=RATE), [4, 4, 2])
 
 
 def test_losses_of_ten_steps_are_equal(torch_run, our_run):
@@ -67,23 +68,23 @@ def test_gradient_norms_of_ten_steps_are_equal(torch_run, our_run):
     np.testing.assert_allclose(our_run[1]["grad_norm"], torch_run[1], rtol=1e-4)
 
 
-def test_gradients_are_equal(torch_run, base, params, mesh):
-    spec, state, frozen, cache = setup(base, params, mesh, ROWS, prior_weight=PRIOR_WEIGHT)
+def test_gradients_are_equal(torch_run, micro, micro_params, mesh):
+    spec, state, frozen, cache = setup(micro, micro_params, mesh, ROWS, prior_weight=PRIOR_WEIGHT)
     first = jnp.int32(0)
     _, grads = jax.jit(lambda p, b: gradients(spec, p, frozen, b, first, first))(state.params, cache)
-    for name in base.denoiser.shapes:
+    for name in micro.denoiser.shapes:
         expected = torch_run[2][torch_name(name)]
         expected = expected.transpose(import_axes(name, expected.ndim))
         difference = np.linalg.norm(np.asarray(grads[f"unet.{name}"]) - expected)
         assert difference <= 1e-4 * np.linalg.norm(expected) + 1e-9, name
 
 
-def test_weights_after_ten_adamw_steps_are_equal(torch_run, our_run, base, params):
+def test_weights_after_ten_adamw_steps_are_equal(torch_run, our_run, micro, micro_params):
     state, _ = our_run
     moved = 0.0
-    for name in base.denoiser.shapes:
+    for name in micro.denoiser.shapes:
         expected = torch_run[3][torch_name(name)]
         expected = expected.transpose(import_axes(name, expected.ndim))
         np.testing.assert_allclose(state.params[f"unet.{name}"], expected, atol=1e-5, err_msg=name)
-        moved = max(moved, np.abs(expected - params["unet"][name]).max())
+        moved = max(moved, np.abs(expected - micro_params["unet"][name]).max())
     assert moved > 4e-5  # ten steps of 5e-6, so that the tolerance is not all there is
