@@ -24,7 +24,7 @@ from jaxbooth.errors import UserError
 RETRY = 0.2  # seconds between attempts to connect
 CHUNK = 1 << 16  # bytes
 LONGEST_LINE = 1 << 20  # bytes
-VANISHED = 14  # seconds after which a machine that does not answer counts as gone
+VANISHED = 12  # seconds after which a machine that does not answer counts as gone
 SERVICE_STARTS = 60  # seconds after which JAX's service listens, once all have joined
 STOP = b"stop\n"  # sent instead of JAX's bytes by a process that was asked to stop before all had joined
 LOOPBACK = "127.0.0.1"
@@ -257,7 +257,7 @@ def notice_vanishing(connection: socket.socket) -> None:
     """Ends a connection whose other machine has not answered for `VANISHED` seconds."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    options = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": VANISHED * 1000}
+    options = {"TCP_KEEPIDLE": 3, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": VANISHED * 1000}
     for option, value in options.items():
         if hasattr(socket, option):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
