@@ -25,6 +25,7 @@ PAGES = [ROOT / "README.md", *DOCS]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 INDENTED = re.compile(r"(?:^    .*\n?)+", re.M)
 REFERENCE = re.compile(r"\[`([\w/]+\.py)::([\w.]+)`\]\(([^)\s]+)\)")
+NAMES_IN_FILE = re.compile(r"((?:`[\w.]+`(?:, | and |\s+))+)in\s+\[[\w./]+\.py\]\(([^)\s]+)\)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
 COMMAND = re.compile(r"^jaxbooth +([a-z]+)(.*)$", re.S)
@@ -110,6 +111,16 @@ def test_every_function_and_test_that_is_named_exists(page):
         path = (page.parent / target).resolve()
         assert path.name == Path(file).name
         assert name in defined(path), f"{file}::{name}"
+
+
+def test_every_name_that_a_contributor_is_sent_to_is_in_its_file():
+    page = ROOT / "docs" / "CONTRIBUTING.md"
+    found = NAMES_IN_FILE.findall(page.read_text())
+    assert len(found) >= 10
+    for names, target in found:
+        code = (page.parent / target).read_text()
+        for name in re.findall(r"\w+", names.replace(" and ", " ")):
+            assert re.search(rf"\b{name}\b", code), f"{name} in {target}"
 
 
 def test_every_equation_has_a_function_and_a_test():
