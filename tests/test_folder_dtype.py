@@ -1,4 +1,4 @@
-"""An exported folder opens and draws in PyTorch without naming a dtype, whatever the base model's files have."""
+"""An exported folder generates images in PyTorch without naming a dtype, whatever the base model's files have."""
 
 import json
 from pathlib import Path

@@ -20,7 +20,7 @@ from jaxbooth.models.layers import Layers
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.models.vae import AutoencoderKL
 from jaxbooth.params import ModuleDef, abstract_module
-from jaxbooth.weights.architectures import FAMILIES
+from jaxbooth.weights.architectures import FAMILIES, PUBLISHED, check_pipeline, family_of
 from jaxbooth.weights.names import canonical, import_axes, torch_name
 from jaxbooth.weights.skeleton import write_skeleton, write_tokenizer
 from tests.conftest import initial
@@ -184,3 +184,12 @@ def test_the_full_size_sd15_unet_equals_diffusers(rng):
     del reference  # 3.4 GB
     found = jax.jit(lambda p: network.bind(p)(sample, np.array([500]), text))(params)
     assert relative_error(found, expected) < 1e-4
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_is_recognised_by_its_own_configurations(name):
+    family = FAMILIES[name]
+    config = read(family.folder / family.denoiser.component / "config.json")
+    assert family_of(read_config(family.denoiser.config, config, "config.json")) is family
+    assert check_pipeline(read(family.folder / "model_index.json"), family.folder) == family.components
+    assert PUBLISHED[family.repositories[0]] is PUBLISHED[name] is family

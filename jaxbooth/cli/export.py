@@ -1,15 +1,16 @@
 """`jaxbooth export`: its flags."""
 
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from jaxbooth.cli.parse import parse
 from jaxbooth.config import limits
 from jaxbooth.config.section import Section
 from jaxbooth.console.messages import print_result
 from jaxbooth.errors import UserError
-from jaxbooth.export.export import FormatName
+from jaxbooth.export.export import FORMAT_HELP, FormatName
 from jaxbooth.weights.diffusers_write import ExportDtype
 
 
@@ -20,9 +21,9 @@ class ExportArguments(Section):
     """Run folder."""
     out: Path
     """New folder to write."""
-    format: FormatName | None = None
-    """diffusers: a whole model; single-file: a checkpoint for A1111 and ComfyUI; lora: adapters for all of them;
-    embeddings: the placeholder tokens. Default: the smallest format that holds what was trained."""
+    format: Annotated[
+        FormatName | None, arg(help=f"{FORMAT_HELP}. Default: the smallest format that holds what was trained.")
+    ] = None
     dtype: ExportDtype | None = None
     """Dtype of the weights; base: that of the base model's files (float32 for a LoRA). Default: float32 for diffusers,
     which then opens without naming a dtype, else base."""

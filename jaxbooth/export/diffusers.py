@@ -24,6 +24,7 @@ class DiffusersFormat(ExportFormat):
     """
 
     name = "diffusers"
+    help = "a whole model"
     introduction = "A full fine-tuning of"
     is_whole_model = True
     has_configuration = True

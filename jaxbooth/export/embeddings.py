@@ -25,6 +25,7 @@ class EmbeddingsFormat(ExportFormat):
     """A textual inversion: the embeddings alone, in float32. Other formats have the same files beside their weights."""
 
     name = "embeddings"
+    help = "the placeholder tokens"
     introduction = "A textual inversion for"
 
     def check(self, base: BaseModel) -> None:
@@ -94,5 +95,6 @@ def learned_rows(export: Export) -> TokenEmbeddings:
         if PLACEHOLDER_EMBEDDING in params
     }
     return {
-        token: {component: own[index] for component, own in rows.items()} for index, token in enumerate(export.tokens)
+        token: {component: tables[index] for component, tables in rows.items()}
+        for index, token in enumerate(export.tokens)
     }

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     FormatName = str
 else:
     FormatName = Literal[tuple(FORMATS)]  # the choices of --format
+FORMAT_HELP = "; ".join(f"{format.name}: {format.help}" for format in FORMATS.values())
 
 
 def default_format(lora: LoraConfig, text: TextConfig) -> FormatName:

@@ -43,6 +43,7 @@ class ExportFormat(ABC):
 
     Attributes:
         name: on the command line.
+        help: what the command line says of it.
         is_whole_model: whether the export is used without the base model.
         has_configuration: whether the model's configuration is among the files, so that readers need not be told.
         default_dtype: of the weights; "base" is that of the base model's files (float32 in a LoRA).
@@ -52,6 +53,7 @@ class ExportFormat(ABC):
     """
 
     name: str
+    help: str
     introduction: str
     is_whole_model: bool = False
     has_configuration: bool = False
@@ -65,7 +67,7 @@ class ExportFormat(ABC):
         Raises:
             UserError: the message names the flag that is missing.
         """
-        del base
+        return
 
     @abstractmethod
     def write(self, export: "Export", folder: Path) -> None:
@@ -85,7 +87,6 @@ class ExportFormat(ABC):
         Raises:
             RunFailure: it is not what it should be.
         """
-        del export
         return []
 
     def torch_pipeline(self, export: "Export", scratch: Path) -> Any:
@@ -101,26 +102,22 @@ class ExportFormat(ABC):
 
     def load_in_torch(self, pipe: Any, export: "Export") -> None:
         """Adds the export to a pipeline of the base model in float32; nothing for a whole model."""
-        del pipe, export
+        return
 
     def written_adapters(self, export: "Export") -> dict[str, dict[str, AnyArray]]:
         """Returns component -> adapters as they were written, of a format that has any."""
-        del export
         return {}
 
     def weights_file(self, name: str) -> str | None:
         """Returns the file that readers have to be told, of an export of that name."""
-        del name
         return None
 
     def notes(self, export: "Export") -> list[str]:
         """Returns what users must tell another program, or must not give it: sentences without their full stop."""
-        del export
         return []
 
     def loading_code(self, repo: str, family: Family, tokens: Sequence[str]) -> list[str]:
         """Returns the lines of Python that add the export in a Hub repository to `pipe`; none for a whole model."""
-        del repo, family, tokens
         return []
 
 

@@ -30,6 +30,7 @@ class LoraFormat(ExportFormat):
     """Adapters, to be used with the base model."""
 
     name = "lora"
+    help = "adapters for all of them"
     introduction = "A LoRA for"
     hub_tags = ("lora", "template:sd-lora")
     torch_packages = ("torch", "diffusers", "peft")

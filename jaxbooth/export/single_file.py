@@ -21,6 +21,7 @@ class SingleFileFormat(ExportFormat):
     """A whole model in one file with LDM names, `<out>/<name of out>.safetensors`."""
 
     name = "single-file"
+    help = "a checkpoint for A1111 and ComfyUI"
     introduction = "A full fine-tuning of"
     is_whole_model = True
 

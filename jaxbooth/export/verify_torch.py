@@ -56,14 +56,14 @@ def compare_with_torch(export: Export, prompt: str) -> str:
     timestep = len(exact.schedule.alphas_cumprod) // 2
     prompt = " ".join([prompt, *(token for token in export.tokens if token not in prompt)])
     params = shard_params(written_params(export), export.mesh)
-    own = [np.asarray(part) for part in own_step(exact, params, prompt, latents, timestep)]
+    ours = [np.asarray(part) for part in own_step(exact, params, prompt, latents, timestep)]
     del params
     try:
         with torch_pipeline(export) as pipe:
             theirs = torch_step(pipe, exact, prompt, latents, timestep)
     except Exception as error:  # whatever keeps it from working is the finding
         raise RunFailure(f"{export.out} does not work in PyTorch diffusers: {type(error).__name__}: {error}") from error
-    text, step = (relative_difference(found, expected) for found, expected in zip(theirs, own, strict=True))
+    text, step = (relative_difference(found, expected) for found, expected in zip(theirs, ours, strict=True))
     if not (text <= TOLERANCE and step <= TOLERANCE):
         raise RunFailure(
             f"{export.out}: PyTorch diffusers disagrees with what was trained: a prompt's embeddings differ by "
@@ -77,8 +77,8 @@ def in_float32(base: BaseModel) -> BaseModel:
     text = base.text
     exact = BaseModel.read(base.folder, "float32", text.clip_skip, text.max_token_chunks)
     encoders = tuple(
-        replace(encoder, tokenizer=own.tokenizer)
-        for encoder, own in zip(exact.text.encoders, text.encoders, strict=True)
+        replace(encoder, tokenizer=trained.tokenizer)
+        for encoder, trained in zip(exact.text.encoders, text.encoders, strict=True)
     )
     exact = exact.with_text(replace(exact.text, encoders=encoders))
     return exact.with_lora(base.lora) if base.lora else exact

@@ -141,17 +141,17 @@ def match_names(
         UserError: the two sets of names differ; the message lists both differences. Or a tensor is there twice.
     """
     expected = parameter_names(network.shapes)
-    found = {name: today for name in stored if (today := canonical(name, renames))}
-    twice = next((today for today, number in Counter(found.values()).items() if number > 1), None)
+    names = {name: today for name in stored if (today := canonical(name, renames))}
+    twice = next((today for today, number in Counter(names.values()).items() if number > 1), None)
     if twice:
         raise UserError(f"{folder} holds the tensor {ascii_repr(twice)} twice, under two names; fetch another copy.")
-    missing = sorted(set(expected) - set(found.values()))
-    surplus = sorted(name for name, today in found.items() if today not in expected)
+    missing = sorted(set(expected) - set(names.values()))
+    surplus = sorted(name for name, today in names.items() if today not in expected)
     if missing or surplus:
-        parts = [f"{len(names)} {what} ({first(names)})"
-                 for what, names in (("missing", missing), ("unknown", surplus)) if names]  # fmt: skip
+        parts = [f"{len(listed)} {problem} ({first(listed)})"
+                 for problem, listed in (("missing", missing), ("unknown", surplus)) if listed]  # fmt: skip
         raise UserError(f"{folder}: the tensors do not fit its config.json: {' and '.join(parts)}.")
-    return {name: expected[today] for name, today in found.items()}
+    return {name: expected[today] for name, today in names.items()}
 
 
 def find_tensors(folder: Path, network: ModuleDef, renames: Renames = RENAMED_ON_IMPORT) -> dict[str, dict[str, str]]:
@@ -164,25 +164,25 @@ def find_tensors(folder: Path, network: ModuleDef, renames: Renames = RENAMED_ON
     """
     files = weight_files(folder)
     names = match_names([name for stored in files.values() for name in stored], network, folder, renames)
-    found: dict[str, dict[str, str]] = {}
+    tensors_of: dict[str, dict[str, str]] = {}
     for file, stored in files.items():
-        found[file] = {tensor: names[tensor] for tensor in stored if tensor in names}
+        tensors_of[file] = {tensor: names[tensor] for tensor in stored if tensor in names}
         with open_tensors(folder / file) as tensors:
-            for tensor, name in found[file].items():
+            for tensor, name in tensors_of[file].items():
                 source = tensors.get_slice(tensor)
                 weight_dtype(source.get_dtype(), tensor, folder / file)
                 check_shape(folder, tensor, tuple(source.get_shape()), torch_shape(name, network.shapes[name].shape))
-    return found
+    return tensors_of
 
 
-def check_shape(folder: Path, tensor: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+def check_shape(folder: Path, tensor: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     """Refuses another shape than the structure's, both in PyTorch's layout; a matrix may be a 1x1 kernel.
 
     Raises:
         UserError: the message names the tensor.
     """
-    if without_ones(found) != without_ones(wanted):
-        raise UserError(f"{folder}: {ascii_repr(tensor)} has shape {found}, but the configuration asks for {wanted}.")
+    if without_ones(shape) != without_ones(expected):
+        raise UserError(f"{folder}: {ascii_repr(tensor)} has shape {shape}, but the configuration asks for {expected}.")
 
 
 def load_component(
@@ -258,7 +258,7 @@ class StoredParameters:
         self.folder, self.module = folder, module
         names = find_tensors(folder, module)
         self.files = {file: open_tensors(folder / file) for file in names}
-        self.tensors = {name: (file, tensor) for file, own in names.items() for tensor, name in own.items()}
+        self.tensors = {name: (file, tensor) for file, tensors in names.items() for tensor, name in tensors.items()}
 
     def stored_shape(self, name: str) -> tuple[int, ...]:
         """Returns a parameter's shape in the file, in PyTorch's layout."""

@@ -46,15 +46,15 @@ class ComponentTensors:
         self.folder, self.params, self.dtype = folder, params, dtype
         self.replaced = parameter_names(params)
         self.files = weight_files(folder)
-        self.opened = {file: open_tensors(folder / file) for file in self.files}
-        self.places = {stored: file for file, names in self.files.items() for stored in names}
-        self.stored = {name: stored for stored in self.places if (name := canonical(stored))}
+        self.open_files = {file: open_tensors(folder / file) for file in self.files}
+        self.file_of = {stored: file for file, names in self.files.items() for stored in names}
+        self.stored = {name: stored for stored in self.file_of if (name := canonical(stored))}
 
     @cached_property
     def is_copied(self) -> bool:
         """Whether nothing about it changes, so that its files are copied."""
         return not self.params and all(
-            self.dtype_of(name) == self.stored_dtype(own) for name, own in self.stored.items()
+            self.dtype_of(name) == self.stored_dtype(stored) for name, stored in self.stored.items()
         )
 
     def stored_name(self, name: str) -> str:
@@ -69,24 +69,24 @@ class ComponentTensors:
 
     def stored_value(self, stored: str) -> np.ndarray:
         """Reads a tensor of the files."""
-        return self.opened[self.places[stored]].get_tensor(stored)
+        return self.open_files[self.file_of[stored]].get_tensor(stored)
 
     def stored_dtype(self, stored: str) -> np.dtype:
         """Returns the dtype of a tensor of the files."""
-        file = self.places[stored]
-        return stored_dtype(self.opened[file], stored, self.folder / file)
+        file = self.file_of[stored]
+        return stored_dtype(self.open_files[file], stored, self.folder / file)
 
     def stored_shape(self, stored: str) -> tuple[int, ...]:
         """Returns the shape of a tensor of the files."""
-        return tuple(self.opened[self.places[stored]].get_slice(stored).get_shape())
+        return tuple(self.open_files[self.file_of[stored]].get_slice(stored).get_shape())
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """Returns the shape that a parameter is written in: the files', but for 1x1 kernels that should be matrices."""
         stored = self.stored_shape(self.stored_name(name))
         if name not in self.replaced:
             return stored
-        own = self.replaced[name]
-        shape = torch_shape(own, self.params[own].shape)
+        parameter = self.replaced[name]
+        shape = torch_shape(parameter, self.params[parameter].shape)
         return shape if without_ones(shape) == without_ones(stored) else stored
 
     def dtype_of(self, name: str) -> np.dtype:
@@ -96,8 +96,8 @@ class ComponentTensors:
     def value(self, name: str) -> np.ndarray:
         """Returns a parameter in PyTorch's layout, before it is cast."""
         if name in self.replaced:
-            own = self.replaced[name]
-            return export_array(own, np.asarray(self.params[own]))
+            parameter = self.replaced[name]
+            return export_array(parameter, np.asarray(self.params[parameter]))
         return self.stored_value(self.stored_name(name))
 
     def written(self, name: str) -> np.ndarray:
@@ -120,7 +120,7 @@ class ComponentTensors:
 
     def metadata(self, file: str) -> dict[str, Any] | None:
         """Returns the head of one of the files."""
-        return self.opened[file].metadata()
+        return self.open_files[file].metadata()
 
 
 def save_component(component: ComponentTensors, out: Path) -> None:
@@ -137,8 +137,8 @@ def save_component(component: ComponentTensors, out: Path) -> None:
     index = index_file(component.folder)
     if index:
         content = read_json(index)
-        about = content.get("metadata")
-        content["metadata"] = (about if isinstance(about, dict) else {}) | {"total_size": size}
+        metadata = content.get("metadata")
+        content["metadata"] = (metadata if isinstance(metadata, dict) else {}) | {"total_size": size}
         content["weight_map"] = {
             component.tensor(name).name: plain_name(file) for file, names in component.files.items() for name in names
         }

@@ -84,7 +84,7 @@ def fetch(repo: str, revision: str | None, offline: bool, label: str, choose: Ch
             reason = "--offline" if offline else "HF_HUB_OFFLINE"
             return cached(repo, revision, label, choose, f"{reason} is set")
         try:
-            found = HfApi().model_info(repo, revision=revision)
+            repository = HfApi().model_info(repo, revision=revision)
         except HTTPError as error:
             if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
                 raise
@@ -92,7 +92,7 @@ def fetch(repo: str, revision: str | None, offline: bool, label: str, choose: Ch
             folder = cached(repo, revision, label, choose, reason)
             warn(f"{reason}; {label} is taken from the cache.")
             return folder
-        names = [file.rfilename for file in found.siblings or ()]
+        names = [file.rfilename for file in repository.siblings or ()]
         chosen = choose(names, lambda name: Path(hf_hub_download(repo, name, revision=revision)))
         patterns = [glob.escape(relative_file_name(name, label)) for name in chosen]
         with disable_progress_bars():

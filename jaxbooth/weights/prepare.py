@@ -40,17 +40,17 @@ LAYOUT_VERSION = 1  # of prepared folders; a change of what the converters write
 Writer = Callable[[Path], None]  # writes one entry of a prepared folder
 
 
-def weight_sets(names: Iterable[str], kind: str) -> dict[str, list[str]]:
+def weight_sets(names: Iterable[str], file_type: str) -> dict[str, list[str]]:
     """Returns variant ("" for none) -> files of one complete set of weights.
 
     Args:
         names: files of one component's folder; others than weights are left out.
-        kind: "safetensors" or "bin".
+        file_type: "safetensors" or "bin".
     """
     sets: dict[str, list[str]] = {}
     for name in sorted(names):
         match = WEIGHTS.fullmatch(name) or INDEX.fullmatch(name)
-        if match and match["kind"] == kind:
+        if match and match["kind"] == file_type:
             sets.setdefault(variant_of(name), []).append(name)
     for variant, files in sets.items():
         whole = [name for name in files if not re.search(r"-\d+-of-\d+|\.index\.", name)]
@@ -58,7 +58,7 @@ def weight_sets(names: Iterable[str], kind: str) -> dict[str, list[str]]:
     return sets
 
 
-def choose_weights(names: Iterable[str], variant: str | None, allow_pickle: bool, where: str) -> list[str]:
+def choose_weights(names: Iterable[str], variant: str | None, allow_pickle: bool, label: str) -> list[str]:
     """Returns the files of the set to use: the variant's, the plain one, or the only one; empty where there is none.
 
     Raises:
@@ -70,11 +70,11 @@ def choose_weights(names: Iterable[str], variant: str | None, allow_pickle: bool
         if wanted in sets:
             return sets[wanted]
     if len(sets) > 1:
-        raise UserError(f"{where} holds the variants {' and '.join(sorted(sets))}; choose one with --variant.")
+        raise UserError(f"{label} holds the variants {' and '.join(sorted(sets))}; choose one with --variant.")
     return next(iter(sets.values()), [])
 
 
-def check_variant(files: Iterable[str], variant: str | None, what: str) -> None:
+def check_variant(files: Iterable[str], variant: str | None, label: str) -> None:
     """Refuses a variant that no component has.
 
     Args:
@@ -83,10 +83,12 @@ def check_variant(files: Iterable[str], variant: str | None, what: str) -> None:
     Raises:
         UserError: the message names the variants that there are.
     """
-    found = {variant_of(name) for part, _, name in (file.partition("/") for file in files) if part in COMPONENTS} - {""}
-    if variant and variant not in found:
-        there = f"it has {' and '.join(sorted(found))}" if found else "it has none"
-        raise UserError(f"{what} has no variant {variant}; {there}.")
+    variants = {variant_of(name) for part, _, name in (file.partition("/") for file in files) if part in COMPONENTS} - {
+        ""
+    }
+    if variant and variant not in variants:
+        there = f"it has {' and '.join(sorted(variants))}" if variants else "it has none"
+        raise UserError(f"{label} has no variant {variant}; {there}.")
 
 
 def file_names(folder: Path) -> list[str]:
@@ -116,8 +118,8 @@ def prepare(
     makers = overrides(model, vae, variant, allow_pickle, prediction_type)
     if not makers:
         return model
-    asked = {"variant": variant, "allow_pickle": allow_pickle, "prediction_type": prediction_type}
-    return cached_folder([model, *([vae] if vae else [])], asked, partial(write_overlay, model, makers))
+    options = {"variant": variant, "allow_pickle": allow_pickle, "prediction_type": prediction_type}
+    return cached_folder([model, *([vae] if vae else [])], options, partial(write_overlay, model, makers))
 
 
 def converted_single_file(file: Path, prediction_type: str | None, allow_pickle: bool) -> Path:
@@ -238,7 +240,7 @@ def cache_folder() -> Path:
     return local_path(os.environ.get("JAXBOOTH_CACHE") or "~/.cache/jaxbooth") / "models"
 
 
-def cached_folder(originals: Sequence[Path], asked: dict[str, Any], build: Writer) -> Path:
+def cached_folder(originals: Sequence[Path], options: dict[str, Any], build: Writer) -> Path:
     """Returns the prepared folder of these originals and wishes, after `build` has written it if it is not there.
 
     Args:
@@ -247,10 +249,10 @@ def cached_folder(originals: Sequence[Path], asked: dict[str, Any], build: Write
     Raises:
         RunFailure: the folder cannot be written.
     """
-    facts = json.dumps([LAYOUT_VERSION, [stats_of(path) for path in originals], asked])
+    identity = json.dumps([LAYOUT_VERSION, [stats_of(path) for path in originals], options])
     repository = next((part for part in originals[0].absolute().parts if part.startswith("models--")), "")
     name = short_name(repository.removeprefix("models--") or originals[0].stem)
-    folder = cache_folder() / f"{name}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+    folder = cache_folder() / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     if folder.is_dir():
         return folder
     try:
@@ -274,5 +276,5 @@ def cached_folder(originals: Sequence[Path], asked: dict[str, Any], build: Write
 def stats_of(original: Path) -> list[Any]:
     """Returns what tells whether a file, or the files of a folder, are still the same."""
     files = [original] if original.is_file() else sorted([*original.glob("*"), *original.glob("*/*")])
-    facts = [(str(path.absolute()), path.stat()) for path in files if path.is_file()]
-    return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in facts]
+    stats = [(str(path.absolute()), path.stat()) for path in files if path.is_file()]
+    return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]

@@ -1,4 +1,4 @@
-"""From what a user calls a model to a local folder. A local path never touches the network."""
+"""From label a user calls a model to a local folder. A local path never touches the network."""
 
 from pathlib import Path
 
@@ -36,27 +36,27 @@ def locate(name: str, source: Source, is_vae: bool = False) -> Path:
         UserError: there is nothing of that name.
         RunFailure: the Hub could not be reached.
     """
-    what = f"--vae {name}" if is_vae else f"model {name}"
+    label = f"--vae {name}" if is_vae else f"model {name}"
     path = DEMO_MODEL if name == "demo" else local_path(name)
     if path.exists():
         if source.revision and not is_vae:
-            raise UserError(f"--revision {source.revision} does not apply to {what}, which is not on the Hub.")
+            raise UserError(f"--revision {source.revision} does not apply to {label}, which is not on the Hub.")
         if contains_file(path, "config.yaml") and not contains_file(path, "model_index.json"):
             raise UserError(
-                f"{what} is a run; write a model with `jaxbooth export RUN --format diffusers --out FOLDER`."
+                f"{label} is a run; write a model with `jaxbooth export RUN --format diffusers --out FOLDER`."
             )
         return path
     owner, _, rest = name.partition("/")
     repo, _, file = rest.partition("/")
     suffix = Path(name).suffix.lower()
     if name.startswith((".", "/", "~")) or not (owner and repo) or (file and suffix not in CHECKPOINTS):
-        raise UserError(f"{what}: no such folder or file, and not a Hub id (owner/model).")
+        raise UserError(f"{label}: no such folder or file, and not a Hub id (owner/model).")
     repo, revision = f"{owner}/{repo}", None if is_vae else source.revision
     if not file:
         return download(repo, revision, source.variant, source.offline, source.allow_pickle, vae_only=is_vae)
     if suffix in PICKLES and not source.allow_pickle:
         raise UserError(
-            f"{what} is a pickle, which can run code when it is opened; pass --allow-pickle if you trust where it "
+            f"{label} is a pickle, which can run code when it is opened; pass --allow-pickle if you trust where it "
             "comes from."
         )
     return download_file(repo, revision, file, source.offline)

@@ -19,8 +19,8 @@ from jaxbooth.errors import UserError
 from jaxbooth.storage.paths import short_name
 
 DTYPES = {
-    code: np.dtype(kind)
-    for code, kind in {
+    code: np.dtype(numpy_type)
+    for code, numpy_type in {
         "I64": np.int64, "F64": np.float64, "F32": np.float32, "I32": np.int32, "BF16": ml_dtypes.bfloat16,
         "F16": np.float16, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
     }.items()

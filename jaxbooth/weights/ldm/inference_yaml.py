@@ -34,7 +34,7 @@ def inference_config(unet: UNetConfig, text: CLIPTextConfig) -> dict[str, Any]:
                 "monitor": "val/loss_simple_ema",
                 "scale_factor": 0.18215,
                 "use_ema": False,
-                "denoiser_config": unet_section(unet),
+                "unet_config": unet_section(unet),
                 "first_stage_config": vae_section(),
                 "cond_stage_config": text_encoder_section(text),
             },
@@ -56,7 +56,7 @@ def unet_section(unet: UNetConfig) -> dict[str, Any]:
     """Returns the UNet's part; LDM gives its attention by downsampling factor."""
     width = unet.block_out_channels[0]
     heads = {"num_head_channels": width // unet.heads[0], "use_linear_in_transformer": True}
-    crossed = [2**level for level, kind in enumerate(unet.down_block_types) if kind.startswith("CrossAttn")]
+    crossed = [2**level for level, block in enumerate(unet.down_block_types) if block.startswith("CrossAttn")]
     return {
         "target": f"{MODULES}.diffusionmodules.openaimodel.UNetModel",
         "params": {

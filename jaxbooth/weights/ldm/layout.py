@@ -123,20 +123,20 @@ def text_encoder_layout(stem: str, config: CLIPTextConfig, projected: bool) -> l
     shapes = torch_shapes(config, projected)
     if not is_openclip(config):
         return [LdmTensor(f"{stem}transformer.{clip_key(name)}", shape, (name,)) for name, shape in shapes.items()]
-    entries = []
+    tensors = []
     for name, shape in shapes.items():
         key = f"{stem}model.{openclip_key(name)}"
         if ".q_proj." in name:
             sources = tuple(name.replace(".q_proj.", f".{letter}_proj.") for letter in "qkv")
-            entries.append(LdmTensor(key, (3 * shape[0], *shape[1:]), sources))
+            tensors.append(LdmTensor(key, (3 * shape[0], *shape[1:]), sources))
         elif name == "text_projection.weight":
-            entries.append(LdmTensor(key, shape[::-1], (name,), transposed=True))
+            tensors.append(LdmTensor(key, shape[::-1], (name,), transposed=True))
         elif ".k_proj." not in name and ".v_proj." not in name:
-            entries.append(LdmTensor(key, shape, (name,)))
-    return entries + placeholders(f"{stem}model.", entries, config, projected)
+            tensors.append(LdmTensor(key, shape, (name,)))
+    return tensors + placeholders(f"{stem}model.", tensors, config, projected)
 
 
-def placeholders(stem: str, entries: list[LdmTensor], config: CLIPTextConfig, projected: bool) -> list[LdmTensor]:
+def placeholders(stem: str, tensors: list[LdmTensor], config: CLIPTextConfig, projected: bool) -> list[LdmTensor]:
     """Returns what readers of an OpenCLIP text encoder ask for and a diffusers folder lacks.
 
     SD 2.x conditions on the second last layer, so its folders end there and drop the last one and the projection.
@@ -149,9 +149,9 @@ def placeholders(stem: str, entries: list[LdmTensor], config: CLIPTextConfig, pr
     last = f"{stem}transformer.resblocks.{config.num_hidden_layers - 1}."
     extra = f"{stem}transformer.resblocks.{config.num_hidden_layers}."
     repeated = [
-        LdmTensor(entry.name.replace(last, extra), entry.shape, entry.sources, placeholder=True)
-        for entry in entries
-        if entry.name.startswith(last)
+        LdmTensor(tensor.name.replace(last, extra), tensor.shape, tensor.sources, placeholder=True)
+        for tensor in tensors
+        if tensor.name.startswith(last)
     ]
     width = config.hidden_size
     return [*repeated, LdmTensor(f"{stem}text_projection", (width, width), (), placeholder=True), scale]

@@ -39,7 +39,7 @@ VAE_RULES = (
     (r"down_blocks\.(\d+)", lambda config, level: f"down.{level}"),
     (r"up_blocks\.(\d+)", lambda config, level: f"up.{len(config.block_out_channels) - 1 - level}"),
     (r"resnets\.(\d+)", lambda config, index: f"block.{index}"),
-    (r"(downsample|upsample)rs\.0", lambda config, kind: kind),
+    (r"(downsample|upsample)rs\.0", lambda config, layer_type: layer_type),
     (r"conv_shortcut", lambda config: "nin_shortcut"),
     (r"conv_norm_out", lambda config: "norm_out"),
 )
@@ -70,27 +70,28 @@ def unet_key(name: str, config: UNetConfig) -> str:
     match = UNET_PLACE.fullmatch(name)
     if not match or match[3] not in UNET_INNER:
         raise ValueError(f"{name} is no part of a Stable Diffusion UNet")
-    side, block, kind, layer, rest = match.groups()
-    place = unet_place(side, int(block or 0), kind, int(layer), config)
+    side, block, layer_type, layer, rest = match.groups()
+    place = unet_place(side, int(block or 0), layer_type, int(layer), config)
     word, dot, tail = rest.removeprefix(".").partition(".")
-    return f"{place}.{UNET_INNER[kind].get(word, word)}{dot}{tail}" if word else place
+    return f"{place}.{UNET_INNER[layer_type].get(word, word)}{dot}{tail}" if word else place
 
 
-def unet_place(side: str, block: int, kind: str, layer: int, config: UNetConfig) -> str:
+def unet_place(side: str, block: int, layer_type: str, layer: int, config: UNetConfig) -> str:
     """Returns where LDM keeps a layer: the block's number in its row, then the layer's place in that block.
 
     A level is `layers_per_block` blocks and one for the downsampler on the way down, and one block more on the way
     up, whose upsampler is the last entry of the level's last block.
     """
     if side == "mid_block":
-        return f"middle_block.{2 * layer if kind == 'resnets' else 1}"
+        return f"middle_block.{2 * layer if layer_type == 'resnets' else 1}"
     counts = config.layers if side == "down_blocks" else config.layers[::-1]
     layers, first = counts[block], sum(count + 1 for count in counts[:block])
     if side == "down_blocks":
-        return f"input_blocks.{1 + first + (layers if kind == 'downsamplers' else layer)}.{int(kind == 'attentions')}"
+        position = 1 + first + (layers if layer_type == "downsamplers" else layer)
+        return f"input_blocks.{position}.{int(layer_type == 'attentions')}"
     attends = config.up_block_types[block].startswith("CrossAttn")
-    slot = {"resnets": 0, "attentions": 1, "upsamplers": 1 + attends}[kind]
-    return f"output_blocks.{first + (layers if kind == 'upsamplers' else layer)}.{slot}"
+    slot = {"resnets": 0, "attentions": 1, "upsamplers": 1 + attends}[layer_type]
+    return f"output_blocks.{first + (layers if layer_type == 'upsamplers' else layer)}.{slot}"
 
 
 def vae_key(name: str, config: VAEConfig) -> str:

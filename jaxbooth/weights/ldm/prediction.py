@@ -23,10 +23,10 @@ class Prediction(NamedTuple):
     zero_snr: bool
 
 
-def read_prediction(tensors: Any, file: Path, asked: str | None, family: Family | None = None) -> Prediction:
+def read_prediction(tensors: Any, file: Path, prediction_type: str | None, family: Family | None = None) -> Prediction:
     """Finds the prediction type of a checkpoint.
 
-    The first of these that says something: `asked`; the marker tensor `v_pred`; the metadata
+    The first of these that says something: `prediction_type`; the marker tensor `v_pred`; the metadata
     `modelspec.prediction_type` (https://github.com/Stability-AI/ModelSpec); `parameterization` in the YAML file of the
     same name, as web UIs have it; for a `family`, what its models predict. Both kinds of SD 2.x have the same shapes;
     they are told apart as ComfyUI does it, by the spread of one bias of the UNet.
@@ -40,7 +40,7 @@ def read_prediction(tensors: Any, file: Path, asked: str | None, family: Family 
     """
     names = set(tensors.keys())
     said = (
-        asked
+        prediction_type
         or ("v_prediction" if V_MARKER in names else None)
         or parse_type((tensors.metadata() or {}).get("modelspec.prediction_type"), f"{file}: modelspec.prediction_type")
         or read_inference_config(file.with_suffix(".yaml"))
@@ -52,19 +52,19 @@ def read_prediction(tensors: Any, file: Path, asked: str | None, family: Family 
     return Prediction(said, ZERO_SNR_MARKER in names and said == "v_prediction")
 
 
-def parse_type(found: Any, source: str) -> str | None:
+def parse_type(value: Any, source: str) -> str | None:
     """Returns diffusers' word for a prediction type.
 
     Raises:
         UserError: it is unknown.
     """
-    if found is None:
+    if value is None:
         return None
-    if not isinstance(found, str) or found not in TYPES:
+    if not isinstance(value, str) or value not in TYPES:
         raise UserError(
-            f"{source} is {short_repr(found)}; expected one of {', '.join(TYPES)}, or pass --prediction-type."
+            f"{source} is {short_repr(value)}; expected one of {', '.join(TYPES)}, or pass --prediction-type."
         )
-    return TYPES[found]
+    return TYPES[value]
 
 
 def read_inference_config(path: Path) -> str | None:

@@ -48,25 +48,25 @@ class Checkpoint:
         names: list[str] = self.tensors.keys()
         self.stored = {(rename or proper_name)(name): name for name in names}
 
-    def tensor(self, entry: LdmTensor, source: str, name: str) -> LazyTensor:
-        """Returns the part of an entry that becomes the folder's `source`, to be written as `name`.
+    def tensor(self, ldm_tensor: LdmTensor, source: str, name: str) -> LazyTensor:
+        """Returns the part of a tensor that becomes the folder's `source`, to be written as `name`.
 
         Raises:
             UserError: its shape is not the architecture's, or it holds something else than finite floats.
         """
-        stored = self.stored[entry.name]
-        found = tuple(self.tensors.get_slice(stored).get_shape())
-        if without_ones(found) != without_ones(entry.shape):
+        stored = self.stored[ldm_tensor.name]
+        shape = tuple(self.tensors.get_slice(stored).get_shape())
+        if without_ones(shape) != without_ones(ldm_tensor.shape):
             raise UserError(
-                f"{self.file}: {stored} has shape {found}, but this architecture asks for {entry.shape}; "
+                f"{self.file}: {stored} has shape {shape}, but this architecture asks for {ldm_tensor.shape}; "
                 "the file is of another model."
             )
         dtype = weight_dtype(self.tensors.get_slice(stored).get_dtype(), stored, self.file)
 
         def read() -> np.ndarray:
-            return entry.part(finite(self.tensors.get_tensor(stored), stored, self.file), source)
+            return ldm_tensor.part(finite(self.tensors.get_tensor(stored), stored, self.file), source)
 
-        return LazyTensor(name, dtype, entry.source_shape, read)
+        return LazyTensor(name, dtype, ldm_tensor.source_shape, read)
 
 
 def proper_name(name: str) -> str:
@@ -108,8 +108,8 @@ def convert_single_file(
         with new_folder(folder) as aside:
             copy_plain_parts(skeleton, aside)
             write_prediction(aside, prediction, family)
-            for component, entries in layouts.items():
-                write_component(checkpoint, entries, aside / component, component)
+            for component, ldm_tensors in layouts.items():
+                write_component(checkpoint, ldm_tensors, aside / component, component)
             write_index(skeleton, aside)
 
 
@@ -119,7 +119,9 @@ def check_complete(checkpoint: Checkpoint, layouts: dict[str, list[LdmTensor]]) 
     Raises:
         UserError: tensors are missing, or the UNet has some that the architecture lacks.
     """
-    wanted = [entry.name for entries in layouts.values() for entry in entries if not entry.placeholder]
+    wanted = [
+        ldm_tensor.name for ldm_tensors in layouts.values() for ldm_tensor in ldm_tensors if not ldm_tensor.placeholder
+    ]
     missing = sorted(set(wanted) - set(checkpoint.stored))
     if missing:
         shown = ", ".join(missing[:LISTED]) + (", ..." if len(missing) > LISTED else "")
@@ -165,12 +167,12 @@ def edit_json(path: Path, changes: dict[str, Any]) -> None:
         write_json(path, read_json(path) | changes)
 
 
-def write_component(checkpoint: Checkpoint, entries: list[LdmTensor], folder: Path, component: str) -> None:
+def write_component(checkpoint: Checkpoint, ldm_tensors: list[LdmTensor], folder: Path, component: str) -> None:
     """Writes one component's weights; a text encoder's names get the prefix that the Hub's folders have."""
     tensors = []
-    for entry in (entry for entry in entries if not entry.placeholder):
-        for source in entry.sources:
-            tensors.append(checkpoint.tensor(entry, source, published_path(component, source)))
+    for ldm_tensor in (ldm_tensor for ldm_tensor in ldm_tensors if not ldm_tensor.placeholder):
+        for source in ldm_tensor.sources:
+            tensors.append(checkpoint.tensor(ldm_tensor, source, published_path(component, source)))
     write_tensors(folder / WEIGHT_FILES.get(component, "model.safetensors"), tensors, {"format": "pt"})
 
 
@@ -192,8 +194,8 @@ def convert_vae(file: Path, folder: Path, config: Path | None = None, allow_pick
         return proper_name(VAE_PREFIX + vae_key(canonical(bare) or bare, typed))  # LDM names pass unchanged
 
     checkpoint = Checkpoint(file, allow_pickle, ldm_name)
-    entries = vae_layout(typed)
-    check_complete(checkpoint, {"vae": entries})
+    ldm_tensors = vae_layout(typed)
+    check_complete(checkpoint, {"vae": ldm_tensors})
     with new_folder(folder) as aside:
         shutil.copyfile(config, aside / "config.json")
-        write_component(checkpoint, entries, aside, "vae")
+        write_component(checkpoint, ldm_tensors, aside, "vae")

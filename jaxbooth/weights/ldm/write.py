@@ -21,20 +21,20 @@ LOGIT_SCALE = np.log(100.0)  # where CLIP's training clips it, and where it ends
 MODELSPEC_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
 
 
-def entry_tensor(component: ComponentTensors, entry: LdmTensor) -> LazyTensor:
-    """Returns an entry of the single file, to be read when its turn comes."""
-    dtype = component.dtype_of(entry.sources[0] if entry.sources else next(iter(component.stored)))
+def to_lazy_tensor(component: ComponentTensors, ldm_tensor: LdmTensor) -> LazyTensor:
+    """Returns a tensor of the single file, to be read when its turn comes."""
+    dtype = component.dtype_of(ldm_tensor.sources[0] if ldm_tensor.sources else next(iter(component.stored)))
 
     def read() -> np.ndarray:
-        if not entry.sources:
-            return placeholder_value(entry.shape, dtype)
-        return entry.join([component.written(source).astype(dtype) for source in entry.sources])
+        if not ldm_tensor.sources:
+            return placeholder_value(ldm_tensor.shape, dtype)
+        return ldm_tensor.join([component.written(source).astype(dtype) for source in ldm_tensor.sources])
 
-    return LazyTensor(entry.name, dtype, entry.shape, read)
+    return LazyTensor(ldm_tensor.name, dtype, ldm_tensor.shape, read)
 
 
 def placeholder_value(shape: Shape, dtype: np.dtype) -> np.ndarray:
-    """Returns the content of an entry that no folder holds: a projection that changes nothing, or the logit scale."""
+    """Returns the content of a tensor that no folder holds: a projection that changes nothing, or the logit scale."""
     return np.eye(*shape, dtype=dtype) if shape else np.asarray(LOGIT_SCALE, dtype)
 
 
@@ -71,7 +71,7 @@ def write_single_file(
     tensors = []
     for name in components(folder):
         component = ComponentTensors(folder / name, params.get(name, {}), dtype)
-        tensors += [entry_tensor(component, entry) for entry in layout(folder, name)]
+        tensors += [to_lazy_tensor(component, ldm_tensor) for ldm_tensor in layout(folder, name)]
     empty = np.zeros(0, np.float32)
     tensors += [LazyTensor(name, empty.dtype, (0,), lambda: empty) for name in markers(folder)]
     header = {
@@ -97,8 +97,8 @@ def write_sidecar(folder: Path, path: Path) -> None:
 
 def single_file_shapes(folder: Path) -> dict[str, Shape]:
     """Returns name -> shape of every tensor that `write_single_file` writes for a folder; its weights are not read."""
-    entries = [entry for component in components(folder) for entry in layout(folder, component)]
-    return {entry.name: entry.shape for entry in entries} | dict.fromkeys(markers(folder), (0,))
+    ldm_tensors = [ldm_tensor for component in components(folder) for ldm_tensor in layout(folder, component)]
+    return {ldm_tensor.name: ldm_tensor.shape for ldm_tensor in ldm_tensors} | dict.fromkeys(markers(folder), (0,))
 
 
 def modelspec_prediction(folder: Path) -> str:
@@ -108,12 +108,12 @@ def modelspec_prediction(folder: Path) -> str:
         UserError: there is none, and readers of single files would take it for something else.
     """
     path = folder / "scheduler" / "scheduler_config.json"
-    found = read_json(path).get("prediction_type", "epsilon")
-    if found not in MODELSPEC_PREDICTIONS:
+    prediction_type = read_json(path).get("prediction_type", "epsilon")
+    if prediction_type not in MODELSPEC_PREDICTIONS:
         raise UserError(
-            f"{path}: prediction_type {found!r} cannot be told in a single file; export a diffusers folder."
+            f"{path}: prediction_type {prediction_type!r} cannot be told in a single file; export a diffusers folder."
         )
-    return MODELSPEC_PREDICTIONS[found]
+    return MODELSPEC_PREDICTIONS[prediction_type]
 
 
 def markers(folder: Path) -> list[str]:

@@ -49,17 +49,18 @@ def read_alphas(path: Path, metadata: Mapping[str, str], component: str, modules
     """
     source = f"{path}: its {METADATA_KEY}"
     config = parse_json_object(metadata.get(METADATA_KEY) or "{}", source)
-    own = validate(AlphaConfig, without_prefix(component, config) or config, source)  # a single network has no prefixes
-    patterns = own.alpha_pattern or {}
+    config = without_prefix(component, config) or config  # a single network has no prefixes
+    alpha_config = validate(AlphaConfig, config, source)
+    patterns = alpha_config.alpha_pattern or {}
     if not patterns or not modules:
-        return Alphas(own, {})
+        return Alphas(alpha_config, {})
     texts = [text for module in modules for text in (module, published_path(component, module))]
     expressions = tuple(rf"(.*\.)?({pattern})$" for pattern in patterns)  # as PEFT has it
-    found = first_matches(expressions, tuple(texts), f"{source}: alpha_pattern")
+    numbers_of = first_matches(expressions, tuple(texts), f"{source}: alpha_pattern")
     values = list(patterns.values())
     matched = {}
     for index, module in enumerate(modules):
-        numbers = [number for number in found[2 * index : 2 * index + 2] if number is not None]
+        numbers = [number for number in numbers_of[2 * index : 2 * index + 2] if number is not None]
         if numbers:
             matched[module] = values[min(numbers)]
-    return Alphas(own, matched)
+    return Alphas(alpha_config, matched)

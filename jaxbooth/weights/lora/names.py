@@ -89,26 +89,26 @@ def group_names(path: Path, names: list[str]) -> dict[str, dict[str, str]]:
     Raises:
         UserError: a tensor is no part of a LoRA, or a module lacks one of its two matrices.
     """
-    found: dict[str, dict[str, str]] = {}
+    parts_of: dict[str, dict[str, str]] = {}
     strange = []
     for name in names:
-        for pattern, kind in UNSUPPORTED.items():
+        for pattern, method in UNSUPPORTED.items():
             if re.search(pattern, name):
-                raise UserError(f"{path}: {kind} is not supported ({name}); jaxbooth reads LoRA and DoRA.")
+                raise UserError(f"{path}: {method} is not supported ({name}); jaxbooth reads LoRA and DoRA.")
         match = TENSOR_NAME.fullmatch(name)
         if match:
-            found.setdefault(match["module"], {})[match.lastgroup or ""] = name
+            parts_of.setdefault(match["module"], {})[match.lastgroup or ""] = name
         else:
             strange.append(name)
-    if not found:
+    if not parts_of:
         raise UserError(f"{path} is not a LoRA: none of its {len(names)} tensors has a LoRA's name ({some(strange)}).")
     if strange:
         raise UserError(f"{path}: {len(strange)} of its tensors are no part of a LoRA ({some(strange)}).")
-    for name, parts in found.items():
-        lacking = [what for part, what in (("down", "A (lora_down)"), ("up", "B (lora_up)")) if part not in parts]
+    for name, parts in parts_of.items():
+        lacking = [matrix for part, matrix in (("down", "A (lora_down)"), ("up", "B (lora_up)")) if part not in parts]
         if lacking:
             raise UserError(f"{path}: {name} has no {' and no '.join(lacking)} matrix; fetch the file again.")
-    return found
+    return parts_of
 
 
 def some(names: list[str]) -> str:
@@ -136,8 +136,8 @@ def own_prefixes(family: Family) -> tuple[str, ...]:
     """Returns the beginnings of names in LoRA files that belong to this family alone; none may be."""
     others = [encoder for other in FAMILIES.values() if other is not family for encoder in other.text_encoders]
     shared = {prefix for encoder in others for prefix in lora_prefixes(encoder)}
-    own = [prefix for encoder in family.text_encoders for prefix in lora_prefixes(encoder)]
-    return tuple(prefix for prefix in own if prefix not in shared)
+    prefixes = [prefix for encoder in family.text_encoders for prefix in lora_prefixes(encoder)]
+    return tuple(prefix for prefix in prefixes if prefix not in shared)
 
 
 def lora_prefixes(encoder: TextEncoderSpec) -> tuple[str, str]:

@@ -32,23 +32,23 @@ def read_lora(path: Path, networks: Mapping[str, ModuleDef], denoiser_config: UN
     """
     with open_tensors(path) as file:
         metadata = file.metadata() or {}
-        found = {
+        parts_of = {
             name: {part: read_tensor(path, file, tensor) for part, tensor in parts.items()}
             for name, parts in group_names(path, list(file.keys())).items()
         }
-    hint = advice({name: parts["down"].shape for name, parts in found.items()})
+    hint = advice({name: parts["down"].shape for name, parts in parts_of.items()})
     known = modules_by_name(networks, denoiser_config)
-    unknown = sorted(name for name in found if name not in known)
+    unknown = sorted(name for name in parts_of if name not in known)
     if unknown:
         raise UserError(
-            f"{path}: {len(unknown)} of its {len(found)} modules are not in this base model ({some(unknown)}){hint}."
+            f"{path}: {len(unknown)} of its {len(parts_of)} modules are not in this base model ({some(unknown)}){hint}."
         )
     silent: dict[str, list[str]] = {component: [] for component in networks}  # modules without an alpha of their own
-    for component, module in (known[name] for name, parts in found.items() if "alpha" not in parts):
+    for component, module in (known[name] for name, parts in parts_of.items() if "alpha" not in parts):
         silent[component].append(module)
     alphas = {component: read_alphas(path, metadata, component, modules) for component, modules in silent.items()}
     adapters: dict[tuple[str, str], Adapter] = {}
-    for name, parts in found.items():
+    for name, parts in parts_of.items():
         component, module = known[name]
         if known[name] in adapters:
             raise UserError(f"{path} holds {component}.{module} twice, under two names; fetch another copy.")

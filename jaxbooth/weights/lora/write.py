@@ -38,16 +38,16 @@ def write_peft(path: Path, lora: LoraWeights, metadata: Mapping[str, str], dtype
     adapters = [adapter.with_alpha(adapter.rank) for adapter in to_adapters(lora)]
     tensors, config = {}, {}
     for component in dict.fromkeys(adapter.component for adapter in adapters):
-        own = [adapter for adapter in adapters if adapter.component == component]
-        config |= {f"{component}.{key}": value for key, value in peft_config(path, own).items()}
-        down, up = spelling_for_diffusers(component, [adapter.module for adapter in own])
-        for adapter in own:
+        adapters_of = [adapter for adapter in adapters if adapter.component == component]
+        config |= {f"{component}.{key}": value for key, value in peft_config(path, adapters_of).items()}
+        down, up = spelling_for_diffusers(component, [adapter.module for adapter in adapters_of])
+        for adapter in adapters_of:
             name = f"{component}.{published_path(component, adapter.module)}"
             tensors[f"{name}.{down}"] = adapter.lora_a
             tensors[f"{name}.{up}"] = adapter.lora_b
             if adapter.magnitude is not None:
                 # PEFT leaves out `.weight` when it saves, and transformers 5 does not find the tensor without
-                leaf = "lora_magnitude_vector" + (".weight" if component != "unet" else "")
+                leaf = "lora_magnitude_vector" + (".weight" if component.startswith("text_encoder") else "")
                 shape = (1, -1, 1, 1) if adapter.lora_a.ndim == 4 else (-1,)
                 tensors[f"{name}.{leaf}"] = adapter.magnitude.reshape(shape)
     head = {"format": "pt", METADATA_KEY: json.dumps(config, indent=2, sort_keys=True)}
@@ -60,7 +60,7 @@ def spelling_for_diffusers(component: str, modules: list[str]) -> tuple[str, str
     diffusers (0.42) tells how a text encoder's adapters are spelled by those of its attention. Where there are none, it
     knows only its own older words, which all its versions read.
     """
-    if component == "unet" or any(ATTENTION_OF_TEXT.search(module) for module in modules):
+    if not component.startswith("text_encoder") or any(ATTENTION_OF_TEXT.search(module) for module in modules):
         return "lora_A.weight", "lora_B.weight"
     return "lora_linear_layer.down.weight", "lora_linear_layer.up.weight"
 
