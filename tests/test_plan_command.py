@@ -58,10 +58,10 @@ def refused(capsys):
     def run(*argv):
         with pytest.raises(SystemExit) as stop:
             main(["plan", *map(str, argv)])
-        shown = capsys.readouterr()
-        assert (stop.value.code, shown.out) == (2, "")
-        assert shown.err.count("\n") == 1
-        return shown.err.removeprefix("error: ").strip()
+        printed = capsys.readouterr()
+        assert (stop.value.code, printed.out) == (2, "")
+        assert printed.err.count("\n") == 1
+        return printed.err.removeprefix("error: ").strip()
 
     return run
 
@@ -78,82 +78,84 @@ def small(tmp_path_factory):
 
 
 def test_sd15_fully_trained_fits_four_v5e_chips_with_fsdp(planned):
-    facts = planned("sd15", "--topology", "v5e:2x2", "--mesh.fsdp", "4", "--train.batch-size", "8")
-    assert facts.keys() >= KEYS
-    assert (facts["topology"], facts["chips"], facts["compiled"], facts["fits"]) == ("v5e:2x2", 4, False, True)
-    assert facts["hbm_limit_bytes"] == 15.75 * GIB
-    assert facts["hbm_bytes"] == sum(facts["memory"].values())
-    assert facts["memory"]["optimizer"] == pytest.approx(2 * 4 * 859.5e6 / 4, rel=0.01)  # Adam's moments, a quarter
-    assert facts["largest_batch_per_chip"] >= 4
-    assert set(facts["collectives"]) == {"all-gather", "reduce-scatter", "all-reduce"}
-    assert facts["advice"] == []
+    plan = planned("sd15", "--topology", "v5e:2x2", "--mesh.fsdp", "4", "--train.batch-size", "8")
+    assert plan.keys() >= KEYS
+    assert (plan["topology"], plan["chips"], plan["compiled"], plan["fits"]) == ("v5e:2x2", 4, False, True)
+    assert plan["hbm_limit_bytes"] == 15.75 * GIB
+    assert plan["hbm_bytes"] == sum(plan["memory"].values())
+    assert plan["memory"]["optimizer"] == pytest.approx(2 * 4 * 859.5e6 / 4, rel=0.01)  # Adam's moments, a quarter
+    assert plan["largest_batch_per_chip"] >= 4
+    assert set(plan["collectives"]) == {"all-gather", "reduce-scatter", "all-reduce"}
+    assert plan["advice"] == []
 
 
 def test_sdxl_lora_is_planned_from_its_shipped_configuration(planned):
-    facts = planned("sdxl-lora", "--topology", "v5e:4x4", "--train.batch-size", "16")
-    assert facts["memory"]["frozen"] > 2 * 2.56e9  # the UNet's bfloat16 weights
-    assert facts["seconds_per_step"] == max(facts["roofline_seconds"].values()) / facts["efficiency"]
-    assert facts["images_per_second"] == pytest.approx(32 / facts["seconds_per_step"])
-    assert facts["hours"] == pytest.approx(1000 * facts["seconds_per_step"] / 3600)
-    assert facts["chip_hours"] == pytest.approx(16 * facts["hours"])
+    plan = planned("sdxl-lora", "--topology", "v5e:4x4", "--train.batch-size", "16")
+    assert plan["memory"]["frozen"] > 2 * 2.56e9  # the UNet's bfloat16 weights
+    assert plan["seconds_per_step"] == max(plan["roofline_seconds"].values()) / plan["efficiency"]
+    assert plan["images_per_second"] == pytest.approx(32 / plan["seconds_per_step"])
+    assert plan["hours"] == pytest.approx(1000 * plan["seconds_per_step"] / 3600)
+    assert plan["chip_hours"] == pytest.approx(16 * plan["hours"])
 
 
 def test_sd21_is_planned_at_its_own_768_pixels(planned):
-    facts = planned("sd21", "--topology", "v5p:2x2x1", "--train.batch-size", "4")
-    assert facts["fits"] is True
-    assert facts["bound"] in ("compute", "memory")
-    assert facts["memory"]["latents"] == pytest.approx(205 * 2 * 4 * 96 * 96 * 4, rel=0.1)  # moments of 205 images
+    plan = planned("sd21", "--topology", "v5p:2x2x1", "--train.batch-size", "4")
+    assert plan["fits"] is True
+    assert plan["bound"] in ("compute", "memory")
+    assert plan["memory"]["latents"] == pytest.approx(205 * 2 * 4 * 96 * 96 * 4, rel=0.1)  # moments of 205 images
 
 
 def test_a_run_that_does_not_fit_names_changes_that_do(planned, small):
     flags = ("--data.resolution", "128", "--train.batch-size", "8192", "--topology", "v5e:1x1")
-    facts = planned("--model", small, *flags)
-    assert facts["fits"] is False
-    assert facts["hbm_bytes"] > facts["hbm_limit_bytes"]
-    assert 0 < facts["largest_batch_per_chip"] < 8192
-    assert facts["advice"]
-    changed = planned("--model", small, *flags, *facts["advice"][0].split())
+    plan = planned("--model", small, *flags)
+    assert plan["fits"] is False
+    assert plan["hbm_bytes"] > plan["hbm_limit_bytes"]
+    assert 0 < plan["largest_batch_per_chip"] < 8192
+    assert plan["advice"]
+    changed = planned("--model", small, *flags, *plan["advice"][0].split())
     assert changed["fits"] is True
 
 
-def test_rows_that_only_fill_devices_are_pointed_out(planned, small):
-    facts = planned("--model", small, *SMALL, "--topology", "v5e:4x4")
-    assert facts["advice"] == ["2 rows are padded to 16 to fill the devices: --train.batch-size 8 costs no more"]
+def test_images_that_only_fill_devices_are_pointed_out(planned, small):
+    plan = planned("--model", small, *SMALL, "--topology", "v5e:4x4")
+    assert plan["advice"] == ["2 images are padded to 16 to fill the devices: --train.batch-size 8 costs no more"]
 
 
 def test_people_get_a_table(capsys, small):
     main(["plan", "--model", str(small), *SMALL, "--topology", "v5e:2x2", "--train.batch-size", "2"])
-    shown = capsys.readouterr().out
+    printed = capsys.readouterr().out
     rows = ("plan", "fits", "memory", "largest batch", "FLOPs per step", "bytes moved", "collectives", "roofline",
             "expected", "the run")  # fmt: skip
-    assert [row for row in rows if f"\n{row} " not in f"\n{shown}"] == []
-    assert "of 15.75 GiB: " in shown
+    assert [row for row in rows if f"\n{row} " not in f"\n{printed}"] == []
+    assert "of 15.75 GiB: " in printed
 
 
 def test_help_names_every_key_of_a_run_and_the_plan_s_own(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["plan", "--help"])
-    shown = capsys.readouterr().out
+    printed = capsys.readouterr().out
     wanted = ["--topology", "--compile", "--json", *(flag(key) for key in flatten(Config()) if key != "data.subjects")]
     assert stop.value.code == 0
-    assert [name for name in wanted if name not in shown] == []
+    assert [name for name in wanted if name not in printed] == []
 
 
 # The compiler
 
 
 def test_compiling_for_the_devices_that_are_here(planned, small):
-    facts = planned("--model", small, *SMALL, "--topology", "cpu", "--train.batch-size", "8", "--compile")
-    compiler, held = facts["compiler"]["train"], facts["compiler"]["persistent"]
-    assert facts["compiled"] is True
-    assert facts["fits"] is True
-    assert facts["collectives"].keys() == {"all-reduce"}
-    assert facts["collectives"]["all-reduce"] == pytest.approx(held["parameters"], rel=0.01)  # of float32 gradients
-    assert compiler["argument_bytes"] == pytest.approx(sum(held.values()) - held["resident"], rel=0.001)
-    assert facts["hbm_bytes"] > facts["memory"]["parameters"] + facts["memory"]["optimizer"]
-    assert facts["flops"] == compiler["flops"]  # nothing is hidden where no sequence is long
-    assert facts["flops"] == pytest.approx(facts["estimated"]["flops"], rel=0.1)
-    assert facts["sampling"]["flops"] > facts["compiler"]["sampling"]["flops"]  # two steps, of which XLA counts one
+    plan = planned("--model", small, *SMALL, "--topology", "cpu", "--train.batch-size", "8", "--compile")
+    compiler, persistent = plan["compiler"]["train"], plan["compiler"]["persistent"]
+    assert plan["compiled"] is True
+    assert plan["fits"] is True
+    assert plan["collectives"].keys() == {"all-reduce"}
+    assert plan["collectives"]["all-reduce"] == pytest.approx(
+        persistent["parameters"], rel=0.01
+    )  # of float32 gradients
+    assert compiler["argument_bytes"] == pytest.approx(sum(persistent.values()) - persistent["resident"], rel=0.001)
+    assert plan["hbm_bytes"] > plan["memory"]["parameters"] + plan["memory"]["optimizer"]
+    assert plan["flops"] == compiler["flops"]  # XLA counts everything where no sequence is long
+    assert plan["flops"] == pytest.approx(plan["estimated"]["flops"], rel=0.1)
+    assert plan["sampling"]["flops"] > plan["compiler"]["sampling"]["flops"]  # two steps, of which XLA counts one
 
 
 @pytest.mark.slow
@@ -161,9 +163,9 @@ def test_a_second_compilation_of_the_same_programs_comes_from_the_cache(planned,
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     seconds = []
     for _ in range(2):
-        facts = planned("--model", small, *SMALL, "--topology", "cpu:1", "--compile")
-        seconds.append(facts["compiler"]["train"]["compile_seconds"])
-    assert facts["collectives"] == {}
+        plan = planned("--model", small, *SMALL, "--topology", "cpu:1", "--compile")
+        seconds.append(plan["compiler"]["train"]["compile_seconds"])
+    assert plan["collectives"] == {}
     assert seconds[1] < seconds[0] / 2
 
 
@@ -171,18 +173,18 @@ def test_a_second_compilation_of_the_same_programs_comes_from_the_cache(planned,
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 def test_compiling_for_a_tpu_that_is_not_here(planned, small):
     flags = ("--topology", "v5e:2x2", "--mesh.fsdp", "4", "--train.batch-size", "4", "--compile")
-    facts = planned("--model", small, *SMALL, *flags)
-    assert facts["fits"] is True
-    assert facts["memory"]["program"] > 0
-    assert facts["seconds_per_step"] > 0
-    assert facts["collectives"]["all-gather"] > 0
+    plan = planned("--model", small, *SMALL, *flags)
+    assert plan["fits"] is True
+    assert plan["memory"]["program"] > 0
+    assert plan["seconds_per_step"] > 0
+    assert plan["collectives"]["all-gather"] > 0
 
 
 def test_a_step_is_timed_on_the_machine_itself_which_has_no_published_peak(planned, small):
-    facts = planned("--model", small, *SMALL, "--mesh.data", "8", "--train.batch-size", "8")
-    assert facts["measured"] is True
-    assert 0 < facts["seconds_per_step"] < 60
-    assert facts["images_per_second"] == pytest.approx(16 / facts["seconds_per_step"])
+    plan = planned("--model", small, *SMALL, "--mesh.data", "8", "--train.batch-size", "8")
+    assert plan["measured"] is True
+    assert 0 < plan["seconds_per_step"] < 60
+    assert plan["images_per_second"] == pytest.approx(16 / plan["seconds_per_step"])
 
 
 def test_a_large_step_is_not_timed_unasked_and_the_table_says_so(capsys):
@@ -205,7 +207,7 @@ def test_a_mesh_that_does_not_divide_the_devices_says_what_would(refused):
     assert "1, 2, 4, 8 or 16 would" in message
 
 
-def test_rows_that_do_not_divide_into_micro_batches_are_refused(refused):
+def test_a_batch_that_does_not_divide_into_micro_batches_is_refused(refused):
     message = refused(
         "sd15", "--topology", "v5e:2x2", "--train.batch-size", "4", "--train.gradient-accumulation-steps", "3"
     )

@@ -134,7 +134,7 @@ def test_a_run_that_does_not_fit_is_refused_with_what_it_needs_and_what_helps(mo
     message = str(stop.value)
     assert "GiB" in message
     assert "the cheapest change that fits: --train.gradient-accumulation-steps 8" in message
-    assert message.endswith("--force trains all the same.")
+    assert message.endswith("--force trains anyway.")
 
 
 def test_a_run_that_no_change_makes_fit_is_refused(monkeypatch, tmp_path, planned, mesh):

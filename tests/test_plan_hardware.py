@@ -101,9 +101,9 @@ def test_the_help_lists_every_device_name():
         ("v5e:3x3", "v5e comes as :1x1, :2x2, :2x4"),
         ("v5p:4x4", "v5p comes as :2x2x1"),
         ("v5litepod-7", "v5e comes as v5e-1, v5e-4, v5e-8"),
-        ("h100:0", "a number from 1 to 4096 follows h100:"),
-        ("h100:" + "9" * 30, "a number from 1 to 4096 follows h100:"),
-        ("cpu:many", "a number from 1 to 4096 follows cpu:"),
+        ("h100:0", "write a number from 1 to 4096 after h100:"),
+        ("h100:" + "9" * 30, "write a number from 1 to 4096 after h100:"),
+        ("cpu:many", "write a number from 1 to 4096 after cpu:"),
         ("local:2", "leave :2 out"),
     ],
 )

@@ -72,7 +72,7 @@ def test_a_program_of_one_device_has_no_collectives():
     assert collectives(jax.jit(jnp.sin).lower(jnp.ones(3)).compile().as_text()) == {}
 
 
-def test_all_but_one_turn_of_a_loop_is_hidden():
+def test_xla_counts_one_pass_through_a_loop():
     def run(x):
         return jax.lax.scan(lambda carry, _: (carry @ carry, None), x, None, length=8)[0]
 
@@ -83,7 +83,7 @@ def test_all_but_one_turn_of_a_loop_is_hidden():
     assert traced.lower().compile().cost_analysis()["flops"] == pytest.approx(product, rel=1e-3)
 
 
-def test_a_loop_whose_length_is_data_has_the_turns_that_it_is_said_to_take():
+def test_a_loop_whose_length_is_data_is_counted_with_the_given_trip_count():
     def run(x, length):
         return jax.lax.fori_loop(0, length, lambda _, carry: carry @ carry, x)
 
@@ -104,13 +104,13 @@ def attend(query):
         (8192, 2 + 3 + 4),  # backward for queries, and for keys and values: the scores and their gradient in both
     ],
 )
-def test_attention_on_a_tpu_is_hidden_in_its_kernels(length, products):
+def test_xla_does_not_count_the_attention_kernels_of_a_tpu(length, products):
     batch, heads, width = 2, 3, 64
     traced = jax.jit(attend).trace(jax.ShapeDtypeStruct((batch, length, heads, width), jnp.bfloat16))
     assert uncounted_flops(traced.jaxpr, "tpu", 1) == products * 2 * batch * heads * length**2 * width
 
 
-def test_attention_elsewhere_is_hidden_but_for_the_first_chunk_of_queries():
+def test_xla_counts_the_first_chunk_of_queries_elsewhere():
     batch, length, heads, width = 2, 2048, 3, 64
     traced = jax.jit(attend).trace(jax.ShapeDtypeStruct((batch, length, heads, width), jnp.bfloat16))
     chunked = uncounted_flops(traced.jaxpr, "cpu", 1)

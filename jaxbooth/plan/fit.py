@@ -83,7 +83,7 @@ def out_of_memory_error(config: Config, base: BaseModel, estimated: Estimate) ->
         else "no change of settings makes it fit"
     )
     return UserError(
-        f"a step needs {needed / GIB:.1f} GiB, the device has {limit / GIB:.1f}; {change}; --force trains all the same."
+        f"a step needs {needed / GIB:.1f} GiB, but the device has {limit / GIB:.1f}; {change}; --force trains anyway."
     )
 
 

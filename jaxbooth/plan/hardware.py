@@ -137,7 +137,9 @@ def find_topology(name: str) -> Topology:
     kind, _, size = name.strip().lower().partition(":")
     if kind in ("local", "gpu") or (kind == "cpu" and not size):
         if size:
-            raise UserError(f"--topology {name}: {kind} is what this machine has, without a number; leave :{size} out.")
+            raise UserError(
+                f"--topology {name}: {kind} means the devices of this machine and takes no number; leave :{size} out."
+            )
         return local_topology(name, kind)
     accelerator_type = ACCELERATOR_TYPE.fullmatch(kind)
     if accelerator_type and not size:
@@ -149,7 +151,9 @@ def find_topology(name: str) -> Topology:
         return tpu_topology(name, chip, size)
     number = size or "1"
     if not number.isdecimal() or len(number) > len(str(MAX_GPUS)) or not 0 < int(number) <= MAX_GPUS:
-        raise UserError(f"--topology {name}: a number from 1 to {MAX_GPUS} follows {chip.name}:, such as :8.")
+        raise UserError(
+            f"--topology {name}: write a number from 1 to {MAX_GPUS} after {chip.name}:, such as {chip.name}:8."
+        )
     devices, platform = int(number), "cpu" if chip is CPU else "gpu"
     return Topology(f"{chip.name}:{devices}", with_host_memory(chip, devices), devices, (), platform)
 

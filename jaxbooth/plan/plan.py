@@ -80,7 +80,7 @@ def advice(config: Config, base: BaseModel, estimate: Estimate) -> Iterator[str]
     padded = estimate.per_device_batch * estimate.shards * config.train.gradient_accumulation_steps
     if padded > examples:
         yield (
-            f"{examples} rows are padded to {padded} to fill the devices: --train.batch-size "
+            f"{examples} images are padded to {padded} to fill the devices: --train.batch-size "
             f"{config.train.batch_size * padded // examples} costs no more"
         )
     if config.train.dtype == "float32" and estimate.topology.platform == "tpu":
