@@ -91,6 +91,7 @@ class Family:
         title: as messages name it.
         repositories: Hub ids whose configurations those in `assets/families` are.
         pipeline: class in `model_index.json`.
+        pipeline_title: of all families with that class, as messages name them.
         denoiser_keys: keys of the denoiser's `config.json` that tell the family from others, and their values.
         text_width: of the prompt embeddings of published models, by which files without a configuration are recognised.
         guidance_scale: for sampling, where nothing else is asked for.
@@ -105,6 +106,7 @@ class Family:
     title: str
     repositories: tuple[str, ...]
     pipeline: str
+    pipeline_title: str
     denoiser_keys: Mapping[str, Any]
     text_width: int
     denoiser: DenoiserSpec
@@ -140,6 +142,7 @@ FAMILIES: dict[str, Family] = {
                 "CompVis/stable-diffusion-v1-4",
             ),
             pipeline="StableDiffusionPipeline",
+            pipeline_title="Stable Diffusion 1.x or 2.x",
             denoiser_keys={"addition_embed_type": None, "use_linear_projection": False},
             text_width=768,
             denoiser=UNET,
@@ -158,6 +161,7 @@ FAMILIES: dict[str, Family] = {
             title="SD 2.x",
             repositories=("stabilityai/stable-diffusion-2-1",),
             pipeline="StableDiffusionPipeline",
+            pipeline_title="Stable Diffusion 1.x or 2.x",
             denoiser_keys={"addition_embed_type": None, "use_linear_projection": True},
             text_width=1024,
             denoiser=UNET,
@@ -177,6 +181,7 @@ FAMILIES: dict[str, Family] = {
             title="SDXL",
             repositories=("stabilityai/stable-diffusion-xl-base-1.0",),
             pipeline="StableDiffusionXLPipeline",
+            pipeline_title="SDXL",
             denoiser_keys={"addition_embed_type": "text_time"},
             text_width=2048,
             denoiser=UNET._replace(has_ldm_names=True),
@@ -200,7 +205,7 @@ FAMILIES: dict[str, Family] = {
 COMPONENTS = tuple(dict.fromkeys(name for family in FAMILIES.values() for name in family.components))
 # Short names and Hub ids of the models whose configurations ship with jaxbooth.
 PUBLISHED = {name: family for family in FAMILIES.values() for name in (family.name, *family.repositories)}
-PIPELINES = {"StableDiffusionPipeline": "Stable Diffusion 1.x or 2.x", "StableDiffusionXLPipeline": "SDXL"}
+PIPELINES = {family.pipeline: family.pipeline_title for family in FAMILIES.values()}
 
 
 class OtherModel(NamedTuple):
