@@ -1,13 +1,13 @@
-"""The two ways a command ends early; the command line turns each into one sentence and an exit code."""
+"""The two errors that end a command early, and how messages are printed: one line that any terminal can show."""
 
 import reprlib
 import unicodedata
 from typing import Any
 
 MAX_MESSAGE = 500  # characters of a printed error
-KEPT_END = 150  # of them, at its end: what to do
-JOINERS = "\u200c\u200d"  # of Persian and of emoji
-HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format and direction, half characters, line separators
+KEPT_END = 150  # characters at the end of a long message, which say what to do
+JOINERS = "\u200c\u200d"  # which Persian and emoji need
+HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode categories: control, format, surrogates, line separators
 
 
 class UserError(Exception):
@@ -19,7 +19,7 @@ class RunFailure(Exception):
 
 
 def printable(text: str) -> str:
-    """Returns text without anything that a terminal would obey or cannot show: such characters become escapes."""
+    """Returns text with escapes for characters that a terminal would interpret or cannot show."""
     return "".join(
         character.encode("unicode_escape").decode()
         if unicodedata.category(character) in HIDDEN and character not in JOINERS
@@ -29,7 +29,7 @@ def printable(text: str) -> str:
 
 
 def format_message(message: str) -> str:
-    """Returns a message as it is printed: one line of at most MAX_MESSAGE characters; the middle is what goes."""
+    """Returns a message as it is printed: one line of at most MAX_MESSAGE characters, shortened in the middle."""
     if len(message) > MAX_MESSAGE:
         message = f"{message[:MAX_MESSAGE]} ... {message[-KEPT_END:]}"
     text = printable(message)
@@ -37,7 +37,7 @@ def format_message(message: str) -> str:
 
 
 class ShortRepr(reprlib.Repr):
-    """Writes a value from outside in a few words, whatever its size and however often it holds itself."""
+    """A `repr` of bounded length, also of values that are huge or contain themselves."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,10 +46,10 @@ class ShortRepr(reprlib.Repr):
         self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = 3
 
     def repr_int(self, x: int, level: int) -> str:
-        """Leaves out digits that Python itself refuses to write."""
+        """Describes numbers that Python refuses to write out."""
         return f"a number of {x.bit_length()} bits" if x.bit_length() > 256 else repr(x)
 
 
 def short_repr(value: Any) -> str:
-    """Returns `repr(value)`, shortened."""
+    """Returns a value's `repr`, shortened."""
     return ShortRepr().repr(value)

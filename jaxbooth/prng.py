@@ -1,6 +1,6 @@
-"""The one place where a seed becomes random numbers: JAX's counter-based keys, and numpy's generators on the host.
+"""Seeds become random numbers here only: as JAX's counter-based keys, and as numpy's generators on the host.
 
-All 63 bits of a seed count. A seed below 2^32 gives what `jax.random.key(seed)` and `default_rng([seed, number])` give.
+All 63 bits of a seed count. A seed below 2^32 gives what `jax.random.key(seed)` and `default_rng([seed, index])` give.
 """
 
 import jax
@@ -12,7 +12,7 @@ from jaxbooth.errors import UserError
 from jaxbooth.params import AnyArray
 
 MAX_SEED = 2**63 - 1
-IMPLEMENTATION = "threefry2x32"  # whatever JAX's default is
+IMPLEMENTATION = "threefry2x32"  # not JAX's default, which a user may set
 
 
 def split_seed(seed: int) -> tuple[int, int]:
@@ -27,7 +27,7 @@ def split_seed(seed: int) -> tuple[int, int]:
 
 
 def key_data(seed: int) -> np.ndarray:
-    """Returns the (2,) uint32 key of a seed on the host: data for a compiled program, which serves every seed.
+    """Returns a seed's key as (2,) uint32 on the host: input of a compiled program, which then serves every seed.
 
     `jax.random.key` drops the upper half where 64-bit types are off; with them, it gives this key.
 
@@ -38,15 +38,15 @@ def key_data(seed: int) -> np.ndarray:
 
 
 def root_key(data: AnyArray) -> Array:
-    """Returns the PRNG key of `key_data`, from which all others are folded and split."""
+    """Returns the PRNG key for `key_data`; all other keys are derived from it with `fold_in` and `split`."""
     return jax.random.wrap_key_data(jnp.asarray(data), impl=IMPLEMENTATION)
 
 
-def host_generator(seed: int, number: int) -> np.random.Generator:
-    """Returns numpy's generator of a seed and a number below 2^32: an epoch's, an image's, a parameter's.
+def host_generator(seed: int, index: int) -> np.random.Generator:
+    """Returns a numpy generator for a seed and an index below 2^32: that of an epoch, an image or a parameter.
 
     Raises:
         UserError: the seed is not between 0 and MAX_SEED.
     """
     upper, lower = split_seed(seed)
-    return np.random.default_rng([lower, number, upper])  # a trailing 0 changes nothing
+    return np.random.default_rng([lower, index, upper])  # a trailing 0 changes nothing

@@ -71,7 +71,7 @@ def test_what_a_resumed_phase_had_done_before_does_not_make_it_faster(capsys, cl
 
 
 def test_a_phase_whose_main_thread_waits_breaks_its_silence(capsys, monkeypatch):
-    monkeypatch.setattr(progress_module, "SILENCE", 0.0)
+    monkeypatch.setattr(progress_module, "SILENCE_SECONDS", 0.0)
     with progress("compile", None) as bar:
         bar.set_postfix("train step")
         threading.Event().wait(2.5)
@@ -79,15 +79,15 @@ def test_a_phase_whose_main_thread_waits_breaks_its_silence(capsys, monkeypatch)
 
 
 def test_the_silence_that_is_kept_is_shorter_than_half_a_minute():
-    assert progress_module.SILENCE < 29
+    assert progress_module.SILENCE_SECONDS < 29
 
 
 def test_the_inner_of_two_phases_speaks(capsys, clock):
     with progress("train", 100) as outer, progress("sample", 8, transient=True) as inner:
         clock[0] += 26
-        outer.break_silence()
-        inner.break_silence()
-        inner.break_silence()
+        outer.print_if_silent()
+        inner.print_if_silent()
+        inner.print_if_silent()
     assert [line.split(":")[0] for line in lines_of(capsys)] == ["sample", "train"]
 
 

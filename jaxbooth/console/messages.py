@@ -1,4 +1,4 @@
-"""What a person sees: sentences, warnings, progress and tables, on process 0 only; and the log file that keeps them."""
+"""Messages, warnings and tables: on the terminal of process 0, and in the log file."""
 
 import shlex
 import sys
@@ -16,7 +16,7 @@ LOG_WIDTH = 100  # characters of a table in the log file
 
 
 def is_main() -> bool:
-    """Whether this process speaks and writes for all of them."""
+    """Whether this is process 0, which prints and writes files for all processes."""
     return jax.process_index() == 0
 
 
@@ -26,7 +26,7 @@ def pluralize(number: int, noun: str) -> str:
 
 
 def info(text: str) -> None:
-    """Prints one sentence, unless the user wants quiet."""
+    """Prints a message, unless --quiet is set."""
     if is_main():
         text = printable(text)
         output.log(text)
@@ -35,7 +35,7 @@ def info(text: str) -> None:
 
 
 def print_result(text: str) -> None:
-    """Prints one sentence that a command was run for."""
+    """Prints a result, which --quiet does not suppress."""
     if is_main():
         text = printable(text)
         output.log(text)
@@ -43,19 +43,16 @@ def print_result(text: str) -> None:
 
 
 def shell_quote(text: str) -> str:
-    """Returns a word of a command that a user may copy to a shell; control characters are spelled as bash and zsh do.
-
-    A terminal would not show those as they are.
-    """
+    """Returns a word as a user can copy it into a shell; control characters are escaped as bash and zsh read them."""
     if text.isprintable():
         return shlex.quote(text)
     escaped = text.replace("\\", r"\\").replace("'", r"\'")
-    spelled = (letter if letter.isprintable() else rf"\U{ord(letter):08x}" for letter in escaped)
-    return f"$'{''.join(spelled)}'"
+    characters = (character if character.isprintable() else rf"\U{ord(character):08x}" for character in escaped)
+    return f"$'{''.join(characters)}'"
 
 
 def warn(text: str) -> None:
-    """Prints one sentence that should not be missed."""
+    """Prints a warning."""
     if is_main():
         text = printable(text)
         output.log(f"warning: {text}")
@@ -63,22 +60,22 @@ def warn(text: str) -> None:
 
 
 def show_table(table: RenderableType) -> None:
-    """Prints a table, within the width of the terminal."""
+    """Prints a table, as wide as the terminal at most."""
     if is_main():
-        paper = Console(width=LOG_WIDTH, color_system=None)
-        with paper.capture() as captured:
-            paper.print(table)
+        log_console = Console(width=LOG_WIDTH, color_system=None)
+        with log_console.capture() as captured:
+            log_console.print(table)
         output.log(captured.get().rstrip("\n"))
         console.print(table, soft_wrap=False)
 
 
 def print_plain(text: str, file: IO[str] | None = None) -> None:
-    """Prints on this process, whichever it is and from any thread, if anyone reads it."""
+    """Prints on this process, whichever it is, from any thread; an output that is closed is ignored."""
     with suppress(OSError, ValueError):
         print(text, file=file or sys.stdout, flush=True)
     output.log(text)
 
 
 def print_stderr(text: str) -> None:
-    """As `print_plain`, on the error stream."""
+    """Prints on the error stream; see `print_plain`."""
     print_plain(text, sys.stderr)

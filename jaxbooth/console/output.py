@@ -1,4 +1,4 @@
-"""Where a command's lines go: the terminal, and the log file of `--log-file`."""
+"""Where messages go: the terminal, and the file of `--log-file`."""
 
 import errno
 import time
@@ -15,20 +15,22 @@ console = Console(highlight=False, soft_wrap=True, emoji=False)
 
 
 class Output:
-    """Where lines go.
+    """The state of the output.
 
     Attributes:
-        quiet: show warnings, errors and results only.
-        log_file: path of the file that all lines are appended to, or None.
-        spoke: when there was a line last.
+        quiet: show only warnings, errors and results.
+        log_file: the file that all lines are appended to, or None.
+        last_output: time of the last line (`time.monotonic`).
     """
 
     def __init__(self) -> None:
-        self.quiet, self.log_file, self.spoke = False, None, time.monotonic()
+        self.quiet = False
+        self.log_file: Path | None = None
+        self.last_output = time.monotonic()
         self._file: IO[str] | None = None
 
     def configure(self, quiet: bool, log_file: Path | None) -> None:
-        """Sets both.
+        """Sets both and opens the file.
 
         Raises:
             UserError: the file cannot be written.
@@ -55,17 +57,17 @@ class Output:
 
     @property
     def shows_bars(self) -> bool:
-        """Whether progress is a moving bar."""
+        """Whether progress is shown as moving bars."""
         return console.is_terminal and not self.quiet
 
     @property
     def shows_lines(self) -> bool:
-        """Whether progress is printed as lines."""
+        """Whether progress is shown as lines."""
         return not console.is_terminal and not self.quiet
 
     def log(self, text: str) -> None:
-        """Appends lines, with the time; a file that cannot be written any more is given up, the work is not."""
-        self.spoke = time.monotonic()
+        """Appends lines, with the time, to the log file; if that fails, a warning is printed and logging ends."""
+        self.last_output = time.monotonic()
         if self._file is None:
             return
         now = datetime.now().astimezone().isoformat(timespec="seconds")

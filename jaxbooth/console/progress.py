@@ -1,4 +1,4 @@
-"""Progress of a command's phases: a moving bar on a terminal, lines elsewhere and in the log file."""
+"""Progress of the phases of a command: a moving bar on a terminal, lines elsewhere and in the log file."""
 
 import threading
 import time
@@ -21,14 +21,15 @@ from jaxbooth.console.messages import is_main
 from jaxbooth.console.output import console, output
 
 T = TypeVar("T")
-SILENCE = 25.0  # seconds after which a phase writes a line where there is no bar
-SHARE = 0.05  # of a phase, after which it does so, too,
-PAUSE = 2.0  # unless less than this many seconds have passed
+# Without a moving bar, a phase prints a line after each 5 % of its work, or 25 s after the last line of any phase.
+LINE_SHARE = 0.05
+SILENCE_SECONDS = 25.0
+MIN_SECONDS = 2.0  # between two lines of a phase
 
 
 @contextmanager
 def run_periodically(seconds: float, action: Callable[[], None]) -> Generator[None]:
-    """Calls a function again and again, from a thread of its own, while the block runs."""
+    """Calls a function every few seconds, from another thread, while the block runs."""
     ended = threading.Event()
 
     def run() -> None:
@@ -45,130 +46,142 @@ def run_periodically(seconds: float, action: Callable[[], None]) -> Generator[No
 
 
 class ProgressBar:
-    """Progress of one phase: a moving bar on a terminal, a line now and then elsewhere and in the log file.
+    """Progress of one phase: a moving bar on a terminal, lines elsewhere and in the log file.
 
     Args:
         phase: its name.
-        total: what it ends with; None: unknown.
-        done: what it begins with.
-        bar: the moving bar, if there is one.
-        speaks: whether it writes lines.
+        total: amount of work; None: unknown.
+        done: work that was done before.
+        bar: rich's progress display and the phase's task in it, if bars are shown.
+        prints_lines: whether lines are printed.
     """
 
-    def __init__(self, phase: str, total: float | None, done: float, bar: tuple[Progress, TaskID] | None, speaks: bool):
-        self._phase, self._total, self._first, self._done, self._postfix = phase, total, done, done, ""
-        self._bar, self._speaks, self._lock = bar, speaks, threading.RLock()
-        self._began = self._spoke = output.spoke = time.monotonic()
-        self._shares = self._share()
+    def __init__(
+        self, phase: str, total: float | None, done: float, bar: tuple[Progress, TaskID] | None, prints_lines: bool
+    ):
+        self._phase, self._total, self._start, self._done = phase, total, done, done
+        self._postfix = ""
+        self._bar, self._prints_lines = bar, prints_lines
+        self._lock = threading.RLock()
+        self._began = self._last_line = output.last_output = time.monotonic()
+        self._shares_printed = self._shares_done()
 
     def advance(self, amount: float = 1) -> None:
-        """Moves on."""
+        """Adds to the work done."""
         self.set_completed(self._done + amount)
 
     def set_completed(self, done: float) -> None:
-        """Moves to where `done` is done."""
+        """Sets the work done."""
         with self._lock:
             self._done = done
             if self._bar:
-                self._bar[0].update(self._bar[1], completed=done)
-            is_over = self._total is not None and done >= self._total  # the end has a line of its own
-            if self._share() > self._shares and time.monotonic() - self._spoke >= PAUSE and not is_over:
-                self.speak()
+                display, task = self._bar
+                display.update(task, completed=done)
+            is_over = self._total is not None and done >= self._total  # `progress` prints the last line
+            is_due = self._shares_done() > self._shares_printed and time.monotonic() - self._last_line >= MIN_SECONDS
+            if is_due and not is_over:
+                self.print_line()
 
     def set_postfix(self, text: str) -> None:
-        """Replaces the text behind it."""
+        """Sets the text after the bar."""
         self._postfix = text
         if self._bar:
-            self._bar[0].update(self._bar[1], postfix=escape(text))
+            display, task = self._bar
+            display.update(task, postfix=escape(text))
 
-    def break_silence(self) -> None:
-        """Writes a line if the last one is long ago, and nothing runs inside of this phase."""
+    def print_if_silent(self) -> None:
+        """Prints a line if nothing was printed for a while and no other phase runs inside of this one."""
         with self._lock:
-            if running and running[-1] is self and time.monotonic() - output.spoke >= SILENCE:
-                self.speak()
+            is_innermost = bool(running) and running[-1] is self
+            if is_innermost and time.monotonic() - output.last_output >= SILENCE_SECONDS:
+                self.print_line()
 
-    def speak(self) -> None:
-        """Writes a line, where lines are written."""
-        if not self._speaks:
+    def print_line(self) -> None:
+        """Prints a line, if lines are printed."""
+        if not self._prints_lines:
             return
-        self._spoke, self._shares = time.monotonic(), self._share()
-        line = self.line(self._spoke)
+        self._last_line = time.monotonic()
+        self._shares_printed = self._shares_done()
+        line = self.line(self._last_line)
         output.log(line)
         if output.shows_lines:
             console.print(escape(line))
 
     def line(self, now: float) -> str:
-        """Returns how far it is: phase, amount, note, and times."""
-        spent, parts = now - self._began, []
+        """Returns the phase's name, the work done, the postfix, and the elapsed and remaining time."""
+        elapsed = now - self._began
+        parts = []
         if self._total:
             parts.append(f"{self._done:.0f} of {self._total:.0f} ({self._done / self._total:.0%})")
-        parts += [self._postfix] if self._postfix else []
-        parts.append(f"{format_duration(spent)} elapsed")
-        if self._total and self._first < self._done < self._total:
-            parts.append(f"{format_duration(spent / (self._done - self._first) * (self._total - self._done))} left")
+        if self._postfix:
+            parts.append(self._postfix)
+        parts.append(f"{format_duration(elapsed)} elapsed")
+        if self._total and self._start < self._done < self._total:
+            remaining = elapsed / (self._done - self._start) * (self._total - self._done)
+            parts.append(f"{format_duration(remaining)} left")
         return f"{self._phase}: {', '.join(parts)}"
 
-    def _share(self) -> int:
-        """How many times `SHARE` is done."""
-        return int(self._done / self._total / SHARE) if self._total else 0
+    def _shares_done(self) -> int:
+        """Returns how many times `LINE_SHARE` of the work is done."""
+        return int(self._done / self._total / LINE_SHARE) if self._total else 0
 
 
-running: list[ProgressBar] = []  # phases, each inside of the one before it
+running: list[ProgressBar] = []  # each phase runs inside of the one before it
 
 
 def format_duration(seconds: float) -> str:
-    """Returns hours, minutes and seconds."""
+    """Returns a duration as h:mm:ss."""
     minutes, second = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
 
 
 @contextmanager
 def progress(phase: str, total: float | None, done: float = 0, transient: bool = False) -> Generator[ProgressBar]:
-    """Shows how far the block is, with elapsed and remaining time; without a `total`, elapsed time alone.
+    """Shows the progress of a block, with elapsed and remaining time; without a `total`, only the elapsed time.
 
-    Where there is no terminal, it writes a line for every 5 % of the work, a line when nothing was written for half a
-    minute, whatever the main thread waits for, and one at its end.
+    Without a terminal, it prints a line after each 5 % of the work, one after 25 s of silence even while the main
+    thread waits, and one at its end.
 
     Args:
-        done: where it begins.
-        transient: leave no line behind, for what happens inside of another phase.
+        done: work that was done before.
+        transient: print no line at the end, for a phase inside of another one.
     """
     columns = (
         TextColumn("{task.description:<10}"), BarColumn(24), TaskProgressColumn(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[postfix]}"),
     )  # fmt: skip
-    speaks = is_main() and (output.shows_lines or output.logs)
-    moves = is_main() and output.shows_bars
-    with Progress(*columns, console=console, transient=transient, disable=not moves) as shown:
-        task = shown.add_task(phase, total=total, completed=int(done), postfix="")
-        bar = ProgressBar(phase, total, done, (shown, task) if moves else None, speaks)
+    prints_lines = is_main() and (output.shows_lines or output.logs)
+    shows_bar = is_main() and output.shows_bars
+    with Progress(*columns, console=console, transient=transient, disable=not shows_bar) as display:
+        task = display.add_task(phase, total=total, completed=int(done), postfix="")
+        bar = ProgressBar(phase, total, done, (display, task) if shows_bar else None, prints_lines)
         running.append(bar)
         try:
-            with run_periodically(1.0, bar.break_silence) if speaks else nullcontext():
+            with run_periodically(1.0, bar.print_if_silent) if prints_lines else nullcontext():
                 yield bar
         finally:
             running.remove(bar)
         if not transient:
-            bar.speak()
+            bar.print_line()
 
 
 @contextmanager
 def heartbeat() -> Generator[None]:
-    """Breaks the silence of a whole command wherever no phase of its own does; also a decorator."""
+    """Prints a line now and then while a command works outside of all phases; also a decorator."""
     if not is_main() or not (output.shows_lines or output.logs):
         yield
         return
-    bar = ProgressBar("working", None, 0, None, speaks=True)
+    bar = ProgressBar("working", None, 0, None, prints_lines=True)
     running.append(bar)
     try:
-        with run_periodically(1.0, bar.break_silence):
+        with run_periodically(1.0, bar.print_if_silent):
             yield
     finally:
         running.remove(bar)
 
 
 def track(phase: str, items: Iterable[T], total: int) -> Iterator[T]:
-    """Yields `items` under a progress bar."""
+    """Yields `items` and shows how many are done."""
     with progress(phase, total) as bar:
         for item in items:
             yield item

@@ -1,4 +1,4 @@
-"""Standard streams whose end is no error: a closed pipe, a terminal that is gone or a full disk stops no work."""
+"""Output streams that may end: a closed pipe, a lost terminal or a full disk does not stop the work."""
 
 import errno
 import io
@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any, TextIO
 
-PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN)  # errors that may be over at the next line
+TEMPORARY = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN)  # errors that may be gone at the next line
 
 
 class LenientFile(io.FileIO):
@@ -21,7 +21,7 @@ class LenientFile(io.FileIO):
         try:
             written = super().write(data)
         except OSError as error:
-            if error.errno not in PASSING:
+            if error.errno not in TEMPORARY:
                 nothing = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nothing, self.fileno())
                 os.close(nothing)
