@@ -132,8 +132,8 @@ def rows(kind: type[BaseModel], name: Any, keys: Iterable[str]) -> Iterator[tupl
     meanings = explained(kind)
     for key in keys:
         field = kind.model_fields[key]
-        # A `<` would begin an HTML tag.
-        meaning = meanings[key].replace("<", r"\<")
+        help_text = next((given.help for given in field.metadata if getattr(given, "help", None)), None)
+        meaning = (help_text or meanings[key]).replace("<", r"\<")  # `<` would begin an HTML tag
         yield name(key), in_words(field.annotation, field.metadata), default_of(field), meaning
 
 
