@@ -105,22 +105,22 @@ PROGRAM = """
 import dataclasses, json, sys
 from jax.experimental import topologies
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.models.layers import Make
+from jaxbooth.models.layers import Layers
 from jaxbooth.models.unet import UNet2DConditionModel
-from jaxbooth.params import describe
-from jaxbooth.base.model import Base
+from jaxbooth.params import abstract_module
+from jaxbooth.base.model import BaseModel
 from jaxbooth.sharding import make_mesh
 from tests.compiled import exchanges, kinds, lower_step
 
 devices = topologies.get_topology_desc(
     platform="tpu", topology_name="v5e:2x2", chips_per_host_bounds=(2, 2, 1), **json.loads(sys.argv[2])
 ).devices
-base = Base.read(DEMO_MODEL, "bfloat16")
+base = BaseModel.read(DEMO_MODEL, "bfloat16")
 config = dataclasses.replace(
     base.denoiser_config, block_out_channels=(16, 32), norm_num_groups=8,
     down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
 )
-unet = describe(lambda rngs: UNet2DConditionModel(config, Make(rngs, base.dtype)))
+unet = abstract_module(lambda rngs: UNet2DConditionModel(config, Layers(rngs, base.dtype)))
 mesh = make_mesh(*json.loads(sys.argv[1]), devices=devices)
 slices = [[getattr(d, "slice_index", 0) for d in row.flat] for row in mesh.devices]
 step = lower_step(dataclasses.replace(base, denoiser_config=config, denoiser=unet), mesh, (8, 8))

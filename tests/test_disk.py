@@ -87,11 +87,10 @@ def test_a_file_that_does_not_fit_is_named_and_leaves_the_old_one(tmp_path):
 
 
 LOG = """
-from jaxbooth.runs.tensorboard import Board
-from jaxbooth.runs.metric_writer import Writer
+from jaxbooth.runs.metric_writer import MetricWriter
 from pathlib import Path
 root = Path(sys.argv[2])
-writer = Writer(root / "metrics.jsonl", root / "tensorboard", 0)
+writer = MetricWriter(root / "metrics.jsonl", root / "tensorboard", 0)
 try:
     for step in range(1, 101):
         writer.log_step(step, {"loss": 0.5})

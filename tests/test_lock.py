@@ -21,11 +21,11 @@ from jaxbooth.storage.lock import LOCK, locked
 HOLDER = """
 import sys, time
 from pathlib import Path
-from jaxbooth.runs.lock import claim
+from jaxbooth.runs.lock import lock_run
 from jaxbooth.config.run_config import Config
 from jaxbooth.storage.files import write_text
 from jaxbooth.distributed.group import SingleProcess
-with claim(Config(run_dir=Path(sys.argv[1])), SingleProcess(lambda: None)) as run:
+with lock_run(Config(run_dir=Path(sys.argv[1])), SingleProcess(lambda: None)) as run:
     print('held', flush=True)
     for number in range(6000):
         if len(sys.argv) > 2:

@@ -61,7 +61,7 @@ def test_a_local_run_folder_becomes_absolute(tmp_path, monkeypatch):
 
 
 def test_an_unknown_kind_of_store_is_refused():
-    with pytest.raises(UserError, match=r"ftp://host/run: no such kind of folder is known; use a local one or gs://"):
+    with pytest.raises(UserError, match=r"ftp://host/run: such URLs are not supported; use a local folder or gs://"):
         as_path("ftp://host/run")
 
 

@@ -115,10 +115,10 @@ class ProgressBar:
             parts.append(f"{self._done:.0f} of {self._total:.0f} ({self._done / self._total:.0%})")
         if self._postfix:
             parts.append(self._postfix)
-        parts.append(f"{format_duration(elapsed)} elapsed")
+        parts.append(f"{format_clock(elapsed)} elapsed")
         if self._total and self._start < self._done < self._total:
             remaining = elapsed / (self._done - self._start) * (self._total - self._done)
-            parts.append(f"{format_duration(remaining)} left")
+            parts.append(f"{format_clock(remaining)} left")
         return f"{self._phase}: {', '.join(parts)}"
 
     def _shares_done(self) -> int:
@@ -129,7 +129,7 @@ class ProgressBar:
 running: list[ProgressBar] = []  # each phase runs inside of the one before it
 
 
-def format_duration(seconds: float) -> str:
+def format_clock(seconds: float) -> str:
     """Returns a duration as h:mm:ss."""
     minutes, second = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{second:02}"

@@ -1,4 +1,4 @@
-"""Disks: whether a folder can be written, whether it has room, and how an error says that it had none."""
+"""Disk space and write permission are checked before work starts, and a full disk is recognised in any error."""
 
 import errno
 import os
@@ -11,27 +11,34 @@ from pathlib import Path
 
 from jaxbooth.errors import UserError
 
-NAME_MARGIN = len("_kohya.safetensors")  # the longest that is put behind the name of a folder to name a file in it
-PATH_MARGIN = 300  # of the longest path in a run, that of a checkpoint's parts
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NAME_MARGIN = len("_kohya.safetensors")  # the longest suffix by which a file is named after its folder
+PATH_MARGIN = 300  # length of the longest path inside a run folder, that of a checkpoint's parts
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
 class DiskRequirement:
-    """Bytes of `what` that will be written into a folder, which `key` sets and which need not exist yet."""
+    """Space that a folder needs.
+
+    Attributes:
+        folder: it need not exist yet.
+        key: the flag that sets it.
+        purpose: what will be written.
+        size: bytes.
+    """
 
     folder: Path
     key: str
-    what: str
+    purpose: str
     size: int
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, says that a disk or a quota is used up."""
+    """Whether an error, or one of its causes, means that a disk or a quota is full."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             return True
-        if any(os.strerror(number) in str(error) for number in FULL):  # of libraries that raise their own kinds
+        if any(os.strerror(number) in str(error) for number in DISK_FULL):  # of libraries with exceptions of their own
             return True
         error = error.__cause__
     return False
@@ -39,7 +46,7 @@ def is_full(error: BaseException | None) -> bool:
 
 @contextmanager
 def with_filename(path: Path) -> Generator[None]:
-    """Gives an error of writing the name of the file, which the system knows only when it opens one."""
+    """Adds the file's name to errors of writing; the system names files only when it opens them."""
     try:
         yield
     except OSError as error:
@@ -49,11 +56,11 @@ def with_filename(path: Path) -> Generator[None]:
 
 def nearest_existing(path: Path) -> Path:
     """Returns the path itself, or its nearest parent that exists."""
-    return next(place for place in (path, *path.absolute().parents) if place.exists())
+    return next(candidate for candidate in (path, *path.absolute().parents) if candidate.exists())
 
 
 def check_writable(folder: Path, key: str) -> None:
-    """Raises UserError naming `key` if no file can be made in a folder, or the folder itself cannot."""
+    """Raises UserError, with the flag `key`, if a folder or a file in it cannot be created."""
     try:
         parent = nearest_existing(folder)
         check_length(folder, parent)
@@ -67,32 +74,35 @@ def check_writable(folder: Path, key: str) -> None:
 
 
 def check_length(folder: Path, parent: Path) -> None:
-    """Raises OSError if a path is too long for the file system of its `parent`, with what will be put behind it."""
-    room = os.pathconf(parent, "PC_NAME_MAX") - NAME_MARGIN, os.pathconf(parent, "PC_PATH_MAX") - PATH_MARGIN
-    if len(os.fsencode(folder.name)) > room[0] or len(os.fsencode(folder.absolute())) > room[1]:
+    """Raises OSError if the paths of files in a folder would be too long for the file system of its `parent`."""
+    max_name = os.pathconf(parent, "PC_NAME_MAX") - NAME_MARGIN
+    max_path = os.pathconf(parent, "PC_PATH_MAX") - PATH_MARGIN
+    if len(os.fsencode(folder.name)) > max_name or len(os.fsencode(folder.absolute())) > max_path:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(folder))
 
 
-def check_space(needs: Sequence[DiskRequirement]) -> None:
-    """Raises UserError for the first disk that has less room than all that will be written to it."""
-    disks: dict[int, list[DiskRequirement]] = {}
-    for need in needs:
-        disks.setdefault(nearest_existing(need.folder).stat().st_dev, []).append(need)
-    for there in disks.values():
-        needed, free = sum(need.size for need in there), free_bytes(there[0].folder)
+def check_space(requirements: Sequence[DiskRequirement]) -> None:
+    """Raises UserError for the first disk with less free space than all that will be written to it."""
+    by_disk: dict[int, list[DiskRequirement]] = {}
+    for requirement in requirements:
+        by_disk.setdefault(nearest_existing(requirement.folder).stat().st_dev, []).append(requirement)
+    for same_disk in by_disk.values():
+        first = same_disk[0]
+        needed = sum(requirement.size for requirement in same_disk)
+        free = free_bytes(first.folder)
         if needed > free:
-            what = ", ".join(need.what for need in there)
+            purposes = ", ".join(requirement.purpose for requirement in same_disk)
             raise UserError(
-                f"{there[0].key} {there[0].folder} has {format_bytes(free)} free, and this run needs about "
-                f"{format_bytes(needed)} there ({what}); free some space or choose another folder."
+                f"{first.key} {first.folder} has {format_bytes(free)} free, and this run needs about "
+                f"{format_bytes(needed)} there ({purposes}); free some space or choose another folder."
             )
 
 
 def free_bytes(folder: Path) -> int:
-    """Returns what a user may still write to the disk of a folder, which need not exist yet."""
+    """Returns the free space for a user on the disk of a folder, which need not exist yet."""
     return shutil.disk_usage(nearest_existing(folder)).free
 
 
 def format_bytes(size: int) -> str:
-    """Writes a number of bytes, in GB from one on, else in MB."""
+    """Returns a number of bytes in GB, or in MB if it is below 1 GB."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all: everything is written aside and renamed."""
+"""Files and folders are written completely or not at all: first under a temporary name, then renamed."""
 
 import io
 import json
@@ -23,25 +23,25 @@ UNFINISHED = ".part"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file through a temporary one in the same folder, which is created when missing."""
+    """Writes a file by way of a temporary one in the same folder, which is created if it is missing."""
     check_held(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not is_local(path):
-        path.write_bytes(content)  # an object appears when all of it is there
+        path.write_bytes(content)  # objects appear when they are complete
         return
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{short_name(path.name)}.", suffix=UNFINISHED)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{short_name(path.name)}.", suffix=UNFINISHED)
     try:
         with with_filename(path), os.fdopen(handle, "wb") as file:
             file.write(content)
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
     except BaseException:
-        os.unlink(aside)
+        os.unlink(temporary)
         raise
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether this is what a killed process has left of a file that it was writing."""
+    """Whether this is a temporary file that a killed process has left."""
     return path.name.startswith(".") and path.suffix == UNFINISHED
 
 
@@ -55,10 +55,10 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def write_png(path: Path, image: Image.Image, facts: Mapping[str, Any]) -> None:
-    """Writes a PNG that carries each of `facts` as a text chunk."""
+def write_png(path: Path, image: Image.Image, metadata: Mapping[str, Any]) -> None:
+    """Writes a PNG with `metadata` in its text chunks."""
     info = PngInfo()
-    for key, value in facts.items():
+    for key, value in metadata.items():
         info.add_itxt(key, str(value))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info)
@@ -66,7 +66,7 @@ def write_png(path: Path, image: Image.Image, facts: Mapping[str, Any]) -> None:
 
 
 def refuse_existing(out: Path) -> None:
-    """Raises UserError if a folder (--out) cannot be written, or there is something in its place."""
+    """Raises UserError if a folder (--out) cannot be written, or exists and is not empty."""
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} exists already; choose another folder (--out) or remove it.")
@@ -77,30 +77,30 @@ def refuse_existing(out: Path) -> None:
 
 @contextmanager
 def new_folder(out: Path) -> Generator[Path]:
-    """Yields a folder aside, which becomes `out` when the block ends well and disappears otherwise.
+    """Yields a temporary folder, which becomes `out` if the block succeeds and is removed if it does not.
 
     Raises:
         UserError: `out` exists already and is not an empty folder, or cannot be written.
     """
     refuse_existing(out)
     out = Path(os.path.realpath(out))
-    parent = out if os.path.ismount(out) else out.parent  # nothing takes the place of a mounted folder
+    parent = out if os.path.ismount(out) else out.parent  # a mounted folder cannot be replaced
     parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=parent, prefix=f".{short_name(out.name)}."))
+    temporary = Path(tempfile.mkdtemp(dir=parent, prefix=f".{short_name(out.name)}."))
     try:
-        yield aside
-        aside.chmod(0o755)
+        yield temporary
+        temporary.chmod(0o755)
         if parent == out:
-            move_entries(aside, out)
+            move_entries(temporary, out)
         else:
-            aside.replace(out)
+            temporary.replace(out)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder with all that it holds, if it is there; of a symlink, only the link."""
+    """Removes a folder and its contents, if it exists; of a symlink, only the link."""
     if path.is_symlink():
         path.unlink()
     else:
@@ -108,7 +108,7 @@ def remove_tree(path: Path) -> None:
 
 
 def move_entries(source: Path, target: Path) -> None:
-    """Moves what a folder holds into another one on the same disk, and removes it."""
+    """Moves the contents of a folder into another one on the same disk, and removes the empty folder."""
     for entry in sorted(source.iterdir()):
         entry.replace(target / entry.name)
     source.rmdir()

@@ -1,4 +1,4 @@
-"""Paths that come from outside: names that files give to files stay inside their folder, and no path is a pattern."""
+"""Paths from outside: names that are read from files must stay inside their folder, and no path is a glob pattern."""
 
 import glob
 import os
@@ -15,11 +15,11 @@ MAX_SHOWN = 80  # characters of a name in a message
 
 
 def plain_file_name(name: object, source: str) -> str:
-    """Returns a name that `source` gives to a file of a folder, if it is a plain one: no path, nothing outside.
+    """Returns a file name that was read from `source`, if it is a plain one, without folders.
 
     Args:
-        name: what was read; other things than text are refused too.
-        source: what messages name, such as the path of the index.
+        name: what was read, of any type.
+        source: where it was read, for the message.
 
     Raises:
         UserError: it is not a plain file name.
@@ -32,10 +32,10 @@ def plain_file_name(name: object, source: str) -> str:
 
 
 def relative_file_name(name: object, source: str) -> str:
-    """Returns a name that `source` gives to a file of a folder or of its subfolders, as `sub/b.png`, without `./`.
+    """Returns a relative file name that was read from `source`, such as `sub/b.png`, without a leading `./`.
 
     Raises:
-        UserError: it is absolute, has a part `..`, a drive letter, a backslash or a NUL, or cannot be a file's name.
+        UserError: it is absolute, contains `..`, a drive letter, a backslash or a NUL, or no file can have it.
     """
     if isinstance(name, str) and is_inside(name):
         return PurePosixPath(name).as_posix()
@@ -46,7 +46,7 @@ def relative_file_name(name: object, source: str) -> str:
 
 
 def is_inside(name: str) -> bool:
-    """Whether a name leads to a file below the folder that it is joined to, and a file system can hold it."""
+    """Whether a relative name stays below the folder that it is joined to, and a file can have it."""
     path = PurePosixPath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts or name.endswith("/"):
         return False
@@ -56,22 +56,22 @@ def is_inside(name: str) -> bool:
 
 
 def local_path(name: str | os.PathLike[str]) -> Path:
-    """Returns a path as a shell would take it: `~` is a home, unless nobody of that name has one."""
+    """Returns a path with `~` expanded as a shell does."""
     return Path(os.path.expanduser(name))
 
 
 def is_within(path: Path, folder: Path) -> bool:
-    """Whether a path is a folder or lies in it once symlinks and `..` are followed; neither needs to exist."""
+    """Whether a path is a folder or lies in it, after symlinks and `..` are resolved; neither need exist."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def short_name(name: str, max_bytes: int = MAX_NAME_BYTES // 3) -> str:
-    """Returns the beginning of a name, so short that a file system takes more before and behind it."""
+    """Returns the beginning of a name, so short that a prefix and a suffix still fit."""
     return name.encode(errors="surrogateescape")[:max_bytes].decode(errors="ignore")
 
 
 def ascii_repr(name: object) -> str:
-    """Returns a name, or another value of a file, as messages show it: one line, printable anywhere, not too long."""
+    """Returns a value that was read from a file as messages show it: ASCII, one line, not too long."""
     try:
         text = ascii(name)
     except RecursionError:
@@ -80,9 +80,9 @@ def ascii_repr(name: object) -> str:
 
 
 class LiteralPath(PosixGPath):
-    """A local path as Orbax takes it, with whatever characters in it: `glob` reads its argument alone as a pattern.
+    """A local path for Orbax whose `glob` takes only its argument as a pattern, not the path itself.
 
-    etils joins the two, so that a folder `a[b]` would not be found and a folder `*` would find its neighbours too.
+    etils joins the two, so that a folder `a[b]` would not be found, and a folder `*` would match its neighbours.
     """
 
     def glob(self, pattern: str) -> Iterator["LiteralPath"]:
@@ -92,14 +92,14 @@ class LiteralPath(PosixGPath):
 
 
 def as_orbax_path(path: Path) -> epath.Path:
-    """Returns a checkpoint folder's path as Orbax takes it: without symlinks and `..`, which TensorStore would cut out.
+    """Returns the path of a checkpoint folder for Orbax, without symlinks and `..`, which TensorStore would misread.
 
     Raises:
-        UserError: it is a path in which Orbax or TensorStore would not find again what they wrote.
+        UserError: Orbax or TensorStore would write to another path than this one, or not find what they wrote.
     """
     is_local = isinstance(path, Path)
     real = os.path.realpath(path) if is_local else str(path)
-    reason = obstacle(real) if is_local else remote_obstacle(real)
+    reason = unsupported_path_reason(real) if is_local else unsupported_url_reason(real)
     if reason:
         raise UserError(
             f"checkpoints cannot be kept in {ascii_repr(real)}, which has {reason}; choose another --run-dir."
@@ -107,12 +107,12 @@ def as_orbax_path(path: Path) -> epath.Path:
     return LiteralPath(real) if is_local else epath.Path(path)
 
 
-def remote_obstacle(url: str) -> str:
-    """Returns what would be taken for a pattern in an object store's URL, or an empty string."""
+def unsupported_url_reason(url: str) -> str:
+    """Returns what Orbax would take for a pattern in an object store's URL, or an empty string."""
     return "a character of patterns (one of *?[)" if set(url) & set("*?[") else ""
 
 
-def obstacle(path: str) -> str:
+def unsupported_path_reason(path: str) -> str:
     """Returns what Orbax or TensorStore would misread in an absolute local path, or an empty string."""
     if not is_utf8(path):
         return "bytes that are not UTF-8"
@@ -126,7 +126,7 @@ def obstacle(path: str) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text can be encoded: half a surrogate pair, which JSON can spell and file names can hold, cannot."""
+    """Whether text can be encoded; a lone surrogate, which JSON and file names can contain, cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

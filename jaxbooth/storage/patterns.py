@@ -1,6 +1,6 @@
-"""Regular expressions from outside: matched in a process of their own, so that none can run for ever.
+"""Regular expressions from users and files are matched in a child process, which can be stopped.
 
-Python's `re` cannot be stopped while it backtracks, and expressions that take it years fit into ten characters.
+Python's `re` cannot be interrupted while it backtracks, and ten characters are enough to keep it busy for years.
 """
 
 import json
@@ -13,7 +13,7 @@ from jaxbooth.errors import UserError, short_repr
 
 MAX_PATTERN = 1000  # characters
 MAX_PATTERNS = 10_000
-SECONDS = 10  # for all of a source's expressions; a thousand ordinary ones take less than one
+TIMEOUT_SECONDS = 10  # for all expressions of a source; a thousand ordinary ones take less than 1 s
 
 # patterns, texts -> for each text, the number of the first pattern that matches all of it; or the number and the
 # reason of one that is no expression
@@ -36,7 +36,7 @@ print(json.dumps([None, found]))
 
 @lru_cache(maxsize=64)
 def first_matches(
-    patterns: tuple[str, ...], texts: tuple[str, ...], source: str, seconds: float = SECONDS
+    patterns: tuple[str, ...], texts: tuple[str, ...], source: str, seconds: float = TIMEOUT_SECONDS
 ) -> Sequence[int | None]:
     """Returns for each text the number of the first expression that matches all of it, or None.
 

@@ -1,6 +1,6 @@
-"""Run folders on an object store (`gs://bucket/run`): the same code writes them, through etils' epath.
+"""Run folders in an object store (`gs://bucket/run`) are read and written through etils' epath.
 
-There a file appears whole by itself, but nothing can be appended to, renamed in one step, or locked.
+A file there appears only when it is complete. Nothing can be appended to, renamed in one step, or locked.
 """
 
 import os
@@ -18,7 +18,7 @@ from jaxbooth.storage.paths import local_path
 
 
 def as_path(name: str | os.PathLike[str]) -> Path:
-    """Returns an absolute local path, or for a URL an epath, which has those of a path's methods that runs use.
+    """Returns an absolute local path, or for a URL an epath, which has the methods of a path that runs use.
 
     Raises:
         UserError: the URL is of an unknown kind.
@@ -31,41 +31,41 @@ def as_path(name: str | os.PathLike[str]) -> Path:
     try:
         return cast(Path, epath.Path(text))
     except KeyError:
-        raise UserError(f"{text}: no such kind of folder is known; use a local one or gs://BUCKET/FOLDER.") from None
+        raise UserError(f"{text}: such URLs are not supported; use a local folder or gs://BUCKET/FOLDER.") from None
 
 
 def is_local(path: Path) -> bool:
-    """Whether a path is on a file system."""
+    """Whether a path is local."""
     return isinstance(path, Path)
 
 
 def check_reachable(path: Path) -> None:
-    """Raises UserError if an object store, or what reads it, is missing or refuses."""
+    """Raises UserError if an object store cannot be reached, or its library is not installed."""
     if is_local(path):
         return
     try:
         path.exists()
     except ImportError:
         raise UserError(f"{path} needs the library of its object store: pip install 'jaxbooth[gcs]'.") from None
-    except Exception as error:  # every store has errors of its own
+    except Exception as error:  # each store has exceptions of its own
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise UserError(f"{path} cannot be reached ({reason}); check its name and your credentials.") from None
 
 
 def modified_time(path: Path) -> float:
-    """Returns when a file was written, in seconds since 1970."""
-    found: Any = path.stat()
-    return float(found.st_mtime if is_local(path) else found.mtime)
+    """Returns when a file was last written, in seconds since 1970."""
+    stat: Any = path.stat()
+    return float(stat.st_mtime if is_local(path) else stat.mtime)
 
 
 def file_size(path: Path) -> int:
-    """Returns a file's bytes."""
-    found: Any = path.stat()
-    return int(found.st_size if is_local(path) else found.length)
+    """Returns a file's size in bytes."""
+    stat: Any = path.stat()
+    return int(stat.st_size if is_local(path) else stat.length)
 
 
 def upload(folder: Path, target: Path) -> None:
-    """Copies all files of a local folder, and overwrites."""
+    """Copies all files of a local folder; existing ones are overwritten."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         copy = target / str(path.relative_to(folder))
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -75,9 +75,9 @@ def upload(folder: Path, target: Path) -> None:
 
 @contextmanager
 def staging_folder(folder: Path) -> Generator[Path]:
-    """Yields a temporary local folder for what belongs to a remote one, which disappears afterwards."""
-    twin = tempfile.mkdtemp(prefix="jaxbooth-")
+    """Yields a temporary local folder with the name of a remote one; it is removed afterwards."""
+    parent = tempfile.mkdtemp(prefix="jaxbooth-")
     try:
-        yield Path(twin) / folder.name
+        yield Path(parent) / folder.name
     finally:
-        shutil.rmtree(twin, ignore_errors=True)
+        shutil.rmtree(parent, ignore_errors=True)

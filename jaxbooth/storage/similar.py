@@ -1,13 +1,13 @@
-"""Folders that a mistyped path may have meant."""
+"""Folders that a mistyped path may stand for."""
 
 from difflib import get_close_matches
 from pathlib import Path
 
-LISTED = 3
+MAX_LISTED = 3
 
 
 def contains_file(folder: Path, marker: str) -> bool:
-    """Whether a file lies in a folder that can be read."""
+    """Whether a folder can be read and contains a file."""
     try:
         return (folder / marker).is_file()
     except OSError:
@@ -15,7 +15,7 @@ def contains_file(folder: Path, marker: str) -> bool:
 
 
 def folders_containing(parent: Path, marker: str) -> list[Path]:
-    """Returns the folders in `parent` in which a file `marker` lies, in the order of their names."""
+    """Returns the folders in `parent` that contain a file `marker`, sorted by name."""
     try:
         return sorted(path for path in parent.iterdir() if contains_file(path, marker))
     except OSError:  # there is no such folder, or it cannot be listed
@@ -23,13 +23,13 @@ def folders_containing(parent: Path, marker: str) -> list[Path]:
 
 
 def similar_folders(path: Path, marker: str, others: Path) -> list[Path]:
-    """Returns folders with a `marker` beside a path that does not exist, those with the most similar names.
+    """Returns the folders with a `marker` whose names are most similar to a path that does not exist.
 
     Args:
-        others: where to look too if the path is a mere name.
+        others: another folder to search if the path is a name without a folder.
     """
-    found = folders_containing(path.parent, marker)
+    candidates = folders_containing(path.parent, marker)
     if path.parent == Path():
-        found += folders_containing(others, marker)
-    names = {folder.name: folder for folder in reversed(found)}
-    return [names[name] for name in get_close_matches(path.name, names, LISTED)]
+        candidates += folders_containing(others, marker)
+    names = {folder.name: folder for folder in reversed(candidates)}
+    return [names[name] for name in get_close_matches(path.name, names, MAX_LISTED)]

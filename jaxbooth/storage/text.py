@@ -1,7 +1,7 @@
-"""Text and JSON files: one way to read them all, whatever wrote them and whatever the locale is.
+"""Text and JSON files are read in one way, whatever program wrote them and whatever the locale is.
 
-UTF-8 with or without a byte order mark; lines end with LF, CRLF or CR, and with nothing else: U+2028 and its like may
-stand inside a line (`str.splitlines` would cut there).
+They are UTF-8, with or without a byte order mark. Lines end with LF, CRLF or CR only; `str.splitlines` would also split
+at U+2028 and others, which may be part of a line.
 """
 
 import json
@@ -12,8 +12,8 @@ from typing import Any
 
 from jaxbooth.errors import UserError
 
-MAX_TEXT_BYTES = 64 * 2**20  # the largest honest file, an index of thousands of tensors, has a hundredth of it
-MAX_DEPTH = 32  # levels of JSON; the deepest honest file, a tokenizer, has eight
+MAX_TEXT_BYTES = 64 * 2**20  # a hundred times the largest usual file, an index of thousands of tensors
+MAX_DEPTH = 32  # levels of JSON; the deepest usual file, a tokenizer, has eight
 MAX_REASON = 200  # characters of another library's message
 REMEDY = "fetch or export it again"
 
@@ -32,7 +32,7 @@ def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
 
 
 def read_bytes(path: Path, max_bytes: int | None = None) -> bytes:
-    """Reads a file that is text, or should be.
+    """Reads a text file as bytes.
 
     Raises:
         UserError: it is missing, no regular file, larger than `max_bytes`, or unreadable.
@@ -53,7 +53,7 @@ def read_bytes(path: Path, max_bytes: int | None = None) -> bytes:
 
 
 def read_lines(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> list[str]:
-    """Reads a text file's lines, without their ends; a file that ends with a line end has no empty line after it.
+    """Reads the lines of a text file, without line ends; a line end at the end of the file starts no other line.
 
     Raises:
         UserError: as `read_text`.
@@ -94,7 +94,7 @@ def parse_json_object(text: str, source: str, remedy: str = REMEDY) -> dict[str,
 
 
 def is_deep(content: Any) -> bool:
-    """Whether lists and objects are nested in more levels than any honest file has, and code that follows them can."""
+    """Whether lists and objects are nested deeper than MAX_DEPTH, which would exhaust recursive code."""
     level = [content]
     for _ in range(MAX_DEPTH):
         containers = [value for value in level if isinstance(value, dict | list)]

@@ -1,6 +1,7 @@
-"""Typed views of JSON that others wrote: each value has a type, a range and a length, and an error is one sentence.
+"""Values from JSON files of models are validated: each has a type and a range, and what is wrong becomes one message.
 
-Classes are pydantic dataclasses under `STRICT`, where `true` is no number, `"3"` no integer, and NaN no value at all.
+The classes are pydantic dataclasses with the settings `STRICT`: `true` is not a number, `"3"` is not an integer, and
+NaN is not allowed.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,12 +20,12 @@ JsonList = Annotated[tuple[Item, ...], Strict(False)]  # JSON's arrays arrive as
 
 
 def json_equal(value: Any, other: Any) -> bool:
-    """Whether two JSON values are equal as JSON means it: numbers by value, and `false` is not 0."""
+    """Whether two JSON values are equal; other than in Python, `false` is not 0."""
     return isinstance(value, bool) == isinstance(other, bool) and value == other
 
 
 def square(value: Any) -> Any:
-    """Returns the side of a square that is given by height and width, and any other value as it is.
+    """Returns the side of a square that is given as (height, width), and any other value unchanged.
 
     Raises:
         ValueError: height and width differ.
@@ -36,7 +37,7 @@ def square(value: Any) -> Any:
     return value
 
 
-# What no model exceeds. Beyond it a file is wrong, and reading on would only fill the memory.
+# Bounds that no model exceeds; larger values mean a damaged file and would only fill the memory.
 Width = Annotated[int, Field(ge=1, le=2**16)]  # channels, features, positions
 Layers = Annotated[int, Field(ge=1, le=128)]  # in one stack
 Heads = Annotated[int, Field(ge=1, le=2**10)]
@@ -44,8 +45,8 @@ Epsilon = Annotated[float, Field(gt=0, lt=1)]
 Square = BeforeValidator(square)  # of an integer that may also be written as height and width
 
 
-def validate(kind: type[T], values: Mapping[str, Any], source: str) -> T:
-    """Builds `kind` from those of `values` that it has a field for.
+def validate(cls: type[T], values: Mapping[str, Any], source: str) -> T:
+    """Builds an instance of `cls` from those `values` that it has fields for.
 
     Args:
         source: the file, for the message.
@@ -53,15 +54,15 @@ def validate(kind: type[T], values: Mapping[str, Any], source: str) -> T:
     Raises:
         UserError: a value has another type, or is out of range; the message names its key.
     """
-    names = {field.name for field in fields(kind)}  # ty: ignore[invalid-argument-type]
+    names = {field.name for field in fields(cls)}  # ty: ignore[invalid-argument-type]
     try:
-        return kind(**{key: value for key, value in values.items() if key in names})
+        return cls(**{key: value for key, value in values.items() if key in names})
     except ValidationError as error:
         raise UserError(f"{source}: {first_problem(error, values)}") from None
 
 
 def first_problem(error: ValidationError, values: Mapping[str, Any]) -> str:
-    """Returns what is wrong with the first value that pydantic complains about, as one sentence."""
+    """Returns a message about the first value that pydantic rejects."""
     problem = error.errors(include_url=False)[0]
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if not problem["loc"]:  # of several values together: the check itself names them
@@ -71,7 +72,7 @@ def first_problem(error: ValidationError, values: Mapping[str, Any]) -> str:
 
 
 def check_lengths(levels: int, **values: Any) -> None:
-    """Refuses lists that have not one entry for each level; single values stand for all levels.
+    """Refuses lists that do not have one entry for each level; a single value stands for all levels.
 
     Raises:
         ValueError: the message names the key.

@@ -1,4 +1,4 @@
-"""YAML files of a user: plain values only, bounded in size, and every key once."""
+"""YAML files of a user: plain values, of limited size, without duplicate keys."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ TIMESTAMP = "tag:yaml.org,2002:timestamp"
 
 
 class Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, to which a date is text."""
+    """PyYAML's safe loader, but dates stay text."""
 
 
 Loader.yaml_implicit_resolvers = {
@@ -26,7 +26,7 @@ Loader.yaml_implicit_resolvers = {
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Reads a YAML file that holds keys and values; an empty one holds none.
+    """Reads a YAML file of keys and values; an empty file has none.
 
     Raises:
         UserError: it cannot be read as text, is no YAML, is nested too deeply, has a key twice, holds more than
@@ -73,7 +73,7 @@ def children(node: yaml.Node) -> list[yaml.Node]:
 
 
 def check_size(node: yaml.Node | None, path: Path) -> None:
-    """Refuses aliases that hold themselves, or that multiply: they are cheap to read and costly to use.
+    """Refuses aliases that contain themselves or multiply: a small file could fill the memory.
 
     Raises:
         UserError: there are more than MAX_VALUES values, or they lie deeper than MAX_DEPTH.
@@ -92,7 +92,7 @@ def check_size(node: yaml.Node | None, path: Path) -> None:
 
 
 def check_keys(node: yaml.Node | None, path: Path) -> None:
-    """Refuses a key that stands twice in one mapping, of which YAML readers take one or the other.
+    """Refuses a key that occurs twice in one mapping; YAML readers would use one of the two values.
 
     Raises:
         UserError: the message names the key and both lines.
