@@ -14,10 +14,10 @@ from tests.commands import read_facts, succeed, train
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
+def run(micro_model, tmp_path_factory) -> Path:
     """A run with checkpoints at steps 3 and 6."""
     run_dir = tmp_path_factory.mktemp("measured") / "run"
-    succeed(train(run_dir, "--no-export"))
+    succeed(train(run_dir, "--model", micro_model, "--no-export"))
     return run_dir
 
 
@@ -29,7 +29,14 @@ def prompts(tmp_path_factory) -> Path:
 
 
 def measure(run: Path, prompts: Path, **changes: Any) -> dict[str, Any]:
-    settings = {"images_per_prompt": 2, "num_class_images": 3, "steps": 2, "prompts": str(prompts)} | changes
+    settings = {
+        "images_per_prompt": 2,
+        "num_class_images": 3,
+        "steps": 2,
+        "clip": "demo",
+        "dino": "none",
+        "prompts": str(prompts),
+    } | changes
     return json.loads(evaluate(run, **settings).read_text())
 
 
@@ -38,9 +45,13 @@ def results(run: Path, prompts: Path) -> dict[str, Any]:
     return measure(run, prompts, compare=(f"{run}@3",))
 
 
-def test_base_model_run_and_others_stand_side_by_side(results, run):
+def test_base_model_run_and_others_stand_side_by_side(results, run, micro_model):
     assert [model["step"] for model in results["models"]] == [None, 6, 3]
-    assert [model["label"] for model in results["models"]] == ["base model (demo)", f"{run}, step 6", f"{run}, step 3"]
+    assert [model["label"] for model in results["models"]] == [
+        f"base model ({micro_model})",
+        f"{run}, step 6",
+        f"{run}, step 3",
+    ]
 
 
 def test_every_metric_has_a_mean_within_its_interval(results):
@@ -77,13 +88,15 @@ def test_images_say_what_made_them(results, run):
     assert (facts["prompt"], facts["seed"], facts["index"], facts["step"]) == ("a sks cat in the snow", "0", "1", "6")
 
 
-def test_existing_images_are_kept_and_only_the_others_are_generated(results, run, prompts, tmp_path, capsys):
+def test_existing_images_are_kept_and_only_the_others_are_generated(
+    results, run, micro_model, prompts, tmp_path, capsys
+):
     shutil.copytree(run / "evaluation", tmp_path / "evaluation")
     (tmp_path / "evaluation" / "images" / "run-000006" / "001-001.png").unlink()
     again = measure(run, prompts, out=tmp_path / "evaluation")
-    output = capsys.readouterr().out
+    output = " ".join(capsys.readouterr().out.split())
     assert "step 6: 1 image generated, 6 found" in output
-    assert "base model (demo): 0 images generated, 7 found" in output
+    assert f"base model ({micro_model}): 0 images generated, 7 found" in output
     assert again["models"][1]["metrics"] == results["models"][1]["metrics"]
 
 

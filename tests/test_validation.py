@@ -14,15 +14,16 @@ STILL = (
     "--train.learning-rate", "1e-9", "--validation.every", 6, "--validation.drift-limit", 0.25, "--no-export",
     "--evaluation.every", 3, "--evaluation.num-prompts", 2,
     "--evaluation.images-per-prompt", 1, "--evaluation.num-class-images", 2,
+    "--evaluation.clip", "demo", "--evaluation.dino", "none",
     "--evaluation.keep-best", "clip_i", "--evaluation.patience", 2, "--train.max-checkpoints", 1,
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(micro_model, tmp_path_factory):
     """Its folder and what it printed."""
     run_dir = tmp_path_factory.mktemp("still") / "run"
-    return run_dir, succeed(train(run_dir, *STILL, steps=30))
+    return run_dir, succeed(train(run_dir, "--model", micro_model, *STILL, steps=30))
 
 
 def lines(run_dir):
@@ -66,9 +67,9 @@ def test_the_kept_checkpoint_can_be_drawn_from(run, tmp_path):
     assert f"has no checkpoint of step 1; there are {best}, {last - 3}, {last} (--step)." in refused.stderr
 
 
-def test_a_run_that_ended_early_is_complete_until_it_is_told_to_go_on(run):
+def test_a_run_that_ended_early_is_complete_until_it_is_told_to_go_on(run, micro_model):
     _, last = best_and_last(run[0])
-    output = succeed(train(run[0], *STILL, steps=30))
+    output = succeed(train(run[0], "--model", micro_model, *STILL, steps=30))
     assert f"is complete at step {last} of 30; raise --evaluation.patience to train on" in output
 
 
