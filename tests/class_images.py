@@ -11,7 +11,7 @@ from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import DataConfig, PriorConfig
-from jaxbooth.data.class_images import ClassImages, generate_missing, open_class_images
+from jaxbooth.data.class_images import ClassImages, generate_missing, generation_settings, open_class_images
 
 
 class Stopped(Exception):
@@ -61,7 +61,8 @@ def stopping(generate_batch, batches: int):
 def opened(config: Config, model: Path = DEMO_MODEL) -> ClassImages:
     """Opens the class folder of a configuration."""
     base = dataclasses.replace(demo_base(), folder=model)
-    return open_class_images(config, base, config.data.class_prompt, config.data.class_dir)
+    settings = generation_settings(base, config.model, config.data.class_prompt, config.resolution, config.prior)
+    return open_class_images(config.data.class_dir, settings, config.data.num_class_images)
 
 
 @functools.cache

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxbooth.base.model import BaseModel
-from jaxbooth.base.trainable import add_trainable, fully_trained, trained_shapes, unused_parameters
+from jaxbooth.base.trainable import add_trainable, fully_trained, trained_shapes
 from jaxbooth.sharding import make_mesh, param_shardings, partition_spec, replicated
-from jaxbooth.training.layout import subject_slices
-from jaxbooth.training.optimizer import make_optimizer
+from jaxbooth.training.batch import BatchSource
 from jaxbooth.training.state import abstract_state
-from jaxbooth.training.step import REFERENCE_UNET, make_dispatch, make_train_step_spec
-from tests.training import INSTANCES, PRIORS, configure, make_cache
+from jaxbooth.training.step import REFERENCE_DENOISER, make_dispatch
+from tests.training import configure, make_cache, make_spec
 
 OPERATION = re.compile(
     r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|collective-broadcast)(?:-start)?\("
@@ -35,13 +34,13 @@ def lower_step(base: BaseModel, mesh: Mesh, rows: tuple[int, int], **settings: A
     config = configure(rows, **settings)
     base, everywhere, place = add_trainable(base, config), replicated(mesh), param_shardings(mesh)
     shapes = trained_shapes(base, config)
-    tx = make_optimizer(config, unused_parameters(base, shapes))
-    state = abstract_state(shapes, tx, config.train.ema_decay is not None, mesh)
+    spec = make_spec(base, config, mesh)
+    state = abstract_state(shapes, spec.optimizer, config.train.ema_decay is not None, mesh)
     whole = fully_trained(base, shapes)
     reads = ["unet", *(base.text_encoder_names if config.trains_text else ())]
     frozen = {name: name for name in reads if name not in whole}
     if "unet" in whole and config.loss.prior_target == "frozen":
-        frozen[REFERENCE_UNET] = "unet"
+        frozen[REFERENCE_DENOISER] = "unet"
 
     def described(component: str) -> dict[str, jax.ShapeDtypeStruct]:
         return {
@@ -52,9 +51,9 @@ def lower_step(base: BaseModel, mesh: Mesh, rows: tuple[int, int], **settings: A
     fixed = {name: described(component) for name, component in frozen.items()}
     cache = make_cache(base, make_mesh(devices=jax.devices()[:1]), config.trains_text, masked=config.data.masks)
     cache = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), cache)
-    spec = make_train_step_spec(base, config, subject_slices([INSTANCES], [PRIORS], [0], [1.0]), mesh)
     count = jax.ShapeDtypeStruct((), jnp.int32)
-    lowered = make_dispatch(spec, tx, 4, state).lower(state, fixed, cache, count, count)
+    key = jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=everywhere)
+    lowered = make_dispatch(spec, 4, state).lower(state, fixed, BatchSource(cache, count), key, count)
     parameters = {name: leaf.shape for name, leaf in state.params.items()}
     parameters |= {f"{name}.{leaf}": value.shape for name, values in fixed.items() for leaf, value in values.items()}
     return Step(lowered, parameters)

@@ -175,7 +175,7 @@ def test_subjects_of_one_class_share_its_folder_unless_they_name_their_own(tmp_p
         )
     )
     run = Config(run_dir=tmp_path / "run", data=DataConfig(subjects=subjects, resolution=64))
-    sets, class_of = open_all_class_images(run, demo_base())
+    sets, class_of = open_all_class_images(demo_base(), run.model, run.data, run.prior, run.subjects, run.run_dir)
     assert [sets[number].folder for number in class_of] == [tmp_path / name for name in expected]
     assert len(sets) == len(set(expected))
 

@@ -31,14 +31,14 @@ def on_host(params: Params) -> dict[str, np.ndarray]:
 
 def test_new_words_move_first_and_the_rest_after_them_and_the_average_follows_both(micro, micro_params, mesh):
     text = WORD | {"token_training": "pivotal", "token_share": 0.4}
-    spec, state, frozen, cache = setup(
+    spec, state, frozen, source, key = setup(
         micro, micro_params, mesh, (2, 2), text=text, lora={"rank": 2}, steps=5, ema_decay=0.9, optimizer="adamw"
     )
     start = on_host(state.params)
-    state, first = run(spec, state, frozen, cache, [2])
+    state, first = run(spec, state, frozen, source, key, [2])
     between, average = on_host(state.params), on_host(state.ema)
     assert moved(start, between) == moved(start, average) == {"tokens"}
-    state, second = run(spec, state, frozen, cache, [3])
+    state, second = run(spec, state, frozen, source, key, [3])
     assert moved(between, on_host(state.params)) == {"unet"}
     assert moved(average, on_host(state.ema)) == {"tokens", "unet"}
     rates = np.concatenate([first["learning_rate"], second["learning_rate"]])
@@ -49,12 +49,11 @@ def test_new_words_move_first_and_the_rest_after_them_and_the_average_follows_bo
 def test_a_frozen_target_is_met_at_the_start_whatever_captions_are_dropped(trains_text, micro, micro_params, mesh):
     text = {"caption_dropout": 0.5} | (WORD if trains_text else {})
     settings = {"lora": {"rank": 2, "dora": True}, "loss": {"prior_target": "frozen"}, "text": text}
-    spec, state, frozen, cache = setup(micro, micro_params, mesh, (2, 8), text_encoder=trains_text, **settings)
-    if spec.config.trains_text:
+    spec, state, frozen, source, key = setup(micro, micro_params, mesh, (2, 8), text_encoder=trains_text, **settings)
+    if spec.trains_text:
         plain = micro.text.encode(micro_params, micro.text.tokenize(CAPTIONS))
-        cache = cache._replace(frozen_text=plain)
-    first = jnp.int32(0)
-    losses, grads = jax.jit(lambda params: gradients(spec, params, frozen, cache, first, first))(state.params)
+        source = source._replace(cache=source.cache._replace(frozen_text=plain))
+    losses, grads = jax.jit(lambda params: gradients(spec, params, frozen, source, key, jnp.int32(0)))(state.params)
     assert losses.instance > 0.1
     assert losses.prior < 1e-9
     assert max(float(jnp.abs(grad).max()) for grad in grads.values()) > 1e-6

@@ -240,9 +240,9 @@ def test_a_flag_is_the_dotted_key_with_dashes(key, expected):
 
 
 def test_prior_rows_are_as_many_as_instance_rows_unless_set_or_off():
-    assert Config(train=TrainConfig(batch_size=3)).prior_rows == 3
-    assert Config(train=TrainConfig(batch_size=3, prior_batch_size=5)).prior_rows == 5
-    assert Config(train=TrainConfig(batch_size=3, prior_batch_size=5, prior_weight=0)).prior_rows == 0
+    assert TrainConfig(batch_size=3).prior_rows == 3
+    assert TrainConfig(batch_size=3, prior_batch_size=5).prior_rows == 5
+    assert TrainConfig(batch_size=3, prior_batch_size=5, prior_weight=0).prior_rows == 0
 
 
 def test_one_subject_is_a_list_of_one():

@@ -15,6 +15,7 @@ import pytest
 from jaxbooth.cli.main import COMMANDS, USAGE, main
 from jaxbooth.config.load import load_config
 from jaxbooth.config.rules import check_config
+from jaxbooth.config.schema import PriorConfig
 from jaxbooth.data.class_images import generation_settings
 from jaxbooth.runs.early_stopping import Selection
 from jaxbooth.training.step import METRICS
@@ -210,7 +211,7 @@ def test_the_keys_of_the_selection_are_those_that_are_written():
 
 
 def test_the_manifests_keys_are_those_that_are_written(base):
-    written = generation_settings(load_config("demo"), base, "a cat")
+    written = generation_settings(base, "demo", "a cat", 64, PriorConfig())
     assert table_keys("run-folder.md", "Class images and their manifest") == [
         *(f"settings.{key}" for key in written),
         "images",

@@ -17,7 +17,7 @@ def after(settings: Config, *seen: tuple[int, dict[str, float], int | None]) -> 
     selection = Selection()
     for step, metrics, newest in seen:
         named = {f"eval/{name}": value for name, value in metrics.items()}
-        selection = update(selection, settings, step, named, newest)
+        selection = update(selection, settings.validation, settings.evaluation, step, named, newest)
     return selection
 
 
@@ -57,22 +57,24 @@ def test_another_metric_and_another_limit_are_judged_anew():
     other = Config.model_validate(
         {"validation": {"drift_limit": 0.7}, "evaluation": {"every": 10, "keep_best": "clip_t"}}
     )
-    selection = update(selection, other, 20, {"eval/clip_t": 0.2, "eval/drift": 0.65}, 20)
+    selection = update(selection, other.validation, other.evaluation, 20, {"eval/clip_t": 0.2, "eval/drift": 0.65}, 20)
     assert (selection.best_step, selection.best_value) == (20, 0.2)
     assert (selection.last_below_drift, selection.drift_exceeded_at) == (20, None)
 
 
 def test_what_was_found_is_found_again_by_a_run_that_goes_on(tmp_path):
     path, settings = tmp_path / "selection.json", config(patience=1)
-    early_stopping = EarlyStopping(path, settings, 0)
+    early_stopping = EarlyStopping(path, settings.validation, settings.evaluation, 0)
     early_stopping.observe(10, {"eval/clip_i": 0.9, "eval/drift": 0.1}, 10)
-    assert EarlyStopping(path, settings, 10).selection == Selection(
+    assert EarlyStopping(path, settings.validation, settings.evaluation, 10).selection == Selection(
         best_step=10, best_value=0.9, last_below_drift=10, metric="clip_i", drift_limit=0.5
     )
     early_stopping.observe(20, {"eval/clip_i": 0.8, "eval/drift": 0.1}, 20)
     assert early_stop_step(path) == 20
-    assert EarlyStopping(path, settings, 20).selection.stopped_at is None  # told to train on
-    assert EarlyStopping(path, settings, 0).selection == Selection()  # begun anew
+    assert (
+        EarlyStopping(path, settings.validation, settings.evaluation, 20).selection.stopped_at is None
+    )  # told to train on
+    assert EarlyStopping(path, settings.validation, settings.evaluation, 0).selection == Selection()  # begun anew
 
 
 @pytest.mark.parametrize(
@@ -91,7 +93,7 @@ def test_what_was_found_is_found_again_by_a_run_that_goes_on(tmp_path):
     ],
 )
 def test_the_end_names_them(selection: Selection, expected: list[str]):
-    assert summary(selection, config()) == expected
+    assert summary(selection, config().validation, config().evaluation) == expected
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def test_the_end_names_them(selection: Selection, expected: list[str]):
 def test_an_edited_file_is_refused_by_its_key_and_with_what_to_do(content, sentence, tmp_path):
     path = tmp_path / "selection.json"
     path.write_text(content)
-    for read in (early_stop_step, lambda path: EarlyStopping(path, config(), 10)):
+    for read in (early_stop_step, lambda path: EarlyStopping(path, config().validation, config().evaluation, 10)):
         with pytest.raises(UserError) as refused:
             read(path)
         assert sentence in str(refused.value)

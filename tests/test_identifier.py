@@ -9,7 +9,7 @@ from transformers import CLIPTokenizer
 from jaxbooth.base.identifier import MANY_MORE, find_identifier, read_identifier, suggest_identifiers
 from jaxbooth.base.tokenizer import Tokenizer
 from jaxbooth.config.schema import Subject
-from jaxbooth.runs.inputs import log_identifier
+from jaxbooth.runs.start_notes import log_identifier
 from jaxbooth.weights.skeleton import write_tokenizer
 from tests.test_docs import PAGES
 

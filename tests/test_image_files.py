@@ -160,6 +160,48 @@ def test_a_sixteen_bit_tiff_that_counts_from_white_is_no_negative(tmp_path):
     np.testing.assert_array_equal(load_image(tmp_path / "a.tif").image, [[[255] * 3, [155] * 3, [0] * 3]])
 
 
+# The header
+
+
+def stored_images(folder: Path) -> list[Path]:
+    """Files whose header tells the size or the alpha channel in its own way."""
+    image = Image.fromarray(noise(12, 9))
+    for orientation in range(1, 9):
+        for ending in ("jpg", "png", "webp", "avif", "tif"):
+            image.save(folder / f"turned-{orientation}.{ending}", exif=exif(orientation))
+    image.convert("P").save(folder / "palette.png", transparency=0)
+    image.convert("P").save(folder / "palette.gif", transparency=0)
+    image.convert("L").save(folder / "grey.png", transparency=7)
+    image.convert("LA").save(folder / "grey-alpha.png")
+    image.convert("RGBA").save(folder / "alpha.webp")
+    image.convert("RGBA").save(folder / "alpha.tif")
+    Image.fromarray(np.full((9, 12), 40_000, np.uint16)).save(folder / "deep.png", transparency=7)
+    image.save(folder / "late-exif.png")
+    content = (folder / "late-exif.png").read_bytes()
+    late = chunk(b"eXIf", exif().tobytes().removeprefix(EXIF_BODY))
+    (folder / "late-exif.png").write_bytes(content[:-12] + late + content[-12:])
+    with_chunks(folder / "turned-1.png", texts(3 * 2**20)[0])  # which opens without its text alone
+    return sorted(folder.iterdir())
+
+
+def test_a_header_tells_what_decoding_tells(tmp_path):
+    paths = [*stored_images(tmp_path), *(path for path in CASES.glob("*/*") if path.suffix in (".png", ".jpg"))]
+    for path in paths:
+        decoded = decoding.decode(path, "white")
+        assert decoding.read_header(path) == (decoded.size, decoded.alpha is not None), path.name
+    assert decoding.read_header(tmp_path / "late-exif.png").size == (9, 12)
+
+
+def test_a_header_is_read_without_the_pixels(tmp_path):
+    for name in ("a.png", "a.jpg", "a.webp", "a.tif"):
+        Image.fromarray(noise(640, 480)).save(tmp_path / name, exif=exif())
+        content = (tmp_path / name).read_bytes()
+        damaged = bytearray(content)
+        damaged[1000:20_000] = bytes(19_000)
+        (tmp_path / name).write_bytes(damaged)
+        assert decoding.read_header(tmp_path / name).size == (480, 640)
+
+
 # Metadata
 
 

@@ -56,7 +56,7 @@ def test_the_mask_of_a_very_large_image_has_its_size(tmp_path, small_limits):
 
 def test_the_sizes_that_sdxl_is_told_are_those_of_the_file(tmp_path, small_limits):
     put(tmp_path / "a.jpg", size=(50, 38))
-    found = CropSpec(16, 16, 0, False, 0).apply(load_image(tmp_path / "a.jpg"), 0)
+    found = CropSpec(16, 16).augment(load_image(tmp_path / "a.jpg"), 0)
     np.testing.assert_array_equal(found.time_ids, [[38, 50, 0, 2, 16, 16]])
 
 

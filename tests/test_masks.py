@@ -1,4 +1,4 @@
-"""Masks: which file is one, what it says about its image, and how it follows the image through the framing."""
+"""Masks: which file is one, what it says about its image, and how it follows the image through the crops."""
 
 import os
 
@@ -170,11 +170,11 @@ def test_a_mask_that_is_no_picture_is_named(tmp_path):
         load_image(tmp_path / "a.jpg", masked=True)
 
 
-# Framing
+# Crops
 
 
 def test_without_a_mask_everything_is_learned():
-    masks = CropSpec(8, 12, 3, True, 0).apply(opened(noise(20, 16)), 0).masks
+    masks = CropSpec(8, 12, 3, True, 0).augment(opened(noise(20, 16)), 0).masks
     assert masks.dtype == np.float32
     np.testing.assert_array_equal(masks, np.ones((6, 8, 12)))
 
@@ -182,26 +182,26 @@ def test_without_a_mask_everything_is_learned():
 @pytest.mark.parametrize("crops", [0, 6])
 def test_a_mask_is_cropped_and_mirrored_with_its_picture(crops):
     pixels = noise(40, 16)
-    found = CropSpec(16, 24, crops, True, 3).apply(opened(pixels, pixels[..., 1]), 5)
+    found = CropSpec(16, 24, crops, True, 3).augment(opened(pixels, pixels[..., 1]), 5)
     np.testing.assert_array_equal(found.masks, found.pixels[..., 1] / np.float32(255))
 
 
 def test_a_shrunk_mask_is_averaged_over_the_area():
     mask = np.zeros((8, 8), np.uint8)
     mask[:, :5] = 255
-    found = CropSpec(2, 2, 0, False, 0).apply(opened(noise(8, 8), mask), 0).masks
+    found = CropSpec(2, 2).augment(opened(noise(8, 8), mask), 0).masks
     np.testing.assert_allclose(found, [[[1, 0.25]] * 2], atol=1 / 255)
 
 
 def test_an_enlarged_mask_keeps_its_edges():
-    found = CropSpec(8, 8, 0, False, 0).apply(opened(noise(2, 2), np.array([[255, 0], [51, 255]], np.uint8)), 0).masks
+    found = CropSpec(8, 8).augment(opened(noise(2, 2), np.array([[255, 0], [51, 255]], np.uint8)), 0).masks
     np.testing.assert_allclose(found[0], np.kron([[1, 0], [0.2, 1]], np.ones((4, 4))), rtol=1e-6)
 
 
-def test_framing_a_folder_reads_masks_only_if_asked(tmp_path):
+def test_crops_a_folder_reads_masks_only_if_asked(tmp_path):
     put(tmp_path / "a.png", size=(4, 2))
     grey(tmp_path / "a.mask.png", [[0, 255, 0, 255]] * 2)
-    images, framing = [ImageFile(tmp_path / "a.png", "x")], CropSpec(2, 2, 0, False, 0)
-    (plain,), (masked,) = load_augmentations(images, framing), load_augmentations(images, framing, masked=True)
+    images, crops = [ImageFile(tmp_path / "a.png", "x")], CropSpec(2, 2)
+    (plain,), (masked,) = load_augmentations(images, crops), load_augmentations(images, crops, masked=True)
     np.testing.assert_array_equal(plain.masks, np.ones((1, 2, 2)))
     np.testing.assert_array_equal(masked.masks, [[[1, 0]] * 2])

@@ -115,7 +115,8 @@ def test_class_images_of_ones_own_are_not_said_to_be_generated(card, run, base, 
     folder.mkdir()
     for name in ["mine.png", *(["class-00000.png"] if generated else [])]:
         Image.new("RGB", (64, 64)).save(folder / name)
-    settings = generation_settings(configured(run), base, "a cat")
+    config = configured(run)
+    settings = generation_settings(base, config.model, "a cat", config.resolution, config.prior)
     write_json(folder / MANIFEST, {"settings": settings, "images": {"0": "class-00000.png"} if generated else {}})
     found = cells(card())
     assert found["the trainer's own"] == "1"

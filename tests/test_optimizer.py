@@ -11,9 +11,11 @@ from transformers.optimization import Adafactor
 
 from jaxbooth.base.model import BaseModel, load_params
 from jaxbooth.base.trainable import add_trainable, trained_shapes, unused_parameters
+from jaxbooth.config.rates import learning_rates
 from jaxbooth.config.run_config import Config
 from jaxbooth.params import flatten_components
-from jaxbooth.training.optimizer import averaged_params, learning_rate_jump, learning_rate_schedule, make_optimizer
+from jaxbooth.runs.start_notes import learning_rate_jump
+from jaxbooth.training.optimizer import averaged_params, learning_rate_schedule, make_optimizer
 from jaxbooth.weights.names import canonical, import_axes, parameter_names
 
 from .torch_pipelines import KINDS, in_torch, write_pipeline
@@ -25,7 +27,8 @@ STEPS, RATE = 20, 1e-2
 def after_some_steps(optimizer, mu_dtype, rng):
     """Parameters and optimizer state of a least-squares problem whose gradients stay of one size."""
     train = {"optimizer": optimizer, "mu_dtype": mu_dtype, "learning_rate": RATE, "weight_decay": 0.0}
-    tx = make_optimizer(Config.model_validate({"train": train}))
+    config = Config.model_validate({"train": train})
+    tx = make_optimizer(config.train, learning_rates(config))
     target = jnp.asarray(rng.normal(size=(16, 8)), jnp.float32)
     params = {"unet.kernel": jnp.zeros((16, 8))}
     state = tx.init(params)
@@ -51,7 +54,8 @@ def test_a_first_moment_in_bfloat16_is_kept_so_and_moves_the_weights_alike(optim
 @pytest.mark.parametrize(("optimizer", "decay"), [("adamw", 0.9), ("lion", 0.99)])
 def test_a_first_moment_in_bfloat16_decays_as_one_in_float32(optimizer, decay, rng):
     train = {"optimizer": optimizer, "mu_dtype": "bfloat16", "learning_rate": RATE}
-    tx = make_optimizer(Config.model_validate({"train": train}))
+    config = Config.model_validate({"train": train})
+    tx = make_optimizer(config.train, learning_rates(config))
     params = {"unet.kernel": jnp.ones((64, 64))}
     before = jnp.asarray(rng.uniform(1, 2, (64, 64)), jnp.bfloat16)
     state = jax.tree.map(lambda leaf: before if leaf.dtype == before.dtype else leaf, tx.init(params))
@@ -68,7 +72,7 @@ def config_of(**train) -> Config:
 
 def descend(config: Config, params: dict, gradient, no_gradient=(), steps: int = STEPS) -> tuple[dict, object]:
     """Parameters and optimizer state after some steps along `gradient(params, step)`."""
-    tx = make_optimizer(config, no_gradient)
+    tx = make_optimizer(config.train, learning_rates(config), no_gradient)
     state, update = tx.init(params), jax.jit(tx.update)
     for step in range(steps):
         updates, state = update(gradient(params, step), state, params)
@@ -85,7 +89,7 @@ def nothing(params: dict, step: int) -> dict:
 def test_decay_follows_the_learning_rate(optimizer, schedule):
     config = config_of(optimizer=optimizer, lr_scheduler=schedule, warmup_steps=5)
     found, _ = descend(config, {"unet.kernel": jnp.ones((4, 3))}, nothing)
-    rate = learning_rate_schedule(config)
+    rate = learning_rate_schedule(config.train, learning_rates(config))
     expected = np.prod([1 - 0.1 * float(rate(step)) for step in range(STEPS)])
     np.testing.assert_allclose(found["unet.kernel"], expected, rtol=1e-6)
     assert expected < 1 - 0.1 * RATE * 5
@@ -114,7 +118,7 @@ def test_a_warmup_that_goes_on_is_no_jump():
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_prodigy_warms_up_without_a_rate_of_zero(schedule, rng):
     config = config_of(optimizer="prodigy", learning_rate=None, lr_scheduler=schedule, warmup_steps=5)
-    assert float(learning_rate_schedule(config)(0)) == pytest.approx(0.2)
+    assert float(learning_rate_schedule(config.train, learning_rates(config))(0)) == pytest.approx(0.2)
     start = {"unet.kernel": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)}
     found, _ = descend(config, start, lambda params, step: jax.tree.map(jnp.sin, params))
     assert 0 < np.abs(found["unet.kernel"] - start["unet.kernel"]).max() < 1
@@ -126,7 +130,7 @@ def test_adafactor_is_that_of_transformers(decay, rng):
     gradients = rng.normal(size=(STEPS, *shape)).astype(np.float32)
     config = config_of(optimizer="adafactor", lr_scheduler="linear", weight_decay=decay)
     found, _ = descend(config, {"unet.kernel": jnp.asarray(start)}, lambda _, step: {"unet.kernel": gradients[step]})
-    value, rate = torch.nn.Parameter(torch.tensor(start)), learning_rate_schedule(config)
+    value, rate = torch.nn.Parameter(torch.tensor(start)), learning_rate_schedule(config.train, learning_rates(config))
     optimizer = Adafactor([value], lr=RATE, scale_parameter=False, relative_step=False, weight_decay=decay)
     for step in range(STEPS):
         optimizer.param_groups[0]["lr"] = float(rate(step))
@@ -163,7 +167,7 @@ def test_schedule_free_adamw_is_that_of_its_authors(warmup, rng):
     y, x, rates = schedule_free_reference(start, gradients, warmup, 0.1)
     np.testing.assert_allclose(found["unet.kernel"], y, atol=2e-5)
     np.testing.assert_allclose(averaged_params(state, found)["unet.kernel"], x, atol=2e-5)
-    reported = learning_rate_schedule(config)
+    reported = learning_rate_schedule(config.train, learning_rates(config))
     np.testing.assert_allclose([float(reported(step)) for step in range(STEPS)], rates, rtol=1e-6)
 
 

@@ -12,6 +12,7 @@ from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
 from jaxbooth.base.trainable import init_trainable, shard_params, trained_shapes
 from jaxbooth.cli.main import main
 from jaxbooth.config.load import dump_config
+from jaxbooth.config.rates import learning_rates
 from jaxbooth.config.run_config import first_conflict
 from jaxbooth.config.subjects import initializer_token
 from jaxbooth.errors import UserError
@@ -49,7 +50,9 @@ def run_dir(tmp_path_factory, params, mesh):
     root.mkdir()
     (root / "config.yaml").write_text(dump_config(config))
     checkpoints = Checkpoints(root / "checkpoints", 1)
-    checkpoints.save(initial_state(values, make_optimizer(config), False, mesh), 7, config)
+    checkpoints.save(
+        initial_state(values, make_optimizer(config.train, learning_rates(config)), False, mesh), 7, config
+    )
     checkpoints.close()
     return root
 

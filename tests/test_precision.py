@@ -17,12 +17,12 @@ from jaxbooth.models.layers import Layers
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.params import abstract_module, cast_matrices
 from jaxbooth.storage.text import read_json
-from jaxbooth.training.optimizer import make_optimizer
-from jaxbooth.training.step import gradients, make_batch, make_dispatch
+from jaxbooth.training.batch import make_batch
+from jaxbooth.training.step import gradients, make_dispatch
 from jaxbooth.weights.names import import_axes, torch_name
 from tests.low_precision import bfloat16_sums, errors_by_kind
 from tests.torch_parity import to_torch, torch_state
-from tests.training import setup
+from tests.training import first_micro_batch, setup
 
 ROWS, BATCHES = (4, 4), 4
 FEW = 64  # elements that bfloat16 may add up
@@ -49,23 +49,24 @@ def short(micro) -> BaseModel:
     ids=["whole", "lora", "dora", "text"],
 )
 def test_a_lowered_step_adds_up_no_more_than_a_few_numbers_in_bfloat16(short, micro_params, mesh, settings):
-    spec, state, frozen, cache = setup(short, micro_params, mesh, ROWS, **settings)
-    dispatch = make_dispatch(spec, make_optimizer(spec.config), 2, state)
-    counts = bfloat16_sums(dispatch.lower(state, frozen, cache, np.int32(1), np.int32(0)))
+    spec, state, frozen, source, key = setup(short, micro_params, mesh, ROWS, **settings)
+    counts = bfloat16_sums(make_dispatch(spec, 2, state).lower(state, frozen, source, key, np.int32(1)))
     assert all(count <= FEW for count in counts)
 
 
-def in_torch(unet, spec, cache, step, dtype):
+def in_torch(unet, made, step, dtype):
     """Gradients of one batch through diffusers' UNet, under autocast unless `dtype` is float32."""
-    part = jax.tree.map(lambda field: field[0], spec.layout)
-    drawn = jax.jit(lambda step: make_batch(spec, cache, step, step, part))(jnp.int32(step))
-    batch = drawn.batch
-    noisy = to_torch(np.asarray(spec.base.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)))
+    spec, text = made.spec, made.source.cache.text
+    batch = jax.jit(lambda step: make_batch(spec, made.source, made.key, step, first_micro_batch(spec)))(
+        jnp.int32(step)
+    )
+    examples = batch.examples
+    noisy = to_torch(np.asarray(spec.base.schedule.add_noise(examples.latents, examples.noise, examples.timesteps)))
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        timesteps = torch.tensor(np.asarray(batch.timesteps)).long()
-        output = unet(noisy, timesteps, torch.tensor(np.asarray(cache.text.prompt_embeds[drawn.caption]))).sample
-    squares = torch.square(output.float() - to_torch(np.asarray(batch.noise))).mean(dim=(1, 2, 3))
-    return torch_gradients(unet, (torch.tensor(np.asarray(batch.weight)) * squares).sum(), spec.base.denoiser.shapes)
+        timesteps = torch.tensor(np.asarray(examples.timesteps)).long()
+        output = unet(noisy, timesteps, torch.tensor(np.asarray(text.prompt_embeds[batch.caption]))).sample
+    squares = torch.square(output.float() - to_torch(np.asarray(examples.noise))).mean(dim=(1, 2, 3))
+    return torch_gradients(unet, (torch.tensor(np.asarray(examples.weight)) * squares).sum(), spec.base.denoiser.shapes)
 
 
 def torch_gradients(module, loss, names):
@@ -78,14 +79,10 @@ def torch_gradients(module, loss, names):
 
 def of_step(base, params, mesh, settings=()):
     """Gradients of the UNet in the train step's own batches."""
-    spec, state, frozen, cache = setup(base, params, mesh, ROWS, **dict(settings))
-    run = jax.jit(lambda params, cache, step: gradients(spec, params, frozen, cache, step, step)[1])
-    found = [run(state.params, cache, jnp.int32(step)) for step in range(BATCHES)]
-    return (
-        [{name.removeprefix("unet."): np.asarray(grad) for name, grad in grads.items()} for grads in found],
-        spec,
-        cache,
-    )
+    made = setup(base, params, mesh, ROWS, **dict(settings))
+    run = jax.jit(lambda params, step: gradients(made.spec, params, made.frozen, made.source, made.key, step)[1])
+    found = [run(made.state.params, jnp.int32(step)) for step in range(BATCHES)]
+    return [{name.removeprefix("unet."): np.asarray(grad) for name, grad in grads.items()} for grads in found], made
 
 
 def test_gradients_of_every_kind_of_parameter_are_as_good_as_torch_autocasts(short, micro, micro_params, mesh):
@@ -95,10 +92,9 @@ def test_gradients_of_every_kind_of_parameter_are_as_good_as_torch_autocasts(sho
         config | {name: getattr(micro.denoiser_config, name) for name in changed}
     )
     unet.load_state_dict(torch_state(micro_params["unet"]))
-    ours, spec, cache = of_step(short, micro_params, mesh)
+    ours, made = of_step(short, micro_params, mesh)
     exact, autocast = (
-        [in_torch(unet, spec, cache, step, dtype) for step in range(BATCHES)]
-        for dtype in (torch.float32, torch.bfloat16)
+        [in_torch(unet, made, step, dtype) for step in range(BATCHES)] for dtype in (torch.float32, torch.bfloat16)
     )
     found, expected = errors_by_kind(ours, exact), errors_by_kind(autocast, exact)
     kinds = {f"{kind} {leaf}" for kind in ("conv", "linear", "time") for leaf in ("kernel", "bias")}

@@ -4,9 +4,8 @@ import pytest
 import yaml
 
 from jaxbooth.config.load import load_config
-from jaxbooth.config.rates import peak_learning_rate
+from jaxbooth.config.rates import learning_rates, peak_learning_rate
 from jaxbooth.config.run_config import Config
-from jaxbooth.runs.loop import describe_length
 from jaxbooth.training.optimizer import learning_rate_schedule
 
 ALONE = {
@@ -30,7 +29,7 @@ def changed(source: str | None, **sections: dict) -> Config:
 def test_the_default_rate_is_that_of_what_is_trained(source, lora, expected):
     config = changed(source, lora={"rank": lora})
     assert peak_learning_rate(config) == expected
-    assert learning_rate_schedule(config)(0) == pytest.approx(expected)
+    assert learning_rate_schedule(config.train, learning_rates(config))(0) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("source", ["demo", "sd15", "sd15-lora", "sdxl-lora"])

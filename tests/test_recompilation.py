@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from jaxbooth.base.sampling import ImageSampler, SamplingConfig
-from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.step import make_dispatch
 from tests.commands import SHORT, environment, jaxbooth, succeed
 from tests.training import setup
@@ -19,8 +18,8 @@ def program(micro, micro_params, mesh):
 
     def text(seed=7, **settings):
         made = setup(micro, micro_params, mesh, (2, 2), seed=seed, **settings)
-        dispatch = make_dispatch(made.spec, make_optimizer(made.spec.config), 4, made.state)
-        return dispatch.lower(made.state, made.frozen, made.cache, np.int32(1), np.int32(0)).as_text()
+        dispatch = make_dispatch(made.spec, 4, made.state)
+        return dispatch.lower(made.state, made.frozen, made.source, made.key, np.int32(1)).as_text()
 
     return text
 

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import replace
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import pytest
 
 from jaxbooth.config.run_config import Config
@@ -37,10 +37,8 @@ def counts(micro, micro_params, mesh):
 
     def count(policy):
         made = setup(micro, micro_params, mesh, (1, 1), remat=policy)
-        step = np.int32(0)
-        traced = jax.make_jaxpr(lambda p: gradients(made.spec, p, made.frozen, made.cache, step, step))(
-            made.state.params
-        )
+        rest = (made.frozen, made.source, made.key, jnp.int32(0))
+        traced = jax.make_jaxpr(lambda params: gradients(made.spec, params, *rest))(made.state.params)
         return Counter(equation.primitive.name for equation in equations(traced.jaxpr))
 
     return {policy: count(policy) for policy in (*REMATS, "auto")}

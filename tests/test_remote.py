@@ -12,7 +12,7 @@ from PIL import Image
 from jaxbooth.cli.parse import parse
 from jaxbooth.config.load import dump_config, load_config
 from jaxbooth.config.run_config import Config, resolve_paths
-from jaxbooth.data.class_images import class_folder
+from jaxbooth.data.class_images import class_folders
 from jaxbooth.data.images import load_image, scan_folder
 from jaxbooth.distributed.group import SingleProcess
 from jaxbooth.errors import UserError
@@ -105,7 +105,8 @@ def test_metrics_and_curves_are_there_after_a_flush_and_lines_of_later_steps_are
 
 
 def test_class_images_are_written_listed_and_read_there(store):
-    folder = class_folder(config := configure((1, 1)).model_copy(update={"run_dir": RUN}), config.subjects[0])
+    config = configure((1, 1))
+    [folder] = class_folders(config.data, config.subjects, RUN)
     write_png(folder / "class-00000.png", Image.new("RGB", (6, 4), "blue"), {"seed": 1})
     write_json(folder / "manifest.json", {"a": 1})
     (image,) = scan_folder(folder, "a cat", "class").images

@@ -10,9 +10,10 @@ from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.trainable import trained_shapes
 from jaxbooth.config.load import load_config, to_user_error
+from jaxbooth.config.rates import learning_rates
 from jaxbooth.config.rules import check_config, check_schedule
 from jaxbooth.config.run_config import Config
-from jaxbooth.data.images import ImageFile, ImageFolder
+from jaxbooth.data.images import ImageFile
 from jaxbooth.diffusion.schedule import read_schedule
 from jaxbooth.errors import UserError
 from jaxbooth.runs.inputs import check_masks, check_placeholder_captions
@@ -222,31 +223,31 @@ def test_leaving_out_every_layer_is_refused(clip_skip):
 @pytest.mark.parametrize(("share", "steps"), [(0.5, 100), (0.1, 500)])
 def test_a_warmup_longer_than_a_phase_is_refused(share, steps):
     text = NEW | {"token_training": "pivotal", "token_share": share}
-    make_optimizer(configure(text=text, train={"steps": steps, "warmup_steps": 49}))
+    config = configure(text=text, train={"steps": steps, "warmup_steps": 49})
+    make_optimizer(config.train, learning_rates(config))
     with pytest.raises(UserError, match=r"--train\.warmup-steps 50 leaves nothing of the 50 steps"):
-        make_optimizer(configure(text=text, train={"steps": steps, "warmup_steps": 50}))
+        make_optimizer(config.train.model_copy(update={"warmup_steps": 50}), learning_rates(config))
 
 
 # What only the images can tell
 
 
-def test_a_new_word_that_no_caption_has_is_refused(tmp_path):
-    config = configure(text={"placeholder_tokens": ("<a>", "<b>")})
-    folder = ImageFolder([ImageFile(tmp_path / "0.png", "a photo of <a>"), ImageFile(tmp_path / "1.png", "a cat")], 0)
-    check_placeholder_captions(config, [folder, ImageFolder([ImageFile(tmp_path / "2.png", "<b>")], 0)])
+def test_a_placeholder_token_that_no_caption_has_is_refused(tmp_path):
+    captions = ("a photo of <a>", "a cat", "<b>")
+    files = [ImageFile(tmp_path / f"{index}.png", caption) for index, caption in enumerate(captions)]
+    check_placeholder_captions(("<a>", "<b>"), files)
     with pytest.raises(UserError, match=r"--text\.placeholder-tokens <b>: no instance caption has this word"):
-        check_placeholder_captions(config, [folder])
+        check_placeholder_captions(("<a>", "<b>"), files[:2])
 
 
 def test_masks_that_no_image_has_are_refused(tmp_path):
-    found = []
+    files = []
     for index, mode in enumerate(("RGB", "RGBA")):
         Image.new(mode, (8, 8), "red").save(tmp_path / f"{index}.png")
-        found.append(ImageFile(tmp_path / f"{index}.png", "a cat"))
-    check_masks(configure(), [ImageFolder(found[:1], 0)])
-    check_masks(configure(data={"masks": True}), [ImageFolder(found, 0)])
+        files.append(ImageFile(tmp_path / f"{index}.png", "a cat"))
+    check_masks(files)
     with pytest.raises(UserError, match=r"--data\.masks: no image has a mask"):
-        check_masks(configure(data={"masks": True}), [ImageFolder(found[:1], 0)])
+        check_masks(files[:1])
 
 
 # Rates that are far off

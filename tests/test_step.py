@@ -9,29 +9,30 @@ import numpy as np
 import pytest
 
 from jaxbooth.base.text_encoder import TextEmbeddings
-from jaxbooth.data.latents import BatchIndices, gather_latents, gather_text, index_in_epochs
+from jaxbooth.data.latents import BatchIndices, gather_latents, gather_text
 from jaxbooth.models.layers import Layers
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.params import abstract_module
 from jaxbooth.sharding import make_mesh
-from jaxbooth.training.layout import batch_layout, sample_indices, unpadded_batch_size
+from jaxbooth.training.batch import make_batch
+from jaxbooth.training.layout import RowCounts, batch_layout, index_in_epochs, sample_indices, unpadded_batch_size
 from jaxbooth.training.state import result_params
-from jaxbooth.training.step import gradients, make_batch
-from tests.training import INSTANCES, PRIORS, make_cache, run, setup
+from jaxbooth.training.step import gradients
+from tests.training import INSTANCES, PRIORS, first_micro_batch, make_cache, run, setup
 
 
 def test_rows_weigh_as_two_means():
-    plan = batch_layout(4, 2, 0.5, micro_batches=1, shards=1)
-    assert plan.is_prior[0].tolist() == [False, False, False, False, True, True]
-    assert plan.index[0].tolist() == [0, 1, 2, 3, 4, 5]
-    np.testing.assert_allclose(plan.weight[0], [0.25, 0.25, 0.25, 0.25, 0.25, 0.25])
+    layout = batch_layout(RowCounts(4, 2), 0.5, micro_batches=1, shards=1)
+    assert layout.is_prior[0].tolist() == [False, False, False, False, True, True]
+    assert layout.index[0].tolist() == [0, 1, 2, 3, 4, 5]
+    np.testing.assert_allclose(layout.weight[0], [0.25, 0.25, 0.25, 0.25, 0.25, 0.25])
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize(("instance", "prior"), [(8, 8), (16, 8), (8, 24), (10, 12), (26, 16), (4, 2)])
 def test_every_device_has_its_share_of_both_kinds(instance, prior, micro_batches):
-    plan = batch_layout(instance, prior, 1.0, micro_batches, shards=4)
-    for is_prior, weight in zip(plan.is_prior, plan.weight, strict=True):
+    layout = batch_layout(RowCounts(instance, prior), 1.0, micro_batches, shards=4)
+    for is_prior, weight in zip(layout.is_prior, layout.weight, strict=True):
         of_prior = is_prior.reshape(4, -1).sum(axis=1)
         of_instance = (~is_prior & (weight > 0)).reshape(4, -1).sum(axis=1)
         for shares, rows in ((of_prior, prior), (of_instance, instance)):
@@ -47,21 +48,21 @@ def test_every_device_has_its_share_of_both_kinds(instance, prior, micro_batches
 def test_the_batch_size_that_fills_the_devices_leaves_no_padding(rows, prior, micro_batches, shards, expected):
     found = unpadded_batch_size(rows, prior, micro_batches, shards)
     assert found == expected
-    plan = batch_layout(found, found if prior is None else prior, 1.0, micro_batches, shards)
-    assert (plan.weight > 0).all()
+    layout = batch_layout(RowCounts(found, found if prior is None else prior), 1.0, micro_batches, shards)
+    assert (layout.weight > 0).all()
 
 
 def test_padding_fills_the_devices_and_weighs_nothing():
-    plan = batch_layout(3, 2, 1.0, micro_batches=1, shards=4)
-    assert plan.index.shape == (1, 8)
-    assert (plan.weight[0] > 0).sum() == 5
-    assert plan.weight.sum() == pytest.approx(2.0)
+    layout = batch_layout(RowCounts(3, 2), 1.0, micro_batches=1, shards=4)
+    assert layout.index.shape == (1, 8)
+    assert (layout.weight[0] > 0).sum() == 5
+    assert layout.weight.sum() == pytest.approx(2.0)
 
 
-def test_micro_batches_deal_every_row_out_once():
-    plan = batch_layout(6, 4, 1.0, micro_batches=2, shards=1)
-    assert sorted(plan.index.ravel()) == list(range(10))
-    np.testing.assert_allclose(plan.weight.sum(axis=1), [1.0, 1.0])
+def test_micro_batches_have_every_row_once():
+    layout = batch_layout(RowCounts(6, 4), 1.0, micro_batches=2, shards=1)
+    assert sorted(layout.index.ravel()) == list(range(10))
+    np.testing.assert_allclose(layout.weight.sum(axis=1), [1.0, 1.0])
 
 
 def test_an_epoch_shows_every_image_once():
@@ -70,19 +71,13 @@ def test_an_epoch_shows_every_image_once():
     assert len({tuple(epoch) for epoch in found.tolist()}) == 3
 
 
-@pytest.fixture
-def task_and_bank(micro, micro_params, mesh):
-    made = setup(micro, micro_params, mesh, (4, 2))
-    return made.spec, made.cache
-
-
-def test_instance_rows_take_instance_images_and_prior_rows_class_images(task_and_bank):
-    spec, _ = task_and_bank
-    part = jax.tree.map(lambda field: field[0], spec.layout)
+def test_instance_rows_take_instance_images_and_prior_rows_class_images(micro, micro_params, mesh):
+    spec = setup(micro, micro_params, mesh, (4, 2)).spec
+    layout = first_micro_batch(spec)
     seen = {True: set(), False: set()}
     for step in range(20):
-        rows = sample_indices(spec.slices, jax.random.key(0), jnp.int32(step), part, (4, 2), augmentations=2)
-        for prior, image, augmentation in zip(part.is_prior, rows.image, rows.augmentation, strict=True):
+        rows = sample_indices(spec.slices, jax.random.key(0), jnp.int32(step), layout, spec.counts, augmentations=2)
+        for prior, image, augmentation in zip(layout.is_prior, rows.image, rows.augmentation, strict=True):
             seen[bool(prior)].add(int(image))
             assert 0 <= augmentation < 2
     assert seen[False] == set(range(INSTANCES))
@@ -112,17 +107,15 @@ def test_captions_are_encoded_alike_by_caption_and_by_row(micro, mesh):
 
 def test_rows_with_the_same_image_have_their_own_noise(micro, micro_params, mesh):
     made = setup(micro, micro_params, mesh, (8, 0), prior_weight=0)  # eight rows of three images
-    batch = make_batch(
-        made.spec, made.cache, jnp.int32(0), jnp.int32(0), jax.tree.map(lambda x: x[0], made.spec.layout)
-    )
-    assert len(np.unique(np.asarray(batch.batch.noise)[:, 0, 0, 0])) == 8
-    assert len(np.unique(np.asarray(batch.batch.latents)[:, 0, 0, 0])) == 8
+    examples = make_batch(made.spec, made.source, made.key, jnp.int32(0), first_micro_batch(made.spec)).examples
+    assert len(np.unique(np.asarray(examples.noise)[:, 0, 0, 0])) == 8
+    assert len(np.unique(np.asarray(examples.latents)[:, 0, 0, 0])) == 8
 
 
 def losses_and_gradients(micro, micro_params, mesh, rows, **settings):
-    spec, state, frozen, cache = setup(micro, micro_params, mesh, rows, **settings)
-    step = jnp.int32(3)
-    losses, grads = jax.jit(lambda p, f, b: gradients(spec, p, f, b, step, step))(state.params, frozen, cache)
+    spec, state, frozen, source, key = setup(micro, micro_params, mesh, rows, **settings)
+    arguments = (state.params, frozen, source, key, jnp.int32(3))
+    losses, grads = jax.jit(lambda *arguments: gradients(spec, *arguments))(*arguments)
     return np.array(losses), {name: np.asarray(value) for name, value in grads.items()}
 
 
@@ -191,12 +184,12 @@ def test_the_text_encoder_trains_only_when_asked(micro, micro_params, mesh):
 )
 def test_every_optimizer_lowers_the_loss_of_a_fixed_step(optimizer, micro, micro_params, mesh):
     rate = {"prodigy": 1.0, "lion": 2e-5}.get(optimizer, 1e-4)
-    spec, state, frozen, cache = setup(
+    spec, state, frozen, source, key = setup(
         micro, micro_params, mesh, (4, 2), optimizer=optimizer, learning_rate=rate, weight_decay=0
     )
-    loss = jax.jit(lambda params: gradients(spec, params, frozen, cache, jnp.int32(0), jnp.int32(0))[0].total)
+    loss = jax.jit(lambda params: gradients(spec, params, frozen, source, key, jnp.int32(0))[0].total)
     before = loss(state.params)
-    state, _ = run(spec, state, frozen, cache, [4, 4])
+    state, _ = run(spec, state, frozen, source, key, [4, 4])
     assert loss(state.params) < before
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from jaxbooth.models.lora import LORA_A, LORA_B, MAGNITUDE
-from jaxbooth.training.step import make_batch
+from jaxbooth.training.batch import make_batch
 from jaxbooth.weights.names import export_array
 from tests.test_torch_step import torch_loss
 from tests.torch_parity import torch_state
-from tests.training import run, setup
+from tests.training import first_micro_batch, run, setup
 
 STEPS, ROWS, PRIOR_WEIGHT, RATE, RANK, ALPHA = 10, (2, 2), 0.7, 1e-4, 4, 2.0
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "ff.net.2"]
@@ -62,7 +62,7 @@ def peft_unet(micro, micro_params, values, dora):
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 def test_adapters_after_ten_adamw_steps_are_equal(dora, micro, micro_params, mesh):
-    spec, state, frozen, cache = start(micro, micro_params, mesh, dora)
+    spec, state, frozen, source, key = start(micro, micro_params, mesh, dora)
     values = jax.device_get(state.params)
     unet = peft_unet(micro, micro_params, values, dora)
     trained = {name: p for name, p in unet.named_parameters() if p.requires_grad}
@@ -70,17 +70,17 @@ def test_adapters_after_ten_adamw_steps_are_equal(dora, micro, micro_params, mes
     scheduler = diffusers.DDPMScheduler()
     scheduler.alphas_cumprod = torch.tensor(spec.base.schedule.alphas_cumprod, dtype=torch.float32)
     optimizer = torch.optim.AdamW(trained.values(), lr=RATE, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
-    part, losses = jax.tree.map(lambda field: field[0], spec.layout), []
-    draw = jax.jit(lambda step: make_batch(spec, cache, step, step, part))
+    batch_of = jax.jit(lambda step: make_batch(spec, source, key, step, first_micro_batch(spec)))
+    losses = []
     for step in range(STEPS):
-        drawn = draw(jnp.int32(step))
-        loss, _, _ = torch_loss(unet, scheduler, drawn.batch, cache.text.prompt_embeds[drawn.caption])
+        batch = batch_of(jnp.int32(step))
+        loss, _, _ = torch_loss(unet, scheduler, batch.examples, source.cache.text.prompt_embeds[batch.caption])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
         optimizer.step()
         losses.append(float(loss.detach()))
-    state, metrics = run(spec, state, frozen, cache, [4, 4, 2])
+    state, metrics = run(spec, state, frozen, source, key, [4, 4, 2])
     np.testing.assert_allclose(metrics["loss"], losses, rtol=2e-6)
     moved = 0.0
     for name, value in state.params.items():

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from jaxbooth.assets import DEMO_MODEL
-from jaxbooth.training.step import gradients, make_batch
+from jaxbooth.training.batch import make_batch
+from jaxbooth.training.step import gradients
 from jaxbooth.weights.names import import_axes, torch_name
 from tests.torch_parity import to_torch
-from tests.training import run, setup
+from tests.training import first_micro_batch, run, setup
 
 STEPS, ROWS, PRIOR_WEIGHT, RATE = 10, (2, 2), 0.7, 5e-6
 
@@ -31,18 +32,17 @@ def torch_loss(unet, scheduler, batch, text):
 @pytest.fixture(scope="module")
 def torch_run(micro, micro_params, micro_model, mesh):
     """Losses and first gradients of ten PyTorch steps, and the weights after them."""
-    spec, _, _, cache = setup(micro, micro_params, mesh, ROWS, prior_weight=PRIOR_WEIGHT, learning_rate=RATE)
+    spec, _, _, source, key = setup(micro, micro_params, mesh, ROWS, prior_weight=PRIOR_WEIGHT, learning_rate=RATE)
     unet = diffusers.UNet2DConditionModel.from_pretrained(micro_model / "unet", torch_dtype=torch.float32)
     scheduler = diffusers.DDPMScheduler.from_pretrained(DEMO_MODEL / "scheduler")
     # Both sides take the same float64-made schedule; how it compares with diffusers' own is tested with the schedule.
     scheduler.alphas_cumprod = torch.tensor(spec.base.schedule.alphas_cumprod, dtype=torch.float32)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=RATE, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
-    part = jax.tree.map(lambda field: field[0], spec.layout)
-    draw_batch = jax.jit(lambda step: make_batch(spec, cache, step, step, part))
+    batch_of = jax.jit(lambda step: make_batch(spec, source, key, step, first_micro_batch(spec)))
     losses, norms, first = [], [], {}
     for step in range(STEPS):
-        drawn = draw_batch(jnp.int32(step))
-        values = torch_loss(unet, scheduler, drawn.batch, cache.text.prompt_embeds[drawn.caption])
+        batch = batch_of(jnp.int32(step))
+        values = torch_loss(unet, scheduler, batch.examples, source.cache.text.prompt_embeds[batch.caption])
         optimizer.zero_grad()
         values[0].backward()
         first = first or {name: p.grad.numpy().copy() for name, p in unet.named_parameters()}
@@ -69,9 +69,9 @@ def test_gradient_norms_of_ten_steps_are_equal(torch_run, our_run):
 
 
 def test_gradients_are_equal(torch_run, micro, micro_params, mesh):
-    spec, state, frozen, cache = setup(micro, micro_params, mesh, ROWS, prior_weight=PRIOR_WEIGHT)
-    first = jnp.int32(0)
-    _, grads = jax.jit(lambda p, b: gradients(spec, p, frozen, b, first, first))(state.params, cache)
+    spec, state, frozen, source, key = setup(micro, micro_params, mesh, ROWS, prior_weight=PRIOR_WEIGHT)
+    arguments = (state.params, frozen, source, key, jnp.int32(0))
+    _, grads = jax.jit(lambda *arguments: gradients(spec, *arguments))(*arguments)
     for name in micro.denoiser.shapes:
         expected = torch_run[2][torch_name(name)]
         expected = expected.transpose(import_axes(name, expected.ndim))

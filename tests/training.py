@@ -16,15 +16,18 @@ from jaxbooth.base.trainable import (
     trained_shapes,
     unused_parameters,
 )
+from jaxbooth.config.rates import learning_rates
 from jaxbooth.config.run_config import Config
 from jaxbooth.data.latents import CachedImages, LatentCache
 from jaxbooth.params import Params
 from jaxbooth.prng import key_data
-from jaxbooth.sharding import param_shardings, replicated
-from jaxbooth.training.layout import subject_slices
+from jaxbooth.sharding import AnyMesh, param_shardings, replicated
+from jaxbooth.training.batch import BatchSource
+from jaxbooth.training.layout import BatchLayout, subject_slices
 from jaxbooth.training.optimizer import make_optimizer
+from jaxbooth.training.spec import TrainStepSpec, make_train_step_spec
 from jaxbooth.training.state import TrainState, initial_state
-from jaxbooth.training.step import TrainStepSpec, make_dispatch, make_train_step_spec
+from jaxbooth.training.step import make_dispatch
 
 INSTANCES, PRIORS = 3, 5
 SEED = 7
@@ -37,28 +40,24 @@ class Setup(NamedTuple):
     spec: TrainStepSpec
     state: TrainState
     frozen: dict[str, Params]
-    cache: LatentCache
+    source: BatchSource
+    key: np.ndarray
 
 
 def make_cache(
-    base: BaseModel,
-    mesh: Mesh,
-    trains_text: bool = False,
-    augmentations: int = 2,
-    masked: bool = False,
-    seed: int = SEED,
+    base: BaseModel, mesh: Mesh, trains_text: bool = False, augmentations: int = 2, masked: bool = False
 ) -> LatentCache:
     """Random moments and captions; image i's latents are near i, and its caption's text holds its number."""
     rng = np.random.default_rng(1)
     images = INSTANCES + PRIORS
     mean = rng.normal(size=(images, augmentations, *base.latent_shape(64, 64))).astype(np.float32)
-    sizes = rng.integers(0, 64, (images, augmentations, 6)).astype(np.float32)
+    time_ids = rng.integers(0, 64, (images, augmentations, 6)).astype(np.float32)
     masks = rng.uniform(size=(*mean.shape[:-1], 1)).astype(np.float32) if masked else None
-    encoded = CachedImages(mean, np.full_like(mean, -4.0), sizes, masks)
+    encoded = CachedImages(mean, np.full_like(mean, -4.0), time_ids, masks)
     caption = np.array([0, 0, 1, 2, 2, 2, 2, 2], np.int32)
     text = random_text(base, rng)
-    shown = base.text.tokenize(CAPTIONS) if trains_text else text
-    cache = LatentCache(encoded, caption, shown, key_data(seed), text if trains_text else None)
+    captions = base.text.tokenize(CAPTIONS) if trains_text else text
+    cache = LatentCache(encoded, caption, captions, text if trains_text else None)
     return jax.device_put(cache, replicated(mesh))
 
 
@@ -92,27 +91,39 @@ def setup(base: BaseModel, params: dict, mesh: Mesh, rows: tuple[int, int], **se
     frozen = {name: values for name, values in placed.items() if name not in whole and name != "vae"}
     if not config.trains_text:
         frozen = {name: values for name, values in frozen.items() if name == "unet"}
-    tx = make_optimizer(config, unused_parameters(base, shapes))
-    state = initial_state(values, tx, config.train.ema_decay is not None, mesh)
+    spec = make_spec(base, config, mesh)
+    state = initial_state(values, spec.optimizer, config.train.ema_decay is not None, mesh)
+    cache = make_cache(base, mesh, config.trains_text, masked=config.data.masks)
+    return Setup(spec, state, frozen, BatchSource(cache, np.int32(0)), key_data(config.seed))
+
+
+def make_spec(base: BaseModel, config: Config, mesh: AnyMesh) -> TrainStepSpec:
+    """Returns what the steps of a configuration are compiled for."""
+    rates = learning_rates(config)
+    optimizer = make_optimizer(config.train, rates, unused_parameters(base, trained_shapes(base, config)))
     slices = subject_slices([INSTANCES], [PRIORS], [0], [1.0])
-    cache = make_cache(base, mesh, config.trains_text, masked=config.data.masks, seed=config.seed)
-    return Setup(make_train_step_spec(base, config, slices, mesh), state, frozen, cache)
+    return make_train_step_spec(base, mesh, slices, optimizer, config.train, config.loss, config.text, rates)
 
 
 def run(
     spec: TrainStepSpec,
     state: TrainState,
     frozen: dict[str, Params],
-    cache: LatentCache,
+    source: BatchSource,
+    key: np.ndarray,
     counts: list[int],
-    longest: int = 4,
+    max_steps: int = 4,
 ):
     """Dispatches `counts` steps, one dispatch for each; returns the last state and all metrics by name."""
-    tx = make_optimizer(spec.config, unused_parameters(spec.base, trained_shapes(spec.base, spec.config)))
-    dispatch = make_dispatch(spec, tx, longest, state)
+    dispatch = make_dispatch(spec, max_steps, state)
     columns: dict[str, list[np.ndarray]] = {}
     for count in counts:
-        state, metrics = dispatch(state, frozen, cache, np.int32(count), np.int32(0))
+        state, metrics = dispatch(state, frozen, source, key, np.int32(count))
         for name, column in metrics.items():
             columns.setdefault(name, []).append(np.asarray(column)[:count])
     return state, {name: np.concatenate(parts) for name, parts in columns.items()}
+
+
+def first_micro_batch(spec: TrainStepSpec) -> BatchLayout:
+    """Returns the layout of a step's only or first micro-batch."""
+    return BatchLayout(*(field[0] for field in spec.layout))

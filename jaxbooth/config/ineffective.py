@@ -70,10 +70,10 @@ def ineffective_prior_options(config: Config, changed: Collection[str]) -> Itera
     """Yields a message for every option about prior rows that is set in a run without them."""
     values = flatten(config)
     for key in PRIOR_KEYS:
-        if key in changed and not config.prior_rows:
+        if key in changed and not config.train.prior_rows:
             yield f"{flag(key)} is about prior rows, and this run has none."
     for index, subject in enumerate(config.data.subjects):
-        if subject.class_dir and not config.prior_rows:
+        if subject.class_dir and not config.train.prior_rows:
             yield f"data.subjects, entry {index + 1}: class_dir is about prior rows, and this run has none."
     weight, batch = "train.prior_weight", "train.prior_batch_size"
     for key, other in ((weight, batch), (batch, weight)):

@@ -1,11 +1,51 @@
 """Learning rates of a run: as they are set, or as they follow from what is trained."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from jaxbooth.config.run_config import Config
 
 Group = Literal["denoiser", "text", "tokens"]
 DEFAULT_RATE = {"prodigy": 1.0}  # optimizer -> its own default
+
+
+class LearningRates(NamedTuple):
+    """Peak learning rates of the groups of parameters, and when each group is trained.
+
+    Attributes:
+        token_steps: steps at the start that belong to the placeholder tokens alone.
+        tokens_only: nothing but placeholder tokens is trained.
+        has_groups: not everything is trained at one rate.
+    """
+
+    denoiser: float
+    text: float
+    tokens: float
+    token_steps: int = 0
+    tokens_only: bool = False
+    has_groups: bool = False
+
+    def peak(self, group: Group) -> float:
+        """Returns the peak rate of a group."""
+        match group:
+            case "denoiser":
+                return self.denoiser
+            case "text":
+                return self.text
+            case "tokens":
+                return self.tokens
+
+
+def learning_rates(config: Config) -> LearningRates:
+    """Returns the learning rates of a run."""
+    text = config.text
+    return LearningRates(
+        denoiser=peak_learning_rate(config, "denoiser"),
+        text=peak_learning_rate(config, "text"),
+        tokens=peak_learning_rate(config, "tokens"),
+        token_steps=token_steps(config),
+        tokens_only=text.is_textual_inversion,
+        has_groups=text.learning_rate is not None or bool(text.placeholder_tokens),
+    )
 
 
 def default_learning_rate(config: Config, group: Group = "denoiser") -> float:
@@ -16,18 +56,16 @@ def default_learning_rate(config: Config, group: Group = "denoiser") -> float:
 
 
 def peak_learning_rate(config: Config, group: Group = "denoiser") -> float:
-    """Returns a group's learning rate: as set, or the default; the text encoders' is the UNet's unless it is set."""
+    """Returns a group's learning rate: as set, or the default; for text encoders, the denoiser's unless it is set."""
     if group == "tokens":
         return config.text.token_learning_rate or default_learning_rate(config, "tokens")
-    unet = config.train.learning_rate or default_learning_rate(config)
-    return (config.text.learning_rate or unet) if group == "text" else unet
+    denoiser = config.train.learning_rate or default_learning_rate(config)
+    return (config.text.learning_rate or denoiser) if group == "text" else denoiser
 
 
 def token_steps(config: Config) -> int:
-    """Returns the steps at the start that belong to the learned embeddings alone."""
+    """Returns the steps at the start that belong to the placeholder tokens alone."""
     text = config.text
-    return (
-        round(config.train.steps * text.token_share)
-        if text.placeholder_tokens and text.token_training == "pivotal"
-        else 0
-    )
+    if not text.placeholder_tokens or text.token_training != "pivotal":
+        return 0
+    return round(config.train.steps * text.token_share)

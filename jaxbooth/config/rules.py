@@ -71,7 +71,7 @@ def warn_about_prior(config: Config) -> None:
     """
     changed = changed_keys(config)
     unused = [flag(key) for key in changed if key.startswith("prior.") or key == "data.num_class_images"]
-    if unused and not config.prior_rows:
+    if unused and not config.train.prior_rows:
         warn(f"this run has no prior rows, so it generates no class images and ignores {', '.join(unused)}.")
 
 
@@ -111,7 +111,7 @@ def check_subjects(config: Config) -> None:
 
 def check_class(config: Config, subject: Subject, key: str) -> None:
     """Refuses a class that prior preservation cannot use; `key` is where its prompt was set."""
-    if not config.prior_rows:
+    if not config.train.prior_rows:
         return
     prompt, weight = subject.class_prompt or "", config.train.prior_weight
     if not prompt.strip():
@@ -129,13 +129,13 @@ def check_class(config: Config, subject: Subject, key: str) -> None:
 def check_rows(config: Config) -> None:
     """Refuses rows that do not divide into micro-batches, and more of them than can be counted."""
     train = config.train
-    total = train.steps * (train.batch_size + config.prior_rows)
+    total = train.steps * (train.batch_size + config.train.prior_rows)
     if total > MAX_ROWS_TRAINED:
         raise UserError(
-            f"--train.steps {train.steps} of {train.batch_size} + {config.prior_rows} rows are {total:,} rows, and a "
+            f"--train.steps {train.steps} of {train.batch_size} + {train.prior_rows} rows are {total:,} rows, and a "
             f"run has {MAX_ROWS_TRAINED:,} at most; lower --train.steps or --train.batch-size."
         )
-    for key, rows in (("batch-size", train.batch_size), ("prior-batch-size", config.prior_rows)):
+    for key, rows in (("batch-size", train.batch_size), ("prior-batch-size", config.train.prior_rows)):
         if rows % train.gradient_accumulation_steps:
             raise UserError(
                 f"--train.{key} {rows} is not a multiple of --train.gradient-accumulation-steps "
@@ -182,7 +182,7 @@ def check_tokens(config: Config) -> None:
             "--train.learning-rate is the UNet's, which is frozen; leave it out (or None) and set "
             "--text.token-learning-rate."
         )
-    if config.prior_rows:
+    if config.train.prior_rows:
         raise UserError(
             "--text.token-training textual-inversion keeps the model as it is, and class prompts hold no placeholder "
             "token, so prior rows would teach nothing; set --train.prior-weight 0."

@@ -119,13 +119,6 @@ class Config(Section):
             raise UserError("data.resolution is not set; where it is missing in a run's config.yaml, put it back.")
         return self.data.resolution
 
-    @property
-    def prior_rows(self) -> int:
-        """Prior rows of a step."""
-        if self.train.prior_weight == 0:
-            return 0
-        return self.train.batch_size if self.train.prior_batch_size is None else self.train.prior_batch_size
-
 
 def resolve_paths(config: Config) -> Config:
     """Makes local paths absolute and expands "demo", so that the run folder works from anywhere."""

@@ -128,6 +128,13 @@ class TrainConfig(Section):
     """Newest checkpoints to keep."""
 
     @property
+    def prior_rows(self) -> int:
+        """Prior rows of a step."""
+        if self.prior_weight == 0:
+            return 0
+        return self.batch_size if self.prior_batch_size is None else self.prior_batch_size
+
+    @property
     def remat_policy(self) -> Remat:
         """The policy that a step is traced with; `auto` keeps everything until someone has looked what fits."""
         return "none" if self.remat == "auto" else self.remat

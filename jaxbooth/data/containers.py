@@ -8,6 +8,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
+from typing import IO
 
 from PIL import Image
 
@@ -71,6 +72,21 @@ def png_parts(content: bytes) -> Iterator[bytes]:
         if kind in PNG_PIXELS or is_sound_chunk(kind, content[start + 4 : end]):
             yield content[start:end]
         start = end
+
+
+def png_metadata_follows_pixels(file: IO[bytes]) -> bool:
+    """Whether a file is a PNG with metadata such as EXIF behind its pixels, which its header does not show."""
+    file.seek(0)
+    if file.read(len(PNG)) != PNG:
+        return False
+    seen_pixels = False
+    while head := file.read(8):
+        length, chunk_type = struct.unpack(">I4s", head)
+        seen_pixels = seen_pixels or chunk_type == b"IDAT"
+        if seen_pixels and chunk_type not in PNG_PIXELS:
+            return True
+        file.seek(length + 4, 1)
+    return False
 
 
 def is_sound_chunk(kind: bytes, chunk: bytes) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from jaxbooth.data.color import ToSRGB, profile_transform
-from jaxbooth.data.containers import MAX_REPAIRED, without_metadata
+from jaxbooth.data.containers import MAX_REPAIRED, png_metadata_follows_pixels, without_metadata
 from jaxbooth.errors import UserError
 from jaxbooth.storage.remote import is_local
 
@@ -36,6 +36,19 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # EXIF orientation -> what makes it upright
+SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
+ALPHA_MODES = ("RGBA", "LA", "PA")
+
+
+class ImageHeader(NamedTuple):
+    """What a file says of its image before its pixels.
+
+    Attributes:
+        size: width and height, upright.
+    """
+
+    size: tuple[int, int]
+    has_alpha: bool
 
 
 class Decoded(NamedTuple):
@@ -62,6 +75,29 @@ def heif_is_readable() -> bool:
     return True
 
 
+def read_header(path: Path) -> ImageHeader:
+    """Reads an image's size, and whether it has an alpha channel.
+
+    Pixels are decoded only where the header does not tell: the file is damaged, or has metadata behind its pixels.
+
+    Raises:
+        UserError: see `decode`.
+    """
+    try:
+        with open_regular(path) as content, warnings.catch_warnings(), pixel_limit():
+            warnings.simplefilter("ignore")  # Pillow's, on metadata
+            with Image.open(content, formats=readable_formats()) as file:
+                is_turned = header_orientation(file) in SIDEWAYS
+                size = file.size[::-1] if is_turned else file.size
+                header = ImageHeader(size, has_alpha(file))
+            if not png_metadata_follows_pixels(content):
+                return header
+    except Exception:  # `decode` may repair the file, and says what is wrong with it
+        pass
+    _, alpha, size = decode(path, "white")
+    return ImageHeader(size, alpha is not None)
+
+
 def decode(path: Path, ground: str, in_srgb: bool = True) -> Decoded:
     """Decodes a file's first image.
 
@@ -73,9 +109,7 @@ def decode(path: Path, ground: str, in_srgb: bool = True) -> Decoded:
         UserError: the file is no image of a known format, is damaged, or has more than MAX_PIXELS.
     """
     try:
-        if is_local(path) and not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for ever
-            raise UserError(f"{path} is not a file; put an image in its place, or remove it.")
-        with path.open("rb") as content, warnings.catch_warnings(), pixel_limit():
+        with open_regular(path) as content, warnings.catch_warnings(), pixel_limit():
             warnings.simplefilter("ignore")  # Pillow's, on metadata
             return decode_or_repair(content, path, ground, in_srgb)
     except Image.DecompressionBombError:
@@ -87,6 +121,22 @@ def decode(path: Path, ground: str, in_srgb: bool = True) -> Decoded:
     except Exception as error:  # decoders raise errors of every kind on damaged files
         reason = (str(error) or type(error).__name__)[:MAX_REASON]
     raise UserError(f"{path} cannot be decoded ({reason}); replace it or remove it.")
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Opens a file that is no FIFO or device; opening those would wait for ever.
+
+    Raises:
+        UserError: it is one.
+    """
+    if is_local(path) and not stat.S_ISREG(path.stat().st_mode):
+        raise UserError(f"{path} is not a file; put an image in its place, or remove it.")
+    return path.open("rb")
+
+
+def readable_formats() -> tuple[str, ...]:
+    """Returns Pillow's names of the formats that can be decoded here."""
+    return (*FORMATS, HEIF) if heif_is_readable() else FORMATS
 
 
 @contextmanager
@@ -123,8 +173,7 @@ def decode_or_repair(content: IO[bytes], path: Path, ground: str, in_srgb: bool)
 
 def decode_stream(content: IO[bytes], path: Path, ground: str, in_srgb: bool) -> Decoded:
     """Decodes an open file; `path` is what warnings name."""
-    formats = [*FORMATS, HEIF] if heif_is_readable() else FORMATS
-    with Image.open(content, formats=formats) as file:
+    with Image.open(content, formats=readable_formats()) as file:
         size, is_large = file.size, file.size[0] * file.size[1] > WHOLE_PIXELS
         if is_large:
             file.draft(None, (size[0] // 2, size[1] // 2))  # a JPEG is decoded at half its size; others stay whole
@@ -138,7 +187,7 @@ def decode_stream(content: IO[bytes], path: Path, ground: str, in_srgb: bool) ->
     if orientation in TURNS:
         image = image.transpose(TURNS[orientation])
         alpha = alpha and alpha.transpose(TURNS[orientation])
-        size = size[::-1] if orientation >= 5 else size
+        size = size[::-1] if orientation in SIDEWAYS else size
     return Decoded(image, alpha, size)
 
 
@@ -150,10 +199,27 @@ def orientation_of(file: Image.Image) -> int:
         return 1
 
 
+def header_orientation(file: Image.Image) -> int:
+    """Returns what `orientation_of` will say once the pixels are decoded, of what precedes them."""
+    if file.format == "TIFF":  # Pillow turns it as it decodes it, and knows its upright size before
+        return 1
+    if file.format != "PNG":  # whose own method would decode it
+        return orientation_of(file)
+    try:
+        return int(Image.Image.getexif(file).get(ExifTags.Base.Orientation, 1))
+    except Exception:  # as in `orientation_of`
+        return 1
+
+
+def has_alpha(file: Image.Image) -> bool:
+    """Whether some pixels may be transparent; 16-bit grey loses its one transparent value when it is decoded."""
+    return file.mode in ALPHA_MODES or ("transparency" in file.info and not file.mode.startswith("I;16"))
+
+
 def flatten(image: Image.Image, ground: str, to_srgb: ToSRGB | None) -> tuple[Image.Image, Image.Image | None]:
     """Returns an image in RGB with transparency on a ground color, and its alpha channel if it has one."""
     image, alpha = eight_bits(image), None
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if has_alpha(image):
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
         if to_srgb:

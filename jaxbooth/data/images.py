@@ -10,7 +10,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from jaxbooth.data.captions import CAPTION_SUFFIXES, Captions, read_captions
-from jaxbooth.data.decoding import decode, heif_is_readable
+from jaxbooth.data.decoding import decode, heif_is_readable, read_header
 from jaxbooth.data.file_names import NameIndex, by_stem, clipped, folded, listed
 from jaxbooth.errors import UserError
 from jaxbooth.storage.remote import is_local
@@ -249,6 +249,11 @@ def load_image(path: Path, masked: bool = False) -> LoadedImage:
     if mask is not None and not mask.getbbox():
         raise UserError(f"{source}: its mask is all black, so nothing of {path.name} would be learned; repaint it.")
     return LoadedImage(image, mask, size)
+
+
+def has_mask(path: Path) -> bool:
+    """Whether an image has a mask, see `load_image`."""
+    return mask_beside(path) is not None or read_header(path).has_alpha
 
 
 def mask_beside(path: Path) -> Path | None:

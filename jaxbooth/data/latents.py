@@ -1,45 +1,40 @@
 """The latent cache: every image encoded once, every caption once, all of it on the devices.
 
-A batch is a pure function of (seed, step): which image, which augmentation, which noise. No loader runs beside the
-step, and a resumed run sees exactly the rows that an uninterrupted one would have seen. With aspect-ratio buckets there
-is one cache for each shape.
+A batch is a pure function of (key, step): which image, which augmentation, which noise. No loader runs beside the step,
+and a resumed run sees exactly the rows that an uninterrupted one would have seen. With aspect-ratio buckets there is
+one cache for each shape.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from jax.sharding import Mesh
+from jaxtyping import Float, Int
 
-from jaxbooth.base.model import BaseModel
 from jaxbooth.base.text_encoder import TextEmbeddings, TokenIds
 from jaxbooth.base.vae import ImageEncoder
-from jaxbooth.console.progress import ProgressBar
-from jaxbooth.data.crops import Augmentations, CropSpec, load_augmentations
+from jaxbooth.data.crops import Augmentations
 from jaxbooth.data.images import ImageFile
-from jaxbooth.distributed.arrays import put
 from jaxbooth.errors import RunFailure
 from jaxbooth.models.vae import Moments
-from jaxbooth.params import AnyArray
-from jaxbooth.sharding import replicated
+from jaxbooth.params import AnyArray, Array
 
 
 class CachedImages(NamedTuple):
-    """Variants of images as the step needs them; on the host until they are in a cache.
+    """Augmentations of images as the step needs them; on the host until they are in a cache.
 
     Attributes:
-        mean, logvar: VAE moments (images, augmentations, h, w, c) float32, unscaled.
-        time_ids: (images, augmentations, 6) float32, SDXL's size, crop and target numbers in pixels.
-        masks: (images, augmentations, h, w, 1) float32 in [0, 1], or None where everything counts.
+        mean, logvar: VAE moments, unscaled.
+        time_ids: SDXL's size, crop and target numbers in pixels.
+        masks: how much each pixel of the latents counts, in [0, 1], or None where all count alike.
     """
 
-    mean: AnyArray
-    logvar: AnyArray
-    time_ids: AnyArray
-    masks: AnyArray | None
+    mean: Float[AnyArray, "images augmentations h w c"]
+    logvar: Float[AnyArray, "images augmentations h w c"]
+    time_ids: Float[AnyArray, "images augmentations 6"]
+    masks: Float[AnyArray, "images augmentations h w 1"] | None
 
 
 class LatentCache(NamedTuple):
@@ -47,112 +42,89 @@ class LatentCache(NamedTuple):
 
     Attributes:
         images: the subjects' images, then the classes'.
-        caption: (images,) int32 row of `text`.
+        caption: row of `text`.
         text: `TextEmbeddings` of the distinct captions where the text encoders are frozen, else their token ids. With
-            dropout, the last one is the empty prompt.
-        seed: (2,) uint32, see `key_data`; rows, noise and timesteps are drawn from it. An array, so that a run with
-            another seed takes the same compiled program.
+            caption dropout, the last one is the empty prompt.
         frozen_text: the frozen model's `TextEmbeddings` of the same captions, where the prior's target needs it.
     """
 
     images: CachedImages
-    caption: AnyArray
+    caption: Int[AnyArray, " images"]
     text: TextEmbeddings | TokenIds
-    seed: AnyArray
     frozen_text: TextEmbeddings | None = None
 
 
 class BatchIndices(NamedTuple):
-    """Which images a batch takes; each field is (rows,).
+    """Which images a batch takes.
 
     Attributes:
-        image, augmentation: int32, into the cache.
-        weight: float32, of the row's subject.
+        image, augmentation: indices into the cache.
+        weight: of the row's subject.
     """
 
-    image: Array
-    augmentation: Array
-    weight: Array
-
-
-def index_in_epochs(key: Array, positions: Array, count: int) -> Array:
-    """Maps (r,) positions of an endless stream to image numbers: a fresh permutation of all `count` in every epoch."""
-
-    def pick(position: Array) -> Array:
-        permutation = jax.random.permutation(jax.random.fold_in(key, position // count), count)
-        return permutation[position % count]
-
-    return jax.vmap(pick)(positions)
+    image: Int[Array, " rows"]
+    augmentation: Int[Array, " rows"]
+    weight: Float[Array, " rows"]
 
 
 def encode_images(
-    base: BaseModel,
-    encode: ImageEncoder,
-    images: list[ImageFile],
-    framing: CropSpec,
-    masked: bool,
-    bar: ProgressBar | None = None,
+    encode: ImageEncoder, files: Sequence[ImageFile], augmentations: Sequence[Augmentations], masked: bool, factor: int
 ) -> CachedImages:
-    """Encodes all augmentations of all images of one shape.
+    """Encodes the augmentations of at most `encode.batch_size` images of one shape.
 
     Args:
-        masked: read masks; without, all of an image counts.
+        masked: keep masks; without, all of an image counts.
+        factor: pixels of an image in one of its latents, along each side.
 
     Raises:
         RunFailure: a latent is not finite; the message names the image.
     """
-    groups = []
-    for start in range(0, len(images), encode.batch_size):
-        some = images[start : start + encode.batch_size]
-        augmentations = list(load_augmentations(some, framing, masked))
-        moments = encode(np.stack([each.pixels for each in augmentations]))
-        for image, *parts in zip(some, *moments, strict=True):
-            if not all(np.isfinite(part).all() for part in parts):
-                raise RunFailure(f"{image.path}: the VAE encodes this image to non-finite latents; remove it.")
-        masks = np.stack([latent_masks(each, base.vae_config.factor) for each in augmentations]) if masked else None
-        groups.append(
-            CachedImages(moments.mean, moments.logvar, np.stack([each.time_ids for each in augmentations]), masks)
-        )
-        if bar:
-            bar.advance(len(some))
-    return concatenate_images(groups)
+    moments = encode(np.stack([each.pixels for each in augmentations]))
+    for file, mean, logvar in zip(files, moments.mean, moments.logvar, strict=True):
+        if not (np.isfinite(mean).all() and np.isfinite(logvar).all()):
+            raise RunFailure(f"{file.path}: the VAE encodes this image to non-finite latents; remove it.")
+    time_ids = np.stack([each.time_ids for each in augmentations])
+    masks = np.stack([latent_masks(each.masks, factor) for each in augmentations]) if masked else None
+    return CachedImages(moments.mean, moments.logvar, time_ids, masks)
 
 
-def latent_masks(augmentations: Augmentations, factor: int) -> np.ndarray:
-    """Averages (v, H, W) masks over the pixels of each latent; (v, h, w, 1)."""
-    count, height, width = augmentations.masks.shape
-    blocks = augmentations.masks.reshape(count, height // factor, factor, width // factor, factor)
+def latent_masks(masks: Float[np.ndarray, "a H W"], factor: int) -> Float[np.ndarray, "a h w 1"]:
+    """Averages masks over the pixels of each latent."""
+    count, height, width = masks.shape
+    blocks = masks.reshape(count, height // factor, factor, width // factor, factor)
     return blocks.mean(axis=(2, 4), dtype=np.float32)[..., None]
 
 
 def concatenate_images(groups: Iterable[CachedImages]) -> CachedImages:
     """Joins groups of images along their leading axis; where only some have masks, the others count everywhere."""
-    filled = list(groups)
-    if any(group.masks is not None for group in filled):
-        filled = [
+    groups = list(groups)
+    if any(group.masks is not None for group in groups):
+        groups = [
             group if group.masks is not None else group._replace(masks=np.ones_like(group.mean[..., :1]))
-            for group in filled
+            for group in groups
         ]
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *filled)
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *groups)
 
 
-def gather_latents(images: CachedImages, rows: BatchIndices, noise: Array, scaling_factor: float) -> Array:
-    """Draws the rows' latents from their posteriors and scales them; (rows, h, w, c) float32."""
+def gather_latents(
+    images: CachedImages, rows: BatchIndices, noise: Float[Array, "rows h w c"], scaling_factor: float
+) -> Float[Array, "rows h w c"]:
+    """Samples the rows' latents from their posteriors and scales them."""
     moments = Moments(images.mean[rows.image, rows.augmentation], images.logvar[rows.image, rows.augmentation])
     return moments.sample(noise) * scaling_factor
 
 
 def gather_text(
     text: TextEmbeddings | TokenIds,
-    caption: Array,
+    caption: Int[Array, " rows"],
     encode: Callable[[TokenIds], TextEmbeddings] | None,
     shards: int = 1,
 ) -> TextEmbeddings:
-    """Returns the text of (rows,) captions.
+    """Returns the text of captions.
 
     Args:
-        encode: maps token ids to text when the text side is trained. Each device encodes every distinct caption, or
-            the captions of its own rows where those are fewer.
+        encode: maps token ids to text where the text encoders are trained. Each device encodes every distinct caption,
+            or the captions of its own rows where those are fewer.
         shards: parts that the rows are split into.
     """
 
@@ -167,11 +139,6 @@ def gather_text(
     return encode(take(text))
 
 
-def distinct_captions(images: Iterable[ImageFile], with_empty: bool) -> list[str]:
+def distinct_captions(files: Iterable[ImageFile], with_empty: bool) -> list[str]:
     """Returns every caption once, in order; the empty one comes last, if asked for."""
-    return [*dict.fromkeys(image.caption for image in images), *([""] if with_empty else [])]
-
-
-def on_devices(cache: LatentCache, mesh: Mesh) -> LatentCache:
-    """Puts a cache on every device."""
-    return put(cache, replicated(mesh))
+    return [*dict.fromkeys(file.caption for file in files), *([""] if with_empty else [])]

@@ -9,12 +9,12 @@ from typing import Any
 from jax.sharding import Mesh
 
 from jaxbooth.config.schema import TextConfig
-from jaxbooth.data.class_images import fingerprint
 from jaxbooth.pipeline import Pipeline
 from jaxbooth.runs.folder import RunFolder, open_run, refuse_missing
 from jaxbooth.runs.restore import open_checkpoints
 from jaxbooth.storage.paths import short_name
 from jaxbooth.storage.remote import as_path
+from jaxbooth.weights.fingerprint import model_fingerprint
 from jaxbooth.weights.source import Source
 
 RUN_AT_STEP = re.compile(r"(.+)@([0-9]{1,9})")  # RUN@STEP
@@ -59,7 +59,7 @@ class ComparedModel:
     def weights_identity(self, pipeline: Pipeline) -> dict[str, Any]:
         """Returns what tells its weights from others: the base model's fingerprint, and a checkpoint's sums."""
         base = pipeline.base
-        identity: dict[str, Any] = {"fingerprint": fingerprint(base.folder, base.components)}
+        identity: dict[str, Any] = {"fingerprint": model_fingerprint(base.folder, base.components)}
         if self.is_run:
             identity["checkpoint"] = checkpoint_sums(RunFolder(as_path(self.path)), pipeline.step)
         return identity

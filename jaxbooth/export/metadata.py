@@ -46,7 +46,7 @@ def training_settings(config: Config, base: BaseModel, step: int) -> dict[str, A
     extras = [name for name, used in (("rsLoRA", lora.rslora), ("DoRA", lora.dora)) if used]
     return {
         "steps": step,
-        "batch": f"{train.batch_size} instance + {config.prior_rows} prior",
+        "batch": f"{train.batch_size} instance + {config.train.prior_rows} prior",
         "optimizer": train.optimizer,
         "learning rate": None if text.is_textual_inversion else peak_learning_rate(config),
         "learning rate of the text encoder": peak_learning_rate(config, "text") if train.text_encoder else None,
@@ -77,7 +77,7 @@ def prior_settings(config: Config, base: BaseModel) -> dict[str, Any]:
     """Returns where the class images come from, name -> value: how many the user gave, how the others were made."""
     prior = config.prior
     try:
-        sets, _ = open_all_class_images(config, base)
+        sets, _ = open_all_class_images(base, config.model, config.data, prior, config.subjects, config.run_dir)
         user_files = sum(len(classes.user_files) for classes in sets)
         generated = sum(classes.found for classes in sets) - user_files
     except UserError:  # the folder now belongs to a run with other settings

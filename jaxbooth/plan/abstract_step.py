@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, AxisType
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.text_encoder import TextEmbeddings, TokenIds
 from jaxbooth.base.trainable import add_trainable, fully_trained, trained_shapes, unused_parameters
+from jaxbooth.config.rates import learning_rates
 from jaxbooth.config.run_config import Config, fill_resolution
 from jaxbooth.config.schema import MeshConfig
 from jaxbooth.data.latents import CachedImages, LatentCache
@@ -19,10 +20,12 @@ from jaxbooth.params import Params
 from jaxbooth.plan.hardware import Topology
 from jaxbooth.sharding import AXES, AnyMesh, axis_sizes, param_shardings, replicated
 from jaxbooth.storage.paths import local_path
+from jaxbooth.training.batch import BatchSource
 from jaxbooth.training.layout import SubjectSlices, subject_slices
 from jaxbooth.training.optimizer import make_optimizer
+from jaxbooth.training.spec import TrainStepSpec, make_train_step_spec
 from jaxbooth.training.state import TrainState, abstract_state
-from jaxbooth.training.step import REFERENCE_UNET, TrainStepSpec, make_train_step_spec
+from jaxbooth.training.step import REFERENCE_DENOISER
 from jaxbooth.weights.architectures import PUBLISHED
 from jaxbooth.weights.resolve import resolve_model
 from jaxbooth.weights.skeleton import write_skeleton
@@ -39,11 +42,11 @@ class AbstractStep(NamedTuple):
     """
 
     spec: TrainStepSpec
-    tx: Any
     state: TrainState
     frozen: dict[str, Params]
     resident: dict[str, Params]
-    cache: LatentCache
+    source: BatchSource
+    key: Any
 
 
 def abstract_base(config: Config, platform: str | None = None) -> tuple[Config, BaseModel]:
@@ -108,19 +111,31 @@ def abstract_step(config: Config, base: BaseModel, mesh: AnyMesh) -> AbstractSte
     in_step = {name: params for name, params in frozen.items() if name in read_by_step}
     resident = {name: params for name, params in frozen.items() if name not in read_by_step}
     if base.denoiser_name in whole and config.loss.prior_target == "frozen":
-        in_step[REFERENCE_UNET] = abstract_params(base.denoiser_name)
+        in_step[REFERENCE_DENOISER] = abstract_params(base.denoiser_name)
     slices = abstract_slices(config)
-    tx = make_optimizer(config, unused_parameters(base, trained))
-    state = abstract_state(trained, tx, config.train.ema_decay is not None, mesh)
-    cache = abstract_latent_cache(config, base, slices, mesh)
-    return AbstractStep(make_train_step_spec(base, config, slices, mesh), tx, state, in_step, resident, cache)
+    rates = learning_rates(config)
+    optimizer = make_optimizer(config.train, rates, unused_parameters(base, trained))
+    return AbstractStep(
+        spec=make_train_step_spec(base, mesh, slices, optimizer, config.train, config.loss, config.text, rates),
+        state=abstract_state(trained, optimizer, config.train.ema_decay is not None, mesh),
+        frozen=in_step,
+        resident=resident,
+        source=abstract_source(config, base, slices, mesh),
+        key=jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=replicated(mesh)),
+    )
 
 
 def abstract_slices(config: Config) -> SubjectSlices:
     """Lays out a usual number of images."""
     subjects = max(1, len(config.data.subjects))
-    classes = [config.data.num_class_images] * subjects if config.prior_rows else []
+    classes = [config.data.num_class_images] * subjects if config.train.prior_rows else []
     return subject_slices([IMAGES_OF_SUBJECT] * subjects, classes, list(range(subjects)), [1.0] * subjects)
+
+
+def abstract_source(config: Config, base: BaseModel, slices: SubjectSlices, mesh: AnyMesh) -> BatchSource:
+    """Describes where the step takes its rows from."""
+    skipped: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    return BatchSource(abstract_latent_cache(config, base, slices, mesh), skipped)
 
 
 def abstract_latent_cache(config: Config, base: BaseModel, slices: SubjectSlices, mesh: AnyMesh) -> LatentCache:
@@ -139,12 +154,11 @@ def abstract_latent_cache(config: Config, base: BaseModel, slices: SubjectSlices
     pooled = leaf(captions, encoders[-1].config.projection_dim) if base.text.conditioning.has_pooled else None
     text = TextEmbeddings(leaf(captions, chunks * encoders[-1].tokenizer.max_length, base.text.width), pooled)
     ids: TokenIds = {e.name: leaf(captions, chunks, e.tokenizer.max_length, dtype=jnp.int32) for e in encoders}
-    needs_frozen_text = config.trains_text and config.loss.prior_target == "frozen" and config.prior_rows
+    needs_frozen_text = config.trains_text and config.loss.prior_target == "frozen" and config.train.prior_rows
     return LatentCache(
         images=CachedImages(leaf(*latents), leaf(*latents), leaf(*latents[:2], 6), masks),
         caption=leaf(images, dtype=jnp.int32),
         text=ids if config.trains_text else text,
-        seed=leaf(2, dtype=jnp.uint32),
         frozen_text=text if needs_frozen_text else None,
     )
 
@@ -156,7 +170,7 @@ def persistent_bytes(step: AbstractStep) -> dict[str, int]:
         "optimizer": device_bytes(step.state.opt_state),
         "frozen": device_bytes(step.frozen),
         "resident": device_bytes(step.resident),
-        "latents": device_bytes(step.cache),
+        "latents": device_bytes(step.source.cache),
     }
 
 

@@ -128,7 +128,7 @@ def candidate_changes(config: Config, topology: Topology) -> list[Changes]:
 
 def max_accumulation(config: Config) -> int:
     """Returns the most micro-batches into which a step's instance and prior examples can be split evenly."""
-    instances, priors = config.train.batch_size, config.prior_rows
+    instances, priors = config.train.batch_size, config.train.prior_rows
     return max(parts for parts in range(1, instances + 1) if instances % parts == priors % parts == 0)
 
 

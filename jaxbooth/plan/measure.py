@@ -49,11 +49,11 @@ def measure_step(config: Config, base: BaseModel, topology: Topology) -> float:
     step = abstract_step(config, base, mesh)
     with progress("measure", total=None):
         program = trace_train(step, steps_per_dispatch=1).lower().compile()
-        state, frozen, cache = zeros((step.state, step.frozen, step.cache))
-        count, shift, seconds = jnp.int32(1), jnp.int32(0), []
+        state, frozen, source, key = zeros((step.state, step.frozen, step.source, step.key))
+        count, seconds = jnp.int32(1), []
         for _ in range(1 + TIMED_STEPS):
             began = time.perf_counter()
-            state, _ = jax.block_until_ready(program(state, frozen, cache, count, shift))
+            state, _ = jax.block_until_ready(program(state, frozen, source, key, count))
             seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[1:])
 

@@ -43,7 +43,7 @@ def analyze_step(step: AbstractStep, mesh: AbstractMesh, platform: str, batch_si
     """
     analysis = JaxprAnalysis(platform, mesh.shape["tensor"])
     jaxpr, names = trace_gradients(step, mesh, batch_size)
-    dtype, has_remat = step.spec.base.dtype, step.spec.config.train.remat_policy != "none"
+    dtype, has_remat = step.spec.base.dtype, step.spec.remat != "none"
     arguments = [
         analysis.argument(
             leaf,
@@ -72,8 +72,8 @@ def trace_gradients(step: AbstractStep, mesh: AbstractMesh, batch_size: int) -> 
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    jaxpr = jax.make_jaxpr(lambda params, frozen, cache, n: gradients(local, params, frozen, cache, n, n))(
-        unsharded(step.state.params), unsharded(step.frozen), unsharded(step.cache), number
+    jaxpr = jax.make_jaxpr(lambda *arguments: gradients(local, *arguments))(
+        *unsharded((step.state.params, step.frozen, step.source, step.key)), number
     )
     return jaxpr, sorted(step.state.params)
 

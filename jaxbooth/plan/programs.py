@@ -18,9 +18,9 @@ from jaxbooth.training.step import make_dispatch
 
 def trace_train(step: AbstractStep, steps_per_dispatch: int) -> Any:
     """Traces a dispatch of the train step."""
-    dispatch = make_dispatch(step.spec, step.tx, steps_per_dispatch, step.state)
+    dispatch = make_dispatch(step.spec, steps_per_dispatch, step.state)
     count = jax.ShapeDtypeStruct((), jnp.int32)
-    return dispatch.trace(step.state, step.frozen, step.cache, count, count)
+    return dispatch.trace(step.state, step.frozen, step.source, step.key, count)
 
 
 def trace_sampling(config: Config, base: BaseModel, params: dict[str, Params], mesh: Mesh) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxbooth.config.run_config import Config
-from jaxbooth.data.class_images import class_folder
+from jaxbooth.data.class_images import class_folders
 from jaxbooth.data.images import image_files
 from jaxbooth.errors import UserError
 from jaxbooth.report.curves import Curve, read_curves
@@ -15,7 +15,7 @@ from jaxbooth.report.sample_grids import SampleGrid, read_grid
 from jaxbooth.runs.checkpoint import checkpoint_steps
 from jaxbooth.runs.early_stopping import read_selection
 from jaxbooth.runs.folder import RunFolder, open_run
-from jaxbooth.storage.remote import as_path, file_size, is_local, modified_time
+from jaxbooth.storage.remote import file_size, is_local, modified_time
 from jaxbooth.storage.text import read_json
 
 EVALUATION = Path("evaluation", "evaluation.json")
@@ -132,10 +132,10 @@ def class_image_files(config: Config) -> list[ClassImageFiles]:
     """Lists the class images of a run with a prior term; a folder that several subjects share is listed once."""
     if not config.train.prior_weight:
         return []
-    prompts = {str(class_folder(config, subject)): subject.class_prompt or "" for subject in config.subjects}
-    folders = {as_path(folder): prompt for folder, prompt in prompts.items()}
+    prompts = [subject.class_prompt or "" for subject in config.subjects]
+    prompt_of = dict(zip(class_folders(config.data, config.subjects, config.run_dir), prompts, strict=True))
     return [
-        ClassImageFiles(prompt, folder, image_files(folder)) for folder, prompt in folders.items() if folder.is_dir()
+        ClassImageFiles(prompt, folder, image_files(folder)) for folder, prompt in prompt_of.items() if folder.is_dir()
     ]
 
 

@@ -1,1 +1,4 @@
-"""A run: its folder, and what goes on in it. Nothing here is imported by `training`'s pure parts or below."""
+"""A run from a configuration to an export: its folder, inputs, loop, checkpoints, validation, logs.
+
+Imports `training`, `export`, `metrics`, `plan` and what lies below them; nothing below knows of runs.
+"""

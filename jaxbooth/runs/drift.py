@@ -25,7 +25,7 @@ def nearest_distance(images: np.ndarray, references: np.ndarray) -> float:
         images, references: (n, H, W, 3) uint8; the distance is that of pixels in [0, 1].
     """
     known = references.astype(np.float32) / 255
-    nearest = [np.square(one.astype(np.float32) / 255 - known).mean(axis=(1, 2, 3)).min() for one in images]
+    nearest = [np.square(image.astype(np.float32) / 255 - known).mean(axis=(1, 2, 3)).min() for image in images]
     return float(np.median(nearest))
 
 
@@ -36,7 +36,7 @@ def latent_distance(latents: np.ndarray, base: np.ndarray) -> float:
 
 @dataclass
 class DriftMeter:
-    """Computes both figures of a run.
+    """Measures both distances of a run.
 
     Attributes:
         references: (n, H, W, 3) uint8 training images.
@@ -52,18 +52,18 @@ class DriftMeter:
     base: np.ndarray | None = None
 
     def __call__(self, subject: np.ndarray, classes: np.ndarray, step: int) -> dict[str, float]:
-        """Returns the figures of (n, H, W, 3) uint8 images; step 0 is the base model."""
-        found = {SUBJECT_DISTANCE: nearest_distance(subject, self.references)} if len(subject) else {}
+        """Returns the metrics of (n, H, W, 3) uint8 images; step 0 is the base model."""
+        metrics = {SUBJECT_DISTANCE: nearest_distance(subject, self.references)} if len(subject) else {}
         if not len(classes):
-            return found
+            return metrics
         latents = self.latents(classes)
         if step == 0:
             self.keep(latents)
         if self.base is None and self.path.exists():
             self.base = read_latents(self.path)
-        if self.base is not None and self.base.shape == latents.shape:  # other prompts may be watched since
-            found[DRIFT] = latent_distance(latents, self.base)
-        return found
+        if self.base is not None and self.base.shape == latents.shape:  # other prompts may be sampled since
+            metrics[DRIFT] = latent_distance(latents, self.base)
+        return metrics
 
     def latents(self, images: np.ndarray) -> np.ndarray:
         """Encodes images to the scaled means of their posteriors."""

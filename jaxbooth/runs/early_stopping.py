@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from jaxbooth.config.run_config import Config
+from jaxbooth.config.schema import EvaluationConfig, ValidationConfig
 from jaxbooth.console.messages import is_main
 from jaxbooth.errors import UserError
 from jaxbooth.metrics.definitions import DEFINITIONS
@@ -57,54 +57,62 @@ def is_better(metric: str, value: float, best: float | None) -> bool:
     return best is None or (value > best if DEFINITIONS[metric].better == "higher" else value < best)
 
 
-def update(selection: Selection, config: Config, step: int, metrics: dict[str, float], newest: int | None) -> Selection:
-    """Returns what is kept after a validation; pure.
+def update(
+    selection: Selection,
+    validation: ValidationConfig,
+    evaluation: EvaluationConfig,
+    step: int,
+    metrics: dict[str, float],
+    newest: int | None,
+) -> Selection:
+    """Returns the selection after a validation; pure.
 
     Args:
         metrics: of this validation.
         newest: newest checkpoint at or before `step`.
     """
-    limit, watched = config.validation.drift_limit, config.evaluation.keep_best
-    if selection.metric != watched:
-        selection = replace(selection, metric=watched, best_step=None, best_value=None, evaluations_since_best=0)
+    limit, metric = validation.drift_limit, evaluation.keep_best
+    if selection.metric != metric:
+        selection = replace(selection, metric=metric, best_step=None, best_value=None, evaluations_since_best=0)
     if selection.drift_limit != limit:
         selection = replace(selection, drift_limit=limit, last_below_drift=None, drift_exceeded_at=None)
     if limit is not None and DRIFT in metrics and selection.drift_exceeded_at is None:
-        calm = metrics[DRIFT] <= limit
-        selection = replace(
-            selection,
-            last_below_drift=newest if calm else selection.last_below_drift,
-            drift_exceeded_at=None if calm else step,
-        )
-    name = f"eval/{watched}"
-    if step and name in metrics:
-        assert watched
-        if is_better(watched, metrics[name], selection.best_value):
-            selection = replace(selection, best_step=step, best_value=metrics[name], evaluations_since_best=0)
+        if metrics[DRIFT] <= limit:
+            selection = replace(selection, last_below_drift=newest)
         else:
-            selection = replace(selection, evaluations_since_best=selection.evaluations_since_best + 1)
-        patience = config.evaluation.patience
-        if patience is not None and selection.evaluations_since_best >= patience:
+            selection = replace(selection, drift_exceeded_at=step)
+    value = metrics.get(f"eval/{metric}")
+    if step and metric and value is not None:
+        selection = update_best(selection, metric, step, value)
+        if evaluation.patience is not None and selection.evaluations_since_best >= evaluation.patience:
             selection = replace(selection, stopped_at=step)
     return selection
 
 
-class EarlyStopping:
-    """The state of `update` over a run, on disk."""
+def update_best(selection: Selection, metric: str, step: int, value: float) -> Selection:
+    """Returns the selection after a step with a value of the metric that is watched."""
+    if is_better(metric, value, selection.best_value):
+        return replace(selection, best_step=step, best_value=value, evaluations_since_best=0)
+    return replace(selection, evaluations_since_best=selection.evaluations_since_best + 1)
 
-    def __init__(self, path: Path, config: Config, done: int):
-        self._path, self._config = path, config
+
+class EarlyStopping:
+    """The selection of a run, on disk.
+
+    Args:
+        path: its file.
+        done: steps that an earlier process did.
+    """
+
+    def __init__(self, path: Path, validation: ValidationConfig, evaluation: EvaluationConfig, done: int):
+        self._path, self._validation, self._evaluation = path, validation, evaluation
         self.selection = read_selection(path) if done else Selection()
-        # A run that was told to train on after it had ended early starts to count anew.
-        self.selection = (
-            replace(self.selection, stopped_at=None, evaluations_since_best=0)
-            if self.selection.stopped_at
-            else self.selection
-        )
+        if self.selection.stopped_at:  # a run that was told to train on after it had ended early counts anew
+            self.selection = replace(self.selection, stopped_at=None, evaluations_since_best=0)
 
     def observe(self, step: int, metrics: dict[str, float], newest: int | None) -> None:
         """Takes a validation's metrics in, and writes down what follows."""
-        selection = update(self.selection, self._config, step, metrics, newest)
+        selection = update(self.selection, self._validation, self._evaluation, step, metrics, newest)
         if selection != self.selection and is_main():
             write_json(self._path, asdict(selection))
         self.selection = selection
@@ -136,9 +144,9 @@ def early_stop_step(path: Path) -> int | None:
     return read_selection(path).stopped_at
 
 
-def summary(selection: Selection, config: Config) -> list[str]:
+def summary(selection: Selection, validation: ValidationConfig, evaluation: EvaluationConfig) -> list[str]:
     """Returns what the end of a run says about its checkpoints, in sentences."""
-    sentences, metric, limit = [], config.evaluation.keep_best, config.validation.drift_limit
+    sentences, metric, limit = [], evaluation.keep_best, validation.drift_limit
     best, before = selection.best_step, selection.last_below_drift
     if selection.stopped_at is not None:
         count = selection.evaluations_since_best

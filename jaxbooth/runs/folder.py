@@ -1,4 +1,4 @@
-"""A run's folder: where its files are, and how the name of a run is found."""
+"""A run's folder: what is where, and which names are those of a run."""
 
 import re
 from collections.abc import Generator

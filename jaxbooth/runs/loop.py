@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxbooth.config.rates import peak_learning_rate
 from jaxbooth.config.run_config import Config
 from jaxbooth.console.messages import info
 from jaxbooth.console.progress import ProgressBar, progress
@@ -19,6 +18,7 @@ from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.runs.metric_writer import MetricWriter
 from jaxbooth.runs.training_data import TrainingData
 from jaxbooth.runs.validation import Validation
+from jaxbooth.training.batch import BatchSource
 from jaxbooth.training.state import TrainState
 from jaxbooth.training.step import Dispatch
 
@@ -90,9 +90,8 @@ class TrainingLoop:
             stopped = not self.stop_agreement.may_run_to(step + count)
             if stopped:
                 break
-            which, shift = order.bucket(step), self.data.shift(step)
-            inputs = (self.frozen, self.data.caches[which], np.int32(count), np.int32(shift))
-            state, metrics = self.dispatches[which](state, *inputs)
+            dispatch = self.dispatches[order.bucket(step)]
+            state, metrics = dispatch(state, self.frozen, self.data.source(step), self.data.key, np.int32(count))
             if pending:
                 began = self.log(*pending, began, bar)
             pending = (step, count, metrics)
@@ -106,7 +105,7 @@ class TrainingLoop:
         values = {name: np.asarray(column)[:count] for name, column in jax.device_get(metrics).items()}
         now = time.perf_counter()
         check_finite(values, start)
-        rows = self.config.train.batch_size + self.config.prior_rows
+        rows = self.config.train.batch_size + self.config.train.prior_rows
         rate = rows * count / (now - began)
         if not self.announced:
             self.announced = True
@@ -138,20 +137,10 @@ def compile_dispatches(
     """Compiles the train step for every shape of image, announced and timed."""
     compiled = []
     with progress("compile", total=None) as bar:
-        for index, (dispatch, cache) in enumerate(zip(dispatches, data.caches, strict=True), start=1):
+        for number, (dispatch, cache) in enumerate(zip(dispatches, data.caches, strict=True), start=1):
             began = time.perf_counter()
-            compiled.append(dispatch.lower(state, frozen, cache, np.int32(1), np.int32(0)).compile())
-            which = f" {index} of {len(dispatches)}" if len(dispatches) > 1 else ""
+            source = BatchSource(cache, np.asarray(0, np.int32))
+            compiled.append(dispatch.lower(state, frozen, source, data.key, np.int32(1)).compile())
+            which = f" {number} of {len(dispatches)}" if len(dispatches) > 1 else ""
             bar.set_postfix(f"train step{which}, {time.perf_counter() - began:.1f} s")
     return compiled
-
-
-def describe_length(config: Config, images: int) -> str:
-    """The start line: what the run's length means in images, and the learning rate."""
-    train = config.train
-    views = train.steps * train.batch_size
-    rate = peak_learning_rate(config, "tokens" if config.text.is_textual_inversion else "denoiser")
-    return (
-        f"{train.steps} steps x ({train.batch_size} + {config.prior_rows}) rows = "
-        f"{views} instance views, {views / images:.3g} views of each image; learning rate {rate:g}"
-    )

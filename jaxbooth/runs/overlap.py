@@ -86,7 +86,7 @@ def instance_folders(config: Config) -> Iterator[NamedPath]:
 def class_folders(config: Config) -> Iterator[NamedPath]:
     """Yields the class folders that were named; the run's own, which is the default, is none."""
     for index, subject in enumerate(subjects_of(config), start=1):
-        if subject.class_dir and config.prior_rows:
+        if subject.class_dir and config.train.prior_rows:
             entry = f"data.subjects, entry {index}: class_dir" if config.data.subjects else "--data.class-dir"
             yield NamedPath(entry, subject.class_dir)
 

@@ -1,4 +1,4 @@
-"""Restores a run: its base model, its mesh, and the trained parameters of a checkpoint."""
+"""Restoring a run: its base model, its mesh, and what it has trained."""
 
 from contextlib import closing
 
@@ -6,9 +6,9 @@ from jax.sharding import Mesh
 
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.trainable import add_trainable, trained_shapes, unused_parameters
+from jaxbooth.config.rates import learning_rates
 from jaxbooth.config.run_config import Config
 from jaxbooth.console.messages import is_main
-from jaxbooth.data.class_images import fingerprint
 from jaxbooth.errors import UserError
 from jaxbooth.params import Params
 from jaxbooth.runs.checkpoint import Checkpoints
@@ -18,7 +18,16 @@ from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
 from jaxbooth.training.optimizer import make_optimizer
 from jaxbooth.training.state import TrainState, abstract_state
+from jaxbooth.weights.fingerprint import model_fingerprint
 from jaxbooth.weights.resolve import resolve_model
+
+
+def run_mesh(config: Config) -> Mesh:
+    """Returns the mesh that a run was trained on, or a plain one where the number of devices is another."""
+    try:
+        return make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    except UserError:
+        return make_mesh()
 
 
 def read_base(config: Config, dtype: str | None = None) -> BaseModel:
@@ -43,30 +52,22 @@ def confirm_base(run: RunFolder, base: BaseModel, record: bool = False) -> None:
     Raises:
         UserError: its weights or its schedule are others.
     """
-    actual = fingerprint(base.folder, base.components)
+    fingerprint = model_fingerprint(base.folder, base.components)
     if not run.base_model.exists():
         if record and is_main():
-            write_json(run.base_model, {"fingerprint": actual})
-    elif read_json(run.base_model, "put it back").get("fingerprint") != actual:
+            write_json(run.base_model, {"fingerprint": fingerprint})
+    elif read_json(run.base_model, "put it back").get("fingerprint") != fingerprint:
         raise UserError(
             f"{base.folder} is not the base model that {run.root} was started on (its weights or its schedule are not "
             f"those in {run.base_model.name}); put that one back, or name its commit with --revision."
         )
 
 
-def run_mesh(config: Config) -> Mesh:
-    """Returns the mesh that a run was trained on, or a plain one where the number of devices is another."""
-    try:
-        return make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    except UserError:
-        return make_mesh()
-
-
 def abstract_run_state(config: Config, base: BaseModel, mesh: AnyMesh) -> TrainState:
     """Returns the shapes and shardings of a run's train state: what its checkpoints are read into."""
     shapes = trained_shapes(base, config)
-    tx = make_optimizer(config, unused_parameters(base, shapes))
-    return abstract_state(shapes, tx, config.train.ema_decay is not None, mesh)
+    optimizer = make_optimizer(config.train, learning_rates(config), unused_parameters(base, shapes))
+    return abstract_state(shapes, optimizer, config.train.ema_decay is not None, mesh)
 
 
 def open_checkpoints(run: RunFolder) -> Checkpoints:

@@ -1,5 +1,6 @@
 """`train`: the whole job, from a configuration to a trained, sampled and exported run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,17 +8,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from jaxbooth.backend import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.base.model import BaseModel, load_params
 from jaxbooth.base.trainable import fully_trained, init_trainable, shard_params, trained_shapes, unused_parameters
 from jaxbooth.config.load import load_config, with_overrides
+from jaxbooth.config.rates import learning_rates
 from jaxbooth.config.rules import check_config
 from jaxbooth.config.run_config import Config, fill_resolution, resolve_paths
 from jaxbooth.config.schema import DistributedConfig
 from jaxbooth.console.messages import info, is_main, print_result, shell_quote
 from jaxbooth.console.progress import heartbeat, progress
+from jaxbooth.data.training_images import TrainingImages
 from jaxbooth.distributed.arrays import to_host
 from jaxbooth.distributed.group import SingleProcess, process_group
 from jaxbooth.distributed.process_info import find_process
@@ -29,33 +33,26 @@ from jaxbooth.export.verify import verify_export
 from jaxbooth.params import Params, cast_matrices, flatten_components
 from jaxbooth.plan.fit import check_memory
 from jaxbooth.runs.checkpoint import Checkpoints
+from jaxbooth.runs.contact_sheet import contact_sheet, write_contact_sheet
 from jaxbooth.runs.disk_needs import check_folders
 from jaxbooth.runs.early_stopping import Selection, early_stop_step, summary
 from jaxbooth.runs.folder import RunFolder
-from jaxbooth.runs.inputs import (
-    RunInputs,
-    class_image_files,
-    contact_sheet,
-    log_padding,
-    log_prompts,
-    make_class_images,
-    read_inputs,
-    record_images,
-    write_contact_sheet,
-)
+from jaxbooth.runs.inputs import RunInputs, generate_class_images, read_inputs, record_images, scan_class_folders
 from jaxbooth.runs.lock import check_ownership, lock_run
-from jaxbooth.runs.loop import TrainingLoop, compile_dispatches, describe_length
+from jaxbooth.runs.loop import TrainingLoop, compile_dispatches
 from jaxbooth.runs.metric_writer import MetricWriter
 from jaxbooth.runs.overlap import check_run_folders
 from jaxbooth.runs.restore import abstract_run_state, confirm_base, read_base
 from jaxbooth.runs.shared_folders import check_shared_folders, shared_settings
+from jaxbooth.runs.start_notes import describe_length, learning_rate_jump, log_padding, log_prompts
 from jaxbooth.runs.training_data import TrainingData, encode_training_data
-from jaxbooth.runs.validation import Validation
+from jaxbooth.runs.validation import make_validation
 from jaxbooth.sharding import batch_shards, check_heads, make_mesh
 from jaxbooth.storage.remote import as_path
-from jaxbooth.training.optimizer import learning_rate_jump, make_optimizer
+from jaxbooth.training.optimizer import make_optimizer
+from jaxbooth.training.spec import make_train_step_spec
 from jaxbooth.training.state import TrainState, checksums, initial_state, result_params
-from jaxbooth.training.step import REFERENCE_UNET, make_dispatch, make_train_step_spec
+from jaxbooth.training.step import REFERENCE_DENOISER, make_dispatch
 
 
 @dataclass(frozen=True)
@@ -106,29 +103,32 @@ def train_joined(config: Config, processes: SingleProcess) -> Result:
     base = read_base(config)
     check_heads(mesh.shape["tensor"], base.attention_heads)
     config = fill_resolution(config, base.native_resolution)
-    tx = make_optimizer(config, unused_parameters(base, trained_shapes(base, config)))
+    no_gradient = unused_parameters(base, trained_shapes(base, config))
+    optimizer = make_optimizer(config.train, learning_rates(config), no_gradient)
     inputs = read_inputs(config, base)
-    log_prompts(config, inputs)
-    settled = check_memory(config, base, mesh)
-    shown = contact_sheet(config, inputs)
+    log_prompts(config, base.text, [file.caption for file in inputs.images])
+    run_config = check_memory(config, base, mesh)
+    images = TrainingImages(config.resolution, config.data.masks)
+    sheet = contact_sheet(config, inputs, images)
     run = RunFolder(as_path(config.run_dir))
     check_ownership(run, config)
-    before = load_config(run.config) if run.config.exists() else config  # it is replaced when the folder is claimed
+    before = load_config(run.config) if run.config.exists() else config  # it is replaced when the folder is locked
     check_folders(config, base, inputs.classes, abstract_run_state(config, base, mesh))
     with lock_run(config, processes) as run:
         check_shared_folders([run.root, *(classes.folder for classes in inputs.classes)], processes)
         confirm_base(run, base, record=True)
-        write_contact_sheet(run, shown)
+        write_contact_sheet(run, sheet)
         checkpoints = Checkpoints(run.checkpoints, config.train.max_checkpoints)
+        training = TrainingRun(run_config, before, run, inputs, images, mesh, optimizer, checkpoints, processes)
         try:
-            print_result = TrainingRun(settled, before, run, inputs, mesh, tx, checkpoints, processes).execute()
+            result = training.execute()
         except BaseException as error:
             processes.fail(error)
             if jax.process_count() == 1:  # several would wait for each other
                 checkpoints.close()
             raise
         checkpoints.close()
-        return print_result
+        return result
 
 
 @dataclass
@@ -143,8 +143,9 @@ class TrainingRun:
     before: Config
     run: RunFolder
     inputs: RunInputs
+    images: TrainingImages
     mesh: Mesh
-    tx: Any
+    optimizer: optax.GradientTransformation
     checkpoints: Checkpoints
     processes: SingleProcess
 
@@ -156,29 +157,23 @@ class TrainingRun:
     def execute(self) -> Result:
         """Prepares, trains and finishes."""
         total, done = self.config.train.steps, self.checkpoints.latest() or 0
-        early = early_stop_step(self.run.selection)
-        if done >= total or (early is not None and done >= early and self.config.evaluation.patience):
-            if self.config.export and not self.run.is_exported:
-                state, found = self.restore()
-                if found < done:  # the last checkpoint was damaged, and is aside now
-                    del state
-                    return self.execute()
-                self.export(state)
-            flags = "--train.steps" if done >= total else "--evaluation.patience"
-            print_result(f"{self.run.root} is complete at step {done} of {total}; raise {flags} to train on.")
-            return Result(self.run, done, complete=True)
+        early_stop = early_stop_step(self.run.selection)
+        stopped_early = early_stop is not None and done >= early_stop and self.config.evaluation.patience
+        if done >= total or stopped_early:
+            return self.finish_complete(done)
         shapes = trained_shapes(self.base, self.config)
         whole = fully_trained(self.base, shapes)
         params = load_params(self.base, self.mesh, whole)
-        data = self.encode_training_data(params)
+        data = self.encode_data(params)
         values = shard_params(init_trainable(self.base, self.config, shapes, params), self.mesh)
         start = jax.device_get(checksums(flatten_components(values)))
-        reference = self.reference(params[self.base.denoiser_name]) if self.base.denoiser_name in whole else {}
-        frozen = {name: values for name, values in params.items() if name not in whole}
+        denoiser = self.base.denoiser_name
+        reference = self.reference_denoiser(params[denoiser]) if denoiser in whole else {}
+        frozen = {name: component for name, component in params.items() if name not in whole}
         params.clear()
         state, done = self.start_state(values, done)
         state, step, selection = self.train(state, done, data, frozen, reference)
-        for sentence in summary(selection, self.config):
+        for sentence in summary(selection, self.config.validation, self.config.evaluation):
             print_result(sentence)
         if step < total and selection.stopped_at is None:
             print_result(f"stopped and saved at step {step} of {total}; run the same command again to continue.")
@@ -191,34 +186,49 @@ class TrainingRun:
         print_result(f"draw more: jaxbooth sample {shell_quote(str(self.run.root))} --prompt {prompt}")
         return Result(self.run, step, complete=True)
 
-    def encode_training_data(self, params: dict[str, Params]) -> TrainingData:
-        """Makes missing class images and encodes everything."""
-        for classes in self.inputs.classes:
-            make_class_images(self.config, self.base, params, classes, self.mesh)
-        self.processes.exchange("class images are written")
-        found = class_image_files(self.config, self.inputs.classes)
-        shown = [image for images in found for image in images]
-        record_images(self.run, {"instance": self.inputs.images, "class": shown})
-        return encode_training_data(self.config, self.inputs, params, found, self.mesh)
+    def finish_complete(self, done: int) -> Result:
+        """Exports a run that has done all its steps, if that was not done yet."""
+        if self.config.export and not self.run.is_exported:
+            state, step = self.restore()
+            if step < done:  # the last checkpoint was damaged, and is aside now
+                del state
+                return self.execute()
+            self.export(state)
+        total = self.config.train.steps
+        flags = "--train.steps" if done >= total else "--evaluation.patience"
+        print_result(f"{self.run.root} is complete at step {done} of {total}; raise {flags} to train on.")
+        return Result(self.run, done, complete=True)
 
-    def reference(self, unet: Params) -> dict[str, Params]:
-        """Copies the UNet in the compute dtype, where prior rows learn the frozen model's own predictions."""
+    def encode_data(self, params: dict[str, Params]) -> TrainingData:
+        """Generates missing class images and encodes everything."""
+        config = self.config
+        for classes in self.inputs.classes:
+            generate_class_images(self.base, params, classes, config.prior, config.resolution, self.mesh)
+        self.processes.exchange("class images are written")
+        folders = scan_class_folders(config.text.placeholder_tokens, self.inputs.classes)
+        class_files = [folder.images for folder in folders]
+        record_images(self.run, {"instance": self.inputs.images, "class": [f for files in class_files for f in files]})
+        return encode_training_data(config, self.inputs, self.images, params, class_files, self.mesh)
+
+    def reference_denoiser(self, params: Params) -> dict[str, Params]:
+        """Copies the denoiser in the compute dtype, where prior rows learn the frozen model's own predictions."""
         if self.config.loss.prior_target == "noise":
             return {}
-        copy = jax.jit(lambda params: {name: jnp.copy(x) for name, x in cast_matrices(params, self.base.dtype).items()})
-        return {REFERENCE_UNET: copy(unet)}
+        dtype = self.base.dtype
+        copy = jax.jit(lambda params: {name: jnp.copy(x) for name, x in cast_matrices(params, dtype).items()})
+        return {REFERENCE_DENOISER: copy(params)}
 
     def start_state(self, values: dict[str, Params], done: int) -> tuple[TrainState, int]:
         """Returns the newest sound checkpoint's state and step, or a fresh state made of `values`."""
-        if done:
-            values.clear()
-            state, done = self.restore()
-            info(f"resumed at step {done} of {self.config.train.steps}")
-            jump = learning_rate_jump(self.before, self.config, done)
-            if jump:
-                info(jump)
-            return state, done
-        return initial_state(values, self.tx, self.config.train.ema_decay is not None, self.mesh), 0
+        if not done:
+            return initial_state(values, self.optimizer, self.config.train.ema_decay is not None, self.mesh), 0
+        values.clear()
+        state, done = self.restore()
+        info(f"resumed at step {done} of {self.config.train.steps}")
+        jump = learning_rate_jump(self.before, self.config, done)
+        if jump:
+            info(jump)
+        return state, done
 
     def restore(self) -> tuple[TrainState, int]:
         """Reads the newest sound checkpoint."""
@@ -228,28 +238,36 @@ class TrainingRun:
     def train(
         self, state: TrainState, done: int, data: TrainingData, frozen: dict[str, Params], reference: dict[str, Params]
     ) -> tuple[TrainState, int, Selection]:
-        """Compiles and runs the loop."""
-        config = self.config
+        """Compiles the steps and runs the loop."""
+        config, base, mesh = self.config, self.base, self.mesh
         info(describe_length(config, len(self.inputs.images)))
         writer = MetricWriter(self.run.metrics, self.run.tensorboard, done)
         try:
-            validation = Validation.make(config, self.run, self.base, self.mesh, frozen, self.checkpoints, writer, done)
+            references = [[self.images.square(file) for file in folder.images] for folder in self.inputs.instances]
+            validation = make_validation(
+                config, self.run, base, mesh, references, frozen, self.checkpoints, writer, done
+            )
             if not done:
                 validation(state, 0)
-            specs = [make_train_step_spec(self.base, config, slices, self.mesh) for slices in data.slices]
-            log_padding(config, specs[0].layout.index.size, batch_shards(self.mesh))
-            needed = set(self.base.trainable_components(config.trains_text))
-            fixed = {name: params for name, params in frozen.items() if name in needed} | reference
-            dispatches = [make_dispatch(spec, self.tx, config.train.steps_per_dispatch, state) for spec in specs]
-            compiled = compile_dispatches(dispatches, state, fixed, data)
+            rates = learning_rates(config)
+            specs = [
+                make_train_step_spec(base, mesh, slices, self.optimizer, config.train, config.loss, config.text, rates)
+                for slices in data.slices
+            ]
+            log_padding(config.train, specs[0].layout.index.size, batch_shards(mesh))
+            step_components = set(base.trainable_components(config.trains_text))
+            step_frozen = {name: params for name, params in frozen.items() if name in step_components} | reference
+            dispatches = [make_dispatch(spec, config.train.steps_per_dispatch, state) for spec in specs]
+            compiled = compile_dispatches(dispatches, state, step_frozen, data)
+            stop_agreement = self.processes.stop_agreement
             loop = TrainingLoop(
-                config, compiled, data, fixed, self.checkpoints, writer, validation, self.processes.stop_agreement
+                config, compiled, data, step_frozen, self.checkpoints, writer, validation, stop_agreement
             )
             return *loop.run(state, done), validation.early_stopping.selection
         finally:
             writer.close()
 
-    def check_moved(self, start: dict[str, np.ndarray], state: TrainState) -> None:
+    def check_moved(self, start: Mapping[str, np.ndarray], state: TrainState) -> None:
         """Raises RunFailure if a trained component still equals where it started, bit for bit."""
         end = jax.device_get(checksums(state.params))
         for component, value in start.items():

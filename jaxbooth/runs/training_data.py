@@ -1,7 +1,8 @@
-"""Where steps take their rows from: one cache of latents for each shape of image, and the order of the shapes."""
+"""Where steps take their rows from: one latent cache for each shape of image, and the order of the shapes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -11,63 +12,105 @@ from jaxbooth.base.model import BaseModel, encode_prompts
 from jaxbooth.base.text_encoder import TextEmbeddings, TokenIds
 from jaxbooth.base.vae import ImageEncoder
 from jaxbooth.config.run_config import Config
-from jaxbooth.console.progress import progress
+from jaxbooth.console.progress import ProgressBar, progress
 from jaxbooth.data.buckets import BucketOrder
-from jaxbooth.data.images import ImageFile
-from jaxbooth.data.latents import LatentCache, concatenate_images, distinct_captions, encode_images, on_devices
-from jaxbooth.params import Params
+from jaxbooth.data.crops import CropSpec
+from jaxbooth.data.images import ImageFile, load_image
+from jaxbooth.data.latents import CachedImages, LatentCache, concatenate_images, distinct_captions, encode_images
+from jaxbooth.data.training_images import TrainingImages
+from jaxbooth.distributed.arrays import put
+from jaxbooth.params import AnyArray, Params
 from jaxbooth.prng import key_data
 from jaxbooth.runs.inputs import RunInputs, crop_spec
+from jaxbooth.sharding import replicated
+from jaxbooth.training.batch import BatchSource
 from jaxbooth.training.layout import SubjectSlices, subject_slices
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """All caches of a run. A step's cache is a pure function of (seed, step).
+    """All latent caches of a run. A step's cache is a pure function of (seed, step).
 
     Attributes:
         caches: one for each shape.
         slices: layout of each cache.
+        key: (2,) uint32 of the run's seed, see `prng.key_data`; all randomness of the steps is folded from it.
     """
 
     caches: tuple[LatentCache, ...]
     slices: tuple[SubjectSlices, ...]
     order: BucketOrder
+    key: AnyArray
 
-    def shift(self, step: int) -> int:
-        """Returns how many of the steps before `step` took their rows from another cache than it does."""
-        return step - self.order.visits(step)
+    def source(self, step: int) -> BatchSource:
+        """Returns where a step takes its rows from."""
+        skipped = step - self.order.visits(step)
+        return BatchSource(self.caches[self.order.bucket(step)], np.asarray(skipped, np.int32))
 
 
 def encode_training_data(
-    config: Config, inputs: RunInputs, params: dict[str, Params], classes: list[list[ImageFile]], mesh: Mesh
+    config: Config,
+    inputs: RunInputs,
+    images: TrainingImages,
+    params: dict[str, Params],
+    classes: list[list[ImageFile]],
+    mesh: Mesh,
 ) -> TrainingData:
     """Encodes all images, in every shape that they are needed in, and all captions.
 
     Args:
         params: of the base model.
-        classes: images of each class. They are cut to the shape of the instance images that they train beside.
+        classes: images of each class. They are cropped to the shape of the instance images that they train beside.
     """
-    class_images = [image for images in classes for image in images]
-    captions = distinct_captions([*inputs.images, *class_images], config.text.caption_dropout > 0)
+    class_files = [file for files in classes for file in files]
+    captions = distinct_captions([*inputs.images, *class_files], config.text.caption_dropout > 0)
     text, frozen_text = encode_captions(config, inputs.base, mesh, params, captions)
-    encode = ImageEncoder(inputs.base, params["vae"], mesh)
+    encoder, factor = ImageEncoder(inputs.base, params["vae"], mesh), inputs.base.vae_config.factor
+    weights = [subject.weight for subject in config.subjects]
+    crop_specs = [crop_spec(config, shape) for shape in inputs.shapes]
     caches, slices, counts = [], [], []
-    with progress("encode", len(inputs.images) + len(inputs.shapes) * len(class_images)) as bar:
-        for shape, subjects in inputs.shapes.items():
-            framing = crop_spec(config, shape)
-            groups = [(files, config.data.masks) for files in subjects] + [(files, False) for files in classes]
-            images = concatenate_images(
-                encode_images(inputs.base, encode, files, framing, masked, bar) for files, masked in groups if files
-            )
-            shown = [captions.index(file.caption) for files, _ in groups for file in files]
-            cache = LatentCache(images, np.array(shown, np.int32), text, key_data(config.seed), frozen_text)
-            caches.append(on_devices(cache, mesh))
+    with progress("encode", len(inputs.images) + len(inputs.shapes) * len(class_files)) as bar:
+        class_images = encode_class_images(encoder, class_files, crop_specs, factor, bar)
+        for crops, subjects in zip(crop_specs, inputs.shapes.values(), strict=True):
+            subject_images = [
+                encode_images(encoder, batch, [images.take(file, crops) for file in batch], config.data.masks, factor)
+                for files in subjects
+                for batch in batches(files, encoder.batch_size, bar)
+            ]
+            files = [file for files in (*subjects, class_files) for file in files]
+            caption = np.array([captions.index(file.caption) for file in files], np.int32)
+            cached = concatenate_images([*subject_images, *class_images[crops]])
+            caches.append(put(LatentCache(cached, caption, text, frozen_text), replicated(mesh)))
             counts.append(sum(map(len, subjects)))
-            weights = [subject.weight for subject in config.subjects]
-            sizes = [len(images) for images in subjects]
-            slices.append(subject_slices(sizes, list(map(len, classes)), inputs.class_of, weights))
-    return TrainingData(tuple(caches), tuple(slices), BucketOrder(tuple(counts), config.seed))
+            instances = [len(files) for files in subjects]
+            slices.append(subject_slices(instances, [len(files) for files in classes], inputs.class_of, weights))
+    key = put(key_data(config.seed), replicated(mesh))
+    return TrainingData(tuple(caches), tuple(slices), BucketOrder(tuple(counts), config.seed), key)
+
+
+def encode_class_images(
+    encoder: ImageEncoder, files: Sequence[ImageFile], crop_specs: Sequence[CropSpec], factor: int, bar: ProgressBar
+) -> dict[CropSpec, list[CachedImages]]:
+    """Decodes every class image once, and encodes it in every shape."""
+    encoded: dict[CropSpec, list[CachedImages]] = {crops: [] for crops in crop_specs}
+    for batch in batches(files, encoder.batch_size):
+        loaded = [load_image(file.path) for file in batch]
+        for crops in crop_specs:
+            augmentations = [crops.augment(image, file.index) for image, file in zip(loaded, batch, strict=True)]
+            encoded[crops].append(encode_images(encoder, batch, augmentations, masked=False, factor=factor))
+            bar.advance(len(batch))
+    return encoded
+
+
+def batches(items: Sequence[T], size: int, bar: ProgressBar | None = None) -> Iterator[Sequence[T]]:
+    """Yields consecutive parts of at most `size` items, and advances the bar when each is done."""
+    for start in range(0, len(items), size):
+        batch = items[start : start + size]
+        yield batch
+        if bar:
+            bar.advance(len(batch))
 
 
 def encode_captions(
@@ -79,4 +122,5 @@ def encode_captions(
     encode = jax.jit(lambda values, ids: encode_prompts(base, mesh, values, ids))
     if not config.trains_text:
         return encode(encoders, ids), None
-    return ids, encode(encoders, ids) if config.loss.prior_target == "frozen" and config.prior_rows else None
+    needs_frozen_text = config.loss.prior_target == "frozen" and config.train.prior_rows > 0
+    return ids, encode(encoders, ids) if needs_frozen_text else None

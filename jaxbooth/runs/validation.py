@@ -1,35 +1,108 @@
-"""What happens at a validation: the sample grid, its figures, the small evaluation, and what follows from them."""
+"""Validation: the same prompts with the same seeds, sampled again and again while the model changes, and measured."""
 
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
+from PIL import Image
 
 from jaxbooth.base.model import BaseModel
+from jaxbooth.base.sampling import ImageSampler, SamplingConfig
 from jaxbooth.base.vae import ImageEncoder
 from jaxbooth.config.run_config import Config
+from jaxbooth.config.schema import Subject, ValidationConfig
+from jaxbooth.data.image_grid import image_grid
 from jaxbooth.distributed.arrays import broadcast_from_main
 from jaxbooth.metrics.prompts import few_prompts
-from jaxbooth.metrics.scorer import (
-    EvaluateParams,
-    Scorer,
-    load_feature_models,
-    reference_images,
-    training_evaluation,
-)
+from jaxbooth.metrics.scorer import EvaluateParams, Scorer, load_feature_models, training_evaluation
 from jaxbooth.params import Params, join
 from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.runs.drift import DriftMeter
 from jaxbooth.runs.early_stopping import EarlyStopping
 from jaxbooth.runs.folder import RunFolder
 from jaxbooth.runs.metric_writer import MetricWriter
-from jaxbooth.runs.watch import ValidationSampler
 from jaxbooth.training.state import TrainState, result_params
+
+MAX_BATCH = 8  # images sampled at once
+UNRELATED = ("a red apple", "a blue car")
+
+
+def validation_prompts(validation: ValidationConfig, subjects: Sequence[Subject]) -> list[str]:
+    """Returns the prompts to sample; by default the subject, the bare class and something unrelated, to show drift."""
+    if validation.prompts:
+        return list(validation.prompts)
+    prompts = [prompt for subject in subjects for prompt in (subject.instance_prompt, subject.class_prompt)]
+    return distinct(prompt for prompt in (*prompts, unrelated_prompt(subjects)) if prompt)
+
+
+def unrelated_prompt(subjects: Sequence[Subject]) -> str:
+    """Returns the first subject's prompt with another thing in its place: "an emoji of a red apple" for an emoji."""
+    prompts = [prompt for subject in subjects for prompt in (subject.class_prompt, subject.instance_prompt) if prompt]
+    known = " ".join(prompts).lower()
+    thing = next((thing for thing in UNRELATED if thing.split()[-1] not in known), UNRELATED[0])
+    medium, of, _ = prompts[0].partition(" of ")
+    return f"{medium}{of}{thing}" if of else thing
+
+
+def distinct(prompts: Iterable[str]) -> list[str]:
+    """Returns prompts without repetitions, in order."""
+    return list(dict.fromkeys(prompts))
+
+
+class ValidationSampler:
+    """Samples the prompts of the grid, and the instance and class prompts, which are measured whether shown or not."""
+
+    def __init__(
+        self,
+        base: BaseModel,
+        mesh: Mesh,
+        validation: ValidationConfig,
+        subjects: Sequence[Subject],
+        resolution: int,
+        seed: int,
+    ):
+        self.grid_prompts = validation_prompts(validation, subjects)
+        self.instance_prompts = distinct(subject.instance_prompt for subject in subjects)
+        self.class_prompts = distinct(subject.class_prompt for subject in subjects if subject.class_prompt)
+        self.prompts = distinct([*self.grid_prompts, *self.instance_prompts, *self.class_prompts])
+        self.images_per_prompt, self.seed = validation.images_per_prompt, seed
+        images = len(self.prompts) * self.images_per_prompt
+        batches = -(-images // MAX_BATCH)
+        sampling = SamplingConfig(validation.sampler, validation.steps, validation.guidance_scale, resolution)
+        self.image_sampler = ImageSampler(base, mesh, sampling, batch_size=-(-images // batches))
+
+    def sample(self, params: dict[str, Params]) -> np.ndarray:
+        """Returns (prompts, images, H, W, 3) uint8; image i of every prompt starts from the same noise."""
+        count = self.images_per_prompt
+        prompts = [prompt for prompt in self.prompts for _ in range(count)]
+        images = self.image_sampler.generate(params, prompts, self.seed, list(range(count)) * len(self.prompts))
+        return images.reshape(-1, count, *images.shape[1:])
+
+    def grid(self, images: np.ndarray, step: int) -> tuple[Image.Image, dict[str, Any]]:
+        """Returns the labelled grid of what was sampled, one prompt a row, and the metadata for its text chunk."""
+        labels = [prompt for prompt in self.grid_prompts for _ in range(self.images_per_prompt)]
+        metadata = {"prompts": json.dumps(self.grid_prompts), "seed": self.seed, "step": step}
+        shown = images[: len(self.grid_prompts)].reshape(-1, *images.shape[2:])
+        grid = image_grid(list(shown), labels, self.images_per_prompt)
+        return grid, metadata | self.image_sampler.config.metadata()
+
+    def images_of(self, prompts: Sequence[str], images: np.ndarray) -> np.ndarray:
+        """Returns those of the sampled images that belong to some prompts, (n, H, W, 3) uint8."""
+        rows = np.array([self.prompts.index(prompt) for prompt in prompts], np.intp)
+        return images[rows].reshape(-1, *images.shape[2:])
 
 
 @dataclass
 class Validation:
-    """Watches a run; see the module."""
+    """Samples and measures a model while it trains, and says which checkpoints stay and when to stop.
+
+    Attributes:
+        evaluate_params: measures with feature models, if the configuration asks for that.
+        frozen: component -> parameters that training does not change.
+    """
 
     config: Config
     run: RunFolder
@@ -41,66 +114,78 @@ class Validation:
     writer: MetricWriter
     early_stopping: EarlyStopping
 
-    @classmethod
-    def make(
-        cls,
-        config: Config,
-        run: RunFolder,
-        base: BaseModel,
-        mesh: Mesh,
-        frozen: dict[str, Params],
-        checkpoints: Checkpoints,
-        writer: MetricWriter,
-        done: int,
-    ) -> "Validation":
-        """Builds everything that the configuration asks for.
-
-        Args:
-            frozen: component -> parameters that training does not change; the VAE's are among them.
-            done: steps that an earlier process did.
-        """
-        sampler = ValidationSampler.make(config, base, mesh)
-        references = reference_images(config.subjects, config.resolution)
-        together = np.stack([pixels for images in references for pixels in images])
-        drift_meter = DriftMeter(
-            together, ImageEncoder(base, frozen["vae"], mesh), base.vae_config.scaling_factor, run.base_latents
-        )
-        evaluate_params = None
-        if config.evaluation.every:
-            models = load_feature_models(config.evaluation.clip, config.evaluation.dino, config.source, mesh)
-            scorer = Scorer(models, few_prompts(config.subjects, config.evaluation.num_prompts), references)
-            evaluate_params = training_evaluation(config.evaluation, scorer, sampler.image_sampler, config.seed)
-        early_stopping = EarlyStopping(run.selection, config, done)
-        checkpoints.pinned = early_stopping.selection.pinned
-        return cls(config, run, sampler, drift_meter, evaluate_params, frozen, checkpoints, writer, early_stopping)
+    def __post_init__(self) -> None:
+        self.checkpoints.pinned = self.early_stopping.selection.pinned
 
     def is_due(self, step: int) -> bool:
-        """Whether there is something to draw at a step."""
+        """Whether there is something to sample at a step."""
         ends = step in (0, self.config.train.steps)
         return ends or step % self.config.validation.every == 0 or self.evaluates(step)
 
     def evaluates(self, step: int) -> bool:
-        """Whether a step is one with metrics."""
+        """Whether feature models measure a step."""
         every = self.config.evaluation.every
         return every is not None and (step % every == 0 or step == self.config.train.steps)
 
     def __call__(self, state: TrainState, step: int) -> None:
-        """Draws, measures and writes; saves the state where it is the best so far."""
+        """Samples, measures and writes; saves the state where it is the best so far."""
         params = join(self.frozen, result_params(state))
-        drawn = self.sampler.draw(params)
-        image, facts = self.sampler.grid(drawn, step)
-        self.writer.log_grid(step, self.run.samples(step), image, facts)
-        figures = self.drift_meter(*self.sampler.subject_and_class(drawn), step)
+        images = self.sampler.sample(params)
+        grid, metadata = self.sampler.grid(images, step)
+        self.writer.log_grid(step, self.run.samples(step), grid, metadata)
+        subject_images = self.sampler.images_of(self.sampler.instance_prompts, images)
+        class_images = self.sampler.images_of(self.sampler.class_prompts, images)
+        metrics = self.drift_meter(subject_images, class_images, step)
         if self.evaluate_params and self.evaluates(step):
-            figures |= self.evaluate_params(params)
-        figures = broadcast_from_main(figures)
-        self.writer.log_validation(step, figures)
-        self.early_stopping.observe(step, figures, self.checkpoints.latest())
+            metrics |= self.evaluate_params(params)
+        metrics = broadcast_from_main(metrics)
+        self.writer.log_validation(step, metrics)
+        self.early_stopping.observe(step, metrics, self.checkpoints.latest())
         self.checkpoints.pinned = self.early_stopping.selection.pinned
         if self.early_stopping.is_best(step):
             self.checkpoints.save(state, step, self.config)
 
     @property
     def should_stop(self) -> bool:
-        """Whether training should end here."""
+        """Whether training ends here."""
         return self.early_stopping.selection.stopped_at is not None
+
+
+def make_validation(
+    config: Config,
+    run: RunFolder,
+    base: BaseModel,
+    mesh: Mesh,
+    references: Sequence[Sequence[np.ndarray]],
+    frozen: dict[str, Params],
+    checkpoints: Checkpoints,
+    writer: MetricWriter,
+    done: int,
+) -> Validation:
+    """Builds everything that the configuration asks for.
+
+    Args:
+        references: center squares of each subject's images, (H, W, 3) uint8.
+        frozen: component -> parameters that training does not change; the VAE's are among them.
+        done: steps that an earlier process did.
+    """
+    sampler = ValidationSampler(base, mesh, config.validation, config.subjects, config.resolution, config.seed)
+    together = np.stack([pixels for images in references for pixels in images])
+    encoder = ImageEncoder(base, frozen["vae"], mesh)
+    drift_meter = DriftMeter(together, encoder, base.vae_config.scaling_factor, run.base_latents)
+    evaluation, evaluate_params = config.evaluation, None
+    if evaluation.every:
+        models = load_feature_models(evaluation.clip, evaluation.dino, config.source, mesh)
+        scorer = Scorer(models, few_prompts(config.subjects, evaluation.num_prompts), references)
+        evaluate_params = training_evaluation(evaluation, scorer, sampler.image_sampler, config.seed)
+    return Validation(
+        config=config,
+        run=run,
+        sampler=sampler,
+        drift_meter=drift_meter,
+        evaluate_params=evaluate_params,
+        frozen=frozen,
+        checkpoints=checkpoints,
+        writer=writer,
+        early_stopping=EarlyStopping(run.selection, config.validation, evaluation, done),
+    )

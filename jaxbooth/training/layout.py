@@ -1,6 +1,6 @@
-"""Which rows a step has: their fixed roles, and the images that they take.
+"""The layout of a step's batch: which role each row has, and which cached image it takes. A row is one example.
 
-Every random choice of a row comes from fold_in(fold_in(root, step), row), so neither the number of devices nor
+Every random choice of a row comes from fold_in(fold_in(key, step), row), so neither the number of devices nor gradient
 accumulation nor the length of a dispatch changes what is trained.
 """
 
@@ -11,62 +11,73 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jaxtyping import Bool, Float, Int, Key
 
-from jaxbooth.data.latents import BatchIndices, index_in_epochs
-from jaxbooth.params import AnyArray
+from jaxbooth.data.latents import BatchIndices
+from jaxbooth.params import AnyArray, Array
+
+
+class RowCounts(NamedTuple):
+    """How many rows of each kind a whole step has."""
+
+    instance: int
+    prior: int
 
 
 class BatchLayout(NamedTuple):
-    """The fixed roles of a step's rows; each field is (micro_batches, rows), or (rows,) of one micro-batch.
+    """The fixed roles of a step's rows: those of all micro-batches, or of one.
 
     Attributes:
         index: 0 .. n-1 for instance rows, n .. n+m-1 for prior rows; it seeds the row.
-        is_prior: bool.
+        is_prior: whether it is a prior row.
         weight: 1/n, lambda/m, or 0 for padding. Summed over all micro-batches, the rows make the objective.
     """
 
-    index: AnyArray
-    is_prior: AnyArray
-    weight: AnyArray
+    index: Int[AnyArray, "*micro_batches rows"]
+    is_prior: Bool[AnyArray, "*micro_batches rows"]
+    weight: Float[AnyArray, "*micro_batches rows"]
 
 
-def batch_layout(instance: int, prior: int, prior_weight: float, micro_batches: int, shards: int) -> BatchLayout:
-    """Deals rows out to micro-batches and to the `shards` of each: consecutive rows, as `rows_over` splits them.
+def batch_layout(counts: RowCounts, prior_weight: float, micro_batches: int, shards: int) -> BatchLayout:
+    """Assigns rows to micro-batches and to the `shards` of each: consecutive rows, as `batch_sharding` splits them.
 
     Instance rows go round the shards first, then prior rows: no shard has more than one row more of a kind than
-    another, so that each has both kinds wherever there are enough. Padding fills them up; it repeats row 0 and weighs
-    nothing.
+    another, so that each has both kinds wherever there are enough. Padding fills the shards up to one size; it repeats
+    row 0 and weighs nothing.
     """
-    dealt = []
+    assigned = []
     for part in range(micro_batches):
-        kinds = [np.arange(part, instance, micro_batches), np.arange(instance + part, instance + prior, micro_batches)]
-        dealt.append(np.concatenate(kinds))
-    width = -(-max(map(len, dealt)) // shards)
-    number = np.full((micro_batches, shards, width), -1)
-    for part, numbers in enumerate(dealt):
+        instance = np.arange(part, counts.instance, micro_batches)
+        prior = np.arange(counts.instance + part, counts.instance + counts.prior, micro_batches)
+        assigned.append(np.concatenate([instance, prior]))
+    width = -(-max(map(len, assigned)) // shards)
+    index = np.full((micro_batches, shards, width), -1)
+    for part, indices in enumerate(assigned):
         for shard in range(shards):
-            own = numbers[shard::shards]
-            number[part, shard, : len(own)] = own
-    number = number.reshape(micro_batches, -1)
-    is_prior = number >= instance
-    weight = np.where(is_prior, prior_weight / max(prior, 1), 1 / instance) * (number >= 0)
-    return BatchLayout(np.maximum(number, 0).astype(np.int32), is_prior, weight.astype(np.float32))
+            shard_indices = indices[shard::shards]
+            index[part, shard, : len(shard_indices)] = shard_indices
+    index = index.reshape(micro_batches, -1)
+    is_prior = index >= counts.instance
+    weight = np.where(is_prior, prior_weight / max(counts.prior, 1), 1 / counts.instance) * (index >= 0)
+    return BatchLayout(np.maximum(index, 0).astype(np.int32), is_prior, weight.astype(np.float32))
 
 
-def unpadded_batch_size(instance: int, own_prior: int | None, micro_batches: int, shards: int) -> int:
+def unpadded_batch_size(instance: int, prior: int | None, micro_batches: int, shards: int) -> int:
     """Returns the least number of instance rows, at least `instance`, with which no row is padding.
 
     Args:
-        own_prior: prior rows, or None for as many as instance rows; micro-batches divide them as they do `instance`.
+        prior: prior rows, or None for as many as instance rows; micro-batches divide them as they do `instance`.
     """
-    sizes = range(instance, instance + micro_batches * shards)
-    full = (n for n in sizes if (n + (n if own_prior is None else own_prior)) % (micro_batches * shards) == 0)
-    return next(n for n in full if n % micro_batches == 0)
+    parts = micro_batches * shards
+    for size in range(instance, instance + parts):
+        rows = size + (size if prior is None else prior)
+        if rows % parts == 0 and size % micro_batches == 0:
+            return size
+    raise ValueError(f"{micro_batches} micro-batches do not divide {prior} prior rows")
 
 
 class ImageSlice(NamedTuple):
-    """Consecutive images of a cache."""
+    """Consecutive images of a latent cache."""
 
     start: int
     count: int
@@ -74,7 +85,7 @@ class ImageSlice(NamedTuple):
 
 @dataclass(frozen=True)
 class SubjectSlices:
-    """Where the images of each subject and each class lie in a cache. Subjects take turns, row after row.
+    """Where the images of each subject and each class lie in a latent cache. Subjects take turns, row after row.
 
     Attributes:
         instances: images of each subject, none of them empty.
@@ -93,51 +104,76 @@ def subject_slices(
     instances: Sequence[int], classes: Sequence[int], class_of: Sequence[int], weights: Sequence[float]
 ) -> SubjectSlices:
     """Lays out numbers of images: subjects first, then classes. Subjects without images are left out."""
-    ends = np.cumsum([*instances, *classes])
-    spans = [ImageSlice(int(end - count), count) for end, count in zip(ends, [*instances, *classes], strict=True)]
+    counts = [*instances, *classes]
+    ends = np.cumsum(counts)
+    slices = [ImageSlice(int(end - count), count) for end, count in zip(ends, counts, strict=True)]
     present = [subject for subject, count in enumerate(instances) if count]
     return SubjectSlices(
-        instances=tuple(spans[subject] for subject in present),
-        classes=tuple(spans[len(instances) :]),
+        instances=tuple(slices[subject] for subject in present),
+        classes=tuple(slices[len(instances) :]),
         class_of=tuple(class_of[subject] for subject in present),
         weights=tuple(weights[subject] for subject in present),
     )
 
 
 def sample_indices(
-    slices: SubjectSlices, key: Array, step: Array, part: BatchLayout, counts: tuple[int, int], augmentations: int
+    slices: SubjectSlices,
+    key: Key[Array, ""],
+    step: Int[Array, ""],
+    layout: BatchLayout,
+    counts: RowCounts,
+    augmentations: int,
 ) -> BatchIndices:
-    """Chooses the image and augmentation of each row of a step; a pure function of (key, step, row number).
+    """Chooses the image and augmentation of each row of a micro-batch; a pure function of (key, step, row index).
 
     Args:
-        step: of this cache: the steps before that took rows from it.
-        counts: instance and prior rows of a whole step.
-        augmentations: kept augmentations of each image.
+        step: how many steps before this one took their rows from this cache.
+        layout: of the micro-batch.
+        augmentations: of each image in the cache.
     """
-    (n, m), subjects = counts, len(slices.instances)
-    instance_key, class_key, variant_key = jax.random.split(key, 3)
-    number, is_prior = jnp.asarray(part.index), jnp.asarray(part.is_prior)
-    position = jnp.where(is_prior, step * m + number - n, step * n + number)
-    turn = position // subjects
-    image, weight = jnp.zeros_like(number), jnp.zeros(number.shape, jnp.float32)
-    for subject, piece in enumerate(slices.instances):
-        mine = position % subjects == subject
-        chosen = piece.start + index_in_epochs(jax.random.fold_in(instance_key, subject), turn, piece.count)
-        image = jnp.where(mine & ~is_prior, chosen, image)
-        weight = jnp.where(mine, slices.weights[subject], weight)
-        if m:
-            number_of_class = slices.class_of[subject]
-            sharing = [other for other, c in enumerate(slices.class_of) if c == number_of_class]
-            place = turn * len(sharing) + sharing.index(subject)  # in the class's own stream
-            images = slices.classes[number_of_class]
-            chosen = images.start + index_in_epochs(jax.random.fold_in(class_key, number_of_class), place, images.count)
-            image = jnp.where(mine & is_prior, chosen, image)
-    keys = example_keys(variant_key, step, number)
+    instance_key, class_key, augmentation_key = jax.random.split(key, 3)
+    index, is_prior = jnp.asarray(layout.index), jnp.asarray(layout.is_prior)
+    subjects = len(slices.instances)
+    # Rows of one kind are numbered through all steps, and the subjects take turns along these numbers.
+    number = jnp.where(is_prior, step * counts.prior + index - counts.instance, step * counts.instance + index)
+    turn = number // subjects
+    image, weight = jnp.zeros_like(index), jnp.zeros(index.shape, jnp.float32)
+    for subject, images in enumerate(slices.instances):
+        is_subject = number % subjects == subject
+        subject_key = jax.random.fold_in(instance_key, subject)
+        instance_image = images.start + index_in_epochs(subject_key, turn, images.count)
+        image = jnp.where(is_subject & ~is_prior, instance_image, image)
+        weight = jnp.where(is_subject, slices.weights[subject], weight)
+        if counts.prior:
+            class_image = sample_class_image(slices, class_key, subject, turn)
+            image = jnp.where(is_subject & is_prior, class_image, image)
+    keys = example_keys(augmentation_key, step, index)
     augmentation = jax.vmap(lambda row_key: jax.random.randint(row_key, (), 0, augmentations))(keys)
     return BatchIndices(image, augmentation, weight)
 
 
-def example_keys(key: Array, step: Array, number: AnyArray) -> Array:
+def sample_class_image(
+    slices: SubjectSlices, key: Key[Array, ""], subject: int, turn: Int[Array, " rows"]
+) -> Int[Array, " rows"]:
+    """Chooses the class image that goes with each turn of a subject; subjects of one class share its order."""
+    class_index = slices.class_of[subject]
+    sharing = [other for other, of in enumerate(slices.class_of) if of == class_index]
+    class_turn = turn * len(sharing) + sharing.index(subject)
+    images = slices.classes[class_index]
+    return images.start + index_in_epochs(jax.random.fold_in(key, class_index), class_turn, images.count)
+
+
+def index_in_epochs(key: Key[Array, ""], positions: Int[Array, " rows"], count: int) -> Int[Array, " rows"]:
+    """Maps positions of an endless sequence to image indices: a fresh permutation of all `count` in every epoch."""
+
+    def pick(position: Array) -> Array:
+        permutation = jax.random.permutation(jax.random.fold_in(key, position // count), count)
+        return permutation[position % count]
+
+    return jax.vmap(pick)(positions)
+
+
+def example_keys(key: Key[Array, ""], step: Int[Array, ""], index: Int[AnyArray, " rows"]) -> Key[Array, " rows"]:
     """Returns one key for each row of a step."""
     step_key = jax.random.fold_in(key, step)
-    return jax.vmap(lambda row: jax.random.fold_in(step_key, row))(number)
+    return jax.vmap(lambda row: jax.random.fold_in(step_key, row))(index)

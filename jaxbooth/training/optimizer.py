@@ -1,25 +1,23 @@
 """Optimizers and learning-rate schedules, all optax's.
 
-Three groups may have a rate of their own: the UNet, the text encoders and learned embeddings.
+Three groups of parameters may have a rate of their own: the denoiser, the text encoders and the placeholder tokens.
 """
 
 from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any
 
-import numpy as np
 import optax
 from optax.contrib import ScheduleFreeState, prodigy, schedule_free, schedule_free_eval_params
 
 from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
-from jaxbooth.config.rates import Group, peak_learning_rate, token_steps
-from jaxbooth.config.run_config import Config
+from jaxbooth.config.rates import Group, LearningRates
 from jaxbooth.config.schema import TrainConfig
 from jaxbooth.errors import UserError
 from jaxbooth.params import Params
 
 DEFAULT_B2 = {"lion": 0.99}
 # Schedule-free AdamW weighs its average by the rate; its authors' warmup starts at 1 / steps. Prodigy divides by it.
-FIRST_RATE_COUNTS = ("schedule_free_adamw", "prodigy")
+WARMUP_FROM_FIRST_STEP = ("schedule_free_adamw", "prodigy")
 
 GROUPS: tuple[Group, ...] = ("denoiser", "text", "tokens")
 
@@ -31,58 +29,53 @@ def group_of(name: str) -> Group:
     return "text" if name.startswith("text_encoder") else "denoiser"
 
 
-def learning_rate_schedule(config: Config, group: Group = "denoiser") -> optax.Schedule:
+def group_steps(train: TrainConfig, rates: LearningRates, group: Group) -> int:
+    """Returns how many of the run's steps train a group."""
+    if not rates.token_steps:
+        return train.steps
+    return rates.token_steps if group == "tokens" else train.steps - rates.token_steps
+
+
+def learning_rate_schedule(train: TrainConfig, rates: LearningRates, group: Group = "denoiser") -> optax.Schedule:
     """Returns step of the group -> learning rate: linear warmup, then constant, or down to 0 at its last step.
 
-    The warmup starts at 0, and that of `FIRST_RATE_COUNTS` at 1 / warmup steps of the peak.
+    The warmup starts at 0, and that of `WARMUP_FROM_FIRST_STEP` at 1 / warmup steps of the peak.
 
     Raises:
         UserError: the warmup does not end before the run.
     """
-    train, first = config.train, token_steps(config)
-    steps = train.steps if not first else first if group == "tokens" else train.steps - first
-    peak, rest = peak_learning_rate(config, group), steps - train.warmup_steps
+    steps, peak = group_steps(train, rates, group), rates.peak(group)
+    rest = steps - train.warmup_steps
     if rest <= 0:
         raise UserError(f"--train.warmup-steps {train.warmup_steps} leaves nothing of the {steps} steps.")
-    after = {
-        "constant": optax.constant_schedule(peak),
-        "linear": optax.linear_schedule(peak, 0.0, rest),
-        "cosine": optax.cosine_decay_schedule(peak, rest),
-    }[train.lr_scheduler]
+    match train.lr_scheduler:
+        case "constant":
+            after = optax.constant_schedule(peak)
+        case "linear":
+            after = optax.linear_schedule(peak, 0.0, rest)
+        case "cosine":
+            after = optax.cosine_decay_schedule(peak, rest)
     if not train.warmup_steps:
         return after
     warmup = optax.linear_schedule(0.0, peak, train.warmup_steps)
-    if train.optimizer in FIRST_RATE_COUNTS:
+    if train.optimizer in WARMUP_FROM_FIRST_STEP:
         warmup = optax.linear_schedule(peak / train.warmup_steps, peak, train.warmup_steps - 1)
     return optax.join_schedules([warmup, after], [train.warmup_steps])
 
 
-def reported_learning_rate(config: Config) -> optax.Schedule:
-    """Returns step of the run -> the UNet's learning rate, or the embeddings' where they are trained alone."""
-    if config.text.is_textual_inversion:
-        return learning_rate_schedule(config, "tokens")
-    unet, first = learning_rate_schedule(config), token_steps(config)
-    return optax.join_schedules([learning_rate_schedule(config, "tokens"), unet], [first]) if first else unet
+def reported_learning_rate(train: TrainConfig, rates: LearningRates) -> optax.Schedule:
+    """Returns step of the run -> the denoiser's learning rate, or the placeholder tokens' where they train alone."""
+    if rates.tokens_only:
+        return learning_rate_schedule(train, rates, "tokens")
+    denoiser = learning_rate_schedule(train, rates)
+    if not rates.token_steps:
+        return denoiser
+    return optax.join_schedules([learning_rate_schedule(train, rates, "tokens"), denoiser], [rates.token_steps])
 
 
-def learning_rate_jump(before: Config, after: Config, step: int) -> str | None:
-    """Returns a sentence if the learning rate jumps up where a run goes on with another number of steps, else None.
-
-    Args:
-        before, after: of the run so far, and from now on.
-        step: updates done.
-    """
-    old, new = reported_learning_rate(before), reported_learning_rate(after)
-    last, planned, rate = (np.asarray(value).item() for value in (old(max(step - 1, 0)), old(step), new(step)))
-    if rate <= 1.01 * max(last, planned):
-        return None
-    return (
-        f"the learning rate jumps from {last:.2g} to {rate:.2g}: --train.lr-scheduler {after.train.lr_scheduler} now "
-        f"falls until step {after.train.steps}, and so far until {before.train.steps}"
-    )
-
-
-def make_optimizer(config: Config, no_gradient: Collection[str] = ()) -> optax.GradientTransformation:
+def make_optimizer(
+    train: TrainConfig, rates: LearningRates, no_gradient: Collection[str] = ()
+) -> optax.GradientTransformation:
     """Returns clipping by the global norm followed by the chosen update rule, for each group with its own rate.
 
     Args:
@@ -91,27 +84,21 @@ def make_optimizer(config: Config, no_gradient: Collection[str] = ()) -> optax.G
     Raises:
         UserError: the schedule does not go with the optimizer.
     """
-    train = config.train
     if train.optimizer == "schedule_free_adamw" and train.lr_scheduler != "constant":
         raise UserError("--train.lr-scheduler must be constant with --train.optimizer schedule_free_adamw.")
     if train.optimizer == "schedule_free_adamw" and train.b1 == 0:
         raise UserError("--train.b1 must not be 0 with --train.optimizer schedule_free_adamw, which averages by it.")
     clip = optax.clip_by_global_norm(train.max_grad_norm) if train.max_grad_norm else optax.identity()
-    if not has_groups(config):
-        return optax.chain(clip, update_rule(config, "denoiser", no_gradient))
-    rules: dict[Hashable, Any] = {group: update_rule(config, group, no_gradient) for group in GROUPS}
-    first = token_steps(config)
-    if not first:
+    if not rates.has_groups:
+        return optax.chain(clip, update_rule(train, rates, "denoiser", no_gradient))
+    rules: dict[Hashable, Any] = {group: update_rule(train, rates, group, no_gradient) for group in GROUPS}
+    token_steps = rates.token_steps
+    if not token_steps:
         return optax.chain(clip, optax.partition(rules, group_labels))
     # A resting group's gradients must not count for the norm, and its moments and schedule must wait for its turn.
-    gates: dict[Hashable, Any] = {group: active_in_phase(optax.identity(), group, first) for group in GROUPS}
-    rules = {group: active_in_phase(rules[group], group, first) for group in GROUPS}
+    gates: dict[Hashable, Any] = {group: active_in_phase(optax.identity(), group, token_steps) for group in GROUPS}
+    rules = {group: active_in_phase(rules[group], group, token_steps) for group in GROUPS}
     return optax.chain(optax.partition(gates, group_labels), clip, optax.partition(rules, group_labels))
-
-
-def has_groups(config: Config) -> bool:
-    """Whether not everything is trained at one rate."""
-    return config.text.learning_rate is not None or bool(config.text.placeholder_tokens)
 
 
 def group_labels(params: Mapping[str, Any]) -> dict[str, Group]:
@@ -119,36 +106,38 @@ def group_labels(params: Mapping[str, Any]) -> dict[str, Group]:
     return {name: group_of(name) for name in params}
 
 
-def active_in_phase(rule: optax.GradientTransformation, group: Group, first: int) -> optax.GradientTransformation:
-    """Runs a rule in its group's phase only: embeddings up to step `first`, everything else after it."""
+def active_in_phase(rule: optax.GradientTransformation, group: Group, token_steps: int) -> optax.GradientTransformation:
+    """Runs a rule in its group's phase only: placeholder tokens in the first `token_steps`, all else after them."""
 
     def active(step: Any, **_: Any) -> Any:
-        return step < first if group == "tokens" else step >= first
+        return step < token_steps if group == "tokens" else step >= token_steps
 
     return optax.transforms.conditionally_mask(rule, active)
 
 
-def update_rule(config: Config, group: Group, no_gradient: Collection[str] = ()) -> optax.GradientTransformation:
+def update_rule(
+    train: TrainConfig, rates: LearningRates, group: Group, no_gradient: Collection[str] = ()
+) -> optax.GradientTransformation:
     """Returns the chosen rule at a group's rate."""
-    train: TrainConfig = config.train
     # Embeddings have no resting point at zero, so decay would only shrink them.
     decay = 0.0 if group == "tokens" else train.weight_decay
-    rate, mask = learning_rate_schedule(config, group), decay_mask(no_gradient)
-    b1, eps, mu_dtype = train.b1, train.eps, train.mu_dtype
+    rate, mask = learning_rate_schedule(train, rates, group), decay_mask(no_gradient)
+    b1, eps = train.b1, train.eps
     b2 = DEFAULT_B2.get(train.optimizer, 0.999) if train.b2 is None else train.b2
-    if train.optimizer == "adamw":
-        return with_mu_dtype(mu_dtype, optax.adamw(rate, b1, b2, eps, weight_decay=decay, mask=mask))
-    if train.optimizer == "adafactor":
-        return adafactor(rate, decay, mask)
-    if train.optimizer == "lion":
-        return with_mu_dtype(mu_dtype, optax.lion(rate, b1, b2, weight_decay=decay, mask=mask))
-    if train.optimizer == "prodigy":
-        rule = prodigy(rate, (b1, b2), eps=eps, weight_decay=decay)
-        return optax.chain(rule, optax.masked(optax.set_to_zero(), inverse(mask))) if mask else rule
-    weights = optax.chain(
-        optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True), optax.add_decayed_weights(decay, mask)
-    )
-    return schedule_free_optimizer(weights, rate if train.warmup_steps else peak_learning_rate(config, group), b1)
+    match train.optimizer:
+        case "adamw":
+            return with_mu_dtype(train.mu_dtype, optax.adamw(rate, b1, b2, eps, weight_decay=decay, mask=mask))
+        case "adafactor":
+            return adafactor(rate, decay, mask)
+        case "lion":
+            return with_mu_dtype(train.mu_dtype, optax.lion(rate, b1, b2, weight_decay=decay, mask=mask))
+        case "prodigy":
+            rule = prodigy(rate, (b1, b2), eps=eps, weight_decay=decay)
+            return optax.chain(rule, optax.masked(optax.set_to_zero(), inverse(mask))) if mask else rule
+        case "schedule_free_adamw":
+            rms = optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True)
+            direction = optax.chain(rms, optax.add_decayed_weights(decay, mask))
+            return schedule_free_optimizer(direction, rate if train.warmup_steps else rates.peak(group), b1)
 
 
 Mask = Callable[[Mapping[str, Any]], dict[str, bool]]

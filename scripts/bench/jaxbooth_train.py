@@ -79,14 +79,14 @@ class Step:
         self.flops_per_row = useful_flops(config, base)
         mesh = make_mesh()
         described = abstract_step(config, base, mesh)
-        self.frozen, self.cache = random_like((described.frozen, described.cache))
+        self.frozen, self.source, self.key = random_like((described.frozen, described.source, described.key))
         self.state = initial_state(
-            by_component(random_like(described.state.params)), described.tx, bool(described.state.ema), mesh
+            by_component(random_like(described.state.params)), described.spec.optimizer, bool(described.state.ema), mesh
         )
         self.longest = config.train.steps_per_dispatch
-        self.rows = config.train.batch_size + config.prior_rows
-        program = make_dispatch(described.spec, described.tx, self.longest, self.state)
-        lowered = program.lower(self.state, self.frozen, self.cache, np.int32(1), np.int32(0))
+        self.rows = config.train.batch_size + config.train.prior_rows
+        program = make_dispatch(described.spec, self.longest, self.state)
+        lowered = program.lower(self.state, self.frozen, self.source, self.key, np.int32(1))
         self.compile_seconds = timed(lambda: setattr(self, "dispatch", lowered.compile()))
 
     def run(self, steps: int) -> float:
@@ -94,7 +94,7 @@ class Step:
         began, pending, left = time.perf_counter(), None, steps
         while left:
             count = min(left, self.longest)
-            self.state, metrics = self.dispatch(self.state, self.frozen, self.cache, np.int32(count), np.int32(0))
+            self.state, metrics = self.dispatch(self.state, self.frozen, self.source, self.key, np.int32(count))
             if pending is not None:
                 jax.device_get(pending)
             pending, left = metrics, left - count

@@ -11,6 +11,7 @@ from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.base.model import BaseModel, load_params
 from jaxbooth.cli.main import main
 from jaxbooth.config.load import dump_config
+from jaxbooth.config.rates import learning_rates
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import TrainConfig
 from jaxbooth.runs.checkpoint import Checkpoints
@@ -50,7 +51,7 @@ def trained(tmp_path_factory, mesh) -> Path:
     (folder / "config.yaml").write_text(dump_config(config))
     unet = load_params(BaseModel.read(DEMO_MODEL), mesh, ("unet",), ("unet",))
     checkpoints = Checkpoints(folder / "checkpoints", 1)
-    checkpoints.save(initial_state(unet, make_optimizer(config), False, mesh), 1, config)
+    checkpoints.save(initial_state(unet, make_optimizer(config.train, learning_rates(config)), False, mesh), 1, config)
     checkpoints.close()
     return folder
 

@@ -11,7 +11,7 @@ from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import Subject
 from jaxbooth.config.subjects import initializer_token
 from jaxbooth.metrics.prompts import name_subject
-from jaxbooth.runs.watch import unrelated_prompt, validation_prompts
+from jaxbooth.runs.validation import unrelated_prompt, validation_prompts
 
 SHIPPED = sorted(path.stem for path in shipped_configs().glob("*.yaml"))
 
@@ -28,7 +28,11 @@ def own(name: str, instance: str, kind: str | None, **sections: dict) -> Config:
 def test_prompts_words_and_grids_are_the_users(name):
     text = {"placeholder_tokens": ("<rex>",)}
     config = own(name, "a photo of a <rex> dog", "a photo of a dog.", text=text)
-    assert validation_prompts(config) == ["a photo of a <rex> dog", "a photo of a dog.", "a photo of a red apple"]
+    assert validation_prompts(config.validation, config.subjects) == [
+        "a photo of a <rex> dog",
+        "a photo of a dog.",
+        "a photo of a red apple",
+    ]
     assert initializer_token(config.text, config.subjects, "<rex>") == "dog"
     assert name_subject(config.subjects[0]) == ("<rex> dog", "dog")
 
@@ -36,12 +40,13 @@ def test_prompts_words_and_grids_are_the_users(name):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_prompts_that_the_user_sets_hold(name):
     config = own(name, "a sks dog", "a dog", validation={"prompts": ("a sks dog at sea",)})
-    assert validation_prompts(config) == ["a sks dog at sea"]
+    assert validation_prompts(config.validation, config.subjects) == ["a sks dog at sea"]
 
 
 def test_the_demo_as_it_is_shows_its_cat_its_class_and_an_apple():
     expected = ["an emoji of a sks cat", "an emoji of a cat", "an emoji of a red apple"]
-    assert validation_prompts(load_config("demo")) == expected
+    config = load_config("demo")
+    assert validation_prompts(config.validation, config.subjects) == expected
 
 
 @pytest.mark.parametrize(("instance", "kind", "expected"), [

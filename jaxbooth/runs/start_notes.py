@@ -1,0 +1,107 @@
+"""What a run says when it starts: identifiers, captions that do not fit, padding, its length and learning rate."""
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from jaxbooth.base.identifier import MANY_MORE, find_identifier, prompt_words, suggest_identifiers, token_texts
+from jaxbooth.base.text_encoder import TextEncoders, warn_about_truncation
+from jaxbooth.base.tokenizer import Tokenizer
+from jaxbooth.config.rates import learning_rates
+from jaxbooth.config.run_config import Config
+from jaxbooth.config.schema import Subject, TrainConfig
+from jaxbooth.config.subjects import noun_phrase
+from jaxbooth.console.messages import info, pluralize, warn
+from jaxbooth.training.layout import unpadded_batch_size
+from jaxbooth.training.optimizer import reported_learning_rate
+
+
+def log_prompts(config: Config, text: TextEncoders, captions: Sequence[str]) -> None:
+    """Shows how each identifier is spelled in tokens, and what of any caption does not fit.
+
+    Args:
+        captions: of the subjects' images.
+    """
+    used = {word for subject in config.subjects for word in prompt_words(subject.instance_prompt)}
+    for subject in config.subjects:
+        log_identifier(text.encoders[0].tokenizer, subject, used, has_prior=config.train.prior_rows > 0)
+    class_prompts = [subject.class_prompt or "" for subject in config.subjects]
+    warn_about_truncation(text, [*captions, *class_prompts, *config.validation.prompts])
+
+
+def log_identifier(tokenizer: Tokenizer, subject: Subject, used: Collection[str], has_prior: bool) -> None:
+    """Shows how the rarest word that only the instance prompt has is spelled, and warns of one that will not bind well.
+
+    Without a class prompt it is the first word of what the prompt shows.
+    """
+    suggested = suggest_identifiers(tokenizer, used)
+    *others, last = [identifier.word for identifier in suggested]
+    better = f"{', '.join(others)} or {last}"
+    if subject.class_prompt:
+        words, class_words = prompt_words(subject.instance_prompt), prompt_words(subject.class_prompt)
+    else:
+        words, class_words = prompt_words(noun_phrase(subject.instance_prompt))[:1], []
+    identifier = find_identifier(tokenizer, words, class_words)
+    if identifier is None:
+        if has_prior and not tokenizer.placeholder_tokens:
+            warn(f"the instance prompt has no word that the class prompt lacks; give the subject a name, say {better}.")
+        return
+    word, length, shortest = identifier.word, len(identifier.ids), len(suggested[0].ids)
+    info(f"identifier '{word}': {pluralize(length, 'token')}, {token_texts(tokenizer, identifier)}")
+    if length >= shortest + MANY_MORE:
+        warn(
+            f"'{word}' is {length} tokens for this model, and each means something to it; a rare identifier of "
+            f"{shortest}, such as {better}, binds better."
+        )
+    if identifier.is_common:
+        warn(f"'{word}' is a word that the model knows, and its meaning will mix with the subject; try {better}.")
+
+
+def log_padding(train: TrainConfig, padded: int, shards: int) -> None:
+    """Says so where rows are computed for nothing, and which number would use them.
+
+    Args:
+        padded: rows of a step, padding included.
+    """
+    rows = train.batch_size + train.prior_rows
+    if padded <= rows:
+        return
+    micro_batches = train.gradient_accumulation_steps
+    follows_batch_size = train.prior_rows > 0 and train.prior_batch_size is None
+    better = unpadded_batch_size(
+        train.batch_size, None if follows_batch_size else train.prior_rows, micro_batches, shards
+    )
+    parts = f"{micro_batches} micro-batches on {shards} devices" if micro_batches > 1 else f"{shards} devices"
+    info(
+        f"{rows} rows do not divide among {parts} and are padded to {padded}, which changes no result; "
+        f"--train.batch-size {better} would use what the padding costs."
+    )
+
+
+def describe_length(config: Config, images: int) -> str:
+    """Returns what the run's length means in images, and the peak learning rate."""
+    train, rates = config.train, learning_rates(config)
+    views = train.steps * train.batch_size
+    rate = rates.tokens if rates.tokens_only else rates.denoiser
+    return (
+        f"{train.steps} steps x ({train.batch_size} + {train.prior_rows}) rows = "
+        f"{views} instance views, {views / images:.3g} views of each image; learning rate {rate:g}"
+    )
+
+
+def learning_rate_jump(before: Config, after: Config, step: int) -> str | None:
+    """Returns a sentence if the learning rate jumps up where a run goes on with another number of steps, else None.
+
+    Args:
+        before, after: of the run so far, and from now on.
+        step: updates done.
+    """
+    old = reported_learning_rate(before.train, learning_rates(before))
+    new = reported_learning_rate(after.train, learning_rates(after))
+    last, planned, rate = (np.asarray(value).item() for value in (old(max(step - 1, 0)), old(step), new(step)))
+    if rate <= 1.01 * max(last, planned):
+        return None
+    return (
+        f"the learning rate jumps from {last:.2g} to {rate:.2g}: --train.lr-scheduler {after.train.lr_scheduler} now "
+        f"falls until step {after.train.steps}, and so far until {before.train.steps}"
+    )

@@ -1,0 +1,97 @@
+"""What a train step is compiled for: everything about it that does not change while a run trains."""
+
+from dataclasses import dataclass
+
+import optax
+
+from jaxbooth.base.model import BaseModel
+from jaxbooth.config.rates import LearningRates
+from jaxbooth.config.schema import LossConfig, TextConfig, TrainConfig
+from jaxbooth.diffusion.loss import LossSpec
+from jaxbooth.diffusion.noise import TimestepSampling
+from jaxbooth.models.remat import Remat
+from jaxbooth.sharding import AnyMesh, batch_shards
+from jaxbooth.training.layout import BatchLayout, RowCounts, SubjectSlices, batch_layout
+from jaxbooth.training.optimizer import reported_learning_rate
+
+
+@dataclass(frozen=True)
+class TrainStepSpec:
+    """What the step needs besides state, frozen parameters, batch source and key; all of it static.
+
+    Attributes:
+        slices: where the subjects' and the classes' images lie in the latent cache.
+        layout: roles of the rows.
+        counts: rows of a whole step, without padding.
+        trains_text: captions are encoded in the step, by text encoders or embeddings that are trained.
+        learning_rate: step of the run -> the rate to report.
+    """
+
+    base: BaseModel
+    mesh: AnyMesh
+    slices: SubjectSlices
+    layout: BatchLayout
+    counts: RowCounts
+    loss: LossConfig
+    caption_dropout: float
+    trains_text: bool
+    remat: Remat
+    ema_decay: float | None
+    optimizer: optax.GradientTransformation
+    learning_rate: optax.Schedule
+
+    @property
+    def loss_spec(self) -> LossSpec:
+        """What is done with a row's error."""
+        loss = self.loss
+        return LossSpec(
+            prediction_space=loss.prediction_space or self.base.schedule.prediction_type,
+            weighting=loss.weighting,
+            prior_weighting=loss.prior_weighting,
+            snr_gamma=loss.snr_gamma,
+            loss_type=loss.loss_type,
+            huber_c=loss.huber_c,
+        )
+
+    @property
+    def timestep_sampling(self) -> TimestepSampling:
+        """The distribution of the timesteps."""
+        loss = self.loss
+        high = None if loss.max_timestep is None else loss.max_timestep + 1
+        return TimestepSampling(
+            loss.timestep_sampling, loss.timestep_mean, loss.timestep_std, low=loss.min_timestep, high=high
+        )
+
+    @property
+    def distills_prior(self) -> bool:
+        """Whether prior rows learn the frozen model's predictions."""
+        return self.loss.prior_target == "frozen" and self.counts.prior > 0
+
+
+def make_train_step_spec(
+    base: BaseModel,
+    mesh: AnyMesh,
+    slices: SubjectSlices,
+    optimizer: optax.GradientTransformation,
+    train: TrainConfig,
+    loss: LossConfig,
+    text: TextConfig,
+    rates: LearningRates,
+) -> TrainStepSpec:
+    """Lays out the rows of a run's steps, and takes from the configuration's sections what a step needs."""
+    counts = RowCounts(train.batch_size, train.prior_rows)
+    micro_batches = train.gradient_accumulation_steps
+    return TrainStepSpec(
+        base=base,
+        mesh=mesh,
+        slices=slices,
+        layout=batch_layout(counts, train.prior_weight, micro_batches, batch_shards(mesh)),
+        counts=counts,
+        loss=loss,
+        caption_dropout=text.caption_dropout,
+        trains_text=train.text_encoder or bool(text.placeholder_tokens),
+        remat=train.remat_policy,
+        ema_decay=train.ema_decay,
+        optimizer=optimizer,
+        learning_rate=reported_learning_rate(train, rates),
+    )
