@@ -6,6 +6,7 @@ import yaml
 from jaxbooth.config.load import load_config
 from jaxbooth.config.rates import learning_rates, peak_learning_rate
 from jaxbooth.config.run_config import Config
+from jaxbooth.runs.start_notes import describe_length
 from jaxbooth.training.optimizer import learning_rate_schedule
 
 ALONE = {
