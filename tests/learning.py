@@ -44,7 +44,7 @@ def draw_creature(folder: Path) -> Path:
     return folder
 
 
-def read_pictures(folder: Path) -> np.ndarray:
+def read_images(folder: Path) -> np.ndarray:
     """Returns a folder's images as the training sees them, (n, SIDE, SIDE, 3) in [0, 1]."""
     images = scan_folder(folder, "x", "folder").images
     return (
@@ -54,7 +54,7 @@ def read_pictures(folder: Path) -> np.ndarray:
 
 def distance(drawn: Path, subject: Path) -> float:
     """Median over the drawn images of the mean squared pixel distance to the nearest image of the subject."""
-    images, references = read_pictures(drawn), read_pictures(subject)
+    images, references = read_images(drawn), read_images(subject)
     distances = np.square(images[:, None] - references[None]).mean(axis=(2, 3, 4))
     return float(np.median(distances.min(axis=1)))
 
@@ -67,7 +67,7 @@ def denoising_error(source: Path, prompt: str, subject: Path, mesh: Mesh, draws:
         draws: noised versions of each image, at timesteps spread over the schedule.
     """
     pipeline = Pipeline.load(source, mesh=mesh)
-    base, pixels = pipeline.base, read_pictures(subject).astype(np.float32)
+    base, pixels = pipeline.base, read_images(subject).astype(np.float32)
     latents = base.vae.bind(pipeline.params["vae"]).encode(jnp.asarray(2 * pixels - 1)).mean
     latents = jnp.repeat(latents * base.vae_config.scaling_factor, draws, axis=0)
     keys = example_keys(jax.random.key(0), jnp.int32(0), np.arange(len(latents)))

@@ -19,7 +19,7 @@ from jaxbooth.errors import UserError
     ((1080, 1920), (640, 384)),
     ((3000, 1000), (256, 832)),
 ])  # fmt: skip
-def test_a_picture_takes_the_shape_with_the_nearest_aspect(size, bucket):
+def test_an_image_takes_the_shape_with_the_nearest_aspect(size, bucket):
     assert nearest_bucket(size, 512, 64) == bucket
 
 
@@ -45,17 +45,17 @@ def test_the_short_side_is_the_longest_that_the_long_side_leaves(resolution, mul
         assert (short + multiple) * long > resolution**2
 
 
-def test_a_turned_picture_takes_the_turned_shape():
+def test_a_turned_image_takes_the_turned_shape():
     for width in range(100, 1000, 13):
         assert nearest_bucket((width, 333), 512, 64) == nearest_bucket((333, width), 512, 64)[::-1]
 
 
 @pytest.mark.parametrize(("resolution", "side"), [(512, 512), (1024, 1024), (500, 448), (127, 64), (64, 64)])
-def test_a_square_picture_takes_the_largest_square(resolution, side):
+def test_a_square_image_takes_the_largest_square(resolution, side):
     assert nearest_bucket((77, 77), resolution, 64) == (side, side)
 
 
-def test_very_long_pictures_take_the_longest_shape():
+def test_very_long_images_take_the_longest_shape():
     assert nearest_bucket((9000, 10), 512, 64) == (256, 1024)
     assert nearest_bucket((10, 9000), 512, 64) == (1024, 256)
 
@@ -67,13 +67,13 @@ def test_a_resolution_below_the_multiple_names_its_flag():
         group_by_bucket([(100, 100)], 48, 64)
 
 
-def test_pictures_are_grouped_by_shape_in_order():
+def test_images_are_grouped_by_shape_in_order():
     sizes = [(400, 300), (100, 100), (300, 400), (4000, 3000), (7, 7)]
     found = group_by_bucket(sizes, 512, 64)
     assert list(found.items()) == [((448, 576), [0, 3]), ((512, 512), [1, 4]), ((576, 448), [2])]
 
 
-def test_no_pictures_fill_no_bucket():
+def test_no_images_fill_no_bucket():
     assert group_by_bucket([], 512, 64) == {}
 
 
@@ -101,7 +101,7 @@ def test_a_block_of_steps_shares_a_bucket(order):
 
 
 @pytest.mark.parametrize(("order", "blocks"), [*zip(ORDERS, [(3, 1, 2), (2, 3), (1, 1, 1), (1,)], strict=True)])
-def test_every_epoch_takes_each_bucket_in_proportion_to_its_pictures(order, blocks):
+def test_every_epoch_takes_each_bucket_in_proportion_to_its_images(order, blocks):
     length = sum(blocks) * BLOCK
     for epoch in range(20):
         found = Counter(order.bucket(step) for step in range(epoch * length, (epoch + 1) * length))

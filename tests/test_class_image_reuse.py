@@ -43,7 +43,7 @@ from tests.class_images import (
         ({"text": TextConfig(max_token_chunks=2)}, "max_token_chunks"),
     ],
 )
-def test_pictures_made_in_another_way_are_not_reused(tmp_path, change, key):
+def test_images_made_in_another_way_are_not_reused(tmp_path, change, key):
     generate_all(tmp_path)
     before = contents(tmp_path)
     with pytest.raises(UserError, match=rf"manifest\.json.* made with {key} = .*--data\.class-dir"):
@@ -52,7 +52,7 @@ def test_pictures_made_in_another_way_are_not_reused(tmp_path, change, key):
 
 
 @pytest.mark.parametrize("component", ["unet", "vae", "text_encoder"])
-def test_pictures_of_another_model_are_not_reused(tmp_path, component):
+def test_images_of_another_model_are_not_reused(tmp_path, component):
     generate_all(tmp_path / "class")
     other = shutil.copytree(DEMO_MODEL, tmp_path / "model")
     (weights,) = (other / component).glob("*.safetensors")
@@ -61,7 +61,7 @@ def test_pictures_of_another_model_are_not_reused(tmp_path, component):
         opened(config(tmp_path / "class"), other)
 
 
-def test_pictures_of_another_prediction_type_are_not_reused(tmp_path):
+def test_images_of_another_prediction_type_are_not_reused(tmp_path):
     generate_all(tmp_path / "class")
     other = shutil.copytree(DEMO_MODEL, tmp_path / "model")
     assert opened(config(tmp_path / "class"), other).missing == 0
@@ -87,7 +87,7 @@ def test_the_same_model_under_another_name_is_no_difference(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 1}, {"num_class_images": 6}, {"crop": "random"}])
-def test_what_does_not_make_the_pictures_may_differ(tmp_path, change):
+def test_what_does_not_make_the_images_may_differ(tmp_path, change):
     generate_all(tmp_path)
     assert opened(config(tmp_path, **change)).missing == 0
 
@@ -112,7 +112,7 @@ def test_a_manifest_that_is_not_ours_is_named(tmp_path, text):
 # Images of one's own
 
 
-def test_own_pictures_are_counted_and_never_touched(tmp_path):
+def test_own_images_are_counted_and_never_touched(tmp_path):
     for name in ("cat 1.jpg", "cat 2.webp"):
         Image.fromarray(image(50)).save(tmp_path / name)
     (tmp_path / "cat 1.txt").write_text("a grey cat")
@@ -123,7 +123,7 @@ def test_own_pictures_are_counted_and_never_touched(tmp_path):
     assert (classes.user_files, classes.found) == (["cat 1.jpg", "cat 2.webp"], 5)
 
 
-def test_enough_own_pictures_mean_nothing_is_painted_or_written(tmp_path):
+def test_enough_own_images_mean_nothing_is_painted_or_written(tmp_path):
     for index in range(3):
         Image.fromarray(image(index)).save(tmp_path / f"{index}.png")
     before = contents(tmp_path)
@@ -132,7 +132,7 @@ def test_enough_own_pictures_mean_nothing_is_painted_or_written(tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_hidden_pictures_masks_and_folders_do_not_count(tmp_path):
+def test_hidden_images_masks_and_folders_do_not_count(tmp_path):
     for name in (".thumb.png", "cat.mask.png", "other.mask.PNG"):
         Image.fromarray(image(0)).save(tmp_path / name)
     (tmp_path / "album.png").mkdir()
@@ -142,7 +142,7 @@ def test_hidden_pictures_masks_and_folders_do_not_count(tmp_path):
     assert [found.path.name for found in scan_folder(tmp_path, "a cat", "class").images] == ["cat.png"]
 
 
-def test_an_own_picture_in_the_way_is_named_however_often_one_tries(tmp_path):
+def test_an_own_image_in_the_way_is_named_however_often_one_tries(tmp_path):
     Image.fromarray(image(9)).save(tmp_path / "class-00001.png")
     own = (tmp_path / "class-00001.png").read_bytes()
     for _ in range(2):

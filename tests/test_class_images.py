@@ -21,7 +21,7 @@ from tests.class_images import (
 # What is made
 
 
-def test_a_fresh_folder_gets_numbered_pictures_and_a_manifest(tmp_path):
+def test_a_fresh_folder_gets_numbered_images_and_a_manifest(tmp_path):
     classes = generate_all(tmp_path / "prior", total=3)
     assert sorted(contents(tmp_path / "prior")) == [
         "class-00000.png", "class-00001.png", "class-00002.png", "manifest.json"
@@ -29,7 +29,7 @@ def test_a_fresh_folder_gets_numbered_pictures_and_a_manifest(tmp_path):
     assert (classes.found, classes.missing, classes.dropped) == (3, 0, 0)
 
 
-def test_pictures_are_saved_without_loss_and_say_what_made_them(tmp_path):
+def test_images_are_saved_without_loss_and_say_what_made_them(tmp_path):
     generate_all(tmp_path, total=3)
     with Image.open(tmp_path / "class-00002.png") as saved:
         np.testing.assert_array_equal(saved, image(2))
@@ -90,7 +90,7 @@ def test_an_interruption_keeps_the_batches_that_were_done(tmp_path):
     assert (classes.found, classes.missing) == (6, 1)
 
 
-def test_a_crash_between_manifest_and_pictures_recovers(tmp_path):
+def test_a_crash_between_manifest_and_images_recovers(tmp_path):
     generate_all(tmp_path / "whole")
     expected = contents(tmp_path / "whole")
     generate_all(tmp_path / "crashed", batch=3, total=6)
@@ -101,7 +101,7 @@ def test_a_crash_between_manifest_and_pictures_recovers(tmp_path):
     assert classes.user_files == []
 
 
-def test_a_manifest_without_any_of_its_pictures_recovers(tmp_path):
+def test_a_manifest_without_any_of_its_images_recovers(tmp_path):
     generate_all(tmp_path)
     expected = contents(tmp_path)
     for path in tmp_path.glob("*.png"):
@@ -111,7 +111,7 @@ def test_a_manifest_without_any_of_its_pictures_recovers(tmp_path):
     assert contents(tmp_path) == expected
 
 
-def test_a_listed_picture_that_is_missing_is_made_again(tmp_path):
+def test_a_listed_image_that_is_missing_is_made_again(tmp_path):
     generate_all(tmp_path)
     written = {name: content for name, content in contents(tmp_path).items() if name.endswith(".png")}
     listed = manifest(tmp_path)["images"]
@@ -125,13 +125,13 @@ def test_a_listed_picture_that_is_missing_is_made_again(tmp_path):
 # Near-constant images
 
 
-def test_near_constant_pictures_are_made_anew_with_the_next_numbers_and_counted(tmp_path):
+def test_near_constant_images_are_made_anew_with_the_next_numbers_and_counted(tmp_path):
     classes = generate_all(tmp_path, generate_flat_at({1, 5}), total=5)
     assert [path.name for path in sorted(tmp_path.glob("*.png"))] == [f"class-{i:05d}.png" for i in (0, 2, 3, 4, 6)]
     assert (classes.found, classes.dropped) == (5, 2)
 
 
-def test_near_constant_pictures_stay_counted_when_the_folder_is_opened_again(tmp_path):
+def test_near_constant_images_stay_counted_when_the_folder_is_opened_again(tmp_path):
     generate_all(tmp_path, generate_flat_at({1, 5}), total=5)
     classes = opened(config(tmp_path, 5))
     assert (classes.found, classes.missing, classes.dropped) == (5, 0, 2)
@@ -139,18 +139,18 @@ def test_near_constant_pictures_stay_counted_when_the_folder_is_opened_again(tmp
 
 
 @pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (255, 0, 0), (20, 90, 200)])
-def test_a_flat_picture_of_any_colour_is_near_constant(tmp_path, colour):
+def test_a_flat_image_of_any_colour_is_near_constant(tmp_path, colour):
     assert generate_all(tmp_path, generate_flat_at({0}, colour), total=2).dropped == 1
 
 
-def test_a_faint_but_structured_picture_is_kept(tmp_path):
+def test_a_faint_but_structured_image_is_kept(tmp_path):
     faint = np.full((8, 8, 3), 100, np.uint8)
     faint[:, 4:] = 120
     classes = generate_all(tmp_path, lambda indices: np.stack([faint] * len(indices)), total=2)
     assert (classes.found, classes.dropped) == (2, 0)
 
 
-def test_a_model_that_never_makes_a_good_picture_fails_and_names_the_prompt(tmp_path):
+def test_a_model_that_never_makes_a_good_image_fails_and_names_the_prompt(tmp_path):
     with pytest.raises(RunFailure, match=r"near-constant; check .* --data\.class-prompt 'a cat'"):
         generate_all(tmp_path, generate_flat_at(set(range(1000))), batch=4, total=5)
     assert not list(tmp_path.glob("*.png"))

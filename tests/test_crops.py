@@ -16,17 +16,17 @@ CENTER = CropSpec(16, 16)
 # Crops
 
 
-def test_a_square_picture_of_the_right_size_is_kept_as_it_is():
+def test_a_square_image_of_the_right_size_is_kept_as_it_is():
     pixels = noise(16, 16)
     np.testing.assert_array_equal(CENTER.augment(opened(pixels), 0).pixels, pixels[None])
 
 
-def test_the_center_of_a_wide_picture_is_kept():
+def test_the_center_of_a_wide_image_is_kept():
     pixels = noise(30, 16)
     np.testing.assert_array_equal(CENTER.augment(opened(pixels), 0).pixels[0], pixels[:, 7:23])
 
 
-def test_the_center_of_a_tall_picture_is_kept():
+def test_the_center_of_a_tall_image_is_kept():
     pixels = noise(16, 26)
     np.testing.assert_array_equal(CENTER.augment(opened(pixels), 0).pixels[0], pixels[5:21])
 
@@ -44,7 +44,7 @@ def test_three_stripes_keep_the_middle_one():
     np.testing.assert_array_equal(kept, np.broadcast_to(np.uint8([0, 255, 0]), (40, 40, 3)))
 
 
-def test_a_picture_smaller_than_the_resolution_is_enlarged():
+def test_an_image_smaller_than_the_resolution_is_enlarged():
     kept = CropSpec(64, 64).augment(LoadedImage(Image.new("RGB", (5, 3), (10, 200, 30)), None), 0).pixels
     np.testing.assert_array_equal(kept, np.broadcast_to(np.uint8([10, 200, 30]), (1, 64, 64, 3)))
 
@@ -54,7 +54,7 @@ def test_every_shape_fills_the_square(size):
     assert CENTER.augment(LoadedImage(Image.new("RGB", size), None), 0).pixels.shape == (1, 16, 16, 3)
 
 
-def test_random_crops_are_parts_of_the_picture():
+def test_random_crops_are_parts_of_the_image():
     pixels = noise(40, 16)
     windows = [pixels[:, x : x + 16] for x in range(25)]
     crops = CropSpec(16, 16, 8, False, 0).augment(opened(pixels), 0).pixels
@@ -92,7 +92,7 @@ def test_variants_are_crops_times_mirrorings(crops, flip, count):
     assert crops.augment(LoadedImage(Image.new("RGB", (12, 8)), None), 0).pixels.shape == (count, 8, 8, 3)
 
 
-def test_crops_a_folder_crops_each_picture_by_its_place(tmp_path):
+def test_each_image_of_a_folder_is_cropped_by_its_index(tmp_path):
     pixels = noise(100, 8)
     for name in ("a.png", "b.png", "c.png"):
         Image.fromarray(pixels).save(tmp_path / name)
@@ -108,7 +108,7 @@ def test_crops_a_folder_crops_each_picture_by_its_place(tmp_path):
 # Rectangles
 
 
-def test_a_rectangle_keeps_a_picture_of_its_own_shape_whole():
+def test_a_rectangle_keeps_an_image_of_its_own_shape_whole():
     pixels = noise(24, 16)
     np.testing.assert_array_equal(CropSpec(16, 24).augment(opened(pixels), 0).pixels[0], pixels)
 
@@ -117,13 +117,13 @@ def test_a_rectangle_keeps_a_picture_of_its_own_shape_whole():
     (16, 24, (24, 24), np.s_[4:20, :]),
     (24, 16, (24, 24), np.s_[:, 4:20]),
 ])  # fmt: skip
-def test_a_square_picture_is_resized_to_cover_the_rectangle(height, width, cover, box):
+def test_a_square_image_is_resized_to_cover_the_rectangle(height, width, cover, box):
     image = opened(noise(60, 60))
     expected = np.asarray(image.image.resize(cover, Image.Resampling.LANCZOS))[box]
     np.testing.assert_array_equal(CropSpec(height, width, 0, False, 0).augment(image, 0).pixels[0], expected)
 
 
-def test_a_wide_picture_covers_a_wide_rectangle_by_the_side_that_needs_it():
+def test_a_wide_image_covers_a_wide_rectangle_by_the_side_that_needs_it():
     # 70 x 30 covers 24 wide by 16 high when its height is 16, and 60 x 48 when its width is 24.
     for size, cover, box in [((70, 30), (37, 16), np.s_[:, 6:30]), ((60, 48), (24, 19), np.s_[1:17, :])]:
         image = opened(noise(*size))
@@ -176,7 +176,7 @@ def test_original_sizes_are_those_before_resizing_and_corners_those_after():
     np.testing.assert_array_equal(found.time_ids, [[48, 60, 1, 0, 16, 24]])
 
 
-def test_original_sizes_are_those_of_the_upright_picture(tmp_path):
+def test_original_sizes_are_those_of_the_upright_image(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying, shown standing
     Image.fromarray(noise(32, 16)).save(tmp_path / "a.jpg", exif=exif)
@@ -184,7 +184,7 @@ def test_original_sizes_are_those_of_the_upright_picture(tmp_path):
     np.testing.assert_array_equal(augmentations.time_ids, [[32, 16, 8, 0, 16, 16]])
 
 
-def test_a_crop_is_found_at_its_corner_of_the_picture_or_of_the_mirrored_one():
+def test_a_crop_is_found_at_its_corner_of_the_image_or_of_the_mirrored_one():
     pixels = noise(41, 33)
     found = CropSpec(33, 24, 5, True, 0).augment(opened(pixels), 0)
     lefts = found.time_ids[:, 3].astype(int)
@@ -208,7 +208,7 @@ def test_a_sheet_has_room_for_its_rows_columns_and_labels():
     assert image.size == (3 * (128 + GAP) + GAP, 2 * (128 + 2 * LINE + GAP) + GAP)
 
 
-def test_each_picture_appears_in_the_sheet_in_reading_order():
+def test_each_image_appears_in_the_sheet_in_reading_order():
     images = [np.random.default_rng(seed).integers(0, 256, (128, 128, 3), dtype=np.uint8) for seed in range(5)]
     shown = np.asarray(image_grid(images, ["a caption"] * 5, columns=3, lines=1))
     for index, pixels in enumerate(images):
@@ -216,7 +216,7 @@ def test_each_picture_appears_in_the_sheet_in_reading_order():
         np.testing.assert_array_equal(shown[top : top + 128, left : left + 128], pixels)
 
 
-def test_pictures_of_several_shapes_do_not_cover_each_other_or_their_labels():
+def test_images_of_several_shapes_do_not_cover_each_other_or_their_labels():
     images = [np.full((*size, 3), 90, np.uint8) for size in ((128, 256), (256, 128), (256, 256), (128, 256))]
     shown = np.asarray(image_grid(images, ["a caption that is wider than the narrow image is"] * 4, columns=2, lines=1))
     assert shown.shape[:2] == (2 * (256 + LINE + GAP) + GAP, 2 * (256 + GAP) + GAP)
@@ -235,14 +235,14 @@ def test_shrinking_bounds_the_longer_side_and_never_enlarges(size, expected):
 
 
 @pytest.mark.parametrize(("side", "scale"), [(64, 2), (50, 3), (200, 1)])
-def test_small_pictures_are_enlarged_by_whole_pixels(side, scale):
+def test_small_images_are_enlarged_by_whole_pixels(side, scale):
     pixels = noise(side, side)
     shown = np.asarray(image_grid([pixels], [""], columns=1, lines=0))[GAP:-GAP, GAP:-GAP]
     np.testing.assert_array_equal(shown, pixels.repeat(scale, 0).repeat(scale, 1))
     assert shown.shape[1] >= MIN_TILE
 
 
-def test_the_label_is_written_under_the_picture():
+def test_the_label_is_written_under_the_image():
     black = np.zeros((128, 128, 3), np.uint8)
     under = GAP + 128
     bare, written = (np.asarray(image_grid([black], [label], columns=1, lines=1)) for label in ("", "a sks dog"))
@@ -251,6 +251,6 @@ def test_the_label_is_written_under_the_picture():
     assert written[under:].min() < 100
 
 
-def test_a_picture_without_a_label_is_refused():
+def test_an_image_without_a_label_is_refused():
     with pytest.raises(ValueError, match="shorter"):
         image_grid([noise(8, 8)] * 2, ["one"], columns=2)

@@ -52,7 +52,7 @@ def test_fresh_noise_teaches_the_same_as_its_mean_given_the_noisy_latent(rng):
     np.testing.assert_allclose(losses(rows, ideal, loss), left, rtol=2e-2)
 
 
-def test_a_rows_latent_is_a_scaled_draw_from_its_pictures_posterior(rng):
+def test_a_rows_latent_is_a_scaled_draw_from_its_images_posterior(rng):
     mean, logvar = rng.normal(size=(2, 3, 2, 4, 4, 4)).astype(np.float32)
     images = CachedImages(mean, logvar, np.zeros((3, 2, 6), np.float32), None)
     noise = rng.normal(size=(2, 4, 4, 4))

@@ -30,7 +30,7 @@ def test_similarity_is_the_mean_over_all_references():
     np.testing.assert_allclose(similarities(images, references), expected, atol=1e-6)
 
 
-def test_equal_pictures_have_no_distance_and_opposite_ones_two():
+def test_equal_images_have_no_distance_and_opposite_ones_two():
     np.testing.assert_allclose(distances(np.array([[1.0, 0], [1, 0], [-1, 0]], np.float32))[0], [0, 0, 2], atol=1e-7)
 
 
@@ -79,7 +79,7 @@ def test_prompts_that_differ_widen_the_interval():
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * prompts.std() / 10, rel=0.1)
 
 
-def test_a_picture_is_no_pair_with_itself():
+def test_an_image_is_no_pair_with_itself():
     pairs = np.array([[0, 0.2, 0.4], [0.2, 0, 0.6], [0.4, 0.6, 0]])
     interval = bootstrap_mean([pairs])
     assert interval.mean == pytest.approx(0.4)
@@ -87,7 +87,7 @@ def test_a_picture_is_no_pair_with_itself():
     assert interval.low >= 0.2 - 1e-12
 
 
-def test_one_picture_has_no_interval():
+def test_one_image_has_no_interval():
     assert bootstrap_mean([np.array([0.3])]) == (0.3, None, None, 1)
 
 

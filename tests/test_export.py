@@ -34,7 +34,7 @@ def exported(moved, tmp_path_factory):
     return out
 
 
-def test_diffusers_draws_the_same_picture(exported, moved, base, mesh):
+def test_diffusers_draws_the_same_image(exported, moved, base, mesh):
     settings = SamplingConfig("ddim", STEPS, GUIDANCE, 64)
     ours = ImageSampler(base, mesh, settings, 2).generate(moved, PROMPTS, seed=3, indices=[0, 1])
     keys = [jax.random.fold_in(key, 0) for key in image_keys(jax.random.key(3), jnp.arange(2))]

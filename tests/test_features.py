@@ -58,7 +58,7 @@ def test_features_do_not_depend_on_what_else_is_in_the_batch_or_on_its_end(demo,
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
 
 
-def test_pictures_of_any_size_take_one_program(demo, rng):
+def test_images_of_any_size_take_one_program(demo, rng):
     demo.image_features(sample_images(rng))
     demo.image_features(sample_images(rng)[:2])
     demo.text_features(PROMPTS[:1])

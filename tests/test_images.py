@@ -19,7 +19,7 @@ without_heif = pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is not
 # Scanning
 
 
-def test_pictures_come_in_name_order(tmp_path):
+def test_images_come_in_name_order(tmp_path):
     for name in ("b.png", "a.jpg", "c.webp", "B.JPEG"):
         put(tmp_path / name)
     assert [image.path.name for image in scan_folder(tmp_path, "x", KEY).images] == [
@@ -30,7 +30,7 @@ def test_pictures_come_in_name_order(tmp_path):
     ]
 
 
-def test_without_captions_every_picture_takes_the_prompt(tmp_path):
+def test_without_captions_every_image_takes_the_prompt(tmp_path):
     put(tmp_path / "a.png")
     put(tmp_path / "b.png")
     assert [image.caption for image in scan_folder(tmp_path, "a sks dog", KEY).images] == ["a sks dog"] * 2
@@ -86,7 +86,7 @@ def test_captions_are_not_counted_as_skipped(tmp_path):
     assert scan_folder(tmp_path, "x", KEY).skipped == 0
 
 
-def test_a_caption_for_a_missing_picture_names_it_and_the_line(tmp_path):
+def test_a_caption_for_a_missing_image_names_it_and_the_line(tmp_path):
     put(tmp_path / "a.png")
     caption_list(tmp_path, {"file_name": "a.png", "text": "one"}, {"file_name": "gone.png", "text": "two"})
     with pytest.raises(UserError, match=r"line 2: gone\.png does not exist"):
@@ -126,7 +126,7 @@ def test_captions_in_another_encoding_than_utf8_are_named(tmp_path, name):
         scan_folder(tmp_path, "x", KEY)
 
 
-def test_a_folder_without_pictures_says_what_it_holds(tmp_path):
+def test_a_folder_without_images_says_what_it_holds(tmp_path):
     (tmp_path / "readme.md").write_text("nothing here")
     with pytest.raises(UserError, match=rf"{KEY}: .* holds no image \(1 other file"):
         scan_folder(tmp_path, "x", KEY)
@@ -150,14 +150,14 @@ def test_heic_without_its_reader_names_the_extra(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.bmp"])
-def test_lossless_pictures_keep_their_pixels(tmp_path, name):
+def test_lossless_images_keep_their_pixels(tmp_path, name):
     pixels = noise(9, 5)
     Image.fromarray(pixels).save(tmp_path / name)
     np.testing.assert_array_equal(load_image(tmp_path / name).image, pixels)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.webp", "a.avif"])
-def test_lossy_pictures_are_readable(tmp_path, name):
+def test_lossy_images_are_readable(tmp_path, name):
     pixels = smooth(32, 24)
     Image.fromarray(pixels).save(tmp_path / name, quality=95)
     found = np.asarray(load_image(tmp_path / name).image, float)
@@ -184,7 +184,7 @@ def test_transparency_lies_on_white(tmp_path):
     np.testing.assert_array_equal(found, [[[255, 255, 255], [200, 0, 0], [127, 127, 127]]])
 
 
-def test_a_palette_picture_becomes_rgb(tmp_path):
+def test_a_palette_image_becomes_rgb(tmp_path):
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putpixel((1, 0), 1)
@@ -200,7 +200,7 @@ def test_a_transparent_palette_entry_lies_on_white(tmp_path):
     np.testing.assert_array_equal(load_image(tmp_path / "a.png").image, [[[255, 255, 255], [40, 50, 60]]])
 
 
-def test_a_grayscale_picture_becomes_rgb(tmp_path):
+def test_a_grayscale_image_becomes_rgb(tmp_path):
     Image.fromarray(np.array([[0, 100, 255]], np.uint8)).save(tmp_path / "a.png")
     np.testing.assert_array_equal(load_image(tmp_path / "a.png").image, [[[0] * 3, [100] * 3, [255] * 3]])
 
@@ -231,7 +231,7 @@ def test_a_text_file_that_calls_itself_a_jpeg_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.avif", "a.bmp"])
-def test_a_truncated_picture_is_named(tmp_path, name):
+def test_a_truncated_image_is_named(tmp_path, name):
     Image.fromarray(noise(64, 64)).save(tmp_path / name)
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[: len(content) // 2])
@@ -245,7 +245,7 @@ def test_an_empty_file_is_named(tmp_path):
         load_image(tmp_path / "a.png")
 
 
-def test_a_picture_too_large_to_decode_is_named(tmp_path):
+def test_an_image_too_large_to_decode_is_named(tmp_path):
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 

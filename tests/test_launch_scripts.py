@@ -231,7 +231,7 @@ def test_a_run_that_has_not_begun_is_not_complete(tmp_path):
     assert subprocess.run([sys.executable, FOLDER / "complete.py", tmp_path / "run"]).returncode == 143
 
 
-def test_pictures_are_copied_with_their_folders(tmp_path):
+def test_images_are_copied_with_their_folders(tmp_path):
     photos = tmp_path / "photos"
     (photos / "more").mkdir(parents=True)
     (photos / "a.jpg").write_bytes(b"a")

@@ -17,7 +17,7 @@ import yaml
 from jaxbooth.assets import DEMO_MODEL, DEMO_SUBJECT
 from jaxbooth.training.step import gradients
 from tests.commands import jaxbooth, succeed
-from tests.learning import denoising_error, distance, draw_creature, graft_sdxl, read_pictures
+from tests.learning import denoising_error, distance, draw_creature, graft_sdxl, read_images
 from tests.training import run, setup
 
 SKS, WORD, KIND = "an emoji of a sks cat", "an emoji of a <cat>", "an emoji of a cat"
@@ -106,7 +106,7 @@ def test_a_word_alone_comes_nearer_to_the_subject_and_leaves_the_model_as_it_is(
     assert distance(drawn, DEMO_SUBJECT) < 0.85 * distance(untrained(KIND), DEMO_SUBJECT)
     assert errors[0] < 0.985 * errors[1]
     same = draw(trained, KIND, tmp_path / "class")
-    np.testing.assert_array_equal(read_pictures(same), read_pictures(untrained(KIND)))
+    np.testing.assert_array_equal(read_images(same), read_images(untrained(KIND)))
 
 
 @pytest.mark.slow

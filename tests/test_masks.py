@@ -24,20 +24,20 @@ def grey(path, values, mode="L"):
 
 @pytest.mark.parametrize("name", ["a.mask.png", "a.MASK.png", "a.mask.PNG"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_mask_is_neither_a_picture_nor_junk(tmp_path, name, masked):
+def test_a_mask_is_neither_an_image_nor_junk(tmp_path, name, masked):
     put(tmp_path / "a.jpg")
     put(tmp_path / name, "white")
     folder = scan_folder(tmp_path, "x", KEY, masked)
     assert ([image.path.name for image in folder.images], folder.skipped) == (["a.jpg"], 0)
 
 
-def test_other_formats_and_names_are_pictures_and_no_masks(tmp_path):
+def test_other_formats_and_names_are_images_and_no_masks(tmp_path):
     for name in ("a.jpg", "a.mask.jpg", "amask.png", "mask.png"):
         put(tmp_path / name)
     assert len(scan_folder(tmp_path, "x", KEY, masked=True).images) == 4
 
 
-def test_a_mask_without_its_picture_is_an_error_only_if_masks_are_asked_for(tmp_path):
+def test_a_mask_without_its_image_is_an_error_only_if_masks_are_asked_for(tmp_path):
     put(tmp_path / "a.png")
     put(tmp_path / "b.mask.png", "white")
     folder = scan_folder(tmp_path, "x", KEY)
@@ -52,7 +52,7 @@ def test_a_hidden_twin_of_a_mask_is_junk(tmp_path):
     assert scan_folder(tmp_path, "x", KEY, masked=True).skipped == 1
 
 
-def test_a_folder_of_masks_holds_no_picture(tmp_path):
+def test_a_folder_of_masks_holds_no_image(tmp_path):
     put(tmp_path / "a.mask.png", "white")
     with pytest.raises(UserError, match="holds no image"):
         scan_folder(tmp_path, "x", KEY)
@@ -63,7 +63,7 @@ def test_a_folder_of_masks_holds_no_picture(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.mask.png", "a.Mask.PNG"])
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P"])
-def test_the_file_beside_the_picture_is_its_mask(tmp_path, name, mode):
+def test_the_file_beside_the_image_is_its_mask(tmp_path, name, mode):
     put(tmp_path / "a.jpg", size=(3, 1))
     put(tmp_path / "b.jpg", size=(3, 1))
     grey(tmp_path / name, [[0, 100, 255]], mode)
@@ -73,7 +73,7 @@ def test_the_file_beside_the_picture_is_its_mask(tmp_path, name, mode):
     assert load_image(tmp_path / "b.jpg", masked=True).mask is None
 
 
-def test_the_alpha_channel_is_the_mask_of_a_picture_without_a_file(tmp_path):
+def test_the_alpha_channel_is_the_mask_of_an_image_without_a_file(tmp_path):
     pixels = np.array([[[200, 0, 0, 0], [200, 0, 0, 255], [0, 0, 0, 128]]], np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     found = load_image(tmp_path / "a.png", masked=True)
@@ -128,7 +128,7 @@ def test_masks_are_left_alone_unless_asked_for(tmp_path):
     assert load_image(tmp_path / "a.png").mask is None
 
 
-def test_a_mask_lies_on_the_upright_picture(tmp_path):
+def test_a_mask_lies_on_the_upright_image(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying, shown standing
     Image.fromarray(noise(4, 2)).save(tmp_path / "a.jpg", exif=exif)
@@ -140,7 +140,7 @@ def test_a_mask_lies_on_the_upright_picture(tmp_path):
         load_image(tmp_path / "a.jpg", masked=True)
 
 
-def test_an_alpha_channel_turns_with_its_picture(tmp_path):
+def test_an_alpha_channel_turns_with_its_image(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     image = Image.new("RGBA", (3, 1), "red")
@@ -157,13 +157,13 @@ def test_an_all_black_mask_is_refused(tmp_path, name):
         load_image(tmp_path / name, masked=True)
 
 
-def test_a_wholly_transparent_picture_is_refused(tmp_path):
+def test_a_wholly_transparent_image_is_refused(tmp_path):
     Image.new("RGBA", (4, 4), (9, 9, 9, 0)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match=r"a\.png: its mask is all black"):
         load_image(tmp_path / "a.png", masked=True)
 
 
-def test_a_mask_that_is_no_picture_is_named(tmp_path):
+def test_a_mask_that_is_no_image_is_named(tmp_path):
     put(tmp_path / "a.jpg")
     (tmp_path / "a.mask.png").write_text("no image")
     with pytest.raises(UserError, match=r"a\.mask\.png cannot be decoded"):
@@ -180,7 +180,7 @@ def test_without_a_mask_everything_is_learned():
 
 
 @pytest.mark.parametrize("crops", [0, 6])
-def test_a_mask_is_cropped_and_mirrored_with_its_picture(crops):
+def test_a_mask_is_cropped_and_mirrored_with_its_image(crops):
     pixels = noise(40, 16)
     found = CropSpec(16, 24, crops, True, 3).augment(opened(pixels, pixels[..., 1]), 5)
     np.testing.assert_array_equal(found.masks, found.pixels[..., 1] / np.float32(255))

@@ -51,7 +51,7 @@ def test_rows_that_do_not_fill_the_devices_train_the_same(trained_on, mesh):
 
 
 @pytest.mark.parametrize("sizes", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 4, 1)])
-def test_class_pictures_are_the_same_bytes_on_any_mesh(micro, micro_params, mesh, sizes):
+def test_class_images_are_the_same_bytes_on_any_mesh(micro, micro_params, mesh, sizes):
     settings, prompts = SamplingConfig("ddpm", 3, 3.0, 64), ["an emoji of a cat"] * 16
 
     def draw(mesh):  # two images on each device, as for class images

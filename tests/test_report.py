@@ -102,7 +102,7 @@ def test_samples_are_laid_out_by_prompt_with_every_step_in_the_slider(page):
     assert "a photo of a cat, cat, step 40, image 2" in page.alts
 
 
-def test_the_pictures_that_were_learned_from_are_there(page, run):
+def test_the_images_that_were_learned_from_are_there(page, run):
     assert "Training images with their captions" in page.alts
     assert f"3 class images. {run}/prior" in page.text
 

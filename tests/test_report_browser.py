@@ -45,7 +45,7 @@ def opened(tab, page) -> Browser:
     assert tab.problems == []
 
 
-def test_the_slider_moves_the_pictures_of_all_runs(opened):
+def test_the_slider_moves_the_images_of_all_runs(opened):
     last = opened.run(SOURCES)
     opened.run("document.getElementById('step').focus()")
     opened.press("ArrowLeft")
@@ -161,7 +161,7 @@ def test_each_theme_has_its_own_colours_and_paper_is_light(opened):
     opened.send("Emulation.setEmulatedMedia", media="", features=[])
 
 
-def test_without_scripts_the_last_pictures_and_all_tables_are_there(tab, page):
+def test_without_scripts_the_last_images_and_all_tables_are_there(tab, page):
     tab.send("Emulation.setScriptExecutionDisabled", value=True)
     try:
         tab.open(page)
@@ -172,7 +172,7 @@ def test_without_scripts_the_last_pictures_and_all_tables_are_there(tab, page):
         tab.send("Emulation.setScriptExecutionDisabled", value=False)
 
 
-def test_every_control_and_picture_has_a_name(opened):
+def test_every_control_and_image_has_a_name(opened):
     nodes = opened.send("Accessibility.getFullAXTree")["nodes"]
     roles = {"slider", "button", "radio", "checkbox", "image", "link", "table", "region"} - {"table"}
     unnamed = [

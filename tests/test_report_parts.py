@@ -110,12 +110,12 @@ def test_pixel_art_keeps_every_pixel():
     assert (embedded.width, embedded.height, embedded.pixelated) == (64, 64, True)
 
 
-def test_a_large_picture_is_shrunk_to_its_longest_side():
+def test_a_large_image_is_shrunk_to_its_longest_side():
     embedded = embed(Image.fromarray(photo(1, 512)).resize((512, 256)), EmbeddedSize(256, 80))
     assert (embedded.width, embedded.height, embedded.pixelated) == (256, 128, False)
 
 
-def test_more_pictures_are_embedded_smaller():
+def test_more_images_are_embedded_smaller():
     images = [Image.fromarray(photo(number, 512)) for number in range(2)]
     sizes = [fitting_size(images, count, 2_000_000).longest for count in (10, 100, 100_000)]
     assert sizes[0] == 512
