@@ -9,7 +9,8 @@ from jaxbooth.errors import RunFailure, UserError
 
 if TYPE_CHECKING:
     from jaxbooth.pipeline import Pipeline
-    from jaxbooth.runs.train import Result, train
+    from jaxbooth.runs.train import train
+    from jaxbooth.runs.training_run import Result
 
 __version__ = version("jaxbooth")
 __all__ = ["Config", "Pipeline", "Result", "RunFailure", "UserError", "__version__", "load_config", "train"]
@@ -21,10 +22,14 @@ def __getattr__(name: str) -> Any:
         from jaxbooth.pipeline import Pipeline
 
         return Pipeline
-    if name in ("Result", "train"):
-        from jaxbooth.runs import train as runs_train
+    if name == "Result":
+        from jaxbooth.runs.training_run import Result
 
-        return getattr(runs_train, name)
+        return Result
+    if name == "train":
+        from jaxbooth.runs.train import train
+
+        return train
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
 
 

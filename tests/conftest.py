@@ -18,7 +18,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 from jaxtyping import install_import_hook
 
 # The shapes and dtypes in signatures are checked while a function is traced or called.
-install_import_hook(["jaxbooth.diffusion", "jaxbooth.models", "jaxbooth.training"], f"{shapes.__name__}.checked")
+install_import_hook(
+    ["jaxbooth.diffusion", "jaxbooth.models", "jaxbooth.training", "jaxbooth.data.latents"],
+    f"{shapes.__name__}.checked",
+)
 
 import jax
 import numpy as np

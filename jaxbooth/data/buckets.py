@@ -39,12 +39,12 @@ def nearest_bucket(size: tuple[int, int], resolution: int, multiple: int) -> tup
 def bucket_shapes(resolution: int, multiple: int) -> list[tuple[int, int]]:
     """Lists the buckets' (height, width) in ascending order, see `nearest_bucket`."""
     square = resolution // multiple * multiple
-    found = {(square, square)}
+    shapes = {(square, square)}
     for side in range(-(-resolution // 2 // multiple) * multiple, 2 * resolution + 1, multiple):
         other = min(resolution**2 // side, 2 * resolution) // multiple * multiple
         if 2 * other >= resolution:
-            found |= {(side, other), (other, side)}
-    return sorted(found)
+            shapes |= {(side, other), (other, side)}
+    return sorted(shapes)
 
 
 def group_by_bucket(
@@ -56,7 +56,9 @@ def group_by_bucket(
         UserError: no shape fits the resolution.
     """
     buckets = [nearest_bucket(size, resolution, multiple) for size in sizes]
-    return {bucket: [i for i, own in enumerate(buckets) if own == bucket] for bucket in sorted(set(buckets))}
+    return {
+        bucket: [index for index, other in enumerate(buckets) if other == bucket] for bucket in sorted(set(buckets))
+    }
 
 
 def enlargement_factor(size: tuple[int, int], bucket: tuple[int, int]) -> float:

@@ -26,7 +26,7 @@ MOST_FOLDERS = 100  # subfolders that are looked into for a message
 
 
 class ImageFile(NamedTuple):
-    """One image on disk, the caption it is trained with, and its place among the images of its folder."""
+    """One image on disk, the caption it is trained with, and its index in its folder."""
 
     path: Path
     caption: str
@@ -104,7 +104,7 @@ def scan_folder(folder: Path, prompt: str, key: str, masked: bool = False) -> Im
     captions = read_captions(entries, paths)
     used = {*paths, *masks, *captions.used}
     return ImageFolder(
-        [ImageFile(path, caption_of(path, captions, prompt), place) for place, path in enumerate(paths)],
+        [ImageFile(path, caption_of(path, captions, prompt), index) for index, path in enumerate(paths)],
         [unused_file(path) for path in entries if path not in used and path.name != MANIFEST],
         [path.name for path in captions.overruled],
     )

@@ -70,8 +70,8 @@ class Checkpoints:
         """Raises UserError if there is no checkpoint of a step, which a user has asked for."""
         steps = sorted(self._manager.all_steps())
         if step not in steps:
-            there = ", ".join(map(str, steps)) or "none"
-            raise UserError(f"{self._folder} has no checkpoint of step {step}; there are {there} (--step).")
+            available = ", ".join(map(str, steps)) or "none"
+            raise UserError(f"{self._folder} has no checkpoint of step {step}; there are {available} (--step).")
 
     def save(self, state: TrainState, step: int, config: Config) -> None:
         """Starts writing; returns before the write ends. A step that is there already is left alone.
@@ -108,8 +108,8 @@ class Checkpoints:
         Raises:
             UserError: no checkpoint is sound.
         """
-        read, step = self._read(abstract._asdict())
-        return TrainState(**read), step
+        fields, step = self._read(abstract._asdict())
+        return TrainState(**fields), step
 
     def restore_result(self, abstract: TrainState, step: int | None = None) -> tuple[dict[str, Params], int]:
         """Reads only what sampling and export need; see `restore` and `result_params`.
@@ -120,24 +120,24 @@ class Checkpoints:
         Raises:
             UserError: there is no such checkpoint, or it is damaged.
         """
-        read, step = self._read(result_fields(abstract), step)
-        fields: dict[str, Any] = {"params": {}, "ema": {}} | read
+        restored, step = self._read(result_fields(abstract), step)
+        fields: dict[str, Any] = {"params": {}, "ema": {}} | restored
         return result_params(abstract._replace(**fields)), step
 
-    def _read(self, part: dict[str, Any], only: int | None = None) -> tuple[dict[str, Any], int]:
+    def _read(self, fields: dict[str, Any], wanted: int | None = None) -> tuple[dict[str, Any], int]:
         """Reads the named fields of the newest state that has them as they were saved, and its step."""
         damaged: dict[int, str] = {}
-        if only is not None:
-            self.check(only)
-        for step in sorted(self._manager.all_steps(), reverse=True) if only is None else [only]:
+        if wanted is not None:
+            self.check(wanted)
+        for step in sorted(self._manager.all_steps(), reverse=True) if wanted is None else [wanted]:
             try:
-                read = read_step(self._folder / str(step), part)
+                restored = read_step(self._folder / str(step), fields)
             except DamagedCheckpoint as damage:
                 damaged[step] = str(damage)
                 continue
             if damaged:
                 self._report(damaged, step)
-            return read, step
+            return restored, step
         named = ", ".join(f"{step}: {reason}" for step, reason in damaged.items())
         raise UserError(
             f"{self._folder} holds no checkpoint that can be read ({named}); "

@@ -27,14 +27,15 @@ def check_folders(config: Config, base: BaseModel, classes: list[ClassImages], s
         UserError: one of them cannot, or has not.
     """
     check_entries(RunFolder(as_path(config.run_dir)))
-    needs = run_requirements(config, base, state)
-    for classset in classes:
-        if classset.missing and is_local(classset.folder):
-            size = classset.missing * 3 * config.resolution**2  # noise would not compress
-            needs.append(DiskRequirement(classset.folder, "--data.class-dir", f"{classset.missing} class images", size))
-    for need in needs:
-        check_writable(need.folder, need.key)
-    check_space(needs)
+    requirements = run_requirements(config, base, state)
+    for class_images in classes:
+        if class_images.missing and is_local(class_images.folder):
+            what = f"{class_images.missing} class images"
+            size = class_images.missing * 3 * config.resolution**2  # noise would not compress
+            requirements.append(DiskRequirement(class_images.folder, "--data.class-dir", what, size))
+    for requirement in requirements:
+        check_writable(requirement.folder, requirement.key)
+    check_space(requirements)
 
 
 def check_entries(run: RunFolder) -> None:
@@ -44,20 +45,9 @@ def check_entries(run: RunFolder) -> None:
         UserError: the message names it.
     """
     folders = (run.checkpoints, run.samples(0).parent, run.tensorboard, run.export)
-    files = (
-        run.metrics,
-        run.validation_metrics,
-        run.base_latents,
-        run.selection,
-        run.images,
-        run.base_model,
-        run.contact_sheet,
-    )
-    aside = [
-        log.with_name(log.name + end)
-        for log in (run.metrics, run.validation_metrics)
-        for end in (SUPERSEDED, UNREADABLE)
-    ]
+    logs = (run.metrics, run.validation_metrics)
+    files = (*logs, run.base_latents, run.selection, run.images, run.base_model, run.contact_sheet)
+    aside = [log.with_name(log.name + ending) for log in logs for ending in (SUPERSEDED, UNREADABLE)]
     for path in (*folders, *files, *aside) if is_local(run.root) else ():
         fits = path.is_dir() if path in folders else path.is_file()
         fits = fits and not (path in aside and path.is_symlink())  # what it leads to would grow
@@ -68,9 +58,10 @@ def check_entries(run: RunFolder) -> None:
 
 def run_requirements(config: Config, base: BaseModel, state: TrainState) -> list[DiskRequirement]:
     """Returns what a run will write into its own folder from where it stands."""
-    run, needs = RunFolder(as_path(config.run_dir)), []
+    run = RunFolder(as_path(config.run_dir))
+    requirements: list[DiskRequirement] = []
     if not is_local(run.root):
-        return needs
+        return requirements
     steps = checkpoint_steps(run.checkpoints)
     if max(steps, default=0) < config.train.steps:
         # One more than are kept: the oldest goes when the newest is whole.
@@ -78,11 +69,11 @@ def run_requirements(config: Config, base: BaseModel, state: TrainState) -> list
         size, count = tree_bytes(state), config.train.max_checkpoints + pinned + 1 - len(steps)
         if count > 0:
             what = f"{count} checkpoint(s) of {format_bytes(size)}"
-            needs.append(DiskRequirement(run.root, "--run-dir", what, count * size))
+            requirements.append(DiskRequirement(run.root, "--run-dir", what, count * size))
         if config.export:
             size = export_bytes(config, base, state)
-            needs.append(DiskRequirement(run.root, "--run-dir", f"an export of {format_bytes(size)}", size))
-    return needs
+            requirements.append(DiskRequirement(run.root, "--run-dir", f"an export of {format_bytes(size)}", size))
+    return requirements
 
 
 def export_bytes(config: Config, base: BaseModel, state: TrainState) -> int:

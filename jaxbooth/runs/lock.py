@@ -41,7 +41,7 @@ def lock_run(config: Config, processes: SingleProcess) -> Generator[RunFolder]:
                 write_text(run.config, dump_config(config))
         except OSError as error:
             raise UserError(f"--run-dir {run.root} cannot be written ({error.strerror}); choose another.") from None
-        processes.exchange("the run folder is claimed")
+        processes.exchange("the run folder is locked")
         yield run
 
 

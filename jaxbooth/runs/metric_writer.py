@@ -59,21 +59,21 @@ class JsonLinesLog:
 
 
 class MetricWriter:
-    """Appends to a run folder's logs: metrics of every step, and figures of every validation beside them."""
+    """Appends to a run folder's logs: metrics of every step, and those of every validation beside them."""
 
     def __init__(self, metrics: Path, tensorboard: Path, step: int):
         self._active = is_main()
         if not self._active:
             return
-        self._remote, self._twin = metrics.parent, ExitStack()
+        self._remote, self._staging = metrics.parent, ExitStack()
         if not is_local(metrics):  # nothing can be appended there
-            self._here = self._twin.enter_context(staging_folder(metrics.parent))
+            self._local = self._staging.enter_context(staging_folder(metrics.parent))
             for name in (log + end for log in (metrics.name, VALIDATION) for end in ("", SUPERSEDED, UNREADABLE)):
                 if (metrics.parent / name).exists():
-                    write_bytes(self._here / name, (metrics.parent / name).read_bytes())
-            metrics, tensorboard = self._here / metrics.name, self._here / tensorboard.name
-        self._metrics, self._figures = JsonLinesLog(metrics, step), JsonLinesLog(metrics.parent / VALIDATION, step)
-        self._board, self._events = EventWriter(tensorboard, step), tensorboard
+                    write_bytes(self._local / name, (metrics.parent / name).read_bytes())
+            metrics, tensorboard = self._local / metrics.name, self._local / tensorboard.name
+        self._metrics, self._validations = JsonLinesLog(metrics, step), JsonLinesLog(metrics.parent / VALIDATION, step)
+        self._events, self._events_folder = EventWriter(tensorboard, step), tensorboard
 
     def log_step(self, step: int, values: Mapping[str, float]) -> None:
         """Logs the metrics of one step."""
@@ -81,47 +81,47 @@ class MetricWriter:
             self._add(self._metrics, step, values)
 
     def log_validation(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs the figures of one validation."""
+        """Logs the metrics of one validation."""
         if self._active:
-            self._add(self._figures, step, values)
+            self._add(self._validations, step, values)
 
     def _add(self, log: JsonLinesLog, step: int, values: Mapping[str, float]) -> None:
         log.add(step, values)
-        with with_filename(self._events):
+        with with_filename(self._events_folder):
             for name, value in values.items():
-                self._board.scalar(name, value, step)
+                self._events.scalar(name, value, step)
 
-    def log_grid(self, step: int, path: Path, image: Image.Image, facts: Mapping[str, Any]) -> None:
+    def log_grid(self, step: int, path: Path, image: Image.Image, metadata: Mapping[str, Any]) -> None:
         """Saves a sample grid and logs it."""
         if not self._active:
             return
-        write_png(path, image, facts)
-        with with_filename(self._events):
-            self._board.image("samples", np.asarray(image), step)
+        write_png(path, image, metadata)
+        with with_filename(self._events_folder):
+            self._events.image("samples", np.asarray(image), step)
 
     def flush(self) -> None:
         """Puts everything on disk."""
         if self._active:
-            for part in (self._metrics, self._figures):
+            for part in (self._metrics, self._validations):
                 part.flush()
-            with with_filename(self._events):
-                self._board.flush()
+            with with_filename(self._events_folder):
+                self._events.flush()
             self._push()
 
     def close(self) -> None:
         """Flushes and closes."""
         if self._active:
-            for part in (self._metrics, self._figures):
+            for part in (self._metrics, self._validations):
                 part.close()
-            with with_filename(self._events):
-                self._board.close()
-            with self._twin:
+            with with_filename(self._events_folder):
+                self._events.close()
+            with self._staging:
                 self._push()
 
     def _push(self) -> None:
         """Copies what was written to where it belongs, if that is another place."""
         if not is_local(self._remote):
-            upload(self._here, self._remote)
+            upload(self._local, self._remote)
 
 
 class LogLine(NamedTuple):

@@ -1,73 +1,36 @@
 """`train`: the whole job, from a configuration to a trained, sampled and exported run."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-from jax.sharding import Mesh
 
 from jaxbooth.backend import enable_compilation_cache, warn_about_cpu_fallback
-from jaxbooth.base.model import BaseModel, load_params
-from jaxbooth.base.trainable import fully_trained, init_trainable, shard_params, trained_shapes, unused_parameters
+from jaxbooth.base.trainable import trained_shapes, unused_parameters
 from jaxbooth.config.load import load_config, with_overrides
 from jaxbooth.config.rates import learning_rates
 from jaxbooth.config.rules import check_config
 from jaxbooth.config.run_config import Config, fill_resolution, resolve_paths
 from jaxbooth.config.schema import DistributedConfig
-from jaxbooth.console.messages import info, is_main, print_result, shell_quote
-from jaxbooth.console.progress import heartbeat, progress
+from jaxbooth.console.progress import heartbeat
 from jaxbooth.data.training_images import TrainingImages
-from jaxbooth.distributed.arrays import to_host
 from jaxbooth.distributed.group import SingleProcess, process_group
 from jaxbooth.distributed.process_info import find_process
-from jaxbooth.errors import RunFailure
-from jaxbooth.export.export import default_format, make_export, write_export
-from jaxbooth.export.metadata import run_metadata
-from jaxbooth.export.notes import reader_notes
-from jaxbooth.export.verify import verify_export
-from jaxbooth.params import Params, cast_matrices, flatten_components
 from jaxbooth.plan.fit import check_memory
 from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.runs.contact_sheet import contact_sheet, write_contact_sheet
 from jaxbooth.runs.disk_needs import check_folders
-from jaxbooth.runs.early_stopping import Selection, early_stop_step, summary
 from jaxbooth.runs.folder import RunFolder
-from jaxbooth.runs.inputs import RunInputs, generate_class_images, read_inputs, record_images, scan_class_folders
+from jaxbooth.runs.inputs import read_inputs
 from jaxbooth.runs.lock import check_ownership, lock_run
-from jaxbooth.runs.loop import TrainingLoop, compile_dispatches
-from jaxbooth.runs.metric_writer import MetricWriter
 from jaxbooth.runs.overlap import check_run_folders
 from jaxbooth.runs.restore import abstract_run_state, confirm_base, read_base
 from jaxbooth.runs.shared_folders import check_shared_folders, shared_settings
-from jaxbooth.runs.start_notes import describe_length, learning_rate_jump, log_padding, log_prompts
-from jaxbooth.runs.training_data import TrainingData, encode_training_data
-from jaxbooth.runs.validation import make_validation
-from jaxbooth.sharding import batch_shards, check_heads, make_mesh
+from jaxbooth.runs.start_notes import log_prompts
+from jaxbooth.runs.training_run import Result, TrainingRun
+from jaxbooth.sharding import check_heads, make_mesh
 from jaxbooth.storage.remote import as_path
 from jaxbooth.training.optimizer import make_optimizer
-from jaxbooth.training.spec import make_train_step_spec
-from jaxbooth.training.state import TrainState, checksums, initial_state, result_params
-from jaxbooth.training.step import REFERENCE_DENOISER, make_dispatch
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a call to `train` leaves behind.
-
-    Attributes:
-        run: the folder.
-        step: optimizer updates done so far.
-        complete: whether that is all of them.
-    """
-
-    run: RunFolder
-    step: int
-    complete: bool
 
 
 def train(config: Config | str | Path | None = None, **overrides: Any) -> Result:
@@ -129,172 +92,3 @@ def train_joined(config: Config, processes: SingleProcess) -> Result:
             raise
         checkpoints.close()
         return result
-
-
-@dataclass
-class TrainingRun:
-    """A run from its folder on. Weights of what is trained live in the train state alone once it exists.
-
-    Attributes:
-        before: the configuration that the run had until now.
-    """
-
-    config: Config
-    before: Config
-    run: RunFolder
-    inputs: RunInputs
-    images: TrainingImages
-    mesh: Mesh
-    optimizer: optax.GradientTransformation
-    checkpoints: Checkpoints
-    processes: SingleProcess
-
-    @property
-    def base(self) -> BaseModel:
-        """The base model, ready for the run's adapters and placeholder tokens."""
-        return self.inputs.base
-
-    def execute(self) -> Result:
-        """Prepares, trains and finishes."""
-        total, done = self.config.train.steps, self.checkpoints.latest() or 0
-        early_stop = early_stop_step(self.run.selection)
-        stopped_early = early_stop is not None and done >= early_stop and self.config.evaluation.patience
-        if done >= total or stopped_early:
-            return self.finish_complete(done)
-        shapes = trained_shapes(self.base, self.config)
-        whole = fully_trained(self.base, shapes)
-        params = load_params(self.base, self.mesh, whole)
-        data = self.encode_data(params)
-        values = shard_params(init_trainable(self.base, self.config, shapes, params), self.mesh)
-        start = jax.device_get(checksums(flatten_components(values)))
-        denoiser = self.base.denoiser_name
-        reference = self.reference_denoiser(params[denoiser]) if denoiser in whole else {}
-        frozen = {name: component for name, component in params.items() if name not in whole}
-        params.clear()
-        state, done = self.start_state(values, done)
-        state, step, selection = self.train(state, done, data, frozen, reference)
-        for sentence in summary(selection, self.config.validation, self.config.evaluation):
-            print_result(sentence)
-        if step < total and selection.stopped_at is None:
-            print_result(f"stopped and saved at step {step} of {total}; run the same command again to continue.")
-            return Result(self.run, step, complete=False)
-        self.check_moved(start, state)
-        if self.config.export:
-            self.export(state)
-        print_result(f"done: {self.run.samples(step)}")
-        prompt = shell_quote(self.config.subjects[0].instance_prompt)
-        print_result(f"draw more: jaxbooth sample {shell_quote(str(self.run.root))} --prompt {prompt}")
-        return Result(self.run, step, complete=True)
-
-    def finish_complete(self, done: int) -> Result:
-        """Exports a run that has done all its steps, if that was not done yet."""
-        if self.config.export and not self.run.is_exported:
-            state, step = self.restore()
-            if step < done:  # the last checkpoint was damaged, and is aside now
-                del state
-                return self.execute()
-            self.export(state)
-        total = self.config.train.steps
-        flags = "--train.steps" if done >= total else "--evaluation.patience"
-        print_result(f"{self.run.root} is complete at step {done} of {total}; raise {flags} to train on.")
-        return Result(self.run, done, complete=True)
-
-    def encode_data(self, params: dict[str, Params]) -> TrainingData:
-        """Generates missing class images and encodes everything."""
-        config = self.config
-        for classes in self.inputs.classes:
-            generate_class_images(self.base, params, classes, config.prior, config.resolution, self.mesh)
-        self.processes.exchange("class images are written")
-        folders = scan_class_folders(config.text.placeholder_tokens, self.inputs.classes)
-        class_files = [folder.images for folder in folders]
-        record_images(self.run, {"instance": self.inputs.images, "class": [f for files in class_files for f in files]})
-        return encode_training_data(config, self.inputs, self.images, params, class_files, self.mesh)
-
-    def reference_denoiser(self, params: Params) -> dict[str, Params]:
-        """Copies the denoiser in the compute dtype, where prior rows learn the frozen model's own predictions."""
-        if self.config.loss.prior_target == "noise":
-            return {}
-        dtype = self.base.dtype
-        copy = jax.jit(lambda params: {name: jnp.copy(x) for name, x in cast_matrices(params, dtype).items()})
-        return {REFERENCE_DENOISER: copy(params)}
-
-    def start_state(self, values: dict[str, Params], done: int) -> tuple[TrainState, int]:
-        """Returns the newest sound checkpoint's state and step, or a fresh state made of `values`."""
-        if not done:
-            return initial_state(values, self.optimizer, self.config.train.ema_decay is not None, self.mesh), 0
-        values.clear()
-        state, done = self.restore()
-        info(f"resumed at step {done} of {self.config.train.steps}")
-        jump = learning_rate_jump(self.before, self.config, done)
-        if jump:
-            info(jump)
-        return state, done
-
-    def restore(self) -> tuple[TrainState, int]:
-        """Reads the newest sound checkpoint."""
-        with progress("restore", total=None, transient=True):
-            return self.checkpoints.restore(abstract_run_state(self.config, self.base, self.mesh))
-
-    def train(
-        self, state: TrainState, done: int, data: TrainingData, frozen: dict[str, Params], reference: dict[str, Params]
-    ) -> tuple[TrainState, int, Selection]:
-        """Compiles the steps and runs the loop."""
-        config, base, mesh = self.config, self.base, self.mesh
-        info(describe_length(config, len(self.inputs.images)))
-        writer = MetricWriter(self.run.metrics, self.run.tensorboard, done)
-        try:
-            references = [[self.images.square(file) for file in folder.images] for folder in self.inputs.instances]
-            validation = make_validation(
-                config, self.run, base, mesh, references, frozen, self.checkpoints, writer, done
-            )
-            if not done:
-                validation(state, 0)
-            rates = learning_rates(config)
-            specs = [
-                make_train_step_spec(base, mesh, slices, self.optimizer, config.train, config.loss, config.text, rates)
-                for slices in data.slices
-            ]
-            log_padding(config.train, specs[0].layout.index.size, batch_shards(mesh))
-            step_components = set(base.trainable_components(config.trains_text))
-            step_frozen = {name: params for name, params in frozen.items() if name in step_components} | reference
-            dispatches = [make_dispatch(spec, config.train.steps_per_dispatch, state) for spec in specs]
-            compiled = compile_dispatches(dispatches, state, step_frozen, data)
-            stop_agreement = self.processes.stop_agreement
-            loop = TrainingLoop(
-                config, compiled, data, step_frozen, self.checkpoints, writer, validation, stop_agreement
-            )
-            return *loop.run(state, done), validation.early_stopping.selection
-        finally:
-            writer.close()
-
-    def check_moved(self, start: Mapping[str, np.ndarray], state: TrainState) -> None:
-        """Raises RunFailure if a trained component still equals where it started, bit for bit."""
-        end = jax.device_get(checksums(state.params))
-        for component, value in start.items():
-            if end[component] == value:
-                raise RunFailure(
-                    f"the {component} did not change in {self.config.train.steps} steps; its gradient is zero."
-                )
-
-    def export(self, state: TrainState) -> None:
-        """Writes the result in its natural format; once it is whole, that of a shorter run makes room.
-
-        Process 0 does so; with several, it gathers what was trained in its host's memory.
-        """
-        trained: dict[str, Any] = result_params(state)
-        if jax.process_count() > 1:
-            trained = {name: {leaf: to_host(value) for leaf, value in each.items()} for name, each in trained.items()}
-        if is_main():
-            self.write_export(trained)
-
-    def write_export(self, trained: dict[str, Any]) -> None:
-        """Writes and verifies."""
-        with self.run.new_export() as fresh:
-            metadata = run_metadata(self.config, trained, self.config.train.steps)
-            format = default_format(self.config.lora, self.config.text)
-            export = make_export(self.base, trained, self.mesh, fresh, format, metadata=metadata)
-            write_export(export)
-            verified = verify_export(export)
-        print_result(f"exported: {self.run.export}, {', '.join(verified)}")
-        for note in reader_notes(export):
-            info(note)
