@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from jaxbooth.errors import UserError
 LOCK = ".lock"
 WATCH_SECONDS = 1.0  # between two looks at a locked folder
 RETRY_SECONDS = 0.2  # for a lock file that its former holder has just removed
+DELETION_SECONDS = 0.5  # from the file's removal until the folder is gone, too, if somebody deletes it
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)  # what such file systems answer
 
 
@@ -77,12 +79,15 @@ class FolderLock:
 
     def loss(self) -> str | None:
         """Returns what has happened to the folder or the file, or None."""
+        is_file_gone = is_replaced(self.path, self._file_stat)
+        if is_file_gone:
+            time.sleep(DELETION_SECONDS)
         if is_replaced(self.folder, os.fstat(self._descriptor)):
             return (
                 f"{self.folder} was deleted or moved during the training; nothing more is written. Run the same "
                 "command again: it continues if the folder is back in its place, and starts over if it is not."
             )
-        if is_replaced(self.path, self._file_stat):
+        if is_file_gone:
             return (
                 f"{self.path} was removed during the training, so that another one could start in the same folder; "
                 "nothing more is written. Run the same command again to continue from the last checkpoint."
