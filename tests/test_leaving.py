@@ -7,17 +7,18 @@ import time
 import numpy as np
 import pytest
 
-from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.runs.metric_writer import read_metrics
 from tests.commands import SHORT, jaxbooth, start, succeed, train
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
-def test_a_signal_saves_and_leaves_and_the_same_command_continues(tmp_path, number):
+def test_a_signal_saves_and_leaves_and_the_same_command_continues(micro_model, tmp_path, number):
     run_dir = tmp_path / "run"
     command = [
         "train",
         *SHORT,
+        "--model",
+        micro_model,
         "--run-dir",
         run_dir,
         "--train.checkpoint-every",
@@ -39,10 +40,10 @@ def test_a_signal_saves_and_leaves_and_the_same_command_continues(tmp_path, numb
     assert f"resumed at step {saved} of {saved + 1}" in resumed
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(micro_model, tmp_path):
     run_dir = tmp_path / "run"
     arguments = ["--train.learning-rate", "1000", "--train.checkpoint-every", "1", "--train.max-grad-norm", "0"]
-    done = train(run_dir, *arguments)
+    done = train(run_dir, "--model", micro_model, *arguments)
     assert done.returncode == 1
     assert "is not finite; the run stopped and its last checkpoint is intact" in done.stderr
     assert "Traceback" not in done.stderr
@@ -50,7 +51,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
         assert np.isfinite(line["loss"])
 
 
-def test_a_local_model_needs_no_network(tmp_path):
+def test_a_local_model_needs_no_network(micro_model, tmp_path):
     blocked = (
         "import socket\n"
         "def refuse(*args, **kwargs): raise AssertionError('network call')\n"
@@ -58,7 +59,7 @@ def test_a_local_model_needs_no_network(tmp_path):
         "from jaxbooth.cli.main import main; main()"
     )
     flags = ["--prompt", "a cat", "--num", 1, "--steps", 1, "--out", tmp_path]
-    succeed(jaxbooth("sample", DEMO_MODEL, *flags, code=blocked))
+    succeed(jaxbooth("sample", micro_model, *flags, code=blocked))
 
 
 def test_doctor_runs_a_convolution_where_jax_runs():
@@ -68,7 +69,7 @@ def test_doctor_runs_a_convolution_where_jax_runs():
 
 
 @pytest.mark.slow
-def test_weights_that_did_not_move_are_an_error(tmp_path):
-    done = train(tmp_path / "run", "--train.learning-rate", "1e-60", steps=1)
+def test_weights_that_did_not_move_are_an_error(micro_model, tmp_path):
+    done = train(tmp_path / "run", "--model", micro_model, "--train.learning-rate", "1e-60", steps=1)
     assert done.returncode == 1
     assert "the unet did not change in 1 steps" in done.stderr

@@ -1,6 +1,5 @@
 """Whole runs through the command line: what they leave behind, resuming, interruption, failure."""
 
-import functools
 import json
 import shutil
 from pathlib import Path
@@ -19,11 +18,19 @@ from jaxbooth.runs.restore import restore_result
 from tests import commands
 from tests.commands import jaxbooth, read_facts, succeed
 
-train = functools.partial(commands.train, flags="")  # compiled as for users: bits depend on it
+
+@pytest.fixture(scope="module")
+def train(micro_model):
+    """Trains the small model, compiled as for users: bits depend on it."""
+
+    def run(run_dir: Path, *extra: object, steps: int = 6):
+        return commands.train(run_dir, "--model", micro_model, *extra, steps=steps, flags="")
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory) -> tuple[Path, str]:
+def straight(train, tmp_path_factory) -> tuple[Path, str]:
     """A run of six steps without a stop, and what it printed."""
     run_dir = tmp_path_factory.mktemp("straight") / "run"
     return run_dir, succeed(train(run_dir))
@@ -39,11 +46,10 @@ def losses(run_dir: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in read_metrics(run_dir / "metrics.jsonl")]
 
 
-def test_a_run_says_what_it_will_do_and_did(straight):
+def test_a_run_says_what_it_will_do_and_did(straight, micro_model):
     _, output = straight
-    assert (
-        "prior on, weight 1.0: 3 class images (0 found, 3 to generate from demo, prompt 'an emoji of a cat')" in output
-    )
+    generated = f"0 found, 3 to generate from {micro_model}, prompt 'an emoji of a cat'"
+    assert f"prior on, weight 1.0: 3 class images ({generated})" in output
     assert "identifier 'sks': 2 tokens, sk + s" in output
     assert "6 steps x (2 + 2) rows = 12 instance views, 2.4 views of each image; learning rate 0.0002" in output
     assert "exported:" in output
@@ -76,23 +82,23 @@ def test_sample_grids_say_what_made_them(straight):
     assert (facts["step"], facts["seed"], facts["sampler"], facts["guidance_scale"]) == ("6", "0", "dpmpp_2m", "4.0")
 
 
-def test_a_resumed_run_is_bit_identical_to_one_that_never_stopped(straight, base, mesh, tmp_path):
+def test_a_resumed_run_is_bit_identical_to_one_that_never_stopped(train, straight, micro, mesh, tmp_path):
     succeed(train(tmp_path / "run", steps=3))
     output = succeed(train(tmp_path / "run", "--train.steps-per-dispatch", 3))
     assert "resumed at step 3 of 6" in output
     assert losses(tmp_path / "run") == losses(straight[0])
-    expected = weights(straight[0], base, mesh)
-    for name, value in weights(tmp_path / "run", base, mesh).items():
+    expected = weights(straight[0], micro, mesh)
+    for name, value in weights(tmp_path / "run", micro, mesh).items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
-def test_a_complete_run_says_so_and_what_to_raise(straight):
+def test_a_complete_run_says_so_and_what_to_raise(train, straight):
     output = succeed(train(straight[0]))
     assert "complete at step 6 of 6; raise --train.steps" in output
 
 
 @pytest.mark.slow
-def test_a_half_written_checkpoint_is_ignored(straight, tmp_path):
+def test_a_half_written_checkpoint_is_ignored(train, straight, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(straight[0], run_dir)
     config = (run_dir / "config.yaml").read_text().replace(str(straight[0]), str(run_dir))
@@ -103,9 +109,9 @@ def test_a_half_written_checkpoint_is_ignored(straight, tmp_path):
     assert "resumed at step 6 of 7" in succeed(train(run_dir, steps=7))
 
 
-def test_a_run_and_its_base_are_sampled_alike(straight, tmp_path):
+def test_a_run_and_its_base_are_sampled_alike(straight, micro_model, tmp_path):
     flags = ["--prompt", "an emoji of a sks cat", "--num", 2, "--steps", 2, "--guidance-scale", 4]
-    for source, out in ((straight[0], "run"), ("demo", "base")):
+    for source, out in ((straight[0], "run"), (micro_model, "base")):
         succeed(jaxbooth("sample", source, *flags, "--out", tmp_path / out))
     facts = read_facts(tmp_path / "run" / "0-001.png")
     assert (facts["prompt"], facts["seed"], facts["index"], facts["step"]) == ("an emoji of a sks cat", "0", "1", "6")
