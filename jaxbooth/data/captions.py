@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxbooth.config.limits import MAX_PROMPT
-from jaxbooth.data.file_names import by_name, by_stem, clipped, folded
+from jaxbooth.data.file_names import by_name, by_stem, fold_name, shorten_name
 from jaxbooth.errors import UserError
 from jaxbooth.storage.paths import ascii_repr, relative_file_name
 from jaxbooth.storage.text import parse_json_object, read_lines, read_text
@@ -31,7 +31,7 @@ class Caption(NamedTuple):
     source: str
 
 
-class Entry(NamedTuple):
+class CaptionEntry(NamedTuple):
     """One line of a caption list: the name as written, its caption, and the file and line."""
 
     name: object
@@ -43,12 +43,12 @@ class Captions(NamedTuple):
     """What a folder says of its images.
 
     Attributes:
-        of: image -> its caption.
+        by_image: image -> its caption.
         used: the files that captions were read from.
         overruled: caption files beside images whose caption a list has.
     """
 
-    of: dict[Path, Caption]
+    by_image: dict[Path, Caption]
     used: set[Path]
     overruled: list[Path]
 
@@ -65,11 +65,11 @@ def read_captions(entries: Sequence[Path], images: Sequence[Path]) -> Captions:
             images, or contradicts another one.
     """
     for path in entries:
-        if folded(path.name) == UNREAD_LIST:
+        if fold_name(path.name) == UNREAD_LIST:
             raise UserError(
                 f"{path}: captions are not read from Parquet; write them as metadata.jsonl or metadata.csv."
             )
-    lists = [path for path in entries if folded(path.name) in READERS]
+    lists = [path for path in entries if fold_name(path.name) in READERS]
     captions = read_lists(lists, images)
     beside = caption_files(entries, images)
     overruled = [file for image, files in beside.items() if image in captions for file in files]
@@ -89,15 +89,15 @@ def read_lists(lists: Sequence[Path], images: Sequence[Path]) -> dict[Path, Capt
     """
     index, captions = by_name(images), dict[Path, Caption]()
     for path in lists:
-        for name, text, source in READERS[folded(path.name)](path):
-            image = image_of(name, source, path.parent, index.find(relative_file_name(name, source)))
+        for name, text, source in READERS[fold_name(path.name)](path):
+            image = find_image(name, source, path.parent, index.find(relative_file_name(name, source)))
             if image in captions:
                 raise UserError(f"{source}: {image.name} has a caption already, in {captions[image].source}; keep one.")
             captions[image] = Caption(text, source)
     return captions
 
 
-def image_of(name: object, source: str, folder: Path, images: list[Path]) -> Path:
+def find_image(name: object, source: str, folder: Path, images: list[Path]) -> Path:
     """Returns the one image that an entry means.
 
     Raises:
@@ -111,13 +111,15 @@ def image_of(name: object, source: str, folder: Path, images: list[Path]) -> Pat
             f"{source}: {ascii_repr(name)} may be {images[0].name} or {images[1].name}; spell it as its file."
         )
     if not (folder / relative).is_file():
-        raise UserError(f"{source}: {clipped(relative)} does not exist in {folder}.")
+        raise UserError(f"{source}: {shorten_name(relative)} does not exist in {folder}.")
     if "/" in relative:
         raise UserError(f"{source}: {ascii_repr(name)} is in a subfolder, which is not read; move it to {folder}.")
-    raise UserError(f"{source}: {clipped(relative)} is not an image that is read here; convert it, or remove the line.")
+    raise UserError(
+        f"{source}: {shorten_name(relative)} is not an image that is read here; convert it, or remove the line."
+    )
 
 
-def read_jsonl(path: Path) -> Iterator[Entry]:
+def read_jsonl(path: Path) -> Iterator[CaptionEntry]:
     """Yields the entries of `metadata.jsonl`: one JSON object a line."""
     for number, line in enumerate(read_lines(path), start=1):
         source = f"{path}, line {number}"
@@ -126,25 +128,25 @@ def read_jsonl(path: Path) -> Iterator[Entry]:
                 entry = parse_json_object(line, source)
             except UserError:
                 raise UserError(f"{source}: expected {JSONL_FORM}.") from None
-            refuse_repeated(json.loads(line, object_pairs_hook=key_names), source)
-            yield entry_of(entry, source, JSONL_FORM)
+            refuse_duplicates(json.loads(line, object_pairs_hook=key_names), source)
+            yield parse_entry(entry, source, JSONL_FORM)
 
 
-def read_csv(path: Path) -> Iterator[Entry]:
+def read_csv(path: Path) -> Iterator[CaptionEntry]:
     """Yields the entries of `metadata.csv`, whose first row names the columns."""
     rows = csv.reader(io.StringIO(read_text(path)), strict=True)
     try:
         header = [name.strip() for name in next(rows, [])]
         if NAME_KEY not in header or not {*CAPTION_KEYS} & {*header}:
             raise UserError(f"{path}, line 1: expected the columns file_name and text, separated by a comma.")
-        refuse_repeated(header, f"{path}, line 1")
+        refuse_duplicates(header, f"{path}, line 1")
         start = rows.line_num + 1
         for row in rows:
             source, start = f"{path}, line {start}", rows.line_num + 1
             if len(row) != len(header) and row:
                 raise UserError(f"{source}: {len(row)} cells, expected {len(header)}; quote text that has a comma.")
             if row:
-                yield entry_of(dict(zip(header, row, strict=True)), source, "file_name and text")
+                yield parse_entry(dict(zip(header, row, strict=True)), source, "file_name and text")
     except csv.Error as error:
         raise UserError(f"{path}, line {rows.line_num}: it is not CSV ({error}).") from None
 
@@ -157,7 +159,7 @@ def key_names(pairs: list[tuple[str, Any]]) -> list[str]:
     return [key for key, _ in pairs]
 
 
-def refuse_repeated(names: Sequence[str], source: str) -> None:
+def refuse_duplicates(names: Sequence[str], source: str) -> None:
     """Refuses a key or a column that is there twice, of which readers take one or the other.
 
     Raises:
@@ -168,7 +170,7 @@ def refuse_repeated(names: Sequence[str], source: str) -> None:
         raise UserError(f"{source}: {twice} is there twice; keep one.")
 
 
-def entry_of(fields: dict[str, Any], source: str, form: str) -> Entry:
+def parse_entry(fields: dict[str, Any], source: str, form: str) -> CaptionEntry:
     """Returns an entry of a caption list.
 
     Raises:
@@ -182,7 +184,7 @@ def entry_of(fields: dict[str, Any], source: str, form: str) -> Entry:
             raise UserError(f'{source}: "{key}" has to be one text, not {ascii_repr(caption)}.')
     if len({*found.values()}) > 1:
         raise UserError(f"{source}: {' and '.join(found)} hold different captions; keep one of them.")
-    return Entry(fields[NAME_KEY], next(iter(found.values())), source)
+    return CaptionEntry(fields[NAME_KEY], next(iter(found.values())), source)
 
 
 def caption_files(entries: Iterable[Path], images: Sequence[Path]) -> dict[Path, list[Path]]:

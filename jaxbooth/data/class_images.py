@@ -207,7 +207,7 @@ def generate_missing(classes: ClassImages, generate: GenerateBatch, batch_size: 
             if is_main():
                 write_json(classes.folder / MANIFEST, manifest)
             for index, name in names.items():
-                save(classes, index, name, images[index])
+                save_image(classes, index, name, images[index])
                 bar.advance(name is not None)
             bar.set_postfix(f"{classes.dropped} near-constant made anew" if classes.dropped else "")
             if classes.dropped > total + 16:
@@ -227,7 +227,7 @@ def file_name(index: int, pixels: np.ndarray) -> str | None:
     return None if pixels.std(axis=(0, 1)).max() < MIN_CONTRAST else f"class-{index:05d}.png"
 
 
-def save(classes: ClassImages, index: int, name: str | None, pixels: np.ndarray) -> None:
+def save_image(classes: ClassImages, index: int, name: str | None, pixels: np.ndarray) -> None:
     """Saves an image losslessly; a dropped one only counts."""
     classes.generated[index] = name
     if name and is_main():

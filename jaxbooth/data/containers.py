@@ -51,19 +51,19 @@ def without_metadata(content: bytes) -> bytes | None:
         return None
     try:
         if content.startswith(PNG):
-            return b"".join([PNG, *png_parts(content)])
+            return b"".join([PNG, *png_chunks_to_keep(content)])
         if content.startswith(b"\xff\xd8\xff"):
-            return b"".join(jpeg_parts(content))
+            return b"".join(jpeg_segments_to_keep(content))
         if content[:4] in (b"II*\0", b"MM\0*"):
-            return plain_tiff(content)
+            return strip_tiff(content)
         if content[4:8] == b"ftyp":
-            return plain_heif(content)
+            return strip_heif(content)
     except (struct.error, IndexError):  # the pixels' own part is damaged
         pass
     return None
 
 
-def png_parts(content: bytes) -> Iterator[bytes]:
+def png_chunks_to_keep(content: bytes) -> Iterator[bytes]:
     """Yields the chunks of a PNG that are pixels, and the sound ones that say how to show them."""
     start = len(PNG)
     while start + 12 <= len(content):
@@ -121,7 +121,7 @@ def is_sound_exif(data: bytes) -> bool:
     return True
 
 
-def jpeg_parts(content: bytes) -> Iterator[bytes]:
+def jpeg_segments_to_keep(content: bytes) -> Iterator[bytes]:
     """Yields the segments of a JPEG up to its first scan that are pixels or sound metadata, and then all the rest."""
     yield content[:2]
     start = 2
@@ -150,7 +150,7 @@ def is_kept_segment(marker: int, data: bytes) -> bool:
     return sound.get(marker, False)
 
 
-def plain_tiff(content: bytes) -> bytes:
+def strip_tiff(content: bytes) -> bytes:
     """Returns a TIFF whose first directory calls its metadata something that nobody reads."""
     order = "<" if content.startswith(b"II") else ">"
     (directory,) = struct.unpack_from(f"{order}I", content, 4)
@@ -162,7 +162,7 @@ def plain_tiff(content: bytes) -> bytes:
     return bytes(changed)
 
 
-def plain_heif(content: bytes) -> bytes | None:
+def strip_heif(content: bytes) -> bytes | None:
     """Returns a HEIF or AVIF whose list of items calls EXIF something that nobody reads, or None without any."""
     for kind, start, end in boxes(content, 0, len(content)):
         if kind == b"meta":

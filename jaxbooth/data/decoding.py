@@ -27,7 +27,7 @@ WHOLE_PIXELS = 2**27  # beyond, an image is halved as it is decoded
 STRIP = 512  # rows that are halved at once
 DEEP = ("I", "F")  # 32-bit samples, whose range nothing tells
 MAX_REASON = 160  # characters of Pillow's message
-TURNS = {
+TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -182,11 +182,11 @@ def decode_stream(content: IO[bytes], path: Path, ground: str, in_srgb: bool) ->
         if file.mode in DEEP:
             raise ValueError("its samples have 32 bits; save it with 8 or 16")
         to_srgb = profile_transform(file, path) if in_srgb else None
-        image, alpha = halved(file, ground, to_srgb) if halve else flatten(file, ground, to_srgb)
+        image, alpha = flatten_at_half_size(file, ground, to_srgb) if halve else flatten(file, ground, to_srgb)
         orientation = orientation_of(file)
-    if orientation in TURNS:
-        image = image.transpose(TURNS[orientation])
-        alpha = alpha and alpha.transpose(TURNS[orientation])
+    if orientation in TRANSPOSES:
+        image = image.transpose(TRANSPOSES[orientation])
+        alpha = alpha and alpha.transpose(TRANSPOSES[orientation])
         size = size[::-1] if orientation in SIDEWAYS else size
     return Decoded(image, alpha, size)
 
@@ -218,7 +218,7 @@ def has_alpha(file: Image.Image) -> bool:
 
 def flatten(image: Image.Image, ground: str, to_srgb: ToSRGB | None) -> tuple[Image.Image, Image.Image | None]:
     """Returns an image in RGB with transparency on a ground color, and its alpha channel if it has one."""
-    image, alpha = eight_bits(image), None
+    image, alpha = to_8_bits(image), None
     if has_alpha(image):
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
@@ -231,7 +231,7 @@ def flatten(image: Image.Image, ground: str, to_srgb: ToSRGB | None) -> tuple[Im
     return image.convert("RGB"), alpha
 
 
-def eight_bits(image: Image.Image) -> Image.Image:
+def to_8_bits(image: Image.Image) -> Image.Image:
     """Scales 16-bit grey to 8 bits, where Pillow would clip it; other images stay as they are."""
     if not image.mode.startswith("I;16"):
         return image
@@ -240,7 +240,9 @@ def eight_bits(image: Image.Image) -> Image.Image:
     return ImageOps.invert(grey) if white_is_zero else grey
 
 
-def halved(image: Image.Image, ground: str, to_srgb: ToSRGB | None) -> tuple[Image.Image, Image.Image | None]:
+def flatten_at_half_size(
+    image: Image.Image, ground: str, to_srgb: ToSRGB | None
+) -> tuple[Image.Image, Image.Image | None]:
     """Does what `flatten` does at half the size, strip by strip, so that the image is in memory once only."""
     half = (image.width + 1) // 2, (image.height + 1) // 2
     whole, whole_alpha = Image.new("RGB", half), None

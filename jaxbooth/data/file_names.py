@@ -4,11 +4,11 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-MOST_NAMED = 5  # files that a message names
-LONGEST_NAME = 40  # characters of a name in a message
+MAX_NAMES = 5  # files that a message names
+MAX_NAME_LENGTH = 40  # characters of a name in a message
 
 
-def folded(name: str) -> str:
+def fold_name(name: str) -> str:
     """Returns what names that differ in capitals or in Unicode form have in common (macOS writes NFD, others NFC)."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
@@ -22,11 +22,11 @@ class NameIndex:
         self._folded: dict[str, list[Path]] = {}
         for name, path in named:
             self._exact.setdefault(name, []).append(path)
-            self._folded.setdefault(folded(name), []).append(path)
+            self._folded.setdefault(fold_name(name), []).append(path)
 
     def find(self, name: str) -> list[Path]:
         """Returns the files of that name; several where only their capitals or their endings differ."""
-        return self._exact.get(name) or self._folded.get(folded(name), [])
+        return self._exact.get(name) or self._folded.get(fold_name(name), [])
 
 
 def by_name(paths: Iterable[Path]) -> NameIndex:
@@ -39,14 +39,14 @@ def by_stem(paths: Iterable[Path]) -> NameIndex:
     return NameIndex((path.stem, path) for path in paths)
 
 
-def listed(names: Iterable[str]) -> str:
-    """Returns up to MOST_NAMED names for a message, and how many there are beyond."""
+def join_names(names: Iterable[str]) -> str:
+    """Returns up to MAX_NAMES names for a message, and how many there are beyond."""
     every = list(names)
-    rest = len(every) - MOST_NAMED
-    return ", ".join(every[:MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+    rest = len(every) - MAX_NAMES
+    return ", ".join(every[:MAX_NAMES]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def clipped(name: str) -> str:
+def shorten_name(name: str) -> str:
     """Returns a file's name as messages show it: on one line, and not too long."""
     text = name if name.isprintable() else ascii(name)
-    return text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 4] + " ..."
+    return text if len(text) <= MAX_NAME_LENGTH else text[: MAX_NAME_LENGTH - 4] + " ..."

@@ -29,7 +29,7 @@ def enlarge(images: Sequence[np.ndarray]) -> list[Image.Image]:
     return [Image.fromarray(pixels.repeat(scale, axis=0).repeat(scale, axis=1)) for pixels in images]
 
 
-def labelled_tile(image: Image.Image, label: str, width: int, lines: int) -> Image.Image:
+def make_tile(image: Image.Image, label: str, width: int, lines: int) -> Image.Image:
     """Returns one tile: the image above at most `lines` lines of its label, which may be `width` pixels wide."""
     tile = Image.new("RGB", (width, image.height + lines * LINE), "white")
     tile.paste(image)
@@ -51,7 +51,7 @@ def image_grid(images: Sequence[np.ndarray], labels: Sequence[str], columns: int
     """
     shown = enlarge(images)
     widest = max(image.width for image in shown)
-    tiles = [labelled_tile(image, label, widest, lines) for image, label in zip(shown, labels, strict=True)]
+    tiles = [make_tile(image, label, widest, lines) for image, label in zip(shown, labels, strict=True)]
     width, height = widest + GAP, max(tile.height for tile in tiles) + GAP
     rows = -(-len(tiles) // columns)
     out = Image.new("RGB", (columns * width + GAP, rows * height + GAP), "white")
@@ -61,15 +61,15 @@ def image_grid(images: Sequence[np.ndarray], labels: Sequence[str], columns: int
 
 
 def split_grid(grid: Image.Image, rows: int, side: int, lines: int = 2) -> list[list[Image.Image]] | None:
-    """Takes a sheet of square images apart again: the inverse of `image_grid`, pixel for pixel.
+    """Splits a grid of square images again: the inverse of `image_grid`, pixel for pixel.
 
     Args:
-        rows: how many rows the sheet has.
+        rows: how many rows the grid has.
         side: of the images, in pixels.
         lines: lines of text under each image.
 
     Returns:
-        the images of each row, or None if the sheet is not laid out so.
+        the images of each row, or None if the grid is not laid out so.
     """
     scale, pixels = magnification(side), np.asarray(grid.convert("RGB"))
     width, height = side * scale + GAP, side * scale + lines * LINE + GAP

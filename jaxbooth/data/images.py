@@ -11,7 +11,7 @@ from PIL import Image
 
 from jaxbooth.data.captions import CAPTION_SUFFIXES, Captions, read_captions
 from jaxbooth.data.decoding import decode, heif_is_readable, read_header
-from jaxbooth.data.file_names import NameIndex, by_stem, clipped, folded, listed
+from jaxbooth.data.file_names import NameIndex, by_stem, fold_name, join_names, shorten_name
 from jaxbooth.errors import UserError
 from jaxbooth.storage.remote import is_local
 
@@ -22,7 +22,7 @@ HEIF_EXTENSIONS = {".heic", ".heif", ".hif"}
 MASK = ".mask.png"  # `<stem>.mask.png` beside an image: white is learned, black is ignored
 MANIFEST = "manifest.json"
 SYSTEM_FILES = {"thumbs.db", "desktop.ini", "icon\r"}
-MOST_FOLDERS = 100  # subfolders that are looked into for a message
+MAX_FOLDERS = 100  # subfolders that are looked into for a message
 
 
 class ImageFile(NamedTuple):
@@ -176,7 +176,7 @@ def readable_extensions() -> set[str]:
 def unused_file(path: Path) -> UnusedFile:
     """Says why an entry of a folder is not used."""
     name, ending = path.name, path.suffix.lower()
-    if name.startswith(".") or folded(name) in SYSTEM_FILES:
+    if name.startswith(".") or fold_name(name) in SYSTEM_FILES:
         return UnusedFile(name, "")
     if path.is_dir():
         below = count_below(path)
@@ -185,17 +185,17 @@ def unused_file(path: Path) -> UnusedFile:
         return UnusedFile(name, "neither a file nor a folder" if path.exists() else "link to nothing")
     if masked_stem(path) is not None or ending in CAPTION_SUFFIXES:
         return UnusedFile(name, "no image of this name")
-    return UnusedFile(name, f"{clipped(ending)} is not read" if ending else "no ending")
+    return UnusedFile(name, f"{shorten_name(ending)} is not read" if ending else "no ending")
 
 
 def count_below(folder: Path) -> int:
-    """Counts the images in a subfolder and those below it, as far as MOST_FOLDERS go; links are not followed."""
+    """Counts the images in a subfolder and those below it, as far as MAX_FOLDERS go; links are not followed."""
     if not is_local(folder) or folder.is_symlink():
         return 0
     known = EXTENSIONS | HEIF_EXTENSIONS
     return sum(
         Path(name).suffix.lower() in known and not name.startswith(".")
-        for _, _, names in islice(os.walk(folder), MOST_FOLDERS)
+        for _, _, names in islice(os.walk(folder), MAX_FOLDERS)
         for name in names
     )
 
@@ -203,7 +203,7 @@ def count_below(folder: Path) -> int:
 def describe_unused(found: Iterable[UnusedFile]) -> str:
     """Names what was left out for a reason, each with it; what holds images comes first."""
     told = sorted((each for each in found if each.reason), key=lambda each: "image(s)" not in each.reason)
-    return listed(f"{clipped(each.name)} ({each.reason})" for each in told)
+    return join_names(f"{shorten_name(each.name)} ({each.reason})" for each in told)
 
 
 def no_images_message(folder: Path, key: str, found: Sequence[UnusedFile]) -> str:
@@ -221,8 +221,8 @@ def caption_of(path: Path, captions: Captions, prompt: str) -> str:
     Raises:
         UserError: it is empty.
     """
-    if path in captions.of:
-        return captions.of[path].text
+    if path in captions.by_image:
+        return captions.by_image[path].text
     if not prompt.strip():
         raise UserError(f"{path}: the caption is empty; write one for {path.name} or remove it.")
     return prompt
@@ -258,9 +258,9 @@ def has_mask(path: Path) -> bool:
 
 def mask_beside(path: Path) -> Path | None:
     """Returns the file that masks an image."""
-    entries, stem = sorted(path.parent.iterdir()), folded(path.stem)
-    near = [entry for entry in masks_among(entries) if folded(masked_stem(entry) or "") == stem]
+    entries, stem = sorted(path.parent.iterdir()), fold_name(path.stem)
+    near = [entry for entry in masks_among(entries) if fold_name(masked_stem(entry) or "") == stem]
     if not near:
         return None
-    images = images_among((entry for entry in entries if folded(entry.stem) == stem), path.parent)
+    images = images_among((entry for entry in entries if fold_name(entry.stem) == stem), path.parent)
     return next((mask for mask, owned in mask_files(near, by_stem(images)).items() if path in owned), None)

@@ -18,7 +18,7 @@ from jaxbooth.data.buckets import enlargement_factor, group_by_bucket
 from jaxbooth.data.class_images import ClassImages, generate_missing, open_all_class_images
 from jaxbooth.data.crops import CropSpec
 from jaxbooth.data.decoding import read_header
-from jaxbooth.data.file_names import listed
+from jaxbooth.data.file_names import join_names
 from jaxbooth.data.images import ImageFile, ImageFolder, describe_unused, has_mask, scan_folder
 from jaxbooth.diffusion.samplers import make_timestep_grid
 from jaxbooth.errors import UserError
@@ -104,7 +104,7 @@ def warn_unused(folder: ImageFolder, path: Path) -> None:
     if names:
         warn(f"{path}: not used: {names}.")
     if folder.overruled:
-        warn(f"{path}: metadata has the captions of these images, so not used: {listed(folder.overruled)}.")
+        warn(f"{path}: metadata has the captions of these images, so not used: {join_names(folder.overruled)}.")
 
 
 def check_placeholder_captions(tokens: Sequence[str], files: Sequence[ImageFile]) -> None:

@@ -15,7 +15,7 @@ from jaxbooth.storage.remote import as_path, is_local
 RUN_ENTRIES = ("checkpoints", "samples", "tensorboard", "evaluation", "prior", "export", ".export")
 
 
-class NamedPath(NamedTuple):
+class FlagPath(NamedTuple):
     """A folder or a file, and the flag that named it."""
 
     flag: str
@@ -29,7 +29,7 @@ def check_run_folders(config: Config) -> None:
         UserError: the message names both flags, or what is wrong with the path.
     """
     as_orbax_path(RunFolder(as_path(config.run_dir)).checkpoints)
-    run = NamedPath("--run-dir", as_path(config.run_dir))
+    run = FlagPath("--run-dir", as_path(config.run_dir))
     photos, classes, models = list(instance_folders(config)), list(class_folders(config)), list(model_paths(config))
     for given in (*photos, *models):
         refuse_overlap(run, given)
@@ -37,7 +37,7 @@ def check_run_folders(config: Config) -> None:
         refuse_inside(run, made)
         for entry in RUN_ENTRIES:
             if entry != "prior":
-                refuse_inside(made, NamedPath("a folder of --run-dir,", run.path / entry))
+                refuse_inside(made, FlagPath("a folder of --run-dir,", run.path / entry))
         for given in (*photos, *models):
             refuse_overlap(made, given)
 
@@ -53,12 +53,12 @@ def check_output(out: Path, root: Path, config: Config, allowed: str = "") -> No
     Raises:
         UserError: the message says what is there.
     """
-    target = NamedPath("--out", out)
+    target = FlagPath("--out", out)
     for given in (*instance_folders(config), *class_folders(config), *model_paths(config)):
         refuse_inside(target, given)
     for entry in RUN_ENTRIES:
         if entry != allowed:
-            refuse_inside(target, NamedPath("a folder of the run,", root / entry))
+            refuse_inside(target, FlagPath("a folder of the run,", root / entry))
 
 
 def check_output_of_model(out: Path, model: str) -> None:
@@ -68,7 +68,7 @@ def check_output_of_model(out: Path, model: str) -> None:
         UserError: it lies there.
     """
     if local_path(model).is_dir():
-        refuse_inside(NamedPath("--out", out), NamedPath("the model", local_path(model)))
+        refuse_inside(FlagPath("--out", out), FlagPath("the model", local_path(model)))
 
 
 def subjects_of(config: Config) -> tuple[Subject, ...]:
@@ -76,22 +76,22 @@ def subjects_of(config: Config) -> tuple[Subject, ...]:
     return config.subjects if config.data.subjects or config.data.instance_dir else ()
 
 
-def instance_folders(config: Config) -> Iterator[NamedPath]:
+def instance_folders(config: Config) -> Iterator[FlagPath]:
     """Yields the folders with the subjects' photos."""
     for index, subject in enumerate(subjects_of(config), start=1):
         entry = f"data.subjects, entry {index}: instance_dir" if config.data.subjects else "--data.instance-dir"
-        yield NamedPath(entry, subject.instance_dir)
+        yield FlagPath(entry, subject.instance_dir)
 
 
-def class_folders(config: Config) -> Iterator[NamedPath]:
+def class_folders(config: Config) -> Iterator[FlagPath]:
     """Yields the class folders that were named; the run's own, which is the default, is none."""
     for index, subject in enumerate(subjects_of(config), start=1):
         if subject.class_dir and config.train.prior_rows:
             entry = f"data.subjects, entry {index}: class_dir" if config.data.subjects else "--data.class-dir"
-            yield NamedPath(entry, subject.class_dir)
+            yield FlagPath(entry, subject.class_dir)
 
 
-def model_paths(config: Config) -> Iterator[NamedPath]:
+def model_paths(config: Config) -> Iterator[FlagPath]:
     """Yields the folders and files of models that are read; what is on the Hub or embedded has none."""
     names = {
         "--model": config.model,
@@ -103,16 +103,16 @@ def model_paths(config: Config) -> Iterator[NamedPath]:
     for flag, name in names.items():
         path = local_path(name or "")
         if name and name != "demo" and path.exists():
-            yield NamedPath(flag, path)
+            yield FlagPath(flag, path)
 
 
-def refuse_overlap(output: NamedPath, given: NamedPath) -> None:
+def refuse_overlap(output: FlagPath, given: FlagPath) -> None:
     """Raises UserError if one of two folders is the other or lies in it."""
     refuse_inside(output, given)
     refuse_inside(given, output)
 
 
-def refuse_inside(inner: NamedPath, outer: NamedPath) -> None:
+def refuse_inside(inner: FlagPath, outer: FlagPath) -> None:
     """Raises UserError if a folder is another one or lies in it; those on an object store are left to the user."""
     if is_local(inner.path) and is_local(outer.path) and is_within(inner.path, outer.path):
         lies = "is also" if is_within(outer.path, inner.path) else "lies in"

@@ -61,9 +61,8 @@ def make_batch(
         spec.slices, image_key, step - source.skipped, layout, spec.counts, augmentations=images.mean.shape[1]
     )
     row_keys = example_keys(jax.random.fold_in(root, NOISE_STREAM), step, layout.index)
-    posterior, noise, timestep, offset, perturbation, dropout = jax.vmap(lambda key: jax.random.split(key, 6))(
-        row_keys
-    ).T
+    purposes = jax.vmap(lambda row_key: jax.random.split(row_key, 6))(row_keys)
+    posterior, noise, timestep, offset, perturbation, dropout = purposes.T
     schedule, shape = spec.base.schedule, images.mean.shape[2:]
     latents = gather_latents(images, rows, normal(posterior, shape), spec.base.vae_config.scaling_factor)
     target_noise = offset_noise(normal(noise, shape), offset, spec.loss.noise_offset)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 from jax.sharding import Mesh
+from jaxtyping import Int, Shaped, UInt32
 
 from jaxbooth.params import Params, Shapes, by_component, flatten_components
 from jaxbooth.sharding import AnyMesh, shardings_like
@@ -25,33 +26,35 @@ class TrainState(NamedTuple):
         ema: moving average of `params`, or an empty dict.
     """
 
-    step: Array
+    step: Int[Array, ""]
     params: Params
     opt_state: optax.OptState
     ema: Params
 
 
-def build_state(masters: Params, tx: optax.GradientTransformation, keep_ema: bool) -> TrainState:
-    """The state at step 0; pure."""
+def build_state(masters: Params, optimizer: optax.GradientTransformation, keep_ema: bool) -> TrainState:
+    """Returns the state at step 0; pure."""
     average = {name: jnp.copy(value) for name, value in masters.items()} if keep_ema else {}
-    return TrainState(jnp.zeros((), jnp.int32), masters, tx.init(masters), average)
+    return TrainState(jnp.zeros((), jnp.int32), masters, optimizer.init(masters), average)
 
 
 def abstract_state(
-    shapes: dict[str, Shapes], tx: optax.GradientTransformation, keep_ema: bool, mesh: AnyMesh
+    shapes: dict[str, Shapes], optimizer: optax.GradientTransformation, keep_ema: bool, mesh: AnyMesh
 ) -> TrainState:
     """Returns shapes, dtypes and shardings of the state, without its arrays: what a checkpoint is restored into.
 
     Args:
         shapes: component -> names and shapes of what is trained.
     """
-    state = jax.eval_shape(lambda masters: build_state(masters, tx, keep_ema), flatten_components(shapes))
+    state = jax.eval_shape(lambda masters: build_state(masters, optimizer, keep_ema), flatten_components(shapes))
     shardings = shardings_like(state, mesh)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, shardings
+    )
 
 
 def initial_state(
-    params: dict[str, Params], tx: optax.GradientTransformation, keep_ema: bool, mesh: Mesh
+    params: dict[str, Params], optimizer: optax.GradientTransformation, keep_ema: bool, mesh: Mesh
 ) -> TrainState:
     """Returns the state at step 0; each array is created on the devices that the partition rule gives it.
 
@@ -59,8 +62,8 @@ def initial_state(
         params: component -> float32 trained parameters. They are donated: use the state's after this.
     """
     masters = flatten_components(params)
-    shardings = shardings_like(jax.eval_shape(lambda values: build_state(values, tx, keep_ema), masters), mesh)
-    build = jax.jit(lambda values: build_state(values, tx, keep_ema), out_shardings=shardings, donate_argnums=0)
+    shardings = shardings_like(jax.eval_shape(lambda values: build_state(values, optimizer, keep_ema), masters), mesh)
+    build = jax.jit(lambda values: build_state(values, optimizer, keep_ema), out_shardings=shardings, donate_argnums=0)
     return build(masters)
 
 
@@ -84,7 +87,7 @@ def tree_bytes(tree: object) -> int:
 
 
 @jax.jit
-def checksums(masters: Params) -> dict[str, Array]:
+def checksums(masters: Params) -> dict[str, UInt32[Array, ""]]:
     """Returns component -> a uint32 sum over the bits of its float32 parameters: equal only if nothing moved."""
     totals: dict[str, Array] = {}
     for name, value in masters.items():
@@ -94,7 +97,7 @@ def checksums(masters: Params) -> dict[str, Array]:
 
 
 @jax.jit
-def field_sums(fields: dict[str, Any]) -> dict[str, Array]:
+def field_sums(fields: dict[str, Any]) -> dict[str, UInt32[Array, ""]]:
     """Returns field of a train state -> a uint32 sum over all its bits, the same on every mesh.
 
     One flipped bit changes it, and so do arrays that changed places.
@@ -108,7 +111,7 @@ def field_sums(fields: dict[str, Any]) -> dict[str, Array]:
     return totals
 
 
-def bit_sum(value: Array) -> Array:
+def bit_sum(value: Shaped[Array, "..."]) -> UInt32[Array, ""]:
     """Returns the uint32 sum over the words of an array, which are as long as its elements."""
     words = value if value.dtype == bool else jax.lax.bitcast_convert_type(value, f"uint{8 * value.dtype.itemsize}")
     return jnp.sum(words, dtype=jnp.uint32)
