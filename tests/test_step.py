@@ -157,18 +157,29 @@ def test_remat_does_not_matter(plain, micro, micro_params, mesh):
     assert_close(losses_and_gradients(micro, micro_params, mesh, (4, 2), remat="blocks"), plain)
 
 
+# The next three tests share one compiled step.
+SHARED = {"prior_weight": 0.3, "ema_decay": 0.75}
+
+
 def test_the_length_of_a_dispatch_does_not_matter(micro, micro_params, mesh):
     results = []
     for counts in ([1, 1, 1, 1], [4]):
-        state, metrics = run(*setup(micro, micro_params, mesh, (2, 2)), counts)
+        state, metrics = run(*setup(micro, micro_params, mesh, (2, 2), **SHARED), counts)
         results.append((jax.device_get(state), metrics))
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
 def test_both_losses_are_reported_and_add_up(micro, micro_params, mesh):
-    _, metrics = run(*setup(micro, micro_params, mesh, (2, 2), prior_weight=0.3), [3])
+    _, metrics = run(*setup(micro, micro_params, mesh, (2, 2), **SHARED), [3])
     assert (metrics["prior_loss"] > 0).all()
     np.testing.assert_allclose(metrics["loss"], metrics["instance_loss"] + 0.3 * metrics["prior_loss"], rtol=1e-6)
+
+
+def test_the_average_follows_slowly(micro, micro_params, mesh):
+    state, _ = run(*setup(micro, micro_params, mesh, (2, 2), **SHARED), [1])
+    name = "unet.conv_in.bias"
+    start, now = micro_params["unet"]["conv_in.bias"], np.asarray(state.params[name])
+    np.testing.assert_allclose(state.ema[name], 0.1 * start + 0.9 * now, atol=1e-7)  # the decay of step 0 is 1 / 10
 
 
 def test_the_text_encoder_trains_only_when_asked(micro, micro_params, mesh):
@@ -191,13 +202,6 @@ def test_every_optimizer_lowers_the_loss_of_a_fixed_step(optimizer, micro, micro
     before = loss(state.params)
     state, _ = run(spec, state, frozen, source, key, [4, 4])
     assert loss(state.params) < before
-
-
-def test_the_average_follows_slowly(micro, micro_params, mesh):
-    state, _ = run(*setup(micro, micro_params, mesh, (2, 2), ema_decay=0.75), [1])
-    name = "unet.conv_in.bias"
-    start, now = micro_params["unet"]["conv_in.bias"], np.asarray(state.params[name])
-    np.testing.assert_allclose(state.ema[name], 0.1 * start + 0.9 * now, atol=1e-7)  # the decay of step 0 is 1 / 10
 
 
 def test_schedule_free_is_evaluated_at_its_average(micro, micro_params, mesh):
