@@ -108,7 +108,7 @@ class TrainingRun:
             self.export(state)
         print_result(f"done: {self.run.samples(step)}")
         prompt = shell_quote(self.config.subjects[0].instance_prompt)
-        print_result(f"draw more: jaxbooth sample {shell_quote(str(self.run.root))} --prompt {prompt}")
+        print_result(f"generate more: jaxbooth sample {shell_quote(str(self.run.root))} --prompt {prompt}")
         return Result(self.run, step, complete=True)
 
     def finish_complete(self, done: int) -> Result:
