@@ -16,12 +16,12 @@ from flax import nnx
 from jaxbooth.sharding import gather_param, param_sharding
 
 T = TypeVar("T")
-Params = dict[str, jax.Array]
 AnyArray = jax.Array | np.ndarray  # on the devices or on the host
 if TYPE_CHECKING:
     Array = jax.Array
 else:
     Array = AnyArray  # JAX's operations take numpy's arrays, too, which the checks at run time must know
+Params = dict[str, Array]
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
 

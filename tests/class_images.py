@@ -60,7 +60,9 @@ def stopping(generate_batch, batches: int):
 
 def opened(config: Config, model: Path = DEMO_MODEL) -> ClassImages:
     """Opens the class folder of a configuration."""
-    base = dataclasses.replace(demo_base(), folder=model)
+    text_settings = {"clip_skip": config.text.clip_skip, "max_token_chunks": config.text.max_token_chunks}
+    text = dataclasses.replace(demo_base().text, **text_settings)
+    base = dataclasses.replace(demo_base(), folder=model, text=text)
     settings = generation_settings(base, config.model, config.data.class_prompt, config.resolution, config.prior)
     return open_class_images(config.data.class_dir, settings, config.data.num_class_images)
 
