@@ -1,4 +1,4 @@
-"""The mesh and the partition rules: the only place that knows axis names.
+"""The mesh and the partition rules: the only place that says what an axis splits.
 
 `data` splits the batch, `fsdp` splits the batch and the parameters, `tensor` splits the wide dimension of the
 transformer's projections. All axes are `Auto`: XLA's partitioner derives every intermediate from where the batch and

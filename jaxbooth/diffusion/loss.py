@@ -31,7 +31,7 @@ class LossSpec(NamedTuple):
         prior_weighting: w_t of prior rows; None weighs them like instance rows.
         snr_gamma: gamma of `min_snr`.
         loss_type: the function of one element's error.
-        huber_c: error at which `huber` turns from squared to linear, > 0, in units of `space`.
+        huber_c: error at which `huber` turns from squared to linear, > 0, in units of `prediction_space`.
     """
 
     prediction_space: PredictionType
@@ -98,7 +98,7 @@ def epsilon_weight(
             return 1 / jnp.sqrt(jnp.clip(snr, 1e-20, 1000.0))
         case "vlb":
             return schedule.variational_weight(timesteps)
-        case _:
+        case "snr" | "uniform":
             return jnp.ones_like(snr)
 
 

@@ -60,7 +60,7 @@ def scan_steps(update: Callable[[Carry, SamplerStep], Carry], start: Carry, grid
 
 
 def to_epsilon(z: Latents, x0: Latents, step: SamplerStep) -> Latents:
-    """The noise that z holds if x0 is what it hides."""
+    """Returns the noise in z, given that its clean latents are x0."""
     return (z - step.alpha * x0) / step.sigma
 
 

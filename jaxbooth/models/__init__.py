@@ -1,4 +1,5 @@
 """The networks as Flax modules, whose attributes have the names of the diffusers and transformers state dicts.
 
-Imports `params`, `sharding`, `prng` and `storage`; knows of no files of weights, configurations of a run, or losses.
+Imports `params`, `sharding`, `prng`, `distributed` and what lies below; knows of no files of weights, no configurations
+of a run, and no losses.
 """

@@ -1,4 +1,4 @@
-"""From label a user calls a model to a local folder. A local path never touches the network."""
+"""From what a user calls a model to a local folder. A local path never touches the network."""
 
 from pathlib import Path
 
