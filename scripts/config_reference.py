@@ -5,10 +5,7 @@ python scripts/config_reference.py --check    exits with 1 if the file is not wh
 """
 
 import argparse
-import ast
-import inspect
 import sys
-import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import NoneType, UnionType
@@ -76,20 +73,6 @@ every key.
 """
 
 
-def explained(kind: type[BaseModel]) -> dict[str, str]:
-    """Returns key -> the docstring under it, those of the parent classes included."""
-    found: dict[str, str] = {}
-    for parent in reversed(kind.__mro__):
-        if not issubclass(parent, BaseModel) or parent is BaseModel:
-            continue
-        [body] = ast.parse(textwrap.dedent(inspect.getsource(parent))).body
-        assert isinstance(body, ast.ClassDef)
-        for key, text in zip(body.body, body.body[1:], strict=False):
-            if isinstance(key, ast.AnnAssign) and isinstance(key.target, ast.Name) and isinstance(text, ast.Expr):
-                found[key.target.id] = " ".join(ast.literal_eval(text.value).split())
-    return found
-
-
 def in_words(annotation: Any, limits: Iterable[Any] = ()) -> str:
     """Says what values a type with its limits takes."""
     origin, inner = get_origin(annotation), get_args(annotation)
@@ -129,11 +112,10 @@ def table(head: str, rows: Iterable[tuple[str, str, str, str]]) -> list[str]:
 
 def rows(kind: type[BaseModel], name: Any, keys: Iterable[str]) -> Iterator[tuple[str, str, str, str]]:
     """Yields a table's rows; `name` turns a key into what is typed."""
-    meanings = explained(kind)
     for key in keys:
         field = kind.model_fields[key]
         help_text = next((given.help for given in field.metadata if getattr(given, "help", None)), None)
-        meaning = (help_text or meanings[key]).replace("<", r"\<")  # `<` would begin an HTML tag
+        meaning = (help_text or field.description or "").replace("<", r"\<")  # `<` would begin an HTML tag
         yield name(key), in_words(field.annotation, field.metadata), default_of(field), meaning
 
 

@@ -1,4 +1,4 @@
-"""From arguments as they are typed to a checked model; whatever is wrong with them is one sentence."""
+"""Command-line arguments become validated models; whatever is wrong with them becomes one message."""
 
 import contextlib
 import io
@@ -17,32 +17,40 @@ T = TypeVar("T", bound=BaseModel)
 
 
 def starting_config(argv: list[str]) -> Config:
-    """Takes the configuration's name off the arguments and reads it."""
+    """Removes the name of the configuration from the arguments, and reads the configuration."""
     source = argv.pop(0) if argv and not argv[0].startswith("-") else None
-    given = {argument.split("=")[0].removeprefix("--").replace("-", "_") for argument in argv}
-    return reset_dependent_keys(load_config(source), given)
+    keys = {argument.split("=")[0].removeprefix("--").replace("-", "_") for argument in argv}
+    return reset_dependent_keys(load_config(source), keys)
 
 
-def parse(kind: type[T], argv: list[str], prog: str, default: T | None = None) -> T:
-    """Parses flags into a model; what is wrong with them becomes one sentence instead of a box or a report."""
-    check_flags(kind, argv, f"jaxbooth {prog.split()[1]}", TRAINERS if issubclass(kind, Config) else PIPELINES)
+def parse(model: type[T], argv: list[str], prog: str, default: T | None = None) -> T:
+    """Parses flags into a model.
+
+    Args:
+        prog: the command, as the help shows it.
+        default: values of the flags that are not given.
+
+    Raises:
+        UserError: a flag is unknown, missing or not valid.
+    """
+    check_flags(model, argv, f"jaxbooth {prog.split()[1]}", TRAINERS if issubclass(model, Config) else PIPELINES)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
             if default is None:
-                return tyro.cli(kind, args=argv, prog=prog)
-            return tyro.cli(kind, args=argv, prog=prog, default=default)
+                return tyro.cli(model, args=argv, prog=prog)
+            return tyro.cli(model, args=argv, prog=prog, default=default)
     except SystemExit as stop:
-        invalid = validation_behind(stop)
-        if invalid:
-            raise to_user_error(invalid, None) from None
+        validation_error = find_validation_error(stop)
+        if validation_error:
+            raise to_user_error(validation_error, None) from None
         if not printed.getvalue():
             raise
         raise UserError(parse_error(printed.getvalue(), f"jaxbooth {prog.split()[1]}")) from None
 
 
-def validation_behind(error: BaseException | None) -> ValidationError | None:
-    """Returns the validator's report that led to `error`, if one did."""
+def find_validation_error(error: BaseException | None) -> ValidationError | None:
+    """Returns the validation error that led to an exception, or None."""
     while error is not None and not isinstance(error, ValidationError):
         error = error.__context__
     return error

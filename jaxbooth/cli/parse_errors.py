@@ -1,4 +1,4 @@
-"""What tyro prints about a command line that it cannot parse, as one sentence."""
+"""What tyro prints about arguments that it cannot parse becomes one message."""
 
 import re
 from itertools import dropwhile, takewhile
@@ -17,7 +17,7 @@ TOO_LONG = "Exceeds the limit"  # of digits, Python's own
 
 
 def parse_error(printed: str, command: str) -> str:
-    """Returns the sentence for what tyro printed.
+    """Returns the message for what tyro printed.
 
     Args:
         command: whose help lists the flags, such as `jaxbooth train`.
@@ -25,7 +25,7 @@ def parse_error(printed: str, command: str) -> str:
     text = first_part(printed)
     missing = MISSING.match(text)
     if missing:
-        needs = " and ".join(map(argument_in_words, REQUIRED.finditer(missing["arguments"])))
+        needs = " and ".join(map(describe_argument, REQUIRED.finditer(missing["arguments"])))
         return f"{missing['command']} needs {needs}; see `{command} --help`."
     flag = FLAG.match(text)
     if flag and TOO_LONG in text:
@@ -37,16 +37,16 @@ def parse_error(printed: str, command: str) -> str:
     return f"{text[:1].lower()}{text[1:].rstrip('.:')}; see `{command} --help`."
 
 
-def argument_in_words(argument: re.Match[str]) -> str:
-    """Writes a flag with its help in brackets, and an argument without a name as its help alone."""
+def describe_argument(argument: re.Match[str]) -> str:
+    """Returns a flag with its help in brackets, or the help alone for an argument without a name."""
     help_text = argument["help"][:1].lower() + argument["help"][1:]
     return f"{argument['flag']}({help_text})" if argument["flag"] else f"a {help_text}"
 
 
 def first_part(printed: str) -> str:
-    """Returns the first part of the box below its title, in one line.
+    """Returns the first part of tyro's box, below the title, as one line.
 
-    A rule ends it; where the output's encoding has no lines to draw, another one stands below the title.
+    A ruled line ends it. If the terminal's encoding has no box characters, another one follows the title.
     """
     lines = [line.strip().strip(EDGE).strip() for line in COLOR.sub("", printed).splitlines()[1:]]
     filled = (line for line in lines if line)

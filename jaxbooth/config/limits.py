@@ -1,8 +1,8 @@
-"""The range of every number and the length of every text that jaxbooth takes, as types: one table for flags,
-configuration files and the library, whose functions check their arguments by it.
+"""The range of every number and the length of every text that jaxbooth takes, as types. Flags, configuration files and
+the library's functions share them.
 
-An upper bound stands far above what a run can use, and below what would fill the memory, take years, or leave the range
-of what computes with it. Floats are finite.
+An upper bound is far above what a run can use, and below what would fill the memory, take years, or overflow. Floats
+are finite.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ WarmupSteps = Annotated[int, Ge(0), Le(10**8)]
 Step = Annotated[int, Gt(0), Le(10**8)]  # of a checkpoint
 Interval = Annotated[int, Gt(0), Le(10**9)]  # steps between two saves or samples; "never" is a usual wish
 DispatchSteps = Annotated[int, Gt(0), Le(10_000)]  # their metrics are kept on the device
-CheckpointCount = Annotated[int, Gt(0), Le(10**9)]  # all of them, whose room on the disk is looked for
+CheckpointCount = Annotated[int, Gt(0), Le(10**9)]  # "all" is a usual wish; disk space is checked
 Patience = Annotated[int, Gt(0), Le(10**6)]
 
 # Rows and images
@@ -51,7 +51,7 @@ GuidanceScale = Annotated[float, Gt(0), Le(100), AllowInfNan(False)]  # beyond a
 Prompt = Annotated[str, Len(0, MAX_PROMPT)]
 ClipSkip = Annotated[int, Ge(0), Le(100)]
 ChunkCount = Annotated[int, Gt(0), Le(64)]
-VectorCount = Annotated[int, Gt(0), Le(75)]  # a chunk has room for no more
+VectorCount = Annotated[int, Gt(0), Le(75)]  # a chunk has no more
 Token = Annotated[str, Len(0, 200)]
 PlaceholderTokens = Annotated[tuple[Token, ...], Len(0, 256)]
 Prompts = Annotated[tuple[Prompt, ...], Len(0, 100)]
@@ -72,7 +72,7 @@ LogitMean = Annotated[float, Ge(-100), Le(100), AllowInfNan(False)]
 LogitStd = Annotated[float, Gt(0), Le(100), AllowInfNan(False)]
 NoiseStrength = Annotated[float, Ge(0), Le(10), AllowInfNan(False)]
 Alpha = Annotated[float, Ge(1e-6), Le(10**6), AllowInfNan(False)]
-Rank = Annotated[int, Gt(0), Le(16_384)]  # and no more than the adapted layers have, which the base model says
+Rank = Annotated[int, Gt(0), Le(16_384)]  # the layers of the base model may allow less
 
 # Devices and processes
 MeshAxis = Annotated[int, Gt(0), Le(2**20)]
@@ -86,7 +86,7 @@ R = TypeVar("R")
 
 
 def check_arguments(function: Callable[P, R]) -> Callable[P, R]:
-    """Makes a function check its arguments against their annotations, for which the types above are.
+    """Makes a function check its arguments against their annotations.
 
     Raises (when the function is called):
         UserError: an argument is missing, unknown, of another type or out of range.

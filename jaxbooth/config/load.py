@@ -29,10 +29,10 @@ EXPECTATIONS = {  # pydantic's names of errors that speak of Python -> what is n
 
 
 def to_user_error(error: ValidationError, source: str | None) -> UserError:
-    """Turns pydantic's report, on a whole configuration or on one section of it, into one sentence.
+    """Turns pydantic's error, about a whole configuration or a section, into one message.
 
     Args:
-        source: the file that holds the values, or None where they are flags.
+        source: the file that the values are from, or None if they are flags.
     """
     first = error.errors(include_url=False, include_context=False)[0]
     sections = {type(value).__name__: [key] for key, value in Config() if isinstance(value, Section)}
@@ -54,7 +54,7 @@ def load_config(source: str | Path | None, overrides: Mapping[str, Any] | None =
     """Reads a configuration: a YAML file, the name of a shipped one (`demo`, `sd15`), or None for the defaults.
 
     Args:
-        overrides: values in place of the file's, as flags have them; see `with_overrides`.
+        overrides: values that replace those of the file; see `with_overrides`.
 
     Raises:
         UserError: no such file, not YAML, an unknown key or a value out of range.
@@ -71,9 +71,9 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
     Raises:
         UserError: an unknown key or a value out of range.
     """
-    given = flatten_mapping(overrides)
-    values = reset_dependent_keys(config, given).model_dump()
-    for key, value in given.items():
+    replaced = flatten_mapping(overrides)
+    values = reset_dependent_keys(config, replaced).model_dump()
+    for key, value in replaced.items():
         *sections, leaf = key.split(".")
         target = values
         for section in sections:
@@ -88,7 +88,7 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
 
 
 def flatten_mapping(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns dotted key -> value of mappings inside of each other; dashes may stand for underscores, as in flags."""
+    """Returns dotted key -> value of nested mappings; keys may have dashes, as flags do."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = prefix + str(key).replace("-", "_")
@@ -97,7 +97,7 @@ def flatten_mapping(values: Mapping[str, Any], prefix: str = "") -> dict[str, An
 
 
 def read_config_file(source: str | Path | None) -> Config:
-    """Reads what `load_config` is given."""
+    """Reads the configuration that `load_config` is asked for."""
     if source is None:
         return Config()
     path = as_path(source) if "://" in str(source) else Path(source)
@@ -114,18 +114,18 @@ def read_config_file(source: str | Path | None) -> Config:
         raise to_user_error(error, str(path)) from None
 
 
-def reset_dependent_keys(config: Config, given: Collection[str]) -> Config:
-    """Returns a configuration without what it says of its own model or embedded subject, where another one is given.
+def reset_dependent_keys(config: Config, keys: Collection[str]) -> Config:
+    """Returns a configuration without the keys that describe its own model or subject, if another one replaces those.
 
-    How a configuration's model is looked for says nothing about another model, nor do prompts of the embedded subject
-    about a user's own.
+    The revision or VAE of a configuration's model does not suit another model, nor do prompts of the embedded subject
+    suit a user's own.
 
     Args:
-        given: dotted keys that are set on top of the configuration.
+        keys: dotted keys that will be replaced.
     """
-    if "model" in given:
+    if "model" in keys:
         config = config.model_copy(update=dict.fromkeys(("revision", "variant", "vae", "prediction_type")))
-    if "data.instance_dir" in given and config.data.instance_dir == EMBEDDED_SUBJECT:
+    if "data.instance_dir" in keys and config.data.instance_dir == EMBEDDED_SUBJECT:
         data = config.data.model_copy(update=dict.fromkeys(("instance_prompt", "class_prompt", "class_dir")))
         config = config.model_copy(update={"data": data})
     return config

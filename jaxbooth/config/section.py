@@ -10,14 +10,22 @@ from jaxbooth.storage.paths import is_utf8
 
 
 class Section(BaseModel):
-    """Frozen, and an unknown key is an error."""
+    """Frozen values. An unknown key is an error. The docstring below a key is its help text."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Joins the lines of help texts."""
+        super().__pydantic_init_subclass__(**kwargs)
+        for field in cls.model_fields.values():
+            if field.description:
+                field.description = " ".join(field.description.split())
 
     @field_validator("*", mode="before")
     @classmethod
     def refuse_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuses true and false where a number is asked for, which Python takes for 1 and 0."""
+        """Refuses true and false as numbers; Python takes them for 1 and 0."""
         if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
             raise PydanticCustomError("truth_value", "Input should not be true or false")
         return value
@@ -25,7 +33,7 @@ class Section(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def refuse_unwritable_text(cls, value: Any) -> Any:
-        """Refuses texts and paths that YAML can spell, and that no file can hold or be named with."""
+        """Refuses texts and paths that could not be written to a file or be a file name."""
         for text in value if isinstance(value, tuple) else (value,):
             if isinstance(text, str | Path) and ("\0" in str(text) or not is_utf8(str(text))):
                 raise PydanticCustomError("unwritable", "it holds a NUL character or is not UTF-8")
