@@ -1,8 +1,6 @@
 """Processes that start, stop and fail together, without what they train."""
 
 import inspect
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +14,7 @@ from jax._src.distributed import global_state
 from jax._src.lib import _jax
 
 from jaxbooth.distributed.group import SingleProcess
-from jaxbooth.distributed.process_info import ProcessInfo, find_process
+from jaxbooth.distributed.process_info import ProcessInfo
 from jaxbooth.distributed.rendezvous import READY, Connection, Coordinator
 from jaxbooth.distributed.stop_agreement import StopAgreement
 from jaxbooth.errors import UserError
@@ -24,7 +22,6 @@ from tests.commands import environment
 from tests.processes import check_told_of, free_port, outputs
 
 MOMENT = 0.5  # seconds in which a message over loopback arrives
-CLUSTER = ("SLURM_", "OMPI_", "TPU_", "MEGASCALE_", "KUBERNETES_SERVICE_HOST", "JAX_COORDINATOR")
 
 
 def ignore(_name: str) -> None:
@@ -269,101 +266,3 @@ def test_what_jax_has_no_public_name_for_is_where_it_was():
     parameters = inspect.signature(ClusterEnv.auto_detect_unset_distributed_params).parameters
     assert list(parameters)[:3] == ["coordinator_address", "num_processes", "process_id"]
     assert len(parameters) == 6
-
-
-@pytest.fixture
-def nowhere(monkeypatch):
-    """No launcher's environment."""
-    for name in list(os.environ):
-        if name.startswith(CLUSTER):
-            monkeypatch.delenv(name)
-
-
-WORK = """
-import signal, sys, time
-from jaxbooth.distributed.group import SingleProcess
-from jaxbooth.distributed.signals import exit_before_start, handled, stop_signals, watch_signals
-with handled(exit_before_start, *stop_signals()):
-    if "loop" in sys.argv:
-        alone = SingleProcess(lambda: None)
-        with watch_signals(alone.request_stop, alone.may_interrupt):
-            alone.stop_agreement.begin(0)
-            print("up", flush=True)
-            for step in range(200):
-                if not alone.stop_agreement.may_run_to(step):
-                    time.sleep(0.5)  # saving
-                    sys.exit("saved")
-                time.sleep(0.05)
-    else:
-        print("up", flush=True)
-        time.sleep(10)
-print("to its end", flush=True)
-"""
-
-
-def signalled(command: list[str], numbers: list[signal.Signals]) -> tuple[int, str]:
-    """Sends signals to a program that has come up; returns its exit code and the rest of what it prints."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout
-        while process.stdout.readline() not in ("up\n", ""):
-            pass
-        for number in numbers:
-            process.send_signal(number)
-            time.sleep(0.1)
-        return process.wait(60), process.stdout.read()
-
-
-@pytest.mark.parametrize("numbers", [[signal.SIGTERM], [signal.SIGHUP], [signal.SIGHUP, signal.SIGHUP]])
-def test_a_signal_or_the_end_of_the_terminal_saves_and_leaves(numbers):
-    assert signalled([sys.executable, "-c", WORK, "loop"], numbers) == (1, "saved\n")
-
-
-@pytest.mark.parametrize("numbers", [[signal.SIGTERM], [signal.SIGHUP, signal.SIGHUP]])
-def test_before_there_is_anything_to_save_a_signal_leaves(numbers):
-    assert signalled([sys.executable, "-c", WORK], numbers) == (0, "stopped; run the same command again.\n")
-
-
-def test_what_nohup_started_goes_on_when_the_terminal_ends():
-    command = ["nohup", sys.executable, "-c", WORK, "loop"]
-    assert signalled(command, [signal.SIGHUP]) == (0, "to its end\n")
-
-
-def test_a_laptop_is_alone(nowhere):
-    assert find_process(None, None, None, 10) is None
-
-
-def test_slurm_is_recognised(nowhere, monkeypatch):
-    values = {"JOB_ID": 4096, "STEP_NODELIST": "node[007-009]", "NTASKS": 3, "PROCID": 2, "LOCALID": 0}
-    for name, value in values.items():
-        monkeypatch.setenv(f"SLURM_{name}", str(value))
-    process = find_process(None, None, None, 10)
-    assert process == ProcessInfo("node007:61440", 3, 2, [0])
-
-
-def test_a_single_task_of_slurm_is_alone(nowhere, monkeypatch):
-    values = {"JOB_ID": 4096, "STEP_NODELIST": "node007", "NTASKS": 1, "PROCID": 0, "LOCALID": 0}
-    for name, value in values.items():
-        monkeypatch.setenv(f"SLURM_{name}", str(value))
-    assert find_process(None, None, None, 10) is None
-
-
-def test_flags_describe_a_process():
-    process = find_process("[::1]:8476", 2, 1, 10)
-    assert process == ProcessInfo("[::1]:8476", 2, 1)
-    assert process.address == ("::1", 8476)
-
-
-@pytest.mark.parametrize(
-    ("flags", "sentence"),
-    [
-        ((None, 2, 0), "--distributed.coordinator is missing"),
-        (("a:1", None, 0), "--distributed.num-processes is missing"),
-        (("a:1", 2, None), "--distributed.process-id is missing"),
-        (("a", 2, 0), "is not HOST:PORT"),
-        (("a:99999", 2, 0), "is not HOST:PORT"),
-        (("a:1", 2, 2), "they are numbered 0 to 1"),
-    ],
-)
-def test_half_a_description_is_an_error(flags, sentence):
-    with pytest.raises(UserError, match=sentence):
-        find_process(*flags, 10)
