@@ -52,9 +52,9 @@ def is_part(value: Any) -> bool:
     return is_pair and all(part is None or isinstance(part, str) for part in value)
 
 
-def read_component_config(kind: type, folder: Path) -> Any:
+def read_component_config(config_type: type, folder: Path) -> Any:
     """Reads a component's `config.json` into its typed view."""
-    return read_config(kind, read_json(folder / "config.json"), str(folder / "config.json"))
+    return read_config(config_type, read_json(folder / "config.json"), str(folder / "config.json"))
 
 
 def read_denoiser_config(folder: Path, model_index: Mapping[str, Any]) -> tuple[Family, UNetConfig]:

@@ -130,9 +130,9 @@ def init_trainable(
     embeddings = init_embeddings(base, config, params)
     values: dict[str, AnyArrays] = {}
     for component, shapes in trained.items():
-        own = {name: params[component][name] for name in shapes if name in params[component]}
+        whole = {name: params[component][name] for name in shapes if name in params[component]}
         adapters = {name: shape for name, shape in shapes.items() if ".lora_" in name}
-        values[component] = own | init_lora(params[component], adapters, config.seed)
+        values[component] = whole | init_lora(params[component], adapters, config.seed)
         if PLACEHOLDER_EMBEDDING in shapes:
             values[component][PLACEHOLDER_EMBEDDING] = embeddings[component]
     return load_lora_init(values, lora_file, base) if lora_file else values

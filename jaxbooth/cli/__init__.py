@@ -1,3 +1,4 @@
-"""The command line: one module for each command, with its flags and one call. It may import everything; nothing imports
-it.
+"""The command line: one module for each command, with its flags and one call.
+
+Imports every other room; nothing imports it.
 """

@@ -24,7 +24,7 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def refuse_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def refuse_bool_for_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuses true and false as numbers; Python takes them for 1 and 0."""
         if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
             raise PydanticCustomError("truth_value", "Input should not be true or false")

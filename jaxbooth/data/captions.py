@@ -176,15 +176,15 @@ def parse_entry(fields: dict[str, Any], source: str, form: str) -> CaptionEntry:
     Raises:
         UserError: it names no file, or has no caption, several, or one that is no text.
     """
-    found = {key: fields[key] for key in CAPTION_KEYS if fields.get(key) is not None}
-    if NAME_KEY not in fields or not found:
+    captions = {key: fields[key] for key in CAPTION_KEYS if fields.get(key) is not None}
+    if NAME_KEY not in fields or not captions:
         raise UserError(f"{source}: expected {form}.")
-    for key, caption in found.items():
+    for key, caption in captions.items():
         if not isinstance(caption, str):
             raise UserError(f'{source}: "{key}" has to be one text, not {ascii_repr(caption)}.')
-    if len({*found.values()}) > 1:
-        raise UserError(f"{source}: {' and '.join(found)} hold different captions; keep one of them.")
-    return CaptionEntry(fields[NAME_KEY], next(iter(found.values())), source)
+    if len({*captions.values()}) > 1:
+        raise UserError(f"{source}: {' and '.join(captions)} hold different captions; keep one of them.")
+    return CaptionEntry(fields[NAME_KEY], next(iter(captions.values())), source)
 
 
 def caption_files(entries: Iterable[Path], images: Sequence[Path]) -> dict[Path, list[Path]]:

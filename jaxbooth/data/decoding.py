@@ -20,7 +20,15 @@ from jaxbooth.data.containers import MAX_REPAIRED, png_metadata_follows_pixels, 
 from jaxbooth.errors import UserError
 from jaxbooth.storage.remote import is_local
 
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF")  # no EPS, PDF or PSD, whose readers do more than read
+IMAGE_FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "AVIF",
+    "BMP",
+    "GIF",
+    "TIFF",
+)  # no EPS, PDF or PSD, whose readers do more than read
 HEIF = "HEIF"  # pillow-heif's name of its format
 MAX_PIXELS = 2**28  # 268 million: a camera's 200 megapixels, and what WebP can hold
 WHOLE_PIXELS = 2**27  # beyond, an image is halved as it is decoded
@@ -136,7 +144,7 @@ def open_regular(path: Path) -> IO[bytes]:
 
 def readable_formats() -> tuple[str, ...]:
     """Returns Pillow's names of the formats that can be decoded here."""
-    return (*FORMATS, HEIF) if heif_is_readable() else FORMATS
+    return (*IMAGE_FORMATS, HEIF) if heif_is_readable() else IMAGE_FORMATS
 
 
 @contextmanager

@@ -165,7 +165,7 @@ def masks_among(entries: Iterable[Path]) -> list[Path]:
 def mask_files(entries: Iterable[Path], images: NameIndex) -> dict[Path, list[Path]]:
     """Returns mask -> the images that it belongs to, given their index by stem."""
     owners = {path: images.find(masked_stem(path) or "") for path in visible_files(masks_among(entries))}
-    return {path: found for path, found in owners.items() if found}
+    return {path: unused for path, unused in owners.items() if unused}
 
 
 def readable_extensions() -> set[str]:
@@ -200,17 +200,17 @@ def count_below(folder: Path) -> int:
     )
 
 
-def describe_unused(found: Iterable[UnusedFile]) -> str:
+def describe_unused(unused: Iterable[UnusedFile]) -> str:
     """Names what was left out for a reason, each with it; what holds images comes first."""
-    told = sorted((each for each in found if each.reason), key=lambda each: "image(s)" not in each.reason)
-    return join_names(f"{shorten_name(each.name)} ({each.reason})" for each in told)
+    explained = sorted((file for file in unused if file.reason), key=lambda file: "image(s)" not in file.reason)
+    return join_names(f"{shorten_name(file.name)} ({file.reason})" for file in explained)
 
 
-def no_images_message(folder: Path, key: str, found: Sequence[UnusedFile]) -> str:
+def no_images_message(folder: Path, key: str, unused: Sequence[UnusedFile]) -> str:
     """Says of a folder without images what it holds instead."""
-    names = describe_unused(found)
-    holds = f"{key}: {folder} holds no image ({len(found)} other file(s){': ' if names else ''}{names})"
-    if any("image(s)" in each.reason for each in found):
+    names = describe_unused(unused)
+    holds = f"{key}: {folder} holds no image ({len(unused)} other file(s){': ' if names else ''}{names})"
+    if any("image(s)" in file.reason for file in unused):
         return f"{holds}; subfolders are not read, so name the one whose images show the subject."
     return f"{holds}; known are jpg, png, webp, avif, bmp, gif, tif."
 
@@ -241,8 +241,8 @@ def load_image(path: Path, masked: bool = False) -> LoadedImage:
         return LoadedImage(image, None, size)
     source, mask_size = mask_beside(path) or path, size
     if source != path:
-        found, _, mask_size = decode(source, "black", in_srgb=False)  # what a mask leaves transparent is ignored
-        mask = found.convert("L")
+        mask_image, _, mask_size = decode(source, "black", in_srgb=False)  # what a mask leaves transparent is ignored
+        mask = mask_image.convert("L")
     if mask is not None and mask_size != size:
         sizes = ["{}x{}".format(*part) for part in (mask_size, size)]
         raise UserError(f"{source} is {sizes[0]} pixels, but {path.name} is {sizes[1]} upright; give both one size.")

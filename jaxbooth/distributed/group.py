@@ -81,14 +81,14 @@ class ProcessGroup(SingleProcess):
     A thread looks at the key-value store for an error of any process, and for a request to stop.
 
     Args:
-        facts: name -> text, which must be equal on all processes.
+        must_match: name -> text, which must be equal on all processes.
         timeout: seconds to wait for all processes.
 
     Raises:
         UserError: the processes do not come together; the message says which is missing.
     """
 
-    def __init__(self, info: ProcessInfo, facts: Mapping[str, str], timeout: float, stopped: Callable[[], None]):
+    def __init__(self, info: ProcessInfo, must_match: Mapping[str, str], timeout: float, stopped: Callable[[], None]):
         super().__init__(stopped)
         if jax.distributed.is_initialized():
             raise UserError("jax.distributed is initialized already; leave that to jaxbooth.")
@@ -99,7 +99,7 @@ class ProcessGroup(SingleProcess):
         self._rounds = 0
         self._closed = threading.Event()
         self._coordinator = Coordinator(info, timeout, NOTICE, self._lost) if info.process_id == 0 else None
-        self._connection = Connection(info, facts, timeout, NOTICE, self._lost)
+        self._connection = Connection(info, must_match, timeout, NOTICE, self._lost)
 
     def join(self) -> None:
         """Waits for all processes and starts JAX's runtime among them.
@@ -239,7 +239,7 @@ class ProcessGroup(SingleProcess):
 
 @contextmanager
 def process_group(
-    info: ProcessInfo | None, facts: Mapping[str, str], timeout: float, how_to_continue: str
+    info: ProcessInfo | None, must_match: Mapping[str, str], timeout: float, how_to_continue: str
 ) -> Generator[SingleProcess]:
     """Runs the block as one of the run's processes, and yields what joins them.
 
@@ -248,7 +248,7 @@ def process_group(
 
     Args:
         info: of this process; None: it is the only one.
-        facts: name -> text of the run, which must be equal on all processes.
+        must_match: name -> text of the run, which must be equal on all processes.
         timeout: seconds to wait for all processes.
         how_to_continue: the sentence that is printed after a stop.
 
@@ -260,7 +260,7 @@ def process_group(
     if info is None:
         group = SingleProcess(lambda: exit_stopped(sentence))
     else:
-        group = ProcessGroup(info, versions | dict(facts), timeout, lambda: exit_stopped(sentence))
+        group = ProcessGroup(info, versions | dict(must_match), timeout, lambda: exit_stopped(sentence))
     try:
         with watch_signals(group.request_stop, group.may_interrupt):
             group.join()

@@ -123,7 +123,7 @@ class Coordinator:
     def _let_in(self, hello: Message, connection: socket.socket) -> bool:
         """Registers a process; the last one opens the way for all."""
         process_id = hello.get("process_id")
-        if process_id not in range(self._info.num_processes) or not {"name", "facts"} <= hello.keys():
+        if process_id not in range(self._info.num_processes) or not {"name", "must_match"} <= hello.keys():
             return False  # a stranger
         with self._changed:
             if process_id in self._hellos:
@@ -142,8 +142,8 @@ class Coordinator:
         """Returns a sentence about what differs between the processes, empty if nothing does."""
         main = self._hellos[0]
         for _, hello in sorted(self._hellos.items()):
-            for key, value in main["facts"].items():
-                other = hello["facts"].get(key)
+            for key, value in main["must_match"].items():
+                other = hello["must_match"].get(key)
                 if other != value:
                     return (
                         f"{hello['name']} has {key} {other}, and {main['name']} has {value}; "
@@ -182,11 +182,11 @@ class Connection:
         UserError: process 0 cannot be reached in time.
     """
 
-    def __init__(self, info: ProcessInfo, facts: Mapping[str, str], timeout: float, notice: float, lost: Lost):
+    def __init__(self, info: ProcessInfo, must_match: Mapping[str, str], timeout: float, notice: float, lost: Lost):
         self._lost, self._is_waiting = lost, True
         self._connection = reach(info, timeout, notice)
         notice_vanishing(self._connection)
-        send_message(self._connection, "hello", process_id=info.process_id, name=info.name, facts=dict(facts))
+        send_message(self._connection, "hello", process_id=info.process_id, name=info.name, must_match=dict(must_match))
 
     def wait(self) -> Message:
         """Waits for all processes; returns what came of it."""

@@ -125,36 +125,51 @@ def evaluate(
     folder, config = open_run(run)
     mesh = run_mesh(config)
     models = [base_model(config.source), run_model(folder.root, step, "run"), *map(parse_model, compare)]
-    validation = config.validation
     evaluation = Evaluation(
         config=config,
         mesh=mesh,
         prompts=evaluation_prompts(config.subjects, prompts, subject, noun),
         images_per_prompt=images_per_prompt,
         num_class_images=num_class_images,
-        sampling=SamplingConfig(
-            sampler or validation.sampler,
-            steps or validation.steps,
-            guidance_scale or validation.guidance_scale,
-            config.resolution,
-        ),
+        sampling=evaluation_sampling(config, sampler, steps, guidance_scale),
         seed=seed,
         out=evaluation_folder(out, folder.root, config),
     )
     check_image_count(len(evaluation.cells))
     source = replace(config.source, allow_pickle=config.allow_pickle or allow_pickle)
     feature_models = load_feature_models(clip, dino, source, mesh)
-    scorer = Scorer(feature_models, evaluation.prompts, reference_images(config.subjects, config.resolution))
-    skipped = skipped_metrics(evaluation, feature_models)
-    for name, reason in skipped.items():
-        info(f"{DEFINITIONS[name].short_title} is left out: {reason}")
-    scored = [(model, scorer.score(evaluation.images(model))) for model in models]
-    results = evaluation_json(evaluation, feature_models, scored, prompts) | {"skipped": skipped}
+    results = measure(evaluation, feature_models, models, prompts)
     path = evaluation.out / RESULT
     write_json(path, results)
     print_table(results)
     print_result(f"written: {path}")
     return path
+
+
+def evaluation_sampling(
+    config: Config, sampler: SamplerName | None, steps: int | None, guidance_scale: float | None
+) -> SamplingConfig:
+    """Returns how images are generated; default: as those of the run's validation."""
+    validation = config.validation
+    return SamplingConfig(
+        sampler or validation.sampler,
+        steps or validation.steps,
+        guidance_scale or validation.guidance_scale,
+        config.resolution,
+    )
+
+
+def measure(
+    evaluation: Evaluation, feature_models: FeatureModels, models: Sequence[ComparedModel], prompts: str
+) -> dict[str, Any]:
+    """Generates and scores the images of every model; returns the content of the result's file."""
+    config = evaluation.config
+    skipped = skipped_metrics(evaluation, feature_models)
+    for name, reason in skipped.items():
+        info(f"{DEFINITIONS[name].short_title} is left out: {reason}")
+    scorer = Scorer(feature_models, evaluation.prompts, reference_images(config.subjects, config.resolution))
+    scored = [(model, scorer.score(evaluation.images(model))) for model in models]
+    return evaluation_json(evaluation, feature_models, scored, prompts) | {"skipped": skipped}
 
 
 def evaluation_prompts(

@@ -73,7 +73,7 @@ class PromptScores(NamedTuple):
     models: list[ModelImages]
 
 
-class Evaluation(NamedTuple):
+class ScoresTable(NamedTuple):
     """The evaluation of a run.
 
     Attributes:
@@ -88,7 +88,7 @@ class Evaluation(NamedTuple):
     skipped: list[str]
 
 
-def read_scores(run: RunData, number: int, runs: int) -> Evaluation | None:
+def read_scores(run: RunData, number: int, runs: int) -> ScoresTable | None:
     """Returns a run's evaluation; None if it has none.
 
     Args:
@@ -108,7 +108,7 @@ def read_scores(run: RunData, number: int, runs: int) -> Evaluation | None:
     try:
         models = model_columns(results["models"], number)
         definitions = results["definitions"]
-        return Evaluation(
+        return ScoresTable(
             models=models,
             metrics=[metric_row(name, definitions[name], results["models"], models) for name in definitions],
             prompts=prompt_scores(results, models, path.parent, runs),

@@ -90,8 +90,8 @@ def step_times(run: RunData) -> dict[str, str]:
     seconds = (run.config.train.batch_size + run.config.train.prior_rows) / per_second
     return {
         "images/s, median": f"{np.median(per_second):.3g}",
-        "a step, median": format_duration(float(np.median(seconds))),
-        "all steps": format_duration(float(seconds.sum())),
+        "a step, median": format_run_time(float(np.median(seconds))),
+        "all steps": format_run_time(float(seconds.sum())),
     }
 
 
@@ -112,8 +112,8 @@ def disk_use(run: RunData) -> dict[str, str]:
     return sizes
 
 
-def format_duration(seconds: float) -> str:
-    """Returns a time in the unit that suits it."""
+def format_run_time(seconds: float) -> str:
+    """Returns a time as a report shows it, such as `2 h 42 min`."""
     if seconds < 1:
         return f"{seconds * 1e3:.3g} ms"
     if seconds < 60:

@@ -19,7 +19,7 @@ class ContactSheet(NamedTuple):
     image: EmbeddedImage
 
 
-class ClassImages(NamedTuple):
+class EmbeddedClassImages(NamedTuple):
     """Class images, and the runs that use them.
 
     Attributes:
@@ -45,7 +45,7 @@ def contact_sheets(runs: Sequence[RunData]) -> list[ContactSheet]:
     return list(sheets.values())
 
 
-def class_images(runs: Sequence[RunData]) -> list[ClassImages]:
+def class_images(runs: Sequence[RunData]) -> list[EmbeddedClassImages]:
     """Returns the class images; runs that use the same folder share them."""
     users: dict[str, list[str]] = {}
     sets: dict[str, ClassImageFiles] = {}
@@ -56,8 +56,8 @@ def class_images(runs: Sequence[RunData]) -> list[ClassImages]:
     return [embed_class_images(files, users[folder]) for folder, files in sets.items()]
 
 
-def embed_class_images(files: ClassImageFiles, runs: list[str]) -> ClassImages:
+def embed_class_images(files: ClassImageFiles, runs: list[str]) -> EmbeddedClassImages:
     """Embeds some images of a folder, evenly spread."""
     paths = [files.files[index] for index in evenly_spread(len(files.files), MAX_SHOWN)]
     images = [embed(image, CLASS_IMAGE) for path in paths if (image := read_image(path))]
-    return ClassImages(runs, files.prompt, str(files.folder), len(files.files), images)
+    return EmbeddedClassImages(runs, files.prompt, str(files.folder), len(files.files), images)

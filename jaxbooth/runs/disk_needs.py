@@ -30,9 +30,9 @@ def check_folders(config: Config, base: BaseModel, classes: list[ClassImages], s
     requirements = run_requirements(config, base, state)
     for class_images in classes:
         if class_images.missing and is_local(class_images.folder):
-            what = f"{class_images.missing} class images"
+            contents = f"{class_images.missing} class images"
             size = class_images.missing * 3 * config.resolution**2  # noise would not compress
-            requirements.append(DiskRequirement(class_images.folder, "--data.class-dir", what, size))
+            requirements.append(DiskRequirement(class_images.folder, "--data.class-dir", contents, size))
     for requirement in requirements:
         check_writable(requirement.folder, requirement.key)
     check_space(requirements)
@@ -68,8 +68,8 @@ def run_requirements(config: Config, base: BaseModel, state: TrainState) -> list
         pinned = (config.evaluation.keep_best is not None) + (config.validation.drift_limit is not None)
         size, count = tree_bytes(state), config.train.max_checkpoints + pinned + 1 - len(steps)
         if count > 0:
-            what = f"{count} checkpoint(s) of {format_bytes(size)}"
-            requirements.append(DiskRequirement(run.root, "--run-dir", what, count * size))
+            contents = f"{count} checkpoint(s) of {format_bytes(size)}"
+            requirements.append(DiskRequirement(run.root, "--run-dir", contents, count * size))
         if config.export:
             size = export_bytes(config, base, state)
             requirements.append(DiskRequirement(run.root, "--run-dir", f"an export of {format_bytes(size)}", size))

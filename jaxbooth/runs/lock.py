@@ -1,4 +1,4 @@
-"""Whose a run folder is: it is created, or belongs to the same configuration, and nothing else trains in it."""
+"""Claims a run folder for one configuration, and locks it while a process trains in it."""
 
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager

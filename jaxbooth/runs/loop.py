@@ -124,9 +124,9 @@ def check_finite(values: dict[str, np.ndarray], start: int) -> None:
     finite = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
     if not finite.all():
         step = start + int(np.argmin(finite)) + 1
-        what = "loss" if not np.isfinite(values["loss"][step - start - 1]) else "gradient"
+        quantity = "loss" if not np.isfinite(values["loss"][step - start - 1]) else "gradient"
         raise RunFailure(
-            f"the {what} of step {step} is not finite; the run stopped and its last checkpoint is intact. "
+            f"the {quantity} of step {step} is not finite; the run stopped and its last checkpoint is intact. "
             "Lower --train.learning-rate, then run the same command with another --run-dir."
         )
 

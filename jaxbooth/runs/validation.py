@@ -42,9 +42,9 @@ def unrelated_prompt(subjects: Sequence[Subject]) -> str:
     """Returns the first subject's prompt with another thing in its place: "an emoji of a red apple" for an emoji."""
     prompts = [prompt for subject in subjects for prompt in (subject.class_prompt, subject.instance_prompt) if prompt]
     known = " ".join(prompts).lower()
-    thing = next((thing for thing in UNRELATED if thing.split()[-1] not in known), UNRELATED[0])
+    subject = next((noun for noun in UNRELATED if noun.split()[-1] not in known), UNRELATED[0])
     medium, of, _ = prompts[0].partition(" of ")
-    return f"{medium}{of}{thing}" if of else thing
+    return f"{medium}{of}{subject}" if of else subject
 
 
 def distinct(prompts: Iterable[str]) -> list[str]:

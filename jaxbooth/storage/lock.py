@@ -1,4 +1,4 @@
-"""Run folders are locked while they are trained, and watched, because a folder can be deleted or moved all the same.
+"""Locks on folders, which are watched as well, because a locked folder can still be deleted or moved.
 
 The locks are filelock's. The file `.lock` in the folder is locked and says who holds it; so is the folder itself, which
 keeps others out when somebody removes the file by hand. File systems that cannot lock folders (NFS) or anything at all

@@ -126,7 +126,7 @@ def weight_files(folder: Path) -> dict[str, list[str]]:
     return files
 
 
-def first(names: list[str]) -> str:
+def list_names(names: list[str]) -> str:
     """Returns the first names of a list, as a message shows them."""
     listed = ", ".join(name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}..." for name in names[:LISTED])
     return f"{listed}, ..." if len(names) > LISTED else listed
@@ -148,7 +148,7 @@ def match_names(
     missing = sorted(set(expected) - set(names.values()))
     surplus = sorted(name for name, today in names.items() if today not in expected)
     if missing or surplus:
-        parts = [f"{len(listed)} {problem} ({first(listed)})"
+        parts = [f"{len(listed)} {problem} ({list_names(listed)})"
                  for problem, listed in (("missing", missing), ("unknown", surplus)) if listed]  # fmt: skip
         raise UserError(f"{folder}: the tensors do not fit its config.json: {' and '.join(parts)}.")
     return {name: expected[today] for name, today in names.items()}

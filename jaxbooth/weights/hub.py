@@ -222,9 +222,9 @@ def hub_errors(label: str, revision: str | None = None) -> Generator[None]:
             raise RunFailure(
                 f"{label}: the disk of {constants.HF_HUB_CACHE} is full; make room, or set HF_HOME."
             ) from None
-        raise broken(label, error) from None
+        raise transfer_failure(label, error) from None
     except (errors.HTTPError, errors.XetDownloadError, RuntimeError) as error:
-        raise broken(label, error) from None
+        raise transfer_failure(label, error) from None
 
 
 def refusal(label: str, status: int, reason: str) -> UserError | RunFailure:
@@ -238,6 +238,6 @@ def refusal(label: str, status: int, reason: str) -> UserError | RunFailure:
     return RunFailure(f"{label}: the Hub answered with status {status} ({reason}); try again later.")
 
 
-def broken(label: str, error: BaseException) -> RunFailure:
+def transfer_failure(label: str, error: BaseException) -> RunFailure:
     """Returns the error for a transfer that did not end."""
     return RunFailure(f"{label}: the transfer broke off ({reason_of(error)}); run the same command again to continue.")

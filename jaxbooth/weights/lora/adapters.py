@@ -1,4 +1,4 @@
-"""A LoRA between the parameters that jaxbooth trains and the matrices that files hold.
+"""Converts LoRA adapters between the parameters that jaxbooth trains and the matrices that files hold.
 
 The scale of B A is alpha / rank for every module. A rank-stabilised LoRA (alpha / sqrt(rank)) is the same thing with an
 alpha that is sqrt(rank) times larger, and is held, read and written so: no reader needs to know of it.

@@ -12,6 +12,7 @@ from jaxbooth.errors import UserError
 from jaxbooth.models.config import UNetConfig
 from jaxbooth.params import ModuleDef
 from jaxbooth.weights.architectures import COMPONENTS, FAMILIES, OTHER_MODELS, Family, TextEncoderSpec, family_of
+from jaxbooth.weights.diffusers_read import list_names
 from jaxbooth.weights.ldm.names import unet_key
 from jaxbooth.weights.names import published_path
 
@@ -101,9 +102,11 @@ def group_names(path: Path, names: list[str]) -> dict[str, dict[str, str]]:
         else:
             strange.append(name)
     if not parts_of:
-        raise UserError(f"{path} is not a LoRA: none of its {len(names)} tensors has a LoRA's name ({some(strange)}).")
+        raise UserError(
+            f"{path} is not a LoRA: none of its {len(names)} tensors has a LoRA's name ({list_names(strange)})."
+        )
     if strange:
-        raise UserError(f"{path}: {len(strange)} of its tensors are no part of a LoRA ({some(strange)}).")
+        raise UserError(f"{path}: {len(strange)} of its tensors are no part of a LoRA ({list_names(strange)}).")
     for name, parts in parts_of.items():
         lacking = [matrix for part, matrix in (("down", "A (lora_down)"), ("up", "B (lora_up)")) if part not in parts]
         if lacking:
@@ -111,12 +114,7 @@ def group_names(path: Path, names: list[str]) -> dict[str, dict[str, str]]:
     return parts_of
 
 
-def some(names: list[str]) -> str:
-    """Returns the first names of a list."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def advice(modules: Mapping[str, tuple[int, ...]]) -> str:
+def suggest_family(modules: Mapping[str, tuple[int, ...]]) -> str:
     """Returns what to add to a message about a LoRA that does not fit: which family it looks made for.
 
     Args:
@@ -127,12 +125,12 @@ def advice(modules: Mapping[str, tuple[int, ...]]) -> str:
             return f"; it looks like a LoRA for {other.title}"
     widths = {shape[1] for name, shape in modules.items() if TEXT_READER.search(name) and len(shape) > 1}
     for family in reversed(FAMILIES.values()):
-        if family.text_width in widths or any(name.startswith(own_prefixes(family)) for name in modules):
+        if family.text_width in widths or any(name.startswith(name_prefixes(family)) for name in modules):
             return f"; it looks like a LoRA for {family.title}"
     return "; it was made for another base model"
 
 
-def own_prefixes(family: Family) -> tuple[str, ...]:
+def name_prefixes(family: Family) -> tuple[str, ...]:
     """Returns the beginnings of names in LoRA files that belong to this family alone; none may be."""
     others = [encoder for other in FAMILIES.values() if other is not family for encoder in other.text_encoders]
     shared = {prefix for encoder in others for prefix in lora_prefixes(encoder)}

@@ -10,10 +10,10 @@ import numpy as np
 from jaxbooth.errors import UserError
 from jaxbooth.models.config import UNetConfig
 from jaxbooth.params import ModuleDef
-from jaxbooth.weights.diffusers_read import open_tensors
+from jaxbooth.weights.diffusers_read import list_names, open_tensors
 from jaxbooth.weights.lora.adapters import Adapter, LoraWeights, from_adapters
 from jaxbooth.weights.lora.alpha import read_alphas
-from jaxbooth.weights.lora.names import advice, group_names, modules_by_name, some
+from jaxbooth.weights.lora.names import group_names, modules_by_name, suggest_family
 from jaxbooth.weights.values import finite, weight_dtype
 
 ALPHAS = 1e-30, 1e30  # nearer to 0 or infinity, alpha / rank is that in float32
@@ -36,12 +36,13 @@ def read_lora(path: Path, networks: Mapping[str, ModuleDef], denoiser_config: UN
             name: {part: read_tensor(path, file, tensor) for part, tensor in parts.items()}
             for name, parts in group_names(path, list(file.keys())).items()
         }
-    hint = advice({name: parts["down"].shape for name, parts in parts_of.items()})
+    hint = suggest_family({name: parts["down"].shape for name, parts in parts_of.items()})
     known = modules_by_name(networks, denoiser_config)
     unknown = sorted(name for name in parts_of if name not in known)
     if unknown:
         raise UserError(
-            f"{path}: {len(unknown)} of its {len(parts_of)} modules are not in this base model ({some(unknown)}){hint}."
+            f"{path}: {len(unknown)} of its {len(parts_of)} modules are not in this base model "
+            f"({list_names(unknown)}){hint}."
         )
     silent: dict[str, list[str]] = {component: [] for component in networks}  # modules without an alpha of their own
     for component, module in (known[name] for name, parts in parts_of.items() if "alpha" not in parts):
