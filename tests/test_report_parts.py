@@ -8,7 +8,7 @@ from jaxbooth.data.image_grid import image_grid, split_grid
 from jaxbooth.report.charts import curve_spec, import_vl_convert, interval_spec
 from jaxbooth.report.curves import Curve, keep_extremes, read_curves, smoothed, table_steps, value_at
 from jaxbooth.report.images import EmbeddedSize, embed, fitting_size
-from jaxbooth.report.settings import format_duration
+from jaxbooth.report.settings import format_run_time
 from tests.made_up_runs import photo
 
 
@@ -138,5 +138,5 @@ def test_an_interval_that_is_unknown_is_a_dot():
 
 
 def test_times_are_written_in_their_unit():
-    found = [format_duration(seconds) for seconds in (0.0321, 1.5, 59, 90, 7260)]
+    found = [format_run_time(seconds) for seconds in (0.0321, 1.5, 59, 90, 7260)]
     assert found == ["32.1 ms", "1.5 s", "59 s", "1.5 min", "2 h 1 min"]
