@@ -77,7 +77,7 @@ def write_weights(folder: Path, component: str, dtype: str) -> None:
     tensors = {
         source if source.startswith("text_projection.") else prefix + source: draw.normal(size=entry.source_shape)
         for entry in layout(folder, component)
-        if not entry.placeholder
+        if not entry.is_placeholder
         for source in entry.sources
     }
     cast = {name: tensor.astype(DTYPES[dtype]) for name, tensor in tensors.items()}

@@ -70,7 +70,7 @@ def test_diffusers_finds_every_tensor_of_an_openclip_tower_with_its_content():
     single = {
         entry.name: torch.from_numpy(entry.join([arrays[source] for source in entry.sources]).copy())
         for entry in text_encoder_layout(stem, config, projected=True)
-        if not entry.placeholder
+        if not entry.is_placeholder
     }
     found = convert_open_clip_checkpoint(tower, single, prefix=f"{stem}model.")
     assert found.keys() == expected.keys()

@@ -10,11 +10,12 @@ from jaxbooth.export.format import Export, ExportFormat, ReadBack
 from jaxbooth.export.written_model import WrittenModel
 from jaxbooth.weights.diffusers_read import to_parameter
 from jaxbooth.weights.diffusers_write import DTYPES
-from jaxbooth.weights.ldm.layout import LdmTensor, layout
-from jaxbooth.weights.ldm.read import Checkpoint
+from jaxbooth.weights.ldm.layout import layout
+from jaxbooth.weights.ldm.read import proper_name
 from jaxbooth.weights.ldm.write import markers, placeholder_value, write_single_file
 from jaxbooth.weights.names import parameter_names
 from jaxbooth.weights.prepare import link_model
+from jaxbooth.weights.single_file import Checkpoint, SingleFileTensor
 
 
 class SingleFileFormat(ExportFormat):
@@ -41,7 +42,7 @@ class SingleFileFormat(ExportFormat):
         """
         model, base = WrittenModel(export), export.base
         file = export.out / self.weights_file(export.out.name)
-        checkpoint = Checkpoint(file, allow_pickle=False)
+        checkpoint = Checkpoint(file, False, proper_name)
         missing = set(checkpoint.tensors.keys())
         for component in base.components:
             for tensor in layout(base.folder, component):
@@ -64,7 +65,9 @@ class SingleFileFormat(ExportFormat):
         return pipeline.from_single_file(str(file), config=str(folder), local_files_only=True)
 
 
-def read_tensor(checkpoint: Checkpoint, model: WrittenModel, component: str, tensor: LdmTensor, label: str) -> ReadBack:
+def read_tensor(
+    checkpoint: Checkpoint, model: WrittenModel, component: str, tensor: SingleFileTensor, label: str
+) -> ReadBack:
     """Reads one tensor, as the parameters that it is made of, flat and one after the other."""
     if tensor.name not in checkpoint.tensors.keys():  # noqa: SIM118
         return ReadBack(label, None, np.empty(tensor.shape))

@@ -6,10 +6,8 @@ prefixes from whether there is a second text encoder.
 """
 
 import functools
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from flax import nnx
 
 from jaxbooth.models.clip import CLIPTextModel
@@ -22,45 +20,9 @@ from jaxbooth.storage.text import read_json
 from jaxbooth.weights.architectures import COMPONENTS, Family, family_of
 from jaxbooth.weights.ldm.names import UNET_PREFIX, VAE_PREFIX, clip_key, openclip_key, unet_key, vae_key
 from jaxbooth.weights.names import torch_name, torch_shape
+from jaxbooth.weights.single_file import Shape, SingleFileTensor
 
-Shape = tuple[int, ...]
 CONFIGS = {"unet": UNetConfig, "vae": VAEConfig, "text_encoder": CLIPTextConfig, "text_encoder_2": CLIPTextConfig}
-
-
-@dataclass(frozen=True)
-class LdmTensor:
-    """One tensor of a single file.
-
-    Attributes:
-        name: with its prefix.
-        shape: in the single file.
-        sources: state-dict names in the folder; several are stacked along the first axis, none is a constant.
-        transposed: whether the single file holds the matrix the other way round.
-        placeholder: whether readers want it though no folder holds it; it is written and not read back.
-    """
-
-    name: str
-    shape: Shape
-    sources: tuple[str, ...]
-    transposed: bool = False
-    placeholder: bool = False
-
-    def join(self, arrays: list[np.ndarray]) -> np.ndarray:
-        """Returns the single file's tensor from those of `sources`."""
-        stacked = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
-        return (stacked.T if self.transposed else stacked).reshape(self.shape)
-
-    def part(self, array: np.ndarray, source: str) -> np.ndarray:
-        """Returns one of `sources` from the single file's tensor: the inverse of `join`."""
-        rows = np.split(array, len(self.sources))[self.sources.index(source)]
-        return (rows.T if self.transposed else rows).reshape(self.source_shape)
-
-    @property
-    def source_shape(self) -> Shape:
-        """The shape of each of `sources`: 1x1 kernels of the VAE's attention are matrices there."""
-        shape = self.shape[::-1] if self.transposed else self.shape
-        is_attention = self.name.startswith(VAE_PREFIX) and ".attn_1." in self.name and len(shape) == 4
-        return (shape[0] // len(self.sources), *(shape[1:2] if is_attention else shape[1:]))
 
 
 def components(folder: Path) -> list[str]:
@@ -90,7 +52,7 @@ def is_openclip(config: CLIPTextConfig) -> bool:
     return config.hidden_act == "gelu"
 
 
-def layout(folder: Path, component: str) -> list[LdmTensor]:
+def layout(folder: Path, component: str) -> list[SingleFileTensor]:
     """Returns the single file's tensors of one component.
 
     Raises:
@@ -99,62 +61,69 @@ def layout(folder: Path, component: str) -> list[LdmTensor]:
     config = component_config(folder, component)
     if isinstance(config, UNetConfig):
         shapes = torch_shapes(config)
-        return [LdmTensor(UNET_PREFIX + unet_key(name, config), shape, (name,)) for name, shape in shapes.items()]
+        return [
+            SingleFileTensor(UNET_PREFIX + unet_key(name, config), shape, (name,)) for name, shape in shapes.items()
+        ]
     if isinstance(config, VAEConfig):
         return vae_layout(config)
     encoder = next(encoder for encoder in read_family(folder).text_encoders if encoder.component == component)
     return text_encoder_layout(encoder.ldm_prefix, config, encoder.has_projection)
 
 
-def vae_layout(config: VAEConfig) -> list[LdmTensor]:
+def vae_layout(config: VAEConfig) -> list[SingleFileTensor]:
     """Returns the tensors of a VAE; its attention's matrices are kernels of 1x1 convolutions."""
     return [
-        LdmTensor(
+        SingleFileTensor(
             VAE_PREFIX + vae_key(name, config),
             (*shape, 1, 1) if ".attentions." in name and len(shape) == 2 else shape,
             (name,),
+            is_kernel=".attentions." in name and len(shape) == 2,
         )
         for name, shape in torch_shapes(config).items()
     ]
 
 
-def text_encoder_layout(stem: str, config: CLIPTextConfig, projected: bool) -> list[LdmTensor]:
+def text_encoder_layout(stem: str, config: CLIPTextConfig, projected: bool) -> list[SingleFileTensor]:
     """Returns the tensors of a text encoder."""
     shapes = torch_shapes(config, projected)
     if not is_openclip(config):
-        return [LdmTensor(f"{stem}transformer.{clip_key(name)}", shape, (name,)) for name, shape in shapes.items()]
+        return [
+            SingleFileTensor(f"{stem}transformer.{clip_key(name)}", shape, (name,)) for name, shape in shapes.items()
+        ]
     tensors = []
     for name, shape in shapes.items():
         key = f"{stem}model.{openclip_key(name)}"
         if ".q_proj." in name:
             sources = tuple(name.replace(".q_proj.", f".{letter}_proj.") for letter in "qkv")
-            tensors.append(LdmTensor(key, (3 * shape[0], *shape[1:]), sources))
+            tensors.append(SingleFileTensor(key, (3 * shape[0], *shape[1:]), sources))
         elif name == "text_projection.weight":
-            tensors.append(LdmTensor(key, shape[::-1], (name,), transposed=True))
+            tensors.append(SingleFileTensor(key, shape[::-1], (name,), is_transposed=True))
         elif ".k_proj." not in name and ".v_proj." not in name:
-            tensors.append(LdmTensor(key, shape, (name,)))
+            tensors.append(SingleFileTensor(key, shape, (name,)))
     return tensors + placeholders(f"{stem}model.", tensors, config, projected)
 
 
-def placeholders(stem: str, tensors: list[LdmTensor], config: CLIPTextConfig, projected: bool) -> list[LdmTensor]:
+def placeholders(
+    stem: str, tensors: list[SingleFileTensor], config: CLIPTextConfig, projected: bool
+) -> list[SingleFileTensor]:
     """Returns what readers of an OpenCLIP text encoder ask for and a diffusers folder lacks.
 
     SD 2.x conditions on the second last layer, so its folders end there and drop the last one and the projection.
     Web UIs build the whole encoder: they get the last layer twice, as kohya's converter does it, and a projection that
     changes nothing. No image depends on either.
     """
-    scale = LdmTensor(f"{stem}logit_scale", (), (), placeholder=True)
+    scale = SingleFileTensor(f"{stem}logit_scale", (), (), is_placeholder=True)
     if projected:
         return [scale]
     last = f"{stem}transformer.resblocks.{config.num_hidden_layers - 1}."
     extra = f"{stem}transformer.resblocks.{config.num_hidden_layers}."
     repeated = [
-        LdmTensor(tensor.name.replace(last, extra), tensor.shape, tensor.sources, placeholder=True)
+        SingleFileTensor(tensor.name.replace(last, extra), tensor.shape, tensor.sources, is_placeholder=True)
         for tensor in tensors
         if tensor.name.startswith(last)
     ]
     width = config.hidden_size
-    return [*repeated, LdmTensor(f"{stem}text_projection", (width, width), (), placeholder=True), scale]
+    return [*repeated, SingleFileTensor(f"{stem}text_projection", (width, width), (), is_placeholder=True), scale]
 
 
 @functools.cache  # a model's structure takes seconds to trace, and export asks for it again when it verifies

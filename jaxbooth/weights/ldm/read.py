@@ -6,71 +6,36 @@ tensor keeps its dtype and content.
 
 import re
 import shutil
-from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
-from jaxbooth.errors import UserError
 from jaxbooth.models.config import VAEConfig, read_config
 from jaxbooth.storage.files import new_folder, write_json
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.architectures import FAMILIES, Family
 from jaxbooth.weights.diffusers_write import write_index
 from jaxbooth.weights.ldm.identify import family_of_width, read_text_width
-from jaxbooth.weights.ldm.layout import LdmTensor, components, layout, vae_layout
+from jaxbooth.weights.ldm.layout import components, layout, vae_layout
 from jaxbooth.weights.ldm.names import UNET_PREFIX, VAE_ATTENTION, VAE_PREFIX, vae_key
 from jaxbooth.weights.ldm.prediction import Prediction, read_prediction
-from jaxbooth.weights.names import canonical, published_path, without_ones
-from jaxbooth.weights.pickles import open_checkpoint
-from jaxbooth.weights.safetensors_write import LazyTensor, write_tensors
+from jaxbooth.weights.names import canonical, published_path
+from jaxbooth.weights.safetensors_write import write_tensors
+from jaxbooth.weights.single_file import Checkpoint, SingleFileTensor, check_complete
 from jaxbooth.weights.skeleton import write_skeleton
-from jaxbooth.weights.values import finite, weight_dtype
 
 PLAIN_PARTS = ("scheduler", "tokenizer", "tokenizer_2", "feature_extractor")  # folders without weights
-LISTED = 10  # missing tensors that an error names
 SD2_BASE_SAMPLE_SIZE = 64  # latents of 512 px
 WEIGHT_FILES = {"unet": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors"}
 
 
-class Checkpoint:
-    """An open single file whose tensors answer to their proper names.
+def proper_name(name: str) -> str:
+    """Returns the name that LDM gives to a tensor of a file that was written carelessly.
 
     Early SD 1.x merges lack `text_model.` in the text encoder's names, and others mix diffusers' names into the VAE's
     attention; both occur in files that are shared today.
     """
-
-    def __init__(self, file: Path, allow_pickle: bool, rename: Callable[[str], str] | None = None):
-        self.file = file
-        self.tensors = open_checkpoint(file, allow_pickle)
-        names: list[str] = self.tensors.keys()
-        self.stored = {(rename or proper_name)(name): name for name in names}
-
-    def tensor(self, ldm_tensor: LdmTensor, source: str, name: str) -> LazyTensor:
-        """Returns the part of a tensor that becomes the folder's `source`, to be written as `name`.
-
-        Raises:
-            UserError: its shape is not the architecture's, or it holds something else than finite floats.
-        """
-        stored = self.stored[ldm_tensor.name]
-        shape = tuple(self.tensors.get_slice(stored).get_shape())
-        if without_ones(shape) != without_ones(ldm_tensor.shape):
-            raise UserError(
-                f"{self.file}: {stored} has shape {shape}, but this architecture asks for {ldm_tensor.shape}; "
-                "the file is of another model."
-            )
-        dtype = weight_dtype(self.tensors.get_slice(stored).get_dtype(), stored, self.file)
-
-        def read() -> np.ndarray:
-            return ldm_tensor.part(finite(self.tensors.get_tensor(stored), stored, self.file), source)
-
-        return LazyTensor(name, dtype, ldm_tensor.source_shape, read)
-
-
-def proper_name(name: str) -> str:
-    """Returns the name that LDM gives to a tensor of a file that was written carelessly."""
     if ".mid.attn_1." in name:
         for ours, theirs in VAE_ATTENTION.items():
             name = name.replace(f".attn_1.{ours}.", f".attn_1.{theirs}.")
@@ -95,7 +60,7 @@ def convert_single_file(
     Raises:
         UserError: the file is damaged, incomplete or of a model that jaxbooth does not train (the message names it).
     """
-    checkpoint = Checkpoint(file, allow_pickle)
+    checkpoint = Checkpoint(file, allow_pickle, proper_name)
     width = read_text_width(checkpoint.tensors, file)
     with TemporaryDirectory() as temporary:
         family = None
@@ -104,38 +69,13 @@ def convert_single_file(
             write_skeleton(family.name, skeleton)
         prediction = read_prediction(checkpoint.tensors, file, prediction_type, family)
         layouts = {component: layout(skeleton, component) for component in components(skeleton)}
-        check_complete(checkpoint, layouts)
+        check_complete(checkpoint, chain.from_iterable(layouts.values()), "UNet", UNET_PREFIX)
         with new_folder(folder) as aside:
             copy_plain_parts(skeleton, aside)
             write_prediction(aside, prediction, family)
             for component, ldm_tensors in layouts.items():
                 write_component(checkpoint, ldm_tensors, aside / component, component)
             write_index(skeleton, aside)
-
-
-def check_complete(checkpoint: Checkpoint, layouts: dict[str, list[LdmTensor]]) -> None:
-    """Compares a file's names with those of the architecture.
-
-    Raises:
-        UserError: tensors are missing, or the UNet has some that the architecture lacks.
-    """
-    wanted = [
-        ldm_tensor.name for ldm_tensors in layouts.values() for ldm_tensor in ldm_tensors if not ldm_tensor.placeholder
-    ]
-    missing = sorted(set(wanted) - set(checkpoint.stored))
-    if missing:
-        shown = ", ".join(missing[:LISTED]) + (", ..." if len(missing) > LISTED else "")
-        raise UserError(
-            f"{checkpoint.file} lacks {len(missing)} of {len(wanted)} tensors of its architecture ({shown}); "
-            "it is incomplete or of another model."
-        )
-    surplus = sorted(name for name in set(checkpoint.stored) - set(wanted) if name.startswith(UNET_PREFIX))
-    if surplus:
-        shown = ", ".join(surplus[:LISTED]) + (", ..." if len(surplus) > LISTED else "")
-        raise UserError(
-            f"{checkpoint.file}: its UNet has {len(surplus)} tensors that its architecture lacks ({shown}); "
-            "it is of another model."
-        )
 
 
 def copy_plain_parts(skeleton: Path, out: Path) -> None:
@@ -167,10 +107,10 @@ def edit_json(path: Path, changes: dict[str, Any]) -> None:
         write_json(path, read_json(path) | changes)
 
 
-def write_component(checkpoint: Checkpoint, ldm_tensors: list[LdmTensor], folder: Path, component: str) -> None:
+def write_component(checkpoint: Checkpoint, ldm_tensors: list[SingleFileTensor], folder: Path, component: str) -> None:
     """Writes one component's weights; a text encoder's names get the prefix that the Hub's folders have."""
     tensors = []
-    for ldm_tensor in (ldm_tensor for ldm_tensor in ldm_tensors if not ldm_tensor.placeholder):
+    for ldm_tensor in (ldm_tensor for ldm_tensor in ldm_tensors if not ldm_tensor.is_placeholder):
         for source in ldm_tensor.sources:
             tensors.append(checkpoint.tensor(ldm_tensor, source, published_path(component, source)))
     write_tensors(folder / WEIGHT_FILES.get(component, "model.safetensors"), tensors, {"format": "pt"})
@@ -195,7 +135,7 @@ def convert_vae(file: Path, folder: Path, config: Path | None = None, allow_pick
 
     checkpoint = Checkpoint(file, allow_pickle, ldm_name)
     ldm_tensors = vae_layout(typed)
-    check_complete(checkpoint, {"vae": ldm_tensors})
+    check_complete(checkpoint, ldm_tensors, "UNet", UNET_PREFIX)
     with new_folder(folder) as aside:
         shutil.copyfile(config, aside / "config.json")
         write_component(checkpoint, ldm_tensors, aside, "vae")

@@ -1,6 +1,7 @@
 """Single-file checkpoints, out: a diffusers folder and what was trained on it become one file with LDM names."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,24 +14,21 @@ from jaxbooth.storage.files import write_text
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.diffusers_write import ComponentTensors
 from jaxbooth.weights.ldm.inference_yaml import inference_config
-from jaxbooth.weights.ldm.layout import LdmTensor, Shape, component_config, components, layout, read_family
+from jaxbooth.weights.ldm.layout import component_config, components, layout, read_family
 from jaxbooth.weights.ldm.prediction import V_MARKER, ZERO_SNR_MARKER
 from jaxbooth.weights.safetensors_write import LazyTensor, write_tensors
+from jaxbooth.weights.single_file import Shape, SingleFileTensor, to_lazy_tensor
 
 LOGIT_SCALE = np.log(100.0)  # where CLIP's training clips it, and where it ends
 MODELSPEC_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
 
 
-def to_lazy_tensor(component: ComponentTensors, ldm_tensor: LdmTensor) -> LazyTensor:
-    """Returns a tensor of the single file, to be read when its turn comes."""
-    dtype = component.dtype_of(ldm_tensor.sources[0] if ldm_tensor.sources else next(iter(component.stored)))
-
-    def read() -> np.ndarray:
-        if not ldm_tensor.sources:
-            return placeholder_value(ldm_tensor.shape, dtype)
-        return ldm_tensor.join([component.written(source).astype(dtype) for source in ldm_tensor.sources])
-
-    return LazyTensor(ldm_tensor.name, dtype, ldm_tensor.shape, read)
+def lazy_tensor(component: ComponentTensors, tensor: SingleFileTensor) -> LazyTensor:
+    """Returns a tensor of the single file, made of the folder's when its turn comes, or a constant."""
+    if tensor.sources:
+        return to_lazy_tensor(component, tensor)
+    dtype = component.dtype_of(next(iter(component.stored)))
+    return LazyTensor(tensor.name, dtype, tensor.shape, partial(placeholder_value, tensor.shape, dtype))
 
 
 def placeholder_value(shape: Shape, dtype: np.dtype) -> np.ndarray:
@@ -71,7 +69,7 @@ def write_single_file(
     tensors = []
     for name in components(folder):
         component = ComponentTensors(folder / name, params.get(name, {}), dtype)
-        tensors += [to_lazy_tensor(component, ldm_tensor) for ldm_tensor in layout(folder, name)]
+        tensors += [lazy_tensor(component, tensor) for tensor in layout(folder, name)]
     empty = np.zeros(0, np.float32)
     tensors += [LazyTensor(name, empty.dtype, (0,), lambda: empty) for name in markers(folder)]
     header = {
@@ -97,8 +95,8 @@ def write_sidecar(folder: Path, path: Path) -> None:
 
 def single_file_shapes(folder: Path) -> dict[str, Shape]:
     """Returns name -> shape of every tensor that `write_single_file` writes for a folder; its weights are not read."""
-    ldm_tensors = [ldm_tensor for component in components(folder) for ldm_tensor in layout(folder, component)]
-    return {ldm_tensor.name: ldm_tensor.shape for ldm_tensor in ldm_tensors} | dict.fromkeys(markers(folder), (0,))
+    tensors = [tensor for component in components(folder) for tensor in layout(folder, component)]
+    return {tensor.name: tensor.shape for tensor in tensors} | dict.fromkeys(markers(folder), (0,))
 
 
 def modelspec_prediction(folder: Path) -> str:
