@@ -223,10 +223,10 @@ def mesh_context(mesh: AnyMesh) -> AbstractContextManager:
 
 
 def shard_map_heads(function: Callable[..., Array], *arrays: Array) -> Array:
-    """Applies a function to (batch, length, heads, width) arrays, on every device to its own rows and heads.
+    """Applies a function to (batch, length, heads, width) and (batch,) arrays, on every device to its rows and heads.
 
     For kernels that XLA's partitioner cannot split. The mesh is the one that `mesh_context` has named; without one, the
-    function sees whole arrays. A batch or number of heads that its axes do not divide is worked on as a whole.
+    function sees whole arrays. A batch or numbers of heads that its axes do not divide are worked on as a whole.
 
     Args:
         function: acts on rows and heads one by one, and returns an array of the first one's shape.
@@ -234,11 +234,12 @@ def shard_map_heads(function: Callable[..., Array], *arrays: Array) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.auto_axes:
         return function(*arrays)
-    batch, _, heads, _ = arrays[0].shape
-    rows = BATCH_AXES if batch % batch_shards(mesh) == 0 else None
-    spec = PartitionSpec(rows, None, "tensor" if heads % mesh.shape["tensor"] == 0 else None)
+    rows = BATCH_AXES if len(arrays[0]) % batch_shards(mesh) == 0 else None
+    head_counts = {array.shape[2] for array in arrays if array.ndim == 4}
+    heads = "tensor" if all(count % mesh.shape["tensor"] == 0 for count in head_counts) else None
+    specs = [PartitionSpec(rows, None, heads) if array.ndim == 4 else PartitionSpec(rows) for array in arrays]
     # The kernels do not say over which axes their results vary, which is what check_vma would compare.
-    return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(*arrays)
+    return jax.shard_map(function, in_specs=tuple(specs), out_specs=specs[0], check_vma=False)(*arrays)
 
 
 def param_shardings(mesh: AnyMesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:

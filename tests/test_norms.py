@@ -1,4 +1,4 @@
-"""GroupNorm with SiLU against torch in float64, forwards and backwards."""
+"""GroupNorm with SiLU, and RMSNorm, against torch in float64, forwards and backwards."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from jaxbooth.models.norms import group_norm
+from jaxbooth.models.norms import group_norm, rms_norm
 
 GROUPS, EPS = 8, 1e-5
 NAMES = ("output", "input", "scale", "bias")
@@ -73,3 +73,37 @@ def test_the_backward_pass_keeps_no_copy_of_the_input():
     kept = sorted(leaf.size for leaf in jax.tree.leaves(pull))
     assert kept[-1] == x.size
     assert sum(size >= x.size for size in kept) == 1
+
+
+def rms_errors(rng, dtype):
+    """Largest errors of output, input's and scale's gradient, relative to the largest value."""
+    x, scale, grad = rng.normal(size=(2, 5, 33)), rng.normal(size=33), rng.normal(size=(2, 5, 33))
+    x, grad = (np.asarray(jnp.asarray(value, dtype), np.float64) for value in (x, grad))
+    leaves = [torch.tensor(value, requires_grad=True) for value in (x, scale)]
+    y = torch.nn.functional.rms_norm(leaves[0], (33,), leaves[1], EPS)
+    y.backward(torch.tensor(grad))
+    out, pull = jax.vjp(
+        lambda x, scale: rms_norm(x, scale, EPS, dtype), jnp.asarray(x, dtype), jnp.asarray(scale, jnp.float32)
+    )
+    assert out.dtype == dtype
+    found = [np.asarray(value, np.float64) for value in (out, *pull(jnp.asarray(grad, dtype)))]
+    expected = [y.detach().numpy(), *(leaf.grad.numpy() for leaf in leaves)]
+    return [np.abs(a - b).max() / np.abs(b).max() for a, b in zip(found, expected, strict=True)]
+
+
+def test_rms_norm_is_torchs_to_rounding(rng):
+    assert max(rms_errors(rng, jnp.float32)) < 1e-6
+
+
+def test_rms_norm_rounds_bfloat16_once(rng):
+    output, of_input, of_scale = rms_errors(rng, jnp.bfloat16)
+    assert max(output, of_input) < 2**-8  # half a unit in the last of eight bits
+    assert of_scale < 1e-6  # summed and kept in float32
+
+
+def test_rms_norm_keeps_its_input_as_it_is_and_one_number_a_token():
+    x = jnp.ones((4, 64), jnp.bfloat16)
+    kept = jax.tree.leaves(jax.vjp(lambda x, scale: rms_norm(x, scale, EPS, jnp.bfloat16), x, jnp.ones(64))[1])
+    assert sorted((leaf.size, leaf.dtype.name) for leaf in kept) == [
+        (4, "float32"), (64, "float32"), (256, "bfloat16"),
+    ]  # fmt: skip

@@ -11,6 +11,7 @@ from jaxbooth.models.attention_kernels import (
     KERNELS,
     PLATFORM_KERNELS,
     KernelName,
+    Lengths,
     Queries,
     Sources,
     cudnn_widest,
@@ -26,14 +27,18 @@ LONG_SEQUENCE = 2048  # XLA keeps the scores of 1024 tokens on a TPU's chip; tho
 CUDNN_SCORES = 2**16  # of a head, from which on cuDNN is faster on an H200, see docs/speed.md; cross-attention's too
 
 
-def attention(query: Queries, key: Sources, value: Sources, is_causal: bool = False) -> Queries:
+def attention(
+    query: Queries, key: Sources, value: Sources, is_causal: bool = False, lengths: Lengths | None = None
+) -> Queries:
     """softmax(q k^T / sqrt(d)) v with scores and softmax in float32, by the kernel that suits the compiled platform.
 
     Args:
+        key, value: may have fewer heads than `query`, each for as many neighbours (grouped-query attention).
         is_causal: position i sees positions <= i only.
+        lengths: keys of each row that are seen, 1 or more; those after them are padding. None: all.
 
     Returns:
-        The dtype is that of `query`.
+        The dtype is that of `query`. Rows of queries in the padding hold finite values.
     """
     problem = (query.shape[1], key.shape[1], query.shape[3], query.dtype, is_causal)
     kernels = {}
@@ -43,11 +48,11 @@ def attention(query: Queries, key: Sources, value: Sources, is_causal: bool = Fa
             kernels[platform] = KERNELS[name]
     elsewhere = select_kernel("cpu", *problem)
     if elsewhere == "xla" and not kernels:
-        return xla_attention(query, key, value, is_causal)
+        return xla_attention(query, key, value, lengths, is_causal)
     # All branches together decide what is kept for the backward pass, so that the xla kernel's scores must not be.
     default = jax.checkpoint(xla_attention) if elsewhere == "xla" else KERNELS[elsewhere]
     choose = functools.partial(jax.lax.platform_dependent, default=default, **kernels)
-    return shard_map_heads(choose, query, key, value)
+    return shard_map_heads(choose, query, key, value, *(() if lengths is None else (lengths,)))
 
 
 def select_kernel(

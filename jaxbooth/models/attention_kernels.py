@@ -1,6 +1,8 @@
 """The kernels that attention is computed by. All map (batch, length, heads, width) arrays alike; they differ in memory.
 
-`jaxbooth.models.attention` chooses among them. Every kernel works on what one device holds.
+`jaxbooth.models.attention` chooses among them. Every kernel works on what one device holds. Keys and values may have
+fewer heads than queries, each for as many neighbours; those at positions from `lengths` on are padding, which no query
+sees.
 """
 
 import functools
@@ -10,14 +12,15 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from jaxbooth.params import Array
 
 KernelName = Literal["xla", "chunked", "splash", "cudnn"]
 
 Queries = Float[Array, "b t heads d"]  # results, too
-Sources = Float[Array, "b s heads d"]  # keys and values
+Sources = Float[Array, "b s kv_heads d"]  # keys and values
+Lengths = Int[Array, " b"]  # keys of each row that are not padding, 1 or more
 
 QUERY_CHUNK = 512
 SPLASH_BLOCK = 512  # queries and keys that the TPU kernel holds at once
@@ -26,12 +29,16 @@ CUDNN_MULTIPLE = 8
 TPUS_WITHOUT_SPLASH = ("TPU v2", "TPU v3")  # their compiler refuses bfloat16 products in kernels
 
 
-def xla_attention(query: Queries, key: Sources, value: Sources, is_causal: bool = False) -> Queries:
+def xla_attention(
+    query: Queries, key: Sources, value: Sources, lengths: Lengths | None = None, is_causal: bool = False
+) -> Queries:
     """Builds all scores, in float32: length x source_length of them for every head."""
-    return jax.nn.dot_product_attention(query, key, value, is_causal=is_causal)
+    return jax.nn.dot_product_attention(query, key, value, is_causal=is_causal, key_value_seq_lengths=lengths)
 
 
-def chunked_attention(query: Queries, key: Sources, value: Sources, longest: int = QUERY_CHUNK) -> Queries:
+def chunked_attention(
+    query: Queries, key: Sources, value: Sources, lengths: Lengths | None = None, longest: int = QUERY_CHUNK
+) -> Queries:
     """Takes query rows a chunk at a time; the backward pass recomputes each chunk's scores.
 
     Memory grows with chunk x source_length and not with length x source_length. The gradients of key and value, to
@@ -48,16 +55,18 @@ def chunked_attention(query: Queries, key: Sources, value: Sources, longest: int
     @jax.checkpoint
     def attend(chunk: Array) -> Array:
         key, value = (source.astype(chunk.dtype) for source in sources)
-        return xla_attention(chunk, key, value)
+        return xla_attention(chunk, key, value, lengths)
 
     return jnp.moveaxis(jax.lax.map(attend, chunks), 0, 1).reshape(query.shape)
 
 
-def tpu_splash_attention(query: Queries, key: Sources, value: Sources, interpret: bool = False) -> Queries:
+def tpu_splash_attention(
+    query: Queries, key: Sources, value: Sources, lengths: Lengths | None = None, interpret: bool = False
+) -> Queries:
     """JAX's flash attention for TPUs; no scores leave the chip.
 
     The kernel takes (heads, length, width), has no scale, and wants lengths in whole blocks: queries come scaled, and
-    the rows that fill the last block are given to another segment, which no real query sees.
+    padding and the rows that fill the last block are given to another segment, which no query sees.
 
     Args:
         interpret: run the kernel as plain JAX, on any platform.
@@ -66,16 +75,18 @@ def tpu_splash_attention(query: Queries, key: Sources, value: Sources, interpret
     query, key, value = (to_blocks(x) for x in (query * query.shape[-1] ** -0.5, key, value))
     padded, source_padded = query.shape[2], key.shape[2]
     segments = None
-    if (padded, source_padded) != (length, source_length):
-        filling = jnp.arange(source_padded, dtype=jnp.int32) >= source_length
-        segments = splash_attention.SegmentIds(jnp.zeros(padded, jnp.int32), filling.astype(jnp.int32))
+    if lengths is not None or (padded, source_padded) != (length, source_length):
+        seen = jnp.full(len(query), source_length) if lengths is None else lengths
+        is_filling = jnp.arange(source_padded) >= seen[:, None]
+        queries = jnp.zeros((len(query), padded), jnp.int32)
+        segments = splash_attention.SegmentIds(queries, is_filling.astype(jnp.int32))
     everything = splash_attention.FullMask((padded, source_padded))
     kernel = splash_attention.make_splash_mha_single_device(
         splash_attention.MultiHeadMask([everything] * query.shape[1]),
         block_sizes=splash_blocks(source_padded, query.shape[-1]),
         interpret=interpret,
     )
-    out = jax.vmap(functools.partial(kernel, segment_ids=segments))(query, key, value)
+    out = jax.vmap(kernel)(query, key, value, segments)
     return out[:, :, :length].swapaxes(1, 2)
 
 
@@ -103,16 +114,21 @@ def splash_blocks(source_length: int, width: int) -> splash_attention.BlockSizes
     return sizes(block_kv_dkv=size, block_q_dq=size, block_kv_dq=size)
 
 
-def cudnn_attention(query: Queries, key: Sources, value: Sources) -> Queries:
+def cudnn_attention(query: Queries, key: Sources, value: Sources, lengths: Lengths | None = None) -> Queries:
     """NVIDIA's flash attention. It wants sources in eights: 77 tokens of text become 80, of which 77 are seen."""
     attend = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     (batch, length), source_length = query.shape[:2], key.shape[1]
     missing = -source_length % CUDNN_MULTIPLE
-    if not missing:
+    if lengths is None and not missing:
         return attend(query, key, value)
+    if lengths is None:
+        seen = jnp.full(batch, source_length, jnp.int32)
+    else:  # what the kernel leaves in the gradients of padding is nobody's business: here they are 0
+        seen, is_seen = lengths.astype(jnp.int32), jnp.arange(source_length) < lengths[:, None]
+        key, value = (jnp.where(is_seen[:, :, None, None], x, 0) for x in (key, value))
     key, value = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) for x in (key, value))
-    queries, sources = (jnp.full(batch, count, jnp.int32) for count in (length, source_length))
-    return attend(query, key, value, query_seq_lengths=queries, key_value_seq_lengths=sources)
+    queries = jnp.full(batch, length, jnp.int32)
+    return attend(query, key, value, query_seq_lengths=queries, key_value_seq_lengths=seen)
 
 
 def has_splash() -> bool:

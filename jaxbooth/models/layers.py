@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Num
 
 from jaxbooth.models.broadcast import add_broadcast, broadcast
 from jaxbooth.models.conv import Conv
-from jaxbooth.models.norms import GroupNorm
+from jaxbooth.models.norms import GroupNorm, RMSNorm
 from jaxbooth.params import Array
 
 
@@ -69,6 +69,10 @@ class Layers(NamedTuple):
     def layer_norm(self, channels: int, eps: float = 1e-5) -> nnx.LayerNorm:
         """torch `LayerNorm`; statistics in float32, in two passes."""
         return nnx.LayerNorm(channels, epsilon=eps, dtype=self.dtype, use_fast_variance=False, rngs=self.rngs)
+
+    def rms_norm(self, channels: int, eps: float) -> RMSNorm:
+        """torch `RMSNorm`; statistics in float32."""
+        return RMSNorm(channels, eps, self.dtype)
 
     def embed(self, entries: int, width: int) -> Embed:
         """torch `Embedding`."""

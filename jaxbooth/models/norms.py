@@ -1,7 +1,7 @@
-"""GroupNorm with its SiLU, which between them move most of the memory that a UNet moves outside of its products.
+"""GroupNorm with its SiLU, and RMSNorm: they move most of the memory that a denoiser moves outside of its products.
 
-Differentiated as it stands, the pair keeps normalised and activated copies of its input for the backward pass. Here it
-keeps the input alone: both passes read it twice and write once, and what lies between is made on the way.
+Differentiated as they stand, norms keep normalised (and activated) copies of their input for the backward pass. Here
+they keep the input alone: both passes read it twice and write once, and what lies between is made on the way.
 """
 
 import functools
@@ -115,3 +115,48 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x: Features) -> Features:
         return group_norm(x.astype(self.dtype), self.scale[...], self.bias[...], self.groups, self.eps, self.silu)
+
+
+Tokens = Float[Array, "*batch c"]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def rms_norm(x: Tokens, scale: Channels, eps: float, dtype: jax.typing.DTypeLike) -> Tokens:
+    """torch `RMSNorm` over channels last: x / sqrt(mean(x^2) + eps) * scale in float32, rounded once to `dtype`."""
+    return rms_norm_forward(x, scale, eps, dtype)[0]
+
+
+def rms_norm_forward(
+    x: Array, scale: Array, eps: float, dtype: jax.typing.DTypeLike
+) -> tuple[Array, tuple[Array, Array, Array]]:
+    """Keeps the input, the scale and 1 / root mean square."""
+    values = x.astype(jnp.float32)
+    rrms = jax.lax.rsqrt(jnp.mean(jnp.square(values), axis=-1, keepdims=True) + eps)
+    return (values * rrms * scale).astype(dtype), (x, scale, rrms)
+
+
+def rms_norm_backward(
+    eps: float, dtype: jax.typing.DTypeLike, saved: tuple[Array, Array, Array], grad: Array
+) -> tuple[Array, Array]:
+    """Returns the gradients with respect to input and scale."""
+    x, scale, rrms = saved
+    z, grad_y = x.astype(jnp.float32) * rrms, grad.astype(jnp.float32)
+    grad_z = grad_y * scale
+    along = jnp.mean(grad_z * z, axis=-1, keepdims=True)
+    grad_x = rrms * (grad_z - z * along)
+    grad_scale = jnp.sum(grad_y * z, axis=tuple(range(x.ndim - 1)))
+    return grad_x.astype(x.dtype), grad_scale.astype(scale.dtype)
+
+
+rms_norm.defvjp(rms_norm_forward, rms_norm_backward)
+
+
+class RMSNorm(nnx.Module):
+    """`rms_norm` with its parameter `scale`, which stays float32; the result has `dtype`."""
+
+    def __init__(self, channels: int, eps: float, dtype: jax.typing.DTypeLike):
+        self.eps, self.dtype = eps, dtype
+        self.scale = nnx.Param(jnp.ones(channels, jnp.float32))
+
+    def __call__(self, x: Tokens) -> Tokens:
+        return rms_norm(x, self.scale[...].astype(jnp.float32), self.eps, self.dtype)

@@ -1,0 +1,83 @@
+"""Rotary position embeddings (RoPE): channels are rotated in pairs, by angles that grow with a token's position.
+
+Z-Image and FLUX.2 pair neighbours (0, 1), (2, 3), ...; Qwen3 pairs a channel of the first half with the same one of the
+second. Tables of angles are made on the host, with numpy, in the precision that the reference makes them in.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxbooth.params import Array
+
+HostArray = np.ndarray
+Heads = Float[Array, "b t heads d"]  # queries or keys
+
+
+class Rotation(NamedTuple):
+    """What each channel is rotated with, float32: x cos + partner sin, where `sin` has the partner's sign."""
+
+    cos: Float[Array | HostArray, "*b t d"]
+    sin: Float[Array | HostArray, "*b t d"]
+
+
+def rope_angles(
+    positions: Int[HostArray, "t axes"], widths: Sequence[int], theta: float, dtype: type[np.floating] = np.float64
+) -> Float[HostArray, "t half_d"]:
+    """Returns the angles position / theta^(2 i / width), i < width / 2, of every axis, side by side.
+
+    Args:
+        positions: of tokens along one or more axes.
+        widths: channels that each axis rotates, even numbers.
+        dtype: computed in. transformers takes float32, diffusers float64.
+    """
+    axes = []
+    for axis, width in enumerate(widths):
+        exponents = np.arange(0, width, 2).astype(dtype) / dtype(width)
+        frequencies = dtype(1) / dtype(theta) ** exponents
+        axes.append(positions[:, axis, None].astype(dtype) * frequencies)
+    return np.concatenate(axes, axis=-1)
+
+
+def neighbour_rotation(angles: Float[HostArray, "t half_d"]) -> Rotation:
+    """Returns the rotation of neighbouring channels; cosines are taken in the dtype of `angles`."""
+    cos, sin = np.cos(angles), np.sin(angles)
+    signed = np.stack([-sin, sin], axis=-1).reshape(len(sin), -1)
+    return Rotation(np.repeat(cos, 2, axis=-1).astype(np.float32), signed.astype(np.float32))
+
+
+def half_rotation(angles: Float[HostArray, "t half_d"]) -> Rotation:
+    """Returns the rotation of each channel with the one half the width away; cosines as in `neighbour_rotation`."""
+    cos, sin = np.cos(angles), np.sin(angles)
+    return Rotation(
+        np.concatenate([cos, cos], axis=-1).astype(np.float32), np.concatenate([-sin, sin], axis=-1).astype(np.float32)
+    )
+
+
+def rotate_neighbours(x: Heads, rotation: Rotation) -> Heads:
+    """Rotates channels (0, 1), (2, 3), ... in float32; the dtype stays. diffusers `apply_rotary_emb`."""
+    is_even = jnp.arange(x.shape[-1]) % 2 == 0
+    values = x.astype(jnp.float32)
+    # Two shifts and a choice are cheaper on a TPU than taking every other channel.
+    partners = jnp.where(is_even, jnp.roll(values, -1, axis=-1), jnp.roll(values, 1, axis=-1))
+    return rotated(values, partners, rotation).astype(x.dtype)
+
+
+def rotate_halves(x: Heads, rotation: Rotation) -> Heads:
+    """Rotates channels (0, d/2), (1, d/2 + 1), ... in float32; the dtype stays. transformers `apply_rotary_pos_emb`."""
+    values = x.astype(jnp.float32)
+    return rotated(values, jnp.roll(values, x.shape[-1] // 2, axis=-1), rotation).astype(x.dtype)
+
+
+def rotated(values: Heads, partners: Heads, rotation: Rotation) -> Heads:
+    """Applies a rotation to every head."""
+    cos, sin = (jnp.expand_dims(jnp.asarray(table), -2) for table in rotation)
+    return values * cos + partners * sin
+
+
+def at_positions(table: Rotation, positions: Int[Array, "*b t"]) -> Rotation:
+    """Looks up the rotation of traced positions in a table of all; positions beyond its end are not noticed."""
+    return Rotation(*(jnp.take(jnp.asarray(part), positions, axis=0) for part in table))
