@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from jaxbooth.base.model import BaseModel, load_params
-from jaxbooth.base.sampling import BATCH_SIZE, ImageSampler, SamplingConfig
+from jaxbooth.base.sampling import BATCH_SIZE, ImageSampler, SamplingConfig, configured_sampling
 from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
 from jaxbooth.base.trainable import fully_trained, trained_shapes
 from jaxbooth.config.limits import (
@@ -27,7 +27,7 @@ from jaxbooth.config.limits import (
     check_arguments,
 )
 from jaxbooth.config.load import load_config
-from jaxbooth.config.run_config import Config
+from jaxbooth.config.run_config import Config, fill_defaults
 from jaxbooth.config.section import flag
 from jaxbooth.console.progress import progress
 from jaxbooth.diffusion.samplers import SamplerName
@@ -168,7 +168,7 @@ def load_run(run: RunFolder, config: Config, base: BaseModel, mesh: Mesh, step: 
     # Rounded to bfloat16, a kernel would swallow most of a small change; there the adapters stay beside it.
     if base.dtype == jnp.float32:
         params = merge_on_devices(params, base.lora)
-    return Pipeline(base, params, mesh, config.resolution, step, validation_sampling(config))
+    return Pipeline(base, params, mesh, config.resolution, step, validation_sampling(config, base))
 
 
 def load_model(name: str, base: BaseModel, mesh: Mesh) -> Pipeline:
@@ -191,19 +191,21 @@ def refuse_model_arguments(source: Source, clip_skip: int, max_token_chunks: int
         raise UserError(f"{flag(given[0])} is about a plain model; {source.name} is a run, which has its own.")
 
 
-def validation_sampling(config: Config) -> SamplingDefaults:
+def validation_sampling(config: Config, base: BaseModel) -> SamplingDefaults:
     """Returns how a run's sample grids are made."""
-    validation = config.validation
-    return SamplingDefaults(validation.sampler, validation.steps, validation.guidance_scale)
+    filled = fill_defaults(config, base.native_resolution, base.family.sampling)
+    sampling = configured_sampling(filled.validation, filled.resolution)
+    return SamplingDefaults(sampling.sampler, sampling.steps, sampling.guidance_scale)
 
 
 def default_sampling(name: str, base: BaseModel) -> SamplingDefaults:
     """Returns how a plain model is sampled: the embedded one as its runs are, others with their pipelines' guidance."""
     if name == "demo":
-        return validation_sampling(load_config("demo"))
+        return validation_sampling(load_config("demo"), base)
     if is_turbo(base):
         return SamplingDefaults("euler_ancestral", TURBO_STEPS, 1.0)
-    return SamplingDefaults(guidance_scale=base.family.guidance_scale)
+    sampling = base.family.sampling
+    return SamplingDefaults(sampling.sampler, guidance_scale=sampling.guidance_scale)
 
 
 def is_turbo(base: BaseModel) -> bool:

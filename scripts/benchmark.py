@@ -27,7 +27,7 @@ from typing import Any
 from jaxbooth.assets import ASSETS
 from jaxbooth.plan.hardware import find_chip
 from jaxbooth.storage.files import write_json
-from jaxbooth.weights.architectures import FAMILIES
+from jaxbooth.weights.architectures import PUBLISHED, PUBLISHED_NAMES
 from jaxbooth.weights.skeleton import write_skeleton
 
 HERE = Path(__file__).parent / "bench"
@@ -212,7 +212,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=PROGRAMS)
     parser.add_argument("--subjects", nargs="+", default=["jaxbooth", "torch"])
-    parser.add_argument("--model", default="demo", help=f"{', '.join(FAMILIES)}, demo, or a diffusers folder")
+    parser.add_argument(
+        "--model",
+        default="demo",
+        help=f"{', '.join(PUBLISHED_NAMES)}, demo, or a diffusers folder",
+    )
     parser.add_argument(
         "--rows", type=int, nargs="+", default=[4], help="instance rows, beside as many prior rows; or images"
     )
@@ -230,7 +234,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = ASSETS / "tiny-emoji" if arguments.model == "demo" else Path(arguments.model)
-        if arguments.model in FAMILIES:
+        if arguments.model in PUBLISHED:
             folder = Path(scratch)
             write_skeleton(arguments.model, folder)
         peers = measure(arguments, folder)

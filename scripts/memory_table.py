@@ -14,7 +14,7 @@ from jaxbooth.plan.abstract_step import abstract_base
 from jaxbooth.plan.estimate import estimate
 from jaxbooth.plan.hardware import find_topology
 from jaxbooth.plan.roofline import StepCost
-from jaxbooth.weights.architectures import FAMILIES
+from jaxbooth.weights.architectures import LDM_FAMILIES
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamw": {}, "adamw, `--train.mu-dtype bfloat16`": {"mu_dtype": "bfloat16"},
@@ -34,7 +34,7 @@ def step_cost(model: str, rank: int | None, **train: Any) -> StepCost:
 def main() -> None:
     """Prints both tables."""
     print(f"| | {' | '.join(f'`{policy}`' for policy in REMATS)} |\n|---{'|---' * len(REMATS)}|")
-    for model in FAMILIES:
+    for model in LDM_FAMILIES:
         for name, rank in CASES.items():
             costs = [step_cost(model, rank, remat=policy) for policy in REMATS]
             cells = (f"{cost.hbm_bytes / GIB:.2f} GiB, {cost.flops / 1e12:.1f} TFLOP" for cost in costs)

@@ -20,7 +20,7 @@ class Stopped(Exception):
 
 def config(folder: Path, total: int = 7, **changes) -> Config:
     data = {"class_prompt": "a cat", "num_class_images": total, "class_dir": folder, "resolution": 64}
-    prior = {"steps": 20, "guidance_scale": 3.0}
+    prior = {"sampler": "ddpm", "steps": 20, "guidance_scale": 3.0}
     return Config(
         data=DataConfig(**data | {key: changes.pop(key) for key in list(changes) if key in DataConfig.model_fields}),
         prior=PriorConfig(

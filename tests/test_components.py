@@ -11,13 +11,13 @@ from jaxbooth.base.model import BaseModel
 from jaxbooth.errors import UserError
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.architectures import FAMILIES
+from jaxbooth.weights.architectures import LDM_FAMILIES
 from tests.small_models import write_model
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> dict[str, Path]:
-    return {family: write_model(family, tmp_path_factory.mktemp("models") / family) for family in FAMILIES}
+    return {family: write_model(family, tmp_path_factory.mktemp("models") / family) for family in LDM_FAMILIES}
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def refusal(folder: Path, **options: Any) -> str:
     return re.sub(rf"{folder}/?", "", str(error.value))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LDM_FAMILIES)
 def test_each_family_is_read(models, family):
     base = BaseModel.read(models[family], "float32")
     encoders = ("text_encoder", "text_encoder_2") if family == "sdxl" else ("text_encoder",)
@@ -77,7 +77,7 @@ def test_an_unknown_class_is_named(copy_of, kind):
     assert message.startswith(f"model_index.json: {kind} is not supported; jaxbooth trains Stable Diffusion 1.x")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LDM_FAMILIES)
 @pytest.mark.parametrize(("channels", "name"), [(9, "an inpainting model"), (8, "an image-editing model")])
 def test_a_unet_with_more_input_channels_is_named(copy_of, family, channels, name):
     message = refusal(copy_of(family, {"unet/config.json": {"in_channels": channels}}))

@@ -15,15 +15,15 @@ from transformers import CLIPTextConfig as TorchCLIPTextConfig
 from transformers import CLIPTextModelWithProjection
 
 from jaxbooth.models.config import CLIPTextConfig, UNetConfig, VAEConfig, read_config
-from jaxbooth.weights.architectures import FAMILIES
+from jaxbooth.weights.architectures import LDM_FAMILIES, PUBLISHED
 from jaxbooth.weights.ldm.layout import text_encoder_layout
 from jaxbooth.weights.ldm.names import UNET_PREFIX, VAE_PREFIX, clip_key, openclip_key, unet_key, vae_key
 
 from . import small_models
 
-UNETS = {name: json.loads((FAMILIES[name].folder / "unet" / "config.json").read_text()) for name in FAMILIES}
+UNETS = {name: json.loads((PUBLISHED[name].folder / "unet" / "config.json").read_text()) for name in LDM_FAMILIES}
 UNETS |= {f"small {name}": config for name, config in small_models.UNETS.items()}
-VAES = {name: json.loads((FAMILIES[name].folder / "vae" / "config.json").read_text()) for name in FAMILIES}
+VAES = {name: json.loads((PUBLISHED[name].folder / "vae" / "config.json").read_text()) for name in LDM_FAMILIES}
 VAES |= {"small": small_models.VAE}
 
 

@@ -11,12 +11,13 @@ from PIL import Image
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.trainable import add_trainable
 from jaxbooth.cli.export_run import newest_grid
-from jaxbooth.config.run_config import Config
+from jaxbooth.config.run_config import Config, fill_defaults
 from jaxbooth.data.class_images import MANIFEST, generation_settings
 from jaxbooth.export.export import make_export
 from jaxbooth.export.model_card import run_model_card
 from jaxbooth.runs.folder import RunFolder
 from jaxbooth.storage.files import write_json
+from jaxbooth.weights.architectures import FAMILIES
 from jaxbooth.weights.embeddings import embedding_files
 
 from .made_up_exports import ALONE, FULL, LORA, WORDS, MadeUpRun, write_models
@@ -51,7 +52,7 @@ def card(run, base, mesh, tmp_path):
 
 def configured(run: RunFolder, **settings) -> Config:
     model = settings.pop("model", "demo")
-    config = configure((2, 1), **{"data": {"resolution": 64}, **settings})
+    config = fill_defaults(configure((2, 1), **settings), 64, FAMILIES["sd15"].sampling)
     return config.model_copy(update={"model": model, "run_dir": run.root})
 
 

@@ -20,7 +20,7 @@ from jaxbooth.models.layers import Layers
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.models.vae import AutoencoderKL
 from jaxbooth.params import ModuleDef, abstract_module
-from jaxbooth.weights.architectures import FAMILIES, PUBLISHED, check_pipeline, family_of
+from jaxbooth.weights.architectures import PUBLISHED, PUBLISHED_NAMES, check_pipeline, family_of
 from jaxbooth.weights.names import canonical, import_axes, torch_name
 from jaxbooth.weights.skeleton import write_skeleton, write_tokenizer
 from tests.conftest import initial
@@ -72,7 +72,7 @@ def stored_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 @pytest.mark.parametrize(("family", "component"), PARAMETERS, ids=["-".join(key) for key in PARAMETERS])
 def test_every_name_and_shape_is_pytorchs(family, component):
-    config = read(FAMILIES[family].folder / component / "config.json")
+    config = read(PUBLISHED[family].folder / component / "config.json")
     theirs = {canonical(name): tuple(tensor.shape) for name, tensor in in_torch(config).state_dict().items()}
     network = in_jaxbooth(config, component)
     ours = {torch_name(name): stored_shape(name, leaf.shape) for name, leaf in network.shapes.items()}
@@ -80,7 +80,7 @@ def test_every_name_and_shape_is_pytorchs(family, component):
     assert sum(leaf.size for leaf in network.shapes.values()) == PARAMETERS[family, component]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=PUBLISHED_NAMES)
 def skeleton(request, tmp_path_factory) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp(request.param)
     write_skeleton(request.param, folder)
@@ -172,7 +172,7 @@ def test_the_vocabulary_has_clips_order(tokenizer):
 
 @pytest.mark.slow
 def test_the_full_size_sd15_unet_equals_diffusers(rng):
-    config = read(FAMILIES["sd15"].folder / "unet" / "config.json")
+    config = read(PUBLISHED["sd15"].folder / "unet" / "config.json")
     network = in_jaxbooth(config, "unet")
     params = {name: initial(name, leaf.shape, rng) for name, leaf in network.shapes.items()}
     sample = rng.normal(size=(1, 64, 64, 4)).astype(np.float32)
@@ -186,10 +186,10 @@ def test_the_full_size_sd15_unet_equals_diffusers(rng):
     assert relative_error(found, expected) < 1e-4
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", PUBLISHED_NAMES)
 def test_a_family_is_recognised_by_its_own_configurations(name):
-    family = FAMILIES[name]
-    config = read(family.folder / family.denoiser.component / "config.json")
+    folder, family = PUBLISHED[name].folder, PUBLISHED[name].family
+    config = read(folder / family.denoiser.component / "config.json")
     assert family_of(read_config(family.denoiser.config, config, "config.json")) is family
-    assert check_pipeline(read(family.folder / "model_index.json"), family.folder) == family.components
-    assert PUBLISHED[family.repositories[0]] is PUBLISHED[name] is family
+    assert check_pipeline(read(folder / "model_index.json"), folder) == family.components
+    assert PUBLISHED[family.published[name][0]] == PUBLISHED[name]

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save, save_file
 
 from jaxbooth.errors import UserError
-from jaxbooth.weights.architectures import FAMILIES
+from jaxbooth.weights.architectures import LDM_FAMILIES
 from jaxbooth.weights.ldm.layout import components
 from jaxbooth.weights.ldm.read import convert_single_file
 from jaxbooth.weights.ldm.write import single_file_shapes, write_single_file
@@ -28,7 +28,7 @@ def metadata_of(file) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LDM_FAMILIES)
 def test_a_folder_comes_back_byte_for_byte(family, dtype, tmp_path):
     folder = write_model(family, tmp_path / "model", dtype)
     write_single_file(folder, {}, tmp_path / "one.safetensors")
@@ -36,7 +36,7 @@ def test_a_folder_comes_back_byte_for_byte(family, dtype, tmp_path):
     assert files_of(tmp_path / "back") == files_of(folder)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LDM_FAMILIES)
 def test_diffusers_reads_the_same_tensors(family, tmp_path):
     folder = write_model(family, tmp_path / "model")
     write_single_file(folder, {}, tmp_path / "one.safetensors")
@@ -50,7 +50,7 @@ def test_diffusers_reads_the_same_tensors(family, tmp_path):
         assert all(torch.equal(found[name], torch.from_numpy(expected[name])) for name in expected)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LDM_FAMILIES)
 def test_the_expected_names_are_those_of_the_file(family, tmp_path):
     folder = write_model(family, tmp_path / "model", prediction_type="v_prediction", rescale_betas_zero_snr=True)
     count = write_single_file(folder, {}, tmp_path / "one.safetensors")

@@ -16,7 +16,7 @@ from diffusers.loaders.single_file_utils import (
     convert_open_clip_checkpoint,
 )
 
-from jaxbooth.weights.architectures import FAMILIES
+from jaxbooth.weights.architectures import LDM_FAMILIES, PUBLISHED
 from jaxbooth.weights.ldm.write import single_file_shapes
 from jaxbooth.weights.names import canonical
 
@@ -58,7 +58,7 @@ def module(folder: Path) -> torch.nn.Module:
 
 def read(family: str, component: str, single: Seen) -> dict[str, torch.Tensor]:
     """What diffusers makes of a single file for one component."""
-    folder, is_xl = FAMILIES[family].folder / component, family == "sdxl"
+    folder, is_xl = PUBLISHED[family].folder / component, family == "sdxl"
     config = json.loads((folder / "config.json").read_text())
     if component == "unet":
         return convert_ldm_unet_checkpoint(single, config)
@@ -76,11 +76,11 @@ def shapes_of(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for stored, value in tensors.items() if (name := canonical(stored))}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LDM_FAMILIES)
 def test_diffusers_makes_exactly_the_published_model_of_a_single_file(family):
-    names, seen = single_file_shapes(FAMILIES[family].folder), set()
+    names, seen = single_file_shapes(PUBLISHED[family].folder), set()
     assert len(names) == {"sd15": 1130, "sd21": 1228, "sdxl": 2514}[family]
-    for folder in sorted(path.parent for path in FAMILIES[family].folder.glob("*/config.json")):
+    for folder in sorted(path.parent for path in PUBLISHED[family].folder.glob("*/config.json")):
         single = Seen({name: torch.empty(shape, device="meta") for name, shape in names.items()})
         found = read(family, folder.name, single)
         assert shapes_of(found) == shapes_of(module(folder).state_dict()), folder.name

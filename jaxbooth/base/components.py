@@ -17,7 +17,8 @@ from jaxbooth.params import abstract_module
 from jaxbooth.storage.paths import ascii_repr
 from jaxbooth.storage.text import read_json
 from jaxbooth.storage.typed import STRICT, validate
-from jaxbooth.weights.architectures import FAMILIES, PIPELINES, Family, TextEncoderSpec, check_pipeline, family_of
+from jaxbooth.weights.architectures import FAMILIES, PIPELINES, check_pipeline, family_of
+from jaxbooth.weights.family import Family, TextEncoderSpec
 
 RGB = 3  # channels of an image
 MAX_NATIVE = 4096  # pixels along a side that a model was trained at; published ones have 512 to 1024

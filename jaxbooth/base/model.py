@@ -26,12 +26,11 @@ from jaxbooth.models.config import UNetConfig, VAEConfig
 from jaxbooth.models.layers import Layers
 from jaxbooth.models.lora import LoraSpec, with_adapters
 from jaxbooth.models.unet import AddedConditions
-from jaxbooth.models.vae import AutoencoderKL
 from jaxbooth.params import ModuleDef, Params, abstract_module, precision_of
 from jaxbooth.sharding import mesh_context, param_shardings
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.architectures import Family
 from jaxbooth.weights.diffusers_read import load_component
+from jaxbooth.weights.family import Family
 
 
 def compute_dtype(choice: str) -> Any:
@@ -76,7 +75,7 @@ class BaseModel:
         """
         model_index = read_model_index(folder)
         family, denoiser_config = read_denoiser_config(folder, model_index)
-        vae_config = read_component_config(VAEConfig, folder / "vae")
+        vae_config = read_component_config(family.vae.config, folder / "vae")
         compute = compute_dtype(dtype)
         encoders = tuple(read_text_encoder(folder, spec, compute) for spec in family.text_encoders)
         zeros = family.conditioning.zeros_for_empty_prompt
@@ -91,7 +90,7 @@ class BaseModel:
             denoiser_config=denoiser_config,
             vae_config=vae_config,
             denoiser=abstract_module(lambda rngs: family.denoiser.module(denoiser_config, Layers(rngs, compute))),
-            vae=abstract_module(lambda rngs: AutoencoderKL(vae_config, Layers(rngs))),
+            vae=abstract_module(lambda rngs: family.vae.module(vae_config, Layers(rngs))),
             text=text,
             dtype=compute,
         )

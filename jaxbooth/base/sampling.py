@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxbooth.base.model import BaseModel, check_resolution, encode_prompts
 from jaxbooth.base.text_encoder import TextEmbeddings, select_prompts
 from jaxbooth.base.vae import decode_images
+from jaxbooth.config.schema import PriorConfig, ValidationConfig
 from jaxbooth.console.progress import progress
 from jaxbooth.diffusion.samplers import SAMPLERS, Denoiser, SamplerName, SamplerStep, TimestepGrid, make_timestep_grid
 from jaxbooth.diffusion.schedule import Latents, convert
@@ -55,6 +56,17 @@ class SamplingConfig:
             "guidance_scale": self.guidance_scale,
             "negative_prompt": self.negative_prompt,
         }
+
+
+def configured_sampling(section: PriorConfig | ValidationConfig, resolution: int) -> SamplingConfig:
+    """Returns how a section of a run's configuration wants images to be sampled.
+
+    Args:
+        section: with the base model's defaults filled in.
+    """
+    assert section.sampler is not None
+    assert section.guidance_scale is not None
+    return SamplingConfig(section.sampler, section.steps, section.guidance_scale, resolution)
 
 
 class SamplingInputs(NamedTuple):

@@ -22,7 +22,7 @@ from jaxbooth.models.clip import LEGACY_EOS
 from jaxbooth.models.config import CLIPTextConfig
 from jaxbooth.params import AnyArray, ModuleDef, Params
 from jaxbooth.sharding import gather_param, param_sharding
-from jaxbooth.weights.architectures import Conditioning
+from jaxbooth.weights.family import Conditioning
 
 # Names among a text encoder's parameters: the embedding table, and the (entries, d) learned embeddings that follow it.
 TOKEN_EMBEDDING = "embeddings.token_embedding.embedding"

@@ -1,5 +1,6 @@
 """The whole configuration of a run, and what follows from it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -26,8 +27,10 @@ from jaxbooth.config.section import Section, flatten
 from jaxbooth.errors import UserError
 from jaxbooth.storage.paths import local_path
 from jaxbooth.storage.remote import as_path, is_local
+from jaxbooth.weights.family import FamilySampling
 from jaxbooth.weights.source import Source
 
+AnySection = TypeVar("AnySection", bound=Section)
 SectionWithFolders = TypeVar("SectionWithFolders", DataConfig, Subject)
 EMBEDDED_SUBJECT = Path("demo")  # as `data.instance_dir`
 # What may change when a run is continued: nothing here alters a step that is already done.
@@ -155,10 +158,23 @@ def resolve_model_name(name: str | None) -> str | None:
     return str(path.absolute()) if name and name != "demo" and path.exists() else name
 
 
-def fill_resolution(config: Config, native: int) -> Config:
-    """Takes the base model's own resolution, in pixels, where none is set."""
-    data = config.data.model_copy(update={"resolution": config.data.resolution or native})
-    return config.model_copy(update={"data": data})
+def fill_defaults(config: Config, native_resolution: int, sampling: FamilySampling) -> Config:
+    """Takes what suits the base model where nothing is set: its resolution in pixels, and how it is sampled."""
+    prior, validation = config.prior, config.validation
+    prior_defaults = {"sampler": sampling.prior_sampler, "guidance_scale": sampling.guidance_scale}
+    validation_defaults = {"sampler": sampling.sampler, "guidance_scale": sampling.guidance_scale}
+    return config.model_copy(
+        update={
+            "data": fill_unset(config.data, {"resolution": native_resolution}),
+            "prior": fill_unset(prior, prior_defaults),
+            "validation": fill_unset(validation, validation_defaults),
+        }
+    )
+
+
+def fill_unset(section: AnySection, defaults: Mapping[str, Any]) -> AnySection:
+    """Returns a section with defaults in the place of None."""
+    return section.model_copy(update={key: value for key, value in defaults.items() if getattr(section, key) is None})
 
 
 def first_conflict(old: Config, new: Config) -> tuple[str, Any, Any] | None:

@@ -65,12 +65,12 @@ class DataConfig(Section):
 class PriorConfig(Section):
     """How the frozen model generates class images."""
 
-    sampler: SamplerName = "ddpm"
-    """The paper uses the ancestral sampler, ddpm."""
+    sampler: SamplerName | None = None
+    """Default: ddpm, the paper's ancestral sampler; euler for flow models."""
     steps: limits.SamplerSteps = 50
     """Network evaluations for one image."""
-    guidance_scale: limits.GuidanceScale = 7.5
-    """Classifier-free guidance; 1 turns it off."""
+    guidance_scale: limits.GuidanceScale | None = None
+    """Classifier-free guidance; 1 turns it off. Default: what suits the base model, such as 7.5 for SD 1.5."""
     batch_size: limits.DeviceBatchSize = 8
     """Images that each device generates at once. The number of devices does not change the images."""
     seed: limits.Seed = 0
@@ -267,12 +267,12 @@ class ValidationConfig(Section):
     """Steps between sample grids; step 0 is the base model's."""
     images_per_prompt: limits.PairedImageCount = 4
     """Images of each prompt, with the same seeds every time."""
-    sampler: SamplerName = "dpmpp_2m"
-    """See `jaxbooth sample --help`."""
+    sampler: SamplerName | None = None
+    """See `jaxbooth sample --help`. Default: dpmpp_2m; euler for flow models."""
     steps: limits.SamplerSteps = 25
     """Network evaluations for one image."""
-    guidance_scale: limits.GuidanceScale = 7.5
-    """Classifier-free guidance; 1 turns it off."""
+    guidance_scale: limits.GuidanceScale | None = None
+    """Classifier-free guidance; 1 turns it off. Default: what suits the base model, such as 7.5 for SD 1.5."""
     drift_limit: limits.PositiveWeight | None = None
     """Drift of the class (eval/drift in validation.jsonl) that causes a warning. The last checkpoint before it is
     kept."""

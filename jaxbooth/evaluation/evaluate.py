@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxbooth.backend import enable_compilation_cache, warn_about_cpu_fallback
-from jaxbooth.base.sampling import SamplingConfig
+from jaxbooth.base.sampling import SamplingConfig, configured_sampling
 from jaxbooth.config.limits import MAX_EVALUATED_IMAGES
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import Subject
@@ -150,12 +150,12 @@ def evaluation_sampling(
     config: Config, sampler: SamplerName | None, steps: int | None, guidance_scale: float | None
 ) -> SamplingConfig:
     """Returns how images are generated; default: as those of the run's validation."""
-    validation = config.validation
-    return SamplingConfig(
-        sampler or validation.sampler,
-        steps or validation.steps,
-        guidance_scale or validation.guidance_scale,
-        config.resolution,
+    run_sampling = configured_sampling(config.validation, config.resolution)
+    return replace(
+        run_sampling,
+        sampler=sampler or run_sampling.sampler,
+        steps=steps or run_sampling.steps,
+        guidance_scale=guidance_scale or run_sampling.guidance_scale,
     )
 
 

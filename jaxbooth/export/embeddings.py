@@ -11,7 +11,6 @@ from jaxbooth.base.model import BaseModel
 from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
 from jaxbooth.errors import UserError
 from jaxbooth.export.format import Export, ExportFormat, ReadBack
-from jaxbooth.weights.architectures import Family
 from jaxbooth.weights.embeddings import (
     TokenEmbeddings,
     embedding_files,
@@ -19,6 +18,7 @@ from jaxbooth.weights.embeddings import (
     tensor_name,
     write_embeddings,
 )
+from jaxbooth.weights.family import Family
 
 
 class EmbeddingsFormat(ExportFormat):

@@ -17,8 +17,8 @@ from jaxbooth.base.model import BaseModel, load_params
 from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
 from jaxbooth.models.lora import lora_layers, merge_on_devices
 from jaxbooth.params import AnyArray, Params, join
-from jaxbooth.weights.architectures import Family
 from jaxbooth.weights.diffusers_write import ExportDtype
+from jaxbooth.weights.family import Family
 from jaxbooth.weights.prepare import link_model
 
 

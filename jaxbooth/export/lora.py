@@ -13,9 +13,9 @@ from jaxbooth.errors import UserError
 from jaxbooth.export.format import Export, ExportFormat, ReadBack
 from jaxbooth.models.lora import LORA_B, LoraSpec, lora_layers
 from jaxbooth.params import AnyArray, by_component, flatten_components
-from jaxbooth.weights.architectures import Family
 from jaxbooth.weights.diffusers_read import open_tensors
 from jaxbooth.weights.diffusers_write import DTYPES
+from jaxbooth.weights.family import Family
 from jaxbooth.weights.lora.adapters import LoraWeights
 from jaxbooth.weights.lora.read import read_lora
 from jaxbooth.weights.lora.write import write_kohya, write_peft

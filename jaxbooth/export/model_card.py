@@ -11,7 +11,7 @@ from jaxbooth.export.format import Export, ExportFormat
 from jaxbooth.export.metadata import class_prompts, prior_settings, training_settings
 from jaxbooth.export.notes import end_token_code, reader_notes
 from jaxbooth.export.upload import HUB_ID
-from jaxbooth.weights.architectures import Family
+from jaxbooth.weights.family import Family
 
 SAMPLES_FILE = "samples.png"
 

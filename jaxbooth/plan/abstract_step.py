@@ -13,7 +13,7 @@ from jaxbooth.base.model import BaseModel
 from jaxbooth.base.text_encoder import TextEmbeddings, TokenIds
 from jaxbooth.base.trainable import add_trainable, fully_trained, trained_shapes, unused_parameters
 from jaxbooth.config.rates import learning_rates
-from jaxbooth.config.run_config import Config, fill_resolution
+from jaxbooth.config.run_config import Config, fill_defaults
 from jaxbooth.config.schema import MeshConfig
 from jaxbooth.data.latents import CachedImages, LatentCache
 from jaxbooth.params import Params
@@ -75,7 +75,7 @@ def abstract_base(config: Config, platform: str | None = None) -> tuple[Config, 
             base = read(Path(scratch))
     else:
         base = read(folder if (folder / "model_index.json").exists() else resolve_model(config.source))
-    return fill_resolution(config, base.native_resolution), base
+    return fill_defaults(config, base.native_resolution, base.family.sampling), base
 
 
 def abstract_mesh(mesh: MeshConfig, topology: Topology) -> AbstractMesh:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxbooth.base.model import BaseModel
-from jaxbooth.base.sampling import BATCH_SIZE, ImageSampler, SamplingConfig
+from jaxbooth.base.sampling import BATCH_SIZE, ImageSampler, configured_sampling
 from jaxbooth.config.run_config import Config
 from jaxbooth.params import Params, join
 from jaxbooth.plan.abstract_step import AbstractStep
@@ -29,8 +29,7 @@ def trace_sampling(config: Config, base: BaseModel, params: dict[str, Params], m
     Args:
         params: see `sampling_params`.
     """
-    validation = config.validation
-    settings = SamplingConfig(validation.sampler, validation.steps, validation.guidance_scale, config.resolution)
+    settings = configured_sampling(config.validation, config.resolution)
     image_sampler = ImageSampler(base, mesh, settings, sampling_batch(config))
     batch, everywhere = image_sampler.batch_size, replicated(mesh)
 

@@ -8,11 +8,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxbooth.base.model import BaseModel, check_resolution
-from jaxbooth.base.sampling import ImageSampler, SamplingConfig
+from jaxbooth.base.sampling import ImageSampler, configured_sampling
 from jaxbooth.base.trainable import check_rank, read_lora_init, trained_shapes
 from jaxbooth.config.rules import check_schedule
 from jaxbooth.config.run_config import Config
-from jaxbooth.config.schema import PriorConfig
+from jaxbooth.config.schema import PriorConfig, ValidationConfig
 from jaxbooth.console.messages import info, is_main, pluralize, warn
 from jaxbooth.data.buckets import enlargement_factor, group_by_bucket
 from jaxbooth.data.class_images import ClassImages, generate_missing, open_all_class_images
@@ -80,15 +80,21 @@ def check_model(config: Config, base: BaseModel) -> None:
     """
     check_resolution(base, config.resolution, "--data.resolution")
     check_schedule(config, base.schedule)
-    make_timestep_grid(base.schedule, config.validation.sampler, config.validation.steps, "--validation.steps")
+    check_sampling(config.validation, base, config.resolution, "--validation.steps")
     if config.train.prior_rows:
-        make_timestep_grid(base.schedule, config.prior.sampler, config.prior.steps, "--prior.steps")
+        check_sampling(config.prior, base, config.resolution, "--prior.steps")
     for component in base.components:
         find_tensors(base.folder / component, base.module(component))
     trained = trained_shapes(base, config)
     check_rank(base, config)
     if config.lora.init:
         read_lora_init(base, config, trained)
+
+
+def check_sampling(section: PriorConfig | ValidationConfig, base: BaseModel, resolution: int, flag: str) -> None:
+    """Raises UserError for a number of steps that the base model's schedule does not have."""
+    sampling = configured_sampling(section, resolution)
+    make_timestep_grid(base.schedule, sampling.sampler, sampling.steps, flag)
 
 
 def scan_subject(config: Config, index: int) -> ImageFolder:
@@ -198,7 +204,7 @@ def generate_class_images(
     """Generates the class images that are missing, with the frozen base model."""
     if not classes.missing:
         return
-    sampling = SamplingConfig(prior.sampler, prior.steps, prior.guidance_scale, resolution)
+    sampling = configured_sampling(prior, resolution)
     # A device's share is the same on any mesh, for the last bit of a product may depend on how many rows it has.
     image_sampler = ImageSampler(base, mesh, sampling, prior.batch_size * batch_shards(mesh), quiet=True)
     prompt = classes.settings["prompt"]

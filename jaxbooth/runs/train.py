@@ -10,7 +10,7 @@ from jaxbooth.base.trainable import trained_shapes, unused_parameters
 from jaxbooth.config.load import load_config, with_overrides
 from jaxbooth.config.rates import learning_rates
 from jaxbooth.config.rules import check_config
-from jaxbooth.config.run_config import Config, fill_resolution, resolve_paths
+from jaxbooth.config.run_config import Config, fill_defaults, resolve_paths
 from jaxbooth.config.schema import DistributedConfig
 from jaxbooth.console.progress import heartbeat
 from jaxbooth.data.training_images import TrainingImages
@@ -65,7 +65,7 @@ def train_joined(config: Config, processes: SingleProcess) -> Result:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     base = read_base(config)
     check_heads(mesh.shape["tensor"], base.attention_heads)
-    config = fill_resolution(config, base.native_resolution)
+    config = fill_defaults(config, base.native_resolution, base.family.sampling)
     no_gradient = unused_parameters(base, trained_shapes(base, config))
     optimizer = make_optimizer(config.train, learning_rates(config), no_gradient)
     inputs = read_inputs(config, base)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from jaxbooth.base.model import BaseModel
-from jaxbooth.base.sampling import ImageSampler, SamplingConfig
+from jaxbooth.base.sampling import ImageSampler, configured_sampling
 from jaxbooth.base.vae import ImageEncoder
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import Subject, ValidationConfig
@@ -71,7 +71,7 @@ class ValidationSampler:
         self.images_per_prompt, self.seed = validation.images_per_prompt, seed
         images = len(self.prompts) * self.images_per_prompt
         batches = -(-images // MAX_BATCH)
-        sampling = SamplingConfig(validation.sampler, validation.steps, validation.guidance_scale, resolution)
+        sampling = configured_sampling(validation, resolution)
         self.image_sampler = ImageSampler(base, mesh, sampling, batch_size=-(-images // batches))
 
     def sample(self, params: dict[str, Params]) -> np.ndarray:

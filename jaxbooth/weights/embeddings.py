@@ -15,8 +15,9 @@ from safetensors.numpy import save
 from jaxbooth.errors import UserError
 from jaxbooth.storage.files import write_bytes
 from jaxbooth.storage.paths import ascii_repr, short_name
-from jaxbooth.weights.architectures import FAMILIES, Family, TextEncoderSpec
+from jaxbooth.weights.architectures import FAMILIES
 from jaxbooth.weights.diffusers_read import open_tensors
+from jaxbooth.weights.family import Family, TextEncoderSpec
 from jaxbooth.weights.values import finite, weight_dtype
 
 EMBEDDINGS_FILE = "learned_embeds.safetensors"  # the name that diffusers looks for

@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxbooth.assets import ASSETS
 from jaxbooth.errors import UserError
 from jaxbooth.storage.files import write_bytes, write_json, write_text
-from jaxbooth.weights.architectures import END_TOKEN, FAMILIES
+from jaxbooth.weights.architectures import END_TOKEN, PUBLISHED
 
 CLIP_MERGES = ASSETS / "clip_merges.txt.gz"  # OpenAI's list, cut where CLIP cuts it: a header and 48,894 merges
 START_TOKEN = "<|startoftext|>"
@@ -56,10 +56,10 @@ def write_tokenizer(folder: Path, pad_token: str = END_TOKEN) -> None:
 
 
 def write_skeleton(name: str, folder: Path) -> None:
-    """Writes a whole diffusers folder of a family but for its weights: configurations, scheduler and tokenizers.
+    """Writes a whole diffusers folder but for its weights: configurations, scheduler and tokenizers.
 
     Args:
-        name: of the family.
+        name: of a published model, see `jaxbooth.weights.architectures.PUBLISHED`.
         folder: created when missing.
 
     Raises:
@@ -67,6 +67,7 @@ def write_skeleton(name: str, folder: Path) -> None:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already; choose another folder or remove it.")
-    shutil.copytree(FAMILIES[name].folder, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
-    for encoder in FAMILIES[name].text_encoders:
+    published = PUBLISHED[name]
+    shutil.copytree(published.folder, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
+    for encoder in published.family.text_encoders:
         write_tokenizer(folder / encoder.tokenizer, encoder.pad_token)

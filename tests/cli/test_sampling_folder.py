@@ -77,7 +77,7 @@ def test_a_folder_that_is_not_there_yet_begins_at_zero(tmp_path):
 
 
 def test_the_embedded_model_is_sampled_as_its_runs_are(base):
-    assert default_sampling("demo", base) == validation_sampling(load_config("demo")) == ("dpmpp_2m", 20, 4.0)
+    assert default_sampling("demo", base) == validation_sampling(load_config("demo"), base) == ("dpmpp_2m", 20, 4.0)
 
 
 @pytest.mark.parametrize(("family", "scheduler", "expected"), [
@@ -92,8 +92,9 @@ def test_a_plain_models_guidance_is_its_familys_and_none_for_turbo_models(tmp_pa
     assert default_sampling("model", base) == expected
 
 
-def test_a_run_is_sampled_as_its_grids_unless_asked_otherwise():
-    defaults = validation_sampling(Config(validation=ValidationConfig(sampler="ddim", steps=8, guidance_scale=3)))
+def test_a_run_is_sampled_as_its_grids_unless_asked_otherwise(base):
+    config = Config(validation=ValidationConfig(sampler="ddim", steps=8, guidance_scale=3))
+    defaults = validation_sampling(config, base)
     assert defaults == ("ddim", 8, 3.0)
     assert defaults.override(None, 5, None) == ("ddim", 5, 3.0)
     assert SamplingDefaults().override("euler", None, 1.0) == ("euler", 25, 1.0)

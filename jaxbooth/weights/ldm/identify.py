@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxbooth.errors import UserError
-from jaxbooth.weights.architectures import FAMILIES, OTHER_MODELS, Family
+from jaxbooth.weights.architectures import FAMILIES
+from jaxbooth.weights.family import Family
 from jaxbooth.weights.ldm.names import UNET_PREFIX
+from jaxbooth.weights.other_models import OTHER_MODELS
 
 INPUT = f"{UNET_PREFIX}input_blocks.0.0.weight"
 LABELS = f"{UNET_PREFIX}label_emb.0.0.weight"
@@ -52,7 +54,7 @@ def read_text_width(tensors: Any, file: Path) -> int:
     if attends is None:
         raise refuse(file, "a diffusion model without text")
     width = tensors.get_slice(attends).get_shape()[1]
-    family = next((family.title for family in FAMILIES.values() if family.text_width == width), "Stable Diffusion")
+    family = next((family.title for family in FAMILIES.values() if width in family.text_widths), "Stable Diffusion")
     labels = tensors.get_slice(LABELS).get_shape()[1] if LABELS in names else 0
     if width == REFINER[0] or labels == REFINER[1]:
         raise refuse(file, "the SDXL refiner")
@@ -71,6 +73,6 @@ def family_of_width(width: int, file: Path) -> Family:
         UserError: no family does.
     """
     for family in FAMILIES.values():
-        if family.text_width == width:
+        if width in family.text_widths:
             return family
     raise refuse(file, f"of an unknown architecture (its text is {width} wide)")

@@ -17,7 +17,8 @@ from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.models.vae import AutoencoderKL
 from jaxbooth.params import abstract_module
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.architectures import COMPONENTS, Family, family_of
+from jaxbooth.weights.architectures import COMPONENTS, family_of
+from jaxbooth.weights.family import Family
 from jaxbooth.weights.ldm.names import UNET_PREFIX, VAE_PREFIX, clip_key, openclip_key, unet_key, vae_key
 from jaxbooth.weights.names import torch_name, torch_shape
 from jaxbooth.weights.single_file import Shape, SingleFileTensor

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxbooth.errors import UserError, short_repr
 from jaxbooth.storage.yaml import read_yaml
-from jaxbooth.weights.architectures import Family
+from jaxbooth.weights.family import Family
 from jaxbooth.weights.ldm.names import UNET_PREFIX
 
 V_MARKER, ZERO_SNR_MARKER = "v_pred", "ztsnr"  # empty tensors; NoobAI-XL began it, ComfyUI and Forge read them

@@ -14,8 +14,9 @@ from typing import Any
 from jaxbooth.models.config import VAEConfig, read_config
 from jaxbooth.storage.files import new_folder, write_json
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.architectures import FAMILIES, Family
+from jaxbooth.weights.architectures import PUBLISHED
 from jaxbooth.weights.diffusers_write import write_index
+from jaxbooth.weights.family import Family
 from jaxbooth.weights.ldm.identify import family_of_width, read_text_width
 from jaxbooth.weights.ldm.layout import components, layout, vae_layout
 from jaxbooth.weights.ldm.names import UNET_PREFIX, VAE_ATTENTION, VAE_PREFIX, vae_key
@@ -126,7 +127,7 @@ def convert_vae(file: Path, folder: Path, config: Path | None = None, allow_pick
     Raises:
         UserError: the file is damaged, no VAE, or of another architecture.
     """
-    config = config or FAMILIES["sd15"].folder / "vae" / "config.json"
+    config = config or PUBLISHED["sd15"].folder / "vae" / "config.json"
     typed = read_config(VAEConfig, read_json(config), str(config))
 
     def ldm_name(name: str) -> str:

@@ -11,10 +11,12 @@ from pathlib import Path
 from jaxbooth.errors import UserError
 from jaxbooth.models.config import UNetConfig
 from jaxbooth.params import ModuleDef
-from jaxbooth.weights.architectures import COMPONENTS, FAMILIES, OTHER_MODELS, Family, TextEncoderSpec, family_of
+from jaxbooth.weights.architectures import COMPONENTS, FAMILIES, family_of
 from jaxbooth.weights.diffusers_read import list_names
+from jaxbooth.weights.family import Family, TextEncoderSpec
 from jaxbooth.weights.ldm.names import unet_key
 from jaxbooth.weights.names import published_path
+from jaxbooth.weights.other_models import OTHER_MODELS
 
 LORA_COMPONENTS = tuple(name for name in COMPONENTS if name != "vae")
 TEXT_READER = re.compile(r"attn2[._](processor\.)?to_[kv]$")
@@ -125,7 +127,7 @@ def suggest_family(modules: Mapping[str, tuple[int, ...]]) -> str:
             return f"; it looks like a LoRA for {other.title}"
     widths = {shape[1] for name, shape in modules.items() if TEXT_READER.search(name) and len(shape) > 1}
     for family in reversed(FAMILIES.values()):
-        if family.text_width in widths or any(name.startswith(name_prefixes(family)) for name in modules):
+        if widths.intersection(family.text_widths) or any(name.startswith(name_prefixes(family)) for name in modules):
             return f"; it looks like a LoRA for {family.title}"
     return "; it was made for another base model"
 
