@@ -22,6 +22,7 @@ from jaxbooth.config.run_config import Config, resolve_paths
 from jaxbooth.data.crops import CropSpec, load_augmentations
 from jaxbooth.data.image_grid import image_grid
 from jaxbooth.data.images import scan_folder
+from jaxbooth.models.vae import scale_latents
 
 SHOWN = 4
 
@@ -44,7 +45,7 @@ def latents(images: np.ndarray) -> np.ndarray:
     base = pipeline.base
     encode = jax.jit(lambda params, pixels: base.vae.bind(params).encode(pixels).mean)
     found = encode(pipeline.params["vae"], (images * 2 - 1).astype(np.float32))
-    return np.asarray(found) * base.vae_config.scaling_factor
+    return scale_latents(base.vae_config, np.asarray(found))
 
 
 def runs(out: Path, steps: int) -> dict[str, Path]:

@@ -16,6 +16,7 @@ from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.base.model import BaseModel
 from jaxbooth.data.crops import CropSpec, load_augmentations
 from jaxbooth.data.images import scan_folder
+from jaxbooth.models.vae import scale_latents
 from jaxbooth.pipeline import Pipeline
 from jaxbooth.storage.files import write_json
 from jaxbooth.training.layout import example_keys
@@ -69,7 +70,7 @@ def denoising_error(source: Path, prompt: str, subject: Path, mesh: Mesh, draws:
     pipeline = Pipeline.load(source, mesh=mesh)
     base, pixels = pipeline.base, read_images(subject).astype(np.float32)
     latents = base.vae.bind(pipeline.params["vae"]).encode(jnp.asarray(2 * pixels - 1)).mean
-    latents = jnp.repeat(latents * base.vae_config.scaling_factor, draws, axis=0)
+    latents = jnp.repeat(scale_latents(base.vae_config, latents), draws, axis=0)
     keys = example_keys(jax.random.key(0), jnp.int32(0), np.arange(len(latents)))
     noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(keys)
     timesteps = jnp.tile(jnp.linspace(100, 900, draws).astype(jnp.int32), len(pixels))

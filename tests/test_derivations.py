@@ -11,6 +11,7 @@ import pytest
 from jaxbooth.data.latents import BatchIndices, CachedImages, gather_latents
 from jaxbooth.diffusion.loss import Batch, LossSpec, per_example_loss
 from jaxbooth.diffusion.schedule import convert, read_schedule
+from jaxbooth.models.config import VAEConfig
 from jaxbooth.training.step import ema_update
 
 SCHEDULE = read_schedule({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
@@ -52,16 +53,16 @@ def test_fresh_noise_teaches_the_same_as_its_mean_given_the_noisy_latent(rng):
     np.testing.assert_allclose(losses(rows, ideal, loss), left, rtol=2e-2)
 
 
-def test_a_rows_latent_is_a_scaled_draw_from_its_images_posterior(rng):
+@pytest.mark.parametrize("shift", [None, 0.1159])
+def test_a_rows_latent_is_a_shifted_and_scaled_draw_from_its_images_posterior(shift, rng):
     mean, logvar = rng.normal(size=(2, 3, 2, 4, 4, 4)).astype(np.float32)
     images = CachedImages(mean, logvar, np.zeros((3, 2, 6), np.float32), None)
     noise = rng.normal(size=(2, 4, 4, 4))
-    found = gather_latents(
-        images, BatchIndices(np.array([2, 0]), np.array([1, 0]), np.ones(2)), jnp.asarray(noise), 0.18215
-    )
+    rows, config = BatchIndices(np.array([2, 0]), np.array([1, 0]), np.ones(2)), VAEConfig(shift_factor=shift)
+    found = gather_latents(images, rows, jnp.asarray(noise), config)
     for row, (image, augmentation) in enumerate([(2, 1), (0, 0)]):
-        expected = 0.18215 * (mean[image, augmentation] + np.sqrt(np.exp(logvar[image, augmentation])) * noise[row])
-        np.testing.assert_allclose(found[row], expected, rtol=1e-5, atol=1e-6)
+        draw = mean[image, augmentation] + np.sqrt(np.exp(logvar[image, augmentation])) * noise[row]
+        np.testing.assert_allclose(found[row], 0.18215 * (draw - (shift or 0)), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("source", "target"), list(itertools.permutations(("epsilon", "x0", "v"), 2)))

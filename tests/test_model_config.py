@@ -10,6 +10,7 @@ from jaxbooth.models.config import (
     CLIPTextConfig,
     CLIPVisionConfig,
     Dinov2Config,
+    Flux2VAEConfig,
     UNetConfig,
     VAEConfig,
     ViTConfig,
@@ -42,7 +43,6 @@ from tests.test_models import SD1
         (UNetConfig, "mid_block_type", None),
         (UNetConfig, "num_attention_heads", 8),
         (UNetConfig, "only_cross_attention", [False, True]),
-        (VAEConfig, "shift_factor", 0.1),
         (CLIPTextConfig, "attention_dropout", False),
         (ViTConfig, "pruned_heads", {"0": [1]}),
     ],
@@ -76,6 +76,7 @@ def mistyped():
     integers = {
         UNetConfig: ("in_channels", "norm_num_groups", "layers_per_block", "cross_attention_dim", "attention_head_dim"),
         VAEConfig: ("latent_channels", "norm_num_groups", "layers_per_block", "in_channels", "out_channels"),
+        Flux2VAEConfig: ("latent_channels", "norm_num_groups", "layers_per_block"),
         CLIPTextConfig: ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                          "max_position_embeddings", "projection_dim"),
         CLIPVisionConfig: ("image_size", "patch_size", "num_channels"),
@@ -101,6 +102,9 @@ def mistyped():
     yield from (
         (VAEConfig, "scaling_factor", value) for value in (0, -0.18, math.nan, math.inf, None, "0.18", True, 1e300)
     )
+    yield from ((VAEConfig, "shift_factor", value) for value in ("0.1", True, math.nan, 1e300, [0.1]))
+    yield from ((Flux2VAEConfig, "patch_size", value) for value in (None, 0, [2, 1], [2], 2.0, "2", 99))
+    yield from ((Flux2VAEConfig, "batch_norm_eps", value) for value in (None, 0, -1e-4, math.nan))
     yield from ((VAEConfig, "use_quant_conv", value) for value in (0, 1, None, "false"))
     yield from ((CLIPTextConfig, "eos_token_id", value) for value in (-1, 2.0, [2], None, "2"))
     yield from ((CLIPTextConfig, "layer_norm_eps", value) for value in (0, -1e-5, None, math.inf))
@@ -131,6 +135,8 @@ def test_a_value_of_another_type_or_out_of_range_is_named(kind, key, value):
         (UNetConfig, {"addition_embed_type": "text_time"}, "addition_time_embed_dim is missing"),
         (VAEConfig, {"norm_num_groups": 30}, "norm_num_groups 30 does not divide 64 channels"),
         (VAEConfig, {"block_out_channels": [32, 64]}, "down_block_types has 1 entries for 2 levels"),
+        (Flux2VAEConfig, {"decoder_block_out_channels": [96] * 3}, "decoder_block_out_channels has 3 entries for 4"),
+        (Flux2VAEConfig, {"decoder_block_out_channels": [90] * 4}, "norm_num_groups 32 does not divide 90 channels"),
         (CLIPTextConfig, {"num_attention_heads": 7}, "num_attention_heads 7 does not divide 512 channels"),
         (ViTConfig, {"image_size": 8}, "patch_size 16 is larger than image_size 8"),
     ],

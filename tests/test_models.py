@@ -14,12 +14,10 @@ from jaxbooth.models.clip import CLIPTextModel
 from jaxbooth.models.config import (
     CLIPTextConfig,
     UNetConfig,
-    VAEConfig,
     read_config,
 )
 from jaxbooth.models.layers import Layers
 from jaxbooth.models.unet import AddedConditions, UNet2DConditionModel
-from jaxbooth.models.vae import AutoencoderKL
 from jaxbooth.params import abstract_module
 from tests.torch_parity import TOLERANCE, from_torch, params_from_torch, relative_error, to_torch
 
@@ -54,13 +52,6 @@ LISTS = SDXL | {  # a list wherever diffusers takes one; levels without attentio
     "reverse_transformer_layers_per_block": [[1, 2], [3, 1, 2], 7],
     "only_cross_attention": [False, False, False],
     "sample_size": [16, 16],
-}
-VAE = {
-    "block_out_channels": [16, 32, 32],
-    "down_block_types": ["DownEncoderBlock2D"] * 3,
-    "up_block_types": ["UpDecoderBlock2D"] * 3,
-    "layers_per_block": 2,
-    "norm_num_groups": 8,
 }
 
 
@@ -105,30 +96,6 @@ def test_remat_does_not_change_the_output(rng):
     reference = diffusers.UNet2DConditionModel(**SD1).eval()
     found, expected = unet_outputs(reference, dict(reference.config), rng, remat="blocks")
     assert relative_error(found, expected) < TOLERANCE
-
-
-def check_vae(reference: diffusers.AutoencoderKL, rng: np.random.Generator) -> None:
-    config = read_config(VAEConfig, dict(reference.config), "vae/config.json")
-    network = abstract_module(lambda rngs: AutoencoderKL(config, Layers(rngs)))
-    params = params_from_torch(reference, network)
-    pixels = rng.uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
-    latents = rng.normal(size=(2, 8, 8, 4)).astype(np.float32)
-    moments = jax.jit(lambda p: network.bind(p).encode(pixels))(params)
-    decoded = jax.jit(lambda p: network.bind(p).decode(latents))(params)
-    with torch.no_grad():
-        posterior = reference.encode(to_torch(pixels)).latent_dist
-        expected = reference.decode(to_torch(latents)).sample
-    assert relative_error(moments.mean, from_torch(posterior.mean)) < TOLERANCE
-    assert relative_error(moments.logvar, from_torch(posterior.logvar)) < TOLERANCE
-    assert relative_error(decoded, from_torch(expected)) < TOLERANCE
-
-
-def test_random_vae_equals_diffusers(rng):
-    check_vae(diffusers.AutoencoderKL(**VAE).eval(), rng)
-
-
-def test_trained_vae_equals_diffusers(rng):
-    check_vae(diffusers.AutoencoderKL.from_pretrained(DEMO_MODEL / "vae", torch_dtype=torch.float32), rng)
 
 
 def check_clip(reference: transformers.CLIPTextModel, rng: np.random.Generator) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from jaxbooth.base.text_encoder import TextEmbeddings
 from jaxbooth.data.latents import BatchIndices, gather_latents, gather_text
+from jaxbooth.models.config import VAEConfig
 from jaxbooth.models.layers import Layers
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.params import abstract_module
@@ -88,7 +89,7 @@ def test_a_row_has_its_images_latents_and_its_images_caption(micro, mesh):
     cache = make_cache(micro, mesh)
     rows = BatchIndices(np.array([2, 0, 7, 3]), np.array([1, 0, 0, 1]), np.ones(4))
     mean = cache.images.mean
-    latents = gather_latents(cache.images, rows, jnp.zeros((4, *mean.shape[2:])), 0.5)
+    latents = gather_latents(cache.images, rows, jnp.zeros((4, *mean.shape[2:])), VAEConfig(scaling_factor=0.5))
     text = gather_text(cache.text, cache.caption[rows.image], None)
     for row, (image, augmentation) in enumerate(zip(rows.image, rows.augmentation, strict=True)):
         np.testing.assert_array_equal(latents[row], mean[image, augmentation] * np.float32(0.5))

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from jaxbooth.base.model import BaseModel
 from jaxbooth.distributed.arrays import put
-from jaxbooth.models.vae import Moments
+from jaxbooth.models.vae import Moments, unscale_latents
 from jaxbooth.params import AnyArray, Params, full_precision, pixel_precision
 from jaxbooth.sharding import batch_sharding, batch_shards, mesh_context, replicated
 
@@ -55,7 +55,7 @@ def decode_images(base: BaseModel, params: Params, latents: AnyArray, shards: in
         params: of the VAE.
     """
     model = base.vae.bind(params)
-    unscaled = latents / base.vae_config.scaling_factor
+    unscaled = unscale_latents(base.vae_config, jnp.asarray(latents))
     parts = unscaled.reshape(shards, -1, *latents.shape[1:]).swapaxes(0, 1)
     with pixel_precision():
         pixels = jax.lax.map(model.decode, parts).swapaxes(0, 1)

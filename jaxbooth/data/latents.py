@@ -18,7 +18,7 @@ from jaxbooth.base.vae import ImageEncoder
 from jaxbooth.data.crops import Augmentations
 from jaxbooth.data.images import ImageFile
 from jaxbooth.errors import RunFailure
-from jaxbooth.models.vae import Moments
+from jaxbooth.models.vae import AnyVAEConfig, Moments, scale_latents
 from jaxbooth.params import AnyArray, Array
 
 
@@ -107,11 +107,11 @@ def concatenate_images(groups: Iterable[CachedImages]) -> CachedImages:
 
 
 def gather_latents(
-    images: CachedImages, rows: BatchIndices, noise: Float[Array, "rows h w c"], scaling_factor: float
+    images: CachedImages, rows: BatchIndices, noise: Float[Array, "rows h w c"], vae_config: AnyVAEConfig
 ) -> Float[Array, "rows h w c"]:
-    """Samples the rows' latents from their posteriors and scales them."""
+    """Samples the rows' latents from their posteriors and scales them as the VAE's configuration says."""
     moments = Moments(images.mean[rows.image, rows.augmentation], images.logvar[rows.image, rows.augmentation])
-    return moments.sample(noise) * scaling_factor
+    return scale_latents(vae_config, moments.sample(noise))
 
 
 def gather_text(

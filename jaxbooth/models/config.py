@@ -6,14 +6,14 @@ each other are checked together, before anything is built from them.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any, TypeVar
 
 from jaxbooth.errors import UserError
 from jaxbooth.models.encoder_config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, Dinov2Config, ViTConfig
-from jaxbooth.models.unet_config import UNetConfig, VAEConfig
+from jaxbooth.models.unet_config import UNetConfig
+from jaxbooth.models.vae_config import Flux2VAEConfig, VAEConfig
 from jaxbooth.storage.paths import ascii_repr
-from jaxbooth.storage.typed import json_equal, validate
+from jaxbooth.storage.typed import json_equal, json_keys, validate
 
 T = TypeVar("T")
 
@@ -34,6 +34,7 @@ NEUTRAL: dict[type, dict[str, Any]] = {
         "time_embedding_type": "positional",
     },
     VAEConfig: {"act_fn": "silu"},
+    Flux2VAEConfig: {"act_fn": "silu"},
     CLIPTextConfig: {"attention_dropout": 0.0, "dropout": 0.0, "model_type": "clip_text_model", "pruned_heads": {}},
     CLIPVisionConfig: {"attention_dropout": 0.0, "dropout": 0.0, "model_type": "clip_vision_model", "pruned_heads": {}},
     ViTConfig: {"model_type": "vit", "pruned_heads": {}},
@@ -71,7 +72,7 @@ def read_config(config_type: type[T], raw: Mapping[str, Any], source: str) -> T:
         UserError: a key that jaxbooth does not implement holds a value other than its neutral one, or a value is of
             another type, out of range, or does not fit the others.
     """
-    known = {field.name for field in fields(config_type)}  # ty: ignore[invalid-argument-type]
+    known = json_keys(config_type)
     neutral = NEUTRAL[config_type]
     for key, value in raw.items():
         if key in known or key in INFORMATIVE or key.startswith("_"):

@@ -1,4 +1,4 @@
-"""Typed configurations of the two convolutional networks of Stable Diffusion: the UNet and the VAE."""
+"""The typed configuration of the UNet of Stable Diffusion."""
 
 from typing import Annotated, Any
 
@@ -162,36 +162,3 @@ class UNetConfig:
     def per_level(self, value: Any) -> tuple[Any, ...]:
         """Repeats a single value for every level."""
         return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
-
-
-@dataclass(frozen=True, config=STRICT)
-class VAEConfig:
-    """diffusers `AutoencoderKL` (`models/autoencoders/autoencoder_kl.py`)."""
-
-    in_channels: Width = 3
-    out_channels: Width = 3
-    latent_channels: Width = 4
-    down_block_types: BlockTypes = ("DownEncoderBlock2D",)
-    up_block_types: BlockTypes = ("UpDecoderBlock2D",)
-    block_out_channels: LevelWidths = (64,)
-    layers_per_block: ResnetCount = 1
-    norm_num_groups: Width = 32
-    scaling_factor: Annotated[float, Field(ge=1e-3, le=1e3)] = 0.18215
-    sample_size: Any = 32  # informative
-    force_upcast: Any = True  # jaxbooth runs the VAE in float32 always
-    mid_block_add_attention: bool = True
-    use_quant_conv: bool = True
-    use_post_quant_conv: bool = True
-
-    @model_validator(mode="after")
-    def check(self) -> "VAEConfig":
-        """Refuses values that do not fit each other; the message names a key."""
-        levels = len(self.block_out_channels)
-        check_lengths(levels, down_block_types=self.down_block_types, up_block_types=self.up_block_types)
-        check_divides("norm_num_groups", self.norm_num_groups, self.block_out_channels)
-        return self
-
-    @property
-    def factor(self) -> int:
-        """Pixels to a latent, along one side."""
-        return 2 ** (len(self.block_out_channels) - 1)

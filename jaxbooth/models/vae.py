@@ -8,11 +8,12 @@ from jaxtyping import Float
 
 from jaxbooth.errors import UserError
 from jaxbooth.models.attention import Projections
-from jaxbooth.models.config import VAEConfig
+from jaxbooth.models.config import Flux2VAEConfig, VAEConfig
 from jaxbooth.models.layers import Downsample2D, Layers, ResnetBlock2D, Upsample2D
 from jaxbooth.params import Array
 
 EPS = 1e-6  # of every GroupNorm here
+AnyVAEConfig = VAEConfig | Flux2VAEConfig
 LOGVAR_RANGE = (-30.0, 20.0)  # diffusers `DiagonalGaussianDistribution` clips to this
 
 
@@ -25,6 +26,16 @@ class Moments(NamedTuple):
     def sample(self, noise: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Returns mean + std * noise."""
         return jnp.asarray(self.mean) + jnp.exp(0.5 * self.logvar) * noise
+
+
+def scale_latents(config: AnyVAEConfig, latents: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns (z - shift) * scale of an autoencoder's latents: what the denoiser sees, of about unit variance."""
+    return (latents - (config.shift_factor or 0.0)) * config.scaling_factor
+
+
+def unscale_latents(config: AnyVAEConfig, latents: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The inverse of `scale_latents`."""
+    return latents / config.scaling_factor + (config.shift_factor or 0.0)
 
 
 class PixelAttention(Projections):
@@ -42,7 +53,7 @@ class PixelAttention(Projections):
 class MidBlock(nnx.Module):
     """`UNetMidBlock2D`: ResNet, optional attention, ResNet."""
 
-    def __init__(self, width: int, config: VAEConfig, layers: Layers):
+    def __init__(self, width: int, config: AnyVAEConfig, layers: Layers):
         groups = config.norm_num_groups
         self.resnets = nnx.List([ResnetBlock2D(width, width, None, groups, EPS, layers) for _ in range(2)])
         has_attention = config.mid_block_add_attention
@@ -88,13 +99,13 @@ def stages(widths: tuple[int, ...], depth: int, resampler: str, groups: int, lay
 class Encoder(nnx.Module):
     """Pixels to moments."""
 
-    def __init__(self, config: VAEConfig, layers: Layers):
+    def __init__(self, config: AnyVAEConfig, layers: Layers):
         widths, groups = config.block_out_channels, config.norm_num_groups
         self.conv_in = layers.conv(config.in_channels, widths[0])
         self.down_blocks = stages(widths, config.layers_per_block, "downsamplers", groups, layers)
         self.mid_block = MidBlock(widths[-1], config, layers)
         self.conv_norm_out = layers.group_norm(widths[-1], groups, EPS, silu=True)
-        self.conv_out = layers.conv(widths[-1], 2 * config.latent_channels)
+        self.conv_out = layers.conv(widths[-1], 2 * config.decoded_channels)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out c_out"]:
         x = self.conv_in(x)
@@ -106,9 +117,9 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Latents to pixels."""
 
-    def __init__(self, config: VAEConfig, layers: Layers):
-        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
-        self.conv_in = layers.conv(config.latent_channels, widths[0])
+    def __init__(self, config: AnyVAEConfig, layers: Layers):
+        widths, groups = config.decoder_widths[::-1], config.norm_num_groups
+        self.conv_in = layers.conv(config.decoded_channels, widths[0])
         self.mid_block = MidBlock(widths[0], config, layers)
         self.up_blocks = stages(widths, config.layers_per_block + 1, "upsamplers", groups, layers)
         self.conv_norm_out = layers.group_norm(widths[-1], groups, EPS, silu=True)
@@ -128,11 +139,11 @@ class AutoencoderKL(nnx.Module):
         UserError: the configuration names a block type other than the Stable Diffusion ones.
     """
 
-    def __init__(self, config: VAEConfig, layers: Layers):
+    def __init__(self, config: AnyVAEConfig, layers: Layers):
         for block_type in (*config.down_block_types, *config.up_block_types):
             if block_type not in ("DownEncoderBlock2D", "UpDecoderBlock2D"):
                 raise UserError(f"vae/config.json: block type {block_type!r} is not supported.")
-        latent = config.latent_channels
+        latent = config.decoded_channels
         self.encoder = Encoder(config, layers)
         self.decoder = Decoder(config, layers)
         self.quant_conv = layers.conv(2 * latent, 2 * latent, size=1) if config.use_quant_conv else None

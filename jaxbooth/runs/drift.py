@@ -8,11 +8,13 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxbooth.base.vae import ImageEncoder
 from jaxbooth.console.messages import is_main
 from jaxbooth.errors import UserError
+from jaxbooth.models.vae import AnyVAEConfig, scale_latents
 from jaxbooth.storage.files import write_bytes
 
 SUBJECT_DISTANCE, DRIFT = "eval/subject_distance", "eval/drift"
@@ -41,13 +43,13 @@ class DriftMeter:
     Attributes:
         references: (n, H, W, 3) uint8 training images.
         encode: the VAE's encoder.
-        scaling_factor: of its latents.
+        vae_config: says how its latents are scaled.
         path: file for the latents of the base model's class images, for runs that go on.
     """
 
     references: np.ndarray
     encode: ImageEncoder
-    scaling_factor: float
+    vae_config: AnyVAEConfig
     path: Path
     base: np.ndarray | None = None
 
@@ -69,7 +71,7 @@ class DriftMeter:
         """Encodes images to the scaled means of their posteriors."""
         size = self.encode.batch_size
         parts = [self.encode(images[i : i + size, None]).mean[:, 0] for i in range(0, len(images), size)]
-        return np.concatenate(parts) * self.scaling_factor
+        return np.asarray(scale_latents(self.vae_config, jnp.concatenate(parts)))
 
     def keep(self, latents: np.ndarray) -> None:
         """Keeps the base model's latents, in memory and on disk."""

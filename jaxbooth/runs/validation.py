@@ -172,7 +172,7 @@ def make_validation(
     sampler = ValidationSampler(base, mesh, config.validation, config.subjects, config.resolution, config.seed)
     together = np.stack([pixels for images in references for pixels in images])
     encoder = ImageEncoder(base, frozen["vae"], mesh)
-    drift_meter = DriftMeter(together, encoder, base.vae_config.scaling_factor, run.base_latents)
+    drift_meter = DriftMeter(together, encoder, base.vae_config, run.base_latents)
     evaluation, evaluate_params = config.evaluation, None
     if evaluation.every:
         models = load_feature_models(evaluation.clip, evaluation.dino, config.source, mesh)

@@ -5,7 +5,6 @@ NaN is not allowed.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, Strict, ValidationError
@@ -45,6 +44,11 @@ Epsilon = Annotated[float, Field(gt=0, lt=1)]
 Square = BeforeValidator(square)  # of an integer that may also be written as height and width
 
 
+def json_keys(cls: type) -> set[str]:
+    """Returns the keys that a pydantic dataclass has fields for: the alias of a field that has one, else its name."""
+    return {field.alias or name for name, field in cls.__pydantic_fields__.items()}  # ty: ignore[missing-attribute]
+
+
 def validate(cls: type[T], values: Mapping[str, Any], source: str) -> T:
     """Builds an instance of `cls` from those `values` that it has fields for.
 
@@ -54,9 +58,9 @@ def validate(cls: type[T], values: Mapping[str, Any], source: str) -> T:
     Raises:
         UserError: a value has another type, or is out of range; the message names its key.
     """
-    names = {field.name for field in fields(cls)}  # ty: ignore[invalid-argument-type]
+    keys = json_keys(cls)
     try:
-        return cls(**{key: value for key, value in values.items() if key in names})
+        return cls(**{key: value for key, value in values.items() if key in keys})
     except ValidationError as error:
         raise UserError(f"{source}: {first_problem(error, values)}") from None
 

@@ -64,7 +64,7 @@ def make_batch(
     purposes = jax.vmap(lambda row_key: jax.random.split(row_key, 6))(row_keys)
     posterior, noise, timestep, offset, perturbation, dropout = purposes.T
     schedule, shape = spec.base.schedule, images.mean.shape[2:]
-    latents = gather_latents(images, rows, normal(posterior, shape), spec.base.vae_config.scaling_factor)
+    latents = gather_latents(images, rows, normal(posterior, shape), spec.base.vae_config)
     target_noise = offset_noise(normal(noise, shape), offset, spec.loss.noise_offset)
     examples = Batch(
         latents=latents,

@@ -20,6 +20,7 @@ RENAMED_ON_IMPORT = (
     (r"(.*\.attentions\.0)\.value\.(\w+)", r"\1.to_v.\2"),
     (r"(.*\.attentions\.0)\.proj_attn\.(\w+)", r"\1.to_out.0.\2"),
     (r"embeddings\.position_ids", r""),
+    (r"bn\.num_batches_tracked", r""),
 )
 RENAMED_IN_CLIP_MODELS = (
     (r"(text|vision)_model\.embeddings\.position_ids", r""),
