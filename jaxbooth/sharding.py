@@ -28,9 +28,9 @@ MIN_SHARDED_SIZE = 2**12  # elements; smaller parameters are cheaper to replicat
 # (parameter name, dimensions that it has, the one that `tensor` splits): outputs going in, inputs coming out, so that
 # one reduction suffices. The VAE's attention has one head and is not split.
 TENSOR_RULES = (
-    (r".*(attn\d\.to_[qkv]|[qkv]_proj|fc1|net\.0\.proj)(\.lora_B)?\.kernel", 2, -1),
-    (r".*(attn\d\.to_[qkv]|[qkv]_proj|fc1|net\.0\.proj)\.(bias|lora_magnitude_vector\.scale)", 1, -1),
-    (r".*(attn\d\.to_out\.0|out_proj|fc2|net\.2)(\.lora_A)?\.kernel", 2, -2),
+    (r".*(attn\d\.to_[qkv]|[qkv]_proj|gate_proj|up_proj|fc1|net\.0\.proj)(\.lora_B)?\.kernel", 2, -1),
+    (r".*(attn\d\.to_[qkv]|[qkv]_proj|gate_proj|up_proj|fc1|net\.0\.proj)\.(bias|lora_magnitude_vector\.scale)", 1, -1),
+    (r".*(attn\d\.to_out\.0|o_proj|out_proj|down_proj|fc2|net\.2)(\.lora_A)?\.kernel", 2, -2),
 )
 HALVED = r".*\.net\.0\.proj\..*"  # used as two halves of the last dimension, which is therefore stored in one piece
 EMBEDDING = r".*embedding"  # looked up, and lengthened by placeholder tokens, along the first dimension

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from jaxbooth.errors import UserError
 from jaxbooth.models.encoder_config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, Dinov2Config, ViTConfig
+from jaxbooth.models.qwen3_config import Qwen3Config
 from jaxbooth.models.unet_config import UNetConfig
 from jaxbooth.models.vae_config import Flux2VAEConfig, VAEConfig
 from jaxbooth.storage.paths import ascii_repr
@@ -39,11 +40,14 @@ NEUTRAL: dict[type, dict[str, Any]] = {
     CLIPVisionConfig: {"attention_dropout": 0.0, "dropout": 0.0, "model_type": "clip_vision_model", "pruned_heads": {}},
     ViTConfig: {"model_type": "vit", "pruned_heads": {}},
     Dinov2Config: {"model_type": "dinov2", "pruned_heads": {}},
+    Qwen3Config: {"attention_dropout": 0.0, "hidden_act": "silu", "model_type": "qwen3"},
 }
 INFORMATIVE = {
     "architectures", "bos_token_id", "pad_token_id", "dtype", "torch_dtype", "initializer_factor",
     "initializer_range", "transformers_version", "return_dict", "use_cache", "id2label", "label2id",
-    "chunk_size_feed_forward", "tie_word_embeddings",
+    "chunk_size_feed_forward", "tie_word_embeddings", "eos_token_id",
+    # of a sliding window, which `use_sliding_window` switches
+    "max_window_layers", "sliding_window",
     # of generating text, which old configurations of every model have
     "diversity_penalty", "encoder_no_repeat_ngram_size", "length_penalty", "max_length", "min_length",
     "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences", "repetition_penalty",

@@ -21,6 +21,8 @@ RENAMED_ON_IMPORT = (
     (r"(.*\.attentions\.0)\.proj_attn\.(\w+)", r"\1.to_out.0.\2"),
     (r"embeddings\.position_ids", r""),
     (r"bn\.num_batches_tracked", r""),
+    (r"model\.(embed_tokens|layers|norm)\.(.*)", r"\1.\2"),  # of `Qwen3ForCausalLM`
+    (r"lm_head\.weight", r""),
 )
 RENAMED_IN_CLIP_MODELS = (
     (r"(text|vision)_model\.embeddings\.position_ids", r""),
