@@ -28,6 +28,7 @@ from jaxbooth.weights.safetensors_write import LazyTensor, stored_dtype, write_t
 ExportDtype = Literal["base", "float32", "float16", "bfloat16"]
 DTYPES = {"base": None, "float32": np.dtype("float32"), "float16": np.dtype("float16"),
           "bfloat16": np.dtype(ml_dtypes.bfloat16)}  # fmt: skip
+CLIP_EMBEDDING = "embeddings.token_embedding.weight"  # which no other text encoder has
 COPIED = ("tokenizer", "tokenizer_2", "scheduler", "feature_extractor", "safety_checker")
 
 
@@ -106,9 +107,8 @@ class ComponentTensors:
             return self.value(name).astype(self.dtype_of(name))
 
     def published(self, name: str) -> str:
-        """Returns the name in a written folder: readers before transformers 5 need a text encoder's prefix."""
-        is_text_encoder = self.folder.name.startswith("text_encoder")
-        return published_path(self.folder.name, name) if is_text_encoder else self.stored_name(name)
+        """Returns the name in a written folder: readers before transformers 5 need a CLIP text encoder's prefix."""
+        return published_path(self.folder.name, name) if CLIP_EMBEDDING in self.stored else self.stored_name(name)
 
     def tensor(self, stored: str) -> LazyTensor:
         """Returns what becomes of one tensor of the files in a written folder; buffers stay as they are."""

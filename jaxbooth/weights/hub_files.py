@@ -12,7 +12,7 @@ from jaxbooth.weights.prepare import check_variant, choose_weights
 
 # What is read as it is; safety checkers and feature extractors are not.
 CONFIGURATIONS = re.compile(
-    r"model_index\.json|scheduler/scheduler_config\.json|[\w-]+/config\.json|tokenizer(_\d)?/[\w.-]+\.(json|txt)"
+    r"model_index\.json|scheduler/scheduler_config\.json|[\w-]+/config\.json|tokenizer(_\d)?/[\w.-]+\.(json|txt|jinja)"
 )
 INDEX = "model_index.json"
 LISTED = 12  # files and folders that a message names
