@@ -10,13 +10,8 @@ import torch
 
 from jaxbooth.base.model import BaseModel, load_params
 from jaxbooth.base.sampling import ImageSampler, SamplingConfig, image_keys
-from jaxbooth.base.text_encoder import (
-    PLACEHOLDER_EMBEDDING,
-    TOKEN_EMBEDDING,
-    TextEmbeddings,
-    TextEncoders,
-    init_placeholder_embeddings,
-)
+from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING, TOKEN_EMBEDDING, TextEmbeddings, TextEncoders
+from jaxbooth.base.trainable import init_placeholder_embeddings
 from jaxbooth.errors import UserError
 from jaxbooth.export.diffusers import config_overrides
 from jaxbooth.export.notes import end_token_code

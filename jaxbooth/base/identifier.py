@@ -8,26 +8,27 @@ import re
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from jaxbooth.base.chat_tokenizer import ChatTokenizer
 from jaxbooth.base.tokenizer import Tokenizer
 
-# CLIP's ids follow the order in which byte pairs were merged, the frequent ones first; this is 0.6 of its 49,408.
-COMMON_IDS = 29_645
 # Rare words that are one token in CLIP's vocabulary, but for the last, which suits smaller vocabularies.
 CANDIDATES = ("sks", "ohwx", "phol", "olis", "hta", "tft")
 SUGGESTED = 3
 MANY_MORE = 2  # tokens than the shortest candidate has
+AnyTokenizer = Tokenizer | ChatTokenizer
 
 
 class Identifier(NamedTuple):
-    """A word and the ids of its tokens in the vocabulary."""
+    """A word and the ids of its tokens in the vocabulary; those below `common_ids` stand for frequent text."""
 
     word: str
     ids: tuple[int, ...]
+    common_ids: int
 
     @property
     def is_common(self) -> bool:
         """Whether it is one token that was merged early: a word that the model knows."""
-        return len(self.ids) == 1 and self.ids[0] < COMMON_IDS
+        return len(self.ids) == 1 and self.ids[0] < self.common_ids
 
 
 def prompt_words(prompt: str) -> list[str]:
@@ -35,13 +36,13 @@ def prompt_words(prompt: str) -> list[str]:
     return re.findall(r"[\w<>-]+", prompt.lower())
 
 
-def read_identifier(tokenizer: Tokenizer, word: str) -> Identifier:
+def read_identifier(tokenizer: AnyTokenizer, word: str) -> Identifier:
     """Returns a word with its tokens."""
-    return Identifier(word, tuple(tokenizer.vocabulary_ids(word)))
+    return Identifier(word, tuple(tokenizer.vocabulary_ids(word)), tokenizer.common_ids)
 
 
 def find_identifier(
-    tokenizer: Tokenizer, subject_words: Sequence[str], class_words: Collection[str]
+    tokenizer: AnyTokenizer, subject_words: Sequence[str], class_words: Collection[str]
 ) -> Identifier | None:
     """Returns the rarest word of the subject's that its class lacks and that is no placeholder token, if any."""
     placeholders = [word for token in tokenizer.placeholder_tokens for word in prompt_words(token.text)]
@@ -50,7 +51,7 @@ def find_identifier(
     return max(identifiers, key=lambda identifier: (len(identifier.ids), max(identifier.ids, default=0)), default=None)
 
 
-def suggest_identifiers(tokenizer: Tokenizer, used: Collection[str] = ()) -> list[Identifier]:
+def suggest_identifiers(tokenizer: AnyTokenizer, used: Collection[str] = ()) -> list[Identifier]:
     """Returns a few rare words with the fewest tokens in the model's vocabulary.
 
     Args:
@@ -61,7 +62,6 @@ def suggest_identifiers(tokenizer: Tokenizer, used: Collection[str] = ()) -> lis
     return [identifier for identifier in identifiers if len(identifier.ids) == fewest][:SUGGESTED]
 
 
-def token_texts(tokenizer: Tokenizer, identifier: Identifier) -> str:
+def token_texts(tokenizer: AnyTokenizer, identifier: Identifier) -> str:
     """Returns an identifier's tokens as text, "sk + s"."""
-    tokens = tokenizer.clip.convert_ids_to_tokens(list(identifier.ids))
-    return " + ".join(token.removesuffix("</w>") for token in tokens)
+    return " + ".join(tokenizer.token_texts(identifier.ids))

@@ -17,7 +17,7 @@ from jaxbooth.base.components import (
     read_model_index,
     read_text_encoder,
 )
-from jaxbooth.base.text_encoder import TextEmbeddings, TextEncoders, TokenIds
+from jaxbooth.base.text_encoder import PromptEncoder, TextEmbeddings, TextEncoders, TokenIds
 from jaxbooth.config.limits import MAX_ENLARGEMENT
 from jaxbooth.console.progress import progress
 from jaxbooth.diffusion.schedule import NoiseSchedule, read_schedule
@@ -57,7 +57,7 @@ class BaseModel:
     vae_config: VAEConfig
     denoiser: ModuleDef
     vae: ModuleDef
-    text: TextEncoders
+    text: PromptEncoder
     dtype: Any
     lora: LoraSpec | None = None
 
@@ -80,7 +80,9 @@ class BaseModel:
         encoders = tuple(read_text_encoder(folder, spec, compute) for spec in family.text_encoders)
         zeros = family.conditioning.zeros_for_empty_prompt
         zeros = zeros and bool(model_index.get("force_zeros_for_empty_prompt", True))  # diffusers' own default
-        text = TextEncoders(encoders, family.conditioning, clip_skip, max_token_chunks, zeros)
+        text = TextEncoders(
+            encoders, family.conditioning, zeros, clip_skip=clip_skip, max_token_chunks=max_token_chunks
+        )
         check_components(folder, family, denoiser_config, vae_config, text)
         scheduler = folder / "scheduler" / "scheduler_config.json"
         return cls(
@@ -120,21 +122,18 @@ class BaseModel:
         modules |= {self.denoiser_name: self.denoiser, "vae": self.vae}
         return modules[component]
 
-    def with_text(self, text: TextEncoders) -> "BaseModel":
+    def with_text(self, text: PromptEncoder) -> "BaseModel":
         """Returns the model with other text encoders."""
         return replace(self, text=text)
 
     def with_lora(self, lora: LoraSpec) -> "BaseModel":
-        """Returns the model whose denoiser and text encoders also take adapters."""
-        encoders = tuple(replace(encoder, module=with_adapters(encoder.module, lora)) for encoder in self.text.encoders)
-        text = replace(self.text, encoders=encoders)
-        return replace(self, denoiser=with_adapters(self.denoiser, lora), text=text, lora=lora)
+        """Returns the model whose denoiser, and text encoders where they can be trained, also take adapters."""
+        return replace(self, denoiser=with_adapters(self.denoiser, lora), text=self.text.with_lora(lora), lora=lora)
 
     @property
     def attention_heads(self) -> set[int]:
         """Head counts that occur in the denoiser and the text encoders."""
-        text_heads = {encoder.config.num_attention_heads for encoder in self.text.encoders}
-        return self.denoiser_config.attention_heads | text_heads
+        return self.denoiser_config.attention_heads | self.text.attention_heads
 
     @property
     def resolution_multiple(self) -> int:

@@ -1,13 +1,14 @@
-"""Token ids to what the denoiser is conditioned on: a model's text encoders, and the embeddings that a run adds.
+"""Prompts to what the denoiser is conditioned on: what all text encoders offer, CLIP's, and embeddings that a run adds.
 
 SD 1.x and 2.x use the last hidden state of one CLIP text encoder, after its final LayerNorm. SDXL uses the penultimate
 hidden states of two text encoders side by side, without it, and the second one's pooled embedding (diffusers
 `pipeline_stable_diffusion.py` and `pipeline_stable_diffusion_xl.py`, `encode_prompt`).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,9 @@ from jax import Array
 
 from jaxbooth.base.tokenizer import PlaceholderToken, Tokenizer, make_placeholder_tokens
 from jaxbooth.console.messages import pluralize, warn
-from jaxbooth.distributed.arrays import to_host
-from jaxbooth.errors import UserError
 from jaxbooth.models.clip import LEGACY_EOS
 from jaxbooth.models.config import CLIPTextConfig
+from jaxbooth.models.lora import LoraSpec, with_adapters
 from jaxbooth.params import AnyArray, ModuleDef, Params
 from jaxbooth.sharding import gather_param, param_sharding
 from jaxbooth.weights.family import Conditioning
@@ -30,6 +30,8 @@ PLACEHOLDER_EMBEDDING = "placeholder_tokens.embedding"
 MAX_SHOWN = 200  # characters of a prompt in a message
 
 TokenIds = dict[str, AnyArray]  # text encoder -> (prompts, chunks, length) int32
+TokenizerT = TypeVar("TokenizerT")
+ConfigT = TypeVar("ConfigT")
 
 
 class TextEmbeddings(NamedTuple):
@@ -38,10 +40,12 @@ class TextEmbeddings(NamedTuple):
     Attributes:
         prompt_embeds: (b, s, d).
         pooled_prompt_embeds: (b, p), for families that use them.
+        lengths: (b,) int32, how many of the s tokens are no padding, for families whose denoiser is told.
     """
 
     prompt_embeds: Array
     pooled_prompt_embeds: Array | None = None
+    lengths: Array | None = None
 
 
 def select_prompts(text: TextEmbeddings, indices: Array) -> TextEmbeddings:
@@ -50,7 +54,7 @@ def select_prompts(text: TextEmbeddings, indices: Array) -> TextEmbeddings:
 
 
 @dataclass(frozen=True)
-class TextEncoder:
+class TextEncoder(Generic[TokenizerT, ConfigT]):
     """One text encoder with its tokenizer.
 
     Attributes:
@@ -58,27 +62,103 @@ class TextEncoder:
     """
 
     name: str
-    tokenizer: Tokenizer
+    tokenizer: TokenizerT
     module: ModuleDef
-    config: CLIPTextConfig
+    config: ConfigT
 
 
 @dataclass(frozen=True)
-class TextEncoders:
-    """All text encoders of a model and how they are used.
+class PromptEncoder(ABC):
+    """How a model's prompts become the conditions of its denoiser; a subclass for each kind of text encoder.
+
+    Attributes:
+        encoders: text encoders, in the order of their embeddings.
+        clip_skip: further layers that CLIP leaves out at the end.
+        max_token_chunks: how many times 75 tokens of a prompt are read by CLIP.
+    """
+
+    encoders: tuple[TextEncoder[Any, Any], ...]
+    clip_skip: int = field(default=0, kw_only=True)
+    max_token_chunks: int = field(default=1, kw_only=True)
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Width of the prompt embeddings."""
+
+    @property
+    def attention_heads(self) -> set[int]:
+        """Head counts that occur in the text encoders."""
+        return {encoder.config.num_attention_heads for encoder in self.encoders}
+
+    @property
+    @abstractmethod
+    def max_tokens(self) -> int:
+        """Tokens that are read of a prompt, special ones included."""
+
+    @property
+    def placeholder_tokens(self) -> tuple[PlaceholderToken, ...]:
+        """What was added to the vocabularies, which is the same for all encoders."""
+        return self.encoders[0].tokenizer.placeholder_tokens
+
+    @property
+    def eos_token_id_to_set(self) -> int | None:
+        """The end token's id, where transformers would pool at another token instead, else None."""
+        return None
+
+    @abstractmethod
+    def tokenize(self, prompts: Sequence[str]) -> TokenIds:
+        """Returns the token ids of prompts for each encoder, padded and truncated."""
+
+    @abstractmethod
+    def abstract_ids(self, prompts: int) -> TokenIds:
+        """Describes the token ids of prompts."""
+
+    @abstractmethod
+    def truncated_text(self, prompt: str) -> str:
+        """Returns the end of a prompt that is not read, or an empty string."""
+
+    @abstractmethod
+    def encode(self, params: Mapping[str, Params], ids: Mapping[str, AnyArray]) -> TextEmbeddings:
+        """Runs the text encoders; float32. Pure, for use under `jax.jit`."""
+
+    def abstract_embeddings(self, prompts: int) -> TextEmbeddings:
+        """Describes the embeddings of prompts."""
+        params = {encoder.name: encoder.module.shapes for encoder in self.encoders}
+        return jax.eval_shape(self.encode, params, self.abstract_ids(prompts))
+
+    def unused_prefixes(self, encoder: TextEncoder[Any, Any]) -> tuple[str, ...]:
+        """Returns how the names of an encoder's parameters begin that no embeddings depend on."""
+        return ()
+
+    @abstractmethod
+    def add_placeholder_tokens(self, texts: Sequence[str], vectors: int) -> "PromptEncoder":
+        """Returns the text encoders with tokens added to their vocabularies.
+
+        Args:
+            vectors: embeddings that each token gets.
+
+        Raises:
+            UserError: a token cannot be added.
+        """
+
+    @abstractmethod
+    def with_lora(self, lora: LoraSpec) -> "PromptEncoder":
+        """Returns the text encoders that also take adapters, where they can be trained."""
+
+
+@dataclass(frozen=True)
+class TextEncoders(PromptEncoder):
+    """CLIP text encoders and how they are used.
 
     Attributes:
         conditioning: which hidden states are used, and whether the last encoder's pooled embedding is.
-        clip_skip: further layers that are left out at the end.
-        max_token_chunks: how many times 75 tokens of a prompt are read.
         zero_empty_prompts: the embeddings of an empty prompt are zeros. Empty is a dropped caption, and a negative
             prompt that is not given (diffusers' None).
     """
 
-    encoders: tuple[TextEncoder, ...]
+    encoders: tuple[TextEncoder[Tokenizer, CLIPTextConfig], ...]
     conditioning: Conditioning
-    clip_skip: int = 0
-    max_token_chunks: int = 1
     zero_empty_prompts: bool = False
 
     @property
@@ -92,9 +172,9 @@ class TextEncoders:
         return self.conditioning.skipped_layers + self.clip_skip
 
     @property
-    def placeholder_tokens(self) -> tuple[PlaceholderToken, ...]:
-        """What was added to the vocabularies, which is the same for all encoders."""
-        return self.encoders[0].tokenizer.placeholder_tokens
+    def max_tokens(self) -> int:
+        """Tokens that are read of a prompt, of all chunks, with one start and one end."""
+        return self.max_token_chunks * (self.encoders[0].tokenizer.max_length - 2) + 2
 
     @property
     def eos_token_id_to_set(self) -> int | None:
@@ -112,6 +192,16 @@ class TextEncoders:
             encoder.name: np.stack([encoder.tokenizer.chunk_ids(prompt, self.max_token_chunks) for prompt in prompts])
             for encoder in self.encoders
         }
+
+    def abstract_ids(self, prompts: int) -> TokenIds:
+        """Describes the token ids of prompts."""
+        ids: Any = {
+            encoder.name: jax.ShapeDtypeStruct(
+                (prompts, self.max_token_chunks, encoder.tokenizer.max_length), jnp.int32
+            )
+            for encoder in self.encoders
+        }
+        return ids
 
     def truncated_text(self, prompt: str) -> str:
         """Returns the end of a prompt that is not read, or an empty string."""
@@ -151,6 +241,24 @@ class TextEncoders:
         pooled = None if text.pooled_prompt_embeds is None else text.pooled_prompt_embeds * has_tokens[:, None]
         return TextEmbeddings(text.prompt_embeds * has_tokens[:, None, None], pooled)
 
+    def unused_prefixes(self, encoder: TextEncoder[Any, Any]) -> tuple[str, ...]:
+        """Returns how the names of an encoder's parameters begin that no embeddings depend on.
+
+        One is read up to the layer that the prompt embeddings come from; the last one also to its end where the
+        family has pooled embeddings.
+        """
+        if self.conditioning.has_pooled and encoder is self.encoders[-1]:
+            return ()
+        layers = encoder.config.num_hidden_layers
+        unread = [f"encoder.layers.{index}." for index in range(layers - self.skipped_layers, layers)]
+        norm = [] if self.conditioning.has_final_norm else ["final_layer_norm."]
+        return (*unread, "text_projection.", *norm)
+
+    def with_lora(self, lora: LoraSpec) -> "TextEncoders":
+        """Returns the text encoders that also take adapters."""
+        encoders = tuple(replace(encoder, module=with_adapters(encoder.module, lora)) for encoder in self.encoders)
+        return replace(self, encoders=encoders)
+
     def add_placeholder_tokens(self, texts: Sequence[str], vectors: int) -> "TextEncoders":
         """Returns the text encoders with tokens added to their vocabularies.
 
@@ -173,41 +281,11 @@ def placeholder_embeddings(params: Params) -> Array | None:
     return None if learned is None else gather_param(learned, param_sharding(PLACEHOLDER_EMBEDDING, learned.shape))
 
 
-def init_placeholder_embeddings(
-    text: TextEncoders, params: Mapping[str, Params], initializers: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """Returns text encoder -> (entries, d) float32: for each placeholder token, its initializer's embeddings in turn.
-
-    Args:
-        initializers: a word of the vocabulary, or several, for each placeholder token.
-
-    Raises:
-        UserError: an initializer has no token, or is a placeholder token itself.
-    """
-    embeddings = {}
-    for encoder in text.encoders:
-        rows = []
-        for token, initializer in zip(text.placeholder_tokens, initializers, strict=True):
-            ids = encoder.tokenizer.token_ids(initializer)
-            if not ids:
-                raise UserError(f"--text.initializer-token {initializer!r} has no token; name a word, such as 'dog'.")
-            if max(ids) >= encoder.config.vocab_size:
-                raise UserError(
-                    f"--text.initializer-token {initializer!r} is a placeholder token itself; "
-                    "name a word, such as 'dog'."
-                )
-            table = params[encoder.name][TOKEN_EMBEDDING]
-            known = to_host(jax.jit(lambda table, rows: table[rows])(table, np.asarray(ids))).astype(np.float32)
-            rows.append(np.resize(known, (len(token.entries), known.shape[1])))
-        embeddings[encoder.name] = np.concatenate(rows)
-    return embeddings
-
-
-def warn_about_truncation(text: TextEncoders, captions: Iterable[str]) -> None:
+def warn_about_truncation(text: PromptEncoder, captions: Iterable[str]) -> None:
     """Warns once about all captions that are too long, and shows what is lost of the first one."""
     distinct = list(dict.fromkeys(captions))
     lost = [end for caption in distinct if (end := text.truncated_text(caption))]
     if lost:
         end = lost[0] if len(lost[0]) <= MAX_SHOWN else lost[0][: MAX_SHOWN - 4] + " ..."
-        room = text.max_token_chunks * (text.encoders[0].tokenizer.max_length - 2) + 2
-        warn(f"{len(lost)} of {pluralize(len(distinct), 'prompt')} longer than {room} tokens; lost text: '{end}'")
+        prompts = f"{len(lost)} of {pluralize(len(distinct), 'prompt')}"
+        warn(f"{prompts} longer than {text.max_tokens} tokens; lost text: '{end}'")

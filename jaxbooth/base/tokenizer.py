@@ -9,6 +9,9 @@ import numpy as np
 
 from jaxbooth.errors import UserError
 
+# Ids follow the order in which byte pairs were merged, the frequent ones first; this is 0.6 of CLIP's 49,408.
+COMMON_IDS = 29_645
+
 
 class PlaceholderToken(NamedTuple):
     """A token to learn, such as `<sks>`.
@@ -42,6 +45,11 @@ class Tokenizer:
         return self.clip.model_max_length
 
     @property
+    def common_ids(self) -> int:
+        """Ids below which a word is a common one."""
+        return COMMON_IDS
+
+    @property
     def entry_ids(self) -> dict[int, list[int]]:
         """The vocabulary's id of each placeholder token -> the ids of all its entries."""
         ids = [self.clip.convert_tokens_to_ids(list(token.entries)) for token in self.placeholder_tokens]
@@ -57,6 +65,10 @@ class Tokenizer:
         expanded = [entry for id in self.vocabulary_ids(prompt) for entry in entry_ids.get(id, [id])]
         shift = self.embedding_rows - self.vocabulary_size
         return [id + shift if id >= self.vocabulary_size else id for id in expanded]
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """Returns the text of each token."""
+        return [token.removesuffix("</w>") for token in self.clip.convert_ids_to_tokens(list(ids))]
 
     def chunk_ids(self, prompt: str, chunks: int) -> np.ndarray:
         """Returns (chunks, max_length) int32 token ids: each chunk between its own start and end, padded.

@@ -1,4 +1,4 @@
-"""Opens a CLIP tokenizer whose files are checked first, so that the tokenizers library meets only what it can read."""
+"""Opens a tokenizer whose files are checked first, so that the tokenizers library meets only what it can read."""
 
 import os
 from collections.abc import Mapping
@@ -67,20 +67,29 @@ def read_tokenizer(folder: Path, max_length: int, vocab_size: int) -> Any:
     Raises:
         UserError: the folder holds no CLIP tokenizer, or one that does not fit the text encoder.
     """
+    tokenizer = open_tokenizer(folder, "CLIPTokenizer")
+    check_vocabulary(folder, tokenizer, vocab_size)
+    tokenizer.model_max_length = int(min(tokenizer.model_max_length, max_length))
+    return tokenizer
+
+
+def open_tokenizer(folder: Path, class_name: str) -> Any:
+    """Opens a tokenizer of one of transformers' classes, once its files are checked.
+
+    Raises:
+        UserError: the folder holds none, or one that cannot be read.
+    """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would miss PyTorch, which is not needed
-    from transformers import CLIPTokenizer  # a second that `jaxbooth --help` should not cost
+    import transformers  # a second that `jaxbooth --help` should not cost
 
     if not (folder / "vocab.json").exists() and not (folder / "tokenizer.json").exists():
         raise UserError(f"{folder} holds no tokenizer (vocab.json and merges.txt); fetch the model again.")
     check_tokenizer_files(folder)
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return getattr(transformers, class_name).from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # the tokenizers library raises nothing more specific
         reason = " ".join(str(error).split())[:MAX_REASON]
         raise UserError(f"{folder}: the tokenizer cannot be read ({reason}); fetch the model again.") from None
-    check_vocabulary(folder, tokenizer, vocab_size)
-    tokenizer.model_max_length = int(min(tokenizer.model_max_length, max_length))
-    return tokenizer
 
 
 def check_tokenizer_files(folder: Path) -> None:

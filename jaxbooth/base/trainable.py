@@ -1,18 +1,19 @@
 """Which parameters a run trains: whole components, LoRA adapters, embeddings of placeholder tokens."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from jaxbooth.base.model import BaseModel
-from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING, init_placeholder_embeddings
+from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING, TOKEN_EMBEDDING, TextEncoders
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import LoraConfig
 from jaxbooth.config.subjects import initializer_token
 from jaxbooth.console.messages import info, warn
+from jaxbooth.distributed.arrays import to_host
 from jaxbooth.errors import UserError
 from jaxbooth.models.lora import LORA_A, LORA_B, MAGNITUDE, LoraSpec, init_lora, lora_shapes, lora_spec, target_layers
 from jaxbooth.params import AnyArray, Params, Shapes
@@ -89,22 +90,12 @@ def check_rank(base: BaseModel, config: Config) -> None:
 
 
 def unused_parameters(base: BaseModel, trained: TrainedShapes) -> frozenset[str]:
-    """Returns `<component>.<parameter>` of everything trained that nothing reads, so that it never has a gradient.
-
-    A text encoder is read up to the layer that the prompt embeddings come from; the last one also to its end where the
-    family has pooled embeddings.
-    """
-    text = base.text
+    """Returns `<component>.<parameter>` of everything trained that nothing reads, so that it never has a gradient."""
     unused = set()
-    for encoder in text.encoders:
-        if text.conditioning.has_pooled and encoder is text.encoders[-1]:
-            continue
-        layers = encoder.config.num_hidden_layers
-        prefixes = [f"encoder.layers.{index}." for index in range(layers - text.skipped_layers, layers)]
-        prefixes += ["text_projection."]
-        prefixes += [] if text.conditioning.has_final_norm else ["final_layer_norm."]
+    for encoder in base.text.encoders:
+        prefixes = base.text.unused_prefixes(encoder)
         names = trained.get(encoder.name, {})
-        unused |= {f"{encoder.name}.{name}" for name in names if name.startswith(tuple(prefixes))}
+        unused |= {f"{encoder.name}.{name}" for name in names if name.startswith(prefixes)}
     return frozenset(unused)
 
 
@@ -143,10 +134,41 @@ def init_embeddings(base: BaseModel, config: Config, params: Mapping[str, Params
     tokens = [token.text for token in base.text.placeholder_tokens]
     if not tokens:
         return {}
+    assert isinstance(base.text, TextEncoders)  # others have no placeholder tokens
     initializers = [initializer_token(config.text, config.subjects, token) for token in tokens]
     embeddings = init_placeholder_embeddings(base.text, params, initializers)
     for token, initializer in zip(tokens, initializers, strict=True):
         info(f"placeholder token {token} starts as '{initializer}'")
+    return embeddings
+
+
+def init_placeholder_embeddings(
+    text: TextEncoders, params: Mapping[str, Params], initializers: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Returns text encoder -> (entries, d) float32: for each placeholder token, its initializer's embeddings in turn.
+
+    Args:
+        initializers: a word of the vocabulary, or several, for each placeholder token.
+
+    Raises:
+        UserError: an initializer has no token, or is a placeholder token itself.
+    """
+    embeddings = {}
+    for encoder in text.encoders:
+        rows = []
+        for token, initializer in zip(text.placeholder_tokens, initializers, strict=True):
+            ids = encoder.tokenizer.token_ids(initializer)
+            if not ids:
+                raise UserError(f"--text.initializer-token {initializer!r} has no token; name a word, such as 'dog'.")
+            if max(ids) >= encoder.config.vocab_size:
+                raise UserError(
+                    f"--text.initializer-token {initializer!r} is a placeholder token itself; "
+                    "name a word, such as 'dog'."
+                )
+            table = params[encoder.name][TOKEN_EMBEDDING]
+            known = to_host(jax.jit(lambda table, rows: table[rows])(table, np.asarray(ids))).astype(np.float32)
+            rows.append(np.resize(known, (len(token.entries), known.shape[1])))
+        embeddings[encoder.name] = np.concatenate(rows)
     return embeddings
 
 

@@ -145,15 +145,16 @@ def abstract_latent_cache(config: Config, base: BaseModel, slices: SubjectSlices
     def leaf(*shape: int, dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
 
+    def replicate(tree: Any) -> Any:
+        return jax.tree.map(lambda array: leaf(*array.shape, dtype=array.dtype), tree)
+
     images = sum(piece.count for piece in (*slices.instances, *slices.classes))
     augmentations = (data.random_crops if data.crop == "random" else 1) * (2 if data.flip else 1)
     latents = (images, augmentations, *base.latent_shape(config.resolution, config.resolution))
     masks = leaf(*latents[:-1], 1) if data.masks else None
     captions = len(slices.instances) + len(slices.classes) + (text_config.caption_dropout > 0)
-    encoders, chunks = base.text.encoders, text_config.max_token_chunks
-    pooled = leaf(captions, encoders[-1].config.projection_dim) if base.text.conditioning.has_pooled else None
-    text = TextEmbeddings(leaf(captions, chunks * encoders[-1].tokenizer.max_length, base.text.width), pooled)
-    ids: TokenIds = {e.name: leaf(captions, chunks, e.tokenizer.max_length, dtype=jnp.int32) for e in encoders}
+    ids: TokenIds = replicate(base.text.abstract_ids(captions))
+    text: TextEmbeddings = replicate(base.text.abstract_embeddings(captions))
     needs_frozen_text = config.trains_text and config.loss.prior_target == "frozen" and config.train.prior_rows
     return LatentCache(
         images=CachedImages(leaf(*latents), leaf(*latents), leaf(*latents[:2], 6), masks),

@@ -36,7 +36,7 @@ def trace_sampling(config: Config, base: BaseModel, params: dict[str, Params], m
     def replicate(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), tree)
 
-    text, inputs = replicate(abstract_text(base, batch)), replicate(image_sampler.inputs(0))
+    text, inputs = replicate(base.text.abstract_embeddings(batch)), replicate(image_sampler.inputs(0))
     captions = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=batch_sharding(mesh))
     indices = jax.ShapeDtypeStruct((batch,), jnp.uint32, sharding=batch_sharding(mesh))
     return image_sampler.program.trace(params, text, captions, indices, inputs)
@@ -48,19 +48,6 @@ def sampling_batch(config: Config) -> int:
     images = prompts * config.validation.images_per_prompt
     batches = -(-images // BATCH_SIZE)
     return -(-images // batches)
-
-
-def abstract_text(base: BaseModel, prompts: int) -> Any:
-    """Describes the embeddings of prompts, float32."""
-    params = {encoder.name: encoder.module.shapes for encoder in base.text.encoders}
-    ids: Any = {
-        encoder.name: jax.ShapeDtypeStruct(
-            (prompts, base.text.max_token_chunks, encoder.tokenizer.max_length), jnp.int32
-        )
-        for encoder in base.text.encoders
-    }
-    text = jax.eval_shape(base.text.encode, params, ids)
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), text)
 
 
 def sampling_params(base: BaseModel, step: AbstractStep, mesh: Mesh) -> dict[str, Params]:

@@ -4,9 +4,15 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from jaxbooth.base.identifier import MANY_MORE, find_identifier, prompt_words, suggest_identifiers, token_texts
-from jaxbooth.base.text_encoder import TextEncoders, warn_about_truncation
-from jaxbooth.base.tokenizer import Tokenizer
+from jaxbooth.base.identifier import (
+    MANY_MORE,
+    AnyTokenizer,
+    find_identifier,
+    prompt_words,
+    suggest_identifiers,
+    token_texts,
+)
+from jaxbooth.base.text_encoder import PromptEncoder, warn_about_truncation
 from jaxbooth.config.rates import learning_rates
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import Subject, TrainConfig
@@ -16,7 +22,7 @@ from jaxbooth.training.layout import unpadded_batch_size
 from jaxbooth.training.optimizer import reported_learning_rate
 
 
-def log_prompts(config: Config, text: TextEncoders, captions: Sequence[str]) -> None:
+def log_prompts(config: Config, text: PromptEncoder, captions: Sequence[str]) -> None:
     """Shows how each identifier is spelled in tokens, and what of any caption does not fit.
 
     Args:
@@ -29,7 +35,7 @@ def log_prompts(config: Config, text: TextEncoders, captions: Sequence[str]) -> 
     warn_about_truncation(text, [*captions, *class_prompts, *config.validation.prompts])
 
 
-def log_identifier(tokenizer: Tokenizer, subject: Subject, used: Collection[str], has_prior: bool) -> None:
+def log_identifier(tokenizer: AnyTokenizer, subject: Subject, used: Collection[str], has_prior: bool) -> None:
     """Shows how the rarest word that only the instance prompt has is spelled, and warns of one that will not bind well.
 
     Without a class prompt it is the first word of what the prompt shows.
