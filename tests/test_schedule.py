@@ -14,8 +14,9 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from jaxbooth.diffusion.schedule import NoiseSchedule, convert, read_schedule, training_target
 from jaxbooth.errors import UserError
 
-SPACES = ("epsilon", "x0", "v")
-OTHERS = ("EDMEuler", "EDMDPMSolverMultistep", "FlowMatchEulerDiscrete", "LCM", "TCD", "ScoreSdeVe")
+SPACES = ("epsilon", "x0", "v", "flow")
+OTHERS = ("EDMEuler", "EDMDPMSolverMultistep", "FlowMatchLCM", "LCM", "TCD", "ScoreSdeVe")
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 KINDS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
@@ -75,26 +76,37 @@ def test_v_target_equals_diffusers(rng):
     np.testing.assert_allclose(found, expected.numpy(), atol=2e-6)
 
 
+@pytest.mark.parametrize("raw", [{}, FLOW], ids=["vp", "flow"])
 @pytest.mark.parametrize(("source", "target"), list(itertools.permutations(SPACES, 2)))
-def test_conversions_map_targets_onto_targets(source, target, rng):
+def test_conversions_map_targets_onto_targets(source, target, raw, rng):
     latents, noise = jnp.asarray(rng.normal(size=(2, 3, 4, 4, 4)), jnp.float32)
-    schedule, timesteps = read_schedule({}), np.array([20, 500, 900])
+    schedule, timesteps = read_schedule(raw), np.array([20, 500, 900])
     alpha, sigma = schedule.alpha(timesteps), schedule.sigma(timesteps)
     noisy = schedule.add_noise(latents, noise, timesteps)
     value = training_target(source, latents, noise, alpha, sigma)
     found = convert(value, source, target, noisy, alpha, sigma)
-    # the worst case divides by alpha = 0.016 or sigma = 0.07
+    # the worst case divides by alpha = 0.016 or sigma = 0.06
     np.testing.assert_allclose(found, training_target(target, latents, noise, alpha, sigma), atol=3e-5)
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(SPACES)))
+@pytest.mark.parametrize("order", [order for n in (2, 3, 4) for order in itertools.permutations(SPACES, n)])
 def test_conversions_close_their_cycles(order, rng):
     value, noisy = jnp.asarray(rng.normal(size=(2, 1, 4, 4, 4)), jnp.float32)
-    alpha, sigma = jnp.float32(0.6), jnp.float32(0.8)
-    around = value
-    for source, target in zip(order, (*order[1:], order[0]), strict=True):
-        around = convert(around, source, target, noisy, alpha, sigma)
-    np.testing.assert_allclose(around, value, atol=1e-6)
+    for alpha, sigma in ((0.6, 0.8), (0.3, 0.7), (0.5, 1.4)):  # variance preserving, rectified flow, neither
+        around = value
+        for source, target in zip(order, (*order[1:], order[0]), strict=True):
+            around = convert(around, source, target, noisy, jnp.float32(alpha), jnp.float32(sigma))
+        np.testing.assert_allclose(around, value, atol=5e-6)
+
+
+@pytest.mark.parametrize("target", SPACES)
+@pytest.mark.parametrize("source", ["v", "flow"])
+def test_at_pure_noise_nothing_divides_by_alpha(source, target, rng):
+    latents, noise = jnp.asarray(rng.normal(size=(2, 1, 4, 4, 4)), jnp.float32)
+    alpha, sigma = jnp.float32(0), jnp.float32(1)
+    value = training_target(source, latents, noise, alpha, sigma)
+    found = convert(value, source, target, noise, alpha, sigma)
+    np.testing.assert_allclose(found, training_target(target, latents, noise, alpha, sigma), atol=1e-6)
 
 
 def test_snr_is_alpha_squared_over_sigma_squared():

@@ -13,12 +13,15 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxbooth.diffusion.schedule import Latents, NoiseSchedule, PredictionType, convert, training_target
+from jaxbooth.diffusion.schedule import Latents, NoiseSchedule, PredictionType, convert, lookup, training_target
 from jaxbooth.params import AnyArray, Array
 
-Weighting = Literal["uniform", "min_snr", "debiased", "vlb", "snr"]
+SnrWeighting = Literal["min_snr", "debiased", "vlb", "snr"]
+FlowWeighting = Literal["sigma_sqrt", "cosmap"]  # of rectified flow alone
+Weighting = Literal["uniform", SnrWeighting, FlowWeighting]
 LossType = Literal["l2", "huber"]
 
 
@@ -68,8 +71,8 @@ def timestep_weight(
 ) -> Float[Array, " b"]:
     """Returns w_t of (b,) timesteps for a squared error in `space`, (b,) float32.
 
-    Every named weighting is one weight on the x0 error, whatever the space the error is measured in. The same error
-    is larger by SNR in epsilon-space and by SNR + 1 in v-space, so the weight there is smaller by that factor.
+    Every weighting but `uniform` means the same in every space. It is defined on the error in one of them, and the
+    weight in another is smaller by as much as the same error is larger there, see `weight_ratio`.
 
     * uniform: 1 in the chosen space.
     * min_snr: min(SNR, gamma) on x0 (Hang et al. 2023, arXiv 2303.09556).
@@ -77,19 +80,26 @@ def timestep_weight(
       sd-scripts (`apply_debiased_estimation`); in v-space sqrt(SNR) / (SNR + 1). For v networks kohya uses
       1 / (SNR + 1) instead: an unweighted x0 error, another weighting than its own on epsilon.
     * vlb: the variational bound's beta^2 / (2 sigma^2 alpha (1 - abar)) on epsilon with sigma^2 = beta
-      (Ho et al. 2020, arXiv 2006.11239, equation 12).
+      (Ho et al. 2020, arXiv 2006.11239, equation 12). Rectified flow has no beta.
     * snr: w_t = alpha^2 / sigma^2 on x0, with which the paper's x-space loss is the epsilon-space loss.
+    * sigma_sqrt: 1 / sigma^2 on flow, of rectified flow alone (diffusers' `compute_loss_weighting_for_sd3`).
+    * cosmap: 2 / (pi (1 - 2 sigma + 2 sigma^2)) on flow, of rectified flow alone; as a density of sigma it is that of
+      Esser et al. 2024 (arXiv 2403.03206, equation 21).
     """
-    if weighting == "uniform":
-        return jnp.ones(timesteps.shape, jnp.float32)
-    snr = schedule.snr(timesteps)
-    return epsilon_weight(schedule, timesteps, weighting, gamma) * weight_ratio(space, snr)
+    match weighting:
+        case "uniform":
+            return jnp.ones(timesteps.shape, jnp.float32)
+        case "sigma_sqrt" | "cosmap":
+            return flow_weight(schedule, timesteps, weighting) * weight_ratio(schedule, timesteps, "flow", space)
+        case _:
+            weight = epsilon_weight(schedule, timesteps, weighting, gamma)
+            return weight * weight_ratio(schedule, timesteps, "epsilon", space)
 
 
 def epsilon_weight(
-    schedule: NoiseSchedule, timesteps: Int[Array, " b"], weighting: Weighting, gamma: float
+    schedule: NoiseSchedule, timesteps: Int[Array, " b"], weighting: SnrWeighting, gamma: float
 ) -> Float[Array, " b"]:
-    """Returns w_t of a weighting other than `uniform` for a squared error on epsilon."""
+    """Returns w_t of a weighting for a squared error on epsilon."""
     snr = schedule.snr(timesteps)
     match weighting:
         case "min_snr":
@@ -98,19 +108,52 @@ def epsilon_weight(
             return 1 / jnp.sqrt(jnp.clip(snr, 1e-20, 1000.0))
         case "vlb":
             return schedule.variational_weight(timesteps)
-        case "snr" | "uniform":
+        case "snr":
             return jnp.ones_like(snr)
 
 
-def weight_ratio(space: PredictionType, snr: Float[Array, " b"]) -> Float[Array, " b"]:
-    """Returns the weight in `space` over the equal one on epsilon; that of v holds where alpha^2 + sigma^2 = 1."""
+def flow_weight(schedule: NoiseSchedule, timesteps: Int[Array, " b"], weighting: FlowWeighting) -> Float[Array, " b"]:
+    """Returns w_t of a weighting for a squared error on flow."""
+    sigmas = schedule.sigmas
+    match weighting:
+        case "sigma_sqrt":
+            return lookup(sigmas**-2, timesteps)
+        case "cosmap":
+            return lookup(2 / (np.pi * (1 - 2 * sigmas + 2 * sigmas**2)), timesteps)
+
+
+def weight_ratio(
+    schedule: NoiseSchedule, timesteps: Int[Array, " b"], source: PredictionType, target: PredictionType
+) -> Float[Array, " b"]:
+    """Returns the weight of a squared error in `target` space over the equal one in `source` space, (b,) float32.
+
+    It is infinite from another space to epsilon where alpha = 0: there every prediction of epsilon is right.
+    """
+    if source == target:
+        return jnp.ones(timesteps.shape, jnp.float32)
+    with np.errstate(divide="ignore"):
+        return lookup(np.square(error_scale(schedule, source) / error_scale(schedule, target)), timesteps)
+
+
+def error_scale(schedule: NoiseSchedule, space: PredictionType) -> np.ndarray:
+    """Returns how large one prediction's error is in `space` at each timestep, in a unit that all spaces share.
+
+    If x0 is wrong by sigma e, then epsilon is wrong by -alpha e, v by -(alpha^2 + sigma^2) e and flow by
+    -(alpha + sigma) e.
+
+    Returns:
+        (T,) float64.
+    """
+    alphas, sigmas = schedule.alphas, schedule.sigmas
     match space:
         case "epsilon":
-            return jnp.ones_like(snr)
+            return alphas
         case "x0":
-            return snr
+            return sigmas
         case "v":
-            return snr / (snr + 1)
+            return np.square(alphas) + np.square(sigmas)
+        case "flow":
+            return alphas + sigmas
 
 
 def example_weights(schedule: NoiseSchedule, batch: Batch, loss: LossSpec) -> Float[Array, " b"]:

@@ -1,22 +1,24 @@
 """The forward process z_t = alpha_t x + sigma_t eps and the ways to say what a network predicts.
 
-A schedule is two tables, alpha_t and sigma_t; nothing outside of this file assumes how they are related. Everything is
-computed in float64 from the checkpoint's own `scheduler_config.json` and rounded to float32 where it enters a traced
-function. Reference: diffusers `schedulers/scheduling_ddpm.py`.
+A schedule is two tables, alpha_t and sigma_t. They are variance preserving, alpha^2 + sigma^2 = 1, or those of
+rectified flow, alpha + sigma = 1; few places have to know which. Everything is computed in float64 from the
+checkpoint's own `scheduler_config.json` and rounded to float32 where it enters a traced function. Reference: diffusers
+`schedulers/scheduling_ddpm.py` and `schedulers/scheduling_flow_match_euler_discrete.py`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxbooth.diffusion.flow import FLOW_SCHEDULERS, FlowConfig, read_flow_config
 from jaxbooth.diffusion.schedule_config import read_schedule_config
 from jaxbooth.params import Array
 
-PredictionType = Literal["epsilon", "x0", "v"]
+PredictionType = Literal["epsilon", "x0", "v", "flow"]
 SOURCE = "scheduler/scheduler_config.json"
 PREDICTION_TYPE_OF: dict[str, PredictionType] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
 Latents = Float[Array, "b h w c"]
@@ -30,12 +32,14 @@ class NoiseSchedule:
 
     Attributes:
         alphas: alpha_t, (T,) float64, decreasing.
-        sigmas: sigma_t, (T,) float64, increasing.
+        sigmas: sigma_t, (T,) float64, increasing, above 0.
         prediction_type: what the network's output means.
         timestep_spacing: how a sampler picks its timesteps; None leaves each sampler its own default.
         steps_offset: added to the timesteps of the `leading` spacing.
         set_alpha_to_one: DDIM's last step goes to alpha = 1; otherwise to the alpha of timestep 0.
         fixed_large: ancestral DDPM samples with variance beta_t and not with the posterior's.
+        flow: of rectified flow, the checkpoint's shifts; None for variance-preserving schedules. The attributes from
+            `timestep_spacing` to `fixed_large` are of those alone.
     """
 
     alphas: np.ndarray
@@ -45,6 +49,7 @@ class NoiseSchedule:
     steps_offset: int = 0
     set_alpha_to_one: bool = True
     fixed_large: bool = False
+    flow: FlowConfig | None = None
 
     @classmethod
     def variance_preserving(
@@ -56,6 +61,29 @@ class NoiseSchedule:
             sampling: the attributes after `prediction_type`.
         """
         return cls(np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod), prediction_type, **sampling)
+
+    @classmethod
+    def rectified_flow(cls, config: FlowConfig | None = None) -> "NoiseSchedule":
+        """Returns the schedule of sigma = s and alpha = 1 - s, whose last timestep is pure noise (Liu et al. 2022).
+
+        `FlowMatchEulerDiscreteScheduler` calls the same table, from noisy to clean, its sigmas. Where the shift is
+        static, it is in the table, so that uniform timesteps are not uniform in s; a dynamic shift is not.
+
+        Args:
+            config: default: T = 1000 without a shift.
+        """
+        flow = config or FlowConfig()
+        return cls(1 - flow.table_sigmas, flow.table_sigmas, "flow", flow=flow)
+
+    def shifted(self, shift: float) -> "NoiseSchedule":
+        """Returns the schedule of rectified flow whose table has this static shift in place of the checkpoint's."""
+        assert self.flow is not None, "only rectified flow is shifted"
+        return NoiseSchedule.rectified_flow(replace(self.flow, shift=shift, use_dynamic_shifting=False))
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether this is rectified flow and not variance preserving."""
+        return self.flow is not None
 
     @property
     def num_train_timesteps(self) -> int:
@@ -74,6 +102,15 @@ class NoiseSchedule:
     def sigma(self, timesteps: Int[Array, " b"]) -> Float[Array, "b 1 1 1"]:
         """sigma_t of timesteps, float32, shaped to broadcast over latents."""
         return lookup(self.sigmas, timesteps)[:, None, None, None]
+
+    def network_timesteps(self, timesteps: Int[Array, " b"]) -> Int[Array, " b"] | Float[Array, " b"]:
+        """Returns what the network is told of timesteps, as diffusers' scheduler numbers them.
+
+        The timesteps themselves, int32; for rectified flow T sigma_t, float32, in 0 .. T.
+        """
+        if not self.is_flow:
+            return timesteps
+        return lookup(self.num_train_timesteps * self.sigmas, timesteps)
 
     def snr(self, timesteps: Int[Array, " b"]) -> Float[Array, " b"]:
         """alpha_t^2 / sigma_t^2 of timesteps, float32."""
@@ -96,7 +133,8 @@ class NoiseSchedule:
     def interpolate(self, timesteps: np.ndarray, divides_by_alpha: bool) -> tuple[np.ndarray, np.ndarray]:
         """Returns alpha and sigma at timesteps that may lie between whole ones, where both are exact.
 
-        Between them, sigma / alpha is linear, as in diffusers' schedulers, and so is the root of alpha^2 + sigma^2.
+        Between them, sigma / alpha is linear, as in diffusers' schedulers, and so is the root of alpha^2 + sigma^2. In
+        rectified flow, both are linear themselves.
 
         Args:
             timesteps: (n,) float64.
@@ -105,10 +143,12 @@ class NoiseSchedule:
         Returns:
             Both (n,) float64.
         """
+        whole = np.arange(self.num_train_timesteps)
+        if self.is_flow:
+            return np.interp(timesteps, whole, self.alphas), np.interp(timesteps, whole, self.sigmas)
         limit = MAX_NOISE_TO_SIGNAL if divides_by_alpha else np.inf
         with np.errstate(divide="ignore"):
             noise_to_signal = np.minimum(self.sigmas / self.alphas, limit)
-        whole = np.arange(self.num_train_timesteps)
         ratio = np.interp(timesteps, whole, noise_to_signal)
         length = np.interp(timesteps, whole, np.hypot(self.alphas, self.sigmas))
         return length / np.sqrt(1 + ratio**2), length * np.sqrt(1 - 1 / (1 + ratio**2))
@@ -127,28 +167,42 @@ def convert(
     alpha: Coefficient,
     sigma: Coefficient,
 ) -> Latents:
-    """Converts a prediction between epsilon, x0 and v = alpha eps - sigma x0 (Salimans and Ho 2022, appendix D).
+    """Converts a prediction between epsilon, x0, v and flow.
 
-    Each formula is the direct one, so that no conversion divides by more than it must: v works at alpha = 0. Those of v
-    hold for variance-preserving schedules, for which v is defined.
+    v = alpha eps - sigma x0 (Salimans and Ho 2022, appendix D) and flow = eps - x0, the velocity of rectified flow.
+    Each formula is the direct one, so that no conversion divides by more than it must: v and flow work at alpha = 0.
+    None of them assumes how alpha and sigma are related.
 
     Args:
         value: the prediction in `source` space.
         noisy: z_t.
     """
+    power, total = alpha * alpha + sigma * sigma, alpha + sigma
     match source, target:
         case "epsilon", "x0":
             return (noisy - sigma * value) / alpha
-        case "v", "x0":
-            return alpha * noisy - sigma * value
+        case "epsilon", "v":
+            return (power * value - sigma * noisy) / alpha
+        case "epsilon", "flow":
+            return (total * value - noisy) / alpha
         case "x0", "epsilon":
             return (noisy - alpha * value) / sigma
-        case "v", "epsilon":
-            return alpha * value + sigma * noisy
-        case "epsilon", "v":
-            return (value - sigma * noisy) / alpha
         case "x0", "v":
-            return (alpha * noisy - value) / sigma
+            return (alpha * noisy - power * value) / sigma
+        case "x0", "flow":
+            return (noisy - total * value) / sigma
+        case "v", "epsilon":
+            return (alpha * value + sigma * noisy) / power
+        case "v", "x0":
+            return (alpha * noisy - sigma * value) / power
+        case "v", "flow":
+            return (total * value + (sigma - alpha) * noisy) / power
+        case "flow", "epsilon":
+            return (noisy + alpha * value) / total
+        case "flow", "x0":
+            return (noisy - sigma * value) / total
+        case "flow", "v":
+            return (power * value + (alpha - sigma) * noisy) / total
         case _:
             return value
 
@@ -164,18 +218,22 @@ def training_target(
             return latents
         case "v":
             return alpha * noise - sigma * latents
+        case "flow":
+            return noise - latents
 
 
 def read_schedule(raw: Mapping[str, Any], source: str = SOURCE) -> NoiseSchedule:
-    """Builds the schedule that a `scheduler_config.json` describes, whichever of `SCHEDULERS` wrote it.
+    """Builds the schedule that a `scheduler_config.json` describes, whichever known scheduler wrote it.
 
     Args:
         source: the file, for messages.
 
     Raises:
-        UserError: the file is of another kind of model (EDM, flow matching, consistency), asks for something that
-            jaxbooth does not do, or holds a value of another type or out of range.
+        UserError: the file is of another kind of model (EDM, consistency), asks for something that jaxbooth does not
+            do, or holds a value of another type or out of range.
     """
+    if raw.get("_class_name") in FLOW_SCHEDULERS:
+        return NoiseSchedule.rectified_flow(read_flow_config(raw, source))
     config = read_schedule_config(raw, source)
     return NoiseSchedule.variance_preserving(
         config.alphas_cumprod,

@@ -6,7 +6,7 @@ Zero terminal SNR: Lin et al. 2023, arXiv 2305.08891, Algorithm 1.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -31,14 +31,15 @@ LATENT_DEFAULTS = {
     f"{name}Scheduler": {"beta_start": 0.00085, "beta_end": 0.012}
     for name in ("DPMSolverSDE", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete")
 }
-# What would change how the network is fed, trained or read, with the value that leaves it alone.
+# What would change how the network is fed, trained or read, where another value than false leaves it alone.
 NEUTRAL = {
-    "clip_sample": False,  # of pixel models
-    "thresholding": False,  # of pixel models
     "timestep_type": "discrete",  # "continuous" feeds log sigma / 4 in place of the timestep
-    "use_flow_sigmas": False,
-    "use_dynamic_shifting": False,  # of flow models
-    "shift_terminal": None,  # of flow models
+}
+REASONS = {
+    "clip_sample": "is for pixel models",
+    "thresholding": "is for pixel models",
+    "stochastic_sampling": "is for models that are distilled to a few steps",
+    "invert_sigmas": "feeds the network 1 - sigma",
 }
 # Of how one of diffusers' samplers steps, or of what is switched off above. jaxbooth has samplers of its own.
 OF_A_SAMPLER = {
@@ -134,20 +135,19 @@ def read_schedule_config(raw: Mapping[str, Any], source: str) -> ScheduleConfig:
     if not isinstance(writer, str) or writer not in SCHEDULERS:
         name = ascii_repr(writer).strip("'")
         raise UserError(f"{source}: {name} belongs to another kind of diffusion model, which jaxbooth cannot train.")
-    check_keys(raw, source)
+    check_keys(raw, source, {*ScheduleConfig.__dataclass_fields__, *OF_A_SAMPLER})
     return validate(ScheduleConfig, LATENT_DEFAULTS.get(writer, {}) | dict(raw), source)
 
 
-def check_keys(raw: Mapping[str, Any], source: str) -> None:
+def check_keys(raw: Mapping[str, Any], source: str, known: Collection[str]) -> None:
     """Refuses keys that would change how the network is used, and keys that nobody knows unless they are off.
 
     Raises:
         UserError: the message names the key.
     """
-    known = {*ScheduleConfig.__dataclass_fields__, *OF_A_SAMPLER}
     for key, value in raw.items():
         if key in known or key.startswith("_") or value is None or json_equal(value, NEUTRAL.get(key, False)):
             continue
-        reason = "is for pixel models" if key in ("clip_sample", "thresholding") else "may change what a network is fed"
+        reason = REASONS.get(key, "may change what a network is fed")
         name = ascii_repr(key).strip("'")
         raise UserError(f"{source}: {name} = {ascii_repr(value)} is not supported; it {reason}.")
