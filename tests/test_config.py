@@ -7,11 +7,11 @@ from pydantic import ValidationError
 
 from jaxbooth.assets import shipped_configs
 from jaxbooth.config.load import dump_config, load_config
+from jaxbooth.config.loss import LossConfig
 from jaxbooth.config.run_config import Config, first_conflict
 from jaxbooth.config.schema import (
     DataConfig,
     LoraConfig,
-    LossConfig,
     MeshConfig,
     PriorConfig,
     Subject,

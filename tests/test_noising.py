@@ -7,9 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling
 
-from jaxbooth.diffusion.noise import TimestepSampling, offset_noise, perturb, sample_timesteps
+from jaxbooth.diffusion.noise import (
+    TimestepSampling,
+    mode_position,
+    offset_noise,
+    perturb,
+    sample_timesteps,
+    timesteps_at,
+    training_schedule,
+)
+from jaxbooth.diffusion.schedule import read_schedule
 
 COUNT = 20_000
 CRITICAL = 1.95  # times 1 / sqrt(n): a Kolmogorov-Smirnov distance that 1 draw in 1000 exceeds
@@ -77,6 +87,63 @@ def test_a_larger_mean_draws_noisier_timesteps():
 def test_logit_normal_stays_in_range_where_the_sigmoid_rounds(mean, expected):
     found = sample_timesteps(keys(8), 1000, TimestepSampling("logit_normal", mean, low=30, high=60))
     assert (found == expected).all()
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.0, 1.29, 1.75])
+def test_mode_positions_are_diffusers(scale):
+    samples = torch.linspace(0, 1, 1001)
+    expected = 1 - samples - scale * (torch.cos(math.pi * samples / 2) ** 2 - 1 + samples)
+    found = np.asarray(mode_position(jnp.asarray(samples.numpy()), scale))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert (np.diff(found) < 0).all()  # one position for each sample, all of them in [0, 1]
+    np.testing.assert_allclose(found[[0, 500, 1000]], [1, 0.5, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [-0.8, 1.29])
+def test_mode_timesteps_are_distributed_like_diffusers(scale):
+    generator = torch.Generator().manual_seed(0)
+    theirs = compute_density_for_timestep_sampling("mode", COUNT, mode_scale=scale, generator=generator)
+    theirs = 999 - np.floor(theirs.numpy() * 1000)  # their list runs from noisy to clean
+    ours = np.asarray(sample_timesteps(keys(COUNT), 1000, TimestepSampling("mode", mode_scale=scale)))
+    steps = np.arange(1000)
+    distance = np.abs(share_up_to(ours, steps) - share_up_to(theirs, steps)).max()
+    assert distance < CRITICAL * math.sqrt(2 / COUNT)
+
+
+def test_a_larger_mode_scale_prefers_the_middle():
+    middle, ends = (sample_timesteps(keys(4000), 1000, TimestepSampling("mode", mode_scale=s)) for s in (1.29, -0.9))
+    assert (np.abs(np.asarray(middle) - 500) < 250).mean() > 0.6
+    assert (np.abs(np.asarray(ends) - 500) < 250).mean() < 0.4
+
+
+@pytest.mark.parametrize("raw", [{"shift": 3.0}, {"use_dynamic_shifting": True}], ids=["static", "dynamic"])
+def test_a_position_is_the_noise_level_that_diffusers_scripts_train_on(raw):
+    theirs = FlowMatchEulerDiscreteScheduler(**raw)
+    ours = read_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler"} | raw)
+    position = torch.linspace(0.0004, 0.9994, 777)
+    indices = (position * 1000).long()  # as their scripts look it up, in a list that runs from noisy to clean
+    timesteps = timesteps_at(jnp.asarray(1 - position.numpy()), 0, 1000)
+    np.testing.assert_allclose(ours.sigma(timesteps).ravel(), theirs.sigmas[indices], rtol=5e-7)
+    np.testing.assert_allclose(ours.network_timesteps(timesteps), theirs.timesteps[indices], rtol=5e-7)
+
+
+def test_uniform_timesteps_of_a_statically_shifted_table_follow_the_shifted_law():
+    schedule = read_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0})
+    levels = schedule.sigmas[np.asarray(sample_timesteps(keys(COUNT), 1000, TimestepSampling()))]
+    edges = np.linspace(0.05, 0.95, 19)
+    expected = edges / (3 - 2 * edges)  # the inverse of s -> 3 s / (1 + 2 s)
+    assert np.abs(share_up_to(levels, edges) - expected).max() < CRITICAL / math.sqrt(COUNT) + 1e-3
+
+
+def test_the_shift_of_training_is_the_checkpoints_a_given_one_or_that_of_the_images_size():
+    schedule = read_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0})
+    half = 499  # s = 0.5 before the shift
+    assert training_schedule(schedule, None, 4096) is schedule
+    assert training_schedule(schedule, 1.0, 4096).sigmas[half] == pytest.approx(0.5)
+    assert training_schedule(schedule, 2.0, 4096).sigmas[half] == pytest.approx(2 / 3)
+    for tokens, mu in ((256, 0.5), (4096, 1.15)):
+        shifted = training_schedule(schedule, "resolution", tokens)
+        assert shifted.sigmas[half] == pytest.approx(math.exp(mu) / (math.exp(mu) + 1))
 
 
 def test_a_rows_timestep_does_not_depend_on_the_others():

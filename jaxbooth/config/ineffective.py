@@ -37,6 +37,7 @@ REQUIRED_VALUES = {
     "loss.huber_c": ("loss.loss_type", "huber"),
     "loss.timestep_mean": ("loss.timestep_sampling", "logit_normal"),
     "loss.timestep_std": ("loss.timestep_sampling", "logit_normal"),
+    "loss.mode_scale": ("loss.timestep_sampling", "mode"),
     "data.random_crops": ("data.crop", "random"),
 }
 PRIOR_KEYS = ("data.class_dir", "loss.prior_weighting", "loss.prior_target")

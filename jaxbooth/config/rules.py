@@ -1,13 +1,17 @@
 """Settings that cannot go together are refused before anything is read."""
 
+from typing import get_args
+
 from jaxbooth.config.ineffective import changed_keys, ineffective_options
 from jaxbooth.config.limits import MAX_ROWS_TRAINED, MAX_SAMPLED_IMAGES
+from jaxbooth.config.loss import LossConfig
 from jaxbooth.config.rates import Group, default_learning_rate, peak_learning_rate, token_steps
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import Subject
 from jaxbooth.config.section import flag, flatten
 from jaxbooth.config.subjects import initializer_token
 from jaxbooth.console.messages import warn
+from jaxbooth.diffusion.loss import FlowWeighting
 from jaxbooth.diffusion.schedule import NoiseSchedule
 from jaxbooth.errors import UserError
 
@@ -25,6 +29,7 @@ RATE_KEYS: dict[Group, str] = {
 }
 HIGH_RATE = 100  # times the default
 MIN_PRODIGY_RATE = 0.1  # Prodigy finds the rate itself and multiplies it by the given one
+WEIGHTING_KEYS = ("weighting", "prior_weighting")
 SUBJECT_KEYS = ("instance_dir", "instance_prompt", "class_dir", "class_prompt")  # that entries of data.subjects have
 
 
@@ -202,7 +207,7 @@ def check_prodigy(config: Config) -> None:
 
 
 def check_schedule(config: Config, schedule: NoiseSchedule) -> None:
-    """Refuses timesteps that the base model's schedule does not have, and a weight that is infinite on it.
+    """Refuses timesteps that the base model's schedule does not have, and what has no meaning or no bound on it.
 
     Raises:
         UserError: the message names the flag and what the schedule allows.
@@ -212,10 +217,55 @@ def check_schedule(config: Config, schedule: NoiseSchedule) -> None:
         value = getattr(loss, key)
         if value is not None and value > last:
             raise UserError(f"{flag(f'loss.{key}')} {value} is beyond the schedule's last timestep, {last}.")
+    check = check_flow_loss if schedule.is_flow else check_variance_preserving_loss
+    check(loss)
     highest = last if loss.max_timestep is None else loss.max_timestep
-    for key in ("weighting", "prior_weighting"):
-        if getattr(loss, key) == "vlb" and schedule.alphas_cumprod[highest] == 0:
+    infinite = unbounded_weightings(loss, schedule) if schedule.alphas[highest] == 0 else ()
+    for key in WEIGHTING_KEYS:
+        if getattr(loss, key) in infinite:
             raise UserError(
-                f"{flag(f'loss.{key}')} vlb is infinite at this model's last timestep, which is pure noise; "
-                f"set --loss.max-timestep {last - 1}, or choose min_snr."
+                f"{flag(f'loss.{key}')} {getattr(loss, key)} is infinite at this model's last timestep, which is pure "
+                f"noise; set --loss.max-timestep {last - 1}, or choose min_snr."
+            )
+
+
+def unbounded_weightings(loss: LossConfig, schedule: NoiseSchedule) -> tuple[str, ...]:
+    """Returns the weightings that are infinite where alpha is 0."""
+    if not schedule.is_flow:
+        return ("vlb",)
+    return get_args(FlowWeighting) if loss.prediction_space == "epsilon" else ()
+
+
+def check_variance_preserving_loss(loss: LossConfig) -> None:
+    """Refuses what only rectified flow has."""
+    if loss.prediction_space == "flow":
+        raise UserError(
+            "--loss.prediction-space flow is the velocity of flow models, and this model is not one; "
+            "choose epsilon, x0 or v."
+        )
+    if loss.timestep_shift is not None:
+        raise UserError(
+            f"--loss.timestep-shift {loss.timestep_shift} shifts the noise of flow models, and this model is not one; "
+            "--loss.timestep-sampling logit_normal with a --loss.timestep-mean has a similar effect."
+        )
+    for key in WEIGHTING_KEYS:
+        if getattr(loss, key) in get_args(FlowWeighting):
+            raise UserError(
+                f"{flag(f'loss.{key}')} {getattr(loss, key)} is a weight of flow models, and this model is not one; "
+                "choose uniform or min_snr."
+            )
+
+
+def check_flow_loss(loss: LossConfig) -> None:
+    """Refuses what rectified flow does not have."""
+    if loss.prediction_space == "v":
+        raise UserError(
+            "--loss.prediction-space v belongs to variance-preserving schedules, and this is a flow model; "
+            "choose flow, x0 or epsilon."
+        )
+    for key in WEIGHTING_KEYS:
+        if getattr(loss, key) == "vlb":
+            raise UserError(
+                f"{flag(f'loss.{key}')} vlb is made of the betas of a variance-preserving schedule, and this is a flow "
+                "model; choose uniform or min_snr."
             )

@@ -8,13 +8,13 @@ from pydantic import BeforeValidator
 
 from jaxbooth.assets import DEMO_SUBJECT
 from jaxbooth.config.limits import Regex, Seed
+from jaxbooth.config.loss import LossConfig
 from jaxbooth.config.schema import (
     DataConfig,
     DefaultRates,
     DistributedConfig,
     EvaluationConfig,
     LoraConfig,
-    LossConfig,
     MeshConfig,
     PriorConfig,
     SchedulerPrediction,

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import optax
 
 from jaxbooth.base.model import BaseModel
+from jaxbooth.config.loss import LossConfig
 from jaxbooth.config.rates import LearningRates
-from jaxbooth.config.schema import LossConfig, TextConfig, TrainConfig
+from jaxbooth.config.schema import TextConfig, TrainConfig
 from jaxbooth.diffusion.loss import LossSpec
 from jaxbooth.diffusion.noise import TimestepSampling
 from jaxbooth.models.remat import Remat
@@ -59,7 +60,12 @@ class TrainStepSpec:
         loss = self.loss
         high = None if loss.max_timestep is None else loss.max_timestep + 1
         return TimestepSampling(
-            loss.timestep_sampling, loss.timestep_mean, loss.timestep_std, low=loss.min_timestep, high=high
+            loss.timestep_sampling,
+            loss.timestep_mean,
+            loss.timestep_std,
+            low=loss.min_timestep,
+            high=high,
+            mode_scale=loss.mode_scale,
         )
 
     @property
