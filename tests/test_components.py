@@ -55,8 +55,8 @@ def test_each_family_is_read(models, family):
     ("kind", "name"),
     [
         ("StableDiffusion3Pipeline", "Stable Diffusion 3"),
-        ("FluxPipeline", "FLUX"),
-        ("FluxKontextPipeline", "FLUX"),
+        ("FluxPipeline", "FLUX.1"),
+        ("FluxKontextPipeline", "FLUX.1"),
         ("StableDiffusionXLImg2ImgPipeline", "the SDXL refiner"),
         ("StableDiffusionInpaintPipeline", "an inpainting model"),
         ("StableDiffusionXLInpaintPipeline", "an SDXL inpainting model"),

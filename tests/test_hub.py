@@ -192,7 +192,11 @@ def test_a_repository_without_usable_weights_says_what_it_holds(served, files, v
     ("kind", "name"),
     [
         ("StableDiffusion3Pipeline", "Stable Diffusion 3"),
-        ("FluxPipeline", "FLUX"),
+        ("FluxPipeline", "FLUX.1"),
+        ("Flux2Pipeline", "FLUX.2 dev"),
+        ("Flux2KleinInpaintPipeline", "an editing or inpainting pipeline of FLUX.2"),
+        ("ZImageOmniPipeline", "Z-Image Omni"),
+        ("QwenImagePipeline", "Qwen-Image"),
         ("StableDiffusionXLImg2ImgPipeline", "the SDXL refiner"),
         ("StableDiffusionInpaintPipeline", "an inpainting model"),
     ],

@@ -124,7 +124,8 @@ def reset_dependent_keys(config: Config, keys: Collection[str]) -> Config:
         keys: dotted keys that will be replaced.
     """
     if "model" in keys:
-        config = config.model_copy(update=dict.fromkeys(("revision", "variant", "vae", "prediction_type")))
+        dependent = ("revision", "variant", "vae", "prediction_type", "components")
+        config = config.model_copy(update=dict.fromkeys(dependent))
     if "data.instance_dir" in keys and config.data.instance_dir == EMBEDDED_SUBJECT:
         data = config.data.model_copy(update=dict.fromkeys(("instance_prompt", "class_prompt", "class_dir")))
         config = config.model_copy(update={"data": data})

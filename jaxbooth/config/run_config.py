@@ -55,6 +55,9 @@ class Config(Section):
     """Another VAE: a folder, a single file or a Hub id."""
     prediction_type: SchedulerPrediction | None = None
     """What the network predicts, if the checkpoint states it wrong."""
+    components: str | None = None
+    """Model that text encoder, VAE and scheduler come from if the model is one file of a transformer alone. Default:
+    the published model of its size."""
     allow_pickle: bool = False
     """Also read .ckpt and .bin files, with PyTorch's weights-only loader."""
     offline: bool = False
@@ -85,7 +88,14 @@ class Config(Section):
     def source(self) -> Source:
         """The base model as it is looked for."""
         return Source(
-            self.model, self.revision, self.variant, self.vae, self.allow_pickle, self.offline, self.prediction_type
+            self.model,
+            self.revision,
+            self.variant,
+            self.vae,
+            self.allow_pickle,
+            self.offline,
+            self.prediction_type,
+            self.components,
         )
 
     @property
@@ -135,6 +145,7 @@ def resolve_paths(config: Config) -> Config:
             "lora": config.lora.model_copy(update={"init": resolve_path(config.lora.init)}),
             "model": resolve_model_name(config.model),
             "vae": resolve_model_name(config.vae),
+            "components": resolve_model_name(config.components),
         }
     )
 

@@ -67,6 +67,7 @@ def training_settings(config: Config, base: BaseModel, step: int) -> dict[str, A
         "EMA decay": train.ema_decay,
         "base model's revision": config.revision,
         "VAE": Path(config.vae).name if config.vae else None,
+        "text encoder and VAE of": Path(config.components).name if config.components else None,
         "precision": base.dtype.name,
         "seed": config.seed,
         "jaxbooth": importlib.metadata.version("jaxbooth"),

@@ -19,6 +19,7 @@ from jaxbooth.base.trainable import shard_params
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.export.export import formats_of
 from jaxbooth.export.format import Export, ExportFormat
+from jaxbooth.export.torch_denoising import DenoisingStep, torch_step
 from jaxbooth.export.written_model import WrittenModel
 from jaxbooth.params import Params, full_precision, join
 
@@ -53,23 +54,25 @@ def compare_with_torch(export: Export, prompt: str) -> str:
     exact = in_float32(export.base)
     height, width, channels = exact.latent_shape(*(LATENTS * exact.resolution_multiple,) * 2)
     latents = np.random.default_rng(0).normal(size=(1, height, width, channels)).astype(np.float32)
-    timestep = len(exact.schedule.alphas_cumprod) // 2
+    timesteps = np.array([len(exact.schedule.alphas_cumprod) // 2], np.int32)
     prompt = " ".join([prompt, *(token for token in export.tokens if token not in prompt)])
+    step = DenoisingStep(prompt, latents, timesteps, time_ids_of(exact, latents))
     params = shard_params(written_params(export), export.mesh)
-    ours = [np.asarray(part) for part in own_step(exact, params, prompt, latents, timestep)]
+    ours = [np.asarray(part) for part in own_step(exact, params, step)]
     del params
     try:
         with torch_pipeline(export) as pipe:
-            theirs = torch_step(pipe, exact, prompt, latents, timestep)
+            theirs = torch_step(pipe, exact, step)
     except Exception as error:  # whatever keeps it from working is the finding
         raise RunFailure(f"{export.out} does not work in PyTorch diffusers: {type(error).__name__}: {error}") from error
-    text, step = (relative_difference(found, expected) for found, expected in zip(theirs, ours, strict=True))
-    if not (text <= TOLERANCE and step <= TOLERANCE):
+    text, output = (relative_difference(found, expected) for found, expected in zip(theirs, ours, strict=True))
+    if not (text <= TOLERANCE and output <= TOLERANCE):
         raise RunFailure(
             f"{export.out}: PyTorch diffusers disagrees with what was trained: a prompt's embeddings differ by "
-            f"{text:.0e} of their scale, and a denoising step by {step:.0e} (at most {TOLERANCE:.0e} may be rounding)."
+            f"{text:.0e} of their scale, and a denoising step by {output:.0e} (at most {TOLERANCE:.0e} may be "
+            "rounding)."
         )
-    return f"PyTorch diffusers agrees: a denoising step differs by {step:.0e} of its scale, a prompt by {text:.0e}"
+    return f"PyTorch diffusers agrees: a denoising step differs by {output:.0e} of its scale, a prompt by {text:.0e}"
 
 
 def in_float32(base: BaseModel) -> BaseModel:
@@ -107,49 +110,25 @@ def written_params(export: Export) -> dict[str, dict[str, Any]]:
     return join(whole, export.format.written_adapters(export), embeddings)
 
 
-def own_step(
-    exact: BaseModel, params: dict[str, Params], prompt: str, latents: np.ndarray, timestep: int
-) -> tuple[Array, Array]:
+def own_step(exact: BaseModel, params: dict[str, Params], step: DenoisingStep) -> tuple[Array, Array]:
     """Returns jaxbooth's embeddings of a prompt (1, s, d) and its denoiser's output (1, h, w, c)."""
-    time_ids = jnp.array([time_ids_of(exact, latents)], jnp.float32)
+    time_ids = jnp.array([step.time_ids], jnp.float32)
 
     @jax.jit
     def run(params: dict[str, Params], latents: Array) -> tuple[Array, Array]:
         with full_precision():
-            text = exact.text.encode(params, exact.text.tokenize([prompt]))
-            prompt_embeds, added = exact.denoiser_conditioning(text, time_ids)
+            text = exact.text.encode(params, exact.text.tokenize([step.prompt]))
             model = exact.denoiser.bind(params[exact.denoiser_name])
-            return text.prompt_embeds, model(latents, jnp.full(1, timestep), prompt_embeds, added)
+            conditions = exact.denoiser_conditioning(text, time_ids)
+            return text.prompt_embeds, model(latents, jnp.asarray(step.timesteps), *conditions)
 
-    return run(params, jnp.asarray(latents))
+    return run(params, jnp.asarray(step.latents))
 
 
 def time_ids_of(exact: BaseModel, latents: np.ndarray) -> list[int]:
     """Returns SDXL's six numbers for a whole image: its size, no crop, its size."""
     height, width = (side * exact.vae_config.factor for side in latents.shape[1:3])
     return [height, width, 0, 0, height, width]
-
-
-def torch_step(
-    pipe: Any, exact: BaseModel, prompt: str, latents: np.ndarray, timestep: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the same two as `own_step`, of a diffusers pipeline."""
-    import torch
-
-    for encoder in filter(None, (getattr(pipe, name, None) for name in exact.text_encoder_names)):
-        # diffusers 0.42's `clip_skip` asks for the inner module that transformers 5 took away.
-        object.__setattr__(encoder, "text_model", getattr(encoder, "text_model", encoder))
-    with torch.no_grad():
-        prompt_embeds, _, *pooled = pipe.encode_prompt(
-            prompt=prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False,
-            clip_skip=exact.text.clip_skip or None,
-        )  # fmt: skip
-        time_ids = torch.tensor([time_ids_of(exact, latents)], dtype=torch.float32)
-        has_pooled = exact.family.conditioning.has_pooled
-        added = {"text_embeds": pooled[0], "time_ids": time_ids} if has_pooled else None
-        noisy = torch.from_numpy(latents).permute(0, 3, 1, 2)
-        output = pipe.unet(noisy, timestep, encoder_hidden_states=prompt_embeds, added_cond_kwargs=added).sample
-    return prompt_embeds.numpy(), output.permute(0, 2, 3, 1).numpy()
 
 
 @contextmanager

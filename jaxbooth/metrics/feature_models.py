@@ -17,8 +17,9 @@ from jaxbooth.storage.text import read_json
 from jaxbooth.weights.fingerprint import update_with_weights
 from jaxbooth.weights.hub import ReadFile, fetch
 from jaxbooth.weights.hub_files import component_weights, list_contents
-from jaxbooth.weights.prepare import cached_folder, choose_weights, file_names, link_component
+from jaxbooth.weights.prepare import cached_folder, file_names, link_component
 from jaxbooth.weights.source import Source
+from jaxbooth.weights.weight_sets import choose_weights
 
 CONFIG = "config.json"
 SMALL_FILES = re.compile(

@@ -96,6 +96,7 @@ def model_paths(config: Config) -> Iterator[FlagPath]:
     names = {
         "--model": config.model,
         "--vae": config.vae,
+        "--components": config.components,
         "--lora.init": config.lora.init,
         "--evaluation.clip": config.evaluation.clip,
         "--evaluation.dino": config.evaluation.dino,

@@ -105,7 +105,7 @@ FAMILIES: dict[str, Family] = {
         ),
     )
 }
-LDM_FAMILIES = tuple(name for name, family in FAMILIES.items() if family.single_file == "ldm")
+LDM_FAMILIES = tuple(name for name, family in FAMILIES.items() if family.denoiser_file is None)
 COMPONENTS = tuple(dict.fromkeys(name for family in FAMILIES.values() for name in family.components))
 # Short names and Hub ids of the models whose configurations ship with jaxbooth.
 PUBLISHED_NAMES = tuple(name for family in FAMILIES.values() for name in family.published)  # in `assets/families`

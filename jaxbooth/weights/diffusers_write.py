@@ -4,7 +4,6 @@ Writing follows the layout of the folder that the model came from (names, files,
 followed by export reproduces an untouched model byte for byte. Tensors are written one at a time.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from functools import cached_property, partial
@@ -17,13 +16,14 @@ import numpy as np
 from jaxbooth.console.progress import progress
 from jaxbooth.errors import UserError
 from jaxbooth.params import AnyArray, Params
-from jaxbooth.storage.files import write_json, write_text
+from jaxbooth.storage.files import write_json
 from jaxbooth.storage.paths import plain_file_name
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.architectures import COMPONENTS
 from jaxbooth.weights.diffusers_read import index_file, open_tensors, plain_name, weight_files
 from jaxbooth.weights.names import canonical, export_array, parameter_names, published_path, torch_shape, without_ones
 from jaxbooth.weights.safetensors_write import LazyTensor, stored_dtype, write_tensors
+from jaxbooth.weights.shards import write_shards, write_weight_map
 
 ExportDtype = Literal["base", "float32", "float16", "bfloat16"]
 DTYPES = {"base": None, "float32": np.dtype("float32"), "float16": np.dtype("float16"),
@@ -124,25 +124,22 @@ class ComponentTensors:
 
 
 def save_component(component: ComponentTensors, out: Path) -> None:
-    """Writes a component's weights into the existing folder `out`, in the layout of its own folder.
+    """Writes a component's weights into the existing folder `out`, in the files that its own folder has.
 
     Raises:
         ValueError: a parameter has not the shape of the tensor that it replaces.
     """
-    size = 0
-    for file, stored in component.files.items():
-        tensors = [component.tensor(name) for name in stored]
-        size += sum(tensor.nbytes for tensor in tensors)
-        write_tensors(out / plain_name(file), tensors, component.metadata(file))
+    tensors = {file: [component.tensor(name) for name in names] for file, names in component.files.items()}
     index = index_file(component.folder)
-    if index:
-        content = read_json(index)
-        metadata = content.get("metadata")
-        content["metadata"] = (metadata if isinstance(metadata, dict) else {}) | {"total_size": size}
-        content["weight_map"] = {
-            component.tensor(name).name: plain_name(file) for file, names in component.files.items() for name in names
-        }
-        write_text(out / plain_name(index.name), json.dumps(content, indent=2, sort_keys=True) + "\n")
+    if index is None:
+        file = next(iter(tensors))
+        write_shards(out / plain_name(file), tensors[file], component.metadata(file))
+        return
+    for file, content in tensors.items():
+        write_tensors(out / plain_name(file), content, component.metadata(file))
+    weight_map = {tensor.name: plain_name(file) for file, content in tensors.items() for tensor in content}
+    size = sum(tensor.nbytes for content in tensors.values() for tensor in content)
+    write_weight_map(out / plain_name(index.name), weight_map, size, read_json(index))
 
 
 def write_folder(

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx
 
 from jaxbooth.assets import ASSETS
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.models.layers import Layers
+from jaxbooth.weights.denoiser_file.names import DenoiserFile
 
 
 class DenoiserSpec(NamedTuple):
@@ -131,8 +132,8 @@ class Family:
             recognised.
         modelspec: prediction type -> architecture (https://github.com/Stability-AI/ModelSpec).
         kohya_version: `ss_base_model_version` in the metadata of kohya's LoRA files.
-        single_file: what a file of the whole model holds: all components in the layout of latent diffusion ("ldm"),
-            or the denoiser alone.
+        denoiser_file: how single files are recognised and what they call their tensors, where they hold the denoiser
+            alone; None: they hold the whole model in the layout of latent diffusion.
         has_inference_yaml: whether single files that predict v have a YAML file beside them, which web UIs read; the
             others are marked by an empty tensor.
         hub_tag: of model cards.
@@ -154,7 +155,7 @@ class Family:
     hub_tag: str
     conditioning: Conditioning = CLIP_CONDITIONING
     chat_encoder: ChatEncoderSpec | None = None
-    single_file: Literal["ldm", "denoiser"] = "ldm"
+    denoiser_file: DenoiserFile | None = None
     has_inference_yaml: bool = False
 
     @property

@@ -25,7 +25,13 @@ ChooseFiles = Callable[[list[str], ReadFile], list[str]]  # the files of a repos
 
 
 def download(
-    repo: str, revision: str | None, variant: str | None, offline: bool, allow_pickle: bool, vae_only: bool = False
+    repo: str,
+    revision: str | None,
+    variant: str | None,
+    offline: bool,
+    allow_pickle: bool,
+    vae_only: bool = False,
+    without: str | None = None,
 ) -> Path:
     """Fetches a model, or the VAE of one, and returns its folder in the cache; it may hold other variants as well.
 
@@ -36,6 +42,7 @@ def download(
         offline: use only what is in the cache.
         allow_pickle: fetch `.bin` files where there are no safetensors.
         vae_only: `repo` is a VAE, or a model of which the VAE is wanted.
+        without: the component whose weights are not wanted.
 
     Raises:
         UserError: no such repository, revision or variant, no access to it, no usable weights in it, or a model of
@@ -49,7 +56,7 @@ def download(
             return vae_files(files, variant, allow_pickle, label)
         check_is_diffusers(files, label)
         components = check_pipeline(read_json(read(INDEX)), Path(repo))
-        return model_files(files, components, variant, allow_pickle, label)
+        return model_files(files, components, variant, allow_pickle, label, without)
 
     return fetch(repo, revision, offline, label, choose)
 

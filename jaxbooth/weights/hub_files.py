@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 
 from jaxbooth.errors import UserError
-from jaxbooth.weights.prepare import check_variant, choose_weights
+from jaxbooth.weights.weight_sets import check_variant, choose_weights
 
 # What is read as it is; safety checkers and feature extractors are not.
 CONFIGURATIONS = re.compile(
@@ -34,16 +34,24 @@ def check_is_diffusers(files: list[str], label: str) -> None:
 
 
 def model_files(
-    files: list[str], components: Iterable[str], variant: str | None, allow_pickle: bool, label: str
+    files: list[str],
+    components: Iterable[str],
+    variant: str | None,
+    allow_pickle: bool,
+    label: str,
+    without: str | None = None,
 ) -> list[str]:
     """Returns those files of a diffusers repository that jaxbooth reads.
+
+    Args:
+        without: the component whose weights are not needed.
 
     Raises:
         UserError: a component has no usable weights; the message says what is there.
     """
     check_variant(files, variant, label)
     needed = [name for name in files if CONFIGURATIONS.fullmatch(name) and is_read(name, components)]
-    for component in components:
+    for component in (component for component in components if component != without):
         needed += component_weights(f"{component}/", files, variant, allow_pickle, label)
     return sorted(needed)
 

@@ -9,7 +9,7 @@ class OtherModel(NamedTuple):
     Attributes:
         title: as messages name it.
         pipeline: how its class in `model_index.json` begins.
-        tensor: expression for how one of its tensors is called in single files, less the UNet's prefix.
+        tensor: expression for how the name of one of its tensors begins in single files, less the denoiser's prefix.
         lora_module: expression for a module in its LoRA files.
     """
 
@@ -19,9 +19,15 @@ class OtherModel(NamedTuple):
     lora_module: str | None = None
 
 
+FLUX1_TENSORS = r"double_blocks\.\d+\.img_mod\.|single_transformer_blocks\.\d+\.proj_mlp\."
 OTHER_MODELS = (
     OtherModel("Stable Diffusion 3", "StableDiffusion3", r"joint_blocks\.", r"joint_blocks|add_k_proj"),
-    OtherModel("FLUX", "Flux", r"double_blocks\.", r"double_blocks|single_(transformer_)?blocks"),
+    OtherModel("FLUX.2 dev", "Flux2Pipeline"),
+    OtherModel("an editing or inpainting pipeline of FLUX.2", "Flux2"),
+    OtherModel("Chroma", "Chroma", r"distilled_guidance_layer\."),
+    OtherModel("FLUX.1", "Flux", FLUX1_TENSORS, r"double_blocks|single_(transformer_)?blocks"),
+    # which FLUX.1 dev has, too, and klein has not
+    OtherModel("FLUX.2 dev", tensor=r"guidance_in\.|time_guidance_embed\.guidance_embedder\."),
     OtherModel("Stable Cascade", "StableCascade", r"clip_txt_mapper\.|down_blocks\.\d+\.\d+\.channelwise\."),
     OtherModel("PixArt", "PixArt", r"t_block\.1\."),
     OtherModel("Playground v2.5", tensor=r"edm_(mean|std)$"),
@@ -36,10 +42,12 @@ OTHER_MODELS = (
     OtherModel("Kandinsky", "Kandinsky"),
     OtherModel("Sana", "Sana"),
     OtherModel("Wuerstchen", "Wuerstchen"),
-    OtherModel("Qwen-Image", "QwenImage"),
-    OtherModel("Z-Image", "ZImage"),
+    OtherModel("Qwen-Image", "QwenImage", r"transformer_blocks\.\d+\.img_mod\.|txt_norm\."),
+    OtherModel("Z-Image Omni", "ZImageOmni", r"siglip_(embedder|refiner|pad_token)"),
+    OtherModel("Z-Image ControlNet", "ZImageControlNet", r"control_(layers|noise_refiner|all_x_embedder)\."),
+    OtherModel("an editing or inpainting pipeline of Z-Image", "ZImage"),
     OtherModel("Hunyuan-DiT", "HunyuanDiT"),
     OtherModel("AuraFlow", "AuraFlow"),
-    OtherModel("Lumina", "Lumina"),
-    OtherModel("HiDream", "HiDream"),
+    OtherModel("Lumina", "Lumina", r"layers\.\d+\.adaLN_modulation\.1\."),
+    OtherModel("HiDream", "HiDream", r"double_stream_blocks\.|caption_projection\."),
 )

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
@@ -19,76 +20,20 @@ from jaxbooth.console.messages import info
 from jaxbooth.console.progress import progress
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.storage.files import write_json
-from jaxbooth.storage.paths import local_path, short_name
+from jaxbooth.storage.paths import ascii_repr, local_path, short_name
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.architectures import COMPONENTS
-from jaxbooth.weights.diffusers_read import (
-    INDEX,
-    WEIGHTS,
-    index_file,
-    open_tensors,
-    plain_name,
-    read_weight_map,
-    variant_of,
-    weight_files,
-)
+from jaxbooth.weights.denoiser_file.identify import Denoiser
+from jaxbooth.weights.denoiser_file.read import convert_denoiser
+from jaxbooth.weights.diffusers_read import index_file, open_tensors, plain_name, read_weight_map, weight_files
 from jaxbooth.weights.diffusers_write import write_index
 from jaxbooth.weights.ldm.read import PLAIN_PARTS, convert_single_file, convert_vae
 from jaxbooth.weights.pickles import PICKLES, convert_pickle
+from jaxbooth.weights.source import Source
+from jaxbooth.weights.weight_sets import check_variant, choose_weights
 
 LAYOUT_VERSION = 1  # of prepared folders; a change of what the converters write counts it up
 Writer = Callable[[Path], None]  # writes one entry of a prepared folder
-
-
-def weight_sets(names: Iterable[str], file_type: str) -> dict[str, list[str]]:
-    """Returns variant ("" for none) -> files of one complete set of weights.
-
-    Args:
-        names: files of one component's folder; others than weights are left out.
-        file_type: "safetensors" or "bin".
-    """
-    sets: dict[str, list[str]] = {}
-    for name in sorted(names):
-        match = WEIGHTS.fullmatch(name) or INDEX.fullmatch(name)
-        if match and match["kind"] == file_type:
-            sets.setdefault(variant_of(name), []).append(name)
-    for variant, files in sets.items():
-        whole = [name for name in files if not re.search(r"-\d+-of-\d+|\.index\.", name)]
-        sets[variant] = whole[:1] or files  # a single file makes shards superfluous
-    return sets
-
-
-def choose_weights(names: Iterable[str], variant: str | None, allow_pickle: bool, label: str) -> list[str]:
-    """Returns the files of the set to use: the variant's, the plain one, or the only one; empty where there is none.
-
-    Raises:
-        UserError: there are several variants, none is plain, and none was asked for.
-    """
-    names = list(names)
-    sets = weight_sets(names, "safetensors") or (weight_sets(names, "bin") if allow_pickle else {})
-    for wanted in (variant or "", ""):
-        if wanted in sets:
-            return sets[wanted]
-    if len(sets) > 1:
-        raise UserError(f"{label} holds the variants {' and '.join(sorted(sets))}; choose one with --variant.")
-    return next(iter(sets.values()), [])
-
-
-def check_variant(files: Iterable[str], variant: str | None, label: str) -> None:
-    """Refuses a variant that no component has.
-
-    Args:
-        files: paths within the model (`unet/diffusion_pytorch_model.fp16.safetensors`).
-
-    Raises:
-        UserError: the message names the variants that there are.
-    """
-    variants = {variant_of(name) for part, _, name in (file.partition("/") for file in files) if part in COMPONENTS} - {
-        ""
-    }
-    if variant and variant not in variants:
-        there = f"it has {' and '.join(sorted(variants))}" if variants else "it has none"
-        raise UserError(f"{label} has no variant {variant}; {there}.")
 
 
 def file_names(folder: Path) -> list[str]:
@@ -96,47 +41,58 @@ def file_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
 
 
-def prepare(
-    model: Path,
-    vae: Path | None = None,
-    variant: str | None = None,
-    allow_pickle: bool = False,
-    prediction_type: str | None = None,
-) -> Path:
+def prepare(model: Path, source: Source, vae: Path | None = None, denoiser: Denoiser | None = None) -> Path:
     """Returns a plain diffusers folder; `model` itself if it is one and nothing else was asked for.
 
     Args:
         model: a diffusers folder or a checkpoint in one file.
+        source: what was asked for besides.
         vae: a VAE's folder, a folder that has one in `vae/`, or a VAE in one file, to use in place of the model's.
+        denoiser: a transformer in one file, to use in place of the model's.
 
     Raises:
         UserError: a file cannot be read, or what was asked for is not there.
         RunFailure: the cache cannot be written.
     """
     if model.is_file():
-        model, prediction_type = converted_single_file(model, prediction_type, allow_pickle), None
-    makers = overrides(model, vae, variant, allow_pickle, prediction_type)
+        model = converted_single_file(model, source.prediction_type, source.allow_pickle)
+        source = replace(source, prediction_type=None)
+    makers = overrides(model, source, vae, denoiser)
     if not makers:
         return model
-    options = {"variant": variant, "allow_pickle": allow_pickle, "prediction_type": prediction_type}
-    return cached_folder([model, *([vae] if vae else [])], options, partial(write_overlay, model, makers))
+    options = {name: getattr(source, name) for name in ("variant", "allow_pickle", "prediction_type")}
+    originals = [*([denoiser.file] if denoiser else []), model, *([vae] if vae else [])]
+    return cached_folder(originals, options, partial(write_overlay, model, makers))
 
 
-def converted_single_file(file: Path, prediction_type: str | None, allow_pickle: bool) -> Path:
-    """Returns the diffusers folder of a checkpoint in one file."""
-    if file.suffix.lower() == ".safetensors":
+def check_is_checkpoint(file: Path) -> None:
+    """Refuses a file that is no checkpoint, as its name or its head says.
+
+    Raises:
+        UserError: the message names the file.
+    """
+    suffix = file.suffix.lower()
+    if suffix == ".safetensors":
         try:
             open_tensors(file)
         except UserError:
             raise UserError(
-                f"model {file} is a file, but no safetensors that can be read; expected a Stable Diffusion checkpoint "
-                "or a folder in diffusers layout."
+                f"model {file} is a file, but no safetensors that can be read; expected a checkpoint or a folder in "
+                "diffusers layout."
             ) from None
-    elif file.suffix.lower() not in PICKLES:
+    elif suffix == ".gguf":
+        raise UserError(
+            f"model {file} is a GGUF file, whose weights are quantized; use the model's bf16 .safetensors file."
+        )
+    elif suffix not in PICKLES:
         raise UserError(
             f"model {file} is a file of a kind that jaxbooth does not read; expected a .safetensors checkpoint or a "
             "folder in diffusers layout."
         )
+
+
+def converted_single_file(file: Path, prediction_type: str | None, allow_pickle: bool) -> Path:
+    """Returns the diffusers folder of a checkpoint in one file."""
 
     def build(folder: Path) -> None:
         info(f"{file} ({file.stat().st_size / 1e9:.2f} GB) is converted once, into {cache_folder()}.")
@@ -145,12 +101,12 @@ def converted_single_file(file: Path, prediction_type: str | None, allow_pickle:
     return cached_folder([file, file.with_suffix(".yaml")], {"prediction_type": prediction_type}, build)
 
 
-def overrides(
-    model: Path, vae: Path | None, variant: str | None, allow_pickle: bool, prediction_type: str | None
-) -> dict[str, Writer]:
+def overrides(model: Path, source: Source, vae: Path | None, denoiser: Denoiser | None) -> dict[str, Writer]:
     """Returns entry of the model's folder -> what writes it, for those that cannot stay as they are."""
     makers: dict[str, Writer] = {}
-    parts = {part: file_names(model / part) for part in COMPONENTS if not (vae and part == "vae")}
+    replaced = [*(["vae"] if vae else []), *([denoiser.family.denoiser.component] if denoiser else [])]
+    parts = {part: file_names(model / part) for part in COMPONENTS if part not in replaced}
+    variant, allow_pickle = source.variant, source.allow_pickle
     check_variant((f"{part}/{name}" for part, names in parts.items() for name in names), variant, f"model {model}")
     for part, names in parts.items():
         files = choose_weights(names, variant, allow_pickle, str(model / part))
@@ -160,7 +116,10 @@ def overrides(
             makers[part] = partial(link_component, model / part, files)
     if vae:
         makers["vae"] = partial(write_vae, vae, model, variant, allow_pickle)
-    schedule = model / "scheduler" / "scheduler_config.json"
+    if denoiser:
+        check_same_family(denoiser, model)
+        makers[denoiser.family.denoiser.component] = partial(write_denoiser, denoiser, model, allow_pickle)
+    schedule, prediction_type = model / "scheduler" / "scheduler_config.json", source.prediction_type
     if prediction_type and read_json(schedule).get("prediction_type", "epsilon") != prediction_type:
         makers["scheduler"] = partial(write_scheduler, schedule, prediction_type)
     return makers
@@ -228,6 +187,26 @@ def write_vae(vae: Path, model: Path, variant: str | None, allow_pickle: bool, o
         link_component(folder, files, out)
     else:
         out.symlink_to(folder.absolute())  # where the weights are looked for, what is wrong is named
+
+
+def check_same_family(denoiser: Denoiser, model: Path) -> None:
+    """Refuses to put a transformer into a model of another family.
+
+    Raises:
+        UserError: the message names both.
+    """
+    pipeline = read_json(model / "model_index.json").get("_class_name")
+    if pipeline != denoiser.family.pipeline:
+        raise UserError(
+            f"{denoiser.file} is a {denoiser.family.title} transformer, and --components {model} is for "
+            f"{ascii_repr(pipeline)}; name a {denoiser.family.title} model."
+        )
+
+
+def write_denoiser(denoiser: Denoiser, model: Path, allow_pickle: bool, out: Path) -> None:
+    """Writes the transformer's component from one file, for which `model` gives the configuration."""
+    info(f"{denoiser.file} ({denoiser.file.stat().st_size / 1e9:.2f} GB) is converted once, into {cache_folder()}.")
+    convert_denoiser(denoiser, model / denoiser.family.denoiser.component / "config.json", out, allow_pickle)
 
 
 def write_scheduler(config: Path, prediction_type: str, out: Path) -> None:

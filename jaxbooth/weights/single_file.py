@@ -4,7 +4,8 @@ A layout is a list of `SingleFileTensor`. `jaxbooth.weights.ldm` makes those of 
 `jaxbooth.weights.denoiser_file` those of files that hold a flow model's transformer alone.
 """
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,14 @@ import numpy as np
 from jaxbooth.errors import UserError
 from jaxbooth.weights.diffusers_write import ComponentTensors
 from jaxbooth.weights.names import without_ones
+from jaxbooth.weights.other_models import OTHER_MODELS, OtherModel
 from jaxbooth.weights.pickles import open_checkpoint
 from jaxbooth.weights.safetensors_write import LazyTensor
 from jaxbooth.weights.values import finite, weight_dtype
 
 Shape = tuple[int, ...]
 LISTED = 10  # tensors that an error names
+DENOISER_PREFIX = r"(?:(?:model\.)?diffusion_model\.)?"  # of the denoiser's tensors, in the files of some programs
 
 
 @dataclass(frozen=True)
@@ -143,3 +146,16 @@ def to_lazy_tensor(component: ComponentTensors, tensor: SingleFileTensor) -> Laz
         return tensor.join([component.written(source).astype(dtype) for source in tensor.sources])
 
     return LazyTensor(tensor.name, dtype, tensor.shape, read)
+
+
+def any_matches(pattern: str, names: Iterable[str]) -> bool:
+    """Whether one of the names begins as an expression says."""
+    return any(re.match(pattern, name) for name in names)
+
+
+def find_other_model(names: Sequence[str]) -> OtherModel | None:
+    """Returns the refused model that a single file with tensors of these names is of, if it is of one."""
+    for other in OTHER_MODELS:
+        if other.tensor and any_matches(f"{DENOISER_PREFIX}(?:{other.tensor})", names):
+            return other
+    return None

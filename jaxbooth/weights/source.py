@@ -16,6 +16,8 @@ class Source:
         allow_pickle: also read `.ckpt` and `.bin`.
         offline: never ask the Hub.
         prediction_type: what the network predicts, where the checkpoint does not say it right.
+        components: the model that text encoder, VAE, tokenizer and scheduler come from, where `name` is a file of a
+            transformer alone; default: the published one of its size.
     """
 
     name: str
@@ -25,3 +27,4 @@ class Source:
     allow_pickle: bool = False
     offline: bool = False
     prediction_type: str | None = None
+    components: str | None = None

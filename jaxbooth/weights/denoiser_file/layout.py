@@ -2,12 +2,15 @@
 
 import functools
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+from jaxbooth.models.config import read_config
 from jaxbooth.models.layers import Layers
 from jaxbooth.params import abstract_module
-from jaxbooth.weights.architectures import DenoiserSpec
+from jaxbooth.storage.text import read_json
 from jaxbooth.weights.denoiser_file.names import DenoiserFile, projection_order
+from jaxbooth.weights.family import DenoiserSpec
 from jaxbooth.weights.names import torch_name, torch_shape
 from jaxbooth.weights.single_file import Shape, SingleFileTensor
 
@@ -43,3 +46,12 @@ def torch_shapes(spec: DenoiserSpec, config: Any) -> dict[str, Shape]:
     """Returns state-dict name -> shape in PyTorch's layout of the denoiser that a configuration describes."""
     module = abstract_module(lambda rngs: spec.module(config, Layers(rngs)))
     return {torch_name(name): torch_shape(name, leaf.shape) for name, leaf in module.shapes.items()}
+
+
+def read_denoiser_config(spec: DenoiserSpec, source: Path) -> Any:
+    """Reads a denoiser's `config.json` into its typed view.
+
+    Raises:
+        UserError: it is missing, or of a model that jaxbooth does not support.
+    """
+    return read_config(spec.config, read_json(source), str(source))

@@ -8,7 +8,7 @@ from jaxbooth.errors import UserError
 from jaxbooth.weights.architectures import FAMILIES
 from jaxbooth.weights.family import Family
 from jaxbooth.weights.ldm.names import UNET_PREFIX
-from jaxbooth.weights.other_models import OTHER_MODELS
+from jaxbooth.weights.single_file import any_matches, find_other_model
 
 INPUT = f"{UNET_PREFIX}input_blocks.0.0.weight"
 LABELS = f"{UNET_PREFIX}label_emb.0.0.weight"
@@ -21,18 +21,17 @@ PARTS = (
     (r"(down_blocks|mid_block|up_blocks)\.", "the UNet of a diffusers folder alone; pass that folder"),
     (r"(text_model\.)?encoder\.layers\.", "a text encoder alone; pass the folder of the whole model"),
     (r"(first_stage_model\.)?(encoder|decoder)\.(down|up|mid)", "a VAE alone; it goes beside a model"),
-    (r"", "not a Stable Diffusion checkpoint"),
+    (r"(model\.)?layers\.\d+\.(self_attn|mlp)\.", "a language model alone; pass the folder of the whole model"),
+    (r"", "not a checkpoint that jaxbooth knows"),
 )
 
 
 def refuse(file: Path, content: str) -> UserError:
     """Returns the refusal of a file that is something else."""
-    return UserError(f"{file} is {content}. A single file must be a Stable Diffusion 1.x, 2.x or SDXL checkpoint.")
-
-
-def any_matches(pattern: str, names: list[str]) -> bool:
-    """Whether one of the names begins as an expression says."""
-    return any(re.match(pattern, name) for name in names)
+    return UserError(
+        f"{file} is {content}. A single file must be a Stable Diffusion 1.x, 2.x or SDXL checkpoint, or the "
+        "transformer of Z-Image or FLUX.2 klein."
+    )
 
 
 def read_text_width(tensors: Any, file: Path) -> int:
@@ -45,9 +44,9 @@ def read_text_width(tensors: Any, file: Path) -> int:
         UserError: the file is no text-to-image checkpoint of a Stable Diffusion UNet; the message says what it is.
     """
     names = sorted(tensors.keys())
-    for other in OTHER_MODELS:
-        if other.tensor and any_matches(rf"({UNET_PREFIX})?({other.tensor})", names):
-            raise refuse(file, f"a {other.title} model")
+    other = find_other_model(names)
+    if other:
+        raise refuse(file, f"a {other.title} model")
     if INPUT not in names:
         raise refuse(file, next((part for pattern, part in PARTS if any_matches(pattern, names)), "empty"))
     attends = next((name for name in names if re.match(rf"{UNET_PREFIX}.*\.attn2\.to_k\.weight", name)), None)
