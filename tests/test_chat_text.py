@@ -22,11 +22,14 @@ from jaxbooth.params import full_precision
 from jaxbooth.sharding import param_shardings
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.chat_encoder import KLEIN_ENCODER, Z_IMAGE_ENCODER, ChatEncoderSpec
 from jaxbooth.weights.diffusers_read import load_component
+from jaxbooth.weights.family import ChatEncoderSpec
 from tests.torch_parity import TOLERANCE, relative_error
 
-SPECS = {"z-image": Z_IMAGE_ENCODER, "klein": KLEIN_ENCODER._replace(hidden_states=(1, 2, 3))}
+SPECS = {
+    "z-image": ChatEncoderSpec("text_encoder", "tokenizer", (-2,), enable_thinking=True),
+    "klein": ChatEncoderSpec("text_encoder", "tokenizer", (1, 2, 3), enable_thinking=False, pads_to_max_length=True),
+}
 TEMPLATE = (
     "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
     "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}"
@@ -301,10 +304,3 @@ def test_the_frame_is_what_transformers_renders():
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
         assert frame.apply(prompt) == expected
-
-
-def test_published_settings_are_diffusers_defaults():
-    assert ChatEncoderSpec((-2,), True, 32, True) == Z_IMAGE_ENCODER
-    defaults = Flux2KleinPipeline._get_qwen3_prompt_embeds.__defaults__
-    assert KLEIN_ENCODER.hidden_states in defaults
-    assert KLEIN_ENCODER.max_length in defaults

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file
 
 from jaxbooth.errors import UserError
 from jaxbooth.models.config import read_config
@@ -17,6 +18,7 @@ from jaxbooth.models.qwen3_config import Qwen3Config
 from jaxbooth.params import ModuleDef, Params, abstract_module, full_precision
 from jaxbooth.sharding import make_mesh, mesh_context, param_shardings, partition_spec
 from jaxbooth.weights.diffusers_read import load_component
+from jaxbooth.weights.diffusers_write import DTYPES, ComponentTensors, save_component
 from jaxbooth.weights.names import canonical, torch_name, torch_shape
 from tests.torch_parity import TOLERANCE, params_from_torch, relative_error
 
@@ -162,6 +164,20 @@ def test_a_folder_of_either_class_is_read(tmp_path, mesh, rng, kind, tie):
     assert found.keys() == expected.keys()
     for name, value in found.items():
         np.testing.assert_array_equal(value, expected[name])
+
+
+@pytest.mark.parametrize("kind", [transformers.Qwen3Model, transformers.Qwen3ForCausalLM])
+def test_a_written_folder_has_the_names_that_its_class_reads(tmp_path, kind):
+    model = in_torch(kind=kind, **CONFIGS["ungrouped"])
+    model.save_pretrained(tmp_path / "text_encoder")
+    (tmp_path / "out").mkdir()
+    written = ComponentTensors(tmp_path / "text_encoder", {}, DTYPES["float16"])
+    save_component(written, tmp_path / "out")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    expected = {name: value.half().numpy() for name, value in model.state_dict().items()}
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, expected[name], strict=True)
 
 
 def test_a_mesh_splits_projections_by_heads_and_gives_the_same_states(rng):

@@ -25,9 +25,10 @@ from jaxbooth.models.qwen3 import Qwen3Model
 from jaxbooth.models.qwen3_config import Qwen3Config
 from jaxbooth.params import AnyArray, Params, abstract_module
 from jaxbooth.storage.text import read_json
-from jaxbooth.weights.chat_encoder import ChatEncoderSpec
+from jaxbooth.weights.family import ChatEncoderSpec
 
 PADDING = -1  # among token ids; the text encoder is given the tokenizer's own padding in its place
+BLOCK = 32  # tokens; captions are padded to a multiple, as Z-Image's transformer takes them
 PLANNED_LENGTH = 128  # tokens of a prompt where none is known: about 90 words
 
 
@@ -59,7 +60,7 @@ class ChatTextEncoder(PromptEncoder):
         return self.spec.max_length
 
     def tokenize(self, prompts: Sequence[str]) -> TokenIds:
-        """Returns the token ids of prompts, padded with -1 to a multiple of the family's and truncated."""
+        """Returns the token ids of prompts, padded with -1 and truncated."""
         [encoder] = self.encoders
         rows = [encoder.tokenizer.prompt_ids(prompt) for prompt in prompts]
         length = self.padded_length(max(map(len, rows)))
@@ -70,7 +71,7 @@ class ChatTextEncoder(PromptEncoder):
 
     def padded_length(self, tokens: int) -> int:
         """Returns the length to which prompts are padded of which the longest has so many tokens."""
-        return -(-tokens // self.spec.length_multiple) * self.spec.length_multiple
+        return self.spec.max_length if self.spec.pads_to_max_length else -(-tokens // BLOCK) * BLOCK
 
     def abstract_ids(self, prompts: int) -> TokenIds:
         """Describes the token ids of prompts of PLANNED_LENGTH tokens."""
@@ -90,8 +91,9 @@ class ChatTextEncoder(PromptEncoder):
             ids: text encoder -> (b, 1, length), -1 where a prompt is padded.
 
         Returns:
-            Prompt embeddings (b, length, width) float32. With lengths, those of padding are 0; without, they are what
-            the model makes of its padding token, which sees the prompt.
+            Prompt embeddings (b, length, width) float32. Where the family pads to its longest prompt, those of padding
+            are what the model makes of its padding token, which sees the prompt; else they are 0, and there are
+            lengths.
         """
         [encoder] = self.encoders
         tokens = jnp.asarray(ids[encoder.name])[:, 0]
@@ -100,7 +102,7 @@ class ChatTextEncoder(PromptEncoder):
         model = encoder.module.bind(params[encoder.name])
         input_ids = jnp.where(is_token, tokens, encoder.tokenizer.pad_token_id)
         embeds = jnp.concatenate(model(input_ids, lengths, self.spec.hidden_states), axis=-1)
-        if not self.spec.has_lengths:
+        if self.spec.pads_to_max_length:
             return TextEmbeddings(embeds)
         return TextEmbeddings(jnp.where(is_token[..., None], embeds, 0), lengths=lengths)
 

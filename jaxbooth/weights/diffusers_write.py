@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
@@ -111,11 +112,16 @@ class ComponentTensors:
         return published_path(self.folder.name, name) if CLIP_EMBEDDING in self.stored else self.stored_name(name)
 
     def tensor(self, stored: str) -> LazyTensor:
-        """Returns what becomes of one tensor of the files in a written folder; buffers stay as they are."""
+        """Returns what becomes of one tensor of the files in a written folder.
+
+        What is no parameter stays: buffers as they are, and a language model's output layer in the dtype of the others.
+        """
         name = canonical(stored)
         if name is None:
-            read = partial(self.stored_value, stored)
-            return LazyTensor(stored, self.stored_dtype(stored), self.stored_shape(stored), read)
+            dtype = self.stored_dtype(stored)
+            if self.dtype and jnp.issubdtype(dtype, jnp.floating):
+                dtype = self.dtype
+            return LazyTensor(stored, dtype, self.stored_shape(stored), lambda: self.stored_value(stored).astype(dtype))
         return LazyTensor(self.published(name), self.dtype_of(name), self.shape_of(name), partial(self.written, name))
 
     def metadata(self, file: str) -> dict[str, Any] | None:
