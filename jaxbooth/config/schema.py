@@ -158,14 +158,14 @@ class LoraConfig(Section):
     alpha: limits.Alpha | None = None
     """The LoRA is scaled by alpha / rank; default: the rank."""
     targets: limits.Regex | None = None
-    """attention, attention+ff, attention+ff+conv, or a regular expression that matches names such as unet.conv_in;
-    default: default_lora_targets."""
+    """attention, attention+ff, attention+ff+conv, or a regular expression that matches names such as unet.conv_in or
+    transformer.layers.0.attention.to_q; default: default_lora_targets."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank) instead."""
     dora: bool = False
     """Also learn each output's magnitude (DoRA)."""
     init: Path | None = None
-    """LoRA file to start from (PEFT or kohya layout)."""
+    """LoRA file to start from, of jaxbooth or another trainer."""
 
 
 class TextConfig(Section):

@@ -28,9 +28,25 @@ from jaxbooth.storage.patterns import first_matches
 
 LORA_A, LORA_B, MAGNITUDE = "lora_A.kernel", "lora_B.kernel", "lora_magnitude_vector.scale"
 
-ATTENTION = r"attn\d\.to_[qkv]|attn\d\.to_out\.0|self_attn\.[qkv]_proj|self_attn\.out_proj"
-FEED_FORWARD = r"ff\.net\.0\.proj|ff\.net\.2|proj_in|proj_out|mlp\.fc[12]"
-CONVOLUTION = r"conv[12]|conv_shortcut|(down|up)samplers\.0\.conv"
+# UNet; CLIP; Z-Image; FLUX.2, whose single blocks have attention and feed-forward in the same two layers
+ATTENTION = "|".join(
+    (
+        r"attn\d\.to_[qkv]|attn\d\.to_out\.0",
+        r"self_attn\.[qkv]_proj|self_attn\.out_proj",
+        r"attention\.to_[qkv]|attention\.to_out\.0",
+        r"attn\.to_[qkv]|attn\.to_out\.0|attn\.add_[qkv]_proj|attn\.to_add_out",
+        r"single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)",
+    )
+)
+FEED_FORWARD = "|".join(
+    (
+        r"ff\.net\.0\.proj|ff\.net\.2|attentions\.\d+\.proj_(in|out)",
+        r"mlp\.fc[12]",
+        r"feed_forward\.w[123]",
+        r"ff(_context)?\.linear_(in|out)",
+    )
+)
+CONVOLUTION = r"conv[12]|conv_shortcut|(down|up)samplers\.0\.conv"  # of the UNet; transformers have none
 PRESETS = {
     "attention": rf".*\.({ATTENTION})",
     "attention+ff": rf".*\.({ATTENTION}|{FEED_FORWARD})",
