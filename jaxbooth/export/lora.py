@@ -1,4 +1,7 @@
-"""A LoRA, written twice: for diffusers (PEFT's layout), and for ComfyUI, the web UIs and kohya's tools."""
+"""A LoRA, written twice: for diffusers (PEFT's layout), and for ComfyUI, the web UIs and kohya's tools.
+
+The second file is in kohya's layout, and for a flow transformer in the one that ComfyUI reads.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -18,7 +21,7 @@ from jaxbooth.weights.diffusers_write import DTYPES
 from jaxbooth.weights.family import Family
 from jaxbooth.weights.lora.adapters import LoraWeights
 from jaxbooth.weights.lora.read import read_lora
-from jaxbooth.weights.lora.write import write_kohya, write_peft
+from jaxbooth.weights.lora.write import can_join, write_comfyui, write_kohya, write_peft
 
 PEFT_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 # What float32 arithmetic may lose where a part of alpha / rank is multiplied into B, relative to the largest value.
@@ -50,13 +53,20 @@ class LoraFormat(ExportFormat):
         """Writes both files."""
         lora, dtype = trained_lora(export), DTYPES[export.dtype]
         write_peft(folder / PEFT_FILE, lora, export.metadata, dtype=dtype)
-        kohya = folder / kohya_file(export.out.name)
-        write_kohya(kohya, lora, export.base.denoiser_config, export.metadata, dtype=dtype)
+        other = other_file(export)
+        if other is None:
+            return
+        base = export.base
+        if base.family.denoiser_file:
+            write_comfyui(folder / other, lora, base.denoiser, base.denoiser_config, export.metadata, dtype=dtype)
+        else:
+            write_kohya(folder / other, lora, base.denoiser_config, export.metadata, dtype=dtype)
 
     def read_back(self, export: Export) -> Iterator[ReadBack]:
-        """Reads both files as `--lora.init` does, then what only other programs see: dtypes, and kohya's alphas."""
+        """Reads the files as `--lora.init` does, then what only other programs see: dtypes, and alphas."""
         trained, dtype = trained_lora(export), DTYPES[export.dtype] or np.dtype(np.float32)
-        for file in (PEFT_FILE, kohya_file(export.out.name)):
+        other = other_file(export)
+        for file in (PEFT_FILE, *([other] if other else [])):
             written = read_adapters(export, export.out / file)
             for name, value in trained.adapters.items():
                 found = written.adapters.pop(name, None)
@@ -89,28 +99,52 @@ class LoraFormat(ExportFormat):
         return by_component(written.adapters)
 
     def notes(self, export: Export) -> list[str]:
-        """Returns what diffusers makes of kohya's file, where that is not what was trained."""
-        advice = f"give diffusers {PEFT_FILE}, and the kohya file to everything else: diffusers "
+        """Returns which file is for whom, where that matters: diffusers misreads some LoRAs in the second."""
+        other = other_file(export)
+        if other is None:
+            return [
+                "there is no file for ComfyUI, which has query, key and value in one layer: a DoRA of some of them "
+                "cannot say what the others' magnitudes are"
+            ]
+        advice = f"give diffusers {PEFT_FILE}, and {other} to everything else: diffusers "
         if spec_of(export).dora:
             return [advice + "leaves a DoRA's magnitudes out of the latter and computes something else"]
-        trained = export.weights()
-        unread = [
-            name
-            for name in export.base.text_encoder_names
-            if name in trained and not kohya_is_read(lora_layers(trained[name]))
-        ]
-        if not unread:
-            return []
-        return [f"{advice}misreads the latter's {' and '.join(unread)}, which has no adapter on {OUT}"]
+        misread = misread_parts(export)
+        if misread:
+            return [f"{advice}misreads the latter's {' and '.join(misread)}"]
+        return [f"{PEFT_FILE} is for diffusers, {other} for ComfyUI"] if export.base.family.denoiser_file else []
 
     def loading_code(self, repo: str, family: Family, tokens: Sequence[str]) -> list[str]:
         """Returns the line of Python that adds the LoRA to `pipe`."""
         return [f"pipe.load_lora_weights({repo!r}, weight_name={PEFT_FILE!r})"]
 
 
+def other_file(export: Export) -> str | None:
+    """Returns the file for everything but diffusers; None: its only reader, ComfyUI, cannot have this LoRA."""
+    base = export.base
+    if not base.family.denoiser_file:
+        return kohya_file(export.out.name)
+    can_have = can_join(trained_lora(export), base.denoiser, base.denoiser_config)
+    return f"{export.out.name}_comfyui.safetensors" if can_have else None
+
+
 def kohya_file(name: str) -> str:
     """Returns the file for ComfyUI, the web UIs and kohya's tools, of an export of that name."""
     return f"{name}_kohya.safetensors"
+
+
+def misread_parts(export: Export) -> list[str]:
+    """Returns what diffusers 0.42 reads from the second file as something else, in words."""
+    trained, base = export.weights(), export.base
+    if base.family.denoiser_file:
+        layers = [f"{layer}.weight" for layer in lora_layers(trained[base.denoiser_name])]
+        swapped = sorted(base.family.denoiser_file.swapped.intersection(layers))
+        return [f"{name.removesuffix('.weight')}, whose halves ComfyUI has the other way round" for name in swapped]
+    return [
+        f"{name}, which has no adapter on {OUT}"
+        for name in base.text_encoder_names
+        if name in trained and not kohya_is_read(lora_layers(trained[name]))
+    ]
 
 
 def spec_of(export: Export) -> LoraSpec:
@@ -130,7 +164,7 @@ def trained_lora(export: Export) -> LoraWeights:
 def read_adapters(export: Export, file: Path) -> LoraWeights:
     """Reads one of the files."""
     base = export.base
-    networks = {name: base.module(name) for name in base.components if name != "vae"}
+    networks = {name: base.module(name) for name in base.trainable_components()}
     return read_lora(file, networks, base.denoiser_config)
 
 

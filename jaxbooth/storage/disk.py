@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jaxbooth.errors import UserError
 
-NAME_MARGIN = len("_kohya.safetensors")  # the longest suffix by which a file is named after its folder
+NAME_MARGIN = len("_comfyui.safetensors")  # the longest suffix by which a file is named after its folder
 PATH_MARGIN = 300  # length of the longest path inside a run folder, that of a checkpoint's parts
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -10,22 +10,20 @@ class OtherModel(NamedTuple):
         title: as messages name it.
         pipeline: how its class in `model_index.json` begins.
         tensor: expression for how the name of one of its tensors begins in single files, less the denoiser's prefix.
-        lora_module: expression for a module in its LoRA files.
     """
 
     title: str
     pipeline: str | None = None
     tensor: str | None = None
-    lora_module: str | None = None
 
 
 FLUX1_TENSORS = r"double_blocks\.\d+\.img_mod\.|single_transformer_blocks\.\d+\.proj_mlp\."
 OTHER_MODELS = (
-    OtherModel("Stable Diffusion 3", "StableDiffusion3", r"joint_blocks\.", r"joint_blocks|add_k_proj"),
+    OtherModel("Stable Diffusion 3", "StableDiffusion3", r"joint_blocks\."),
     OtherModel("FLUX.2 dev", "Flux2Pipeline"),
     OtherModel("an editing or inpainting pipeline of FLUX.2", "Flux2"),
     OtherModel("Chroma", "Chroma", r"distilled_guidance_layer\."),
-    OtherModel("FLUX.1", "Flux", FLUX1_TENSORS, r"double_blocks|single_(transformer_)?blocks"),
+    OtherModel("FLUX.1", "Flux", FLUX1_TENSORS),
     # which FLUX.1 dev has, too, and klein has not
     OtherModel("FLUX.2 dev", tensor=r"guidance_in\.|time_guidance_embed\.guidance_embedder\."),
     OtherModel("Stable Cascade", "StableCascade", r"clip_txt_mapper\.|down_blocks\.\d+\.\d+\.channelwise\."),

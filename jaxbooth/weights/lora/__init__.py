@@ -1,4 +1,4 @@
-"""LoRA files in PEFT's layout and in kohya's: their names, their alphas, read and written.
+"""LoRA files in the layouts of diffusers, ComfyUI and other trainers: their names, their alphas, read and written.
 
 Imports what `weights` imports, the files of `weights` that read and write tensors, and the names of single files.
 """

@@ -1,4 +1,4 @@
-"""What others call the modules of Stable Diffusion in a LoRA file, and what kohya's readers find in the file's head.
+"""What others call the modules of a base model in a LoRA file, and which tensors are parts of an adapter.
 
 A name with underscores cannot be taken apart (`to_out_0`, `time_emb_proj`), so that names are only ever built, from
 the base model's modules; a reader inverts what it built.
@@ -7,19 +7,21 @@ the base model's modules; a reader inverts what it built.
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from jaxbooth.errors import UserError
 from jaxbooth.models.config import UNetConfig
 from jaxbooth.params import ModuleDef
 from jaxbooth.weights.architectures import COMPONENTS, FAMILIES, family_of
+from jaxbooth.weights.denoiser_file.names import DenoiserFile, projection_order
 from jaxbooth.weights.diffusers_read import list_names
-from jaxbooth.weights.family import Family, TextEncoderSpec
 from jaxbooth.weights.ldm.names import unet_key
 from jaxbooth.weights.names import published_path
-from jaxbooth.weights.other_models import OTHER_MODELS
 
 LORA_COMPONENTS = tuple(name for name in COMPONENTS if name != "vae")
-TEXT_READER = re.compile(r"attn2[._](processor\.)?to_[kv]$")
+# Of a transformer's modules, in the files of diffusers, ComfyUI (and ai-toolkit) and PEFT, ...
+DOTTED_PREFIXES = ("transformer.", "", "diffusion_model.", "base_model.model.")
+UNDERSCORED_PREFIXES = ("lora_unet", "lora_transformer", "lycoris")  # ... kohya, OneTrainer and LyCORIS
 
 # diffusers before 0.22 (`attn1.processor.to_q_lora`, and `self_attn.to_q_lora` in text encoders)
 BEFORE_PEFT = (
@@ -31,14 +33,28 @@ BEFORE_PEFT = (
 # A tensor's name: a module, then which part of its adapter it is, in PEFT's, kohya's and diffusers' old words.
 TENSOR_NAME = re.compile(
     r"(?P<module>.+?)(?:"
-    r"(?P<down>\.lora_A\.weight|(?:\.lora_|[._]lora\.|\.lora_linear_layer\.)down\.weight)|"
-    r"(?P<up>\.lora_B\.weight|(?:\.lora_|[._]lora\.|\.lora_linear_layer\.)up\.weight)|"
-    r"(?P<alpha>\.alpha)|(?P<magnitude>\.lora_magnitude_vector(?:\.weight)?)|(?P<dora_scale>\.dora_scale))"
+    r"(?P<down>\.lora_A\.(?:default\.)?weight|(?:\.lora_|[._]lora\.|\.lora_linear_layer\.)down\.weight)|"
+    r"(?P<up>\.lora_B\.(?:default\.)?weight|(?:\.lora_|[._]lora\.|\.lora_linear_layer\.)up\.weight)|"
+    r"(?P<alpha>\.alpha)|(?P<magnitude>\.lora_magnitude_vector(?:\.default)?(?:\.weight)?)|(?P<dora_scale>\.dora_scale))"
 )
 UNSUPPORTED = {
     r"\.hada_": "LoHa", r"\.lokr_": "LoKr", r"\.b?oft_": "OFT", r"\.lora_mid\.": "LoCon with Tucker decomposition",
     r"\.lora_B\.bias": "LoRA with biases", r"\.on_input$": "IA3", r"\.diff(_b)?$|\.[wb]_norm$": "full differences",
 }  # fmt: skip
+
+
+class FileModule(NamedTuple):
+    """A module as a LoRA file has it.
+
+    Attributes:
+        component: of the base model.
+        layers: of the component, whose outputs the module has one after another; mostly it is one layer.
+        is_swapped: the halves of its outputs lie the other way round.
+    """
+
+    component: str
+    layers: tuple[str, ...]
+    is_swapped: bool = False
 
 
 def kohya_name(component: str, module: str, config: UNetConfig) -> str:
@@ -57,7 +73,10 @@ def underscored(prefix: str, path: str) -> str:
 
 
 def spellings(component: str, module: str, config: UNetConfig) -> Iterator[str]:
-    """Yields every name by which LoRA files know a module: with and without component and `text_model.`, old, kohya."""
+    """Yields every name by which LoRA files know a module of Stable Diffusion.
+
+    With and without component and `text_model.`, in diffusers' old words and in kohya's.
+    """
     paths = list(dict.fromkeys([module, published_path(component, module)]))
     for path in paths:
         old = [match.expand(name) for pattern, name in BEFORE_PEFT if (match := re.fullmatch(pattern, path))]
@@ -75,15 +94,46 @@ def kohya_prefixes(component: str) -> list[str]:
     return list(dict.fromkeys(spec.kohya_prefix for spec in specs if spec.component == component))
 
 
-def modules_by_name(networks: Mapping[str, ModuleDef], config: UNetConfig) -> dict[str, tuple[str, str]]:
-    """Returns spelling -> (component, module) for every module with a kernel; a bare path is the first component's."""
-    known: dict[str, tuple[str, str]] = {}
+def modules_by_name(networks: Mapping[str, ModuleDef], config: UNetConfig) -> dict[str, FileModule]:
+    """Returns spelling -> module for everything with a kernel; a bare path is the first component's."""
+    file = family_of(config).denoiser_file
+    known: dict[str, FileModule] = {}
     for component in LORA_COMPONENTS:
-        shapes = networks[component].shapes if component in networks else {}
-        for module in (name.removesuffix(".kernel") for name in shapes if name.endswith(".kernel")):
-            for name in spellings(component, module, config):
-                known.setdefault(name, (component, module))
+        layers = adaptable_layers(networks[component]) if component in networks else []
+        if file:
+            for name, module in transformer_modules(component, layers, file):
+                known.setdefault(name, module)
+            continue
+        for layer in layers:
+            for name in spellings(component, layer, config):
+                known.setdefault(name, FileModule(component, (layer,)))
     return known
+
+
+def adaptable_layers(network: ModuleDef) -> list[str]:
+    """Returns the layers that may have an adapter."""
+    return [name.removesuffix(".kernel") for name in network.shapes if name.endswith(".kernel")]
+
+
+def transformer_modules(component: str, layers: list[str], file: DenoiserFile) -> Iterator[tuple[str, FileModule]]:
+    """Yields spelling and module: a transformer's layers by diffusers' names and by those of its authors."""
+    own = [(layer, FileModule(component, (layer,))) for layer in layers]
+    for path, module in (*own, *authors_modules(component, layers, file).items()):
+        for prefix in DOTTED_PREFIXES:
+            yield f"{prefix}{path}", module
+        for prefix in UNDERSCORED_PREFIXES:
+            yield underscored(prefix, path), module
+
+
+def authors_modules(component: str, layers: Iterable[str], file: DenoiserFile) -> dict[str, FileModule]:
+    """Returns the layers of a transformer as its authors have them, by their names."""
+    layers_of: dict[str, list[str]] = {}
+    for layer in sorted(layers, key=projection_order):
+        layers_of.setdefault(file.name(layer), []).append(layer)
+    return {
+        name: FileModule(component, tuple(joined), f"{joined[0]}.weight" in file.swapped)
+        for name, joined in layers_of.items()
+    }
 
 
 def group_names(path: Path, names: list[str]) -> dict[str, dict[str, str]]:
@@ -114,50 +164,3 @@ def group_names(path: Path, names: list[str]) -> dict[str, dict[str, str]]:
         if lacking:
             raise UserError(f"{path}: {name} has no {' and no '.join(lacking)} matrix; fetch the file again.")
     return parts_of
-
-
-def suggest_family(modules: Mapping[str, tuple[int, ...]]) -> str:
-    """Returns what to add to a message about a LoRA that does not fit: which family it looks made for.
-
-    Args:
-        modules: name in the file -> shape of its down matrix, (rank, in, ...).
-    """
-    for other in OTHER_MODELS:
-        if other.lora_module and any(re.search(other.lora_module, name) for name in modules):
-            return f"; it looks like a LoRA for {other.title}"
-    widths = {shape[1] for name, shape in modules.items() if TEXT_READER.search(name) and len(shape) > 1}
-    for family in reversed(FAMILIES.values()):
-        if widths.intersection(family.text_widths) or any(name.startswith(name_prefixes(family)) for name in modules):
-            return f"; it looks like a LoRA for {family.title}"
-    return "; it was made for another base model"
-
-
-def name_prefixes(family: Family) -> tuple[str, ...]:
-    """Returns the beginnings of names in LoRA files that belong to this family alone; none may be."""
-    others = [encoder for other in FAMILIES.values() if other is not family for encoder in other.text_encoders]
-    shared = {prefix for encoder in others for prefix in lora_prefixes(encoder)}
-    prefixes = [prefix for encoder in family.text_encoders for prefix in lora_prefixes(encoder)]
-    return tuple(prefix for prefix in prefixes if prefix not in shared)
-
-
-def lora_prefixes(encoder: TextEncoderSpec) -> tuple[str, str]:
-    """Returns how the names of a text encoder's modules begin, in PEFT's and in kohya's files."""
-    return f"{encoder.component}.", f"{encoder.kohya_prefix}_"
-
-
-def kohya_metadata(config: UNetConfig, ranks: Iterable[int], alpha: float, is_dora: bool) -> dict[str, str]:
-    """Returns the keys by which kohya's tools and the web UIs tell what a file is; all values are text.
-
-    The module that reads DoRA is LyCORIS; kohya's own `networks.lora` knows none.
-    """
-    family, dims = family_of(config), set(ranks)
-    prediction = "v" if (config.sample_size or 0) > 64 else "epsilon"  # of the published models of SD 2.x
-    return {
-        "ss_network_module": "lycoris.kohya" if is_dora else "networks.lora",
-        "ss_network_dim": str(*dims) if len(dims) == 1 else "Dynamic",
-        "ss_network_alpha": f"{alpha:g}",
-        "ss_base_model_version": family.kohya_version,
-        "ss_v2": str(family.name == "sd21"),
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{family.modelspec[prediction]}/lora",
-    }

@@ -1,7 +1,7 @@
-"""LoRA files, in: PEFT's layout (diffusers), diffusers' older one and kohya's (ComfyUI, the web UIs)."""
+"""LoRA files, in: whatever diffusers, ComfyUI, the web UIs and other trainers write."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,20 @@ from jaxbooth.models.config import UNetConfig
 from jaxbooth.params import ModuleDef
 from jaxbooth.weights.diffusers_read import list_names, open_tensors
 from jaxbooth.weights.lora.adapters import Adapter, LoraWeights, from_adapters
-from jaxbooth.weights.lora.alpha import read_alphas
-from jaxbooth.weights.lora.names import group_names, modules_by_name, suggest_family
+from jaxbooth.weights.lora.alpha import Alphas, read_alphas
+from jaxbooth.weights.lora.fused import split, swap_halves
+from jaxbooth.weights.lora.identify import suggest_family
+from jaxbooth.weights.lora.names import FileModule, group_names, modules_by_name
 from jaxbooth.weights.values import finite, weight_dtype
 
 ALPHAS = 1e-30, 1e30  # nearer to 0 or infinity, alpha / rank is that in float32
 
 
 def read_lora(path: Path, networks: Mapping[str, ModuleDef], denoiser_config: UNetConfig) -> LoraWeights:
-    """Reads a LoRA file in PEFT's, diffusers' older or kohya's layout.
+    """Reads a LoRA file in the layout of PEFT, diffusers, kohya's tools, ComfyUI, ai-toolkit or OneTrainer.
 
-    An `.alpha` tensor comes before diffusers' metadata, and without either alpha is the rank.
+    An `.alpha` tensor comes before diffusers' metadata, and without either alpha is the rank. Where the file has one
+    adapter for several layers, each gets its own.
 
     Args:
         networks: component -> structure of the base model that the LoRA is for.
@@ -45,26 +48,58 @@ def read_lora(path: Path, networks: Mapping[str, ModuleDef], denoiser_config: UN
             f"({list_names(unknown)}){hint}."
         )
     silent: dict[str, list[str]] = {component: [] for component in networks}  # modules without an alpha of their own
-    for component, module in (known[name] for name, parts in parts_of.items() if "alpha" not in parts):
-        silent[component].append(module)
+    for module in (known[name] for name, parts in parts_of.items() if "alpha" not in parts):
+        silent[module.component].append(module.layers[0])
     alphas = {component: read_alphas(path, metadata, component, modules) for component, modules in silent.items()}
     adapters: dict[tuple[str, str], Adapter] = {}
     for name, parts in parts_of.items():
-        component, module = known[name]
-        if known[name] in adapters:
-            raise UserError(f"{path} holds {component}.{module} twice, under two names; fetch another copy.")
-        kernel = networks[component].shapes[f"{module}.kernel"].shape
-        matrices = read_matrices(f"{path}: {name}", parts, kernel, hint)
-        if "alpha" in parts:
-            alpha = fitted(f"{path}: {name}", "alpha", parts["alpha"], (), hint).item()
-        else:
-            alpha = alphas[component].alpha(module, len(matrices[0]))
-        if not ALPHAS[0] <= abs(alpha) <= ALPHAS[1]:
-            raise UserError(
-                f"{path}: the alpha of {name} is {alpha:g}; expected a number that float32 can hold, and not 0."
-            )
-        adapters[known[name]] = Adapter(component, module, *matrices, alpha)
+        module = known[name]
+        kernels = [networks[module.component].shapes[f"{layer}.kernel"].shape for layer in module.layers]
+        fused = read_adapter(f"{path}: {name}", parts, module, kernels, alphas[module.component], hint)
+        for adapter in separate(fused, module, [kernel[-1] for kernel in kernels]):
+            if (adapter.component, adapter.module) in adapters:
+                raise UserError(
+                    f"{path} holds {adapter.component}.{adapter.module} twice, under two names; fetch another copy."
+                )
+            adapters[adapter.component, adapter.module] = adapter
     return from_adapters(adapters[key] for key in sorted(adapters))
+
+
+def read_adapter(
+    source: str,
+    parts: Mapping[str, np.ndarray],
+    module: FileModule,
+    kernels: Sequence[tuple[int, ...]],
+    alphas: Alphas,
+    hint: str,
+) -> Adapter:
+    """Returns the adapter of a module of the file, checked against the kernels of the base model's layers.
+
+    Args:
+        kernels: shape of each layer's kernel; the layers of a module differ in their outputs only.
+        alphas: of modules without an alpha of their own.
+    """
+    layer = module.layers[0]
+    kernel = (*kernels[0][:-1], sum(shape[-1] for shape in kernels))
+    down, up, magnitude = read_matrices(source, parts, kernel, hint)
+    if "alpha" in parts:
+        alpha = fitted(source, "alpha", parts["alpha"], (), hint).item()
+    else:
+        alpha = alphas.alpha(layer, len(down))
+    if not ALPHAS[0] <= abs(alpha) <= ALPHAS[1]:
+        raise UserError(f"{source}: its alpha is {alpha:g}; expected a number that float32 can hold, and not 0.")
+    return Adapter(module.component, layer, down, up, magnitude, alpha)
+
+
+def separate(adapter: Adapter, module: FileModule, widths: Sequence[int]) -> list[Adapter]:
+    """Returns the adapters of a module's layers, their outputs in the base model's order.
+
+    Args:
+        widths: outputs of each layer.
+    """
+    if len(widths) > 1:
+        return split(adapter, module.layers, widths)
+    return [swap_halves(adapter) if module.is_swapped else adapter]
 
 
 def read_tensor(path: Path, file: Any, name: str) -> np.ndarray:

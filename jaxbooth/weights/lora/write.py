@@ -1,9 +1,9 @@
-"""LoRA files, out: PEFT's layout for diffusers, and kohya's for ComfyUI, the web UIs and kohya's tools."""
+"""LoRA files, out: PEFT's layout for diffusers; for ComfyUI and the others kohya's, or that of flow transformers."""
 
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,13 @@ import numpy as np
 
 from jaxbooth.errors import UserError
 from jaxbooth.models.config import UNetConfig
+from jaxbooth.params import ModuleDef
+from jaxbooth.weights.architectures import family_of
 from jaxbooth.weights.lora.adapters import Adapter, LoraWeights, to_adapters
 from jaxbooth.weights.lora.alpha import METADATA_KEY
-from jaxbooth.weights.lora.names import kohya_metadata, kohya_name
+from jaxbooth.weights.lora.fused import can_fuse, fuse, swap_halves
+from jaxbooth.weights.lora.metadata import kohya_metadata, transformer_metadata
+from jaxbooth.weights.lora.names import FileModule, adaptable_layers, authors_modules, kohya_name
 from jaxbooth.weights.names import published_path
 from jaxbooth.weights.safetensors_write import LazyTensor, write_tensors
 
@@ -117,6 +121,86 @@ def write_kohya(
     is_dora = any(adapter.magnitude is not None for adapter in adapters)
     head = kohya_metadata(denoiser_config, [adapter.rank for adapter in adapters], alpha, is_dora)
     return write_arrays(path, tensors, {"format": "pt"} | head | dict(metadata), dtype)
+
+
+def write_comfyui(
+    path: Path,
+    lora: LoraWeights,
+    denoiser: ModuleDef,
+    denoiser_config: UNetConfig,
+    metadata: Mapping[str, str],
+    dtype: np.dtype | None = None,
+) -> int:
+    """Writes the file of a flow transformer's LoRA that ComfyUI reads; returns the number of tensors.
+
+    ComfyUI knows Z-Image's layers by diffusers' names, and FLUX.2's by those of its release, whose fused layers get an
+    adapter of the summed rank (`fused.fuse`).
+
+    Args:
+        denoiser: structure of the base model's.
+        denoiser_config: of the base model; it decides the names.
+        metadata: further entries of the file's head; they replace what is known from the LoRA itself.
+        dtype: of the written matrices; None is float32. Alphas are always float32.
+
+    Raises:
+        UserError: the file exists.
+    """
+    adapters = to_adapters(lora)
+    if joins_projections(denoiser_config):
+        named = authors_adapters(adapters, denoiser, denoiser_config)
+    else:
+        named = {adapter.module: adapter for adapter in adapters}
+    tensors = {}
+    for module, adapter in named.items():
+        name = f"diffusion_model.{module}"
+        tensors[f"{name}.lora_A.weight"] = adapter.lora_a
+        tensors[f"{name}.lora_B.weight"] = adapter.lora_b
+        if adapter.alpha != adapter.rank:  # diffusers refuses alphas beside FLUX.2's own names
+            tensors[f"{name}.alpha"] = np.asarray(adapter.alpha)
+        if adapter.magnitude is not None:
+            tensors[f"{name}.dora_scale"] = adapter.magnitude.reshape(-1, 1)
+    head = transformer_metadata(denoiser_config, [adapter.rank for adapter in named.values()])
+    return write_arrays(path, tensors, {"format": "pt"} | head | dict(metadata), dtype)
+
+
+def authors_adapters(
+    adapters: Sequence[Adapter], denoiser: ModuleDef, denoiser_config: UNetConfig
+) -> dict[str, Adapter]:
+    """Returns the adapters by the names of the model's authors, with alpha = rank; projections are joined."""
+    found = {}
+    for name, (module, parts) in grouped(adapters, denoiser, denoiser_config).items():
+        fused = fuse(parts, [denoiser.shapes[f"{layer}.kernel"].shape[-1] for layer in module.layers])
+        found[name] = swap_halves(fused) if module.is_swapped else fused
+    return found
+
+
+def can_join(lora: LoraWeights, denoiser: ModuleDef, denoiser_config: UNetConfig) -> bool:
+    """Whether `write_comfyui` can write a LoRA: not a DoRA of some of the layers that are one in ComfyUI."""
+    if not joins_projections(denoiser_config):
+        return True
+    groups = grouped(to_adapters(lora), denoiser, denoiser_config).values()
+    return all(can_fuse(parts) for _, parts in groups)
+
+
+def grouped(
+    adapters: Sequence[Adapter], denoiser: ModuleDef, denoiser_config: UNetConfig
+) -> dict[str, tuple[FileModule, list[Adapter | None]]]:
+    """Returns the authors' name -> layer and the adapters of its parts, of layers that have any."""
+    family = family_of(denoiser_config)
+    assert family.denoiser_file is not None
+    adapter_of = {adapter.module: adapter for adapter in adapters}
+    modules = authors_modules(family.denoiser.component, adaptable_layers(denoiser), family.denoiser_file)
+    groups = {}
+    for name, module in modules.items():
+        parts = [adapter_of.get(layer) for layer in module.layers]
+        if any(parts):
+            groups[name] = (module, parts)
+    return groups
+
+
+def joins_projections(denoiser_config: UNetConfig) -> bool:
+    """Whether ComfyUI knows a transformer's layers by its authors' names alone, projections joined."""
+    return family_of(denoiser_config).denoiser.has_ldm_names
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str], dtype: np.dtype | None) -> int:
