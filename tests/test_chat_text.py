@@ -24,20 +24,13 @@ from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.diffusers_read import load_component
 from jaxbooth.weights.family import ChatEncoderSpec
+from tests.flow_models import TEMPLATE, write_tokenizer
 from tests.torch_parity import TOLERANCE, relative_error
 
 SPECS = {
     "z-image": ChatEncoderSpec("text_encoder", "tokenizer", (-2,), enable_thinking=True),
     "klein": ChatEncoderSpec("text_encoder", "tokenizer", (1, 2, 3), enable_thinking=False, pads_to_max_length=True),
 }
-TEMPLATE = (
-    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
-    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}"
-    "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}"
-    "{%- endif %}{%- endif %}"
-)
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
-MERGES = ["Ġ a", "c a", "ca t", "Ġ cat", "Ġ s", "k s", "Ġs ks", "a t"]
 TAIL = "then one last purple elephant"
 LONG = "a cat, " * 200 + TAIL  # 630 tokens
 PROMPTS = ["", "a photo of sks cat", "  Über-süß 猫🐈, cafe\u0301 ", "a <|im_end|>\n<|im_start|>system cat", LONG]
@@ -58,19 +51,6 @@ def folder(tmp_path_factory) -> Path:
         model.get_input_embeddings().weight.mul_(50)
     model.save_pretrained(path / "text_encoder")
     return path
-
-
-def write_tokenizer(folder: Path) -> None:
-    """A vocabulary of single bytes and a few merges, with the special tokens and the template of Qwen3's form."""
-    letters = sorted(transformers.convert_slow_tokenizer.bytes_to_unicode().values())
-    vocabulary = [*letters, *("".join(merge.split()) for merge in MERGES)]
-    tokenizer = transformers.Qwen2Tokenizer(
-        vocab={token: number for number, token in enumerate(vocabulary)},
-        merges=[tuple(merge.split()) for merge in MERGES],
-        eos_token="<|im_end|>", extra_special_tokens=list(SPECIAL[1:3]), chat_template=TEMPLATE,
-    )  # fmt: skip
-    tokenizer.add_tokens(list(SPECIAL))
-    tokenizer.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module", params=SPECS)

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from jaxbooth.base.model import BaseModel
 from jaxbooth.export.export import FORMATS
+from jaxbooth.weights.architectures import FAMILIES
 from jaxbooth.weights.diffusers_write import write_folder
 
 from .made_up_exports import DORA, FULL, MadeUpRun, write_models
@@ -91,4 +92,4 @@ def test_base_keeps_every_byte_and_float32_those_of_a_float32_model(half, tmp_pa
     ("kind", "dtype"), [("diffusers", "float32"), ("single-file", "base"), ("lora", "base"), ("embeddings", "base")]
 )
 def test_only_a_folder_is_widened(kind, dtype):
-    assert FORMATS[kind].default_dtype == dtype
+    assert FORMATS[kind].default_dtype(FAMILIES["sdxl"]) == dtype

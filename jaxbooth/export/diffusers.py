@@ -12,23 +12,27 @@ from jaxbooth.export.format import Export, ExportFormat, ReadBack
 from jaxbooth.export.written_model import WrittenModel
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.diffusers_read import StoredParameters
-from jaxbooth.weights.diffusers_write import ExportDtype, write_folder
+from jaxbooth.weights.diffusers_write import DTYPES, ComponentTensors, ExportDtype, write_folder
+from jaxbooth.weights.family import Family
 from jaxbooth.weights.names import torch_shape
 
 
 class DiffusersFormat(ExportFormat):
-    """A whole model in diffusers layout.
-
-    Its default is float32: opened without a dtype, transformers 5 keeps that of the files and diffusers takes float32,
-    so that a folder in less than float32 could not generate an image.
-    """
+    """A whole model in diffusers layout."""
 
     name = "diffusers"
     help = "a whole model"
     introduction = "A full fine-tuning of"
     is_whole_model = True
     has_configuration = True
-    default_dtype: ExportDtype = "float32"
+
+    def default_dtype(self, family: Family) -> ExportDtype:
+        """Returns float32 for models of a few gigabytes.
+
+        Opened without a dtype, transformers 5 keeps that of the files and diffusers takes float32, so that a folder in
+        less than float32 does not generate an image. With a language model it would be twice as large for that alone.
+        """
+        return "base" if family.chat_encoder else "float32"
 
     def write(self, export: Export, folder: Path) -> None:
         """Writes all components, the scheduler and the tokenizers."""
@@ -71,9 +75,16 @@ class DiffusersFormat(ExportFormat):
 
     def notes(self, export: Export) -> list[str]:
         """Returns how a folder in less than float32 has to be opened."""
-        if export.dtype in ("float32", "base"):
+        dtype = DTYPES[export.dtype] or stored_dtype(export.base)
+        if dtype == np.float32:
             return []
-        return [f"open it in PyTorch with torch_dtype=torch.{export.dtype}, or its parts disagree on the dtype"]
+        return [f"open it in PyTorch with torch_dtype=torch.{dtype}, or its parts disagree on the dtype"]
+
+
+def stored_dtype(base: BaseModel) -> np.dtype:
+    """Returns the dtype of the denoiser in the base model's files."""
+    denoiser = ComponentTensors(base.folder / base.denoiser_name, {})
+    return denoiser.dtype_of(next(iter(denoiser.stored)))
 
 
 def config_overrides(base: BaseModel) -> dict[str, dict[str, int]]:

@@ -61,7 +61,7 @@ def make_export(
         raise UserError(f"--out {out} names a file; name a folder, the file in it is named after it.")
     chosen = FORMATS[format]
     chosen.check(base)
-    return Export(base, trained, mesh, out, chosen, dtype or chosen.default_dtype, metadata or {})
+    return Export(base, trained, mesh, out, chosen, dtype or chosen.default_dtype(base.family), metadata or {})
 
 
 def write_export(export: Export) -> Path:

@@ -46,7 +46,6 @@ class ExportFormat(ABC):
         help: what the command line says of it.
         is_whole_model: whether the export is used without the base model.
         has_configuration: whether the model's configuration is among the files, so that readers need not be told.
-        default_dtype: of the weights; "base" is that of the base model's files (float32 in a LoRA).
         introduction: how a model card says what the model is.
         hub_tags: of the model card, beside those that every model has.
         torch_packages: that `--verify` needs.
@@ -57,9 +56,12 @@ class ExportFormat(ABC):
     introduction: str
     is_whole_model: bool = False
     has_configuration: bool = False
-    default_dtype: ExportDtype = "base"
     hub_tags: Sequence[str] = ()
     torch_packages: Sequence[str] = ("torch", "diffusers")
+
+    def default_dtype(self, family: Family) -> ExportDtype:
+        """Returns the dtype of the weights; "base" is that of the base model's files (float32 in a LoRA)."""
+        return "base"
 
     def check(self, base: BaseModel) -> None:
         """Refuses a base model whose training has nothing that the format can hold.

@@ -5,13 +5,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
 from jaxbooth.export.export import EMBEDDINGS
 from jaxbooth.export.format import Export, ExportFormat
 from jaxbooth.export.metadata import class_prompts, prior_settings, training_settings
 from jaxbooth.export.notes import end_token_code, reader_notes
 from jaxbooth.export.upload import HUB_ID
+from jaxbooth.weights.denoiser_file.identify import published_model
 from jaxbooth.weights.family import Family
+from jaxbooth.weights.resolve import CHECKPOINTS
 
 SAMPLES_FILE = "samples.png"
 
@@ -34,6 +37,8 @@ class CardContent:
         image: file name of the sample grid in the pushed folder.
         notes: what readers must be told or not be given, in sentences.
         end_token_code: Python that a pipeline needs before it meets placeholder tokens.
+        components: Hub id of the model that text encoder, VAE and scheduler are of, where the base model was a file of
+            the denoiser alone.
     """
 
     repo: str
@@ -50,6 +55,7 @@ class CardContent:
     image: str | None = None
     notes: Sequence[str] = ()
     end_token_code: str | None = None
+    components: str | None = None
 
     @property
     def base_id(self) -> str | None:
@@ -98,8 +104,19 @@ def run_model_card(
             image=SAMPLES_FILE if grid else None,
             notes=reader_notes(export),
             end_token_code=None if export.format.has_configuration else end_token_code(export.base),
+            components=components_of(config, export.base),
         )
     )
+
+
+def components_of(config: Config, base: BaseModel) -> str | None:
+    """Returns the model that the other parts are of, of a base model that is one file of the denoiser alone."""
+    if base.family.denoiser_file is None or Path(config.model).suffix not in CHECKPOINTS:
+        return None
+    named = config.components
+    if named:
+        return Path(named).name if Path(named).exists() else named
+    return published_model(base.family, base.denoiser_config.text_width)
 
 
 def model_card(card: CardContent) -> str:
@@ -182,20 +199,56 @@ def class_prior(card: CardContent) -> str:
 def usage_code(card: CardContent) -> str:
     """Returns Python code that generates an image with diffusers."""
     prompt = card.instance_prompts[0] if card.instance_prompts else ""
-    lines = ["import torch", "from diffusers import AutoPipelineForText2Image", ""]
     repo, file = card.base_id or Path(card.base_model).name, card.base_file
     if card.format.is_whole_model:
         repo, file = card.repo, card.format.weights_file(card.name)
-    load = f"AutoPipelineForText2Image.from_pretrained({repo!r}, torch_dtype=torch.float16)"
-    if file:
-        pipeline = card.family.pipeline
-        lines = ["import torch", f"from diffusers import {pipeline}", "from huggingface_hub import hf_hub_download", ""]
-        lines += [f"file = hf_hub_download({repo!r}, {file!r})"]
-        # A folder on the Hub tells scheduler and tokenizer; without one, diffusers goes by the file's tensors.
-        config = f"config={card.base_id!r}, " if card.base_id and not card.base_file else ""
-        load = f"{pipeline}.from_single_file(file, {config}torch_dtype=torch.float16)"
-    lines += [f"pipe = {load}.to('cuda')"]
+    if file is None:
+        lines = folder_code(card, repo)
+    elif card.family.denoiser_file:
+        lines = denoiser_file_code(card, repo, file)
+    else:
+        lines = whole_file_code(card, repo, file)
     for format in dict.fromkeys([card.format, EMBEDDINGS]):
         lines += format.loading_code(card.repo, card.family, card.tokens)
     lines += [card.end_token_code] if card.end_token_code else []
-    return "\n".join([*lines, f"image = pipe({prompt!r}).images[0]", "image.save('image.png')"])
+    return "\n".join(["import torch", *lines, f"image = pipe({prompt!r}).images[0]", "image.save('image.png')"])
+
+
+def folder_code(card: CardContent, repo: str) -> list[str]:
+    """Returns the lines that open a model in diffusers layout."""
+    load = f"AutoPipelineForText2Image.from_pretrained({repo!r}, torch_dtype=torch.{card.family.half_dtype})"
+    return ["from diffusers import AutoPipelineForText2Image", "", f"pipe = {load}.to('cuda')"]
+
+
+def whole_file_code(card: CardContent, repo: str, file: str) -> list[str]:
+    """Returns the lines that open a whole model in one file.
+
+    A folder on the Hub tells scheduler and tokenizer; without one, diffusers goes by the file's tensors.
+    """
+    pipeline, dtype = card.family.pipeline, card.family.half_dtype
+    config = f"config={card.base_id!r}, " if card.base_id and not card.base_file else ""
+    return [
+        f"from diffusers import {pipeline}",
+        "from huggingface_hub import hf_hub_download",
+        "",
+        f"file = hf_hub_download({repo!r}, {file!r})",
+        f"pipe = {pipeline}.from_single_file(file, {config}torch_dtype=torch.{dtype}).to('cuda')",
+    ]
+
+
+def denoiser_file_code(card: CardContent, repo: str, file: str) -> list[str]:
+    """Returns the lines that open a file of the denoiser alone, in the model that the other parts are of."""
+    pipeline, denoiser = card.family.pipeline, card.family.denoiser
+    dtype = f"torch_dtype=torch.{card.family.half_dtype}"
+    model = card.components or (card.base_id if not card.base_file else None) or Path(card.base_model).name
+    return [
+        f"from diffusers import {pipeline}, {denoiser.class_name}",
+        "from huggingface_hub import hf_hub_download",
+        "",
+        f"model = {model!r}",
+        f"file = hf_hub_download({repo!r}, {file!r})",
+        f"{denoiser.component} = {denoiser.class_name}.from_single_file(",
+        f"    file, config=model, subfolder={denoiser.component!r}, {dtype}",
+        ")",
+        f"pipe = {pipeline}.from_pretrained(model, {denoiser.component}={denoiser.component}, {dtype}).to('cuda')",
+    ]

@@ -30,6 +30,7 @@ ExportDtype = Literal["base", "float32", "float16", "bfloat16"]
 DTYPES = {"base": None, "float32": np.dtype("float32"), "float16": np.dtype("float16"),
           "bfloat16": np.dtype(ml_dtypes.bfloat16)}  # fmt: skip
 CLIP_EMBEDDING = "embeddings.token_embedding.weight"  # which no other text encoder has
+GENERATION = "generation_config.json"  # of a language model, beside its configuration
 COPIED = ("tokenizer", "tokenizer_2", "scheduler", "feature_extractor", "safety_checker")
 
 
@@ -170,6 +171,8 @@ def write_folder(
             bar.set_postfix(component)
             (out / component).mkdir()
             write_config(base / component, out / component, dtype, (changes or {}).get(component, {}))
+            if (base / component / GENERATION).exists():
+                shutil.copyfile(base / component / GENERATION, out / component / GENERATION)
             written = ComponentTensors(base / component, params.get(component, {}), DTYPES[dtype])
             if written.is_copied:
                 copy_weights(base / component, out / component)

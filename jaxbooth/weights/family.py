@@ -30,6 +30,11 @@ class DenoiserSpec(NamedTuple):
     kohya_prefix: str
     has_ldm_names: bool = False
 
+    @property
+    def class_name(self) -> str:
+        """The network's class in diffusers, which has the same name here."""
+        return self.module.__name__  # ty: ignore[missing-attribute]
+
 
 class VAESpec(NamedTuple):
     """The autoencoder.
@@ -163,6 +168,11 @@ class Family:
         """Folders of a diffusers model that hold weights."""
         encoders = (*self.text_encoders, *([self.chat_encoder] if self.chat_encoder else []))
         return (self.denoiser.component, "vae", *(encoder.component for encoder in encoders))
+
+    @property
+    def half_dtype(self) -> str:
+        """The dtype of 16 bits that the family's models are used in."""
+        return "bfloat16" if self.chat_encoder else "float16"
 
     @property
     def text_width(self) -> int:

@@ -33,12 +33,17 @@ class Denoiser(NamedTuple):
 
     @property
     def published(self) -> str | None:
-        """Hub id of the published model that has prompt embeddings of this width, if there is one."""
-        for name, repositories in self.family.published.items():
-            source = PublishedModel(name, self.family).folder / self.family.denoiser.component / "config.json"
-            if read_denoiser_config(self.family.denoiser, source).text_width == self.text_width:
-                return repositories[0]
-        return None
+        """Hub id of the published model of the same size, if there is one."""
+        return published_model(self.family, self.text_width)
+
+
+def published_model(family: Family, text_width: int) -> str | None:
+    """Returns the Hub id of the family's published model that takes prompt embeddings of this width."""
+    for name, repositories in family.published.items():
+        source = PublishedModel(name, family).folder / family.denoiser.component / "config.json"
+        if read_denoiser_config(family.denoiser, source).text_width == text_width:
+            return repositories[0]
+    return None
 
 
 def find_denoiser(file: Path, allow_pickle: bool) -> Denoiser | None:
