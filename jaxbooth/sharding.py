@@ -25,12 +25,15 @@ AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 MIN_SHARDED_SIZE = 2**12  # elements; smaller parameters are cheaper to replicate than to gather
 
+# Projections into attention and feed-forward, and out of them. The VAE's attention has one head and is not split.
+GOING_IN = r"(attn\d\.to_[qkv]|attention\.to_[qkv]|[qkv]_proj|gate_proj|up_proj|fc1|net\.0\.proj|feed_forward\.w[13])"
+COMING_OUT = r"(attn\d\.to_out\.0|attention\.to_out\.0|o_proj|out_proj|down_proj|fc2|net\.2|feed_forward\.w2)"
 # (parameter name, dimensions that it has, the one that `tensor` splits): outputs going in, inputs coming out, so that
-# one reduction suffices. The VAE's attention has one head and is not split.
+# one reduction suffices.
 TENSOR_RULES = (
-    (r".*(attn\d\.to_[qkv]|[qkv]_proj|gate_proj|up_proj|fc1|net\.0\.proj)(\.lora_B)?\.kernel", 2, -1),
-    (r".*(attn\d\.to_[qkv]|[qkv]_proj|gate_proj|up_proj|fc1|net\.0\.proj)\.(bias|lora_magnitude_vector\.scale)", 1, -1),
-    (r".*(attn\d\.to_out\.0|o_proj|out_proj|down_proj|fc2|net\.2)(\.lora_A)?\.kernel", 2, -2),
+    (rf".*{GOING_IN}(\.lora_B)?\.kernel", 2, -1),
+    (rf".*{GOING_IN}\.(bias|lora_magnitude_vector\.scale)", 1, -1),
+    (rf".*{COMING_OUT}(\.lora_A)?\.kernel", 2, -2),
 )
 HALVED = r".*\.net\.0\.proj\..*"  # used as two halves of the last dimension, which is therefore stored in one piece
 EMBEDDING = r".*embedding"  # looked up, and lengthened by placeholder tokens, along the first dimension

@@ -64,11 +64,14 @@ def test_halves_are_rotated_as_in_qwen3(rng):
 
 
 def test_traced_positions_look_their_rotation_up(rng):
-    table = neighbour_rotation(rope_angles(np.arange(32)[:, None], [6], 100.0))
-    positions = rng.integers(0, 32, size=(2, 5))
-    found = jax.jit(lambda rows: at_positions(table, rows))(positions)
-    np.testing.assert_array_equal(found.cos, table.cos[positions])
-    np.testing.assert_array_equal(found.sin, table.sin[positions])
+    widths = (6, 4)
+    tables = [neighbour_rotation(rope_angles(np.arange(32)[:, None], [width], 100.0)) for width in widths]
+    positions = rng.integers(0, 32, size=(2, 5, 2))
+    found = jax.jit(lambda rows: at_positions(tables, rows))(positions)
+    for row in range(2):
+        expected = neighbour_rotation(rope_angles(positions[row], widths, 100.0))
+        np.testing.assert_array_equal(found.cos[row], expected.cos)
+        np.testing.assert_array_equal(found.sin[row], expected.sin)
 
 
 def test_each_row_has_its_own_rotation(rng):

@@ -103,6 +103,17 @@ def test_tensor_splits_outputs_going_in_and_inputs_coming_out():
     mesh = make_mesh(data=1, fsdp=2, tensor=4)
     assert partition_spec("b.attn1.to_q.kernel", (320, 320), mesh) == P("fsdp", "tensor")
     assert partition_spec("b.attn1.to_out.0.kernel", (320, 320), mesh) == P("tensor", "fsdp")
+    assert partition_spec("layers.0.attention.to_k.kernel", (320, 320), mesh) == P("fsdp", "tensor")
+    assert partition_spec("layers.0.attention.to_out.0.kernel", (320, 320), mesh) == P("tensor", "fsdp")
+    assert partition_spec("layers.0.feed_forward.w1.kernel", (320, 848), mesh) == P("fsdp", "tensor")
+    assert partition_spec("layers.0.feed_forward.w3.kernel", (320, 848), mesh) == P("fsdp", "tensor")
+    assert partition_spec("layers.0.feed_forward.w2.kernel", (848, 320), mesh) == P("tensor", "fsdp")
+
+
+def test_a_layer_with_one_head_and_a_modulation_are_not_split_by_tensor():
+    mesh = make_mesh(data=1, fsdp=2, tensor=4)
+    assert partition_spec("encoder.mid_block.attentions.0.to_q.kernel", (512, 512), mesh) == P("fsdp", None)
+    assert partition_spec("layers.0.adaLN_modulation.0.kernel", (256, 1280), mesh) == P(None, "fsdp")
 
 
 def test_rows_go_over_data_and_fsdp():

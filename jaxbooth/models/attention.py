@@ -1,6 +1,7 @@
 """Attention as one function, and the transformer blocks of the UNet (diffusers `models/attention.py`)."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -125,14 +126,16 @@ class GEGLU(nnx.Module):
         return gated(self.half(0)(x), self.half(1)(x))
 
 
-def gated(hidden: Float[Array, "*shape"], gate: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """hidden x GELU(gate). In bfloat16 the backward pass keeps these two, and not what it would make of them besides.
+def gated(
+    hidden: Float[Array, "*shape"], gate: Float[Array, "*shape"], activation: Callable[[Array], Array] = gelu
+) -> Float[Array, "*shape"]:
+    """hidden x activation(gate). In bfloat16 the backward pass keeps these two, and not what it makes of them besides.
 
     In float32, which is for a CPU, it stays as it is: the compiler there keeps everything anyway.
     """
 
     def product(hidden: Array, gate: Array) -> Array:
-        return hidden * gelu(gate)
+        return hidden * activation(gate)
 
     return (jax.checkpoint(product) if gate.dtype == jnp.bfloat16 else product)(hidden, gate)
 

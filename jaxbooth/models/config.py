@@ -13,6 +13,7 @@ from jaxbooth.models.encoder_config import CLIPConfig, CLIPTextConfig, CLIPVisio
 from jaxbooth.models.qwen3_config import Qwen3Config
 from jaxbooth.models.unet_config import UNetConfig
 from jaxbooth.models.vae_config import Flux2VAEConfig, VAEConfig
+from jaxbooth.models.zimage_config import ZImageConfig
 from jaxbooth.storage.paths import ascii_repr
 from jaxbooth.storage.typed import json_equal, json_keys, validate
 
@@ -36,6 +37,7 @@ NEUTRAL: dict[type, dict[str, Any]] = {
     },
     VAEConfig: {"act_fn": "silu"},
     Flux2VAEConfig: {"act_fn": "silu"},
+    ZImageConfig: {},
     CLIPTextConfig: {"attention_dropout": 0.0, "dropout": 0.0, "model_type": "clip_text_model", "pruned_heads": {}},
     CLIPVisionConfig: {"attention_dropout": 0.0, "dropout": 0.0, "model_type": "clip_vision_model", "pruned_heads": {}},
     ViTConfig: {"model_type": "vit", "pruned_heads": {}},

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int, Num
 
@@ -66,9 +67,17 @@ class Layers(NamedTuple):
         """torch `GroupNorm`, with `SiLU` after it if asked."""
         return GroupNorm(channels, groups, eps, silu, self.dtype)
 
-    def layer_norm(self, channels: int, eps: float = 1e-5) -> nnx.LayerNorm:
-        """torch `LayerNorm`; statistics in float32, in two passes."""
-        return nnx.LayerNorm(channels, epsilon=eps, dtype=self.dtype, use_fast_variance=False, rngs=self.rngs)
+    def layer_norm(self, channels: int, eps: float = 1e-5, affine: bool = True) -> nnx.LayerNorm:
+        """torch `LayerNorm`, with scale and bias unless `affine` is false; statistics in float32, in two passes."""
+        return nnx.LayerNorm(
+            channels,
+            epsilon=eps,
+            dtype=self.dtype,
+            use_fast_variance=False,
+            use_bias=affine,
+            use_scale=affine,
+            rngs=self.rngs,
+        )
 
     def rms_norm(self, channels: int, eps: float) -> RMSNorm:
         """torch `RMSNorm`; statistics in float32."""
@@ -89,7 +98,9 @@ def sinusoidal_embedding(
 ) -> Float[Array, "b {width}"]:
     """Returns the float32 embedding of timesteps; diffusers `get_timestep_embedding`."""
     half = width // 2
-    frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))
+    exponents = np.float32(-math.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half - freq_shift)
+    # By the host: a device's last bit of a frequency is a thousand times as much of an angle.
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
     angles = timesteps.astype(jnp.float32)[:, None] * frequencies
     first, second = (jnp.cos, jnp.sin) if flip_sin_to_cos else (jnp.sin, jnp.cos)
     return jnp.concatenate([first(angles), second(angles)], axis=-1)

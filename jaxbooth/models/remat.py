@@ -1,9 +1,11 @@
 """What a backward pass keeps of the forward pass, and what it computes again (gradient checkpointing), by name."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
+from flax import nnx
 
 Remat = Literal["none", "dots", "attention", "blocks"]
 REMATS: tuple[Remat, ...] = get_args(Remat)  # from the fastest to the one that keeps least
@@ -23,6 +25,15 @@ def recomputed(function: Callable[..., Any], remat: Remat, is_attention: bool) -
     if remat == "none" or (remat == "attention" and not is_attention):
         return function
     return jax.checkpoint(function, policy=keeps_products if remat == "dots" else None)
+
+
+@functools.partial(jax.jit, static_argnames=("remat", "is_attention"))
+def call(block: nnx.Module, *args: Any, remat: Remat, is_attention: bool) -> Any:
+    """Calls a block; what `remat` does not keep of it is computed again in the backward pass.
+
+    Blocks that are alike are traced, differentiated and lowered once.
+    """
+    return recomputed(type(block).__call__, remat, is_attention)(block, *args)
 
 
 def keeps_products(primitive: Any, *_: Any, **__: Any) -> bool:

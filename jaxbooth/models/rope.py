@@ -78,6 +78,12 @@ def rotated(values: Heads, partners: Heads, rotation: Rotation) -> Heads:
     return values * cos + partners * sin
 
 
-def at_positions(table: Rotation, positions: Int[Array, "*b t"]) -> Rotation:
-    """Looks up the rotation of traced positions in a table of all; positions beyond its end are not noticed."""
-    return Rotation(*(jnp.take(jnp.asarray(part), positions, axis=0) for part in table))
+def at_positions(tables: Sequence[Rotation], positions: Int[Array, "*b t axes"]) -> Rotation:
+    """Looks up the rotations of traced positions, side by side.
+
+    Args:
+        tables: of every axis, the rotation of each position from 0 on. A position beyond its end is not noticed.
+    """
+    axes = [[jnp.asarray(part)[positions[..., axis]] for part in table] for axis, table in enumerate(tables)]
+    cosines, sines = zip(*axes, strict=True)
+    return Rotation(jnp.concatenate(cosines, axis=-1), jnp.concatenate(sines, axis=-1))

@@ -4,10 +4,8 @@ SD 1.x, 2.x and XL are configurations of this one module: per-level head counts 
 or linear projections, and XL's text_time conditioning. Attribute names are the state-dict names.
 """
 
-import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Num
@@ -23,7 +21,7 @@ from jaxbooth.models.layers import (
     Upsample2D,
     sinusoidal_embedding,
 )
-from jaxbooth.models.remat import Remat, recomputed
+from jaxbooth.models.remat import Remat, call
 from jaxbooth.params import Array
 from jaxbooth.storage.paths import ascii_repr
 
@@ -37,15 +35,6 @@ class AddedConditions(NamedTuple):
 
     text_embeds: Float[Array, "b d"]
     time_ids: Float[Array, "b 6"]
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def call(block: nnx.Module, remat: Remat, *args: Array) -> Array:
-    """Calls a block; what `remat` does not keep of it is computed again in the backward pass.
-
-    Blocks that are alike are traced, differentiated and lowered once.
-    """
-    return recomputed(type(block).__call__, remat, isinstance(block, Transformer2DModel))(block, *args)
 
 
 class Level(NamedTuple):
@@ -77,8 +66,10 @@ class Block(nnx.Module):
 
     def layer(self, index: int, x: Features, time_embedding: TimeEmbedding, context: Context, remat: Remat) -> Array:
         """Runs resnet `index` and its attention."""
-        x = call(self.resnets[index], remat, x, time_embedding)
-        return call(self.attentions[index], remat, x, context) if self.attends else x
+        x = call(self.resnets[index], x, time_embedding, remat=remat, is_attention=False)
+        if not self.attends:
+            return x
+        return call(self.attentions[index], x, context, remat=remat, is_attention=True)
 
 
 def transformer(level: Level, depth: int, config: UNetConfig, layers: Layers) -> Transformer2DModel:
@@ -148,9 +139,9 @@ class MidBlock(nnx.Module):
         self.attentions = nnx.List([transformer(level, config.mid_transformers, config, layers)])
 
     def __call__(self, x: Features, time_embedding: TimeEmbedding, context: Context, remat: Remat) -> Features:
-        x = call(self.resnets[0], remat, x, time_embedding)
-        x = call(self.attentions[0], remat, x, context)
-        return call(self.resnets[1], remat, x, time_embedding)
+        x = call(self.resnets[0], x, time_embedding, remat=remat, is_attention=False)
+        x = call(self.attentions[0], x, context, remat=remat, is_attention=True)
+        return call(self.resnets[1], x, time_embedding, remat=remat, is_attention=False)
 
 
 class UNet2DConditionModel(nnx.Module):

@@ -46,7 +46,7 @@ RENAMED_IN_VISION_TRANSFORMERS = (
 def torch_name(name: str) -> str:
     """Returns the state-dict name of a parameter."""
     head, _, leaf = name.rpartition(".")
-    return f"{head}.{LEAVES.get(leaf, leaf)}"
+    return f"{head}.{LEAVES.get(leaf, leaf)}".removeprefix(".")
 
 
 def canonical(stored: str, renames: Renames = RENAMED_ON_IMPORT) -> str | None:
