@@ -16,8 +16,9 @@ from jaxbooth.base.text_encoder import TextEmbeddings, select_prompts
 from jaxbooth.base.vae import decode_images
 from jaxbooth.config.schema import PriorConfig, ValidationConfig
 from jaxbooth.console.progress import progress
-from jaxbooth.diffusion.samplers import SAMPLERS, Denoiser, SamplerName, SamplerStep, TimestepGrid, make_timestep_grid
+from jaxbooth.diffusion.samplers import SAMPLERS, Denoiser, SamplerName, make_timestep_grid
 from jaxbooth.diffusion.schedule import Latents, convert
+from jaxbooth.diffusion.timestep_grid import SamplerStep, TimestepGrid
 from jaxbooth.distributed.arrays import put
 from jaxbooth.params import Params, cast_matrices, precision_of
 from jaxbooth.prng import key_data, root_key

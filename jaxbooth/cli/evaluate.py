@@ -41,7 +41,7 @@ class EvaluateArguments(Section):
     sampler: SamplerName | None = None
     """Default: the run's validation sampler."""
     steps: SamplerSteps | None = None
-    """Network evaluations for one image; default: as in the run's validation."""
+    """Sampling steps of one image, each a network evaluation (two with heun); default: as in the run's validation."""
     guidance_scale: GuidanceScale | None = None
     """Default: the run's validation guidance."""
     out: Path | None = None

@@ -66,7 +66,7 @@ class PriorConfig(Section):
     sampler: SamplerName | None = None
     """Default: ddpm, the paper's ancestral sampler; euler for flow models."""
     steps: limits.SamplerSteps = 50
-    """Network evaluations for one image."""
+    """Sampling steps of one image, each a network evaluation (two with heun)."""
     guidance_scale: limits.GuidanceScale | None = None
     """Classifier-free guidance; 1 turns it off. Default: what suits the base model, such as 7.5 for SD 1.5."""
     batch_size: limits.DeviceBatchSize = 8
@@ -234,7 +234,7 @@ class ValidationConfig(Section):
     sampler: SamplerName | None = None
     """See `jaxbooth sample --help`. Default: dpmpp_2m; euler for flow models."""
     steps: limits.SamplerSteps = 25
-    """Network evaluations for one image."""
+    """Sampling steps of one image, each a network evaluation (two with heun)."""
     guidance_scale: limits.GuidanceScale | None = None
     """Classifier-free guidance; 1 turns it off. Default: what suits the base model, such as 7.5 for SD 1.5."""
     drift_limit: limits.PositiveWeight | None = None

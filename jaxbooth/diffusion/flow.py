@@ -108,10 +108,16 @@ def resolution_shift(config: FlowConfig, image_tokens: int) -> float:
     return dynamic_shift(config, linear_mu(config, image_tokens))
 
 
-def sampling_shift(config: FlowConfig, mu_law: MuLaw, image_tokens: int, steps: int) -> float:
-    """Returns the shift k with which an image of a size is sampled in a number of steps."""
+def sampling_shift(config: FlowConfig, mu_law: MuLaw, image_tokens: int | None, steps: int) -> float:
+    """Returns the shift k with which an image of a size is sampled in a number of steps.
+
+    Args:
+        image_tokens: None where the checkpoint's shift is static.
+    """
     if not config.use_dynamic_shifting:
         return config.shift
+    if image_tokens is None:
+        raise ValueError("a dynamic shift needs the number of image tokens")
     mu = linear_mu(config, image_tokens) if mu_law == "linear" else empirical_mu(image_tokens, steps)
     return dynamic_shift(config, mu)
 

@@ -20,7 +20,7 @@ from jaxbooth.data.crops import CropSpec
 from jaxbooth.data.decoding import read_header
 from jaxbooth.data.file_names import join_names
 from jaxbooth.data.images import ImageFile, ImageFolder, describe_unused, has_mask, scan_folder
-from jaxbooth.diffusion.samplers import make_timestep_grid
+from jaxbooth.diffusion.timestep_grid import check_steps
 from jaxbooth.errors import UserError
 from jaxbooth.params import Params
 from jaxbooth.runs.folder import RunFolder
@@ -94,7 +94,7 @@ def check_model(config: Config, base: BaseModel) -> None:
 def check_sampling(section: PriorConfig | ValidationConfig, base: BaseModel, resolution: int, flag: str) -> None:
     """Raises UserError for a number of steps that the base model's schedule does not have."""
     sampling = configured_sampling(section, resolution)
-    make_timestep_grid(base.schedule, sampling.sampler, sampling.steps, flag)
+    check_steps(base.schedule, sampling.steps, flag)
 
 
 def scan_subject(config: Config, index: int) -> ImageFolder:
