@@ -121,11 +121,11 @@ class LoraFormat(ExportFormat):
 
 def other_file(export: Export) -> str | None:
     """Returns the file for everything but diffusers; None: its only reader, ComfyUI, cannot have this LoRA."""
-    base = export.base
-    if not base.family.denoiser_file:
+    file = export.base.family.denoiser_file
+    if file is None:
         return kohya_file(export.out.name)
-    can_have = can_join(trained_lora(export), base.denoiser, base.denoiser_config)
-    return f"{export.out.name}_comfyui.safetensors" if can_have else None
+    is_possible = can_join(trained_lora(export), export.base.denoiser, file)
+    return f"{export.out.name}_comfyui.safetensors" if is_possible else None
 
 
 def kohya_file(name: str) -> str:

@@ -101,12 +101,14 @@ class DenoiserFile(NamedTuple):
             the family, unless they are of one that is refused, and its width tells the family's models apart.
         renames: names in files -> the usual ones; empty for what nothing reads.
         swapped: state-dict names of tensors whose halves change places.
+        names_lora: whether ComfyUI knows a LoRA's layers by these names alone, and not by those of diffusers.
     """
 
     name: Callable[[str], str]
     text_projection: str
     renames: Renames
     swapped: frozenset[str] = frozenset()
+    names_lora: bool = False
 
 
 # ComfyUI saves a whole model with these, and the authors of a model leave them out.
@@ -121,4 +123,5 @@ FLUX2 = DenoiserFile(
     "context_embedder.weight",
     (*COMFY_PREFIXES, (r"(.*\.(?:query|key)_norm)\.weight", r"\1.scale")),
     frozenset({"norm_out.linear.weight"}),
+    names_lora=True,
 )

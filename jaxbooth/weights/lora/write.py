@@ -14,6 +14,7 @@ from jaxbooth.errors import UserError
 from jaxbooth.models.config import UNetConfig
 from jaxbooth.params import ModuleDef
 from jaxbooth.weights.architectures import family_of
+from jaxbooth.weights.denoiser_file.names import DenoiserFile
 from jaxbooth.weights.lora.adapters import Adapter, LoraWeights, to_adapters
 from jaxbooth.weights.lora.alpha import METADATA_KEY
 from jaxbooth.weights.lora.fused import can_fuse, fuse, swap_halves
@@ -145,11 +146,11 @@ def write_comfyui(
     Raises:
         UserError: the file exists.
     """
-    adapters = to_adapters(lora)
-    if joins_projections(denoiser_config):
-        named = authors_adapters(adapters, denoiser, denoiser_config)
-    else:
-        named = {adapter.module: adapter for adapter in adapters}
+    adapters, file = to_adapters(lora), family_of(denoiser_config).denoiser_file
+    assert file is not None
+    named = {adapter.module: adapter for adapter in adapters}
+    if file.names_lora:
+        named = join_adapters(adapters, denoiser, file)
     tensors = {}
     for module, adapter in named.items():
         name = f"diffusion_model.{module}"
@@ -163,44 +164,33 @@ def write_comfyui(
     return write_arrays(path, tensors, {"format": "pt"} | head | dict(metadata), dtype)
 
 
-def authors_adapters(
-    adapters: Sequence[Adapter], denoiser: ModuleDef, denoiser_config: UNetConfig
-) -> dict[str, Adapter]:
-    """Returns the adapters by the names of the model's authors, with alpha = rank; projections are joined."""
-    found = {}
-    for name, (module, parts) in grouped(adapters, denoiser, denoiser_config).items():
-        fused = fuse(parts, [denoiser.shapes[f"{layer}.kernel"].shape[-1] for layer in module.layers])
-        found[name] = swap_halves(fused) if module.is_swapped else fused
-    return found
+def join_adapters(adapters: Sequence[Adapter], denoiser: ModuleDef, file: DenoiserFile) -> dict[str, Adapter]:
+    """Returns the adapters of the layers that the file has, by their names there, with alpha = rank."""
+    joined = {}
+    for name, (module, parts) in parts_by_name(adapters, denoiser, file).items():
+        adapter = fuse(parts, [denoiser.shapes[f"{layer}.kernel"].shape[-1] for layer in module.layers])
+        joined[name] = swap_halves(adapter) if module.is_swapped else adapter
+    return joined
 
 
-def can_join(lora: LoraWeights, denoiser: ModuleDef, denoiser_config: UNetConfig) -> bool:
+def can_join(lora: LoraWeights, denoiser: ModuleDef, file: DenoiserFile) -> bool:
     """Whether `write_comfyui` can write a LoRA: not a DoRA of some of the layers that are one in ComfyUI."""
-    if not joins_projections(denoiser_config):
+    if not file.names_lora:
         return True
-    groups = grouped(to_adapters(lora), denoiser, denoiser_config).values()
-    return all(can_fuse(parts) for _, parts in groups)
+    return all(can_fuse(parts) for _, parts in parts_by_name(to_adapters(lora), denoiser, file).values())
 
 
-def grouped(
-    adapters: Sequence[Adapter], denoiser: ModuleDef, denoiser_config: UNetConfig
+def parts_by_name(
+    adapters: Sequence[Adapter], denoiser: ModuleDef, file: DenoiserFile
 ) -> dict[str, tuple[FileModule, list[Adapter | None]]]:
-    """Returns the authors' name -> layer and the adapters of its parts, of layers that have any."""
-    family = family_of(denoiser_config)
-    assert family.denoiser_file is not None
+    """Returns the name of each layer that the file has -> the layer and its parts' adapters, if there are any."""
     adapter_of = {adapter.module: adapter for adapter in adapters}
-    modules = authors_modules(family.denoiser.component, adaptable_layers(denoiser), family.denoiser_file)
-    groups = {}
-    for name, module in modules.items():
+    found = {}
+    for name, module in authors_modules("", adaptable_layers(denoiser), file).items():
         parts = [adapter_of.get(layer) for layer in module.layers]
         if any(parts):
-            groups[name] = (module, parts)
-    return groups
-
-
-def joins_projections(denoiser_config: UNetConfig) -> bool:
-    """Whether ComfyUI knows a transformer's layers by its authors' names alone, projections joined."""
-    return family_of(denoiser_config).denoiser.has_ldm_names
+            found[name] = (module, parts)
+    return found
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str], dtype: np.dtype | None) -> int:
