@@ -15,6 +15,7 @@ from jaxbooth.models.config import VAEConfig
 from jaxbooth.training.step import ema_update
 
 SCHEDULE = read_schedule({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
+SPACES = ("epsilon", "x0", "v", "flow")
 T = np.array([0, 250, 500, 750, 999])
 SNR = SCHEDULE.alphas_cumprod[T] / (1 - SCHEDULE.alphas_cumprod[T])
 
@@ -32,9 +33,10 @@ def losses(rows, output, loss, frozen=None):
 def test_the_error_of_one_prediction_differs_between_spaces_by_the_snr(rng):
     rows = class_rows(*rng.normal(size=(2, 5, 8, 8, 4)))
     output = jnp.asarray(rng.normal(size=(5, 8, 8, 4)), jnp.float32)
-    on_epsilon, on_x0, on_v = (losses(rows, output, LossSpec(space)) for space in ("epsilon", "x0", "v"))
+    on_epsilon, on_x0, on_v, on_flow = (losses(rows, output, LossSpec(space)) for space in SPACES)
     np.testing.assert_allclose(on_epsilon, SNR * on_x0, rtol=1e-4)
     np.testing.assert_allclose(on_v, (SNR + 1) * on_x0, rtol=1e-4)
+    np.testing.assert_allclose(on_flow, (np.sqrt(SNR) + 1) ** 2 * on_x0, rtol=1e-4)
 
 
 def test_fresh_noise_teaches_the_same_as_its_mean_given_the_noisy_latent(rng):
@@ -65,7 +67,7 @@ def test_a_rows_latent_is_a_shifted_and_scaled_draw_from_its_images_posterior(sh
         np.testing.assert_allclose(found[row], 0.18215 * (draw - (shift or 0)), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("source", "target"), list(itertools.permutations(("epsilon", "x0", "v"), 2)))
+@pytest.mark.parametrize(("source", "target"), list(itertools.permutations(SPACES, 2)))
 def test_guidance_is_the_same_in_every_space(source, target, rng):
     free, conditional, noisy = jnp.asarray(rng.normal(size=(3, 1, 8, 8, 4)), jnp.float32)
     alpha, sigma, guidance = jnp.float32(0.6), jnp.float32(0.8), 7.5
