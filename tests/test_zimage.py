@@ -8,6 +8,7 @@ import torch
 
 from jaxbooth.errors import UserError
 from jaxbooth.models.config import read_config
+from jaxbooth.models.lora import init_lora, lora_shapes, lora_spec, merge, target_layers, with_adapters
 from jaxbooth.models.remat import REMATS
 from jaxbooth.models.zimage_config import ZImageConfig
 from jaxbooth.sharding import BATCH_AXES, make_mesh, mesh_context, param_shardings
@@ -165,3 +166,17 @@ def test_a_configuration_names_what_others_ask_of_it():
     assert (config.in_channels, config.out_channels, config.text_width) == (3, 3, 20)
     assert (config.attention_heads, config.downsampling) == ({2}, 2)
     assert (config.native_size, config.sample_size) == (128, None)
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_adapters_beside_any_layer_equal_those_merged_into_it(dora, rng):
+    module, lora = network(TINY), lora_spec(3, 2.0, False, dora)
+    layers = target_layers(module, "transformer", r"transformer\..*")
+    assert {"all_x_embedder.2-1", "cap_embedder.1", "layers.1.feed_forward.w2"} < set(layers)
+    params = params_from_torch(in_diffusers(TINY), module)
+    adapters = init_lora(params, lora_shapes(module, layers, lora), seed=0)
+    params |= {name: value + 0.1 * rng.normal(size=value.shape).astype(np.float32) for name, value in adapters.items()}
+    given = inputs(rng, TINY, 4, 6, (5, 3), 5)
+    beside = jax.jit(lambda params: with_adapters(module, lora).bind(params)(*given))(params)
+    merged = jax.jit(lambda params: module.bind(merge(params, lora))(*given))(params)
+    np.testing.assert_allclose(beside, merged, rtol=0, atol=2e-5 * np.abs(merged).max())  # float32 sums
