@@ -112,6 +112,11 @@ class BaseModel:
         """Names of the folders that hold weights."""
         return (self.denoiser_name, "vae", *self.text_encoder_names)
 
+    @property
+    def run_components(self) -> tuple[str, ...]:
+        """Names of the components that a run holds while it trains: all but a text encoder that runs once before."""
+        return (self.denoiser_name, "vae") if self.text.runs_once else self.components
+
     def trainable_components(self, with_text_encoders: bool = True) -> tuple[str, ...]:
         """Returns the components that training can change: the denoiser, and the text encoders if asked for."""
         return (self.denoiser_name, *(self.text_encoder_names if with_text_encoders else ()))
@@ -157,6 +162,8 @@ class BaseModel:
             time_ids: (b, 6) original height and width, crop top and left, target height and width, in pixels; unused
                 by families without pooled embeddings.
         """
+        if text.lengths is not None:
+            return text.prompt_embeds, text.lengths
         pooled = text.pooled_prompt_embeds
         return text.prompt_embeds, None if pooled is None else AddedConditions(pooled, time_ids)
 

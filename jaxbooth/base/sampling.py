@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from jaxbooth.base.encoded_prompts import EncodedPrompts
 from jaxbooth.base.model import BaseModel, check_resolution, encode_prompts
 from jaxbooth.base.text_encoder import TextEmbeddings, select_prompts
 from jaxbooth.base.vae import decode_images
@@ -163,6 +164,7 @@ class ImageSampler:
     Args:
         batch_size: images generated at once, rounded up to fill the mesh.
         quiet: show no progress bar, because the caller has one.
+        encoded: embeddings of all prompts that will be asked for, where the text encoder is not among the parameters.
 
     Attributes:
         program: the jitted (params of denoiser and VAE, text, prompt of each image, indices, inputs) -> pixels.
@@ -171,13 +173,22 @@ class ImageSampler:
         UserError: the model's downsampling does not divide the height or the width.
     """
 
-    def __init__(self, base: BaseModel, mesh: Mesh, config: SamplingConfig, batch_size: int, quiet: bool = False):
+    def __init__(
+        self,
+        base: BaseModel,
+        mesh: Mesh,
+        config: SamplingConfig,
+        batch_size: int,
+        quiet: bool = False,
+        encoded: EncodedPrompts | None = None,
+    ):
         for side in config.size:
             check_resolution(base, side, "resolution")
         self.base = base
         self.mesh = mesh
         self.config = config
         self.quiet = quiet
+        self.encoded = encoded
         self.batch_size = -(-batch_size // batch_shards(mesh)) * batch_shards(mesh)
         self.program = jax.jit(self._trace, out_shardings=replicated(mesh))
         self._encode = jax.jit(lambda params, ids: encode_prompts(base, mesh, params, ids))
@@ -227,14 +238,20 @@ class ImageSampler:
                     bar.advance(len(batch))
         return np.concatenate(batches)
 
+    def encode(self, params: dict[str, Params], prompts: Sequence[str]) -> TextEmbeddings:
+        """Returns the embeddings of prompts."""
+        if self.encoded:
+            return self.encoded.select(prompts)
+        encoders = {name: params[name] for name in self.base.text_encoder_names}
+        return self._encode(encoders, self.base.text.tokenize(prompts))
+
     def batches(
         self, params: dict[str, Params], prompts: Sequence[str], seed: int, indices: Sequence[int]
     ) -> Iterator[np.ndarray]:
         """Yields the images of `generate` a batch at a time, each (at most batch_size, H, W, 3) uint8."""
         distinct = list(dict.fromkeys([self.config.negative_prompt, *prompts]))
         padding = distinct[:1] * (padded_count(len(distinct)) - len(distinct))
-        encoders = {name: params[name] for name in self.base.text_encoder_names}
-        text = self._encode(encoders, self.base.text.tokenize(distinct + padding))
+        text = self.encode(params, distinct + padding)
         prompt_indices = np.array([distinct.index(prompt) for prompt in prompts], np.int32)
         image_indices = np.array(indices, np.uint32)
         inputs = put(self.inputs(seed), replicated(self.mesh))

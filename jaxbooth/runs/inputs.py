@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxbooth.base.encoded_prompts import EncodedPrompts
 from jaxbooth.base.model import BaseModel, check_resolution
 from jaxbooth.base.sampling import ImageSampler, configured_sampling
 from jaxbooth.base.trainable import check_rank, read_lora_init, trained_shapes
@@ -199,14 +200,24 @@ def record_images(run: RunFolder, groups: dict[str, list[ImageFile]]) -> None:
 
 
 def generate_class_images(
-    base: BaseModel, params: dict[str, Params], classes: ClassImages, prior: PriorConfig, resolution: int, mesh: Mesh
+    base: BaseModel,
+    params: dict[str, Params],
+    classes: ClassImages,
+    prior: PriorConfig,
+    resolution: int,
+    mesh: Mesh,
+    encoded: EncodedPrompts | None = None,
 ) -> None:
-    """Generates the class images that are missing, with the frozen base model."""
+    """Generates the class images that are missing, with the frozen base model.
+
+    Args:
+        encoded: see `ImageSampler`.
+    """
     if not classes.missing:
         return
     sampling = configured_sampling(prior, resolution)
     # A device's share is the same on any mesh, for the last bit of a product may depend on how many rows it has.
-    image_sampler = ImageSampler(base, mesh, sampling, prior.batch_size * batch_shards(mesh), quiet=True)
+    image_sampler = ImageSampler(base, mesh, sampling, prior.batch_size * batch_shards(mesh), quiet=True, encoded=encoded)
     prompt = classes.settings["prompt"]
 
     def generate(indices: list[int]) -> np.ndarray:

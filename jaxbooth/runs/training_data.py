@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxbooth.base.encoded_prompts import EncodedPrompts
 from jaxbooth.base.model import BaseModel, encode_prompts
 from jaxbooth.base.text_encoder import TextEmbeddings, TokenIds
 from jaxbooth.base.vae import ImageEncoder
@@ -57,16 +58,21 @@ def encode_training_data(
     params: dict[str, Params],
     classes: list[list[ImageFile]],
     mesh: Mesh,
+    encoded: EncodedPrompts | None = None,
 ) -> TrainingData:
     """Encodes all images, in every shape that they are needed in, and all captions.
 
     Args:
         params: of the base model.
+        encoded: the captions, where they were encoded ahead.
         classes: images of each class. They are cropped to the shape of the instance images that they train beside.
     """
     class_files = [file for files in classes for file in files]
     captions = distinct_captions([*inputs.images, *class_files], config.text.caption_dropout > 0)
-    text, frozen_text = encode_captions(config, inputs.base, mesh, params, captions)
+    if encoded:
+        text, frozen_text = encoded.select(captions), None
+    else:
+        text, frozen_text = encode_captions(config, inputs.base, mesh, params, captions)
     encoder, factor = ImageEncoder(inputs.base, params["vae"], mesh), inputs.base.vae_config.factor
     weights = [subject.weight for subject in config.subjects]
     crop_specs = [crop_spec(config, shape) for shape in inputs.shapes]

@@ -31,6 +31,7 @@ from jaxbooth.runs.folder import RunFolder
 from jaxbooth.runs.inputs import RunInputs, generate_class_images, record_images, scan_class_folders
 from jaxbooth.runs.loop import TrainingLoop, compile_dispatches
 from jaxbooth.runs.metric_writer import MetricWriter
+from jaxbooth.runs.prompts import RunPrompts, encode_run_prompts
 from jaxbooth.runs.restore import abstract_run_state
 from jaxbooth.runs.start_notes import describe_length, learning_rate_jump, log_padding
 from jaxbooth.runs.training_data import TrainingData, encode_training_data
@@ -88,8 +89,9 @@ class TrainingRun:
             return self.finish_complete(done)
         shapes = trained_shapes(self.base, self.config)
         whole = fully_trained(self.base, shapes)
-        params = load_params(self.base, self.mesh, whole)
-        data = self.encode_data(params)
+        prompts = encode_run_prompts(self.config, self.base, self.inputs, self.mesh)
+        params = load_params(self.base, self.mesh, whole, self.base.run_components)
+        data = self.encode_data(params, prompts)
         values = shard_params(init_trainable(self.base, self.config, shapes, params), self.mesh)
         start = jax.device_get(checksums(flatten_components(values)))
         denoiser = self.base.denoiser_name
@@ -97,7 +99,7 @@ class TrainingRun:
         frozen = {name: component for name, component in params.items() if name not in whole}
         params.clear()
         state, done = self.start_state(values, done)
-        state, step, selection = self.train(state, done, data, frozen, reference)
+        state, step, selection = self.train(state, done, data, frozen, reference, prompts)
         for sentence in summary(selection, self.config.validation, self.config.evaluation):
             print_result(sentence)
         if step < total and selection.stopped_at is None:
@@ -124,17 +126,21 @@ class TrainingRun:
         print_result(f"{self.run.root} is complete at step {done} of {total}; raise {flags} to train on.")
         return Result(self.run, done, complete=True)
 
-    def encode_data(self, params: dict[str, Params]) -> TrainingData:
+    def encode_data(self, params: dict[str, Params], prompts: RunPrompts) -> TrainingData:
         """Generates missing class images and encodes everything."""
         config = self.config
         for classes in self.inputs.classes:
-            generate_class_images(self.base, params, classes, config.prior, config.resolution, self.mesh)
+            generate_class_images(
+                self.base, params, classes, config.prior, config.resolution, self.mesh, prompts.sampled
+            )
         self.processes.exchange("class images are written")
         folders = scan_class_folders(config.text.placeholder_tokens, self.inputs.classes)
         class_files = [folder.images for folder in folders]
         all_class_files = [file for files in class_files for file in files]
         record_images(self.run, {"instance": self.inputs.images, "class": all_class_files})
-        return encode_training_data(config, self.inputs, self.images, params, class_files, self.mesh)
+        return encode_training_data(
+            config, self.inputs, self.images, params, class_files, self.mesh, prompts.captions
+        )
 
     def reference_denoiser(self, params: Params) -> dict[str, Params]:
         """Copies the denoiser in the compute dtype, where prior rows learn the frozen model's own predictions."""
@@ -162,7 +168,13 @@ class TrainingRun:
             return self.checkpoints.restore(abstract_run_state(self.config, self.base, self.mesh))
 
     def train(
-        self, state: TrainState, done: int, data: TrainingData, frozen: dict[str, Params], reference: dict[str, Params]
+        self,
+        state: TrainState,
+        done: int,
+        data: TrainingData,
+        frozen: dict[str, Params],
+        reference: dict[str, Params],
+        prompts: RunPrompts,
     ) -> tuple[TrainState, int, Selection]:
         """Compiles the steps and runs the loop."""
         config, base, mesh = self.config, self.base, self.mesh
@@ -171,7 +183,7 @@ class TrainingRun:
         try:
             references = [[self.images.square(file) for file in folder.images] for folder in self.inputs.instances]
             validation = make_validation(
-                config, self.run, base, mesh, references, frozen, self.checkpoints, writer, done
+                config, self.run, base, mesh, references, frozen, self.checkpoints, writer, done, prompts.sampled
             )
             if not done:
                 validation(state, 0)

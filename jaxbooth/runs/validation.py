@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
+from jaxbooth.base.encoded_prompts import EncodedPrompts
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.sampling import ImageSampler, configured_sampling
 from jaxbooth.base.vae import ImageEncoder
@@ -63,6 +64,7 @@ class ValidationSampler:
         subjects: Sequence[Subject],
         resolution: int,
         seed: int,
+        encoded: EncodedPrompts | None = None,
     ):
         self.grid_prompts = validation_prompts(validation, subjects)
         self.instance_prompts = distinct(subject.instance_prompt for subject in subjects)
@@ -72,7 +74,7 @@ class ValidationSampler:
         images = len(self.prompts) * self.images_per_prompt
         batches = -(-images // MAX_BATCH)
         sampling = configured_sampling(validation, resolution)
-        self.image_sampler = ImageSampler(base, mesh, sampling, batch_size=-(-images // batches))
+        self.image_sampler = ImageSampler(base, mesh, sampling, -(-images // batches), encoded=encoded)
 
     def sample(self, params: dict[str, Params]) -> np.ndarray:
         """Returns (prompts, images, H, W, 3) uint8; image i of every prompt starts from the same noise."""
@@ -161,6 +163,7 @@ def make_validation(
     checkpoints: Checkpoints,
     writer: MetricWriter,
     done: int,
+    encoded: EncodedPrompts | None = None,
 ) -> Validation:
     """Builds everything that the configuration asks for.
 
@@ -168,8 +171,9 @@ def make_validation(
         references: center squares of each subject's images, (H, W, 3) uint8.
         frozen: component -> parameters that training does not change; the VAE's are among them.
         done: steps that an earlier process did.
+        encoded: see `ImageSampler`.
     """
-    sampler = ValidationSampler(base, mesh, config.validation, config.subjects, config.resolution, config.seed)
+    sampler = ValidationSampler(base, mesh, config.validation, config.subjects, config.resolution, config.seed, encoded)
     together = np.stack([pixels for images in references for pixels in images])
     encoder = ImageEncoder(base, frozen["vae"], mesh)
     drift_meter = DriftMeter(together, encoder, base.vae_config, run.base_latents)

@@ -1,0 +1,59 @@
+"""Prompt embeddings that are made ahead, where the text encoder is a large one that is dropped before training."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxbooth.base.model import BaseModel, encode_prompts, load_params
+from jaxbooth.base.text_encoder import TextEmbeddings, select_prompts
+from jaxbooth.params import Params
+from jaxbooth.sharding import replicated
+
+BATCH_SIZE = 8  # prompts that are encoded at once
+
+
+@dataclass(frozen=True)
+class EncodedPrompts:
+    """The embeddings of prompts.
+
+    Attributes:
+        index: prompt -> its row.
+        text: one row for each prompt, replicated over the mesh.
+    """
+
+    index: Mapping[str, int]
+    text: TextEmbeddings
+
+    def select(self, prompts: Sequence[str]) -> TextEmbeddings:
+        """Returns the embeddings of prompts that are among the encoded ones."""
+        return select_prompts(self.text, np.array([self.index[prompt] for prompt in prompts], np.int32))
+
+
+def encode_ahead(base: BaseModel, mesh: Mesh, *groups: Sequence[str]) -> list[EncodedPrompts]:
+    """Loads the text encoder, encodes groups of distinct prompts and drops it.
+
+    The prompts of a group are padded to the length of its longest.
+
+    Raises:
+        UserError: its weights are missing, damaged or of another shape.
+    """
+    params = load_params(base, mesh, components=base.text_encoder_names)
+    return [
+        EncodedPrompts({prompt: row for row, prompt in enumerate(prompts)}, encode_all(base, mesh, params, prompts))
+        for prompts in groups
+    ]
+
+
+def encode_all(base: BaseModel, mesh: Mesh, params: Mapping[str, Params], prompts: Sequence[str]) -> TextEmbeddings:
+    """Encodes any number of prompts, a few at a time."""
+    ids = base.text.tokenize(prompts)
+    encode = jax.jit(lambda params, ids: encode_prompts(base, mesh, params, ids), out_shardings=replicated(mesh))
+    batches = []
+    for start in range(0, len(prompts), BATCH_SIZE):
+        rows = np.minimum(np.arange(start, start + BATCH_SIZE), len(prompts) - 1)
+        batches.append(encode(params, {name: tokens[rows] for name, tokens in ids.items()}))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts)[: len(prompts)], *batches)

@@ -1,0 +1,59 @@
+"""The prompts that a run uses, all known before it begins: where the text encoder is dropped, they are encoded ahead."""
+
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+
+from jaxbooth.base.encoded_prompts import EncodedPrompts, encode_ahead
+from jaxbooth.base.model import BaseModel
+from jaxbooth.config.run_config import Config
+from jaxbooth.data.latents import distinct_captions
+from jaxbooth.metrics.prompts import few_prompts
+from jaxbooth.runs.inputs import RunInputs, scan_class_folders
+from jaxbooth.runs.validation import distinct, validation_prompts
+
+
+class RunPrompts(NamedTuple):
+    """The prompts of a run, encoded ahead, or None where they are encoded as they are needed.
+
+    Attributes:
+        captions: of the images that are trained on.
+        sampled: of the images that are generated; the first is the empty negative prompt.
+    """
+
+    captions: EncodedPrompts | None = None
+    sampled: EncodedPrompts | None = None
+
+
+def encode_run_prompts(config: Config, base: BaseModel, inputs: RunInputs, mesh: Mesh) -> RunPrompts:
+    """Encodes the prompts of a run ahead, where its text encoder is dropped before the denoiser is loaded."""
+    if not base.text.runs_once:
+        return RunPrompts()
+    return RunPrompts(*encode_ahead(base, mesh, training_captions(config, inputs), sampled_prompts(config, inputs)))
+
+
+def training_captions(config: Config, inputs: RunInputs) -> list[str]:
+    """Returns the distinct captions of instance and class images; generated ones have the class prompt."""
+    started = [classes for classes in inputs.classes if classes.found]
+    folders = scan_class_folders(config.text.placeholder_tokens, started)
+    files = [*inputs.images, *(file for folder in folders for file in folder.images)]
+    captions = distinct_captions(files, with_empty=False)
+    prompts = [classes.settings["prompt"] for classes in inputs.classes]
+    empty = [""] if config.text.caption_dropout else []
+    return distinct([*captions, *prompts, *empty])
+
+
+def sampled_prompts(config: Config, inputs: RunInputs) -> list[str]:
+    """Returns the distinct prompts of class images, sample grids and evaluations, and the empty negative prompt."""
+    subjects = config.subjects
+    measured = [subject.instance_prompt for subject in subjects] + [subject.class_prompt or "" for subject in subjects]
+    evaluated = [prompt.text for prompt in few_prompts(subjects, config.evaluation.num_prompts)]
+    return distinct(
+        [
+            "",
+            *(classes.settings["prompt"] for classes in inputs.classes),
+            *validation_prompts(config.validation, subjects),
+            *measured,
+            *(evaluated if config.evaluation.every else []),
+        ]
+    )
