@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
+from jaxbooth.assets import EMBEDDED_MODELS
 from jaxbooth.base.model import BaseModel, load_params
 from jaxbooth.base.sampling import BATCH_SIZE, ImageSampler, SamplingConfig, configured_sampling
 from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
@@ -200,8 +201,8 @@ def validation_sampling(config: Config, base: BaseModel) -> SamplingDefaults:
 
 def default_sampling(name: str, base: BaseModel) -> SamplingDefaults:
     """Returns how a plain model is sampled: the embedded one as its runs are, others with their pipelines' guidance."""
-    if name == "demo":
-        return validation_sampling(load_config("demo"), base)
+    if name in EMBEDDED_MODELS:
+        return validation_sampling(load_config(name), base)
     if is_turbo(base):
         return SamplingDefaults("euler_ancestral", TURBO_STEPS, 1.0)
     sampling = base.family.sampling

@@ -1,4 +1,4 @@
-"""What ships inside the package: a tiny trained pipeline and CLIP, one subject's images, shipped configurations."""
+"""What ships inside the package: tiny trained pipelines and a CLIP, one subject's images, shipped configurations."""
 
 from pathlib import Path
 
@@ -6,6 +6,8 @@ ASSETS = Path(__file__).parent
 DEMO_MODEL = ASSETS / "tiny-emoji"
 DEMO_CLIP = ASSETS / "tiny-emoji-clip"  # reads the tokens of the pipeline's tokenizer
 DEMO_SUBJECT = ASSETS / "fluent-cat"
+# Names of models -> their folders; each has a shipped configuration of the same name.
+EMBEDDED_MODELS = {"demo": DEMO_MODEL, "demo-flow": ASSETS / "tiny-flow"}
 
 
 def shipped_configs() -> Path:

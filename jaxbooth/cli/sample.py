@@ -19,7 +19,7 @@ class SampleArguments(Section):
     with its base model. If the folder already has images of this seed, numbering continues after them."""
 
     source: Positional[str]
-    """Run folder, model folder, Hub id or "demo"."""
+    """Run folder, model folder, Hub id, "demo" or "demo-flow"."""
     prompt: limits.Prompt
     """What to generate."""
     negative_prompt: limits.Prompt = ""

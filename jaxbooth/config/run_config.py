@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator
 
-from jaxbooth.assets import DEMO_SUBJECT
+from jaxbooth.assets import DEMO_SUBJECT, EMBEDDED_MODELS
 from jaxbooth.config.limits import Regex, Seed
 from jaxbooth.config.loss import LossConfig
 from jaxbooth.config.schema import (
@@ -46,7 +46,8 @@ class Config(Section):
     """Everything that decides a run."""
 
     model: str = "demo"
-    """Base model: a diffusers folder, a single .safetensors file, a Hub id, or "demo" (the embedded tiny-emoji)."""
+    """Base model: a diffusers folder, a single .safetensors file, a Hub id, or an embedded one: "demo" (a tiny Stable
+    Diffusion) or "demo-flow" (a tiny Z-Image)."""
     revision: str | None = None
     """Branch, tag or commit of a Hub model."""
     variant: str | None = None
@@ -166,7 +167,7 @@ def resolve_path(path: Path | None) -> Path | None:
 def resolve_model_name(name: str | None) -> str | None:
     """Returns the absolute path of a local model, and any other model's name as it is."""
     path = local_path(name or "")
-    return str(path.absolute()) if name and name != "demo" and path.exists() else name
+    return str(path.absolute()) if name and name not in EMBEDDED_MODELS and path.exists() else name
 
 
 def fill_defaults(config: Config, native_resolution: int, sampling: FamilySampling) -> Config:

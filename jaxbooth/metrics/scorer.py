@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxbooth.assets import EMBEDDED_MODELS
 from jaxbooth.base.sampling import ImageSampler
 from jaxbooth.config.schema import EvaluationConfig, Subject
 from jaxbooth.console.progress import progress
@@ -56,9 +57,9 @@ def load_feature_models(clip: str | None, dino: str | None, base: Source, mesh: 
     Raises:
         UserError: none is left, or one cannot be loaded.
     """
-    is_demo = base.name == "demo"
-    clip = clip or ("demo" if is_demo else CLIP)
-    dino = dino or (NONE if is_demo else DINO)
+    is_embedded = base.name in EMBEDDED_MODELS
+    clip = clip or ("demo" if is_embedded else CLIP)
+    dino = dino or (NONE if is_embedded else DINO)
     if clip == dino == NONE:
         raise UserError("--clip and --dino are both none; leave one of them to measure with.")
     terms = Source("", offline=base.offline, allow_pickle=base.allow_pickle)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from etils import epath
 
+from jaxbooth.assets import EMBEDDED_MODELS
 from jaxbooth.config.load import load_config
 from jaxbooth.config.run_config import Config
 from jaxbooth.errors import UserError
@@ -21,7 +22,6 @@ from jaxbooth.weights.resolve import CHECKPOINTS
 
 CONFIG = "config.yaml"
 RUNS = Path("runs")  # where shipped configurations have their run folders
-DEMO = "demo"
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def refuse_missing(name: str) -> None:
     runs = [] if (path / CONFIG).exists() else folders_containing(path, CONFIG)
     if runs and not contains_file(path, "model_index.json"):
         raise UserError(f"{name} is a folder of runs; name one of them, such as {Path(name) / runs[0].name}.")
-    if name == DEMO or path.exists() or Path(name).suffix.lower() in CHECKPOINTS:
+    if name in EMBEDDED_MODELS or path.exists() or Path(name).suffix.lower() in CHECKPOINTS:
         return
     is_hub_id = re.fullmatch(r"[^/.~][^/]*/[^/]+", name) is not None
     if not is_hub_id or Path(name).parent == RUNS or folders_containing(Path(name).parent, CONFIG):

@@ -217,7 +217,9 @@ def generate_class_images(
         return
     sampling = configured_sampling(prior, resolution)
     # A device's share is the same on any mesh, for the last bit of a product may depend on how many rows it has.
-    image_sampler = ImageSampler(base, mesh, sampling, prior.batch_size * batch_shards(mesh), quiet=True, encoded=encoded)
+    image_sampler = ImageSampler(
+        base, mesh, sampling, prior.batch_size * batch_shards(mesh), quiet=True, encoded=encoded
+    )
     prompt = classes.settings["prompt"]
 
     def generate(indices: list[int]) -> np.ndarray:

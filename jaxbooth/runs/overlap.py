@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxbooth.assets import EMBEDDED_MODELS
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import Subject
 from jaxbooth.errors import UserError
@@ -103,7 +104,7 @@ def model_paths(config: Config) -> Iterator[FlagPath]:
     }
     for flag, name in names.items():
         path = local_path(name or "")
-        if name and name != "demo" and path.exists():
+        if name and str(name) not in EMBEDDED_MODELS and path.exists():
             yield FlagPath(flag, path)
 
 

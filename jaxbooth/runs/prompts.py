@@ -1,4 +1,4 @@
-"""The prompts that a run uses, all known before it begins: where the text encoder is dropped, they are encoded ahead."""
+"""The prompts of a run, which are known before it begins: where the text encoder is dropped, they are encoded ahead."""
 
 from typing import NamedTuple
 

@@ -138,9 +138,7 @@ class TrainingRun:
         class_files = [folder.images for folder in folders]
         all_class_files = [file for files in class_files for file in files]
         record_images(self.run, {"instance": self.inputs.images, "class": all_class_files})
-        return encode_training_data(
-            config, self.inputs, self.images, params, class_files, self.mesh, prompts.captions
-        )
+        return encode_training_data(config, self.inputs, self.images, params, class_files, self.mesh, prompts.captions)
 
     def reference_denoiser(self, params: Params) -> dict[str, Params]:
         """Copies the denoiser in the compute dtype, where prior rows learn the frozen model's own predictions."""

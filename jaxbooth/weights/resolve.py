@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from jaxbooth.assets import DEMO_MODEL
+from jaxbooth.assets import EMBEDDED_MODELS
 from jaxbooth.console.messages import info
 from jaxbooth.errors import UserError
 from jaxbooth.storage.paths import local_path
@@ -79,7 +79,7 @@ def locate(name: str, source: Source, role: Role = "model", without: str | None 
         RunFailure: the Hub could not be reached.
     """
     label = f"{role} {name}"
-    path = DEMO_MODEL if name == "demo" else local_path(name)
+    path = EMBEDDED_MODELS.get(name) or local_path(name)
     revision = source.revision if role == "model" else None
     if path.exists():
         if revision:
