@@ -102,7 +102,7 @@ def make_spec(base: BaseModel, config: Config, mesh: AnyMesh) -> TrainStepSpec:
     rates = learning_rates(config)
     optimizer = make_optimizer(config.train, rates, unused_parameters(base, trained_shapes(base, config)))
     slices = subject_slices([INSTANCES], [PRIORS], [0], [1.0])
-    return make_train_step_spec(base, mesh, slices, optimizer, config.train, config.loss, config.text, rates)
+    return make_train_step_spec(base, mesh, slices, optimizer, config.train, config.loss, config.text, rates, (64, 64))
 
 
 def run(

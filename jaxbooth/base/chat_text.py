@@ -8,7 +8,7 @@ once and never trained.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ class ChatTextEncoder(PromptEncoder):
         encoders: the one.
     """
 
+    runs_once: ClassVar[bool] = True
     encoders: tuple[TextEncoder[ChatTokenizer, Qwen3Config], ...]
     spec: ChatEncoderSpec
 

@@ -6,13 +6,15 @@ from typing import Any
 
 from pydantic.dataclasses import dataclass
 
-from jaxbooth.base.text_encoder import TextEncoder, TextEncoders
+from jaxbooth.base.text_encoder import PromptEncoder, TextEncoder, TextEncoders
 from jaxbooth.base.tokenizer import Tokenizer
 from jaxbooth.base.tokenizer_files import read_tokenizer
 from jaxbooth.errors import UserError
 from jaxbooth.models.clip import CLIPTextModel
-from jaxbooth.models.config import CLIPTextConfig, UNetConfig, VAEConfig, architectures, read_config
+from jaxbooth.models.config import CLIPTextConfig, UNetConfig, architectures, read_config
+from jaxbooth.models.denoiser_config import DenoiserConfig
 from jaxbooth.models.layers import Layers
+from jaxbooth.models.vae import AnyVAEConfig
 from jaxbooth.params import abstract_module
 from jaxbooth.storage.paths import ascii_repr
 from jaxbooth.storage.text import read_json
@@ -58,7 +60,7 @@ def read_component_config(config_type: type, folder: Path) -> Any:
     return read_config(config_type, read_json(folder / "config.json"), str(folder / "config.json"))
 
 
-def read_denoiser_config(folder: Path, model_index: Mapping[str, Any]) -> tuple[Family, UNetConfig]:
+def read_denoiser_config(folder: Path, model_index: Mapping[str, Any]) -> tuple[Family, DenoiserConfig]:
     """Returns the family that `model_index.json` and the denoiser's configuration agree on, and that configuration.
 
     Raises:
@@ -69,18 +71,27 @@ def read_denoiser_config(folder: Path, model_index: Mapping[str, Any]) -> tuple[
     spec = next(family.denoiser for family in FAMILIES.values() if family.pipeline == pipeline)
     source = folder / spec.component / "config.json"
     config = read_component_config(spec.config, source.parent)
+    if isinstance(config, UNetConfig):
+        check_added_conditions(config, pipeline, source)
+    return family_of(config), config
+
+
+def check_added_conditions(config: UNetConfig, pipeline: str, source: Path) -> None:
+    """Refuses a UNet that takes other conditions than the pipeline gives it.
+
+    Raises:
+        UserError: the message names the key or the two models.
+    """
     added = config.addition_embed_type
     if added not in (None, "text_time"):
         raise UserError(
             f"{source}: addition_embed_type = {ascii_repr(added)} is not supported; only SDXL's 'text_time' is."
         )
-    family = family_of(config)
-    if family.pipeline != pipeline:
+    if family_of(config).pipeline != pipeline:
         actual = "an SDXL UNet" if added else "not an SDXL UNet"
         raise UserError(
             f"{source} is {actual}, but model_index.json says {PIPELINES[pipeline]}; the parts must be of one model."
         )
-    return family, config
 
 
 def read_text_encoder(folder: Path, spec: TextEncoderSpec, dtype: Any) -> TextEncoder:
@@ -99,7 +110,35 @@ def read_text_encoder(folder: Path, spec: TextEncoderSpec, dtype: Any) -> TextEn
     return TextEncoder(spec.component, Tokenizer(clip, len(clip), config.vocab_size), module, config)
 
 
-def check_components(folder: Path, family: Family, denoiser: UNetConfig, vae: VAEConfig, text: TextEncoders) -> None:
+def read_text_encoders(
+    folder: Path,
+    family: Family,
+    model_index: Mapping[str, Any],
+    dtype: Any,
+    clip_skip: int,
+    max_token_chunks: int,
+) -> TextEncoders:
+    """Reads the CLIP text encoders of a model and how they are used.
+
+    Args:
+        dtype: that they compute in.
+    """
+    encoders = tuple(read_text_encoder(folder, spec, dtype) for spec in family.text_encoders)
+    zeros = family.conditioning.zeros_for_empty_prompt
+    zeros = zeros and bool(model_index.get("force_zeros_for_empty_prompt", True))  # diffusers' own default
+    return TextEncoders(encoders, family.conditioning, zeros, clip_skip=clip_skip, max_token_chunks=max_token_chunks)
+
+
+def refuse_clip_options(family: Family, clip_skip: int, max_token_chunks: int) -> None:
+    """Raises UserError for options that are about CLIP, where the text encoder is a language model."""
+    for flag, is_set in (("--text.clip-skip", clip_skip > 0), ("--text.max-token-chunks", max_token_chunks > 1)):
+        if is_set:
+            raise UserError(f"{flag} is about CLIP; {family.title} has a language model as text encoder. Leave it out.")
+
+
+def check_components(
+    folder: Path, family: Family, denoiser: DenoiserConfig, vae: AnyVAEConfig, text: PromptEncoder
+) -> None:
     """Refuses components that do not fit each other.
 
     Raises:
@@ -113,13 +152,23 @@ def check_components(folder: Path, family: Family, denoiser: UNetConfig, vae: VA
             f"{models.get(denoiser.in_channels, 'this model')} cannot be trained."
         )
     check_channels(source, denoiser, folder / "vae" / "config.json", vae)
-    if family.conditioning.has_pooled:
+    if isinstance(denoiser, UNetConfig) and family.conditioning.has_pooled:
         check_pooled(source, denoiser, text.encoders[-1].config.projection_dim)
     if denoiser.text_width != text.width:
         raise UserError(
-            f"{source}: cross_attention_dim {denoiser.text_width} does not fit the text encoder's width "
-            f"{text.width}; the parts are of different families and must be of one model."
+            f"{source}: {denoiser.text_width_key} {denoiser.text_width} does not fit the text encoder's width "
+            f"{text.width}; the parts are of different families or sizes and must be of one model."
         )
+    if isinstance(text, TextEncoders):
+        check_text_encoders(folder, text)
+
+
+def check_text_encoders(folder: Path, text: TextEncoders) -> None:
+    """Refuses CLIP text encoders that read different numbers of tokens, or have no layer that is used.
+
+    Raises:
+        UserError: the message names what does not fit.
+    """
     lengths = [encoder.tokenizer.max_length for encoder in text.encoders]
     if len(set(lengths)) > 1:
         raise UserError(
@@ -131,7 +180,7 @@ def check_components(folder: Path, family: Family, denoiser: UNetConfig, vae: VA
         raise UserError(f"--text.clip-skip {text.clip_skip} leaves nothing of a text encoder of {layers} layers.")
 
 
-def check_channels(source: Path, denoiser: UNetConfig, vae_source: Path, vae: VAEConfig) -> None:
+def check_channels(source: Path, denoiser: DenoiserConfig, vae_source: Path, vae: AnyVAEConfig) -> None:
     """Refuses a denoiser that predicts something else than latents (a learned variance), and a VAE of other images.
 
     Raises:

@@ -30,7 +30,8 @@ class EncodedPrompts:
 
     def select(self, prompts: Sequence[str]) -> TextEmbeddings:
         """Returns the embeddings of prompts that are among the encoded ones."""
-        return select_prompts(self.text, np.array([self.index[prompt] for prompt in prompts], np.int32))
+        rows = np.array([self.index[prompt] for prompt in prompts], np.int32)
+        return select_prompts(self.text, jnp.asarray(rows))
 
 
 def encode_ahead(base: BaseModel, mesh: Mesh, *groups: Sequence[str]) -> list[EncodedPrompts]:

@@ -10,22 +10,25 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
+from jaxbooth.base.chat_text import read_chat_text_encoder
 from jaxbooth.base.components import (
     check_components,
     read_component_config,
     read_denoiser_config,
     read_model_index,
-    read_text_encoder,
+    read_text_encoders,
+    refuse_clip_options,
 )
-from jaxbooth.base.text_encoder import PromptEncoder, TextEmbeddings, TextEncoders, TokenIds
+from jaxbooth.base.text_encoder import PromptEncoder, TextEmbeddings, TokenIds
 from jaxbooth.config.limits import MAX_ENLARGEMENT
 from jaxbooth.console.progress import progress
 from jaxbooth.diffusion.schedule import NoiseSchedule, read_schedule
 from jaxbooth.errors import UserError
-from jaxbooth.models.config import UNetConfig, VAEConfig
+from jaxbooth.models.denoiser_config import DenoiserConfig
 from jaxbooth.models.layers import Layers
 from jaxbooth.models.lora import LoraSpec, with_adapters
 from jaxbooth.models.unet import AddedConditions
+from jaxbooth.models.vae import AnyVAEConfig
 from jaxbooth.params import ModuleDef, Params, abstract_module, precision_of
 from jaxbooth.sharding import mesh_context, param_shardings
 from jaxbooth.storage.text import read_json
@@ -53,8 +56,8 @@ class BaseModel:
     folder: Path
     family: Family
     schedule: NoiseSchedule
-    denoiser_config: UNetConfig
-    vae_config: VAEConfig
+    denoiser_config: DenoiserConfig
+    vae_config: AnyVAEConfig
     denoiser: ModuleDef
     vae: ModuleDef
     text: PromptEncoder
@@ -77,12 +80,11 @@ class BaseModel:
         family, denoiser_config = read_denoiser_config(folder, model_index)
         vae_config = read_component_config(family.vae.config, folder / "vae")
         compute = compute_dtype(dtype)
-        encoders = tuple(read_text_encoder(folder, spec, compute) for spec in family.text_encoders)
-        zeros = family.conditioning.zeros_for_empty_prompt
-        zeros = zeros and bool(model_index.get("force_zeros_for_empty_prompt", True))  # diffusers' own default
-        text = TextEncoders(
-            encoders, family.conditioning, zeros, clip_skip=clip_skip, max_token_chunks=max_token_chunks
-        )
+        if family.chat_encoder:
+            refuse_clip_options(family, clip_skip, max_token_chunks)
+            text = read_chat_text_encoder(folder, family.chat_encoder, compute)
+        else:
+            text = read_text_encoders(folder, family, model_index, compute, clip_skip, max_token_chunks)
         check_components(folder, family, denoiser_config, vae_config, text)
         scheduler = folder / "scheduler" / "scheduler_config.json"
         return cls(
@@ -148,6 +150,9 @@ class BaseModel:
     @property
     def native_resolution(self) -> int:
         """Side in pixels that the model was trained at."""
+        of_vae = self.vae_config.sample_size
+        if self.schedule.is_flow and isinstance(of_vae, int):  # flow transformers know no size
+            return of_vae
         return self.denoiser_config.native_size * self.vae_config.factor
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -155,17 +160,29 @@ class BaseModel:
         factor = self.vae_config.factor
         return height // factor, width // factor, self.vae_config.latent_channels
 
-    def denoiser_conditioning(self, text: TextEmbeddings, time_ids: Array) -> tuple[Array, AddedConditions | None]:
+    def image_tokens(self, height: int, width: int) -> int:
+        """Returns how many tokens the denoiser makes of an image of a size in pixels, if it is a transformer."""
+        return (height // self.resolution_multiple) * (width // self.resolution_multiple)
+
+    def with_schedule(self, schedule: NoiseSchedule) -> "BaseModel":
+        """Returns the model with another noise schedule."""
+        return replace(self, schedule=schedule)
+
+    def denoiser_conditioning(self, text: TextEmbeddings, time_ids: Array) -> tuple[Any, ...]:
         """Returns the arguments that the denoiser takes after latents and timesteps.
 
+        They are the prompt embeddings, and with them what the text encoder gave besides: how many of them are no
+        padding, or CLIP's pooled embeddings, which go with sizes and crops.
+
         Args:
-            time_ids: (b, 6) original height and width, crop top and left, target height and width, in pixels; unused
-                by families without pooled embeddings.
+            time_ids: (b, 6) original height and width, crop top and left, target height and width, in pixels.
         """
+        conditions: list[Any] = [text.prompt_embeds]
         if text.lengths is not None:
-            return text.prompt_embeds, text.lengths
-        pooled = text.pooled_prompt_embeds
-        return text.prompt_embeds, None if pooled is None else AddedConditions(pooled, time_ids)
+            conditions.append(text.lengths)
+        if text.pooled_prompt_embeds is not None:
+            conditions.append(AddedConditions(text.pooled_prompt_embeds, time_ids))
+        return tuple(conditions)
 
 
 def check_resolution(base: BaseModel, resolution: int, flag: str) -> None:

@@ -8,7 +8,7 @@ hidden states of two text encoders side by side, without it, and the second one'
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +77,7 @@ class PromptEncoder(ABC):
         max_token_chunks: how many times 75 tokens of a prompt are read by CLIP.
     """
 
+    runs_once: ClassVar[bool] = False  # before the denoiser is loaded; then it is dropped, and never trained
     encoders: tuple[TextEncoder[Any, Any], ...]
     clip_skip: int = field(default=0, kw_only=True)
     max_token_chunks: int = field(default=1, kw_only=True)

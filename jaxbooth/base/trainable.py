@@ -29,8 +29,13 @@ def add_trainable(base: BaseModel, config: Config) -> BaseModel:
     """Returns a base model with the run's adapters and placeholder tokens.
 
     Raises:
-        UserError: a placeholder token is in the vocabulary already.
+        UserError: a placeholder token is in the vocabulary already, or the text encoder cannot be trained.
     """
+    if base.text.runs_once and config.train.text_encoder:
+        raise UserError(
+            f"--train.text-encoder: the text encoder of {base.family.title} is a language model that is run once and "
+            "never trained; leave the flag out."
+        )
     tokens = config.text.placeholder_tokens
     if tokens:
         base = base.with_text(base.text.add_placeholder_tokens(tokens, config.text.vectors_per_token))

@@ -117,6 +117,11 @@ class UNetConfig:
         return self.text_widths[0]
 
     @property
+    def text_width_key(self) -> str:
+        """The key that the width of the text stands under."""
+        return "cross_attention_dim"
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """ResNets of each level on the way down; there is one more on the way up."""
         return self.per_level(self.layers_per_block)

@@ -113,10 +113,10 @@ def abstract_step(config: Config, base: BaseModel, mesh: AnyMesh) -> AbstractSte
     if base.denoiser_name in whole and config.loss.prior_target == "frozen":
         in_step[REFERENCE_DENOISER] = abstract_params(base.denoiser_name)
     slices = abstract_slices(config)
-    rates = learning_rates(config)
+    rates, size = learning_rates(config), (config.resolution, config.resolution)
     optimizer = make_optimizer(config.train, rates, unused_parameters(base, trained))
     return AbstractStep(
-        spec=make_train_step_spec(base, mesh, slices, optimizer, config.train, config.loss, config.text, rates),
+        spec=make_train_step_spec(base, mesh, slices, optimizer, config.train, config.loss, config.text, rates, size),
         state=abstract_state(trained, optimizer, config.train.ema_decay is not None, mesh),
         frozen=in_step,
         resident=resident,

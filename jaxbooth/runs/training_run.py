@@ -187,8 +187,10 @@ class TrainingRun:
                 validation(state, 0)
             rates = learning_rates(config)
             specs = [
-                make_train_step_spec(base, mesh, slices, self.optimizer, config.train, config.loss, config.text, rates)
-                for slices in data.slices
+                make_train_step_spec(
+                    base, mesh, slices, self.optimizer, config.train, config.loss, config.text, rates, size
+                )
+                for slices, size in zip(data.slices, self.inputs.shapes, strict=True)
             ]
             log_padding(config.train, specs[0].layout.index.size, batch_shards(mesh))
             step_components = set(base.trainable_components(config.trains_text))

@@ -9,7 +9,7 @@ from jaxbooth.config.loss import LossConfig
 from jaxbooth.config.rates import LearningRates
 from jaxbooth.config.schema import TextConfig, TrainConfig
 from jaxbooth.diffusion.loss import LossSpec
-from jaxbooth.diffusion.noise import TimestepSampling
+from jaxbooth.diffusion.noise import TimestepSampling, training_schedule
 from jaxbooth.models.remat import Remat
 from jaxbooth.sharding import AnyMesh, batch_shards
 from jaxbooth.training.layout import BatchLayout, RowCounts, SubjectSlices, batch_layout
@@ -83,12 +83,17 @@ def make_train_step_spec(
     loss: LossConfig,
     text: TextConfig,
     rates: LearningRates,
+    size: tuple[int, int],
 ) -> TrainStepSpec:
-    """Lays out the rows of a run's steps, and takes from the configuration's sections what a step needs."""
+    """Lays out the rows of a run's steps, and takes from the configuration's sections what a step needs.
+
+    Args:
+        size: height and width of the images in pixels, by which a flow model's timesteps may be shifted.
+    """
     counts = RowCounts(train.batch_size, train.prior_rows)
     micro_batches = train.gradient_accumulation_steps
     return TrainStepSpec(
-        base=base,
+        base=base.with_schedule(training_schedule(base.schedule, loss.timestep_shift, base.image_tokens(*size))),
         mesh=mesh,
         slices=slices,
         layout=batch_layout(counts, train.prior_weight, micro_batches, batch_shards(mesh)),

@@ -41,7 +41,8 @@ def microbatch_loss(
     noisy = base.schedule.add_noise(examples.latents, examples.noise, examples.timesteps)
     denoiser_input = base.schedule.add_noise(examples.latents, batch.input_noise, examples.timesteps)
     denoiser = base.denoiser.bind(params[base.denoiser_name])
-    output = denoiser(denoiser_input, examples.timesteps, *conditions, remat=spec.remat)
+    timesteps = base.schedule.network_timesteps(examples.timesteps)
+    output = denoiser(denoiser_input, timesteps, *conditions, remat=spec.remat)
     target = frozen_prediction(spec, frozen, cache, batch, denoiser_input) if spec.distills_prior else None
     losses = reduce_losses(per_example_loss(output, noisy, examples, base.schedule, spec.loss_spec, target), examples)
     return losses.total, losses
@@ -68,7 +69,7 @@ def frozen_prediction(
     def prior_part(rows: Array) -> Array:
         return by_shard(rows)[:, first_prior:].reshape(-1, *rows.shape[1:])
 
-    inputs = (denoiser_input, batch.examples.timesteps, *conditions)
+    inputs = (denoiser_input, base.schedule.network_timesteps(batch.examples.timesteps), *conditions)
     output = denoiser(*jax.tree.map(prior_part, inputs))
     zeros = jnp.zeros_like(by_shard(denoiser_input)[:, :first_prior])
     return jnp.concatenate([zeros, by_shard(output)], axis=1).reshape(denoiser_input.shape)

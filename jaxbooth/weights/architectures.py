@@ -14,6 +14,7 @@ from typing import Any
 
 from jaxbooth.errors import UserError
 from jaxbooth.models.config import UNetConfig, VAEConfig
+from jaxbooth.models.denoiser_config import DenoiserConfig
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.models.vae import AutoencoderKL
 from jaxbooth.storage.paths import ascii_repr
@@ -136,7 +137,7 @@ def check_pipeline(model_index: Mapping[str, Any], folder: Path) -> tuple[str, .
     )
 
 
-def family_of(denoiser: UNetConfig) -> Family:
+def family_of(denoiser: DenoiserConfig) -> Family:
     """Returns the family that a denoiser's configuration belongs to."""
     return next(
         family
