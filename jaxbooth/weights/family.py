@@ -11,7 +11,6 @@ from jaxbooth.assets import ASSETS
 from jaxbooth.diffusion.flow import MuLaw
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.models.layers import Layers
-from jaxbooth.weights.chat_encoder import ChatEncoderSpec
 from jaxbooth.weights.denoiser_file.names import DenoiserFile
 
 
@@ -69,6 +68,26 @@ class TextEncoderSpec(NamedTuple):
     ldm_prefix: str
     kohya_prefix: str
     embedding_key: str | None
+
+
+class ChatEncoderSpec(NamedTuple):
+    """A language model that reads prompts in its chat template. It is run once and never trained.
+
+    Attributes:
+        component, tokenizer: their folders in a diffusers model.
+        hidden_states: indices of those that make the prompt embeddings, side by side, as transformers counts them: 0 is
+            the embedding of the tokens, -1 the last layer's output after the norm.
+        enable_thinking: argument of the chat template.
+        max_length: tokens of a prompt that are read, the template's included.
+        pads_to_max_length: every prompt is `max_length` tokens long, and its padding is a condition, too.
+    """
+
+    component: str
+    tokenizer: str
+    hidden_states: tuple[int, ...]
+    enable_thinking: bool
+    max_length: int = 512
+    pads_to_max_length: bool = False
 
 
 class Conditioning(NamedTuple):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from jaxbooth.models.config import UNetConfig
+from jaxbooth.models.denoiser_config import DenoiserConfig
 from jaxbooth.weights.architectures import family_of
 
 # Width of the prompt embeddings -> `ss_base_model_version` and architecture
@@ -13,7 +13,7 @@ BASE_OF_TEXT_WIDTH: Mapping[int, tuple[str, str]] = {
 }
 
 
-def kohya_metadata(config: UNetConfig, ranks: Iterable[int], alpha: float, is_dora: bool) -> dict[str, str]:
+def kohya_metadata(config: DenoiserConfig, ranks: Iterable[int], alpha: float, is_dora: bool) -> dict[str, str]:
     """Returns the keys that kohya's tools and the web UIs read.
 
     The module that reads DoRA is LyCORIS; kohya's own `networks.lora` knows none.
@@ -31,7 +31,7 @@ def kohya_metadata(config: UNetConfig, ranks: Iterable[int], alpha: float, is_do
     }
 
 
-def transformer_metadata(config: UNetConfig, ranks: Iterable[int]) -> dict[str, str]:
+def transformer_metadata(config: DenoiserConfig, ranks: Iterable[int]) -> dict[str, str]:
     """Returns the keys of a flow transformer's LoRA; of a base model in another size than the published ones, its rank.
 
     `ss_base_model_version` is what ai-toolkit writes (`get_base_model_version`), `modelspec.architecture` what

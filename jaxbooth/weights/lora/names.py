@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from jaxbooth.errors import UserError
 from jaxbooth.models.config import UNetConfig
+from jaxbooth.models.denoiser_config import DenoiserConfig
 from jaxbooth.params import ModuleDef
 from jaxbooth.weights.architectures import COMPONENTS, FAMILIES, family_of
 from jaxbooth.weights.denoiser_file.names import DenoiserFile, projection_order
@@ -57,11 +58,12 @@ class FileModule(NamedTuple):
     is_swapped: bool = False
 
 
-def kohya_name(component: str, module: str, config: UNetConfig) -> str:
+def kohya_name(component: str, module: str, config: DenoiserConfig) -> str:
     """Returns the name that kohya's `networks/lora.py` gives a module: diffusers paths, but SGM's in an SDXL UNet."""
     family = family_of(config)
     if component == family.denoiser.component:
-        path = unet_key(module, config) if family.denoiser.has_ldm_names else module
+        uses_ldm_names = family.denoiser.has_ldm_names and isinstance(config, UNetConfig)
+        path = unet_key(module, config) if uses_ldm_names else module
         return underscored(family.denoiser.kohya_prefix, path)
     encoder = next(encoder for encoder in family.text_encoders if encoder.component == component)
     return underscored(encoder.kohya_prefix, published_path(component, module))
@@ -72,7 +74,7 @@ def underscored(prefix: str, path: str) -> str:
     return f"{prefix}_{path}".replace(".", "_")
 
 
-def spellings(component: str, module: str, config: UNetConfig) -> Iterator[str]:
+def spellings(component: str, module: str, config: DenoiserConfig) -> Iterator[str]:
     """Yields every name by which LoRA files know a module of Stable Diffusion.
 
     With and without component and `text_model.`, in diffusers' old words and in kohya's.
@@ -83,7 +85,7 @@ def spellings(component: str, module: str, config: UNetConfig) -> Iterator[str]:
         for name in (path, *old):
             yield f"{component}.{name}"
             yield name
-    if component == family_of(config).denoiser.component:
+    if component == family_of(config).denoiser.component and isinstance(config, UNetConfig):
         paths.append(unet_key(module, config))
     yield from (underscored(prefix, path) for prefix in kohya_prefixes(component) for path in paths)
 
@@ -94,7 +96,7 @@ def kohya_prefixes(component: str) -> list[str]:
     return list(dict.fromkeys(spec.kohya_prefix for spec in specs if spec.component == component))
 
 
-def modules_by_name(networks: Mapping[str, ModuleDef], config: UNetConfig) -> dict[str, FileModule]:
+def modules_by_name(networks: Mapping[str, ModuleDef], config: DenoiserConfig) -> dict[str, FileModule]:
     """Returns spelling -> module for everything with a kernel; a bare path is the first component's."""
     file = family_of(config).denoiser_file
     known: dict[str, FileModule] = {}

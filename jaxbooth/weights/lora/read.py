@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxbooth.errors import UserError
-from jaxbooth.models.config import UNetConfig
+from jaxbooth.models.denoiser_config import DenoiserConfig
 from jaxbooth.params import ModuleDef
 from jaxbooth.weights.diffusers_read import list_names, open_tensors
 from jaxbooth.weights.lora.adapters import Adapter, LoraWeights, from_adapters
@@ -21,7 +21,7 @@ from jaxbooth.weights.values import finite, weight_dtype
 ALPHAS = 1e-30, 1e30  # nearer to 0 or infinity, alpha / rank is that in float32
 
 
-def read_lora(path: Path, networks: Mapping[str, ModuleDef], denoiser_config: UNetConfig) -> LoraWeights:
+def read_lora(path: Path, networks: Mapping[str, ModuleDef], denoiser_config: DenoiserConfig) -> LoraWeights:
     """Reads a LoRA file in the layout of PEFT, diffusers, kohya's tools, ComfyUI, ai-toolkit or OneTrainer.
 
     An `.alpha` tensor comes before diffusers' metadata, and without either alpha is the rank. Where the file has one

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxbooth.errors import UserError
-from jaxbooth.models.config import UNetConfig
+from jaxbooth.models.denoiser_config import DenoiserConfig
 from jaxbooth.params import ModuleDef
 from jaxbooth.weights.architectures import family_of
 from jaxbooth.weights.denoiser_file.names import DenoiserFile
@@ -91,7 +91,7 @@ def peft_config(path: Path, adapters: list[Adapter]) -> dict[str, Any]:
 def write_kohya(
     path: Path,
     lora: LoraWeights,
-    denoiser_config: UNetConfig,
+    denoiser_config: DenoiserConfig,
     metadata: Mapping[str, str],
     dtype: np.dtype | None = None,
 ) -> int:
@@ -128,7 +128,7 @@ def write_comfyui(
     path: Path,
     lora: LoraWeights,
     denoiser: ModuleDef,
-    denoiser_config: UNetConfig,
+    denoiser_config: DenoiserConfig,
     metadata: Mapping[str, str],
     dtype: np.dtype | None = None,
 ) -> int:
