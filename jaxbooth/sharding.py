@@ -26,8 +26,14 @@ BATCH_AXES = ("data", "fsdp")
 MIN_SHARDED_SIZE = 2**12  # elements; smaller parameters are cheaper to replicate than to gather
 
 # Projections into attention and feed-forward, and out of them. The VAE's attention has one head and is not split.
-GOING_IN = r"(attn\d\.to_[qkv]|attention\.to_[qkv]|[qkv]_proj|gate_proj|up_proj|fc1|net\.0\.proj|feed_forward\.w[13])"
-COMING_OUT = r"(attn\d\.to_out\.0|attention\.to_out\.0|o_proj|out_proj|down_proj|fc2|net\.2|feed_forward\.w2)"
+GOING_IN = (
+    r"(attn\d?\.to_[qkv]|attention\.to_[qkv]|[qkv]_proj|gate_proj|up_proj|fc1|net\.0\.proj|feed_forward\.w[13]|"
+    r"linear_in|to_qkv_mlp_proj)"
+)
+COMING_OUT = (
+    r"(attn\d?\.to_out(\.0)?|attention\.to_out\.0|o_proj|out_proj|down_proj|fc2|net\.2|feed_forward\.w2|"
+    r"linear_out|to_add_out)"
+)
 # (parameter name, dimensions that it has, the one that `tensor` splits): outputs going in, inputs coming out, so that
 # one reduction suffices.
 TENSOR_RULES = (
@@ -35,7 +41,10 @@ TENSOR_RULES = (
     (rf".*{GOING_IN}\.(bias|lora_magnitude_vector\.scale)", 1, -1),
     (rf".*{COMING_OUT}(\.lora_A)?\.kernel", 2, -2),
 )
-HALVED = r".*\.net\.0\.proj\..*"  # used as two halves of the last dimension, which is therefore stored in one piece
+# Of projections to several parts the outputs, and from several parts the inputs, are stored in one piece: each device
+# computes with its share of every part, see `jaxbooth.models.fused`.
+TO_PARTS = r".*\.(net\.0\.proj|linear_in|to_qkv_mlp_proj)\..*"
+FROM_PARTS = r".*single_transformer_blocks\.\d+\.attn\.to_out\..*"
 EMBEDDING = r".*embedding"  # looked up, and lengthened by placeholder tokens, along the first dimension
 
 
@@ -143,7 +152,7 @@ def tensor_dimension(name: str, shape: tuple[int, ...], mesh: AnyMesh) -> int | 
 def partition_spec(name: str, shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
     """The rule of storage: `tensor` where TENSOR_RULES say, then `fsdp` on the largest free divisible dimension."""
     spec: list[str | None] = [None] * len(shape)
-    whole = {len(shape) - 1} if re.fullmatch(HALVED, name) else {0} if re.fullmatch(EMBEDDING, name) else set()
+    whole = whole_dimensions(name, shape)
     wide = tensor_dimension(name, shape, mesh)
     if wide is not None and len(shape) + wide not in whole:
         spec[wide] = "tensor"
@@ -153,6 +162,13 @@ def partition_spec(name: str, shape: tuple[int, ...], mesh: AnyMesh) -> Partitio
         if free:
             spec[max(free, key=lambda d: shape[d])] = "fsdp"
     return PartitionSpec(*spec)
+
+
+def whole_dimensions(name: str, shape: tuple[int, ...]) -> set[int]:
+    """Returns the dimensions of a parameter that are stored in one piece."""
+    if re.fullmatch(TO_PARTS, name):
+        return {len(shape) - 1}
+    return {0} if re.fullmatch(f"{EMBEDDING}|{FROM_PARTS}", name) else set()
 
 
 class ParamSharding(NamedTuple):
@@ -218,6 +234,11 @@ def batch_sharding(mesh: AnyMesh) -> NamedSharding:
 def batch_shards(mesh: AnyMesh) -> int:
     """Parts that `batch_sharding` makes."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def tensor_axis_size() -> int:
+    """Returns the size of the `tensor` axis of the mesh that `mesh_context` has named; 1 without one."""
+    return jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
 
 
 def mesh_context(mesh: AnyMesh) -> AbstractContextManager:

@@ -10,6 +10,7 @@ from jaxbooth.models.config import (
     CLIPTextConfig,
     CLIPVisionConfig,
     Dinov2Config,
+    Flux2Config,
     Flux2VAEConfig,
     UNetConfig,
     VAEConfig,
@@ -45,6 +46,8 @@ from tests.test_models import SD1
         (UNetConfig, "only_cross_attention", [False, True]),
         (CLIPTextConfig, "attention_dropout", False),
         (ViTConfig, "pruned_heads", {"0": [1]}),
+        (Flux2Config, "patch_size", 2),
+        (Flux2VAEConfig, "scaling_factor", 0.3611),
     ],
 )
 def test_a_key_that_is_not_implemented_is_named(kind, key, value):
@@ -77,6 +80,7 @@ def mistyped():
         UNetConfig: ("in_channels", "norm_num_groups", "layers_per_block", "cross_attention_dim", "attention_head_dim"),
         VAEConfig: ("latent_channels", "norm_num_groups", "layers_per_block", "in_channels", "out_channels"),
         Flux2VAEConfig: ("latent_channels", "norm_num_groups", "layers_per_block"),
+        Flux2Config: ("in_channels", "attention_head_dim", "num_attention_heads", "joint_attention_dim"),
         CLIPTextConfig: ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                          "max_position_embeddings", "projection_dim"),
         CLIPVisionConfig: ("image_size", "patch_size", "num_channels"),
@@ -103,6 +107,10 @@ def mistyped():
         (VAEConfig, "scaling_factor", value) for value in (0, -0.18, math.nan, math.inf, None, "0.18", True, 1e300)
     )
     yield from ((VAEConfig, "shift_factor", value) for value in ("0.1", True, math.nan, 1e300, [0.1]))
+    yield from ((Flux2Config, "out_channels", value) for value in (0, 128.0, "128", [128]))
+    yield from ((Flux2Config, "axes_dims_rope", value) for value in ([32] * 3, [31, 33, 32, 32], 32, [32.0] * 4, None))
+    yield from ((Flux2Config, "mlp_ratio", value) for value in (0, -3, None, "3", 1e300))
+    yield from ((Flux2Config, "guidance_embeds", value) for value in (None, 0, "false"))
     yield from ((Flux2VAEConfig, "patch_size", value) for value in (None, 0, [2, 1], [2], 2.0, "2", 99))
     yield from ((Flux2VAEConfig, "batch_norm_eps", value) for value in (None, 0, -1e-4, math.nan))
     yield from ((VAEConfig, "use_quant_conv", value) for value in (0, 1, None, "false"))
@@ -137,6 +145,8 @@ def test_a_value_of_another_type_or_out_of_range_is_named(kind, key, value):
         (VAEConfig, {"block_out_channels": [32, 64]}, "down_block_types has 1 entries for 2 levels"),
         (Flux2VAEConfig, {"decoder_block_out_channels": [96] * 3}, "decoder_block_out_channels has 3 entries for 4"),
         (Flux2VAEConfig, {"decoder_block_out_channels": [90] * 4}, "norm_num_groups 32 does not divide 90 channels"),
+        (Flux2Config, {"attention_head_dim": 64},
+         "axes_dims_rope [32, 32, 32, 32] do not sum up to attention_head_dim 64"),
         (CLIPTextConfig, {"num_attention_heads": 7}, "num_attention_heads 7 does not divide 512 channels"),
         (ViTConfig, {"image_size": 8}, "patch_size 16 is larger than image_size 8"),
     ],

@@ -89,6 +89,27 @@ def test_a_gates_two_halves_are_stored_in_one_piece():
     assert partition_spec("b.ff.net.0.proj.bias", (2560 * 4,), mesh) == P(None)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("transformer_blocks.0.attn.to_q.kernel", (64, 64), P("fsdp", "tensor")),
+        ("transformer_blocks.0.attn.add_k_proj.kernel", (64, 64), P("fsdp", "tensor")),
+        ("transformer_blocks.0.attn.to_out.0.kernel", (64, 64), P("tensor", "fsdp")),
+        ("transformer_blocks.0.attn.to_add_out.kernel", (64, 64), P("tensor", "fsdp")),
+        ("transformer_blocks.0.ff_context.linear_in.kernel", (64, 384), P("fsdp", None)),
+        ("transformer_blocks.0.ff_context.linear_out.kernel", (192, 64), P("tensor", "fsdp")),
+        ("single_transformer_blocks.0.attn.to_qkv_mlp_proj.kernel", (64, 576), P("fsdp", None)),
+        ("single_transformer_blocks.0.attn.to_qkv_mlp_proj.lora_B.kernel", (16, 576), P("fsdp", None)),
+        ("single_transformer_blocks.0.attn.to_out.kernel", (256, 64), P(None, "fsdp")),
+        ("single_transformer_blocks.0.attn.to_out.lora_A.kernel", (256, 16), P(None, "fsdp")),
+        ("single_transformer_blocks.0.attn.norm_q.scale", (16,), P(None)),
+        ("double_stream_modulation_img.linear.kernel", (64, 384), P(None, "fsdp")),
+    ],
+)
+def test_flux2s_fused_projections_are_stored_in_one_piece_along_their_parts(name, shape, expected):
+    assert partition_spec(name, shape, make_mesh(data=1, fsdp=2, tensor=4)) == expected
+
+
 def test_fsdp_takes_the_largest_divisible_dimension():
     mesh = make_mesh(data=1, fsdp=8)
     assert partition_spec("a.kernel", (3, 3, 320, 640), mesh) == P(None, None, None, "fsdp")

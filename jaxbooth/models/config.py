@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from jaxbooth.errors import UserError
 from jaxbooth.models.encoder_config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, Dinov2Config, ViTConfig
+from jaxbooth.models.flux2_config import Flux2Config
 from jaxbooth.models.qwen3_config import Qwen3Config
 from jaxbooth.models.unet_config import UNetConfig
 from jaxbooth.models.vae_config import Flux2VAEConfig, VAEConfig
@@ -38,6 +39,7 @@ NEUTRAL: dict[type, dict[str, Any]] = {
     VAEConfig: {"act_fn": "silu"},
     Flux2VAEConfig: {"act_fn": "silu"},
     ZImageConfig: {},
+    Flux2Config: {"patch_size": 1},
     CLIPTextConfig: {"attention_dropout": 0.0, "dropout": 0.0, "model_type": "clip_text_model", "pruned_heads": {}},
     CLIPVisionConfig: {"attention_dropout": 0.0, "dropout": 0.0, "model_type": "clip_vision_model", "pruned_heads": {}},
     ViTConfig: {"model_type": "vit", "pruned_heads": {}},

@@ -109,9 +109,9 @@ def sinusoidal_embedding(
 class TimestepEmbedding(nnx.Module):
     """Two linear layers around a SiLU; diffusers `TimestepEmbedding`."""
 
-    def __init__(self, inputs: int, outputs: int, layers: Layers):
-        self.linear_1 = layers.linear(inputs, outputs)
-        self.linear_2 = layers.linear(outputs, outputs)
+    def __init__(self, inputs: int, outputs: int, layers: Layers, bias: bool = True):
+        self.linear_1 = layers.linear(inputs, outputs, bias)
+        self.linear_2 = layers.linear(outputs, outputs, bias)
 
     def __call__(self, x: Float[Array, "b inputs"]) -> Float[Array, "b outputs"]:
         return self.linear_2(nnx.silu(self.linear_1(x)))

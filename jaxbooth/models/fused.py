@@ -1,0 +1,75 @@
+"""Projections to several parts side by side, and from several: one product, also where devices share it.
+
+Tensor parallelism gives each device a piece of a kernel's columns (or rows). Of [query | key | value], one device would
+hold queries and another one values. So the kernel is reordered before it is cut: the piece of each device holds its
+share of every part, and no activation has to travel.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from jaxbooth.params import Array
+from jaxbooth.sharding import tensor_axis_size
+
+
+def pieces_of(widths: Sequence[int]) -> int:
+    """Returns into how many pieces each part is cut: 1 where `tensor` does not divide all of them."""
+    size = tensor_axis_size()
+    return 1 if any(width % size for width in widths) else size
+
+
+def reordered(values: Array, widths: Sequence[int], pieces: int, axis: int) -> Array:
+    """Returns what stands part by part along an axis piece by piece, with a share of every part in each."""
+    parts = jnp.split(values, np.cumsum(widths)[:-1], axis)
+    return joined([jnp.moveaxis(part, axis, -1) for part in parts], pieces, axis)
+
+
+def joined(parts: Sequence[Float[Array, "*batch _"]], pieces: int, axis: int = -1) -> Array:
+    """Joins parts, whose channels come last, piece by piece; the channels of the result are at `axis`."""
+    cut = [part.reshape(*part.shape[:-1], pieces, -1) for part in parts]
+    together = jnp.concatenate(cut, axis=-1)
+    return jnp.moveaxis(together.reshape(*together.shape[:-2], -1), -1, axis)
+
+
+def taken_apart(values: Float[Array, "*batch total"], widths: Sequence[int], pieces: int) -> list[Array]:
+    """Returns the parts of what stands piece by piece: the inverse of `joined`."""
+    cut = values.reshape(*values.shape[:-1], pieces, -1)
+    shares = np.cumsum(widths)[:-1] // pieces
+    return [part.reshape(*part.shape[:-2], -1) for part in jnp.split(cut, shares, axis=-1)]
+
+
+def reordered_layer(layer: Any, widths: Sequence[int], pieces: int, axis: int, unless: str) -> Any:
+    """Returns a layer, with its adapter if it has one, whose inputs or outputs stand piece by piece.
+
+    Args:
+        axis: of a kernel: -2 for inputs, -1 for outputs.
+        unless: name of the adapter's parameter that has no such axis.
+    """
+    if pieces == 1:
+        return layer
+
+    def reorder(path: tuple, value: Array) -> Array:
+        names = [getattr(key, "name", "") for key in path]
+        has_axis = unless not in names and value.ndim >= -axis and value.shape[axis] == sum(widths)
+        return reordered(value, widths, pieces, axis) if has_axis else value
+
+    return jax.tree_util.tree_map_with_path(reorder, layer)
+
+
+def project_to_parts(layer: Any, x: Float[Array, "*batch c"], widths: Sequence[int]) -> list[Array]:
+    """Returns the parts of a layer's outputs, of `widths` channels."""
+    pieces = pieces_of(widths)
+    outputs = reordered_layer(layer, widths, pieces, axis=-1, unless="lora_A")(x)
+    return taken_apart(outputs, widths, pieces)
+
+
+def project_from_parts(layer: Any, parts: Sequence[Float[Array, "*batch _"]]) -> Float[Array, "*batch c"]:
+    """Returns a layer's outputs from the parts of its inputs."""
+    widths = [part.shape[-1] for part in parts]
+    pieces = pieces_of(widths)
+    return reordered_layer(layer, widths, pieces, axis=-2, unless="lora_B")(joined(parts, pieces))
