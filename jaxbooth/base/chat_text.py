@@ -5,7 +5,7 @@ A prompt stands in the model's chat template, and hidden states of its tokens ar
 once and never trained.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from jaxbooth.base.chat_template import ChatTemplate
 from jaxbooth.base.chat_tokenizer import ChatTokenizer, read_chat_tokenizer
@@ -28,6 +29,7 @@ from jaxbooth.storage.text import read_json
 from jaxbooth.weights.family import ChatEncoderSpec
 
 PADDING = -1  # among token ids; the text encoder is given the tokenizer's own padding in its place
+ROWS = 8  # prompts that the language model reads at once, whose scores and activations take 500 MB
 BLOCK = 32  # tokens; captions are padded to a multiple, as Z-Image's transformer takes them
 PLANNED_LENGTH = 128  # tokens of a prompt where none is known: about 90 words
 
@@ -38,11 +40,13 @@ class ChatTextEncoder(PromptEncoder):
 
     Attributes:
         encoders: the one.
+        dtype: of the embeddings: that which the model computes in, to which the denoiser would round them.
     """
 
     runs_once: ClassVar[bool] = True
     encoders: tuple[TextEncoder[ChatTokenizer, Qwen3Config], ...]
     spec: ChatEncoderSpec
+    dtype: Any
 
     @property
     def width(self) -> int:
@@ -92,7 +96,7 @@ class ChatTextEncoder(PromptEncoder):
             ids: text encoder -> (b, 1, length), -1 where a prompt is padded.
 
         Returns:
-            Prompt embeddings (b, length, width) float32. Where the family pads to its longest prompt, those of padding
+            Prompt embeddings (b, length, width). Where the family pads to its longest prompt, those of padding
             are what the model makes of its padding token, which sees the prompt; else they are 0, and there are
             lengths.
         """
@@ -102,7 +106,12 @@ class ChatTextEncoder(PromptEncoder):
         lengths = jnp.sum(is_token, axis=1, dtype=jnp.int32)
         model = encoder.module.bind(params[encoder.name])
         input_ids = jnp.where(is_token, tokens, encoder.tokenizer.pad_token_id)
-        embeds = jnp.concatenate(model(input_ids, lengths, self.spec.hidden_states), axis=-1)
+
+        def embed(input_ids: Array, lengths: Array) -> Array:
+            states = model(input_ids, lengths, self.spec.hidden_states)
+            return jnp.concatenate([state.astype(self.dtype) for state in states], axis=-1)
+
+        embeds = by_rows(embed, input_ids, lengths)
         if self.spec.pads_to_max_length:
             return TextEmbeddings(embeds)
         return TextEmbeddings(jnp.where(is_token[..., None], embeds, 0), lengths=lengths)
@@ -122,6 +131,17 @@ class ChatTextEncoder(PromptEncoder):
     def with_lora(self, lora: LoraSpec) -> "ChatTextEncoder":
         """Returns itself: the language model takes no adapters."""
         return self
+
+
+def by_rows(function: Callable[[Array, Array], Array], input_ids: Array, lengths: Array) -> Array:
+    """Applies a function to ROWS prompts at a time, one part after the other; the last part is filled up."""
+    count, missing = len(input_ids), -len(input_ids) % ROWS
+    if count <= ROWS:
+        return function(input_ids, lengths)
+    input_ids = jnp.pad(input_ids, ((0, missing), (0, 0))).reshape(-1, ROWS, input_ids.shape[1])
+    lengths = jnp.pad(lengths, (0, missing), constant_values=1).reshape(-1, ROWS)
+    parts = jax.lax.map(lambda part: function(*part), (input_ids, lengths))
+    return parts.reshape(-1, *parts.shape[2:])[:count]
 
 
 def read_chat_text_encoder(
@@ -152,4 +172,4 @@ def read_chat_text_encoder(
     else:
         tokenizer = ChatTokenizer(None, ChatTemplate("", ""), spec.max_length, pad_token_id=0)
     module = abstract_module(lambda rngs: Qwen3Model(config, Layers(rngs, dtype)))
-    return ChatTextEncoder((TextEncoder(spec.component, tokenizer, module, config),), spec)
+    return ChatTextEncoder((TextEncoder(spec.component, tokenizer, module, config),), spec, dtype)

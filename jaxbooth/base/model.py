@@ -203,7 +203,7 @@ def check_resolution(base: BaseModel, resolution: int, flag: str) -> None:
 
 
 def encode_prompts(base: BaseModel, mesh: Mesh, params: Mapping[str, Params], ids: TokenIds) -> TextEmbeddings:
-    """Runs the text encoders once, ahead of everything that uses the embeddings; float32. Pure."""
+    """Runs the text encoders once, ahead of everything that uses the embeddings. Pure."""
     with precision_of(base.dtype), mesh_context(mesh):
         return base.text.encode(params, ids)
 

@@ -35,10 +35,10 @@ ConfigT = TypeVar("ConfigT")
 
 
 class TextEmbeddings(NamedTuple):
-    """What the denoiser sees of prompts, float32.
+    """What the denoiser sees of prompts.
 
     Attributes:
-        prompt_embeds: (b, s, d).
+        prompt_embeds: (b, s, d); float32 where the text encoder may be trained.
         pooled_prompt_embeds: (b, p), for families that use them.
         lengths: (b,) int32, how many of the s tokens are no padding, for families whose denoiser is told.
     """
@@ -121,7 +121,7 @@ class PromptEncoder(ABC):
 
     @abstractmethod
     def encode(self, params: Mapping[str, Params], ids: Mapping[str, AnyArray]) -> TextEmbeddings:
-        """Runs the text encoders; float32. Pure, for use under `jax.jit`."""
+        """Runs the text encoders. Pure, for use under `jax.jit`."""
 
     def abstract_embeddings(self, prompts: int) -> TextEmbeddings:
         """Describes the embeddings of prompts."""
