@@ -197,7 +197,9 @@ class ImageSampler:
         """Returns what the configuration and a seed give the program, on the host."""
         guidance_scale: Any = np.array(self.config.guidance_scale, np.float32)
         root: Any = key_data(seed)
-        grid = make_timestep_grid(self.base.schedule, self.config.sampler, self.config.steps)
+        image_tokens = self.base.image_tokens(*self.config.size)
+        mu_law = self.base.family.sampling.mu_law
+        grid = make_timestep_grid(self.base.schedule, self.config.sampler, self.config.steps, image_tokens, mu_law)
         return SamplingInputs(root, guidance_scale, grid)
 
     def _trace(

@@ -83,6 +83,11 @@ class ZImageConfig:
         return self.cap_feat_dim
 
     @property
+    def text_width_key(self) -> str:
+        """The key that the width of the text stands under."""
+        return "cap_feat_dim"
+
+    @property
     def attention_heads(self) -> set[int]:
         """Head counts that occur."""
         return {self.n_heads}

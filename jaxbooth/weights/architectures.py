@@ -17,8 +17,12 @@ from jaxbooth.models.config import UNetConfig, VAEConfig
 from jaxbooth.models.denoiser_config import DenoiserConfig
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.models.vae import AutoencoderKL
+from jaxbooth.models.zimage import ZImageTransformer2DModel
+from jaxbooth.models.zimage_config import ZImageConfig
 from jaxbooth.storage.paths import ascii_repr
+from jaxbooth.weights.denoiser_file.names import Z_IMAGE
 from jaxbooth.weights.family import (
+    ChatEncoderSpec,
     Conditioning,
     DenoiserSpec,
     Family,
@@ -104,6 +108,24 @@ FAMILIES: dict[str, Family] = {
             kohya_version="sdxl_base_v1-0",
             hub_tag="stable-diffusion-xl",
         ),
+        Family(
+            name="zimage",
+            title="Z-Image",
+            published={"zimage": ("Tongyi-MAI/Z-Image",)},
+            pipeline="ZImagePipeline",
+            pipeline_title="Z-Image",
+            denoiser_keys={},
+            text_widths=(2560,),
+            denoiser=DenoiserSpec("transformer", ZImageConfig, ZImageTransformer2DModel, "lora_unet"),
+            vae=KL,
+            text_encoders=(),
+            chat_encoder=ChatEncoderSpec("text_encoder", "tokenizer", (-2,), enable_thinking=True),
+            sampling=FamilySampling(guidance_scale=4.0, sampler="euler", prior_sampler="euler"),
+            modelspec={"flow": "Z-Image"},
+            kohya_version="zimage",
+            denoiser_file=Z_IMAGE,
+            hub_tag="z-image",
+        ),
     )
 }
 LDM_FAMILIES = tuple(name for name, family in FAMILIES.items() if family.denoiser_file is None)
@@ -133,7 +155,7 @@ def check_pipeline(model_index: Mapping[str, Any], folder: Path) -> tuple[str, .
     model = f"{others[0]} ({pipeline})" if others else pipeline
     raise UserError(
         f"{folder / 'model_index.json'}: {model} is not supported; "
-        "jaxbooth trains Stable Diffusion 1.x, 2.x and SDXL text-to-image models."
+        "jaxbooth trains text-to-image models of Stable Diffusion 1.x and 2.x, SDXL and Z-Image."
     )
 
 
