@@ -201,7 +201,7 @@ def test_what_the_model_and_a_plan_ask_of_it(family, text):
     assert text.eos_token_id_to_set is None
     assert text.with_lora(lora_spec(4, None, False, False)) is text
     embeds = text.abstract_embeddings(3)
-    assert embeds.prompt_embeds.shape == (3, 128 if family == "z-image" else 512, text.width)
+    assert embeds.prompt_embeds.shape == (3, 64 if family == "z-image" else 512, text.width)
     assert (embeds.lengths is None) == (family == "klein")
 
 

@@ -31,7 +31,7 @@ from jaxbooth.weights.family import ChatEncoderSpec
 PADDING = -1  # among token ids; the text encoder is given the tokenizer's own padding in its place
 ROWS = 8  # prompts that the language model reads at once, whose scores and activations take 500 MB
 BLOCK = 32  # tokens; captions are padded to a multiple, as Z-Image's transformer takes them
-PLANNED_LENGTH = 128  # tokens of a prompt where none is known: about 90 words
+PLANNED_LENGTH = 64  # tokens of a prompt where none is known: about 40 words
 
 
 @dataclass(frozen=True)
