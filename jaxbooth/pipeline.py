@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from jaxbooth.assets import EMBEDDED_MODELS
+from jaxbooth.base.distilled import default_sampling_of, distillation
 from jaxbooth.base.model import BaseModel, load_params
 from jaxbooth.base.sampling import BATCH_SIZE, ImageSampler, SamplingConfig, configured_sampling
 from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
@@ -40,12 +41,9 @@ from jaxbooth.runs.restore import confirm_base, read_base, restore_result, run_m
 from jaxbooth.sharding import make_mesh
 from jaxbooth.storage.paths import ascii_repr
 from jaxbooth.storage.remote import as_path
-from jaxbooth.storage.text import read_json
 from jaxbooth.weights.embeddings import read_embeddings
 from jaxbooth.weights.resolve import resolve_model
 from jaxbooth.weights.source import Source
-
-TURBO_STEPS = 4
 
 
 class SamplingDefaults(NamedTuple):
@@ -194,30 +192,18 @@ def refuse_model_arguments(source: Source, clip_skip: int, max_token_chunks: int
 
 def validation_sampling(config: Config, base: BaseModel) -> SamplingDefaults:
     """Returns how a run's sample grids are made."""
-    filled = fill_defaults(config, base.native_resolution, base.family.sampling)
+    filled = fill_defaults(config, base.native_resolution, default_sampling_of(base))
     sampling = configured_sampling(filled.validation, filled.resolution)
     return SamplingDefaults(sampling.sampler, sampling.steps, sampling.guidance_scale)
 
 
 def default_sampling(name: str, base: BaseModel) -> SamplingDefaults:
-    """Returns how a plain model is sampled: the embedded one as its runs are, others with their pipelines' guidance."""
+    """Returns how a plain model is sampled: embedded ones as their runs are, others as suits their family."""
     if name in EMBEDDED_MODELS:
         return validation_sampling(load_config(name), base)
-    if is_turbo(base):
-        return SamplingDefaults("euler_ancestral", TURBO_STEPS, 1.0)
-    sampling = base.family.sampling
-    return SamplingDefaults(sampling.sampler, guidance_scale=sampling.guidance_scale)
-
-
-def is_turbo(base: BaseModel) -> bool:
-    """Tells whether a model was distilled to a few steps without guidance, as SD Turbo and SDXL Turbo were.
-
-    Those predict epsilon, and come with an Euler scheduler at trailing timesteps.
-    """
-    schedule = base.schedule
-    scheduler = read_json(base.folder / "scheduler" / "scheduler_config.json").get("_class_name")
-    is_euler = scheduler in ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
-    return is_euler and schedule.timestep_spacing == "trailing" and schedule.prediction_type == "epsilon"
+    sampling, distilled = default_sampling_of(base), distillation(base)
+    defaults = SamplingDefaults(sampling.sampler, guidance_scale=sampling.guidance_scale)
+    return defaults._replace(steps=distilled.steps) if distilled else defaults
 
 
 def load_embeddings(base: BaseModel) -> tuple[BaseModel, dict[str, Params]]:

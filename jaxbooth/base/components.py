@@ -32,6 +32,7 @@ class ModelIndex:
 
     requires_safety_checker: bool | None = None
     force_zeros_for_empty_prompt: bool | None = None
+    is_distilled: bool | None = None
 
 
 def read_model_index(folder: Path) -> dict[str, Any]:

@@ -62,6 +62,11 @@ class Flux2Config:
         return self.joint_attention_dim
 
     @property
+    def text_width_key(self) -> str:
+        """The key that the width of the text stands under."""
+        return "joint_attention_dim"
+
+    @property
     def attention_heads(self) -> set[int]:
         """Head counts that occur."""
         return {self.num_attention_heads}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
+from jaxbooth.base.distilled import default_sampling_of
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.text_encoder import TextEmbeddings, TokenIds
 from jaxbooth.base.trainable import add_trainable, fully_trained, trained_shapes, unused_parameters
@@ -75,7 +76,7 @@ def abstract_base(config: Config, platform: str | None = None) -> tuple[Config, 
             base = read(Path(scratch))
     else:
         base = read(folder if (folder / "model_index.json").exists() else resolve_model(config.source))
-    return fill_defaults(config, base.native_resolution, base.family.sampling), base
+    return fill_defaults(config, base.native_resolution, default_sampling_of(base)), base
 
 
 def abstract_mesh(mesh: MeshConfig, topology: Topology) -> AbstractMesh:

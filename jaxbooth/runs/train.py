@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from jaxbooth.backend import enable_compilation_cache, warn_about_cpu_fallback
+from jaxbooth.base.distilled import default_sampling_of, warn_about_distillation
 from jaxbooth.base.trainable import trained_shapes, unused_parameters
 from jaxbooth.config.load import load_config, with_overrides
 from jaxbooth.config.rates import learning_rates
@@ -65,10 +66,11 @@ def train_joined(config: Config, processes: SingleProcess) -> Result:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     base = read_base(config)
     check_heads(mesh.shape["tensor"], base.attention_heads)
-    config = fill_defaults(config, base.native_resolution, base.family.sampling)
+    config = fill_defaults(config, base.native_resolution, default_sampling_of(base))
     no_gradient = unused_parameters(base, trained_shapes(base, config))
     optimizer = make_optimizer(config.train, learning_rates(config), no_gradient)
     inputs = read_inputs(config, base)
+    warn_about_distillation(base)
     log_prompts(config, base.text, [file.caption for file in inputs.images])
     run_config = check_memory(config, base, mesh)
     images = TrainingImages(config.resolution, config.data.masks)

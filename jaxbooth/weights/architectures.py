@@ -15,16 +15,21 @@ from typing import Any
 from jaxbooth.errors import UserError
 from jaxbooth.models.config import UNetConfig, VAEConfig
 from jaxbooth.models.denoiser_config import DenoiserConfig
+from jaxbooth.models.flux2 import Flux2Transformer2DModel
+from jaxbooth.models.flux2_config import Flux2Config
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.models.vae import AutoencoderKL
+from jaxbooth.models.vae_config import Flux2VAEConfig
+from jaxbooth.models.vae_flux2 import AutoencoderKLFlux2
 from jaxbooth.models.zimage import ZImageTransformer2DModel
 from jaxbooth.models.zimage_config import ZImageConfig
 from jaxbooth.storage.paths import ascii_repr
-from jaxbooth.weights.denoiser_file.names import Z_IMAGE
+from jaxbooth.weights.denoiser_file.names import FLUX2, Z_IMAGE
 from jaxbooth.weights.family import (
     ChatEncoderSpec,
     Conditioning,
     DenoiserSpec,
+    Distillation,
     Family,
     FamilySampling,
     PublishedModel,
@@ -36,6 +41,14 @@ from jaxbooth.weights.other_models import OTHER_MODELS
 END_TOKEN = "<|endoftext|>"
 UNET = DenoiserSpec("unet", UNetConfig, UNet2DConditionModel, "lora_unet")
 KL = VAESpec(VAEConfig, AutoencoderKL)
+# By which SD Turbo and SDXL Turbo are told.
+TURBO_SCHEDULER = {
+    "_class_name": ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
+    "timestep_spacing": ("trailing",),
+    "prediction_type": (None, "epsilon"),
+}
+SD_TURBO = Distillation("stabilityai/stable-diffusion-2-1", 4, "euler_ancestral", TURBO_SCHEDULER)
+SDXL_TURBO = SD_TURBO._replace(base="stabilityai/stable-diffusion-xl-base-1.0")
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
@@ -59,6 +72,7 @@ FAMILIES: dict[str, Family] = {
                 TextEncoderSpec("text_encoder", "tokenizer", END_TOKEN, False, "cond_stage_model.", "lora_te", None),
             ),
             sampling=FamilySampling(guidance_scale=7.5),
+            distilled=SD_TURBO,
             modelspec={"epsilon": "stable-diffusion-v1", "v": "stable-diffusion-v1"},
             kohya_version="sd_v1",
             has_inference_yaml=True,
@@ -79,6 +93,7 @@ FAMILIES: dict[str, Family] = {
                 TextEncoderSpec("text_encoder", "tokenizer", "!", False, "cond_stage_model.", "lora_te", None),
             ),
             sampling=FamilySampling(guidance_scale=7.5),
+            distilled=SD_TURBO,
             modelspec={"epsilon": "stable-diffusion-v2-512", "v": "stable-diffusion-v2-768-v"},
             kohya_version="sd_v2",
             has_inference_yaml=True,
@@ -104,6 +119,7 @@ FAMILIES: dict[str, Family] = {
             ),
             conditioning=Conditioning(1, has_final_norm=False, has_pooled=True, zeros_for_empty_prompt=True),
             sampling=FamilySampling(guidance_scale=5.0),
+            distilled=SDXL_TURBO,
             modelspec={"epsilon": "stable-diffusion-xl-v1-base", "v": "stable-diffusion-xl-v1-base"},
             kohya_version="sdxl_base_v1-0",
             hub_tag="stable-diffusion-xl",
@@ -121,10 +137,35 @@ FAMILIES: dict[str, Family] = {
             text_encoders=(),
             chat_encoder=ChatEncoderSpec("text_encoder", "tokenizer", (-2,), enable_thinking=True),
             sampling=FamilySampling(guidance_scale=4.0, sampler="euler", prior_sampler="euler"),
+            distilled=Distillation("Tongyi-MAI/Z-Image", 9, "euler", {"shift": (3.0,)}),  # its base has 6
             modelspec={"flow": "Z-Image"},
             kohya_version="zimage",
             denoiser_file=Z_IMAGE,
             hub_tag="z-image",
+        ),
+        Family(
+            name="klein",
+            title="FLUX.2 klein",
+            published={
+                "klein-4b": ("black-forest-labs/FLUX.2-klein-base-4B",),
+                "klein-9b": ("black-forest-labs/FLUX.2-klein-base-9B",),
+            },
+            pipeline="Flux2KleinPipeline",
+            pipeline_title="FLUX.2 klein",
+            denoiser_keys={},
+            text_widths=(7680, 12288),
+            denoiser=DenoiserSpec("transformer", Flux2Config, Flux2Transformer2DModel, "lora_unet"),
+            vae=VAESpec(Flux2VAEConfig, AutoencoderKLFlux2),
+            text_encoders=(),
+            chat_encoder=ChatEncoderSpec(
+                "text_encoder", "tokenizer", (9, 18, 27), enable_thinking=False, pads_to_max_length=True
+            ),
+            sampling=FamilySampling(guidance_scale=4.0, sampler="euler", prior_sampler="euler", mu_law="empirical"),
+            distilled=Distillation("black-forest-labs/FLUX.2-klein-base-4B (or -9B)", 4, "euler", {}),
+            modelspec={"flow": "Flux.2-klein"},
+            kohya_version="flux2_klein",
+            denoiser_file=FLUX2,
+            hub_tag="flux-2-klein",
         ),
     )
 }
@@ -155,7 +196,7 @@ def check_pipeline(model_index: Mapping[str, Any], folder: Path) -> tuple[str, .
     model = f"{others[0]} ({pipeline})" if others else pipeline
     raise UserError(
         f"{folder / 'model_index.json'}: {model} is not supported; "
-        "jaxbooth trains text-to-image models of Stable Diffusion 1.x and 2.x, SDXL and Z-Image."
+        "jaxbooth trains text-to-image models of Stable Diffusion 1.x and 2.x, SDXL, Z-Image and FLUX.2 klein."
     )
 
 

@@ -125,6 +125,23 @@ class FamilySampling(NamedTuple):
     mu_law: MuLaw = "linear"
 
 
+class Distillation(NamedTuple):
+    """Models of a family that need few steps and no guidance.
+
+    Attributes:
+        base: Hub id of the model that they were made from.
+        steps: with which they are sampled.
+        sampler: as well.
+        scheduler_keys: keys of `scheduler_config.json` that they have, and the values by which they are told, where
+            `model_index.json` does not say it.
+    """
+
+    base: str
+    steps: int
+    sampler: SamplerName
+    scheduler_keys: Mapping[str, tuple[Any, ...]]
+
+
 @dataclass(frozen=True)
 class Family:
     """A model family.
@@ -158,6 +175,7 @@ class Family:
     vae: VAESpec
     text_encoders: tuple[TextEncoderSpec, ...]
     sampling: FamilySampling
+    distilled: Distillation
     modelspec: Mapping[str, str]
     kohya_version: str
     hub_tag: str
