@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from jaxbooth.assets import EMBEDDED_MODELS
-from jaxbooth.base.distilled import default_sampling_of, distillation
 from jaxbooth.base.model import BaseModel, load_params
 from jaxbooth.base.sampling import BATCH_SIZE, ImageSampler, SamplingConfig, configured_sampling
 from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
@@ -192,7 +191,7 @@ def refuse_model_arguments(source: Source, clip_skip: int, max_token_chunks: int
 
 def validation_sampling(config: Config, base: BaseModel) -> SamplingDefaults:
     """Returns how a run's sample grids are made."""
-    filled = fill_defaults(config, base.native_resolution, default_sampling_of(base))
+    filled = fill_defaults(config, base.native_resolution, base.sampling)
     sampling = configured_sampling(filled.validation, filled.resolution)
     return SamplingDefaults(sampling.sampler, sampling.steps, sampling.guidance_scale)
 
@@ -201,9 +200,8 @@ def default_sampling(name: str, base: BaseModel) -> SamplingDefaults:
     """Returns how a plain model is sampled: embedded ones as their runs are, others as suits their family."""
     if name in EMBEDDED_MODELS:
         return validation_sampling(load_config(name), base)
-    sampling, distilled = default_sampling_of(base), distillation(base)
-    defaults = SamplingDefaults(sampling.sampler, guidance_scale=sampling.guidance_scale)
-    return defaults._replace(steps=distilled.steps) if distilled else defaults
+    defaults = SamplingDefaults(base.sampling.sampler, guidance_scale=base.sampling.guidance_scale)
+    return defaults._replace(steps=base.distillation.steps) if base.distillation else defaults
 
 
 def load_embeddings(base: BaseModel) -> tuple[BaseModel, dict[str, Params]]:

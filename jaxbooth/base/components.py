@@ -20,7 +20,7 @@ from jaxbooth.storage.paths import ascii_repr
 from jaxbooth.storage.text import read_json
 from jaxbooth.storage.typed import STRICT, validate
 from jaxbooth.weights.architectures import FAMILIES, PIPELINES, check_pipeline, family_of
-from jaxbooth.weights.family import Family, TextEncoderSpec
+from jaxbooth.weights.family import Distillation, Family, TextEncoderSpec
 
 RGB = 3  # channels of an image
 MAX_NATIVE = 4096  # pixels along a side that a model was trained at; published ones have 512 to 1024
@@ -135,6 +135,16 @@ def refuse_clip_options(family: Family, clip_skip: int, max_token_chunks: int) -
     for flag, is_set in (("--text.clip-skip", clip_skip > 0), ("--text.max-token-chunks", max_token_chunks > 1)):
         if is_set:
             raise UserError(f"{flag} is about CLIP; {family.title} has a language model as text encoder. Leave it out.")
+
+
+def read_distillation(folder: Path, family: Family, model_index: Mapping[str, Any]) -> Distillation | None:
+    """Returns how a model was distilled, by its `model_index.json` or else its scheduler, or None if it was not."""
+    if "is_distilled" in model_index:
+        return family.distilled if model_index["is_distilled"] else None
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    signs = family.distilled.scheduler_keys
+    has_signs = bool(signs) and all(scheduler.get(key) in values for key, values in signs.items())
+    return family.distilled if has_signs else None
 
 
 def check_components(

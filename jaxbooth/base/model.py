@@ -15,6 +15,7 @@ from jaxbooth.base.components import (
     check_components,
     read_component_config,
     read_denoiser_config,
+    read_distillation,
     read_model_index,
     read_text_encoders,
     refuse_clip_options,
@@ -33,7 +34,7 @@ from jaxbooth.params import ModuleDef, Params, abstract_module, precision_of
 from jaxbooth.sharding import mesh_context, param_shardings
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.diffusers_read import load_component
-from jaxbooth.weights.family import Family
+from jaxbooth.weights.family import Distillation, Family, FamilySampling
 
 
 def compute_dtype(choice: str) -> Any:
@@ -50,6 +51,7 @@ class BaseModel:
     Attributes:
         folder: of the diffusers layout.
         dtype: that the denoiser and the text encoders compute in; the VAE always computes in float32.
+        distillation: how it was made fast, if it was.
         lora: what the adapters share, where it has any.
     """
 
@@ -62,16 +64,25 @@ class BaseModel:
     vae: ModuleDef
     text: PromptEncoder
     dtype: Any
+    distillation: Distillation | None = None
     lora: LoraSpec | None = None
 
     @classmethod
-    def read(cls, folder: Path, dtype: str = "auto", clip_skip: int = 0, max_token_chunks: int = 1) -> "BaseModel":
+    def read(
+        cls,
+        folder: Path,
+        dtype: str = "auto",
+        clip_skip: int = 0,
+        max_token_chunks: int = 1,
+        has_tokenizer: bool = True,
+    ) -> "BaseModel":
         """Reads the configurations of a diffusers folder.
 
         Args:
             dtype: compute dtype, or "auto"; see `compute_dtype`.
             clip_skip: layers that the text encoders leave out.
             max_token_chunks: how many times 75 tokens of a prompt are read.
+            has_tokenizer: whether a language model's tokenizer is in the folder; without it, nothing can be encoded.
 
         Raises:
             UserError: the folder is not a text-to-image model that jaxbooth supports.
@@ -82,7 +93,7 @@ class BaseModel:
         compute = compute_dtype(dtype)
         if family.chat_encoder:
             refuse_clip_options(family, clip_skip, max_token_chunks)
-            text = read_chat_text_encoder(folder, family.chat_encoder, compute)
+            text = read_chat_text_encoder(folder, family.chat_encoder, compute, has_tokenizer)
         else:
             text = read_text_encoders(folder, family, model_index, compute, clip_skip, max_token_chunks)
         check_components(folder, family, denoiser_config, vae_config, text)
@@ -97,7 +108,17 @@ class BaseModel:
             vae=abstract_module(lambda rngs: family.vae.module(vae_config, Layers(rngs))),
             text=text,
             dtype=compute,
+            distillation=read_distillation(folder, family, model_index),
         )
+
+    @property
+    def sampling(self) -> FamilySampling:
+        """How images are sampled unless something else is asked for; of a distilled model, without guidance."""
+        sampling = self.family.sampling
+        if self.distillation is None:
+            return sampling
+        sampler = self.distillation.sampler
+        return sampling._replace(guidance_scale=1.0, sampler=sampler, prior_sampler=sampler)
 
     @property
     def denoiser_name(self) -> str:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
-from jaxbooth.base.distilled import default_sampling_of
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.text_encoder import TextEmbeddings, TokenIds
 from jaxbooth.base.trainable import add_trainable, fully_trained, trained_shapes, unused_parameters
@@ -53,7 +52,7 @@ class AbstractStep(NamedTuple):
 def abstract_base(config: Config, platform: str | None = None) -> tuple[Config, BaseModel]:
     """Reads a configuration's model, with its adapters and placeholder tokens, and fills in the resolution.
 
-    SD 1.5, 2.1 and XL are known without network or files; a local folder needs no weights.
+    Published models are known without network or files; a local folder needs no weights.
 
     Args:
         platform: tpu, gpu or cpu, which decides what `--train.dtype auto` is; default: this process's own.
@@ -66,17 +65,18 @@ def abstract_base(config: Config, platform: str | None = None) -> tuple[Config, 
         dtype = "float32" if platform == "cpu" else "bfloat16"
         config = config.model_copy(update={"train": config.train.model_copy(update={"dtype": dtype})})
 
-    def read(folder: Path) -> BaseModel:
-        return add_trainable(BaseModel.read(folder, config.train.dtype, text.clip_skip, text.max_token_chunks), config)
+    def read(folder: Path, has_tokenizer: bool = True) -> BaseModel:
+        base = BaseModel.read(folder, config.train.dtype, text.clip_skip, text.max_token_chunks, has_tokenizer)
+        return add_trainable(base, config)
 
     folder = local_path(config.model)
     if config.model in PUBLISHED and not folder.exists():
         with tempfile.TemporaryDirectory() as scratch:
             write_skeleton(PUBLISHED[config.model].name, Path(scratch))
-            base = read(Path(scratch))
+            base = read(Path(scratch), has_tokenizer=False)
     else:
         base = read(folder if (folder / "model_index.json").exists() else resolve_model(config.source))
-    return fill_defaults(config, base.native_resolution, default_sampling_of(base)), base
+    return fill_defaults(config, base.native_resolution, base.sampling), base
 
 
 def abstract_mesh(mesh: MeshConfig, topology: Topology) -> AbstractMesh:

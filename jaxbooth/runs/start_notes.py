@@ -20,6 +20,7 @@ from jaxbooth.config.subjects import noun_phrase
 from jaxbooth.console.messages import info, pluralize, warn
 from jaxbooth.training.layout import unpadded_batch_size
 from jaxbooth.training.optimizer import reported_learning_rate
+from jaxbooth.weights.family import Distillation
 
 
 def log_prompts(config: Config, text: PromptEncoder, captions: Sequence[str]) -> None:
@@ -33,6 +34,15 @@ def log_prompts(config: Config, text: PromptEncoder, captions: Sequence[str]) ->
         log_identifier(text.encoders[0].tokenizer, subject, used, has_prior=config.train.prior_rows > 0)
     class_prompts = [subject.class_prompt or "" for subject in config.subjects]
     warn_about_truncation(text, [*captions, *class_prompts, *config.validation.prompts])
+
+
+def warn_about_distillation(distillation: Distillation | None) -> None:
+    """Warns that training a distilled model undoes what distillation achieved, and names the base to take instead."""
+    if distillation:
+        warn(
+            f"this model was distilled to {distillation.steps} steps without guidance; training wears that off, and "
+            f"images of few steps get blurry. Better train its base, {distillation.base}."
+        )
 
 
 def log_identifier(tokenizer: AnyTokenizer, subject: Subject, used: Collection[str], has_prior: bool) -> None:

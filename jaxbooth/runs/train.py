@@ -6,7 +6,6 @@ from typing import Any
 import jax
 
 from jaxbooth.backend import enable_compilation_cache, warn_about_cpu_fallback
-from jaxbooth.base.distilled import default_sampling_of, warn_about_distillation
 from jaxbooth.base.trainable import trained_shapes, unused_parameters
 from jaxbooth.config.load import load_config, with_overrides
 from jaxbooth.config.rates import learning_rates
@@ -27,7 +26,7 @@ from jaxbooth.runs.lock import check_ownership, lock_run
 from jaxbooth.runs.overlap import check_run_folders
 from jaxbooth.runs.restore import abstract_run_state, confirm_base, read_base
 from jaxbooth.runs.shared_folders import check_shared_folders, shared_settings
-from jaxbooth.runs.start_notes import log_prompts
+from jaxbooth.runs.start_notes import log_prompts, warn_about_distillation
 from jaxbooth.runs.training_run import Result, TrainingRun
 from jaxbooth.sharding import check_heads, make_mesh
 from jaxbooth.storage.remote import as_path
@@ -66,11 +65,11 @@ def train_joined(config: Config, processes: SingleProcess) -> Result:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     base = read_base(config)
     check_heads(mesh.shape["tensor"], base.attention_heads)
-    config = fill_defaults(config, base.native_resolution, default_sampling_of(base))
+    config = fill_defaults(config, base.native_resolution, base.sampling)
     no_gradient = unused_parameters(base, trained_shapes(base, config))
     optimizer = make_optimizer(config.train, learning_rates(config), no_gradient)
     inputs = read_inputs(config, base)
-    warn_about_distillation(base)
+    warn_about_distillation(base.distillation)
     log_prompts(config, base.text, [file.caption for file in inputs.images])
     run_config = check_memory(config, base, mesh)
     images = TrainingImages(config.resolution, config.data.masks)
