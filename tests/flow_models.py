@@ -8,6 +8,10 @@ import torch
 import transformers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from jaxbooth.models.config import read_config
+from jaxbooth.models.denoiser_config import DenoiserConfig
+from jaxbooth.weights.architectures import FAMILIES
+
 FlowFamily = Literal["zimage", "klein"]
 FLOW_FAMILIES: tuple[FlowFamily, ...] = ("zimage", "klein")
 
@@ -48,6 +52,13 @@ def transformer(family: FlowFamily) -> Any:
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     return model
+
+
+def denoiser_config(family: FlowFamily) -> DenoiserConfig:
+    """The transformer's configuration here."""
+    config = FAMILIES[family].denoiser.config
+    raw = {"zimage": Z_IMAGE, "klein": KLEIN}[family]
+    return read_config(config, raw, "transformer/config.json")
 
 
 def write_pipeline(family: FlowFamily, folder: Path, dtype: torch.dtype = torch.float32) -> Path:

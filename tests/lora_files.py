@@ -12,11 +12,13 @@ import transformers
 from safetensors.numpy import load_file
 
 from jaxbooth.models.config import UNetConfig, read_config
+from jaxbooth.models.denoiser_config import DenoiserConfig
 from jaxbooth.params import ModuleDef
 from jaxbooth.weights.lora.adapters import LoraWeights, to_adapters
 from jaxbooth.weights.lora.names import LORA_COMPONENTS
-from jaxbooth.weights.lora.write import write_kohya, write_peft
+from jaxbooth.weights.lora.write import write_comfyui, write_kohya, write_peft
 from jaxbooth.weights.names import import_axes
+from tests.flow_models import FLOW_FAMILIES, denoiser_config, transformer
 from tests.test_models import SD1, SD2, SDXL
 
 UNETS = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL}
@@ -37,6 +39,10 @@ ONE_OF_EACH_KIND = re.compile(
 
 def torch_pipeline(family: str) -> diffusers.DiffusionPipeline:
     torch.manual_seed(0)
+    if family in FLOW_FAMILIES:
+        pipeline = {"zimage": diffusers.ZImagePipeline, "klein": diffusers.Flux2KleinPipeline}[family]
+        others = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer"))
+        return pipeline(**others, transformer=transformer(family))
     config = transformers.CLIPTextConfig(**TEXT)
     parts = {"vae": None, "tokenizer": None, "scheduler": None, "text_encoder": transformers.CLIPTextModel(config)}
     parts["unet"] = diffusers.UNet2DConditionModel(**UNETS[family])
@@ -49,7 +55,7 @@ def torch_pipeline(family: str) -> diffusers.DiffusionPipeline:
 
 
 @functools.cache
-def structure(family: str) -> tuple[dict[str, ModuleDef], UNetConfig]:
+def structure(family: str) -> tuple[dict[str, ModuleDef], DenoiserConfig]:
     """The networks' kernels as PyTorch has them (tests/test_models.py holds the two sets of names equal)."""
     networks = {}
     for component, module in trainable(torch_pipeline(family)).items():
@@ -63,11 +69,13 @@ def structure(family: str) -> tuple[dict[str, ModuleDef], UNetConfig]:
             for name, weight in kernels.items()
         }
         networks[component] = ModuleDef(None, {}, shapes)
+    if family in FLOW_FAMILIES:
+        return networks, denoiser_config(family)
     return networks, read_config(UNetConfig, UNETS[family], "unet/config.json")
 
 
 def trainable(pipeline: diffusers.DiffusionPipeline) -> dict[str, torch.nn.Module]:
-    return {name: getattr(pipeline, name) for name in LORA_COMPONENTS if hasattr(pipeline, name)}
+    return {name: getattr(pipeline, name) for name in LORA_COMPONENTS if getattr(pipeline, name, None) is not None}
 
 
 def random_lora(
@@ -81,12 +89,13 @@ def random_lora(
             if module == name or not (every or ONE_OF_EACH_KIND.fullmatch(module)):
                 continue
             *window, inputs, outputs = leaf.shape
-            key, rank = f"{component}.{module}", 4 if re.search("attn|text_projection", name) else 2
+            is_attention = re.search(r"attn|attention\.", name) is not None
+            key, rank = f"{component}.{module}", 4 if is_attention or "text_projection" in name else 2
             shapes = {"lora_A.kernel": (*window, inputs, rank), "lora_B.kernel": (*(1 for _ in window), rank, outputs)}
             lora.adapters.update({f"{key}.{n}": rng.normal(size=s).astype(np.float32) for n, s in shapes.items()})
             if dora:
                 lora.adapters[f"{key}.lora_magnitude_vector.scale"] = rng.uniform(1, 2, outputs).astype(np.float32)
-            lora.alphas[key] = alphas["attn" not in name] if alphas else float(rank)
+            lora.alphas[key] = alphas[not is_attention] if alphas else float(rank)
     return lora
 
 
@@ -115,7 +124,14 @@ def merged(weights: dict[str, np.ndarray], lora: LoraWeights) -> dict[str, np.nd
 
 
 def write(layout: str, path: Path, lora: LoraWeights, family: str = "sd1", dtype: np.dtype | None = None) -> Path:
-    writers = {"peft": lambda: write_peft(path, lora, {"step": "7"}, dtype),
-               "kohya": lambda: write_kohya(path, lora, structure(family)[1], {"step": "7"}, dtype)}  # fmt: skip
-    assert writers[layout]() == len(load_file(path))
+    networks, config = structure(family)
+    head = {"step": "7"}
+    match layout:
+        case "peft":
+            count = write_peft(path, lora, head, dtype)
+        case "kohya":
+            count = write_kohya(path, lora, config, head, dtype)
+        case "comfyui":
+            count = write_comfyui(path, lora, networks["transformer"], config, head, dtype)
+    assert count == len(load_file(path))
     return path

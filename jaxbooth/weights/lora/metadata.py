@@ -1,16 +1,9 @@
 """The keys in a LoRA file's head by which other programs tell what it is; all values are text."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from jaxbooth.models.denoiser_config import DenoiserConfig
 from jaxbooth.weights.architectures import family_of
-
-# Width of the prompt embeddings -> `ss_base_model_version` and architecture
-BASE_OF_TEXT_WIDTH: Mapping[int, tuple[str, str]] = {
-    2560: ("zimage", "Z-Image"),
-    7680: ("flux2_klein_4b", "Flux.2-klein-4b"),
-    12288: ("flux2_klein_9b", "Flux.2-klein-9b"),
-}
 
 
 def kohya_metadata(config: DenoiserConfig, ranks: Iterable[int], alpha: float, is_dora: bool) -> dict[str, str]:
@@ -32,18 +25,19 @@ def kohya_metadata(config: DenoiserConfig, ranks: Iterable[int], alpha: float, i
 
 
 def transformer_metadata(config: DenoiserConfig, ranks: Iterable[int]) -> dict[str, str]:
-    """Returns the keys of a flow transformer's LoRA; of a base model in another size than the published ones, its rank.
+    """Returns the keys of a flow transformer's LoRA: its rank and, of a published size, the base model.
 
-    `ss_base_model_version` is what ai-toolkit writes (`get_base_model_version`), `modelspec.architecture` what
-    musubi-tuner does (`utils/sai_model_spec.py`).
+    `ss_base_model_version` is what ai-toolkit writes (`get_base_model_version`: zimage, flux2_klein_4b), and
+    `modelspec.architecture` what musubi-tuner does (`utils/sai_model_spec.py`: Z-Image/lora, Flux.2-klein-4b/lora).
     """
-    dims, base = set(ranks), BASE_OF_TEXT_WIDTH.get(config.text_width)
+    family, dims = family_of(config), set(ranks)
     rank = {"ss_network_dim": str(*dims) if len(dims) == 1 else "Dynamic"}
-    if base is None:
+    published = dict(zip(family.text_widths, family.published, strict=True)).get(config.text_width)
+    if published is None:
         return rank
-    version, architecture = base
+    size = published.removeprefix(family.name)  # "-4b"
     return rank | {
-        "ss_base_model_version": version,
+        "ss_base_model_version": family.kohya_version + size.replace("-", "_"),
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.architecture": f"{family.modelspec['flow']}{size}/lora",
     }
