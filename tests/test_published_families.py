@@ -40,12 +40,15 @@ PARAMETERS = {
 }
 
 
+DIFFUSION, FLOW = ("sd15", "sd21", "sdxl"), ("zimage", "klein-4b", "klein-9b")
+
+
 def in_torch(config: Mapping[str, Any]) -> torch.nn.Module:
     """The module that a component's `config.json` describes, without memory for its weights."""
     with torch.device("meta"):
         if "_class_name" in config:
             return getattr(diffusers, config["_class_name"]).from_config(config)
-        return getattr(transformers, config["architectures"][0])(transformers.CLIPTextConfig(**config))
+        return getattr(transformers, config["architectures"][0])(transformers.AutoConfig.for_model(**config))
 
 
 def in_jaxbooth(config: Mapping[str, Any], component: str) -> ModuleDef:
@@ -88,8 +91,10 @@ def skeleton(request, tmp_path_factory) -> tuple[str, Path]:
 
 
 def open_part(folder: Path, library: str, kind: str) -> Any:
-    if kind in ("UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel", "CLIPTextModelWithProjection"):
+    if (folder / "config.json").exists():
         return in_torch(read(folder / "config.json"))
+    if not folder.exists():  # the tokenizer of a language model is not shipped
+        return None
     return getattr({"diffusers": diffusers, "transformers": transformers}[library], kind).from_pretrained(folder)
 
 
@@ -104,18 +109,28 @@ def test_diffusers_builds_the_pipeline_of_a_skeleton(skeleton):
     assert pipeline.vae_scale_factor == 8
 
 
-def test_the_schedules_are_the_published_ones(skeleton):
-    family, folder = skeleton
-    schedule = read_schedule(read(folder / "scheduler" / "scheduler_config.json"))
-    assert schedule.prediction_type == ("v" if family == "sd21" else "epsilon")
+@pytest.mark.parametrize("name", DIFFUSION)
+def test_the_schedules_are_the_published_ones(name):
+    schedule = read_schedule(read(PUBLISHED[name].folder / "scheduler" / "scheduler_config.json"))
+    assert schedule.prediction_type == ("v" if name == "sd21" else "epsilon")
     assert schedule.steps_offset == 1
     np.testing.assert_allclose(schedule.alphas_cumprod[[0, -1]], [1 - 0.00085, 0.0046601], rtol=1e-4)
 
 
-def test_prompts_are_padded_with_the_familys_token(skeleton):
-    family, folder = skeleton
+@pytest.mark.parametrize("name", FLOW)
+def test_the_schedules_of_flow_models_are_those_of_diffusers_scheduler(name):
+    folder = PUBLISHED[name].folder / "scheduler"
+    schedule = read_schedule(read(folder / "scheduler_config.json"))
+    reference = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(folder)
+    assert schedule.prediction_type == "flow"
+    np.testing.assert_allclose(schedule.sigmas, reference.sigmas.numpy()[::-1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", DIFFUSION)
+def test_prompts_are_padded_with_the_familys_token(name, tmp_path):
+    write_skeleton(name, tmp_path)
     pads = {}
-    for part in sorted(folder.glob("tokenizer*")):
+    for part in sorted(tmp_path.glob("tokenizer*")):
         tokenizer = transformers.CLIPTokenizer.from_pretrained(part)
         ids = tokenizer("a photo of sks dog", padding="max_length").input_ids
         assert ids[:7] == [49406, 320, 1125, 539, 48136, 1929, 49407]
@@ -126,7 +141,7 @@ def test_prompts_are_padded_with_the_familys_token(skeleton):
         "sd21": {"tokenizer": {0}},
         "sdxl": {"tokenizer": {49407}, "tokenizer_2": {0}},
     }
-    assert pads == expected[family]
+    assert pads == expected[name]
 
 
 def test_a_skeleton_never_replaces_files(tmp_path):
