@@ -48,7 +48,7 @@ class SampleArguments(Section):
     vae: str | None = None
     """Another VAE: a folder, a single file or a Hub id."""
     prediction_type: SchedulerPrediction | None = None
-    """What the UNet predicts, if the checkpoint does not say so or is wrong."""
+    """What the network predicts, if the checkpoint does not say so or is wrong."""
     components: str | None = None
     """Model that text encoder, VAE and scheduler come from if the source is one file of a transformer alone. Default:
     the published model of its size."""

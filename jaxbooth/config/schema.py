@@ -143,7 +143,7 @@ class DefaultRates(Section):
     overrides them."""
 
     full: limits.Rate = 5e-6
-    """Of whole components: the UNet, and the text encoder where it is trained too."""
+    """Of whole components: the UNet or transformer, and the text encoder where it is trained too."""
     lora: limits.Rate = 1e-4
     """Of a LoRA."""
     tokens: limits.Rate = 5e-4
@@ -154,7 +154,7 @@ class LoraConfig(Section):
     """A LoRA instead of full fine-tuning."""
 
     rank: limits.Rank | None = None
-    """Rank of the LoRA (4 to 64); not set: the whole UNet is trained."""
+    """Rank of the LoRA (4 to 64); not set: the whole UNet or transformer is trained."""
     alpha: limits.Alpha | None = None
     """The LoRA is scaled by alpha / rank; default: the rank."""
     targets: limits.Regex | None = None
