@@ -164,7 +164,9 @@ def test_the_code_of_a_card_generates_an_image_with_new_tokens(family, kind, set
     hub.serve("owner/base", folders[family])
     hub.serve("me/cat", made.out)
     code = text.split("```python\n")[1].split("```")[0].replace("'cuda'", "'cpu'").replace("float16", "float32")
-    code = code.replace("pipe('a <sks> cat')", "pipe('a <sks> cat', num_inference_steps=2, height=16, width=16)")
+    code = code.replace(
+        "pipe(prompt='a <sks> cat')", "pipe(prompt='a <sks> cat', num_inference_steps=2, height=16, width=16)"
+    )
     check = f"assert {set(config.text.placeholder_tokens)} <= set(pipe.tokenizer.get_vocab())\n"
     if family == "sdxl-legacy":
         check += "assert pipe.text_encoder_2.text_model.eos_token_id == pipe.tokenizer_2.eos_token_id\n"

@@ -211,7 +211,7 @@ def usage_code(card: CardContent) -> str:
     for format in dict.fromkeys([card.format, EMBEDDINGS]):
         lines += format.loading_code(card.repo, card.family, card.tokens)
     lines += [card.end_token_code] if card.end_token_code else []
-    return "\n".join(["import torch", *lines, f"image = pipe({prompt!r}).images[0]", "image.save('image.png')"])
+    return "\n".join(["import torch", *lines, f"image = pipe(prompt={prompt!r}).images[0]", "image.save('image.png')"])
 
 
 def folder_code(card: CardContent, repo: str) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from jaxbooth.base.model import BaseModel
-from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
+from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING, TextEmbeddings
 from jaxbooth.base.trainable import shard_params
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.export.export import formats_of
@@ -112,18 +112,20 @@ def written_params(export: Export) -> dict[str, dict[str, Any]]:
 
 
 def own_step(exact: BaseModel, params: dict[str, Params], step: DenoisingStep) -> tuple[Array, Array]:
-    """Returns jaxbooth's embeddings of a prompt (1, s, d) and its denoiser's output (1, h, w, c)."""
+    """Returns jaxbooth's embeddings of a prompt's tokens (1, s, d) and its denoiser's output (1, h, w, c)."""
     time_ids = jnp.array([step.time_ids], jnp.float32)
 
     @jax.jit
-    def run(params: dict[str, Params], latents: Array) -> tuple[Array, Array]:
+    def run(params: dict[str, Params], latents: Array) -> tuple[TextEmbeddings, Array]:
         with full_precision():
             text = exact.text.encode(params, exact.text.tokenize([step.prompt]))
             model = exact.denoiser.bind(params[exact.denoiser_name])
             conditions = exact.denoiser_conditioning(text, time_ids)
-            return text.prompt_embeds, model(latents, jnp.asarray(step.timesteps), *conditions)
+            return text, model(latents, jnp.asarray(step.timesteps), *conditions)
 
-    return run(params, jnp.asarray(step.latents))
+    text, output = run(params, jnp.asarray(step.latents))
+    tokens = None if text.lengths is None else int(text.lengths[0])
+    return text.prompt_embeds[:, :tokens], output
 
 
 def time_ids_of(exact: BaseModel, latents: np.ndarray) -> list[int]:

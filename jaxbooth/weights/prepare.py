@@ -119,10 +119,23 @@ def overrides(model: Path, source: Source, vae: Path | None, denoiser: Denoiser 
     if denoiser:
         check_same_family(denoiser, model)
         makers[denoiser.family.denoiser.component] = partial(write_denoiser, denoiser, model, allow_pickle)
-    schedule, prediction_type = model / "scheduler" / "scheduler_config.json", source.prediction_type
-    if prediction_type and read_json(schedule).get("prediction_type", "epsilon") != prediction_type:
-        makers["scheduler"] = partial(write_scheduler, schedule, prediction_type)
+    scheduler = model / "scheduler" / "scheduler_config.json"
+    if source.prediction_type and is_changed(read_json(scheduler), source.prediction_type, model):
+        makers["scheduler"] = partial(write_scheduler, scheduler, source.prediction_type)
     return makers
+
+
+def is_changed(scheduler: dict[str, Any], prediction_type: str, model: Path) -> bool:
+    """Tells whether a model's scheduler is one of another prediction type.
+
+    Raises:
+        UserError: it is that of a flow model, which has no choice.
+    """
+    if str(scheduler.get("_class_name")).startswith("FlowMatch"):
+        raise UserError(
+            f"--prediction-type {prediction_type} does not apply to model {model}, whose scheduler is of a flow model."
+        )
+    return scheduler.get("prediction_type", "epsilon") != prediction_type
 
 
 def write_overlay(model: Path, makers: dict[str, Writer], out: Path) -> None:

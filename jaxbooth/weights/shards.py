@@ -12,16 +12,21 @@ MAX_BYTES = 10 * 10**9  # of a file; the default of diffusers
 
 
 def split(tensors: Iterable[LazyTensor], limit: int) -> list[list[LazyTensor]]:
-    """Returns the tensors of each file: as many as fit, in their order; one that is above the limit lies alone."""
+    """Returns the tensors of each file, in huggingface_hub's way.
+
+    They fill a file in their order until it is full; one that is above the limit lies in a file of its own.
+    """
     files: list[list[LazyTensor]] = []
-    size = 0
+    current: list[LazyTensor] = []
     for tensor in tensors:
-        if not files or size + tensor.nbytes > limit:
-            files.append([])
-            size = 0
-        files[-1].append(tensor)
-        size += tensor.nbytes
-    return files
+        if tensor.nbytes > limit:
+            files.append([tensor])
+            continue
+        if sum(other.nbytes for other in current) + tensor.nbytes > limit:
+            files.append(current)
+            current = []
+        current.append(tensor)
+    return [*files, current] if current else files
 
 
 def write_shards(
