@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from jaxbooth.assets import EMBEDDED_MODELS
+from jaxbooth.base.encoded_prompts import EncodedPrompts, encode_ahead
 from jaxbooth.base.model import BaseModel, load_params
 from jaxbooth.base.sampling import BATCH_SIZE, ImageSampler, SamplingConfig, configured_sampling
 from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
@@ -71,7 +72,7 @@ class Pipeline:
     """A model with its weights on the devices of a mesh.
 
     Attributes:
-        params: component -> parameters.
+        params: component -> parameters, of all that stay loaded; see `BaseModel.resident_components`.
         resolution: side in pixels that it was trained at.
         step: how many steps it was trained for; 0 for a base model.
         defaults: how it is sampled; for a run, as in its sample grids.
@@ -147,9 +148,16 @@ class Pipeline:
         config = SamplingConfig(*defaults, resolution or self.resolution, negative_prompt, height, width)
         return list(self.generate(config, prompt, range(num), seed))
 
+    def encode_ahead(self, prompts: Sequence[str]) -> EncodedPrompts | None:
+        """Encodes prompts and drops the text encoder again, where it is a large one that is not in `params`."""
+        if not self.base.text.runs_once:
+            return None
+        return encode_ahead(self.base, self.mesh, list(dict.fromkeys(prompts)))[0]
+
     def generate(self, config: SamplingConfig, prompt: str, indices: Sequence[int], seed: int) -> Iterator[Image.Image]:
         """Yields the images of a prompt that have these indices, a batch at a time, under a progress bar."""
-        image_sampler = ImageSampler(self.base, self.mesh, config, min(len(indices), BATCH_SIZE))
+        encoded = self.encode_ahead([config.negative_prompt, prompt])
+        image_sampler = ImageSampler(self.base, self.mesh, config, min(len(indices), BATCH_SIZE), encoded=encoded)
         with progress("sample", len(indices), transient=True) as bar:
             for batch in image_sampler.batches(self.params, [prompt] * len(indices), seed, indices):
                 yield from map(Image.fromarray, batch)
@@ -161,7 +169,7 @@ def load_run(run: RunFolder, config: Config, base: BaseModel, mesh: Mesh, step: 
     confirm_base(run, base)
     trained, step = restore_result(run, config, base, mesh, step)
     replaced = fully_trained(base, trained_shapes(base, config))
-    frozen = load_params(base, mesh, components=tuple(set(base.components) - set(replaced)))
+    frozen = load_params(base, mesh, components=tuple(set(base.resident_components) - set(replaced)))
     params = join(frozen, trained)
     # Rounded to bfloat16, a kernel would swallow most of a small change; there the adapters stay beside it.
     if base.dtype == jnp.float32:
@@ -176,7 +184,7 @@ def load_model(name: str, base: BaseModel, mesh: Mesh) -> Pipeline:
         name: as the user gave it.
     """
     base, embeddings = load_embeddings(base)
-    params = join(load_params(base, mesh), embeddings)
+    params = join(load_params(base, mesh, components=base.resident_components), embeddings)
     return Pipeline(base, params, mesh, base.native_resolution, 0, default_sampling(name, base))
 
 

@@ -136,8 +136,8 @@ class BaseModel:
         return (self.denoiser_name, "vae", *self.text_encoder_names)
 
     @property
-    def run_components(self) -> tuple[str, ...]:
-        """Names of the components that a run holds while it trains: all but a text encoder that runs once before."""
+    def resident_components(self) -> tuple[str, ...]:
+        """Names of the components that stay loaded: all but a text encoder that runs once, ahead."""
         return (self.denoiser_name, "vae") if self.text.runs_once else self.components
 
     def trainable_components(self, with_text_encoders: bool = True) -> tuple[str, ...]:

@@ -63,8 +63,9 @@ def generate_missing(
     if not missing:
         return 0
     batch_size = min(BATCH_SIZE * batch_shards(pipeline.mesh), len(cells))
-    image_sampler = ImageSampler(pipeline.base, pipeline.mesh, sampling, batch_size, quiet=True)
     texts = [prompts[cell.prompt].text for cell in missing]
+    encoded = pipeline.encode_ahead([sampling.negative_prompt, *texts])
+    image_sampler = ImageSampler(pipeline.base, pipeline.mesh, sampling, batch_size, quiet=True, encoded=encoded)
     saved = 0
     with progress("generate", len(cells), done=len(cells) - len(missing)) as bar:
         for batch in image_sampler.batches(pipeline.params, texts, seed, [cell.image for cell in missing]):

@@ -108,7 +108,7 @@ def abstract_step(config: Config, base: BaseModel, mesh: AnyMesh) -> AbstractSte
         }
         return shapes
 
-    frozen = {name: abstract_params(name) for name in base.run_components if name not in whole}
+    frozen = {name: abstract_params(name) for name in base.resident_components if name not in whole}
     in_step = {name: params for name, params in frozen.items() if name in read_by_step}
     resident = {name: params for name, params in frozen.items() if name not in read_by_step}
     if base.denoiser_name in whole and config.loss.prior_target == "frozen":

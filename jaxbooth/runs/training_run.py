@@ -90,7 +90,7 @@ class TrainingRun:
         shapes = trained_shapes(self.base, self.config)
         whole = fully_trained(self.base, shapes)
         prompts = encode_run_prompts(self.config, self.base, self.inputs, self.mesh)
-        params = load_params(self.base, self.mesh, whole, self.base.run_components)
+        params = load_params(self.base, self.mesh, whole, self.base.resident_components)
         data = self.encode_data(params, prompts)
         values = shard_params(init_trainable(self.base, self.config, shapes, params), self.mesh)
         start = jax.device_get(checksums(flatten_components(values)))
