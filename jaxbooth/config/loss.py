@@ -13,9 +13,11 @@ class LossConfig(Section):
     """What is minimised, beyond the two terms themselves."""
 
     prediction_space: PredictionType | None = None
-    """Space of the squared error; default: what the network predicts."""
+    """Space of the squared error; default: what the network predicts. flow is for flow models, v for the
+    others."""
     weighting: Weighting = "uniform"
-    """Weight over timesteps, of instance and class images."""
+    """Weight over timesteps, of instance and class images. vlb is not for flow models; sigma_sqrt and cosmap are
+    for them alone."""
     prior_weighting: Weighting | None = None
     """Weight over timesteps of class images; default: the same."""
     snr_gamma: limits.PositiveWeight = 5.0
