@@ -55,7 +55,7 @@ def compare_with_torch(export: Export, prompt: str) -> str:
     height, width, channels = exact.latent_shape(*(LATENTS * exact.resolution_multiple,) * 2)
     latents = np.random.default_rng(0).normal(size=(1, height, width, channels)).astype(np.float32)
     middle = jnp.array([exact.schedule.num_train_timesteps // 2], jnp.int32)
-    timesteps = np.asarray(exact.schedule.network_timesteps(middle))
+    timesteps = np.array(exact.schedule.network_timesteps(middle))
     prompt = " ".join([prompt, *(token for token in export.tokens if token not in prompt)])
     step = DenoisingStep(prompt, latents, timesteps, time_ids_of(exact, latents))
     params = shard_params(written_params(export), export.mesh)

@@ -13,6 +13,7 @@ from jaxbooth.runs.metric_writer import SUPERSEDED, UNREADABLE
 from jaxbooth.storage.disk import DiskRequirement, check_space, check_writable, format_bytes
 from jaxbooth.storage.remote import as_path, is_local
 from jaxbooth.training.state import TrainState, tree_bytes
+from jaxbooth.weights.diffusers_read import weight_files
 
 
 def check_folders(config: Config, base: BaseModel, classes: list[ClassImages], state: TrainState) -> None:
@@ -77,7 +78,11 @@ def run_requirements(config: Config, base: BaseModel, state: TrainState) -> list
 
 
 def export_bytes(config: Config, base: BaseModel, state: TrainState) -> int:
-    """Returns about what the export will take: the whole model in float32, or what was trained, in two forms."""
-    if not FORMATS[default_format(config.lora, config.text)].is_whole_model:
+    """Returns about what the export will take: the whole model in its dtype, or what was trained, in two forms."""
+    format = FORMATS[default_format(config.lora, config.text)]
+    if not format.is_whole_model:
         return 2 * tree_bytes(state.params)
+    if format.default_dtype(base.family) == "base":
+        folders = [base.folder / component for component in base.components]
+        return sum((folder / name).stat().st_size for folder in folders for name in weight_files(folder))
     return sum(4 * leaf.size for component in base.components for leaf in base.module(component).shapes.values())
