@@ -5,14 +5,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
 
 from jaxbooth.base.model import BaseModel
+from jaxbooth.base.sampling import image_keys
 from jaxbooth.export.model_card import CardContent, model_card
 from jaxbooth.export.notes import reader_notes
+from jaxbooth.pipeline import Pipeline
 from jaxbooth.storage.text import read_json
 
 from .flow_models import FLOW_FAMILIES, FlowFamily, write_pipeline
@@ -20,6 +26,8 @@ from .made_up_exports import MadeUpRun
 from .small_models import files_of
 
 LORA = {"lora": {"rank": 4, "alpha": 2.0, "targets": "attention+ff"}}
+PROMPT, STEPS, GUIDANCE, SEED = "a sks cat", 3, 5.0, 5
+SIZE = (32, 48)  # height and width
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 pytest_plugins = ["tests.hub_server"]
 
@@ -120,3 +128,34 @@ def test_a_card_names_the_family_and_nothing_of_clip(export):
     assert facts["base_model"] == "Tongyi-MAI/Z-Image"
     assert "clip skip" not in text.lower()
     assert "float16)" not in text.replace("bfloat16", "")
+
+
+def in_jaxbooth(folder: Path, mesh) -> np.ndarray:
+    """An image of a folder, (h, w, 3) in 0..255."""
+    pipeline = Pipeline.load(folder, "float32", mesh)
+    height, width = SIZE
+    [image] = pipeline.sample(PROMPT, 1, SEED, "", "euler", STEPS, GUIDANCE, height=height, width=width)
+    return np.asarray(image, float)
+
+
+def in_diffusers(folder: Path) -> np.ndarray:
+    """The same image, from the same noise. Z-Image's pipeline counts guidance from 0, and the others from 1."""
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    is_z_image = isinstance(pipe, diffusers.ZImagePipeline)
+    factor, channels = (2, 4) if is_z_image else (4, 16)
+    key = jax.random.fold_in(image_keys(jax.random.key(SEED), jnp.arange(1))[0], 0)
+    noise = np.array(jax.random.normal(key, (1, SIZE[0] // factor, SIZE[1] // factor, channels)))
+    image = pipe(
+        prompt=PROMPT, height=SIZE[0], width=SIZE[1], latents=torch.from_numpy(noise).permute(0, 3, 1, 2),
+        num_inference_steps=STEPS, guidance_scale=GUIDANCE - is_z_image, output_type="np",
+    ).images[0]  # fmt: skip
+    return 255 * image
+
+
+@pytest.mark.parametrize("family", FLOW_FAMILIES)
+def test_an_exported_folder_generates_the_same_image_in_diffusers(export, mesh, family):
+    made = export(family, "diffusers", "float32", **LORA)
+    ours, theirs = in_jaxbooth(made.out, mesh), in_diffusers(made.out)
+    assert ours.shape == theirs.shape == (*SIZE, 3)
+    assert np.abs(ours - theirs).max() <= 2
+    assert ours.std() > 10
