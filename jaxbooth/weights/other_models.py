@@ -20,6 +20,7 @@ class OtherModel(NamedTuple):
 FLUX1_TENSORS = r"double_blocks\.\d+\.img_mod\.|single_transformer_blocks\.\d+\.proj_mlp\."
 OTHER_MODELS = (
     OtherModel("Stable Diffusion 3", "StableDiffusion3", r"joint_blocks\."),
+    OtherModel("FLUX.3", "Flux3"),
     OtherModel("FLUX.2 dev", "Flux2Pipeline"),
     OtherModel("an editing or inpainting pipeline of FLUX.2", "Flux2"),
     OtherModel("Chroma", "Chroma", r"distilled_guidance_layer\."),
