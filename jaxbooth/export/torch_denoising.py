@@ -39,7 +39,7 @@ def stable_diffusion_step(pipe: Any, base: BaseModel, step: DenoisingStep) -> tu
         added = {"text_embeds": pooled[0], "time_ids": torch.tensor([step.time_ids], dtype=torch.float32)}
     noisy = torch.from_numpy(step.latents).permute(0, 3, 1, 2)
     output = pipe.unet(
-        noisy, torch.from_numpy(step.timesteps), encoder_hidden_states=prompt_embeds, added_cond_kwargs=added
+        noisy, torch.tensor(step.timesteps), encoder_hidden_states=prompt_embeds, added_cond_kwargs=added
     ).sample
     return prompt_embeds, output
 
@@ -50,7 +50,7 @@ def z_image_step(pipe: Any, base: BaseModel, step: DenoisingStep) -> tuple[Any, 
 
     prompt_embeds, _ = pipe.encode_prompt(prompt=step.prompt, device="cpu", do_classifier_free_guidance=False)
     noisy = torch.from_numpy(step.latents).permute(0, 3, 1, 2)[:, :, None]  # one frame
-    times = (1000 - torch.from_numpy(step.timesteps)) / 1000
+    times = (1000 - torch.tensor(step.timesteps)) / 1000
     output = pipe.transformer(list(noisy), times, prompt_embeds, return_dict=False)[0]
     return torch.stack(prompt_embeds), -torch.stack(output)[:, :, 0]
 
@@ -63,7 +63,7 @@ def klein_step(pipe: Any, base: BaseModel, step: DenoisingStep) -> tuple[Any, An
     noisy = torch.from_numpy(step.latents).permute(0, 3, 1, 2)
     output = pipe.transformer(
         hidden_states=noisy.flatten(2).transpose(1, 2),
-        timestep=torch.from_numpy(step.timesteps) / 1000,
+        timestep=torch.tensor(step.timesteps) / 1000,
         guidance=None,
         encoder_hidden_states=prompt_embeds,
         txt_ids=text_ids,

@@ -136,7 +136,8 @@ FAMILIES: dict[str, Family] = {
             vae=KL,
             text_encoders=(),
             chat_encoder=ChatEncoderSpec("text_encoder", "tokenizer", (-2,), enable_thinking=True),
-            sampling=FamilySampling(guidance_scale=4.0, sampler="euler", prior_sampler="euler"),
+            # diffusers' pipeline counts its guidance from 0 and not from 1: this is its 4
+            sampling=FamilySampling(guidance_scale=5.0, sampler="euler", prior_sampler="euler"),
             distilled=Distillation("Tongyi-MAI/Z-Image", 9, "euler", {"shift": (3.0,)}),  # its base has 6
             modelspec={"flow": "Z-Image"},
             kohya_version="zimage",
