@@ -97,16 +97,17 @@ def kohya_prefixes(component: str) -> list[str]:
 
 
 def modules_by_name(networks: Mapping[str, ModuleDef], config: DenoiserConfig) -> dict[str, FileModule]:
-    """Returns spelling -> module for everything with a kernel; a bare path is the first component's."""
-    file = family_of(config).denoiser_file
+    """Returns spelling -> module for everything with a kernel; a bare path is the first component's.
+
+    The language model beside a flow transformer is never trained, and has no adapters.
+    """
+    family = family_of(config)
+    if family.denoiser_file:
+        component = family.denoiser.component
+        return transformer_modules(component, adaptable_layers(networks[component]), family.denoiser_file)
     known: dict[str, FileModule] = {}
     for component in LORA_COMPONENTS:
-        layers = adaptable_layers(networks[component]) if component in networks else []
-        if file:
-            for name, module in transformer_modules(component, layers, file):
-                known.setdefault(name, module)
-            continue
-        for layer in layers:
+        for layer in adaptable_layers(networks[component]) if component in networks else []:
             for name in spellings(component, layer, config):
                 known.setdefault(name, FileModule(component, (layer,)))
     return known
@@ -117,14 +118,13 @@ def adaptable_layers(network: ModuleDef) -> list[str]:
     return [name.removesuffix(".kernel") for name in network.shapes if name.endswith(".kernel")]
 
 
-def transformer_modules(component: str, layers: list[str], file: DenoiserFile) -> Iterator[tuple[str, FileModule]]:
-    """Yields spelling and module: a transformer's layers by diffusers' names and by those of its authors."""
-    own = [(layer, FileModule(component, (layer,))) for layer in layers]
-    for path, module in (*own, *authors_modules(component, layers, file).items()):
-        for prefix in DOTTED_PREFIXES:
-            yield f"{prefix}{path}", module
-        for prefix in UNDERSCORED_PREFIXES:
-            yield underscored(prefix, path), module
+def transformer_modules(component: str, layers: list[str], file: DenoiserFile) -> dict[str, FileModule]:
+    """Returns spelling -> module: a transformer's layers by diffusers' names and by those of its authors."""
+    own = {layer: FileModule(component, (layer,)) for layer in layers}
+    modules = authors_modules(component, layers, file) | own
+    dotted = {f"{prefix}{path}": module for path, module in modules.items() for prefix in DOTTED_PREFIXES}
+    flat = {underscored(prefix, path): module for path, module in modules.items() for prefix in UNDERSCORED_PREFIXES}
+    return dotted | flat
 
 
 def authors_modules(component: str, layers: Iterable[str], file: DenoiserFile) -> dict[str, FileModule]:
