@@ -1,10 +1,10 @@
-"""What each choice does to the five metrics, on the embedded base model: the table and the figure of the docs.
+"""What each choice does to the five metrics, on an embedded base model: the table and the figure of the docs.
 
     python scripts/ablation.py --photos ../shared/dreambooth --workers 2
 
 Trains every setting on every subject with several seeds (about a minute each on one CPU core), measures all of them
-with `jaxbooth evaluate`, and writes docs/ablation.md, docs/ablation.png and docs/ablation.json. What is there already
-is not trained again. The embedded cat is always among the subjects; --photos adds folders of the DreamBooth dataset.
+with `jaxbooth evaluate`, and writes docs/ablation.md, docs/ablation.png and docs/ablation.json; for `--model demo-flow`
+docs/ablation-flow.*. What is there already is not trained again. The embedded cat is always among the subjects; --photos adds folders of the DreamBooth dataset.
 """
 
 import argparse
@@ -33,20 +33,28 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "LoRA, no prior": {"train": {"prior_weight": 0.0}, "lora": {"rank": 16}},
     "LoRA, prior 1": {"lora": {"rank": 16}},
 }
+FLOW_SETTINGS = ("no prior", "prior 1", "LoRA, no prior", "LoRA, prior 1")  # of demo-flow, whose text encoder is fixed
+PAGES = {"demo": "ablation", "demo-flow": "ablation-flow"}  # model -> stem of the written files
 BASE = "base model"
 METRICS = ("clip_i", "clip_t", "pres", "div")
 
 
 class Task(NamedTuple):
-    """A subject to learn; `photos` None is the embedded cat."""
+    """A subject that a model learns; `photos` None is the embedded cat."""
 
+    model: str
     name: str
     noun: str
     photos: Path | None
 
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Names of what is compared."""
+        return FLOW_SETTINGS if self.model == "demo-flow" else tuple(SETTINGS)
+
     def config(self, out: Path, setting: str, seed: int, steps: int) -> Config:
         """Returns the run of one setting and seed."""
-        raw = load_config("demo").model_dump(mode="json")
+        raw = load_config(self.model).model_dump(mode="json")
         if self.photos:
             raw["data"] |= {"instance_dir": str(self.photos), "instance_prompt": f"a sks {self.noun}"}
             raw["data"] |= {"class_prompt": f"a {self.noun}"}
@@ -59,17 +67,18 @@ class Task(NamedTuple):
         return Config.model_validate(raw | {"seed": seed, "run_dir": str(run_dir), "export": False})
 
 
-def tasks(photos: Path | None, names: list[str]) -> list[Task]:
+def tasks(model: str, photos: Path | None, names: list[str]) -> list[Task]:
     """Returns the subjects."""
-    found = [Task("fluent-cat", "cat", None)]
-    return found + [Task(name, name.split("_")[-1].rstrip("0123456789"), photos / name) for name in names if photos]
+    found = [Task(model, "fluent-cat", "cat", None)]
+    nouns = {name: name.split("_")[-1].rstrip("0123456789") for name in names}
+    return found + [Task(model, name, noun, photos / name) for name, noun in nouns.items() if photos]
 
 
 def learn(task: Task, out: Path, seeds: int, steps: int) -> None:
     """Trains and measures everything about one subject."""
     runs = {}
     for seed in range(seeds):
-        for setting in SETTINGS:
+        for setting in task.settings:
             config = task.config(out, setting, seed, steps)
             train(config)
             runs[config.run_dir] = (setting, seed)
@@ -91,7 +100,7 @@ def measured(task: Task, out: Path, seeds: int, steps: int) -> dict[str, dict[st
     found = json.loads((out / task.name / "evaluation" / "evaluation.json").read_text())
     names = {
         str(Path(task.config(out, setting, seed, steps).run_dir).absolute()): setting
-        for setting in SETTINGS for seed in range(seeds)
+        for setting in task.settings for seed in range(seeds)
     }  # fmt: skip
     scores: dict[str, dict[str, list[np.ndarray]]] = {}
     for model in found["models"]:
@@ -112,7 +121,7 @@ class Row(NamedTuple):
 def together(found: list[dict[str, dict[str, list[np.ndarray]]]]) -> dict[str, dict[str, Row]]:
     """Returns setting -> metric -> what all subjects and seeds say together."""
     results: dict[str, dict[str, Row]] = {}
-    for setting in SETTINGS:
+    for setting in (name for name in SETTINGS if name in found[0]):
         for metric in METRICS:
             runs = [run for scores in found for run in scores[setting][metric]]
             changes = [run - scores[BASE][metric][0] for scores in found for run in scores[setting][metric]]
@@ -157,18 +166,18 @@ def draw(results: dict[str, dict[str, Row]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def write(found: list[dict[str, dict[str, list[np.ndarray]]]], head: str) -> None:
+def write(found: list[dict[str, dict[str, list[np.ndarray]]]], head: str, stem: str) -> None:
     """Writes the three files, and prints the table."""
     results, base = together(found), base_means(found)
     facts = {
         setting: {metric: {"mean": one.mean, "change": one.change._asdict()} for metric, one in row.items()}
         for setting, row in results.items()
     }
-    write_json(DOCS / "ablation.json", {BASE: base} | facts)
-    draw(results, DOCS / "ablation.png")
-    notes = DOCS / "ablation-notes.md"
-    text = f"{head}\n![The change of four metrics by setting](ablation.png)\n\n{table(results, base)}\n"
-    write_text(DOCS / "ablation.md", text + (f"\n{notes.read_text()}" if notes.exists() else ""))
+    write_json(DOCS / f"{stem}.json", {BASE: base} | facts)
+    draw(results, DOCS / f"{stem}.png")
+    notes = DOCS / f"{stem}-notes.md"
+    text = f"{head}\n![The change of four metrics by setting]({stem}.png)\n\n{table(results, base)}\n"
+    write_text(DOCS / f"{stem}.md", text + (f"\n{notes.read_text()}" if notes.exists() else ""))
     print(table(results, base))
 
 
@@ -176,7 +185,7 @@ def head_of(subjects: list[Task], seeds: int, steps: int) -> str:
     """Returns what the page says first."""
     return f"""# What each choice does
 
-The demo's base model, {steps} steps of 4 + 4 images, {seeds} seeds; subjects:
+The embedded model {subjects[0].model}, {steps} steps of 4 + 4 images, {seeds} seeds; subjects:
 {", ".join(task.name for task in subjects)}.
 For every run, 25 prompts with 2 images each and 16 class images are sampled, and the demo's CLIP measures them. A cell
 is the mean over all runs, followed by its change against the base model with the same prompts and seeds, and by a 95 %
@@ -187,7 +196,8 @@ bootstrap interval that resamples first runs and then prompts within them. Made 
 def main() -> None:
     """Does one subject, or all of them in processes of their own, and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--model", choices=PAGES, default="demo")
+    parser.add_argument("--out", type=Path, help="default: runs/ablation or runs/ablation-flow")
     parser.add_argument("--photos", type=Path, help="folder with folders of photos")
     parser.add_argument("--names", nargs="*", default=["dog", "backpack", "duck_toy"], help="which of them")
     parser.add_argument("--seeds", type=int, default=3)
@@ -195,7 +205,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--only", help="train and measure this subject, and write nothing")
     arguments = parser.parse_args()
-    subjects = tasks(arguments.photos, arguments.names)
+    stem = PAGES[arguments.model]
+    arguments.out = arguments.out or Path("runs") / stem
+    subjects = tasks(arguments.model, arguments.photos, arguments.names)
     if arguments.only:
         task = next(task for task in subjects if task.name == arguments.only)
         return learn(task, arguments.out, arguments.seeds, arguments.steps)
@@ -207,7 +219,7 @@ def main() -> None:
         if running.pop(0).wait():
             sys.exit("a subject failed; run the same command again to go on")
     found = [measured(task, arguments.out, arguments.seeds, arguments.steps) for task in subjects]
-    return write(found, head_of(subjects, arguments.seeds, arguments.steps))
+    return write(found, head_of(subjects, arguments.seeds, arguments.steps), stem)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the prior term does, in numbers and images: the demo trained with it and without it.
 
     python scripts/prior_effect.py --out runs/prior-effect
+    python scripts/prior_effect.py --model demo-flow --out runs/prior-effect-flow
 
 Trains twice (about a minute each on 2 CPU cores, reusing one set of class images), draws the subject and the class
 with the base model and with both runs from the same seeds, and prints a Markdown table:
@@ -39,18 +40,18 @@ def nearest(images: np.ndarray, references: np.ndarray) -> float:
     return float(np.median(distances.min(axis=1)))
 
 
-def latents(images: np.ndarray) -> np.ndarray:
-    """Encodes images with the demo's VAE; scaled posterior means."""
-    pipeline = Pipeline.load("demo")
+def latents(model: str, images: np.ndarray) -> np.ndarray:
+    """Encodes images with the model's VAE; scaled posterior means."""
+    pipeline = Pipeline.load(model)
     base = pipeline.base
     encode = jax.jit(lambda params, pixels: base.vae.bind(params).encode(pixels).mean)
     found = encode(pipeline.params["vae"], (images * 2 - 1).astype(np.float32))
     return scale_latents(base.vae_config, np.asarray(found))
 
 
-def runs(out: Path, steps: int) -> dict[str, Path]:
+def runs(model: str, out: Path, steps: int) -> dict[str, Path]:
     """Trains with and without the prior term."""
-    base = load_config("demo")
+    base = load_config(model)
     found = {}
     for name, weight in (("prior on", 1.0), ("prior off", 0.0)):
         config: Config = base.model_copy(
@@ -68,26 +69,27 @@ def runs(out: Path, steps: int) -> dict[str, Path]:
 def main() -> None:
     """Trains, draws, prints the table and saves the grid."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("demo", "demo-flow"), default="demo")
     parser.add_argument("--out", type=Path, default=Path("runs/prior-effect"))
     parser.add_argument("--num", type=int, default=32, help="images of each prompt")
     parser.add_argument("--steps", type=int, default=250, help="training steps")
     arguments = parser.parse_args()
-    config = resolve_paths(load_config("demo"))
+    config = resolve_paths(load_config(arguments.model))
     subject, kind = config.data.instance_prompt, config.data.class_prompt or ""
     assert config.data.instance_dir
     images = scan_folder(config.data.instance_dir, subject, "instance").images
     framing = CropSpec(64, 64, 0, False, 0)
     references = np.concatenate([seen.pixels for seen in load_augmentations(images, framing)]) / 255.0
 
-    sources = {"base model": "demo"} | runs(arguments.out, arguments.steps)
+    sources = {"base model": arguments.model} | runs(arguments.model, arguments.out, arguments.steps)
     drawn = {
         name: (draw(path, subject, arguments.num), draw(path, kind, arguments.num)) for name, path in sources.items()
     }
-    base_latents = latents(drawn["base model"][1])
+    base_latents = latents(arguments.model, drawn["base model"][1])
     print(f"| {arguments.num} images each | subject distance | leakage distance | class drift (latent MSE) |")
     print("|---|---|---|---|")
     for name, (subjects, classes) in drawn.items():
-        drift = float(np.square(latents(classes) - base_latents).mean())
+        drift = float(np.square(latents(arguments.model, classes) - base_latents).mean())
         print(f"| {name} | {nearest(subjects, references):.4f} | {nearest(classes, references):.4f} | {drift:.3f} |")
 
     tiles, labels = [], []
