@@ -4,7 +4,8 @@
 
 Trains every setting on every subject with several seeds (about a minute each on one CPU core), measures all of them
 with `jaxbooth evaluate`, and writes docs/ablation.md, docs/ablation.png and docs/ablation.json; for `--model demo-flow`
-docs/ablation-flow.*. What is there already is not trained again. The embedded cat is always among the subjects; --photos adds folders of the DreamBooth dataset.
+docs/ablation-flow.*. What is there already is not trained again. The embedded cat is always among the subjects;
+--photos adds folders of the DreamBooth dataset.
 """
 
 import argparse

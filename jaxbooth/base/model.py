@@ -141,8 +141,9 @@ class BaseModel:
         return (self.denoiser_name, "vae") if self.text.runs_once else self.components
 
     def trainable_components(self, with_text_encoders: bool = True) -> tuple[str, ...]:
-        """Returns the components that training can change: the denoiser, and the text encoders if asked for."""
-        return (self.denoiser_name, *(self.text_encoder_names if with_text_encoders else ()))
+        """Returns the components that training can change: the denoiser, and text encoders if asked for."""
+        can_train_text = with_text_encoders and not self.text.runs_once
+        return (self.denoiser_name, *(self.text_encoder_names if can_train_text else ()))
 
     def module(self, component: str) -> ModuleDef:
         """Returns the structure of one of `components`."""
