@@ -1,10 +1,13 @@
 """Eight virtual CPU devices and quick compilation, set before JAX starts; compiled programs are kept between runs."""
 
 import dataclasses
+import functools
 import gc
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from tests import shapes
 from tests.xla import QUICK
@@ -39,6 +42,13 @@ from tests.processes import write_micro_model
 
 gc.set_threshold(200_000, 20, 100)  # tracing makes many objects that stay; looking through them takes a quarter of it
 torch.set_num_threads(1)  # tiny models on shared cores are up to a hundred times slower with two
+
+
+class FlowModel(NamedTuple):
+    """A model of a flow family, and its weights on the host."""
+
+    base: BaseModel
+    params: dict[str, Params]
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +96,26 @@ def micro_params(micro: BaseModel, params: dict[str, Params]) -> dict[str, Param
 def micro_model(micro: BaseModel, micro_params: dict[str, Params], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`micro` on disk, for commands: its programs compile in about half the time of the embedded model's."""
     return write_micro_model(micro, micro_params["unet"], tmp_path_factory.mktemp("models") / "micro")
+
+
+@pytest.fixture(scope="session")
+def flow_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Returns a tiny random model of a flow family on disk."""
+    from tests.flow_models import write_pipeline  # here, because diffusers takes seconds to import
+
+    return functools.cache(lambda family: write_pipeline(family, tmp_path_factory.mktemp("flow") / family))
+
+
+@pytest.fixture(scope="session")
+def flow_model(flow_folder: Callable[[str], Path], mesh: Mesh) -> Callable[[str], FlowModel]:
+    """Returns the same model in float32, without its text encoder."""
+
+    def read(family: str) -> FlowModel:
+        base = BaseModel.read(flow_folder(family), "float32")
+        loaded = load_params(base, mesh, trained=("transformer",), components=base.run_components)
+        return FlowModel(base, jax.tree.map(np.asarray, loaded))
+
+    return functools.cache(read)
 
 
 def initial(name: str, shape: tuple[int, ...], draw: np.random.Generator) -> np.ndarray:

@@ -31,6 +31,7 @@ from jaxbooth.training.step import make_dispatch
 
 INSTANCES, PRIORS = 3, 5
 SEED = 7
+CHAT_LENGTH = 32  # tokens of a prompt that a language model reads
 CAPTIONS = ["an emoji of a sks cat", "a sks cat, crying", "an emoji of a cat", ""]
 
 
@@ -62,7 +63,11 @@ def make_cache(
 
 
 def random_text(base: BaseModel, rng: np.random.Generator) -> TextEmbeddings:
-    """Features of all CAPTIONS."""
+    """Features of all CAPTIONS; of a language model, with and without padding where there can be any."""
+    if base.text.runs_once:
+        context = rng.normal(size=(len(CAPTIONS), CHAT_LENGTH, base.text.width)).astype(np.float32)
+        has_lengths = base.family.name == "zimage"
+        return TextEmbeddings(context, lengths=np.array([CHAT_LENGTH, 7, 1, 31], np.int32) if has_lengths else None)
     encoder = base.text.encoders[-1]
     context = rng.normal(size=(len(CAPTIONS), encoder.tokenizer.max_length, base.text.width)).astype(np.float32)
     pooled = rng.normal(size=(len(CAPTIONS), encoder.config.projection_dim)).astype(np.float32)
@@ -90,7 +95,7 @@ def setup(base: BaseModel, params: dict, mesh: Mesh, rows: tuple[int, int], **se
     values = shard_params(init_trainable(base, config, shapes, placed), mesh)
     frozen = {name: values for name, values in placed.items() if name not in whole and name != "vae"}
     if not config.trains_text:
-        frozen = {name: values for name, values in frozen.items() if name == "unet"}
+        frozen = {name: values for name, values in frozen.items() if name == base.denoiser_name}
     spec = make_spec(base, config, mesh)
     state = initial_state(values, spec.optimizer, config.train.ema_decay is not None, mesh)
     cache = make_cache(base, mesh, config.trains_text, masked=config.data.masks)
