@@ -148,16 +148,6 @@ def test_neighbours_and_their_length_do_not_change_an_embedding(folder, mesh):
     np.testing.assert_array_equal(chosen.lengths, [512, length, length])
 
 
-def test_many_prompts_are_read_in_parts(folder, mesh):
-    text, prompts = text_of(folder, "z-image"), ["a cat " * number for number in range(11)]
-    together, first, last = (encode(folder, text, part, mesh) for part in (prompts, prompts[:3], prompts[-3:]))
-    np.testing.assert_array_equal(together.lengths[:3], first.lengths)
-    np.testing.assert_array_equal(together.lengths[-3:], last.lengths)
-    length = first.prompt_embeds.shape[1]
-    assert relative_error(together.prompt_embeds[:3, :length], np.asarray(first.prompt_embeds)) < TOLERANCE
-    assert relative_error(together.prompt_embeds[-3:], np.asarray(last.prompt_embeds)) < TOLERANCE
-
-
 def test_embeddings_have_the_dtype_that_the_model_computes_in(folder, family):
     text = read_chat_text_encoder(folder, SPECS[family], jnp.bfloat16)
     assert text.abstract_embeddings(2).prompt_embeds.dtype == jnp.bfloat16

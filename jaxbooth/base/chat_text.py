@@ -5,7 +5,7 @@ A prompt stands in the model's chat template, and hidden states of its tokens ar
 once and never trained.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from jaxbooth.base.chat_template import ChatTemplate
 from jaxbooth.base.chat_tokenizer import ChatTokenizer, read_chat_tokenizer
@@ -29,7 +28,6 @@ from jaxbooth.storage.text import read_json
 from jaxbooth.weights.family import ChatEncoderSpec
 
 PADDING = -1  # among token ids; the text encoder is given the tokenizer's own padding in its place
-ROWS = 8  # prompts that the language model reads at once, whose scores and activations take 500 MB
 BLOCK = 32  # tokens; captions are padded to a multiple, as Z-Image's transformer takes them
 PLANNED_LENGTH = 64  # tokens of a prompt where none is known: about 40 words
 
@@ -106,12 +104,8 @@ class ChatTextEncoder(PromptEncoder):
         lengths = jnp.sum(is_token, axis=1, dtype=jnp.int32)
         model = encoder.module.bind(params[encoder.name])
         input_ids = jnp.where(is_token, tokens, encoder.tokenizer.pad_token_id)
-
-        def embed(input_ids: Array, lengths: Array) -> Array:
-            states = model(input_ids, lengths, self.spec.hidden_states)
-            return jnp.concatenate([state.astype(self.dtype) for state in states], axis=-1)
-
-        embeds = by_rows(embed, input_ids, lengths)
+        states = model(input_ids, lengths, self.spec.hidden_states)
+        embeds = jnp.concatenate([state.astype(self.dtype) for state in states], axis=-1)
         if self.spec.pads_to_max_length:
             return TextEmbeddings(embeds)
         return TextEmbeddings(jnp.where(is_token[..., None], embeds, 0), lengths=lengths)
@@ -131,17 +125,6 @@ class ChatTextEncoder(PromptEncoder):
     def with_lora(self, lora: LoraSpec) -> "ChatTextEncoder":
         """Returns itself: the language model takes no adapters."""
         return self
-
-
-def by_rows(function: Callable[[Array, Array], Array], input_ids: Array, lengths: Array) -> Array:
-    """Applies a function to ROWS prompts at a time, one part after the other; the last part is filled up."""
-    count, missing = len(input_ids), -len(input_ids) % ROWS
-    if count <= ROWS:
-        return function(input_ids, lengths)
-    input_ids = jnp.pad(input_ids, ((0, missing), (0, 0))).reshape(-1, ROWS, input_ids.shape[1])
-    lengths = jnp.pad(lengths, (0, missing), constant_values=1).reshape(-1, ROWS)
-    parts = jax.lax.map(lambda part: function(*part), (input_ids, lengths))
-    return parts.reshape(-1, *parts.shape[2:])[:count]
 
 
 def read_chat_text_encoder(
