@@ -137,11 +137,12 @@ def refuse_clip_options(family: Family, clip_skip: int, max_token_chunks: int) -
             raise UserError(f"{flag} is about CLIP; {family.title} has a language model as text encoder. Leave it out.")
 
 
-def read_distillation(folder: Path, family: Family, model_index: Mapping[str, Any]) -> Distillation | None:
+def find_distillation(
+    family: Family, model_index: Mapping[str, Any], scheduler: Mapping[str, Any]
+) -> Distillation | None:
     """Returns how a model was distilled, by its `model_index.json` or else its scheduler, or None if it was not."""
     if "is_distilled" in model_index:
         return family.distilled if model_index["is_distilled"] else None
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     signs = family.distilled.scheduler_keys
     has_signs = bool(signs) and all(scheduler.get(key) in values for key, values in signs.items())
     return family.distilled if has_signs else None

@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 from jaxbooth.base.chat_text import read_chat_text_encoder
 from jaxbooth.base.components import (
     check_components,
+    find_distillation,
     read_component_config,
     read_denoiser_config,
-    read_distillation,
     read_model_index,
     read_text_encoders,
     refuse_clip_options,
@@ -97,18 +97,19 @@ class BaseModel:
         else:
             text = read_text_encoders(folder, family, model_index, compute, clip_skip, max_token_chunks)
         check_components(folder, family, denoiser_config, vae_config, text)
-        scheduler = folder / "scheduler" / "scheduler_config.json"
+        scheduler_file = folder / "scheduler" / "scheduler_config.json"
+        scheduler = read_json(scheduler_file)
         return cls(
             folder=folder,
             family=family,
-            schedule=read_schedule(read_json(scheduler), str(scheduler)),
+            schedule=read_schedule(scheduler, str(scheduler_file)),
             denoiser_config=denoiser_config,
             vae_config=vae_config,
             denoiser=abstract_module(lambda rngs: family.denoiser.module(denoiser_config, Layers(rngs, compute))),
             vae=abstract_module(lambda rngs: family.vae.module(vae_config, Layers(rngs))),
             text=text,
             dtype=compute,
-            distillation=read_distillation(folder, family, model_index),
+            distillation=find_distillation(family, model_index, scheduler),
         )
 
     @property
