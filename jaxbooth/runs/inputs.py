@@ -13,7 +13,7 @@ from jaxbooth.base.sampling import ImageSampler, configured_sampling
 from jaxbooth.base.trainable import check_rank, read_lora_init, trained_shapes
 from jaxbooth.config.rules import check_schedule
 from jaxbooth.config.run_config import Config
-from jaxbooth.config.schema import PriorConfig, ValidationConfig
+from jaxbooth.config.schema import PriorConfig
 from jaxbooth.console.messages import info, is_main, pluralize, warn
 from jaxbooth.data.buckets import enlargement_factor, group_by_bucket
 from jaxbooth.data.class_images import ClassImages, generate_missing, open_all_class_images
@@ -81,21 +81,15 @@ def check_model(config: Config, base: BaseModel) -> None:
     """
     check_resolution(base, config.resolution, "--data.resolution")
     check_schedule(config, base.schedule)
-    check_sampling(config.validation, base, config.resolution, "--validation.steps")
+    check_steps(base.schedule, config.validation.steps, "--validation.steps")
     if config.train.prior_rows:
-        check_sampling(config.prior, base, config.resolution, "--prior.steps")
+        check_steps(base.schedule, config.prior.steps, "--prior.steps")
     for component in base.components:
         find_tensors(base.folder / component, base.module(component))
     trained = trained_shapes(base, config)
     check_rank(base, config)
     if config.lora.init:
         read_lora_init(base, config, trained)
-
-
-def check_sampling(section: PriorConfig | ValidationConfig, base: BaseModel, resolution: int, flag: str) -> None:
-    """Raises UserError for a number of steps that the base model's schedule does not have."""
-    sampling = configured_sampling(section, resolution)
-    check_steps(base.schedule, sampling.steps, flag)
 
 
 def scan_subject(config: Config, index: int) -> ImageFolder:

@@ -46,14 +46,14 @@ def training_captions(config: Config, inputs: RunInputs) -> list[str]:
 def sampled_prompts(config: Config, inputs: RunInputs) -> list[str]:
     """Returns the distinct prompts of class images, sample grids and evaluations, and the empty negative prompt."""
     subjects = config.subjects
-    measured = [subject.instance_prompt for subject in subjects] + [subject.class_prompt or "" for subject in subjects]
-    evaluated = [prompt.text for prompt in few_prompts(subjects, config.evaluation.num_prompts)]
+    evaluated = few_prompts(subjects, config.evaluation.num_prompts) if config.evaluation.every else []
     return distinct(
         [
             "",
             *(classes.settings["prompt"] for classes in inputs.classes),
             *validation_prompts(config.validation, subjects),
-            *measured,
-            *(evaluated if config.evaluation.every else []),
+            *(subject.instance_prompt for subject in subjects),
+            *(subject.class_prompt for subject in subjects if subject.class_prompt),
+            *(prompt.text for prompt in evaluated),
         ]
     )
