@@ -135,7 +135,7 @@ def test_the_published_model_of_the_files_size_is_named(tmp_path):
         ("klein", "txt_in.weight", 72, None),
     ):
         save_file({name: torch.zeros(1, width, dtype=torch.bfloat16)}, tmp_path / "one.safetensors")
-        denoiser = find_denoiser(tmp_path / "one.safetensors", allow_pickle=False)
+        denoiser = find_denoiser(tmp_path / "one.safetensors")
         assert denoiser is not None
         assert (denoiser.family.name, denoiser.published) == (family, published)
 

@@ -43,6 +43,17 @@ PARAMETERS = {
 DIFFUSION, FLOW = ("sd15", "sd21", "sdxl"), ("zimage", "klein-4b", "klein-9b")
 
 
+@pytest.mark.parametrize("name", PUBLISHED_NAMES)
+def test_a_published_model_is_found_by_the_width_of_its_prompt_embeddings(name):
+    published = PUBLISHED[name]
+    spec = published.family.denoiser
+    source = published.folder / spec.component / "config.json"
+    width = read_config(spec.config, json.loads(source.read_text()), str(source)).text_width
+    assert published.family.published_size(width) == name
+    assert PUBLISHED[published.family.published_model(width) or ""] == published
+    assert published.family.published_model(width + 1) is None
+
+
 def in_torch(config: Mapping[str, Any]) -> torch.nn.Module:
     """The module that a component's `config.json` describes, without memory for its weights."""
     with torch.device("meta"):

@@ -12,7 +12,6 @@ from jaxbooth.export.format import Export, ExportFormat
 from jaxbooth.export.metadata import class_prompts, prior_settings, training_settings
 from jaxbooth.export.notes import end_token_code, reader_notes
 from jaxbooth.export.upload import HUB_ID
-from jaxbooth.weights.denoiser_file.identify import published_model
 from jaxbooth.weights.family import Family
 from jaxbooth.weights.resolve import CHECKPOINTS
 
@@ -116,7 +115,7 @@ def components_of(config: Config, base: BaseModel) -> str | None:
     named = config.components
     if named:
         return Path(named).name if Path(named).exists() else named
-    return published_model(base.family, base.denoiser_config.text_width)
+    return base.family.published_model(base.denoiser_config.text_width)
 
 
 def model_card(card: CardContent) -> str:

@@ -149,7 +149,7 @@ class Family:
     Attributes:
         name: its short name on the command line, if it has one published size.
         title: as messages name it.
-        published: folder in `assets/families` -> Hub ids whose configurations those are.
+        published: folder in `assets/families` -> Hub ids whose configurations those are; one for each of `text_widths`.
         pipeline: class in `model_index.json`.
         pipeline_title: of all families with that class, as messages name them.
         denoiser_keys: keys of the denoiser's `config.json` that tell the family from others, and their values.
@@ -199,6 +199,15 @@ class Family:
     def text_width(self) -> int:
         """Width of the prompt embeddings of the family's first published model."""
         return self.text_widths[0]
+
+    def published_size(self, text_width: int) -> str | None:
+        """Returns the folder in `assets/families` of the model that takes prompt embeddings of a width, if any does."""
+        return dict(zip(self.text_widths, self.published, strict=True)).get(text_width)
+
+    def published_model(self, text_width: int) -> str | None:
+        """Returns the Hub id of the published model that takes prompt embeddings of a width, if any does."""
+        size = self.published_size(text_width)
+        return self.published[size][0] if size else None
 
 
 class PublishedModel(NamedTuple):

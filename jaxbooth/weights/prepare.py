@@ -18,6 +18,7 @@ from typing import Any
 
 from jaxbooth.console.messages import info
 from jaxbooth.console.progress import progress
+from jaxbooth.diffusion.flow import FLOW_SCHEDULERS
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.paths import ascii_repr, local_path, short_name
@@ -118,7 +119,7 @@ def overrides(model: Path, source: Source, vae: Path | None, denoiser: Denoiser 
         makers["vae"] = partial(write_vae, vae, model, variant, allow_pickle)
     if denoiser:
         check_same_family(denoiser, model)
-        makers[denoiser.family.denoiser.component] = partial(write_denoiser, denoiser, model, allow_pickle)
+        makers[denoiser.family.denoiser.component] = partial(write_denoiser, denoiser, model)
     scheduler = model / "scheduler" / "scheduler_config.json"
     if source.prediction_type and is_changed(read_json(scheduler), source.prediction_type, model):
         makers["scheduler"] = partial(write_scheduler, scheduler, source.prediction_type)
@@ -131,7 +132,7 @@ def is_changed(scheduler: dict[str, Any], prediction_type: str, model: Path) -> 
     Raises:
         UserError: it is that of a flow model, which has no choice.
     """
-    if str(scheduler.get("_class_name")).startswith("FlowMatch"):
+    if scheduler.get("_class_name") in FLOW_SCHEDULERS:
         raise UserError(
             f"--prediction-type {prediction_type} does not apply to model {model}, whose scheduler is of a flow model."
         )
@@ -216,10 +217,10 @@ def check_same_family(denoiser: Denoiser, model: Path) -> None:
         )
 
 
-def write_denoiser(denoiser: Denoiser, model: Path, allow_pickle: bool, out: Path) -> None:
+def write_denoiser(denoiser: Denoiser, model: Path, out: Path) -> None:
     """Writes the transformer's component from one file, for which `model` gives the configuration."""
     info(f"{denoiser.file} ({denoiser.file.stat().st_size / 1e9:.2f} GB) is converted once, into {cache_folder()}.")
-    convert_denoiser(denoiser, model / denoiser.family.denoiser.component / "config.json", out, allow_pickle)
+    convert_denoiser(denoiser, model / denoiser.family.denoiser.component / "config.json", out)
 
 
 def write_scheduler(config: Path, prediction_type: str, out: Path) -> None:

@@ -32,7 +32,7 @@ def resolve_model(source: Source | str) -> Path:
     denoiser = None
     if model.is_file():
         check_is_checkpoint(model)
-        denoiser = find_denoiser(model, source.allow_pickle)
+        denoiser = find_denoiser(model)
     if denoiser:
         model = locate_components(denoiser, source)
     elif source.components:

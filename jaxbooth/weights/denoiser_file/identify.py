@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from jaxbooth.errors import UserError
 from jaxbooth.weights.architectures import FAMILIES
-from jaxbooth.weights.denoiser_file.layout import read_denoiser_config
 from jaxbooth.weights.denoiser_file.names import DenoiserFile
-from jaxbooth.weights.family import Family, PublishedModel
+from jaxbooth.weights.diffusers_read import open_tensors
+from jaxbooth.weights.family import Family
 from jaxbooth.weights.names import canonical
-from jaxbooth.weights.pickles import open_checkpoint
+from jaxbooth.weights.pickles import PICKLES
 from jaxbooth.weights.single_file import find_other_model
 
 # Beside quantized weights: of ComfyUI's float8, int8 and 4-bit files, of Nunchaku's, and of bitsandbytes'.
@@ -34,25 +34,18 @@ class Denoiser(NamedTuple):
     @property
     def published(self) -> str | None:
         """Hub id of the published model of the same size, if there is one."""
-        return published_model(self.family, self.text_width)
+        return self.family.published_model(self.text_width)
 
 
-def published_model(family: Family, text_width: int) -> str | None:
-    """Returns the Hub id of the family's published model that takes prompt embeddings of this width."""
-    for name, repositories in family.published.items():
-        source = PublishedModel(name, family).folder / family.denoiser.component / "config.json"
-        if read_denoiser_config(family.denoiser, source).text_width == text_width:
-            return repositories[0]
-    return None
-
-
-def find_denoiser(file: Path, allow_pickle: bool) -> Denoiser | None:
-    """Recognises a transformer in one file; None: the file holds something else.
+def find_denoiser(file: Path) -> Denoiser | None:
+    """Recognises a transformer in one file; None: the file holds something else, or is a pickle, as none of them is.
 
     Raises:
-        UserError: the file is damaged, a pickle that was not asked for, or quantized.
+        UserError: the file is damaged or quantized.
     """
-    tensors = open_checkpoint(file, allow_pickle)
+    if file.suffix.lower() in PICKLES:
+        return None
+    tensors = open_tensors(file)
     stored = sorted(tensors.keys())
     if find_other_model(stored):
         return None

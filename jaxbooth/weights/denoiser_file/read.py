@@ -16,12 +16,12 @@ from jaxbooth.weights.single_file import Checkpoint, any_matches, check_complete
 WEIGHT_FILE = "diffusion_pytorch_model.safetensors"
 
 
-def open_denoiser(file: Path, spec: DenoiserFile, allow_pickle: bool = False) -> Checkpoint:
+def open_denoiser(file: Path, spec: DenoiserFile) -> Checkpoint:
     """Opens a file of a transformer alone; its tensors answer to their usual names."""
-    return Checkpoint(file, allow_pickle, partial(canonical, renames=spec.renames))
+    return Checkpoint(file, allow_pickle=False, rename=partial(canonical, renames=spec.renames))
 
 
-def convert_denoiser(denoiser: Denoiser, config: Path, out: Path, allow_pickle: bool = False) -> None:
+def convert_denoiser(denoiser: Denoiser, config: Path, out: Path) -> None:
     """Writes a transformer's component of a diffusers folder. Every tensor keeps its dtype and content.
 
     Args:
@@ -40,7 +40,7 @@ def convert_denoiser(denoiser: Denoiser, config: Path, out: Path, allow_pickle: 
             f"{denoiser.file} takes prompt embeddings of {denoiser.text_width} numbers, and {config} is of a model "
             f"that takes {typed.text_width}; name a model of the file's size with --components."
         )
-    checkpoint = open_denoiser(denoiser.file, names, allow_pickle)
+    checkpoint = open_denoiser(denoiser.file, names)
     tensors = layout_of(checkpoint.stored, torch_shapes(spec, typed), names)
     check_complete(checkpoint, tensors, "transformer")
     if any_matches(OTHER_PARTS, checkpoint.tensors.keys()):

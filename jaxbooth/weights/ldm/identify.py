@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxbooth.errors import UserError
-from jaxbooth.weights.architectures import FAMILIES
+from jaxbooth.weights.architectures import FAMILIES, LDM_FAMILIES
 from jaxbooth.weights.family import Family
 from jaxbooth.weights.ldm.names import UNET_PREFIX
 from jaxbooth.weights.single_file import any_matches, find_other_model
@@ -53,7 +53,8 @@ def read_text_width(tensors: Any, file: Path) -> int:
     if attends is None:
         raise refuse(file, "a diffusion model without text")
     width = tensors.get_slice(attends).get_shape()[1]
-    family = next((family.title for family in FAMILIES.values() if width in family.text_widths), "Stable Diffusion")
+    known = find_family(width)
+    family = known.title if known else "Stable Diffusion"
     labels = tensors.get_slice(LABELS).get_shape()[1] if LABELS in names else 0
     if width == REFINER[0] or labels == REFINER[1]:
         raise refuse(file, "the SDXL refiner")
@@ -71,7 +72,13 @@ def family_of_width(width: int, file: Path) -> Family:
     Raises:
         UserError: no family does.
     """
-    for family in FAMILIES.values():
-        if width in family.text_widths:
-            return family
-    raise refuse(file, f"of an unknown architecture (its text is {width} wide)")
+    family = find_family(width)
+    if family is None:
+        raise refuse(file, f"of an unknown architecture (its text is {width} wide)")
+    return family
+
+
+def find_family(width: int) -> Family | None:
+    """Returns the family with single files of this layout whose published models take embeddings of this width."""
+    families = (FAMILIES[name] for name in LDM_FAMILIES)
+    return next((family for family in families if width in family.text_widths), None)

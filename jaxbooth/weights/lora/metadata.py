@@ -18,7 +18,7 @@ def kohya_metadata(config: DenoiserConfig, ranks: Iterable[int], alpha: float, i
         "ss_network_dim": str(*dims) if len(dims) == 1 else "Dynamic",
         "ss_network_alpha": f"{alpha:g}",
         "ss_base_model_version": family.kohya_version,
-        "ss_v2": str(family.name == "sd21"),
+        "ss_v2": str(family.kohya_version == "sd_v2"),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"{family.modelspec[prediction]}/lora",
     }
@@ -32,7 +32,7 @@ def transformer_metadata(config: DenoiserConfig, ranks: Iterable[int]) -> dict[s
     """
     family, dims = family_of(config), set(ranks)
     rank = {"ss_network_dim": str(*dims) if len(dims) == 1 else "Dynamic"}
-    published = dict(zip(family.text_widths, family.published, strict=True)).get(config.text_width)
+    published = family.published_size(config.text_width)
     if published is None:
         return rank
     size = published.removeprefix(family.name)  # "-4b"
