@@ -112,7 +112,7 @@ def flow_model(flow_folder: Callable[[str], Path], mesh: Mesh) -> Callable[[str]
 
     def read(family: str) -> FlowModel:
         base = BaseModel.read(flow_folder(family), "float32")
-        loaded = load_params(base, mesh, trained=("transformer",), components=base.run_components)
+        loaded = load_params(base, mesh, trained=("transformer",), components=base.resident_components)
         return FlowModel(base, jax.tree.map(np.asarray, loaded))
 
     return functools.cache(read)
