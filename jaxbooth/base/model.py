@@ -51,7 +51,7 @@ class BaseModel:
     Attributes:
         folder: of the diffusers layout.
         dtype: that the denoiser and the text encoders compute in; the VAE always computes in float32.
-        distillation: how it was made fast, if it was.
+        distillation: how it is sampled in few steps, if it was distilled for that.
         lora: what the adapters share, where it has any.
     """
 

@@ -31,9 +31,10 @@ class EvaluateArguments(Section):
     noun: str | None = None
     """The class in it, such as dog; default: taken from the class prompt."""
     clip: str | None = None
-    """CLIP folder or Hub id, or none; default: openai/clip-vit-base-patch32, and the demo's own for the demo model."""
+    """CLIP folder or Hub id, or none; default: openai/clip-vit-base-patch32, and the embedded one for embedded
+    models."""
     dino: str | None = None
-    """DINO or DINOv2 folder or Hub id, or none; default: facebook/dino-vits16, and none for the demo model."""
+    """DINO or DINOv2 folder or Hub id, or none; default: facebook/dino-vits16, and none for embedded models."""
     allow_pickle: bool = False
     """Also read .bin files of CLIP and DINO, with PyTorch's weights-only loader."""
     seed: Seed = 0

@@ -29,12 +29,13 @@ class SampleArguments(Section):
     seed: limits.Seed = 0
     """Seed of the noise."""
     steps: limits.SamplerSteps | None = None
-    """Sampling steps; default: those of the run's sample grids, else 25 (4 for turbo models)."""
+    """Sampling steps; default: those of the run's sample grids, else 25 (4 to 9 for distilled models)."""
     guidance_scale: limits.GuidanceScale | None = None
     """Classifier-free guidance; 1 turns it off. Default: that of the run's sample grids, else what suits the model:
-    7.5, 5 for SDXL, 1 for turbo models."""
+    7.5, 5 for SDXL, 4 for Z-Image and FLUX.2 klein, 1 for distilled models."""
     sampler: SamplerName | None = None
-    """Default: that of the run's sample grids, else dpmpp_2m (euler_ancestral for turbo models)."""
+    """Default: that of the run's sample grids, else dpmpp_2m (euler for flow models, euler_ancestral for SD Turbo
+    and SDXL Turbo)."""
     resolution: limits.Pixels | None = None
     """Side in pixels; default: the resolution that the model was trained at."""
     height: limits.Pixels | None = None

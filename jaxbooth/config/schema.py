@@ -172,7 +172,7 @@ class TextConfig(Section):
     """How prompts are read, and what of the text encoders is trained."""
 
     learning_rate: limits.Rate | None = None
-    """Of the text encoder, with --train.text-encoder; default: the UNet's."""
+    """Of the text encoder, with --train.text-encoder; default: --train.learning-rate."""
     caption_dropout: limits.Dropout = 0.0
     """Share of images trained with an empty caption, for guidance."""
     clip_skip: limits.ClipSkip = 0

@@ -26,7 +26,7 @@ from jaxbooth.params import Params, full_precision, join
 # Of the largest output. Both sides compute in float32 with the weights as they were written, so that what remains is
 # the order of float32 sums: about 1e-6 for small models, 1e-5 for SDXL, where a wrong layer makes 1e-1.
 TOLERANCE = 1e-3
-LATENTS = 4  # side of the latents at the UNet's innermost level: a small image exercises every weight
+LATENTS = 4  # latents, or tokens, along a side at the denoiser's innermost level: a small image exercises every weight
 
 
 def check_torch(format: ExportFormat) -> None:

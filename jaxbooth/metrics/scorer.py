@@ -50,8 +50,8 @@ def load_feature_models(clip: str | None, dino: str | None, base: Source, mesh: 
     """Loads CLIP and DINO.
 
     Args:
-        clip, dino: folder or Hub id; "none" leaves one out. By default the paper's, or for the demo model the embedded
-            CLIP alone, which knows its images.
+        clip, dino: folder or Hub id; "none" leaves one out. By default the paper's, or for an embedded model the
+            embedded CLIP alone, which knows its images.
         base: the run's base model; whether pickles may be read and the Hub asked holds for these models too.
 
     Raises:

@@ -70,7 +70,7 @@ def describe_trained(config: Config) -> str:
     tokens = ", ".join(config.text.placeholder_tokens)
     if config.text.is_textual_inversion:
         return f"the placeholder tokens {tokens}"
-    parts = [f"LoRA of rank {config.lora.rank}" if config.lora.rank else "the whole UNet"]
+    parts = [f"LoRA of rank {config.lora.rank}" if config.lora.rank else "the whole UNet or transformer"]
     parts += ["text encoder"] if config.train.text_encoder else []
     parts += [f"the placeholder tokens {tokens}"] if tokens else []
     return ", ".join(parts)

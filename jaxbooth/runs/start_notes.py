@@ -40,8 +40,9 @@ def warn_about_distillation(distillation: Distillation | None) -> None:
     """Warns that training a distilled model undoes what distillation achieved, and names the base to take instead."""
     if distillation:
         warn(
-            f"this model was distilled to {distillation.steps} steps without guidance; training wears that off, and "
-            f"images of few steps get blurry. Better train its base, {distillation.base}."
+            f"this model was distilled to {distillation.steps} steps without guidance; training undoes that, and "
+            f"images sampled in few steps become blurry. Train the model that it was distilled from: "
+            f"{distillation.base}."
         )
 
 

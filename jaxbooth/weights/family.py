@@ -126,12 +126,12 @@ class FamilySampling(NamedTuple):
 
 
 class Distillation(NamedTuple):
-    """Models of a family that need few steps and no guidance.
+    """The distilled models of a family, which need few steps and no guidance.
 
     Attributes:
-        base: Hub id of the model that they were made from.
+        base: Hub id of the model that they were distilled from.
         steps: with which they are sampled.
-        sampler: as well.
+        sampler: with which they are sampled, too.
         scheduler_keys: keys of `scheduler_config.json` that they have, and the values by which they are told, where
             `model_index.json` does not say it.
     """
