@@ -68,6 +68,9 @@ def test_local_is_what_jax_has_here():
         ("V5E:2x4", "v5e:2x4"),
         ("v5litepod-16", "v5e:4x4"),
         ("v6e-8", "v6e:2x4"),
+        ("v6e:1", "v6e:1x1"),
+        ("v5p:4", "v5p:2x2x1"),  # chips
+        ("v3:8", "v3:2x4"),
         ("v4-8", "v4:2x2x1"),  # cores, of which a chip has two
         ("v5p-16", "v5p:2x2x2"),
     ],
@@ -99,6 +102,7 @@ def test_the_help_lists_every_device_name():
         ("", "`jaxbooth plan --help` lists all names"),
         ("v5e", "v5e comes as :1x1, :2x2, :2x4"),
         ("v5e:3x3", "v5e comes as :1x1, :2x2, :2x4"),
+        ("v6e:2", "v6e comes as :1x1, :2x2, :2x4"),
         ("v5p:4x4", "v5p comes as :2x2x1"),
         ("v5litepod-7", "v5e comes as v5e-1, v5e-4, v5e-8"),
         ("h100:0", "write a number from 1 to 4096 after h100:"),

@@ -98,21 +98,11 @@ def abstract_step(config: Config, base: BaseModel, mesh: AnyMesh) -> AbstractSte
     """
     trained = trained_shapes(base, config)
     whole, read_by_step = fully_trained(base, trained), base.trainable_components(config.trains_text)
-    shard = param_shardings(mesh)
-
-    def abstract_params(name: str) -> Params:
-        dtype = jnp.float32 if name == "vae" else base.dtype
-        shapes: Any = {
-            leaf: jax.ShapeDtypeStruct(shape.shape, dtype, sharding=shard(leaf, shape.shape))
-            for leaf, shape in base.module(name).shapes.items()
-        }
-        return shapes
-
-    frozen = {name: abstract_params(name) for name in base.resident_components if name not in whole}
+    frozen = {name: abstract_params(base, mesh, name) for name in base.resident_components if name not in whole}
     in_step = {name: params for name, params in frozen.items() if name in read_by_step}
     resident = {name: params for name, params in frozen.items() if name not in read_by_step}
     if base.denoiser_name in whole and config.loss.prior_target == "frozen":
-        in_step[REFERENCE_DENOISER] = abstract_params(base.denoiser_name)
+        in_step[REFERENCE_DENOISER] = abstract_params(base, mesh, base.denoiser_name)
     slices = abstract_slices(config)
     rates, size = learning_rates(config), (config.resolution, config.resolution)
     optimizer = make_optimizer(config.train, rates, unused_parameters(base, trained))
@@ -124,6 +114,16 @@ def abstract_step(config: Config, base: BaseModel, mesh: AnyMesh) -> AbstractSte
         source=abstract_source(config, base, slices, mesh),
         key=jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=replicated(mesh)),
     )
+
+
+def abstract_params(base: BaseModel, mesh: AnyMesh, component: str) -> Params:
+    """Describes the frozen parameters of a component, in the dtype that they are held in."""
+    shard, dtype = param_shardings(mesh), jnp.float32 if component == "vae" else base.dtype
+    params: Any = {
+        name: jax.ShapeDtypeStruct(shape.shape, dtype, sharding=shard(name, shape.shape))
+        for name, shape in base.module(component).shapes.items()
+    }
+    return params
 
 
 def abstract_slices(config: Config) -> SubjectSlices:

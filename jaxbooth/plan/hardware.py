@@ -129,7 +129,7 @@ def find_chip(device_kind: str) -> Chip | None:
 
 
 def find_topology(name: str) -> Topology:
-    """Returns the devices of a name, in any case: `v5e:2x4`, its Google name `v5litepod-8`, `a100-80gb:8`, `RTX 4090`.
+    """Returns the devices of a name, in any case: `v5e:2x4`, also as `v5e:8` or `v5litepod-8`, `a100-80gb:8`, `RTX 4090`.
 
     Raises:
         UserError: there is no such topology; the message names near ones.
@@ -159,11 +159,12 @@ def find_topology(name: str) -> Topology:
 
 
 def tpu_topology(name: str, chip: Chip, size: str) -> Topology:
-    """Describes a TPU slice by its shape.
+    """Describes a TPU slice by its shape, or by its number of chips.
 
     Raises:
-        UserError: there is no slice of that shape.
+        UserError: there is no slice of that shape or number.
     """
+    size = {str(count): shape for count, shape in shapes_by_chips(chip).items()}.get(size, size)
     if size not in chip.slice_shapes:
         known = ", ".join(f":{shape}" for shape in chip.slice_shapes)
         raise UserError(f"--topology {name}: {chip.name} comes as {known}.")
@@ -179,10 +180,15 @@ def accelerator_type_topology(name: str, kind: str, number: int) -> Topology:
     """
     chip = CHIPS[kind]
     each = 1 if kind in COUNTED_IN_CHIPS else 2
-    sizes = {each * int(np.prod([int(side) for side in shape.split("x")])): shape for shape in chip.slice_shapes}
+    sizes = {each * count: shape for count, shape in shapes_by_chips(chip).items()}
     if number not in sizes:
         raise UserError(f"--topology {name}: {kind} comes as {', '.join(f'{kind}-{known}' for known in sizes)}.")
     return tpu_topology(name, chip, sizes[number])
+
+
+def shapes_by_chips(chip: Chip) -> dict[int, str]:
+    """Returns number of chips -> the shape of the slice that has as many; no two have the same number."""
+    return {int(np.prod([int(side) for side in shape.split("x")])): shape for shape in chip.slice_shapes}
 
 
 def suggest_names(kind: str) -> str:
