@@ -31,7 +31,7 @@ from jaxbooth.models.lora import LoraSpec, with_adapters
 from jaxbooth.models.unet import AddedConditions
 from jaxbooth.models.vae import AnyVAEConfig
 from jaxbooth.params import ModuleDef, Params, abstract_module, precision_of
-from jaxbooth.sharding import mesh_context, param_shardings
+from jaxbooth.sharding import AnyMesh, mesh_context, param_shardings
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.diffusers_read import load_component
 from jaxbooth.weights.family import Distillation, Family, FamilySampling
@@ -225,7 +225,7 @@ def check_resolution(base: BaseModel, resolution: int, flag: str) -> None:
         raise UserError(f"{flag} {resolution} is not a multiple of {multiple}, which this model needs; try {nearest}.")
 
 
-def encode_prompts(base: BaseModel, mesh: Mesh, params: Mapping[str, Params], ids: TokenIds) -> TextEmbeddings:
+def encode_prompts(base: BaseModel, mesh: AnyMesh, params: Mapping[str, Params], ids: TokenIds) -> TextEmbeddings:
     """Runs the text encoders once, ahead of everything that uses the embeddings. Pure."""
     with precision_of(base.dtype), mesh_context(mesh):
         return base.text.encode(params, ids)

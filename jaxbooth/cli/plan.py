@@ -16,9 +16,9 @@ class PlanArguments(Config):
     """Show what a run needs: memory, time, chip-hours. Takes every flag of `jaxbooth train`; needs no weights."""
 
     topology: str = "local"
-    """Devices to plan for: local; cpu:N; a TPU slice such as v5e:2x4 or v5litepod-8 (v2, v3, v4, v5e, v5p, v6e, tpu7x);
-    or GPUs such as a100-80gb:8 (t4, v100, v100-32gb, l4, l40s, a10, a10g, a40, a6000, a100-40gb, a100-80gb, h100,
-    h100-pcie, h200, b200, and GeForce cards from rtx3060 to rtx5090)."""
+    """Devices to plan for: local; cpu:N; a TPU slice such as v5e:2x4, v5e:8 or v5litepod-8 (v2, v3, v4, v5e, v5p, v6e,
+    tpu7x); or GPUs such as a100-80gb:8 (t4, v100, v100-32gb, l4, l40s, a10, a10g, a40, a6000, a100-40gb, a100-80gb,
+    h100, h100-pcie, h200, b200, and GeForce cards from rtx3060 to rtx5090)."""
     compile: bool = False
     """Also compile the train step and the sampling step for them with XLA; TPUs need not be present. Takes minutes."""
     as_json: Annotated[bool, arg(name="json")] = False

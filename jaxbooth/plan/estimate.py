@@ -14,6 +14,7 @@ from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
 from jaxbooth.models.attention_kernels import TPUS_WITHOUT_SPLASH
 from jaxbooth.plan.abstract_step import AbstractStep, abstract_mesh, abstract_step, device_bytes, persistent_bytes
+from jaxbooth.plan.encoding import encoding_bytes
 from jaxbooth.plan.flops import KERNEL
 from jaxbooth.plan.hardware import Topology
 from jaxbooth.plan.jaxpr_memory import JaxprAnalysis
@@ -54,6 +55,7 @@ class Estimate:
         shards: parts that a batch is split into.
         halo_flops: what few examples cost a TPU on top of `flops`.
         sent: kind of collective -> bytes of parameters and gradients in one micro-batch.
+        encoding: bytes that a device needs before, while prompts are encoded ahead; 0 where they are not.
     """
 
     config: Config
@@ -70,6 +72,7 @@ class Estimate:
     bytes_accessed: Cost
     partial_sums: Cost
     sent: dict[str, float]
+    encoding: float
 
     def per_device_batch_of(self, batch_size: int) -> int:
         """Returns a device's examples of one micro-batch; prior examples keep their proportion to instance ones."""
@@ -116,10 +119,14 @@ class Estimate:
         sizes = self.sent | {"all-reduce": self.sent["all-reduce"] + self.partial_sums.at(scale)}
         return {kind: self.config.train.gradient_accumulation_steps * size for kind, size in sizes.items() if size}
 
+    def needed(self, batch_size: int | None = None) -> float:
+        """Returns the bytes that a device needs for a step, or before it for encoding the prompts."""
+        return max(self.at(batch_size).hbm_bytes, self.encoding)
+
     def fits(self, batch_size: int | None = None) -> bool:
-        """Whether a step stays within a device's memory; one of unknown size holds everything."""
+        """Whether a run stays within a device's memory; one of unknown size holds everything."""
         limit = self.topology.chip.memory
-        return limit is None or self.at(batch_size).hbm_bytes <= limit
+        return limit is None or self.needed(batch_size) <= limit
 
     def largest_batch(self) -> int | None:
         """Returns the most instance examples for each part of a split batch with which a step fits.
@@ -173,6 +180,7 @@ def estimate(config: Config, base: BaseModel, topology: Topology) -> Estimate:
         bytes_accessed=analysis.bytes_accessed,
         partial_sums=analysis.partial_sums,
         sent=sent_bytes(step, mesh),
+        encoding=encoding_bytes(base, mesh, kernel_platform(topology)),
     )
 
 

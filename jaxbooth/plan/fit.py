@@ -46,7 +46,7 @@ def check_memory(config: Config, base: BaseModel, mesh: Mesh) -> Config:
         return config
     resolved, estimated = resolve_remat(config, base, topology)
     needed = estimated.at().hbm_bytes
-    if needed > limit and not config.force:
+    if not estimated.fits() and not config.force:
         raise out_of_memory_error(resolved, base, estimated)
     policy = REMATS[int(broadcast_one_to_all(np.int32(REMATS.index(resolved.train.remat_policy))))]
     if policy != config.train.remat_policy:
@@ -73,8 +73,9 @@ def resolve_remat(config: Config, base: BaseModel, topology: Topology) -> tuple[
 
 
 def out_of_memory_error(config: Config, base: BaseModel, estimated: Estimate) -> UserError:
-    """Returns the error of a step that does not fit."""
-    needed, limit = estimated.at().hbm_bytes, estimated.topology.chip.memory or 0
+    """Returns the error of a step that does not fit, or of the encoding of its prompts."""
+    needed, limit = estimated.needed(), estimated.topology.chip.memory or 0
+    what = "encoding the prompts" if needed == estimated.encoding else "a step"
     suggestions = suggest(config, base, estimated.topology, estimated)
     others = f" (or {' or '.join(suggestions[1:])})" if suggestions[1:] else ""
     change = (
@@ -83,7 +84,7 @@ def out_of_memory_error(config: Config, base: BaseModel, estimated: Estimate) ->
         else "no change of settings makes it fit"
     )
     return UserError(
-        f"a step needs {needed / GIB:.1f} GiB, but the device has {limit / GIB:.1f}; {change}; --force trains anyway."
+        f"{what} needs {needed / GIB:.1f} GiB, but the device has {limit / GIB:.1f}; {change}; --force trains anyway."
     )
 
 

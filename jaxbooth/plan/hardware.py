@@ -129,7 +129,7 @@ def find_chip(device_kind: str) -> Chip | None:
 
 
 def find_topology(name: str) -> Topology:
-    """Returns the devices of a name, in any case: `v5e:2x4`, also as `v5e:8` or `v5litepod-8`, `a100-80gb:8`, `RTX 4090`.
+    """Returns the devices of a name, in any case: `v5e:2x4`, `v5e:8` or `v5litepod-8`, `a100-80gb:8`, `RTX 4090`.
 
     Raises:
         UserError: there is no such topology; the message names near ones.

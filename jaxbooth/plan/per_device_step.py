@@ -44,14 +44,8 @@ def analyze_step(step: AbstractStep, mesh: AbstractMesh, platform: str, batch_si
     analysis = JaxprAnalysis(platform, mesh.shape["tensor"])
     jaxpr, names = trace_gradients(step, mesh, batch_size)
     dtype, has_remat = step.spec.base.dtype, step.spec.remat != "none"
-    arguments = [
-        analysis.argument(
-            leaf,
-            size=param_copy_bytes(name, leaf, mesh, dtype, has_remat),
-            is_split=tensor_dimension(name, leaf.shape, mesh) is not None,
-        )
-        for name, leaf in named_leaves(step.state.params) + named_leaves(step.frozen)
-    ]
+    params = named_leaves(step.state.params) + named_leaves(step.frozen)
+    arguments = param_arguments(analysis, params, mesh, dtype, has_remat)
     others = jaxpr.jaxpr.invars[len(arguments) :]
     # The step's number seeds the choice of images, so whatever depends on it grows with the batch.
     arguments += [analysis.argument(var.aval, per_example=var is others[-1]) for var in others]
@@ -61,21 +55,40 @@ def analyze_step(step: AbstractStep, mesh: AbstractMesh, platform: str, batch_si
     return analysis
 
 
+def param_arguments(
+    analysis: JaxprAnalysis, params: Sequence[tuple[str, Any]], mesh: AbstractMesh, dtype: Any, has_remat: bool
+) -> list[TracedValue]:
+    """Returns the values of a program's parameters, which take memory besides where they are gathered or cast."""
+    return [
+        analysis.argument(
+            leaf,
+            size=param_copy_bytes(name, leaf, mesh, dtype, has_remat),
+            is_split=tensor_dimension(name, leaf.shape, mesh) is not None,
+        )
+        for name, leaf in params
+    ]
+
+
 def trace_gradients(step: AbstractStep, mesh: AbstractMesh, batch_size: int) -> tuple[Any, Sequence[str]]:
     """Returns the jaxpr of `gradients` for one device's examples and unsharded parameters, and its gradients' names."""
     spec = step.spec
     layout = BatchLayout(*(field[:1, :batch_size] for field in spec.layout))
-    one_device = AbstractMesh((1,) * len(mesh.axis_names), mesh.axis_names, axis_types=mesh.axis_types)
-    local = replace(spec, layout=layout, mesh=one_device)
-
-    def unsharded(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-
+    local = replace(spec, layout=layout, mesh=one_device(mesh))
     number = jax.ShapeDtypeStruct((), jnp.int32)
     jaxpr = jax.make_jaxpr(lambda *arguments: gradients(local, *arguments))(
         *unsharded((step.state.params, step.frozen, step.source, step.key)), number
     )
     return jaxpr, sorted(step.state.params)
+
+
+def one_device(mesh: AbstractMesh) -> AbstractMesh:
+    """Returns the mesh of the same axes over a single device."""
+    return AbstractMesh((1,) * len(mesh.axis_names), mesh.axis_names, axis_types=mesh.axis_types)
+
+
+def unsharded(tree: Any) -> Any:
+    """Returns abstract arrays without their shardings."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
 def mark_gradients(

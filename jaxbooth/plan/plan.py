@@ -50,6 +50,7 @@ def make_plan(config: Config, topology: Topology, compiles: bool = False) -> Pla
         estimated=estimated,
         cost=cost,
         compiled=compiled,
+        encoding=estimate.encoding,
         largest_batch=estimate.largest_batch(),
         bound=bound,
         measured=measured,

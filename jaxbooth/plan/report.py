@@ -23,6 +23,7 @@ class Plan:
 
     Attributes:
         cost: of a step, by the compiler where it was asked, else as estimated.
+        encoding: bytes that a device needs while prompts are encoded ahead, as estimated; 0 where they are not.
         measured: seconds of a step that was timed, on devices without peak figures; else None.
         unmeasured: why none was, a sentence, where nothing else tells the time.
         largest_batch: most instance images for each device that fit; None where the device's memory is unknown.
@@ -34,6 +35,7 @@ class Plan:
     estimated: StepCost
     cost: StepCost
     compiled: Compiled | None
+    encoding: float
     largest_batch: int | None
     bound: Roofline
     measured: float | None
@@ -43,8 +45,8 @@ class Plan:
 
     @property
     def needed(self) -> float:
-        """Bytes that a device needs, in training and, where that was compiled, while sample images are generated."""
-        return max(self.cost.hbm_bytes, self.compiled.sampling_bytes if self.compiled else 0)
+        """Bytes that a device needs: to encode prompts, to train and, if compiled, to generate sample images."""
+        return max(self.encoding, self.cost.hbm_bytes, self.compiled.sampling_bytes if self.compiled else 0)
 
     @property
     def fits(self) -> bool:
@@ -67,6 +69,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "hbm_bytes": cost.hbm_bytes,
         "hbm_limit_bytes": plan.topology.chip.memory,
         "memory": cost.memory,
+        "encoding_bytes": plan.encoding,
         "flops": cost.flops,
         "bytes_accessed": cost.bytes_accessed,
         "collectives": cost.collectives,
@@ -105,6 +108,8 @@ def table_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     parts = sorted(cost.memory.items(), key=lambda item: -item[1])
     shown = ", ".join(f"{kind} {format_gib(size)}" for kind, size in parts if size >= MIN_SHOWN_BYTES)
     yield "memory", f"{format_gib(cost.hbm_bytes)} per device: {shown}"
+    if plan.encoding:
+        yield "prompts", f"{format_gib(plan.encoding)} per device while they are encoded, before the denoiser is loaded"
     if plan.compiled:
         yield "sampling", f"{format_gib(plan.compiled.sampling_bytes)} per device while sample images are generated"
     if plan.largest_batch is not None:
