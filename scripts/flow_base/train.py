@@ -268,15 +268,14 @@ def main() -> None:
     training.load()
     saved = time.monotonic()
     printed = time.monotonic()
-    sums = [0.0, 0.0]
+    recent: list[tuple[float, float]] = []
     while training.images < arguments.images:
         training.set_rates(training.images / arguments.images)
-        figures = training.train_step(dataset.batch(arguments.batch_size), arguments.micro_batch)
-        sums = [total + figure for total, figure in zip(sums, figures, strict=True)]
+        recent.append(training.train_step(dataset.batch(arguments.batch_size), arguments.micro_batch))
         if training.step % PRINT_STEPS == 0:
             now = time.monotonic()
-            error, likeness = (total / PRINT_STEPS for total in sums)
-            speed = PRINT_STEPS * arguments.batch_size / (now - printed)
+            error, likeness = torch.tensor(recent).mean(0).tolist()
+            speed = len(recent) * arguments.batch_size / (now - printed)
             clock = time.strftime("%H:%M:%S")
             print(
                 f"{clock} step {training.step} images {training.images} velocity error {error:.4f}"
@@ -284,7 +283,7 @@ def main() -> None:
                 flush=True,
             )
             printed = now
-            sums = [0.0, 0.0]
+            recent.clear()
         if time.monotonic() - saved > SAVE_SECONDS:
             training.save(arguments.publish)
             saved = time.monotonic()
