@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 python scripts/flow_base/judge.py PIPELINE --clip jaxbooth/assets/tiny-emoji-clip --grid grid.png
 
 Each of 50 labels (animals, faces, food, plants) is generated with two seeds as "an emoji of a LABEL". Prints for how
-many images CLIP prefers the right label of the 50, and for how many it is among the first five. With --data (the folder
-of prepare.py) the same is printed for the training images of these labels: the most that can be expected. Takes a
-minute on one core.
+many images CLIP prefers the right label of the 50, and for how many it is among the first five; a label's text feature
+is the mean over captions in all five styles. With --data (the folder of prepare.py) the same is printed for the
+training images of these labels, which is the most that can be expected: first in 58 %, among the first five in 92 %.
+Takes a minute on one core.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import torch
 from model import load_pipeline
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPTokenizer
 
 LABELS = [
@@ -29,9 +31,10 @@ LABELS = [
     "sleeping face", "ghost", "alien", "robot", "rose", "sunflower", "cactus", "banana", "strawberry", "watermelon",
     "lemon", "carrot", "pizza", "hamburger", "doughnut", "birthday cake", "red heart",
 ]  # fmt: skip
+STYLES = ["3d", "flat", "modern", "noto", "twemoji"]
 GRID_PROMPTS = [
     *["an emoji of a cat"] * 5,
-    *[f"a {style} emoji of a cat" for style in ("3d", "flat", "modern", "noto", "twemoji")],
+    *[f"a {style} emoji of a cat" for style in STYLES],
     *["an emoji of a red apple"] * 3,
     "an emoji of a red apple on a blue background",
     "an emoji of a cat on a red background",
@@ -54,10 +57,11 @@ class Clip(NamedTuple):
     @torch.no_grad()
     def similarities(self, images: Tensor) -> Tensor:
         """Returns (images, labels) cosine similarities for images in [0, 1]."""
-        captions = self.tokenizer([f"an emoji of a {label}" for label in LABELS], padding=True, return_tensors="pt")
-        text = self.model.get_text_features(**captions).pooler_output
+        captions = [f"a {style} emoji of a {label} on a white background" for style in STYLES for label in LABELS]
+        text = self.model.get_text_features(**self.tokenizer(captions, padding=True, return_tensors="pt")).pooler_output
+        text = normalize(normalize(text, dim=-1).view(len(STYLES), len(LABELS), -1).mean(0), dim=-1)
         seen = self.model.get_image_features(pixel_values=images * 2 - 1).pooler_output
-        return torch.nn.functional.normalize(seen, dim=-1) @ torch.nn.functional.normalize(text, dim=-1).T
+        return normalize(seen, dim=-1) @ text.T
 
     def report(self, name: str, images: Tensor, labels: list[str]) -> None:
         """Prints how often the right label comes first and among the first five."""
