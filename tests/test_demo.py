@@ -1,10 +1,10 @@
-"""The demo, whole: the subject is learned and the class is kept."""
+"""The demos, whole: the subject is learned and the class is kept."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxbooth.assets import DEMO_SUBJECT
+from jaxbooth.assets import DEMO_SUBJECT, EMBEDDED_MODELS
 from tests.commands import jaxbooth, succeed
 
 
@@ -15,8 +15,9 @@ def nearest(folder, references) -> float:
 
 
 @pytest.mark.slow
-def test_the_demo_learns_the_subject_and_keeps_the_class(tmp_path):
-    succeed(jaxbooth("train", "demo", "--run-dir", tmp_path / "run"))
+@pytest.mark.parametrize("model", EMBEDDED_MODELS)
+def test_an_embedded_model_learns_the_subject_and_keeps_the_class(model, tmp_path):
+    succeed(jaxbooth("train", model, "--run-dir", tmp_path / "run"))
     references = [
         np.asarray(Image.open(path).convert("RGB").resize((64, 64), Image.Resampling.LANCZOS)) / 255.0
         for path in DEMO_SUBJECT.glob("*.png")
