@@ -17,7 +17,7 @@ FLOW_FAMILIES: tuple[FlowFamily, ...] = ("zimage", "klein")
 
 Z_IMAGE: dict[str, Any] = {
     "in_channels": 4, "dim": 32, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2,
-    "cap_feat_dim": 24, "axes_dims": (8, 4, 4), "axes_lens": (64, 32, 32),
+    "cap_feat_dim": 24, "axes_dims": (8, 4, 4), "axes_lens": (128, 32, 32),
 }  # fmt: skip
 KLEIN: dict[str, Any] = {
     "in_channels": 16, "num_layers": 1, "num_single_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2,

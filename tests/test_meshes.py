@@ -1,5 +1,7 @@
 """One device or eight, in any arrangement: the same training and the same images."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -14,17 +16,17 @@ ROWS, STEPS = (8, 8), 3
 SETTINGS = {"eps": 1e-3, "learning_rate": 1e-2}
 
 
+def train(base, params, mesh, rows=ROWS, **settings):
+    """Returns metrics, weights at the start and weights at the end."""
+    made = setup(base, params, mesh, rows, **SETTINGS, **settings)
+    start = jax.device_get(made.state.params)
+    state, metrics = run(*made, [STEPS])
+    return metrics, start, jax.device_get(state.params)
+
+
 @pytest.fixture(scope="module")
 def trained_on(micro, micro_params):
-    """Returns a function from a mesh to metrics, weights at the start and weights at the end."""
-
-    def train(mesh, rows=ROWS, **settings):
-        made = setup(micro, micro_params, mesh, rows, **SETTINGS, **settings)
-        start = jax.device_get(made.state.params)
-        state, metrics = run(*made, [STEPS])
-        return metrics, start, jax.device_get(state.params)
-
-    return train
+    return functools.partial(train, micro, micro_params)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,12 @@ def assert_same_training(found, expected):
 @pytest.mark.parametrize("sizes", MESHES)
 def test_losses_and_weights_do_not_depend_on_the_mesh(trained_on, on_one, sizes):
     assert_same_training(trained_on(make_mesh(*sizes)), on_one)
+
+
+@pytest.mark.parametrize("family", ["zimage", "klein"])
+def test_flow_models_do_not_depend_on_the_mesh(flow_model, mesh, family):
+    model = flow_model(family)
+    assert_same_training(train(*model, make_mesh(2, 2, 2)), train(*model, mesh))
 
 
 def test_rows_that_do_not_fill_the_devices_train_the_same(trained_on, mesh):
