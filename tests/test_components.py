@@ -74,7 +74,7 @@ def test_a_model_of_another_kind_is_named(copy_of, kind, name):
 @pytest.mark.parametrize("kind", ["AFuturePipeline", None])
 def test_an_unknown_class_is_named(copy_of, kind):
     message = refusal(copy_of("sd15", {"model_index.json": {"_class_name": kind}}))
-    assert message.startswith(f"model_index.json: {kind} is not supported; jaxbooth trains Stable Diffusion 1.x")
+    assert message.startswith(f"model_index.json: {kind} is not supported; jaxbooth trains text-to-image models")
 
 
 @pytest.mark.parametrize("family", LDM_FAMILIES)

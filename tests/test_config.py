@@ -22,7 +22,7 @@ from jaxbooth.config.schema import (
 from jaxbooth.config.section import flag, flatten
 from jaxbooth.errors import UserError
 
-SHIPPED = ["demo", "sd15", "sd15-lora", "sd21", "sdxl-lora"]
+SHIPPED = ["demo", "demo-flow", "klein-lora", "sd15", "sd15-lora", "sd21", "sdxl-lora", "zimage-lora"]
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -136,7 +136,7 @@ def test_a_binary_file_is_named(tmp_path, content):
 
 
 def test_a_name_that_is_neither_a_file_nor_shipped_lists_what_is(tmp_path):
-    with pytest.raises(UserError, match=r"sd14 is neither a file nor one of .* \(demo, sd15, .*\)"):
+    with pytest.raises(UserError, match=r"sd14 is neither a file nor one of .* \(demo, demo-flow, .*, sd15, .*\)"):
         load_config("sd14")
 
 
@@ -265,3 +265,8 @@ def test_one_subject_is_a_list_of_one():
 )
 def test_a_lora_adapts_what_suits_the_base_model_unless_it_is_set(name, given, targets):
     assert load_config(name, given).lora_targets == targets
+
+
+def test_a_value_of_several_types_is_named_by_its_key(tmp_path):
+    with pytest.raises(UserError, match=r"loss\.timestep_shift = 1001 is not valid"):
+        load_config(written(tmp_path, "loss: {timestep_shift: 1001}"))

@@ -242,7 +242,8 @@ def test_text_encoders_after_ten_adamw_steps_are_those_of_pytorch(folders, mesh,
     def loss(params: dict) -> jax.Array:
         encoder_params = {name: {k.removeprefix(f"{name}."): v for k, v in params.items() if k.startswith(f"{name}.")}
                   for name in base.text_encoder_names}  # fmt: skip
-        return sum(jnp.vdot(part, pull[part.shape]) for part in base.text.encode(encoder_params, ids))
+        embeddings = jax.tree.leaves(base.text.encode(encoder_params, ids))
+        return sum(jnp.vdot(part, pull[part.shape]) for part in embeddings)
 
     pipe = in_torch(folders["sdxl"])
     models = encoders(pipe)

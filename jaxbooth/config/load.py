@@ -36,7 +36,10 @@ def to_user_error(error: ValidationError, source: str | None) -> UserError:
     """
     first = error.errors(include_url=False, include_context=False)[0]
     sections = {type(value).__name__: [key] for key, value in Config() if isinstance(value, Section)}
-    key = ".".join(str(part) for part in [*sections.get(error.title, []), *first["loc"]])
+    location = [str(part) for part in [*sections.get(error.title, []), *first["loc"]]]
+    if ".".join(location[:-1]) in flatten(Config()):
+        location.pop()  # which of several types a value was tried as
+    key = ".".join(location)
     if first["type"] == "extra_forbidden":
         known = list(flatten(Config()))
         groups = dict.fromkeys(other.rpartition(".")[0] for other in known if "." in other)

@@ -124,4 +124,6 @@ def test_an_unknown_key_in_a_file_is_named_with_the_file(refused, tmp_path):
 
 
 def test_a_configuration_that_is_not_there_lists_the_shipped_ones(refused):
-    assert "(demo, sd15, sd15-lora, sd21, sdxl-lora)" in refused("train", "nowhere.yaml")
+    assert "(demo, demo-flow, klein-lora, sd15, sd15-lora, sd21, sdxl-lora, zimage-lora)" in refused(
+        "train", "nowhere.yaml"
+    )

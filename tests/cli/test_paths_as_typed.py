@@ -7,7 +7,8 @@ import pytest
 
 from jaxbooth.cli.main import COMMANDS, main
 from jaxbooth.config.load import dump_config
-from jaxbooth.config.run_config import Config, resolve_paths
+from jaxbooth.config.run_config import Config, fill_defaults, resolve_paths
+from jaxbooth.weights.architectures import FAMILIES
 from tests.cli.arguments import contents, train
 
 LONG = "x" * 300
@@ -110,7 +111,8 @@ def started(run: Path, dog: Path) -> None:
     run.mkdir()
     data = {"instance_dir": dog, "instance_prompt": "a photo of sks dog", "class_prompt": "a cat", "resolution": 64}
     made = Config.model_validate({"run_dir": str(run), "data": data | {"num_class_images": 1}, "prior": {"steps": 1}})
-    (run / "config.yaml").write_text(dump_config(resolve_paths(made)))
+    filled = fill_defaults(resolve_paths(made), 64, FAMILIES["sd15"].sampling)
+    (run / "config.yaml").write_text(dump_config(filled))
 
 
 def test_what_the_system_says_of_a_file_in_the_middle_of_the_work_is_a_sentence(capsys, monkeypatch):
