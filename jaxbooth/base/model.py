@@ -174,7 +174,7 @@ class BaseModel:
     def native_resolution(self) -> int:
         """Side in pixels that the model was trained at."""
         of_vae = self.vae_config.sample_size
-        if self.schedule.is_flow and isinstance(of_vae, int):  # flow transformers know no size
+        if self.schedule.is_flow and isinstance(of_vae, int):
             return of_vae
         return self.denoiser_config.native_size * self.vae_config.factor
 

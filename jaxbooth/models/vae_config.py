@@ -6,8 +6,9 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from jaxbooth.models.unet_config import BlockTypes, LevelWidths, ResnetCount
-from jaxbooth.storage.typed import STRICT, Epsilon, Square, Width, check_divides, check_lengths
+from jaxbooth.storage.typed import STRICT, Epsilon, JsonList, Square, Width, check_divides, check_lengths
 
+Side = Annotated[int, Field(ge=1, le=2**12)]  # pixels
 PatchSide = Annotated[int, Square, Field(ge=1, le=16)]
 
 
@@ -22,7 +23,7 @@ class AutoencoderConfig:
     block_out_channels: LevelWidths = (64,)
     layers_per_block: ResnetCount = 1
     norm_num_groups: Width = 32
-    sample_size: Any = 32  # informative
+    sample_size: Side | JsonList[Side] | None = None  # flow transformers know no size of their own
     force_upcast: Any = True  # jaxbooth runs the VAE in float32 always
     mid_block_add_attention: bool = True
     use_quant_conv: bool = True
@@ -78,7 +79,7 @@ class Flux2VAEConfig(AutoencoderConfig):
     decoder_block_out_channels: LevelWidths | None = None
     layers_per_block: ResnetCount = 2
     decoded_channels: Annotated[Width, Field(alias="latent_channels")] = 32  # between encoder and decoder
-    sample_size: Any = 1024  # informative
+    sample_size: Side | JsonList[Side] | None = 1024
     batch_norm_eps: Epsilon = 1e-4
     batch_norm_momentum: Any = 0.1  # of training the autoencoder itself
     patch_size: PatchSide = 2

@@ -1,6 +1,6 @@
-"""The base model's parts: how they are built, how a batch runs through them fast, and how they are written.
+"""The base model's parts: how they are built, and how a batch runs through them fast.
 
-diffusers' and transformers' classes hold the parameters and write the files. The functions below compute what the
+diffusers' and transformers' classes hold the parameters. The functions below compute what the
 classes compute, for a batch of fixed shape (32 caption tokens and 8 x 8 image tokens): without lists, complex numbers
 or masks, with fused projections, and so that torch.compile makes one graph of it. On one CPU core with bfloat16
 products that is about 65 training images a second, four times what the classes reach.
@@ -8,14 +8,12 @@ products that is about 65 training images a second, four times what the classes 
 """
 
 import argparse
-import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
+from diffusers import ZImageTransformer2DModel
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoTokenizer, Qwen3Config, Qwen3Model
@@ -27,15 +25,6 @@ HEAD_DIM = 64
 # The class rotates neighbouring numbers of a head. In this order the pairs are the two halves, which is faster.
 HALVES = torch.cat([torch.arange(0, HEAD_DIM, 2), torch.arange(1, HEAD_DIM, 2)])
 ALL_HALVES = HALVES.repeat(HEADS) + HEAD_DIM * torch.arange(HEADS).repeat_interleave(HEAD_DIM)
-PIPELINE = {
-    "_class_name": "ZImagePipeline",
-    "_diffusers_version": "0.42.1",
-    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-    "text_encoder": ["transformers", "Qwen3Model"],
-    "tokenizer": ["transformers", "Qwen2Tokenizer"],
-    "transformer": ["diffusers", "ZImageTransformer2DModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
 
 
 class Rotation(NamedTuple):
@@ -271,64 +260,6 @@ def encode_text(text_encoder: Qwen3Model, ids: Tensor, dtype: torch.dtype = torc
         hidden = rms_norm(x, layer.post_attention_layernorm.weight, eps).to(dtype)
         x = x + gated_mlp(hidden, mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)
     return x
-
-
-class Pipeline(NamedTuple):
-    """A trained pipeline, in float32."""
-
-    tokenizer: Any
-    text_encoder: Qwen3Model
-    transformer: ZImageTransformer2DModel
-    vae: AutoencoderKL
-
-    @torch.no_grad()
-    def generate(self, prompts: list[str], seed: int = 0, guidance: float = 4.0, steps: int = 20) -> Tensor:
-        """Returns (batch, 3, 64, 64) images in [0, 1]; guidance as ZImagePipeline counts it (0 is none)."""
-        ids, mask = tokenize(self.tokenizer, prompts + [""] * len(prompts))
-        text = encode_text(self.text_encoder, ids)
-        turns = rotations(self.transformer)
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=2.0)
-        scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist())
-        latents = torch.randn(len(prompts), 4, 16, 16, generator=torch.Generator().manual_seed(seed))
-        for now, following in zip(scheduler.sigmas[:-1], scheduler.sigmas[1:], strict=True):
-            time = torch.full((len(ids),), 1 - now.item())
-            both = torch.cat([latents, latents])
-            velocity, _ = predict_velocity(self.transformer, turns, both, time, text, mask, torch.bfloat16)
-            positive, negative = velocity.chunk(2)
-            latents = latents + (now - following) * (positive + guidance * (positive - negative))
-        config = self.vae.config
-        decoded = self.vae.decode(latents / config.scaling_factor + config.shift_factor).sample
-        return ((decoded + 1) / 2).clamp(0, 1)
-
-
-def load_pipeline(folder: Path) -> Pipeline:
-    """Reads a pipeline that save_pipeline wrote."""
-    return Pipeline(
-        AutoTokenizer.from_pretrained(folder / "tokenizer"),
-        Qwen3Model.from_pretrained(folder / "text_encoder").float().eval(),
-        ZImageTransformer2DModel.from_pretrained(folder / "transformer").float().eval(),
-        AutoencoderKL.from_pretrained(folder / "vae").float().eval(),
-    )
-
-
-def save_pipeline(folder: Path, data: Path, transformer: ZImageTransformer2DModel, text_encoder: Qwen3Model) -> None:
-    """Writes a pipeline in float16, with the tokenizer and the VAE of `data`; replaces one that is there."""
-    staging = folder.with_name(folder.name + ".new")
-    replaced = folder.with_name(folder.name + ".old")
-    shutil.rmtree(staging, ignore_errors=True)
-    shutil.rmtree(replaced, ignore_errors=True)
-    staging.mkdir(parents=True)
-    for name in ("tokenizer", "vae"):
-        shutil.copytree(data / name, staging / name)
-    FlowMatchEulerDiscreteScheduler(shift=2.0).save_pretrained(staging / "scheduler")
-    transformer.half().save_pretrained(staging / "transformer")
-    text_encoder.half().save_pretrained(staging / "text_encoder")
-    (staging / "model_index.json").write_text(json.dumps(PIPELINE, indent=2) + "\n")
-    for path in staging.glob("*/*"):
-        path.chmod(0o644)
-    if folder.exists():
-        folder.rename(replaced)
-    staging.rename(folder)
 
 
 def check(data: Path) -> None:
