@@ -74,7 +74,8 @@ def write_models(root: Path) -> dict[str, Path]:
 class MadeUpRun:
     """A run's made-up result, exported into `out`."""
 
-    def __init__(self, base: BaseModel, mesh, out: Path, format: str, dtype: str, settings: dict):
+    def __init__(self, base: BaseModel, mesh, out: Path, format: str, dtype: str, settings: dict, spread: float = 0.03):
+        self.spread = spread
         self.config = configure((1, 1), **settings)
         self.base, self.mesh = add_trainable(base, self.config), mesh
         self.trained = shard_params(self.made_up(), mesh)
@@ -87,13 +88,13 @@ class MadeUpRun:
         return export
 
     def made_up(self) -> dict[str, dict[str, np.ndarray]]:
-        """Values as training might have left them: parameters moved a little, small adapters and embeddings."""
+        """Values as training might have left them: parameters moved by `spread`, adapters and embeddings as large."""
         draw, found = np.random.default_rng(0), {}
         whole = load_params(self.base, self.mesh, self.base.components)
         for component, shapes in trained_shapes(self.base, self.config).items():
             for name, leaf in shapes.items():
                 start = whole[component].get(name, float(name.endswith(MAGNITUDE)))
-                found.setdefault(component, {})[name] = np.asarray(start) + 0.03 * draw.normal(size=leaf.shape)
+                found.setdefault(component, {})[name] = np.asarray(start) + self.spread * draw.normal(size=leaf.shape)
         return found
 
     @property

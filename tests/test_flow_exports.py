@@ -44,9 +44,9 @@ def folders(tmp_path_factory) -> dict[FlowFamily, Path]:
 def export(folders, mesh, tmp_path):
     """Exports a made-up result of a family's small model."""
 
-    def run(family: FlowFamily, format: str, dtype: str | None = None, **settings) -> MadeUpRun:
+    def run(family: FlowFamily, format: str, dtype: str | None = None, spread=0.03, **settings) -> MadeUpRun:
         base = BaseModel.read(folders[family], "float32")
-        return MadeUpRun(base, mesh, tmp_path / "out", format, dtype, settings)
+        return MadeUpRun(base, mesh, tmp_path / format, format, dtype, settings, spread)
 
     return run
 
@@ -138,9 +138,11 @@ def in_jaxbooth(folder: Path, mesh) -> np.ndarray:
     return np.asarray(image, float)
 
 
-def in_diffusers(folder: Path) -> np.ndarray:
+def in_diffusers(folder: Path, lora: Path | None = None) -> np.ndarray:
     """The same image, from the same noise. Z-Image's pipeline counts guidance from 0, and the others from 1."""
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    if lora:
+        pipe.load_lora_weights(lora.parent, weight_name=lora.name)
     is_z_image = isinstance(pipe, diffusers.ZImagePipeline)
     factor, channels = (2, 4) if is_z_image else (4, 16)
     key = jax.random.fold_in(image_keys(jax.random.key(SEED), jnp.arange(1))[0], 0)
@@ -153,9 +155,15 @@ def in_diffusers(folder: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("family", FLOW_FAMILIES)
-def test_an_exported_folder_generates_the_same_image_in_diffusers(export, mesh, family):
-    made = export(family, "diffusers", "float32", **LORA)
-    ours, theirs = in_jaxbooth(made.out, mesh), in_diffusers(made.out)
-    assert ours.shape == theirs.shape == (*SIZE, 3)
-    assert np.abs(ours - theirs).max() <= 2
+def test_diffusers_generates_the_same_image_with_the_folder_and_with_each_lora_file(export, folders, mesh, family):
+    merged = export(family, "diffusers", "float32", spread=0.5, **LORA)
+    loras = export(family, "lora", spread=0.5, **LORA)
+    ours = in_jaxbooth(merged.out, mesh)
+    assert ours.shape == (*SIZE, 3)
     assert ours.std() > 10
+    assert np.abs(ours - in_diffusers(folders[family])).max() > 10  # the LoRA does something
+    assert np.abs(ours - in_diffusers(merged.out)).max() <= 2
+    files = sorted(loras.out.glob("*.safetensors"))
+    assert [file.name for file in files] == ["lora_comfyui.safetensors", "pytorch_lora_weights.safetensors"]
+    for file in files:
+        assert np.abs(ours - in_diffusers(folders[family], file)).max() <= 2

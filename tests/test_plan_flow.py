@@ -98,6 +98,18 @@ def test_the_flops_of_z_image_are_those_of_its_products_and_of_attention(publish
     assert kernels == product * (LAYERS * (9 * 512) ** 2 * (4 + 7) + REFINERS * (8 * 512) ** 2 * (4 + 5))
 
 
+def test_z_image_over_four_chips_agrees_with_its_compiled_step():
+    """Compiled for v5e:2x2 by libtpu 0.0.42, all 30 layers: an instance and a class image per chip."""
+    train = {"batch_size": 4, "remat": "attention"}
+    _, _, step = planned("zimage", find_topology("v5e:2x2"), train=train, mesh={"fsdp": 4})
+    cost = step.at()
+    arguments, vae, temporary, program = 3_562_483_200, 84_038_284, 10_284_084_224, 162_472_448
+    assert cost.hbm_bytes == pytest.approx(arguments + vae + temporary + program, rel=0.03)
+    assert cost.flops - step.kernel_flops() == pytest.approx(283_609_911_001_088, rel=0.01)
+    assert cost.collectives["all-gather"] == pytest.approx(24_660_606_976, rel=0.01)
+    assert step.fits()
+
+
 def test_fsdp_splits_the_text_encoder_and_gathers_its_embeddings_whole(published):
     _, _, base, step = published
     [encoder] = base.text.encoders

@@ -1,5 +1,6 @@
 """One device's share of a micro-batch, traced and analyzed."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from jaxbooth.plan.jaxpr_values import Buffer, TracedValue, large_buffers, live_
 from jaxbooth.sharding import tensor_dimension
 from jaxbooth.training.layout import BatchLayout
 from jaxbooth.training.step import gradients
+
+BLOCK = re.compile(r".*?\.\d+\.")  # of a parameter's name, up to the first number: `unet.down_blocks.0.`
 
 
 class MemoryTimeline(NamedTuple):
@@ -140,6 +143,34 @@ def compute_bytes(name: str, leaf: Any, dtype: Any) -> int:
 def gathered_bytes(name: str, leaf: Any, mesh: AbstractMesh, dtype: Any) -> int:
     """Returns the bytes of a parameter that FSDP gathers, and 0 for one that is whole."""
     return compute_bytes(name, leaf, dtype) * mesh.shape["fsdp"] if is_sharded(leaf, "fsdp") else 0
+
+
+def gathers_twice(step: AbstractStep) -> bool:
+    """Whether blocks are computed again in the backward pass, and their parameters gathered again with them."""
+    return step.spec.remat != "none"
+
+
+def gatherings(name: str, step: AbstractStep) -> int:
+    """Returns how often a step gathers a parameter: once, or once in each pass for a block that is computed again."""
+    if not gathers_twice(step) or not BLOCK.match(name):
+        return 1
+    return 1 if step.spec.remat == "attention" and ".resnets." in name else 2
+
+
+def least_param_copies(step: AbstractStep, mesh: AbstractMesh) -> float:
+    """Returns the bytes of the two largest blocks' gathered parameters and of all casts: the least that XLA can hold.
+
+    Two, because one block's are gathered while another is computed.
+    """
+    dtype, casts = step.spec.base.dtype, 0
+    gathered: dict[str, int] = {}
+    for name, leaf in named_leaves(step.state.params) + named_leaves(step.frozen):
+        block = BLOCK.match(name)
+        key = block[0] if block else name
+        size = gathered_bytes(name, leaf, mesh, dtype)
+        gathered[key] = gathered.get(key, 0) + size
+        casts += param_copy_bytes(name, leaf, mesh, dtype, has_remat=True) - size
+    return float(sum(sorted(gathered.values())[-2:]) + casts)
 
 
 def param_copy_bytes(name: str, leaf: Any, mesh: AbstractMesh, dtype: Any, has_remat: bool) -> int:
