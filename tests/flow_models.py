@@ -65,7 +65,7 @@ def write_pipeline(family: FlowFamily, folder: Path, dtype: torch.dtype = torch.
     """Writes a pipeline as diffusers saves it."""
     write_tokenizer(folder.parent / f"{folder.name} tokenizer")
     tokenizer = transformers.Qwen2Tokenizer.from_pretrained(folder.parent / f"{folder.name} tokenizer")
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=family == "klein")
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0, use_dynamic_shifting=family == "klein")
     settings = {} if family == "zimage" else {"is_distilled": False}
     pipe = getattr(diffusers, PIPELINES[family])(
         scheduler=scheduler, vae=vae(family), text_encoder=text_encoder(family), tokenizer=tokenizer,
