@@ -16,6 +16,7 @@ from jaxbooth.console.output import output
 from jaxbooth.distributed.group import SingleProcess
 from jaxbooth.errors import UserError
 from jaxbooth.runs.lock import lock_run
+from jaxbooth.storage.files import write_text
 from jaxbooth.storage.lock import LOCK, locked
 
 HOLDER = """
@@ -228,3 +229,19 @@ def test_a_folder_that_cannot_be_written_is_refused():
         lock_run(Config(run_dir=run_dir), SingleProcess(lambda: None)),
     ):
         pass
+
+
+def test_a_folder_that_goes_away_while_a_file_is_written_is_told_in_the_same_words(tmp_path, monkeypatch):
+    losses, replace = [], os.replace
+    (tmp_path / "run").mkdir()
+
+    def move_first(source, target):
+        (tmp_path / "run").rename(tmp_path / "elsewhere")
+        replace(source, target)
+
+    with locked(tmp_path / "run", losses.append):
+        monkeypatch.setattr(os, "replace", move_first)
+        with pytest.raises(FileNotFoundError):
+            write_text(tmp_path / "run" / "a.txt", "a")
+    assert losses
+    assert "run was deleted or moved during the training" in losses[0]

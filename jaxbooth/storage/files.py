@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,15 @@ def write_bytes(path: Path, content: bytes) -> None:
     if not is_local(path):
         path.write_bytes(content)  # objects appear when they are complete
         return
+    try:
+        write_aside(path, content)
+    except FileNotFoundError:
+        check_held(path)  # the folder may have gone in the meantime
+        raise
+
+
+def write_aside(path: Path, content: bytes) -> None:
+    """Writes a file by way of a temporary one in the same folder."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{short_name(path.name)}.", suffix=UNFINISHED)
     try:
         with with_filename(path), os.fdopen(handle, "wb") as file:
@@ -36,7 +45,8 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise
 
 
