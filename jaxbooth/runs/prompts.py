@@ -7,10 +7,9 @@ from jax.sharding import Mesh
 from jaxbooth.base.encoded_prompts import EncodedPrompts, encode_ahead
 from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
-from jaxbooth.data.latents import distinct_captions
 from jaxbooth.metrics.prompts import few_prompts
 from jaxbooth.runs.inputs import RunInputs, scan_class_folders
-from jaxbooth.runs.validation import distinct, validation_prompts
+from jaxbooth.runs.validation import distinct, measured_prompts
 
 
 class RunPrompts(NamedTuple):
@@ -37,23 +36,15 @@ def training_captions(config: Config, inputs: RunInputs) -> list[str]:
     started = [classes for classes in inputs.classes if classes.found]
     folders = scan_class_folders(config.text.placeholder_tokens, started)
     files = [*inputs.images, *(file for folder in folders for file in folder.images)]
-    captions = distinct_captions(files, with_empty=False)
     prompts = [classes.settings["prompt"] for classes in inputs.classes]
     empty = [""] if config.text.caption_dropout else []
-    return distinct([*captions, *prompts, *empty])
+    return distinct([*(file.caption for file in files), *prompts, *empty])
 
 
 def sampled_prompts(config: Config, inputs: RunInputs) -> list[str]:
     """Returns the distinct prompts of class images, sample grids and evaluations, and the empty negative prompt."""
     subjects = config.subjects
     evaluated = few_prompts(subjects, config.evaluation.num_prompts) if config.evaluation.every else []
-    return distinct(
-        [
-            "",
-            *(classes.settings["prompt"] for classes in inputs.classes),
-            *validation_prompts(config.validation, subjects),
-            *(subject.instance_prompt for subject in subjects),
-            *(subject.class_prompt for subject in subjects if subject.class_prompt),
-            *(prompt.text for prompt in evaluated),
-        ]
-    )
+    generated = [classes.settings["prompt"] for classes in inputs.classes]
+    measured = measured_prompts(config.validation, subjects)
+    return distinct(["", *generated, *measured, *(prompt.text for prompt in evaluated)])

@@ -48,6 +48,26 @@ def unrelated_prompt(subjects: Sequence[Subject]) -> str:
     return f"{medium}{of}{subject}" if of else subject
 
 
+def measured_prompts(validation: ValidationConfig, subjects: Sequence[Subject]) -> list[str]:
+    """Returns all prompts of a validation: the grid's, and each subject's and class's, which are measured in any case.
+
+    Returns:
+        Distinct prompts, those of the grid first.
+    """
+    grid = validation_prompts(validation, subjects)
+    return distinct([*grid, *instance_prompts(subjects), *class_prompts(subjects)])
+
+
+def instance_prompts(subjects: Sequence[Subject]) -> list[str]:
+    """Returns the distinct prompts of the subjects."""
+    return distinct(subject.instance_prompt for subject in subjects)
+
+
+def class_prompts(subjects: Sequence[Subject]) -> list[str]:
+    """Returns the distinct prompts of the classes; a subject may have none."""
+    return distinct(subject.class_prompt for subject in subjects if subject.class_prompt)
+
+
 def distinct(prompts: Iterable[str]) -> list[str]:
     """Returns prompts without repetitions, in order."""
     return list(dict.fromkeys(prompts))
@@ -67,9 +87,9 @@ class ValidationSampler:
         encoded: EncodedPrompts | None = None,
     ):
         self.grid_prompts = validation_prompts(validation, subjects)
-        self.instance_prompts = distinct(subject.instance_prompt for subject in subjects)
-        self.class_prompts = distinct(subject.class_prompt for subject in subjects if subject.class_prompt)
-        self.prompts = distinct([*self.grid_prompts, *self.instance_prompts, *self.class_prompts])
+        self.instance_prompts = instance_prompts(subjects)
+        self.class_prompts = class_prompts(subjects)
+        self.prompts = measured_prompts(validation, subjects)
         self.images_per_prompt, self.seed = validation.images_per_prompt, seed
         images = len(self.prompts) * self.images_per_prompt
         batches = -(-images // MAX_BATCH)
