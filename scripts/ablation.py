@@ -26,12 +26,12 @@ from jaxbooth.storage.files import write_json, write_text
 
 DOCS = Path(__file__).parents[1] / "docs"
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "no prior": {"train": {"prior_weight": 0.0}},
-    "prior 0.5": {"train": {"prior_weight": 0.5}},
+    "no prior": {"prior": {"weight": 0.0}},
+    "prior 0.5": {"prior": {"weight": 0.5}},
     "prior 1": {},
-    "prior 2": {"train": {"prior_weight": 2.0}},
+    "prior 2": {"prior": {"weight": 2.0}},
     "prior 1, text encoder": {"train": {"text_encoder": True}, "text": {"learning_rate": 2e-5}},
-    "LoRA, no prior": {"train": {"prior_weight": 0.0}, "lora": {"rank": 16}},
+    "LoRA, no prior": {"prior": {"weight": 0.0}, "lora": {"rank": 16}},
     "LoRA, prior 1": {"lora": {"rank": 16}},
 }
 FLOW_SETTINGS = ("no prior", "prior 1", "LoRA, no prior", "LoRA, prior 1")  # of demo-flow, whose text encoder is fixed
@@ -63,7 +63,7 @@ class Task(NamedTuple):
         raw["validation"] |= {"every": steps, "images_per_prompt": 2, "steps": 10}
         for section, values in SETTINGS[setting].items():
             raw[section] |= values
-        raw["data"]["class_dir"] = str(out / self.name / "class") if raw["train"]["prior_weight"] else None
+        raw["data"]["class_dir"] = str(out / self.name / "class") if raw["prior"]["weight"] else None
         run_dir = out / self.name / f"{setting.replace(', ', '-').replace(' ', '-')}-{seed}"
         return Config.model_validate(raw | {"seed": seed, "run_dir": str(run_dir), "export": False})
 

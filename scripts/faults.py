@@ -38,7 +38,7 @@ from jaxbooth.sharding import make_mesh
 STEPS, EVERY, NUM_CLASS_IMAGES = 48, 8, 16
 COMMAND = (
     "train", "demo", "--train.steps", STEPS, "--train.checkpoint-every", EVERY, "--train.batch-size", 2,
-    "--data.num-class-images", NUM_CLASS_IMAGES, "--prior.steps", 2, "--prior.batch-size", 2, "--mesh.data", -1,
+    "--data.num-class-images", NUM_CLASS_IMAGES, "--prior.steps", 2, "--prior.sample-batch-size", 2, "--mesh.data", -1,
     "--validation.prompts", "a sks cat", "--validation.images-per-prompt", 1, "--validation.steps", 1,
     "--validation.every", 10 * STEPS, "--no-export",
 )  # fmt: skip

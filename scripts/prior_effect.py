@@ -58,7 +58,8 @@ def runs(model: str, out: Path, steps: int) -> dict[str, Path]:
             update={
                 "run_dir": out / name.replace(" ", "-"),
                 "data": base.data.model_copy(update={"class_dir": out / "class" if weight else None}),
-                "train": base.train.model_copy(update={"prior_weight": weight, "steps": steps}),
+                "prior": base.prior.model_copy(update={"weight": weight}),
+                "train": base.train.model_copy(update={"steps": steps}),
             }
         )
         train(config)

@@ -12,8 +12,9 @@ from jaxbooth.base.model import BaseModel
 from jaxbooth.base.trainable import add_trainable, fully_trained, trained_shapes
 from jaxbooth.sharding import make_mesh, param_shardings, partition_spec, replicated
 from jaxbooth.training.batch import BatchSource
+from jaxbooth.training.reference import REFERENCE_DENOISER
 from jaxbooth.training.state import abstract_state
-from jaxbooth.training.step import REFERENCE_DENOISER, make_dispatch
+from jaxbooth.training.step import make_dispatch
 from tests.training import configure, make_cache, make_spec
 
 OPERATION = re.compile(
@@ -39,7 +40,7 @@ def lower_step(base: BaseModel, mesh: Mesh, rows: tuple[int, int], **settings: A
     whole = fully_trained(base, shapes)
     reads = ["unet", *(base.text_encoder_names if config.trains_text else ())]
     frozen = {name: name for name in reads if name not in whole}
-    if "unet" in whole and config.loss.prior_target == "frozen":
+    if "unet" in whole and config.needs_reference:
         frozen[REFERENCE_DENOISER] = "unet"
 
     def described(component: str) -> dict[str, jax.ShapeDtypeStruct]:

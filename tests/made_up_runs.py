@@ -47,11 +47,11 @@ def made_up_run(
     merged = {name: defaults.get(name, {}) | sections.get(name, {}) for name in defaults | sections}
     config = Config.model_validate({"run_dir": str(folder)} | merged)
     write_text(folder / "config.yaml", dump_config(config))
-    write_metrics(folder, logged or steps, has_prior=config.train.prior_rows > 0)
+    write_metrics(folder, logged or steps, has_prior=config.prior.uses_class_images)
     for step in samples:
         write_grid(folder, step, prompts, side)
     write_png(folder / "contact_sheet.png", image_grid([photo(9, side)], [prompts[0]], 1), {})
-    if config.train.prior_rows:
+    if config.prior.uses_class_images:
         for index in range(3):
             write_png(folder / "prior" / f"class-{index:05d}.png", Image.fromarray(photo(100 + index, side)), {})
     write_text(folder / "checkpoints" / str(steps) / "state", "x" * 1000)

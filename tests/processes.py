@@ -23,8 +23,8 @@ UNET = {
     "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"], "norm_num_groups": 8,
 }  # fmt: skip
 SHORT = [
-    "demo", "--data.num-class-images", "4", "--prior.steps", "2", "--prior.batch-size", "4", "--train.batch-size", "2",
-    "--train.prior-batch-size", "2",
+    "demo", "--data.num-class-images", "4", "--prior.steps", "2", "--prior.sample-batch-size", "4", 
+    "--train.batch-size", "2", "--train.prior-batch-size", "2",
     "--validation.every", "1000", "--validation.images-per-prompt", "1", "--validation.steps", "2",
     "--validation.sampler", "ddpm", "--validation.prompts", "a cat", "--train.checkpoint-every", "4",
 ]  # fmt: skip

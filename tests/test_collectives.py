@@ -75,7 +75,7 @@ VARIANTS = {
     "text": {"text_encoder": True},
     "adapters": {"lora": {"rank": 16, "targets": "attention+ff+conv"}, "text_encoder": True},
     "micro_batches": {"gradient_accumulation_steps": 2, "ema_decay": 0.9, "max_grad_norm": 1.0},
-    "frozen_target": {"loss": {"prior_target": "frozen"}, "remat": "blocks"},
+    "frozen_target": {"prior": {"target": "frozen"}, "remat": "blocks"},
 }
 
 

@@ -48,7 +48,7 @@ def test_new_words_move_first_and_the_rest_after_them_and_the_average_follows_bo
 @pytest.mark.parametrize("trains_text", [False, True])
 def test_a_frozen_target_is_met_at_the_start_whatever_captions_are_dropped(trains_text, micro, micro_params, mesh):
     text = {"caption_dropout": 0.5} | (WORD if trains_text else {})
-    settings = {"lora": {"rank": 2, "dora": True}, "loss": {"prior_target": "frozen"}, "text": text}
+    settings = {"lora": {"rank": 2, "dora": True}, "prior": {"target": "frozen"}, "text": text}
     spec, state, frozen, source, key = setup(micro, micro_params, mesh, (2, 8), text_encoder=trains_text, **settings)
     if spec.trains_text:
         plain = micro.text.encode(micro_params, micro.text.tokenize(CAPTIONS))

@@ -8,12 +8,12 @@ from pydantic import ValidationError
 from jaxbooth.assets import shipped_configs
 from jaxbooth.config.load import dump_config, load_config
 from jaxbooth.config.loss import LossConfig
+from jaxbooth.config.prior import PriorConfig
 from jaxbooth.config.run_config import Config, first_conflict
 from jaxbooth.config.schema import (
     DataConfig,
     LoraConfig,
     MeshConfig,
-    PriorConfig,
     Subject,
     TextConfig,
     TrainConfig,
@@ -84,7 +84,7 @@ def test_an_unknown_key_is_named_with_its_file(tmp_path, text, key):
         ("train: {b1: 1}", r"train\.b1 = 1"),
         ("train: {ema_decay: 1.0}", r"train\.ema_decay = 1\.0"),
         ("train: {learning_rate: .nan}", r"train\.learning_rate = nan"),
-        ("train: {prior_weight: -0.5}", r"train\.prior_weight = -0\.5"),
+        ("prior: {weight: -0.5}", r"prior\.weight = -0\.5"),
         ("data: {resolution: 0}", r"data\.resolution = 0"),
         ("data: {crop: left}", r"data\.crop = 'left'"),
         ("prior: {sampler: plms}", r"prior\.sampler = 'plms'"),
@@ -161,9 +161,9 @@ ODD = Config(
     loss=LossConfig(prediction_space="x0", weighting="min_snr", max_timestep=500),
     lora=LoraConfig(rank=4, targets=r"unet\..*\.to_q", init=Path("x.safetensors")),
     text=TextConfig(placeholder_tokens=("<a>", "b"), clip_skip=1),
-    prior=PriorConfig(sampler="euler", guidance_scale=1),
+    prior=PriorConfig(sampler="euler", guidance_scale=1, batch_size=0, method=("class-images", "weight-anchor")),
     train=TrainConfig(
-        learning_rate=1e-7, prior_batch_size=0, b2=0.95, ema_decay=0.999, dtype="bfloat16",
+        learning_rate=1e-7, b2=0.95, ema_decay=0.999, dtype="bfloat16",
         optimizer="lion",
     ),
     mesh=MeshConfig(data=2, fsdp=4),
@@ -198,7 +198,7 @@ def test_a_run_continued_as_it_was_has_no_conflict():
         Config(run_dir=Path("elsewhere"), export=False),
         Config(train=TrainConfig(steps=9, steps_per_dispatch=1, checkpoint_every=3, max_checkpoints=9)),
         Config(train=TrainConfig(gradient_accumulation_steps=2, remat="blocks")),
-        Config(prior=PriorConfig(batch_size=1)),
+        Config(prior=PriorConfig(sample_batch_size=1)),
         Config(mesh=MeshConfig(data=1, fsdp=2, tensor=2)),
         Config(
             validation=ValidationConfig(
@@ -240,9 +240,11 @@ def test_a_flag_is_the_dotted_key_with_dashes(key, expected):
 
 
 def test_prior_rows_are_as_many_as_instance_rows_unless_set_or_off():
-    assert TrainConfig(batch_size=3).prior_rows == 3
-    assert TrainConfig(batch_size=3, prior_batch_size=5).prior_rows == 5
-    assert TrainConfig(batch_size=3, prior_batch_size=5, prior_weight=0).prior_rows == 0
+    assert PriorConfig().rows(3) == 3
+    assert PriorConfig(batch_size=5).rows(3) == 5
+    assert PriorConfig(batch_size=5, weight=0).rows(3) == 0
+    assert PriorConfig(method=("class-images", "output-preservation"), class_images_weight=0).rows(3) == 3
+    assert PriorConfig(method=("class-images", "output-preservation", "weight-anchor"), batch_size=5).rows(3) == 10
 
 
 def test_one_subject_is_a_list_of_one():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxbooth.data.latents import BatchIndices, CachedImages, gather_latents
-from jaxbooth.diffusion.loss import Batch, LossSpec, per_example_loss
+from jaxbooth.diffusion.loss import Batch, LossSpec, Role, per_example_loss
 from jaxbooth.diffusion.schedule import convert, read_schedule
 from jaxbooth.models.config import VAEConfig
 from jaxbooth.training.step import ema_update
@@ -21,13 +21,14 @@ SNR = SCHEDULE.alphas_cumprod[T] / (1 - SCHEDULE.alphas_cumprod[T])
 
 
 def class_rows(latents, noise):
-    weight, is_prior = np.full(len(T), 1 / len(T), np.float32), np.ones(len(T), bool)
-    return Batch(jnp.asarray(latents, jnp.float32), jnp.asarray(noise, jnp.float32), T, weight, is_prior)
+    weight, role = np.full(len(T), 1 / len(T), np.float32), np.ones(len(T), np.int32)
+    return Batch(jnp.asarray(latents, jnp.float32), jnp.asarray(noise, jnp.float32), T, weight, role)
 
 
 def losses(rows, output, loss, frozen=None):
+    loss = loss._replace(distilled=(Role.CLASS,))  # nothing but a frozen prediction makes a difference of it
     noisy = SCHEDULE.add_noise(rows.latents, rows.noise, T)
-    return np.asarray(per_example_loss(output, noisy, rows, SCHEDULE, loss, frozen), np.float64)
+    return np.asarray(per_example_loss(output, noisy, rows, SCHEDULE, loss, frozen).inside, np.float64)
 
 
 def test_the_error_of_one_prediction_differs_between_spaces_by_the_snr(rng):

@@ -117,7 +117,7 @@ def test_a_folder_of_something_else_is_left_alone(run, prompts, tmp_path):
 def test_without_a_class_prompt_the_class_is_left_out_and_that_is_said(run, tmp_path, prompts, capsys):
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
     settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    settings["data"]["class_prompt"], settings["train"]["prior_weight"] = None, 0
+    settings["data"]["class_prompt"], settings["prior"]["weight"] = None, 0
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(settings))
     results = measure(tmp_path / "run", prompts)
     assert set(results["models"][1]["metrics"]) == {"clip_i", "clip_t", "div_subject"}

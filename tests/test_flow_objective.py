@@ -9,8 +9,9 @@ import pytest
 import torch
 from diffusers.training_utils import compute_loss_weighting_for_sd3
 
-from jaxbooth.diffusion.loss import Batch, LossSpec, per_example_loss, reduce_losses, timestep_weight, weight_ratio
+from jaxbooth.diffusion.loss import Batch, LossSpec, Role, RowLosses, per_example_loss, reduce_losses
 from jaxbooth.diffusion.schedule import read_schedule
+from jaxbooth.diffusion.weighting import timestep_weight, weight_ratio
 from tests.torch_parity import relative_error
 
 SCHEDULE = read_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0})
@@ -28,7 +29,7 @@ def weight(weighting, space="flow", timesteps=T):
 
 def batch(rng, timesteps=T, mask=None):
     latents, noise = jnp.asarray(rng.normal(size=(2, len(timesteps), 4, 4, 4)), jnp.float32)
-    return Batch(latents, noise, timesteps, jnp.where(IS_PRIOR, 0.3, 0.5), jnp.asarray(IS_PRIOR), mask)
+    return Batch(latents, noise, timesteps, jnp.where(IS_PRIOR, 0.3, 0.5), jnp.asarray(IS_PRIOR, jnp.int32), mask)
 
 
 def normal(rng):
@@ -37,11 +38,12 @@ def normal(rng):
 
 def losses(rows, output, loss, frozen=None, schedule=SCHEDULE):
     noisy = schedule.add_noise(rows.latents, rows.noise, rows.timesteps)
-    return per_example_loss(output, noisy, rows, schedule, loss, frozen)
+    loss = loss._replace(distilled=(Role.CLASS,))  # nothing but a frozen prediction makes a difference of it
+    return per_example_loss(output, noisy, rows, schedule, loss, frozen).inside
 
 
 def total(output, rows, loss, frozen=None, schedule=SCHEDULE):
-    return reduce_losses(losses(rows, output, loss, frozen, schedule), rows).total
+    return reduce_losses(RowLosses(losses(rows, output, loss, frozen, schedule)), rows, loss).total
 
 
 # Weightings

@@ -18,7 +18,8 @@ SIZES = {"cats": [(32, 32), (24, 40)], "dogs": [(32, 32)]}  # width and height
 SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {
         "lora": {"rank": 2},
-        "loss": {"prior_target": "frozen", "timestep_sampling": "logit_normal", "timestep_shift": "resolution"},
+        "prior": {"target": "frozen"},
+        "loss": {"timestep_sampling": "logit_normal", "timestep_shift": "resolution"},
         "text": {"caption_dropout": 0.1},
     },
     "full": {

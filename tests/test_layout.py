@@ -10,13 +10,23 @@ import pytest
 from jaxbooth.config.run_config import Config
 from jaxbooth.console.progress import progress
 from jaxbooth.data.buckets import BLOCK, BucketOrder
+from jaxbooth.diffusion.loss import Role
 from jaxbooth.distributed.stop_agreement import StopAgreement
 from jaxbooth.prng import key_data
 from jaxbooth.runs.loop import TrainingLoop
 from jaxbooth.runs.metric_writer import MetricWriter, read_metrics
 from jaxbooth.runs.training_data import TrainingData
-from jaxbooth.training.layout import ImageSlice, RowCounts, SubjectSlices, batch_layout, sample_indices, subject_slices
-from jaxbooth.training.step import METRICS
+from jaxbooth.training.layout import (
+    ImageSlice,
+    RoleWeights,
+    RowCounts,
+    SubjectSlices,
+    batch_layout,
+    sample_indices,
+    subject_slices,
+)
+
+METRICS = ("loss", "instance_loss", "prior_loss", "grad_norm", "learning_rate")
 
 Row = tuple[bool, int, float]  # is prior, image, weight
 # Three subjects; the first two share a class.
@@ -33,7 +43,7 @@ def owner(image: int, spans: dict[int, range]) -> int:
 @functools.cache
 def take(slices: SubjectSlices, counts: RowCounts, micro_batches: int = 1, steps: int = 63) -> list[list[Row]]:
     """Returns the rows of each step, in the order of their numbers."""
-    layout = batch_layout(counts, 1.0, micro_batches, shards=1)
+    layout = batch_layout(counts, RoleWeights(1.0), micro_batches, shards=1)
     pick = jax.jit(lambda step, part: sample_indices(slices, jax.random.key(5), step, part, counts, augmentations=2))
     found = []
     for step in range(steps):
@@ -41,7 +51,9 @@ def take(slices: SubjectSlices, counts: RowCounts, micro_batches: int = 1, steps
         for part in range(micro_batches):
             own = jax.tree.map(lambda field, part=part: field[part], layout)
             picked = pick(jnp.int32(step), own)
-            for number, prior, image, weight in zip(own.index, own.is_prior, picked.image, picked.weight, strict=True):
+            for number, prior, image, weight in zip(
+                own.index, own.role == Role.CLASS, picked.image, picked.weight, strict=True
+            ):
                 rows[int(number)] = (bool(prior), int(image), float(weight))
         found.append([rows[number] for number in range(sum(counts))])
     return found

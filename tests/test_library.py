@@ -14,7 +14,7 @@ from jaxbooth.config.load import with_overrides
 PAGE = Path(__file__).parents[1] / "docs" / "library.md"
 SHORT = """
 SMALL = {
-    "train.prior_weight": 0, "train.steps_per_dispatch": 1, "export": False,
+    "prior.weight": 0, "train.steps_per_dispatch": 1, "export": False,
     "validation.images_per_prompt": 1, "validation.steps": 1, "validation.prompts": ("a cat",),
 }
 long = jaxbooth.train

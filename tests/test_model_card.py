@@ -83,7 +83,7 @@ def test_the_settings_of_a_full_fine_tuning(card):
     found = cells(card(**FULL))
     assert found | {
         "steps": "80", "batch": "2 instance + 1 prior", "learning rate": "0.0001", "resolution": "64",
-        "text encoder": "trained", "prior weight": "1.0", "weighting": "uniform", "seed": "7",
+        "text encoder": "trained", "prior": "class-images 1", "weighting": "uniform", "seed": "7",
     } == found  # fmt: skip
     assert not {"LoRA", "placeholder tokens", "clip skip"} & set(found)
     assert "jaxbooth" in found

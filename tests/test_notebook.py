@@ -20,8 +20,9 @@ CLASS_PROMPT = "an emoji of a cat"
 SAMPLE_PROMPT = "an emoji of a sks cat with a hat"
 STEPS = 2
 RANK = 2
-FLAGS = ["--data.num-class-images", "1", "--prior.steps", "1", "--prior.batch-size", "1", "--data.resolution", "32",
-         "--validation.steps", "1", "--validation.images-per-prompt", "1", "--validation.prompts", "a cat",
+FLAGS = ["--data.num-class-images", "1", "--prior.steps", "1", "--prior.sample-batch-size", "1",
+         "--data.resolution", "32", "--validation.steps", "1", "--validation.images-per-prompt", "1",
+         "--validation.prompts", "a cat",
          "--train.steps-per-dispatch", "2", "--lora.targets", "attention"]
 """
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from diffusers.training_utils import compute_snr
 
-from jaxbooth.diffusion.loss import Batch, LossSpec, per_example_loss, reduce_losses, timestep_weight
+from jaxbooth.diffusion.loss import Batch, LossSpec, Role, RowLosses, per_example_loss, reduce_losses
 from jaxbooth.diffusion.schedule import convert, read_schedule
+from jaxbooth.diffusion.weighting import timestep_weight
 from tests.torch_parity import relative_error
 
 SCHEDULE = read_schedule({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
@@ -31,7 +32,7 @@ def schedule_of(kind):
 
 def batch(rng, is_prior=(False,) * 5, weights=(0.2,) * 5, mask=None):
     latents, noise = jnp.asarray(rng.normal(size=(2, len(T), 4, 4, 4)), jnp.float32)
-    return Batch(latents, noise, T, jnp.asarray(weights, jnp.float32), jnp.asarray(is_prior), mask)
+    return Batch(latents, noise, T, jnp.asarray(weights, jnp.float32), jnp.asarray(is_prior, jnp.int32), mask)
 
 
 def normal(rng):
@@ -40,7 +41,8 @@ def normal(rng):
 
 def losses(rows, output, loss, schedule=SCHEDULE, frozen=None):
     noisy = schedule.add_noise(rows.latents, rows.noise, rows.timesteps)
-    return np.asarray(per_example_loss(output, noisy, rows, schedule, loss, frozen), np.float64)
+    loss = loss._replace(distilled=(Role.CLASS,))  # nothing but a frozen prediction makes a difference of it
+    return np.asarray(per_example_loss(output, noisy, rows, schedule, loss, frozen).inside, np.float64)
 
 
 # Weightings
@@ -189,7 +191,8 @@ def test_an_empty_mask_costs_nothing_and_has_no_gradient(rng):
 
 def total(output, rows, loss, schedule=SCHEDULE, frozen=None):
     noisy = schedule.add_noise(rows.latents, rows.noise, rows.timesteps)
-    return reduce_losses(per_example_loss(output, noisy, rows, schedule, loss, frozen), rows).total
+    loss = loss._replace(distilled=(Role.CLASS,))
+    return reduce_losses(per_example_loss(output, noisy, rows, schedule, loss, frozen), rows, loss).total
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -272,22 +275,27 @@ def test_value_and_gradient_equal_pytorchs(kind, space, rng):
 # Sums over rows
 
 
+def reduced(values, rows):
+    """The total, the instance term and the class term."""
+    losses = reduce_losses(RowLosses(jnp.asarray(values, jnp.float32)), rows, LossSpec("epsilon"))
+    return [float(losses.total), float(losses.terms["instance_loss"]), float(losses.terms["prior_loss"])]
+
+
 @pytest.mark.parametrize("prior_weight", [0.0, 0.3, 1.0])
 def test_the_weighted_sum_is_the_two_means(prior_weight, rng):
     rows = batch(rng, MIXED, np.where(MIXED, prior_weight / 3, 1 / 2))
     values = rng.uniform(size=5)
-    reduced = reduce_losses(jnp.asarray(values, jnp.float32), rows)
     instance, prior = values[~MIXED].mean(), values[MIXED].mean()
-    np.testing.assert_allclose(reduced, [instance + prior_weight * prior, instance, prior], rtol=1e-6)
+    np.testing.assert_allclose(reduced(values, rows), [instance + prior_weight * prior, instance, prior], rtol=1e-6)
 
 
 def test_a_subjects_weight_enters_what_is_minimised_and_not_what_is_reported(rng):
     rows = batch(rng, [False, False, True, True, True], [1.5 / 2, 0.5 / 2, 0.1, 0.1, 0.1])
-    reduced = reduce_losses(jnp.asarray([1.0, 3.0, 4.0, 5.0, 6.0]), rows)
-    np.testing.assert_allclose(reduced, [0.75 * 1 + 0.25 * 3 + 0.1 * 15, 2.0, 5.0], rtol=1e-6)
+    np.testing.assert_allclose(
+        reduced([1.0, 3.0, 4.0, 5.0, 6.0], rows), [0.75 * 1 + 0.25 * 3 + 0.1 * 15, 2.0, 5.0], rtol=1e-6
+    )
 
 
 def test_padding_rows_count_for_nothing(rng):
     rows = batch(rng, weights=[0.5, 0.5, 0, 0, 0])
-    reduced = reduce_losses(jnp.asarray([1.0, 3.0, 100.0, 100.0, 100.0]), rows)
-    assert tuple(map(float, reduced)) == (2.0, 2.0, 0.0)
+    assert reduced([1.0, 3.0, 100.0, 100.0, 100.0], rows) == [2.0, 2.0, 0.0]

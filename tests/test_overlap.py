@@ -78,7 +78,7 @@ def test_folders_of_a_run_that_overlap_are_refused_before_anything_is_made(given
         {"classes": "runs/cat/prior/animals"},
         {"classes": "runs/dog/prior"},
         {"classes": "photos-of-the-class"},
-        {"classes": "photos", "train": {"prior_weight": 0}},
+        {"classes": "photos", "prior": {"weight": 0}},
         {"run_dir": "photos-run", "model": "model"},
         {"run_dir": "gs://bucket/photos", "instance": "photos"},
         {"model": "demo", "run_dir": "demo"},

@@ -29,7 +29,9 @@ def estimated(small):
     """Estimates the small model's step; settings are sections, and keys without one belong to `train`."""
 
     def run(name="v5e:1x1", model=small, **settings):
-        sections = {name: settings.pop(name) for name in ("loss", "lora", "mesh", "text", "data") if name in settings}
+        sections = {
+            name: settings.pop(name) for name in ("loss", "lora", "mesh", "text", "data", "prior") if name in settings
+        }
         config = Config.model_validate({"model": model, "train": {"batch_size": BATCH} | settings} | sections)
         topology = find_topology(name)
         return estimate(*abstract_base(config, topology.platform), topology)
@@ -119,7 +121,7 @@ def test_a_step_on_a_cpu_agrees_with_its_compiled_form(small, settings, error):
 
 
 def test_largest_batch_is_the_last_that_fits(estimated):
-    step = estimated(batch_size=4, prior_batch_size=2)
+    step = estimated(batch_size=4, prior={"batch_size": 2})
     most = step.largest_batch()
     assert most > 0
     assert step.fits(most)
@@ -127,9 +129,9 @@ def test_largest_batch_is_the_last_that_fits(estimated):
 
 
 def test_prior_images_keep_their_proportion(estimated):
-    step = estimated(batch_size=4, prior_batch_size=2)
+    step = estimated(batch_size=4, prior={"batch_size": 2})
     assert [step.per_device_batch_of(batch) for batch in (1, 2, 4, 8)] == [2, 3, 6, 12]
-    assert estimated(prior_weight=0).per_device_batch == BATCH
+    assert estimated(prior={"weight": 0}).per_device_batch == BATCH
 
 
 def test_a_device_of_unknown_memory_holds_everything(estimated):

@@ -36,9 +36,11 @@ def small(tmp_path_factory):
 def planned(small):
     """Reads the small model, and describes devices that have a share of the memory that a step needs."""
 
-    def run(share, name="a100-80gb:1", **train):
+    def run(share, name="a100-80gb:1", prior=None, **train):
         topology = find_topology(name)
-        config, base = abstract_base(Config.model_validate({"model": small, "train": train}), topology.platform)
+        config, base = abstract_base(
+            Config.model_validate({"model": small, "train": train, "prior": prior or {}}), topology.platform
+        )
         needed = estimate(config, base, topology).at().hbm_bytes
         topology = replace(topology, chip=topology.chip._replace(memory=share * needed))
         return config, base, topology
@@ -84,7 +86,7 @@ def test_every_suggestion_fits_when_it_is_estimated_again(planned):
 
 
 def test_a_single_image_cannot_be_split_and_the_state_is_what_is_too_large(planned):
-    config, base, topology = planned(0.3, "a100-80gb:4", batch_size=1, prior_weight=0)
+    config, base, topology = planned(0.3, "a100-80gb:4", batch_size=1, prior={"weight": 0})
     suggested = suggestions(config, base, topology)
     assert suggested
     assert all("accumulation" not in flags for flags in suggested)
@@ -102,7 +104,7 @@ def test_a_setting_that_train_refuses_is_not_suggested():
 
 def test_a_batch_is_split_into_parts_that_divide_instance_and_prior_images():
     batches = [(1, 1), (4, 2), (6, 9), (8, 0)]
-    configs = [Config.model_validate({"train": {"batch_size": n, "prior_batch_size": m}}) for n, m in batches]
+    configs = [Config.model_validate({"train": {"batch_size": n}, "prior": {"batch_size": m}}) for n, m in batches]
     assert [max_accumulation(config) for config in configs] == [1, 2, 3, 8]
 
 

@@ -20,7 +20,9 @@ def estimated(tmp_path_factory):
 
     def run(name="v5e:1x1", **settings):
         key = (name, str(settings))
-        sections = {name: settings.pop(name) for name in ("loss", "lora", "mesh", "text", "data") if name in settings}
+        sections = {
+            name: settings.pop(name) for name in ("loss", "lora", "mesh", "text", "data", "prior") if name in settings
+        }
         config = Config.model_validate({"model": model, "train": {"batch_size": BATCH} | settings} | sections)
         topology = find_topology(name)
         if key not in estimates:
@@ -77,7 +79,7 @@ def test_new_tokens_read_a_text_encoder_that_stays_as_it_is(estimated):
 
 
 def test_the_frozen_models_prediction_costs_its_parameters_and_a_forward_pass_on_prior_images(estimated):
-    plain, frozen = estimated(), estimated(loss={"prior_target": "frozen"})
+    plain, frozen = estimated(), estimated(prior={"target": "frozen"})
     assert memory(frozen, "frozen") - memory(plain, "frozen") == memory(plain, "parameters") / 2
     assert frozen.at().flops / plain.at().flops == pytest.approx(1 + 1 / 2 / 3, rel=0.03)  # half of the images
 

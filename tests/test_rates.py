@@ -11,7 +11,7 @@ from jaxbooth.training.optimizer import learning_rate_schedule
 
 ALONE = {
     "text": {"placeholder_tokens": ("<sks>",), "token_training": "textual-inversion"},
-    "train": {"prior_weight": 0.0},
+    "prior": {"weight": 0.0},
 }
 
 

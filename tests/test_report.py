@@ -147,11 +147,11 @@ def test_a_page_of_twenty_grids_of_512_pixels_stays_small(tmp_path):
 
 
 def test_several_runs_say_in_what_they_differ_and_share_what_is_alike(tmp_path, run):
-    plain = made_up_run(tmp_path / "plain", samples=(0, 30), train={"steps": 40, "prior_weight": 0})
+    plain = made_up_run(tmp_path / "plain", samples=(0, 30), train={"steps": 40}, prior={"weight": 0})
     out = make_report([run, plain])
     assert out == run.parent / "report.html"
     page = Page(out)
-    assert "train.prior_weight 1 0 1" in page.text
+    assert "prior.weight 1 0 1" in page.text
     assert page.data["runs"] == ["cat", "plain"]
     assert page.data["samples"]["steps"] == [0, 20, 30, 40]
     prior = next(chart for chart in page.data["charts"] if chart["title"] == "Prior loss")
@@ -166,7 +166,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
 
 
 def test_an_unfinished_run_without_samples_or_prior(tmp_path):
-    folder = made_up_run(tmp_path / "run", logged=13, samples=(), train={"steps": 40, "prior_weight": 0})
+    folder = made_up_run(tmp_path / "run", logged=13, samples=(), train={"steps": 40}, prior={"weight": 0})
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 14, "loss": 0.')
     for gone in ("validation.jsonl", "contact_sheet.png"):

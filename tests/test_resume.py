@@ -20,7 +20,7 @@ SETTINGS = {
     "lora": {"rank": 4, "dora": True},
     "text": {"placeholder_tokens": ["<sks>"], "token_training": "pivotal", "token_share": 0.3, "learning_rate": 5e-5,
              "vectors_per_token": 2, "caption_dropout": 0.1},
-    "loss": {"prior_target": "frozen"},
+    "prior": {"target": "frozen"},
     "validation": {"every": 100, "images_per_prompt": 1, "steps": 2},
 }  # fmt: skip
 

@@ -60,12 +60,12 @@ IDLE = [
     ({"loss": {"timestep_std": 0.5}}, "--loss.timestep-std only acts with --loss.timestep-sampling logit_normal"),
     ({"data": {"random_crops": 2}}, "--data.random-crops only acts with --data.crop random"),
     ({"loss": {"snr_gamma": 1}}, "--loss.snr-gamma only acts with --loss.weighting min_snr"),
-    ({"loss": {"prior_weighting": "snr"}, "train": {"prior_weight": 0}}, "--loss.prior-weighting is about prior rows"),
-    ({"loss": {"prior_target": "frozen"}, "train": {"prior_batch_size": 0}}, "--loss.prior-target is about prior rows"),
-    ({"data": {"class_dir": "birds"}, "train": {"prior_weight": 0}}, "--data.class-dir is about prior rows"),
-    ({"data": several({}, {"class_dir": "a"}), "train": {"prior_batch_size": 0}}, "entry 2: class_dir is about prior"),
-    ({"train": {"prior_batch_size": 3, "prior_weight": 0}}, "--train.prior-batch-size has no effect with"),
-    ({"train": {"prior_batch_size": 0, "prior_weight": 0.5}}, "--train.prior-weight has no effect with"),
+    ({"prior": {"weighting": "snr", "weight": 0}}, "--prior.weighting is about prior rows, .* its weight is 0"),
+    ({"prior": {"target": "frozen", "batch_size": 0}}, "--prior.target is about class-images, .*--prior.batch-size 0"),
+    ({"data": {"class_dir": "birds"}, "prior": {"weight": 0}}, "--data.class-dir is about class-images"),
+    ({"data": several({}, {"class_dir": "a"}), "prior": {"batch_size": 0}}, "entry 2: class_dir is about class-images"),
+    ({"prior": {"batch_size": 3, "weight": 0}}, "--prior.batch-size has no effect: its weight is 0"),
+    ({"prior": {"batch_size": 0, "weight": 0.5}}, "--prior.weight has no effect: --prior.batch-size 0"),
     ({"train": {"optimizer": "adafactor", "b1": 0.5}}, "--train.b1 does nothing with --train.optimizer adafactor"),
     ({"train": {"optimizer": "adafactor", "b2": 0.5}}, "--train.b2 does nothing with --train.optimizer adafactor"),
     ({"train": {"optimizer": "prodigy", "mu_dtype": "bfloat16"}}, "--train.mu-dtype does nothing with"),
@@ -77,7 +77,7 @@ IDLE = [
 INPUTS = [
     ({"data": {"instance_dir": None}}, "--data.instance-dir is missing"),
     ({"data": {"instance_prompt": " "}}, "--data.instance-prompt is missing"),
-    ({"data": {"class_prompt": None}}, "--data.class-prompt is missing: .* or set --train.prior-weight 0"),
+    ({"data": {"class_prompt": None}}, "--data.class-prompt is missing: .* or none."),
     ({"data": several() | {"instance_dir": "cats"}}, "--data.instance-dir and data.subjects exclude each other"),
     ({"data": several() | {"class_prompt": "a cat"}}, "--data.class-prompt and data.subjects exclude each other"),
     ({"data": several({}, {"instance_prompt": ""})}, "data.subjects, entry 2: instance_prompt is empty"),
@@ -89,26 +89,28 @@ INPUTS = [
         "entry 2: .* placeholder token <b>"),
     ({"train": {"batch_size": 3, "gradient_accumulation_steps": 2}},
      "--train.batch-size 3 is not a multiple of --train.gradient-accumulation-steps"),
-    ({"train": {"batch_size": 2, "prior_batch_size": 3, "gradient_accumulation_steps": 2}},
-     "--train.prior-batch-size 3 is not a"),
+    ({"train": {"batch_size": 2, "gradient_accumulation_steps": 2}, "prior": {"batch_size": 3}},
+     "--prior.batch-size 3 is not a"),
     ({"validation": {"prompts": ("a", " ")}}, "--validation.prompts holds an empty prompt"),
 ]  # fmt: skip
 
 # Parts of the training
 
 ALONE = NEW | {"token_training": "textual-inversion"}
-OFF = {"prior_weight": 0}
+OFF = {"weight": 0}
 TRAINING = [
-    ({"text": ALONE, "train": OFF | {"text_encoder": True}}, 
+    ({"text": ALONE, "prior": OFF, "train": {"text_encoder": True}}, 
         "--train.text-encoder trains more than the placeholder tokens"),
-    ({"text": ALONE, "train": OFF, "lora": LORA}, "--lora.rank trains more than the placeholder tokens"),
-    ({"text": ALONE, "train": OFF | {"weight_decay": 0.1}}, "--train.weight-decay does not act on placeholder tokens"),
-    ({"text": ALONE | {"caption_dropout": 0.1}, "train": OFF},
+    ({"text": ALONE, "prior": OFF, "lora": LORA}, "--lora.rank trains more than the placeholder tokens"),
+    ({"text": ALONE, "prior": OFF, "train": {"weight_decay": 0.1}},
+     "--train.weight-decay does not act on placeholder tokens"),
+    ({"text": ALONE | {"caption_dropout": 0.1}, "prior": OFF},
      "--text.caption-dropout makes rows without the placeholder tokens"),
-    ({"text": ALONE, "train": OFF | {"learning_rate": 1e-4}}, "--train.learning-rate is the UNet's, which is frozen"),
+    ({"text": ALONE, "prior": OFF, "train": {"learning_rate": 1e-4}},
+     "--train.learning-rate is the UNet's, which is frozen"),
     ({"text": ALONE},
-     "--text.token-training textual-inversion .* prior rows would teach nothing; set --train.prior-weight 0"),
-    ({"text": NEW, "train": OFF, "data": {"class_prompt": None}}, "--text.initializer-token is missing"),
+     "--text.token-training textual-inversion .* class-images would teach nothing; set --prior.method none"),
+    ({"text": NEW, "prior": OFF, "data": {"class_prompt": None}}, "--text.initializer-token is missing"),
     ({"text": NEW | {"token_training": "pivotal"}, "train": {"steps": 1}},
      "--text.token-share 0.5 of 1 steps leaves none"),
     ({"text": NEW | {"token_training": "pivotal", "token_share": 0.99}, "train": {"steps": 10}},
@@ -139,15 +141,15 @@ def test_shipped_configurations_pass(path):
 @pytest.mark.parametrize(
     "sections",
     [
-        {"train": OFF, "data": {"class_prompt": None}},
-        {"train": {"prior_batch_size": 0}, "data": {"class_prompt": None}},
+        {"prior": OFF, "data": {"class_prompt": None}},
+        {"prior": {"batch_size": 0}, "data": {"class_prompt": None}},
         {"train": {"text_encoder": True}, "text": {"learning_rate": 1e-6}, "lora": LORA | {"dora": True}},
-        {"loss": {"snr_gamma": 1, "prior_weighting": "min_snr"}},
+        {"loss": {"snr_gamma": 1}, "prior": {"weighting": "min_snr"}},
         {"loss": {"min_timestep": 8, "max_timestep": 8}},
         {"text": NEW | {"token_training": "pivotal", "token_share": 0.2}, "lora": LORA},
-        {"text": ALONE, "train": OFF | {"remat": "blocks", "ema_decay": 0.9, "max_grad_norm": 0}},
-        {"text": ALONE | {"token_learning_rate": 1}, "train": OFF | {"optimizer": "prodigy"}},
-        {"text": NEW | {"initializer_token": "dog"}, "train": OFF, "data": WORD | {"class_prompt": None}},
+        {"text": ALONE, "prior": OFF, "train": {"remat": "blocks", "ema_decay": 0.9, "max_grad_norm": 0}},
+        {"text": ALONE | {"token_learning_rate": 1}, "prior": OFF, "train": {"optimizer": "prodigy"}},
+        {"text": NEW | {"initializer_token": "dog"}, "prior": OFF, "data": WORD | {"class_prompt": None}},
         {"train": {"optimizer": "schedule_free_adamw", "warmup_steps": 10}, "lora": LORA},
         {"data": several({"class_dir": "birds"}), "train": {"batch_size": 4, "gradient_accumulation_steps": 2}},
         {"data": several({}, {"instance_dir": "cats", "class_prompt": "a cat"})},
@@ -157,16 +159,16 @@ def test_what_goes_together_passes(sections):
     check_config(configure(**sections))
 
 
-@pytest.mark.parametrize("off", [OFF, {"prior_batch_size": 0}])
+@pytest.mark.parametrize("off", [OFF, {"batch_size": 0}])
 def test_one_warning_names_what_describes_class_images_that_are_not_made(off, capsys):
     config = load_config("demo")
     check_config(config)
-    check_config(configure(train=off))
+    check_config(configure(prior=off))
     assert not capsys.readouterr().out
-    check_config(config.model_copy(update={"train": config.train.model_copy(update=off)}))
+    check_config(config.model_copy(update={"prior": config.prior.model_copy(update=off)}))
     output = capsys.readouterr().out
     assert output.count("warning") == 1
-    assert "--data.num-class-images, --prior.guidance-scale, --prior.batch-size" in output
+    assert "--data.num-class-images, --prior.guidance-scale, --prior.sample-batch-size" in output
 
 
 @pytest.mark.parametrize(

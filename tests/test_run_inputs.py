@@ -26,7 +26,7 @@ MIXED = [(64, 64), (128, 64), (64, 64), (64, 128)]
 def configure(folder: Path, **sections) -> Config:
     """A run on the images of a folder, without a prior term unless it is asked for."""
     data = {"instance_dir": folder, "instance_prompt": "a sks cat", "resolution": 64} | sections.pop("data", {})
-    return Config.model_validate({"train": {"prior_weight": 0}} | sections | {"data": data})
+    return Config.model_validate({"prior": {"method": "none"}} | sections | {"data": data})
 
 
 def put_noise(folder: Path, sizes: list[tuple[int, int]]) -> Path:
@@ -143,7 +143,7 @@ def test_no_image_is_decoded_twice(data, base, params, mesh, tmp_path, monkeypat
     for module in (images, decoding):
         monkeypatch.setattr(module, "decode", count)
     settings = {"class_dir": classes, "class_prompt": "a cat", "num_class_images": 2} | data
-    config, read = inputs(base, folder, data=settings, train={})
+    config, read = inputs(base, folder, data=settings, prior={})
     photos = TrainingImages(config.resolution, config.data.masks)
     contact_sheet(config, read, photos)
     class_files = [found.images for found in scan_class_folders((), read.classes)]
@@ -191,7 +191,7 @@ def test_what_is_not_used_of_a_class_folder_is_named_too(base, tmp_path, capsys)
     folder, classes = put_noise(tmp_path / "cats", [(64, 64)]), put_noise(tmp_path / "class", [(64, 64)])
     (classes / "deep").mkdir()
     put(classes / "deep" / "b.png")
-    inputs(base, folder, data={"class_dir": classes, "class_prompt": "a cat"}, train={})
+    inputs(base, folder, data={"class_dir": classes, "class_prompt": "a cat"}, prior={})
     assert f"warning: {classes}: not used: deep (subfolder with 1 image(s))." in capsys.readouterr().out
 
 
@@ -204,7 +204,7 @@ def test_a_placeholder_token_in_the_caption_of_a_class_image_is_refused(base, tm
     put(tmp_path / "class" / "own.png")
     sections = {
         "data": {"class_dir": tmp_path / "class", "class_prompt": "a cat", "instance_prompt": "a <sks> cat"},
-        "text": {"placeholder_tokens": ("<sks>",)}, "train": {},
+        "text": {"placeholder_tokens": ("<sks>",)}, "prior": {},
     }  # fmt: skip
     inputs(base, folder, **sections)
     (tmp_path / "class" / "own.txt").write_text("a <sks> cat")
@@ -218,4 +218,4 @@ def test_an_empty_caption_of_a_class_image_is_refused(base, tmp_path):
     put(tmp_path / "class" / "own.png")
     (tmp_path / "class" / "own.txt").write_text(" ")
     with pytest.raises(UserError, match=r"own\.txt: the caption is empty"):
-        inputs(base, folder, data={"class_dir": tmp_path / "class", "class_prompt": "a cat"}, train={})
+        inputs(base, folder, data={"class_dir": tmp_path / "class", "class_prompt": "a cat"}, prior={})

@@ -15,8 +15,9 @@ FLOW = read_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift":
 
 
 def with_loss(values: dict[str, Any]) -> Config:
-    """A configuration with other values in its section `loss`."""
-    return Config.model_validate({"loss": values})
+    """A configuration with other values in its section `loss`, and those of `prior` in that one."""
+    loss = {key: value for key, value in values.items() if key != "prior"}
+    return Config.model_validate({"loss": loss, "prior": values.get("prior", {})})
 
 
 @pytest.mark.parametrize("key", ["min_timestep", "max_timestep"])
@@ -26,12 +27,13 @@ def test_a_timestep_beyond_the_schedule_is_refused(key):
         check_schedule(with_loss({key: 1000}), PLAIN)
 
 
-@pytest.mark.parametrize("key", ["weighting", "prior_weighting"])
-def test_an_infinite_weight_at_zero_terminal_snr_is_refused(key):
-    check_schedule(with_loss({key: "vlb"}), PLAIN)
-    check_schedule(with_loss({key: "vlb", "max_timestep": 998}), ZERO)
-    with pytest.raises(UserError, match=rf"--loss\.{key.replace('_', '-')} vlb .* --loss\.max-timestep 998"):
-        check_schedule(with_loss({key: "vlb"}), ZERO)
+@pytest.mark.parametrize("section", ["loss", "prior"])
+def test_an_infinite_weight_at_zero_terminal_snr_is_refused(section):
+    vlb = {"weighting": "vlb"} if section == "loss" else {"prior": {"weighting": "vlb"}}
+    check_schedule(with_loss(vlb), PLAIN)
+    check_schedule(with_loss(vlb | {"max_timestep": 998}), ZERO)
+    with pytest.raises(UserError, match=rf"--{section}\.weighting vlb .* --loss\.max-timestep 998"):
+        check_schedule(with_loss(vlb), ZERO)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +41,7 @@ def test_an_infinite_weight_at_zero_terminal_snr_is_refused(key):
     [
         ({"prediction_space": "flow"}, "--loss.prediction-space flow"),
         ({"weighting": "sigma_sqrt"}, "--loss.weighting sigma_sqrt"),
-        ({"prior_weighting": "cosmap"}, "--loss.prior-weighting cosmap"),
+        ({"prior": {"weighting": "cosmap"}}, "--prior.weighting cosmap"),
         ({"timestep_shift": 3.0}, "--loss.timestep-shift 3.0"),
         ({"timestep_shift": "resolution"}, "--loss.timestep-shift resolution"),
     ],
@@ -55,7 +57,7 @@ def test_what_only_flow_models_have_is_refused_for_the_others(loss, named):
     [
         ({"prediction_space": "v"}, "--loss.prediction-space v"),
         ({"weighting": "vlb"}, "--loss.weighting vlb"),
-        ({"prior_weighting": "vlb"}, "--loss.prior-weighting vlb"),
+        ({"prior": {"weighting": "vlb"}}, "--prior.weighting vlb"),
     ],
 )
 def test_what_flow_models_do_not_have_is_refused(loss, named):

@@ -10,21 +10,29 @@ import pytest
 
 from jaxbooth.base.text_encoder import TextEmbeddings
 from jaxbooth.data.latents import BatchIndices, gather_latents, gather_text
+from jaxbooth.diffusion.loss import Role
 from jaxbooth.models.config import VAEConfig
 from jaxbooth.models.layers import Layers
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.params import abstract_module
 from jaxbooth.sharding import make_mesh
 from jaxbooth.training.batch import make_batch
-from jaxbooth.training.layout import RowCounts, batch_layout, index_in_epochs, sample_indices, unpadded_batch_size
+from jaxbooth.training.layout import (
+    RoleWeights,
+    RowCounts,
+    batch_layout,
+    index_in_epochs,
+    sample_indices,
+    unpadded_batch_size,
+)
 from jaxbooth.training.state import result_params
 from jaxbooth.training.step import gradients
 from tests.training import INSTANCES, PRIORS, first_micro_batch, make_cache, run, setup
 
 
 def test_rows_weigh_as_two_means():
-    layout = batch_layout(RowCounts(4, 2), 0.5, micro_batches=1, shards=1)
-    assert layout.is_prior[0].tolist() == [False, False, False, False, True, True]
+    layout = batch_layout(RowCounts(4, 2), RoleWeights(0.5), micro_batches=1, shards=1)
+    assert layout.role[0].tolist() == [0, 0, 0, 0, 1, 1]
     assert layout.index[0].tolist() == [0, 1, 2, 3, 4, 5]
     np.testing.assert_allclose(layout.weight[0], [0.25, 0.25, 0.25, 0.25, 0.25, 0.25])
 
@@ -32,8 +40,8 @@ def test_rows_weigh_as_two_means():
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize(("instance", "prior"), [(8, 8), (16, 8), (8, 24), (10, 12), (26, 16), (4, 2)])
 def test_every_device_has_its_share_of_both_kinds(instance, prior, micro_batches):
-    layout = batch_layout(RowCounts(instance, prior), 1.0, micro_batches, shards=4)
-    for is_prior, weight in zip(layout.is_prior, layout.weight, strict=True):
+    layout = batch_layout(RowCounts(instance, prior), RoleWeights(1.0), micro_batches, shards=4)
+    for is_prior, weight in zip(layout.role == Role.CLASS, layout.weight, strict=True):
         of_prior = is_prior.reshape(4, -1).sum(axis=1)
         of_instance = (~is_prior & (weight > 0)).reshape(4, -1).sum(axis=1)
         for shares, rows in ((of_prior, prior), (of_instance, instance)):
@@ -47,21 +55,21 @@ def test_every_device_has_its_share_of_both_kinds(instance, prior, micro_batches
     [(3, 2, 1, 4, 6), (4, None, 1, 8, 4), (3, None, 1, 4, 4), (5, 0, 1, 8, 8), (6, 2, 2, 4, 6), (2, 2, 2, 4, 6)],
 )
 def test_the_batch_size_that_fills_the_devices_leaves_no_padding(rows, prior, micro_batches, shards, expected):
-    found = unpadded_batch_size(rows, prior, micro_batches, shards)
+    found = unpadded_batch_size(rows, int(prior is None), prior or 0, micro_batches, shards)
     assert found == expected
-    layout = batch_layout(RowCounts(found, found if prior is None else prior), 1.0, micro_batches, shards)
+    layout = batch_layout(RowCounts(found, found if prior is None else prior), RoleWeights(1.0), micro_batches, shards)
     assert (layout.weight > 0).all()
 
 
 def test_padding_fills_the_devices_and_weighs_nothing():
-    layout = batch_layout(RowCounts(3, 2), 1.0, micro_batches=1, shards=4)
+    layout = batch_layout(RowCounts(3, 2), RoleWeights(1.0), micro_batches=1, shards=4)
     assert layout.index.shape == (1, 8)
     assert (layout.weight[0] > 0).sum() == 5
     assert layout.weight.sum() == pytest.approx(2.0)
 
 
 def test_micro_batches_have_every_row_once():
-    layout = batch_layout(RowCounts(6, 4), 1.0, micro_batches=2, shards=1)
+    layout = batch_layout(RowCounts(6, 4), RoleWeights(1.0), micro_batches=2, shards=1)
     assert sorted(layout.index.ravel()) == list(range(10))
     np.testing.assert_allclose(layout.weight.sum(axis=1), [1.0, 1.0])
 
@@ -78,7 +86,7 @@ def test_instance_rows_take_instance_images_and_prior_rows_class_images(micro, m
     seen = {True: set(), False: set()}
     for step in range(20):
         rows = sample_indices(spec.slices, jax.random.key(0), jnp.int32(step), layout, spec.counts, augmentations=2)
-        for prior, image, augmentation in zip(layout.is_prior, rows.image, rows.augmentation, strict=True):
+        for prior, image, augmentation in zip(layout.role == Role.CLASS, rows.image, rows.augmentation, strict=True):
             seen[bool(prior)].add(int(image))
             assert 0 <= augmentation < 2
     assert seen[False] == set(range(INSTANCES))
@@ -117,7 +125,7 @@ def losses_and_gradients(micro, micro_params, mesh, rows, **settings):
     spec, state, frozen, source, key = setup(micro, micro_params, mesh, rows, **settings)
     arguments = (state.params, frozen, source, key, jnp.int32(3))
     losses, grads = jax.jit(lambda *arguments: gradients(spec, *arguments))(*arguments)
-    return np.array(losses), {name: np.asarray(value) for name, value in grads.items()}
+    return np.array([losses.total, *losses.terms.values()]), {name: np.asarray(value) for name, value in grads.items()}
 
 
 def assert_close(found, expected):

@@ -25,6 +25,7 @@ from jaxbooth.sharding import AnyMesh, param_shardings, replicated
 from jaxbooth.training.batch import BatchSource
 from jaxbooth.training.layout import BatchLayout, subject_slices
 from jaxbooth.training.optimizer import make_optimizer
+from jaxbooth.training.reference import copy_references
 from jaxbooth.training.spec import TrainStepSpec, make_train_step_spec
 from jaxbooth.training.state import TrainState, initial_state
 from jaxbooth.training.step import make_dispatch
@@ -33,6 +34,7 @@ INSTANCES, PRIORS = 3, 5
 SEED = 7
 CHAT_LENGTH = 32  # tokens of a prompt that a language model reads
 CAPTIONS = ["an emoji of a sks cat", "a sks cat, crying", "an emoji of a cat", ""]
+CLASS_CAPTION = 2  # the one without the identifier
 
 
 class Setup(NamedTuple):
@@ -46,7 +48,12 @@ class Setup(NamedTuple):
 
 
 def make_cache(
-    base: BaseModel, mesh: Mesh, trains_text: bool = False, augmentations: int = 2, masked: bool = False
+    base: BaseModel,
+    mesh: Mesh,
+    trains_text: bool = False,
+    augmentations: int = 2,
+    masked: bool = False,
+    own_captions: bool = False,
 ) -> LatentCache:
     """Random moments and captions; image i's latents are near i, and its caption's text holds its number."""
     rng = np.random.default_rng(1)
@@ -58,7 +65,8 @@ def make_cache(
     caption = np.array([0, 0, 1, 2, 2, 2, 2, 2], np.int32)
     text = random_text(base, rng)
     captions = base.text.tokenize(CAPTIONS) if trains_text else text
-    cache = LatentCache(encoded, caption, captions, text if trains_text else None)
+    class_caption = np.full_like(caption, CLASS_CAPTION) if own_captions else None
+    cache = LatentCache(encoded, caption, captions, text if trains_text else None, class_caption)
     return jax.device_put(cache, replicated(mesh))
 
 
@@ -77,9 +85,13 @@ def random_text(base: BaseModel, rng: np.random.Generator) -> TextEmbeddings:
 def configure(rows: tuple[int, int], **settings) -> Config:
     """Returns a configuration; keys without a section belong to `train`."""
     sections = {name: settings.pop(name) for name in ("loss", "lora", "text", "data", "seed") if name in settings}
-    train = {"batch_size": rows[0], "prior_batch_size": rows[1], "learning_rate": 1e-4, "steps": 100} | settings
+    weight = {"weight": settings.pop("prior_weight")} if "prior_weight" in settings else {}
+    prior = {"batch_size": rows[1]} | weight | settings.pop("prior", {})
+    train = {"batch_size": rows[0], "learning_rate": 1e-4, "steps": 100} | settings
     data = {"instance_dir": "cats", "instance_prompt": "a <sks> cat", "class_prompt": "a cat"}
-    return Config.model_validate({"seed": SEED, "train": train, "data": data | sections.pop("data", {})} | sections)
+    return Config.model_validate(
+        {"seed": SEED, "train": train, "prior": prior, "data": data | sections.pop("data", {})} | sections
+    )
 
 
 def setup(base: BaseModel, params: dict, mesh: Mesh, rows: tuple[int, int], **settings) -> Setup:
@@ -93,13 +105,18 @@ def setup(base: BaseModel, params: dict, mesh: Mesh, rows: tuple[int, int], **se
         for name, values in params.items()
     }
     values = shard_params(init_trainable(base, config, shapes, placed), mesh)
+    references = copy_references(
+        base, {name: placed[name] for name in whole}, config.needs_reference, config.is_anchored
+    )
     frozen = {name: values for name, values in placed.items() if name not in whole and name != "vae"}
     if not config.trains_text:
         frozen = {name: values for name, values in frozen.items() if name == base.denoiser_name}
     spec = make_spec(base, config, mesh)
     state = initial_state(values, spec.optimizer, config.train.ema_decay is not None, mesh)
-    cache = make_cache(base, mesh, config.trains_text, masked=config.data.masks)
-    return Setup(spec, state, frozen, BatchSource(cache, np.int32(0)), key_data(config.seed))
+    cache = make_cache(
+        base, mesh, config.trains_text, masked=config.data.masks, own_captions=config.prior.has_own_captions
+    )
+    return Setup(spec, state, frozen | references, BatchSource(cache, np.int32(0)), key_data(config.seed))
 
 
 def make_spec(base: BaseModel, config: Config, mesh: AnyMesh) -> TrainStepSpec:
@@ -107,7 +124,9 @@ def make_spec(base: BaseModel, config: Config, mesh: AnyMesh) -> TrainStepSpec:
     rates = learning_rates(config)
     optimizer = make_optimizer(config.train, rates, unused_parameters(base, trained_shapes(base, config)))
     slices = subject_slices([INSTANCES], [PRIORS], [0], [1.0])
-    return make_train_step_spec(base, mesh, slices, optimizer, config.train, config.loss, config.text, rates, (64, 64))
+    return make_train_step_spec(
+        base, mesh, slices, optimizer, config.train, config.loss, config.prior, config.text, rates, (64, 64)
+    )
 
 
 def run(

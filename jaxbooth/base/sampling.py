@@ -15,7 +15,8 @@ from jaxbooth.base.encoded_prompts import EncodedPrompts
 from jaxbooth.base.model import BaseModel, check_resolution, encode_prompts
 from jaxbooth.base.text_encoder import TextEmbeddings, select_prompts
 from jaxbooth.base.vae import decode_images
-from jaxbooth.config.schema import PriorConfig, ValidationConfig
+from jaxbooth.config.prior import PriorConfig
+from jaxbooth.config.schema import ValidationConfig
 from jaxbooth.console.progress import progress
 from jaxbooth.diffusion.samplers import SAMPLERS, Denoiser, SamplerName, make_timestep_grid
 from jaxbooth.diffusion.schedule import Latents, convert

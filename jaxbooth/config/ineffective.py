@@ -1,6 +1,6 @@
 """Options that are set and would have no effect: none is accepted and ignored."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.section import flag, flatten
@@ -8,6 +8,7 @@ from jaxbooth.config.section import flag, flatten
 # key that does nothing on its own -> key that it needs
 REQUIRED_KEYS = {
     "text.learning_rate": "train.text_encoder",
+    "loss.outside_mask": "data.masks",
     "lora.alpha": "lora.rank",
     "lora.rslora": "lora.rank",
     "lora.dora": "lora.rank",
@@ -34,13 +35,13 @@ REQUIRED_KEY_MESSAGES = {
 # key -> another key and the value that it must have
 REQUIRED_VALUES = {
     "text.token_share": ("text.token_training", "pivotal"),
+    "prior.outside_mask_weight": ("loss.outside_mask", "frozen"),
     "loss.huber_c": ("loss.loss_type", "huber"),
     "loss.timestep_mean": ("loss.timestep_sampling", "logit_normal"),
     "loss.timestep_std": ("loss.timestep_sampling", "logit_normal"),
     "loss.mode_scale": ("loss.timestep_sampling", "mode"),
     "data.random_crops": ("data.crop", "random"),
 }
-PRIOR_KEYS = ("data.class_dir", "loss.prior_weighting", "loss.prior_target")
 # optimizer -> keys that it does not use
 UNUSED_BY_OPTIMIZER = {
     "adafactor": ("train.b1", "train.b2", "train.eps", "train.mu_dtype"),
@@ -59,27 +60,11 @@ def ineffective_options(config: Config) -> Iterator[str]:
     for key, (other, value) in REQUIRED_VALUES.items():
         if key in changed and values[other] != value:
             yield f"{flag(key)} only acts with {flag(other)} {value}."
-    if "loss.snr_gamma" in changed and "min_snr" not in (config.loss.weighting, config.loss.prior_weighting):
+    if "loss.snr_gamma" in changed and "min_snr" not in (config.loss.weighting, config.prior.weighting):
         yield "--loss.snr-gamma only acts with --loss.weighting min_snr."
-    yield from ineffective_prior_options(config, changed)
     for key in UNUSED_BY_OPTIMIZER.get(config.train.optimizer, ()):
         if key in changed:
             yield f"{flag(key)} does nothing with --train.optimizer {config.train.optimizer}; leave it out."
-
-
-def ineffective_prior_options(config: Config, changed: Collection[str]) -> Iterator[str]:
-    """Yields a message for every option about prior rows that is set in a run without them."""
-    values = flatten(config)
-    for key in PRIOR_KEYS:
-        if key in changed and not config.train.prior_rows:
-            yield f"{flag(key)} is about prior rows, and this run has none."
-    for index, subject in enumerate(config.data.subjects):
-        if subject.class_dir and not config.train.prior_rows:
-            yield f"data.subjects, entry {index + 1}: class_dir is about prior rows, and this run has none."
-    weight, batch = "train.prior_weight", "train.prior_batch_size"
-    for key, other in ((weight, batch), (batch, weight)):
-        if key in changed and values[key] and values[other] == 0:
-            yield f"{flag(key)} has no effect with {flag(other)} 0."
 
 
 def changed_keys(config: Config) -> list[str]:

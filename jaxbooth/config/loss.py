@@ -4,9 +4,10 @@ from typing import Literal
 
 from jaxbooth.config import limits
 from jaxbooth.config.section import Section
-from jaxbooth.diffusion.loss import LossType, Weighting
+from jaxbooth.diffusion.loss import LossType
 from jaxbooth.diffusion.noise import TimestepDistribution
 from jaxbooth.diffusion.schedule import PredictionType
+from jaxbooth.diffusion.weighting import Weighting
 
 
 class LossConfig(Section):
@@ -16,18 +17,16 @@ class LossConfig(Section):
     """Space of the squared error; default: what the network predicts. flow is for flow models, v for the
     others."""
     weighting: Weighting = "uniform"
-    """Weight over timesteps, of instance and class images. vlb is not for flow models; sigma_sqrt and cosmap are
+    """Weight over timesteps, of instance and prior rows. vlb is not for flow models; sigma_sqrt and cosmap are
     for them alone."""
-    prior_weighting: Weighting | None = None
-    """Weight over timesteps of class images; default: the same."""
     snr_gamma: limits.PositiveWeight = 5.0
     """Gamma of min_snr."""
     loss_type: LossType = "l2"
     """Function of the error; huber gives outliers less weight."""
     huber_c: limits.PositiveWeight = 0.1
     """Error at which huber changes from quadratic to linear."""
-    prior_target: Literal["noise", "frozen"] = "noise"
-    """Target of class images: their noise (the paper's), or the frozen model's prediction for the same latents."""
+    outside_mask: Literal["ignore", "frozen"] = "ignore"
+    """What --data.masks leaves out of an image: nothing is asked of it, or the frozen model's prediction."""
     timestep_sampling: TimestepDistribution = "uniform"
     """Distribution of the training timesteps."""
     timestep_mean: limits.LogitMean = 0.0

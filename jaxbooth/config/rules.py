@@ -1,18 +1,20 @@
 """Settings that cannot go together are refused before anything is read."""
 
+from collections.abc import Mapping
 from typing import get_args
 
 from jaxbooth.config.ineffective import changed_keys, ineffective_options
 from jaxbooth.config.limits import MAX_ROWS_TRAINED, MAX_SAMPLED_IMAGES
 from jaxbooth.config.loss import LossConfig
+from jaxbooth.config.prior import ROW_METHODS
+from jaxbooth.config.prior_rules import check_class, check_prior, warn_about_prior
 from jaxbooth.config.rates import Group, default_learning_rate, peak_learning_rate, token_steps
 from jaxbooth.config.run_config import Config
-from jaxbooth.config.schema import Subject
 from jaxbooth.config.section import flag, flatten
 from jaxbooth.config.subjects import initializer_token
 from jaxbooth.console.messages import warn
-from jaxbooth.diffusion.loss import FlowWeighting
 from jaxbooth.diffusion.schedule import NoiseSchedule
+from jaxbooth.diffusion.weighting import FlowWeighting, Weighting
 from jaxbooth.errors import UserError
 
 # key -> why it does not go with --text.token-training textual-inversion
@@ -29,7 +31,6 @@ RATE_KEYS: dict[Group, str] = {
 }
 HIGH_RATE = 100  # times the default
 MIN_PRODIGY_RATE = 0.1  # Prodigy finds the rate itself and multiplies it by the given one
-WEIGHTING_KEYS = ("weighting", "prior_weighting")
 SUBJECT_KEYS = ("instance_dir", "instance_prompt", "class_dir", "class_prompt")  # that entries of data.subjects have
 
 
@@ -40,6 +41,7 @@ def check_config(config: Config) -> None:
         UserError: the message names the flags.
     """
     check_subjects(config)
+    check_prior(config)
     check_rows(config)
     check_samples(config)
     for problem in ineffective_options(config):
@@ -67,17 +69,6 @@ def check_samples(config: Config) -> None:
             f"an evaluation of {images} images at a time is too large, and {MAX_SAMPLED_IMAGES} is the most; lower "
             "--evaluation.num-prompts, --evaluation.images-per-prompt or --evaluation.num-class-images."
         )
-
-
-def warn_about_prior(config: Config) -> None:
-    """Warns if class images are described and none are used.
-
-    That is no error: configurations describe class images, and a flag may turn the prior off.
-    """
-    changed = changed_keys(config)
-    unused = [flag(key) for key in changed if key.startswith("prior.") or key == "data.num_class_images"]
-    if unused and not config.train.prior_rows:
-        warn(f"this run has no prior rows, so it generates no class images and ignores {', '.join(unused)}.")
 
 
 def warn_about_rates(config: Config) -> None:
@@ -114,36 +105,20 @@ def check_subjects(config: Config) -> None:
         check_class(config, subject, f"{entry}: class_prompt" if data.subjects else "--data.class-prompt")
 
 
-def check_class(config: Config, subject: Subject, key: str) -> None:
-    """Refuses a class that prior preservation cannot use; `key` is where its prompt was set."""
-    if not config.train.prior_rows:
-        return
-    prompt, weight = subject.class_prompt or "", config.train.prior_weight
-    if not prompt.strip():
-        raise UserError(
-            f"{key} is missing: prior preservation is on (--train.prior-weight {weight}). "
-            "Name the class, such as 'a photo of dog', or set --train.prior-weight 0."
-        )
-    for word in config.text.placeholder_tokens:
-        if word in prompt:
-            raise UserError(
-                f"{key} holds the placeholder token {word}, which the frozen model does not know; leave it out."
-            )
-
-
 def check_rows(config: Config) -> None:
     """Refuses rows that do not divide into micro-batches, and more of them than can be counted."""
     train = config.train
-    total = train.steps * (train.batch_size + config.train.prior_rows)
+    total = train.steps * config.rows
     if total > MAX_ROWS_TRAINED:
         raise UserError(
-            f"--train.steps {train.steps} of {train.batch_size} + {train.prior_rows} rows are {total:,} rows, and a "
+            f"--train.steps {train.steps} of {train.batch_size} + {config.prior_rows} rows are {total:,} rows, and a "
             f"run has {MAX_ROWS_TRAINED:,} at most; lower --train.steps or --train.batch-size."
         )
-    for key, rows in (("batch-size", train.batch_size), ("prior-batch-size", config.train.prior_rows)):
+    method_rows = max(config.prior.rows_of(method, train.batch_size) for method in ROW_METHODS)
+    for key, rows in (("--train.batch-size", train.batch_size), ("--prior.batch-size", method_rows)):
         if rows % train.gradient_accumulation_steps:
             raise UserError(
-                f"--train.{key} {rows} is not a multiple of --train.gradient-accumulation-steps "
+                f"{key} {rows} is not a multiple of --train.gradient-accumulation-steps "
                 f"{train.gradient_accumulation_steps}."
             )
 
@@ -187,10 +162,10 @@ def check_tokens(config: Config) -> None:
             "--train.learning-rate is the UNet's, which is frozen; leave it out (or None) and set "
             "--text.token-learning-rate."
         )
-    if config.train.prior_rows:
+    if config.prior_terms:
         raise UserError(
             "--text.token-training textual-inversion keeps the model as it is, and class prompts hold no placeholder "
-            "token, so prior rows would teach nothing; set --train.prior-weight 0."
+            f"token, so {' and '.join(config.prior_terms)} would teach nothing; set --prior.method none."
         )
 
 
@@ -217,16 +192,27 @@ def check_schedule(config: Config, schedule: NoiseSchedule) -> None:
         value = getattr(loss, key)
         if value is not None and value > last:
             raise UserError(f"{flag(f'loss.{key}')} {value} is beyond the schedule's last timestep, {last}.")
-    check = check_flow_loss if schedule.is_flow else check_variance_preserving_loss
-    check(loss)
+    weightings = set_weightings(config)
+    if schedule.is_flow:
+        check_flow_loss(loss, weightings)
+    else:
+        check_variance_preserving_loss(loss, weightings)
     highest = last if loss.max_timestep is None else loss.max_timestep
     infinite = unbounded_weightings(loss, schedule) if schedule.alphas[highest] == 0 else ()
-    for key in WEIGHTING_KEYS:
-        if getattr(loss, key) in infinite:
+    for key, weighting in weightings.items():
+        if weighting in infinite:
             raise UserError(
-                f"{flag(f'loss.{key}')} {getattr(loss, key)} is infinite at this model's last timestep, which is pure "
+                f"{flag(key)} {weighting} is infinite at this model's last timestep, which is pure "
                 f"noise; set --loss.max-timestep {last - 1}, or choose min_snr."
             )
+
+
+def set_weightings(config: Config) -> dict[str, Weighting]:
+    """Returns key -> weighting of instance rows, and of prior rows where they have one of their own."""
+    weightings = {"loss.weighting": config.loss.weighting}
+    if config.prior.weighting is not None:
+        weightings["prior.weighting"] = config.prior.weighting
+    return weightings
 
 
 def unbounded_weightings(loss: LossConfig, schedule: NoiseSchedule) -> tuple[str, ...]:
@@ -236,7 +222,7 @@ def unbounded_weightings(loss: LossConfig, schedule: NoiseSchedule) -> tuple[str
     return get_args(FlowWeighting) if loss.prediction_space == "epsilon" else ()
 
 
-def check_variance_preserving_loss(loss: LossConfig) -> None:
+def check_variance_preserving_loss(loss: LossConfig, weightings: Mapping[str, Weighting]) -> None:
     """Refuses what only rectified flow has."""
     if loss.prediction_space == "flow":
         raise UserError(
@@ -248,24 +234,24 @@ def check_variance_preserving_loss(loss: LossConfig) -> None:
             f"--loss.timestep-shift {loss.timestep_shift} shifts the noise of flow models, and this model is not one; "
             "--loss.timestep-sampling logit_normal with a --loss.timestep-mean has a similar effect."
         )
-    for key in WEIGHTING_KEYS:
-        if getattr(loss, key) in get_args(FlowWeighting):
+    for key, weighting in weightings.items():
+        if weighting in get_args(FlowWeighting):
             raise UserError(
-                f"{flag(f'loss.{key}')} {getattr(loss, key)} is a weight of flow models, and this model is not one; "
+                f"{flag(key)} {weighting} is a weight of flow models, and this model is not one; "
                 "choose uniform or min_snr."
             )
 
 
-def check_flow_loss(loss: LossConfig) -> None:
+def check_flow_loss(loss: LossConfig, weightings: Mapping[str, Weighting]) -> None:
     """Refuses what rectified flow does not have."""
     if loss.prediction_space == "v":
         raise UserError(
             "--loss.prediction-space v belongs to variance-preserving schedules, and this is a flow model; "
             "choose flow, x0 or epsilon."
         )
-    for key in WEIGHTING_KEYS:
-        if getattr(loss, key) == "vlb":
+    for key, weighting in weightings.items():
+        if weighting == "vlb":
             raise UserError(
-                f"{flag(f'loss.{key}')} vlb is made of the betas of a variance-preserving schedule, and this is a flow "
+                f"{flag(key)} vlb is made of the betas of a variance-preserving schedule, and this is a flow "
                 "model; choose uniform or min_snr."
             )

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator
 from jaxbooth.assets import DEMO_SUBJECT, EMBEDDED_MODELS
 from jaxbooth.config.limits import Regex, Seed
 from jaxbooth.config.loss import LossConfig
+from jaxbooth.config.prior import PriorConfig, outside_mask_weight
 from jaxbooth.config.schema import (
     DataConfig,
     DefaultRates,
@@ -16,7 +17,6 @@ from jaxbooth.config.schema import (
     EvaluationConfig,
     LoraConfig,
     MeshConfig,
-    PriorConfig,
     SchedulerPrediction,
     Subject,
     TextConfig,
@@ -37,7 +37,7 @@ EMBEDDED_SUBJECT = Path("demo")  # as `data.instance_dir`
 FREE_TO_CHANGE = {
     "run_dir", "force", "export", "offline", "allow_pickle", "train.steps", "train.steps_per_dispatch",
     "train.checkpoint_every", "train.max_checkpoints", "train.gradient_accumulation_steps", "train.remat",
-    "prior.batch_size",
+    "prior.sample_batch_size",
 }  # fmt: skip
 FREE_SECTIONS = ("mesh", "validation", "evaluation")
 
@@ -120,6 +120,42 @@ class Config(Section):
     def lora_targets(self) -> str:
         """Layers that a LoRA adapts, as `models.lora.target_layers` takes them: as set, or the base model's default."""
         return self.lora.targets or self.default_lora_targets
+
+    @property
+    def prior_rows(self) -> int:
+        """Prior rows of a step, of all methods."""
+        return self.prior.rows(self.train.batch_size)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a step."""
+        return self.train.batch_size + self.prior_rows
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the frozen model's predictions are the target of anything."""
+        return bool(self.prior.distilled_methods) or self.outside_mask_weight > 0
+
+    @property
+    def needs_empty_caption(self) -> bool:
+        """Whether any row may have the empty caption."""
+        return self.text.caption_dropout > 0 or "blank-prompt" in self.prior.weights
+
+    @property
+    def is_anchored(self) -> bool:
+        """Whether the weights are pulled back to the base model's."""
+        return "weight-anchor" in self.prior.weights
+
+    @property
+    def prior_terms(self) -> dict[str, float]:
+        """Name -> weight of everything that keeps what the model knew."""
+        outside = {"outside-mask": self.outside_mask_weight} if self.outside_mask_weight else {}
+        return {**self.prior.weights, **outside}
+
+    @property
+    def outside_mask_weight(self) -> float:
+        """See `config.prior.outside_mask_weight`."""
+        return outside_mask_weight(self.loss, self.prior)
 
     @property
     def trains_text(self) -> bool:

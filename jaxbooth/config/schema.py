@@ -41,7 +41,7 @@ class DataConfig(Section):
     class_dir: Path | None = None
     """Folder of class images; missing ones are generated into it. Default: RUN/prior."""
     class_prompt: limits.Prompt | None = None
-    """Prompt of the class, without the identifier. Needed unless --train.prior-weight is 0."""
+    """Prompt of the class, without the identifier. Needed for class images."""
     num_class_images: limits.ClassImageCount = 200
     """Class images to start with. Missing ones are generated; if the folder has more, all are used."""
     resolution: limits.Pixels | None = None
@@ -60,21 +60,6 @@ class DataConfig(Section):
     """Several subjects in one run, in place of instance_dir and the prompts above (in a YAML file)."""
 
 
-class PriorConfig(Section):
-    """How the frozen model generates class images."""
-
-    sampler: SamplerName | None = None
-    """Default: ddpm, the paper's ancestral sampler; euler for flow models."""
-    steps: limits.SamplerSteps = 50
-    """Sampling steps of one image, each a network evaluation (two with heun)."""
-    guidance_scale: limits.GuidanceScale | None = None
-    """Classifier-free guidance; 1 turns it off. Default: what suits the base model, such as 7.5 for SD 1.5."""
-    batch_size: limits.DeviceBatchSize = 8
-    """Images that each device generates at once. The number of devices does not change the images."""
-    seed: limits.Seed = 0
-    """Determines the images; runs with different --seed can share them."""
-
-
 class TrainConfig(Section):
     """The optimisation. A step is one optimizer update."""
 
@@ -82,10 +67,6 @@ class TrainConfig(Section):
     """Length of the run. Raise it and run the same command again to train on."""
     batch_size: limits.BatchSize = 1
     """Instance images per step, over all devices and microbatches."""
-    prior_batch_size: limits.PriorBatchSize | None = None
-    """Class images per step; default: as many as instance images."""
-    prior_weight: limits.Weight = 1.0
-    """Lambda, the weight of the prior term; 0 trains without it."""
     learning_rate: limits.Rate | None = None
     """Peak learning rate; default: 1 for prodigy, else that of default_rates for whole components or for a LoRA."""
     lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
@@ -124,13 +105,6 @@ class TrainConfig(Section):
     """Steps between checkpoints; the last step is always kept."""
     max_checkpoints: limits.CheckpointCount = 2
     """Newest checkpoints to keep."""
-
-    @property
-    def prior_rows(self) -> int:
-        """Prior rows of a step."""
-        if self.prior_weight == 0:
-            return 0
-        return self.batch_size if self.prior_batch_size is None else self.prior_batch_size
 
     @property
     def remat_policy(self) -> Remat:

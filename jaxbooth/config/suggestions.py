@@ -97,6 +97,8 @@ def flag_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, field in model.model_fields.items():
         flag_name = next((other.name for other in field.metadata if getattr(other, "name", None)), name)
+        aliases = [alias for other in field.metadata for alias in getattr(other, "aliases", None) or ()]
+        keys += [normalize_key(alias) for alias in aliases]
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += flag_keys(field.annotation, f"{prefix}{name}.")
         else:

@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from jaxbooth.base.model import BaseModel
-from jaxbooth.config.schema import DataConfig, PriorConfig, Subject
+from jaxbooth.config.prior import PriorConfig
+from jaxbooth.config.schema import DataConfig, Subject
 from jaxbooth.console.messages import is_main
 from jaxbooth.console.progress import progress
 from jaxbooth.data.images import MANIFEST, image_files

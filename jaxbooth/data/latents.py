@@ -43,8 +43,10 @@ class LatentCache(NamedTuple):
     Attributes:
         images: the subjects' images, then the classes'.
         caption: row of `text`.
-        text: `TextEmbeddings` of the distinct captions where the text encoders are frozen, else their token ids. With
-            caption dropout, the last one is the empty prompt.
+        class_caption: row of `text` with the caption without the identifier, for instance images; None where no row
+            needs it.
+        text: `TextEmbeddings` of the distinct captions where the text encoders are frozen, else their token ids. The
+            last one is the empty prompt where a row may have it.
         frozen_text: the frozen model's `TextEmbeddings` of the same captions, where the prior's target needs it.
     """
 
@@ -52,6 +54,7 @@ class LatentCache(NamedTuple):
     caption: Int[AnyArray, " images"]
     text: TextEmbeddings | TokenIds
     frozen_text: TextEmbeddings | None = None
+    class_caption: Int[AnyArray, " images"] | None = None
 
 
 class BatchIndices(NamedTuple):
@@ -139,6 +142,6 @@ def gather_text(
     return encode(take(text))
 
 
-def distinct_captions(files: Iterable[ImageFile], with_empty: bool) -> list[str]:
+def distinct_captions(captions: Iterable[str], with_empty: bool) -> list[str]:
     """Returns every caption once, in order; the empty one comes last, if asked for."""
-    return [*dict.fromkeys(file.caption for file in files), *([""] if with_empty else [])]
+    return [*dict.fromkeys(captions), *([""] if with_empty else [])]

@@ -1,28 +1,55 @@
 """The DreamBooth objective over rows.
 
-A batch holds n instance rows and m prior rows in any order. Row weights of 1/n and lambda/m turn one weighted sum into
+A batch holds n instance rows and m prior rows of each method in any order. Row weights of 1/n and lambda/m turn one
+weighted sum into
 
-    mean over instance rows of w_t ||target - prediction||^2  +  lambda * the same mean over prior rows,
+    mean over instance rows of w_t ||target - prediction||^2  +  lambda * the same mean over the rows of a method + ...
 
-the two terms of Ruiz et al. 2023 (arXiv 2208.12242, section 3.3, equation 2). Both targets come from the row's own
-fresh noise, unless the frozen model's prediction is given as the target of prior rows.
+With class rows alone these are the two terms of Ruiz et al. 2023 (arXiv 2208.12242, section 3.3, equation 2). The
+target is a row's own fresh noise, or the frozen model's prediction where the row is distilled.
 The batch is never split, so neither sharding nor unequal counts can put the weight on the wrong images.
 """
 
+from collections.abc import Sequence
+from enum import IntEnum
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxbooth.diffusion.schedule import Latents, NoiseSchedule, PredictionType, convert, lookup, training_target
+from jaxbooth.diffusion.schedule import Latents, NoiseSchedule, PredictionType, convert, training_target
+from jaxbooth.diffusion.weighting import Weighting, timestep_weight
 from jaxbooth.params import AnyArray, Array
 
-SnrWeighting = Literal["min_snr", "debiased", "vlb", "snr"]
-FlowWeighting = Literal["sigma_sqrt", "cosmap"]  # of rectified flow alone
-Weighting = Literal["uniform", SnrWeighting, FlowWeighting]
 LossType = Literal["l2", "huber"]
+
+
+class Role(IntEnum):
+    """What a row is for.
+
+    Attributes:
+        INSTANCE: an image of a subject under its own caption.
+        CLASS: an image of the class under the class prompt.
+        OUTPUT_PRESERVATION: the latents of an instance row under the caption without the identifier.
+        BLANK_PROMPT: the latents of an instance row under the empty caption.
+    """
+
+    INSTANCE = 0
+    CLASS = 1
+    OUTPUT_PRESERVATION = 2
+    BLANK_PROMPT = 3
+
+
+# role -> name of its loss in the metrics
+TERM_NAMES = {
+    Role.INSTANCE: "instance_loss",
+    Role.CLASS: "prior_loss",
+    Role.OUTPUT_PRESERVATION: "output_preservation_loss",
+    Role.BLANK_PROMPT: "blank_prompt_loss",
+}
+OUTSIDE_MASK_LOSS = "outside_mask_loss"
+REPORTED = (Role.INSTANCE, Role.CLASS)  # in every run, 0 where there are no such rows
 
 
 class LossSpec(NamedTuple):
@@ -35,6 +62,8 @@ class LossSpec(NamedTuple):
         snr_gamma: gamma of `min_snr`.
         loss_type: the function of one element's error.
         huber_c: error at which `huber` turns from squared to linear, > 0, in units of `prediction_space`.
+        distilled: roles whose target is the frozen model's prediction.
+        outside_mask_weight: weight of the frozen model's prediction where an instance row's mask is not white.
     """
 
     prediction_space: PredictionType
@@ -43,6 +72,8 @@ class LossSpec(NamedTuple):
     snr_gamma: float = 5.0
     loss_type: LossType = "l2"
     huber_c: float = 0.1
+    distilled: tuple[Role, ...] = ()
+    outside_mask_weight: float = 0.0
 
 
 class Batch(NamedTuple):
@@ -53,8 +84,8 @@ class Batch(NamedTuple):
         noise: eps, of the same shape.
         timesteps: (b,) int32.
         weight: (b,) float32: 1/n for an instance row, lambda/m for a prior row, 0 for padding. A subject's own weight
-            multiplies that of its instance rows and of the class rows that go with it.
-        is_prior: (b,) bool.
+            multiplies that of its instance rows and of the prior rows that go with it.
+        role: (b,) int32, see `Role`.
         mask: (b, h, w, 1) float32 in [0, 1], how much each pixel of the latents counts; None counts all alike.
     """
 
@@ -62,98 +93,17 @@ class Batch(NamedTuple):
     noise: Latents
     timesteps: Int[Array, " b"]
     weight: Float[AnyArray, " b"]
-    is_prior: Bool[AnyArray, " b"]
+    role: Int[AnyArray, " b"]
     mask: Float[AnyArray, "b h w 1"] | None = None
 
+    @property
+    def is_prior(self) -> Bool[AnyArray, " b"]:
+        """Which rows are there for what the model knew, (b,)."""
+        return self.role != Role.INSTANCE
 
-def timestep_weight(
-    schedule: NoiseSchedule, timesteps: Int[Array, " b"], weighting: Weighting, space: PredictionType, gamma: float
-) -> Float[Array, " b"]:
-    """Returns w_t of (b,) timesteps for a squared error in `space`, (b,) float32.
-
-    Every weighting but `uniform` means the same in every space. It is defined on the error in one of them, and the
-    weight in another is smaller by as much as the same error is larger there, see `weight_ratio`.
-
-    * uniform: 1 in the chosen space.
-    * min_snr: min(SNR, gamma) on x0 (Hang et al. 2023, arXiv 2303.09556).
-    * debiased: 1 / sqrt(SNR) on epsilon (Yu et al. 2023, arXiv 2310.08442) with SNR at most 1000, as in kohya's
-      sd-scripts (`apply_debiased_estimation`); in v-space sqrt(SNR) / (SNR + 1). For v networks kohya uses
-      1 / (SNR + 1) instead: an unweighted x0 error, another weighting than its own on epsilon.
-    * vlb: the variational bound's beta^2 / (2 sigma^2 alpha (1 - abar)) on epsilon with sigma^2 = beta
-      (Ho et al. 2020, arXiv 2006.11239, equation 12). Rectified flow has no beta.
-    * snr: w_t = alpha^2 / sigma^2 on x0, with which the paper's x-space loss is the epsilon-space loss.
-    * sigma_sqrt: 1 / sigma^2 on flow, of rectified flow alone (diffusers' `compute_loss_weighting_for_sd3`).
-    * cosmap: 2 / (pi (1 - 2 sigma + 2 sigma^2)) on flow, of rectified flow alone; as a density of sigma it is that of
-      Esser et al. 2024 (arXiv 2403.03206, equation 21).
-    """
-    match weighting:
-        case "uniform":
-            return jnp.ones(timesteps.shape, jnp.float32)
-        case "sigma_sqrt" | "cosmap":
-            return flow_weight(schedule, timesteps, weighting) * weight_ratio(schedule, timesteps, "flow", space)
-        case _:
-            weight = epsilon_weight(schedule, timesteps, weighting, gamma)
-            return weight * weight_ratio(schedule, timesteps, "epsilon", space)
-
-
-def epsilon_weight(
-    schedule: NoiseSchedule, timesteps: Int[Array, " b"], weighting: SnrWeighting, gamma: float
-) -> Float[Array, " b"]:
-    """Returns w_t of a weighting for a squared error on epsilon."""
-    snr = schedule.snr(timesteps)
-    match weighting:
-        case "min_snr":
-            return jnp.minimum(1.0, gamma / jnp.maximum(snr, 1e-20))
-        case "debiased":
-            return 1 / jnp.sqrt(jnp.clip(snr, 1e-20, 1000.0))
-        case "vlb":
-            return schedule.variational_weight(timesteps)
-        case "snr":
-            return jnp.ones_like(snr)
-
-
-def flow_weight(schedule: NoiseSchedule, timesteps: Int[Array, " b"], weighting: FlowWeighting) -> Float[Array, " b"]:
-    """Returns w_t of a weighting for a squared error on flow."""
-    sigmas = schedule.sigmas
-    match weighting:
-        case "sigma_sqrt":
-            return lookup(sigmas**-2, timesteps)
-        case "cosmap":
-            return lookup(2 / (np.pi * (1 - 2 * sigmas + 2 * sigmas**2)), timesteps)
-
-
-def weight_ratio(
-    schedule: NoiseSchedule, timesteps: Int[Array, " b"], source: PredictionType, target: PredictionType
-) -> Float[Array, " b"]:
-    """Returns the weight of a squared error in `target` space over the equal one in `source` space, (b,) float32.
-
-    It is infinite from another space to epsilon where alpha = 0: there every prediction of epsilon is right.
-    """
-    if source == target:
-        return jnp.ones(timesteps.shape, jnp.float32)
-    with np.errstate(divide="ignore"):
-        return lookup(np.square(error_scale(schedule, source) / error_scale(schedule, target)), timesteps)
-
-
-def error_scale(schedule: NoiseSchedule, space: PredictionType) -> np.ndarray:
-    """Returns how large one prediction's error is in `space` at each timestep, in a unit that all spaces share.
-
-    If x0 is wrong by sigma e, then epsilon is wrong by -alpha e, v by -(alpha^2 + sigma^2) e and flow by
-    -(alpha + sigma) e.
-
-    Returns:
-        (T,) float64.
-    """
-    alphas, sigmas = schedule.alphas, schedule.sigmas
-    match space:
-        case "epsilon":
-            return alphas
-        case "x0":
-            return sigmas
-        case "v":
-            return np.square(alphas) + np.square(sigmas)
-        case "flow":
-            return alphas + sigmas
+    def has_role(self, roles: Sequence[Role]) -> Bool[AnyArray, " b"]:
+        """Which rows have one of some roles, (b,)."""
+        return jnp.isin(jnp.asarray(self.role), jnp.asarray(roles, jnp.int32))
 
 
 def example_weights(schedule: NoiseSchedule, batch: Batch, loss: LossSpec) -> Float[Array, " b"]:
@@ -196,6 +146,18 @@ def mean_over_pixels(values: Latents, mask: Float[AnyArray, "b h w 1"] | None) -
     return weighted / jnp.where(total > 0, total, 1.0)
 
 
+class RowLosses(NamedTuple):
+    """Loss of each row, (b,) float32.
+
+    Attributes:
+        inside: of the pixels that its mask leaves, all where there is none.
+        outside: of the others, against the frozen model's prediction; 0 for a row without any, None where that is off.
+    """
+
+    inside: Float[Array, " b"]
+    outside: Float[Array, " b"] | None = None
+
+
 def per_example_loss(
     output: Latents,
     noisy: Latents,
@@ -203,45 +165,63 @@ def per_example_loss(
     schedule: NoiseSchedule,
     loss: LossSpec,
     frozen: Latents | None = None,
-) -> Float[Array, " b"]:
-    """Returns w_t times each row's mean element loss in `loss.prediction_space`, float32.
+) -> RowLosses:
+    """Returns w_t times each row's mean element loss in `loss.prediction_space`, inside its mask and outside of it.
 
     Args:
         output: the network's prediction, of the type that the schedule names.
         noisy: z_t made with `batch.noise`, by which predictions are converted. Under input perturbation this is not
             what the network saw: the added noise is no error of the network, in whatever space it is measured.
-        frozen: the frozen model's prediction, like `output` and for the same input; where given, it is the target of
-            prior rows (distillation in place of class images' noise). No gradient passes through it.
+        frozen: the frozen model's prediction, like `output` and for the same input; the target of distilled rows, and
+            of instance rows outside their masks. No gradient passes through it. None where nothing needs it.
     """
     alpha, sigma = schedule.alpha(batch.timesteps), schedule.sigma(batch.timesteps)
 
     def in_space(value: Latents) -> Latents:
         return convert(value, schedule.prediction_type, loss.prediction_space, noisy, alpha, sigma)
 
+    prediction = in_space(output)
     target = training_target(loss.prediction_space, batch.latents, batch.noise, alpha, sigma)
+    weight, outside = example_weights(schedule, batch, loss), None
     if frozen is not None:
-        is_prior = batch.is_prior[:, None, None, None]
-        target = jnp.where(is_prior, jax.lax.stop_gradient(in_space(frozen)), target)
-    error = mean_over_pixels(element_losses(in_space(output) - target, loss), batch.mask)
-    return example_weights(schedule, batch, loss) * error
+        frozen_target = jax.lax.stop_gradient(in_space(frozen))
+        is_distilled = batch.has_role(loss.distilled)[:, None, None, None]
+        target = jnp.where(is_distilled, frozen_target, target)
+        if loss.outside_mask_weight and batch.mask is not None:
+            change = element_losses(prediction - frozen_target, loss)
+            outside = weight * mean_over_pixels(change, 1 - jnp.asarray(batch.mask))
+    inside = weight * mean_over_pixels(element_losses(prediction - target, loss), batch.mask)
+    return RowLosses(inside, outside)
 
 
 class Losses(NamedTuple):
-    """Scalars: what is minimised, and its two terms before lambda."""
+    """Scalars.
+
+    Attributes:
+        total: what is minimised.
+        terms: name of a term -> its mean over rows before its weight, see `TERM_NAMES`.
+    """
 
     total: Array
-    instance: Array
-    prior: Array
+    terms: dict[str, Array]
 
 
-def reduce_losses(losses: Float[Array, " b"], batch: Batch) -> Losses:
-    """Sums (b,) row losses into the objective. A kind without rows reports 0.
+def reduce_losses(losses: RowLosses, batch: Batch, loss: LossSpec, roles: Sequence[Role] = REPORTED) -> Losses:
+    """Sums (b,) row losses into the objective. A term without rows is 0.
 
-    The two reported terms are plain means over rows: neither lambda nor a subject's weight enters them.
+    The terms are plain means over rows: neither lambda nor a subject's weight enters them.
+
+    Args:
+        roles: those whose terms are reported.
     """
-    is_instance = ~batch.is_prior & (batch.weight > 0)
+    is_padding = (batch.role == Role.INSTANCE) & (batch.weight == 0)
 
-    def mean_over(mask: AnyArray) -> Array:
-        return jnp.sum(losses, where=mask) / jnp.maximum(jnp.sum(mask), 1)
+    def mean_over(values: Float[Array, " b"], rows: Bool[AnyArray, " b"]) -> Array:
+        return jnp.sum(values, where=rows) / jnp.maximum(jnp.sum(rows), 1)
 
-    return Losses(jnp.sum(batch.weight * losses), mean_over(is_instance), mean_over(batch.is_prior))
+    terms = {TERM_NAMES[role]: mean_over(losses.inside, (batch.role == role) & ~is_padding) for role in roles}
+    total = jnp.sum(batch.weight * losses.inside)
+    if losses.outside is not None:
+        terms[OUTSIDE_MASK_LOSS] = mean_over(losses.outside, (batch.role == Role.INSTANCE) & ~is_padding)
+        total += loss.outside_mask_weight * jnp.sum(batch.weight * losses.outside)
+    return Losses(total, terms)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxbooth.base.model import BaseModel
+from jaxbooth.config.prior import describe_terms
 from jaxbooth.config.rates import peak_learning_rate
 from jaxbooth.config.run_config import Config
 from jaxbooth.data.class_images import open_all_class_images
@@ -30,7 +31,7 @@ def run_metadata(config: Config, trained: Iterable[str], step: int) -> dict[str,
         "jaxbooth.class_prompt": "; ".join(subject.class_prompt or "" for subject in config.subjects),
         "jaxbooth.steps": str(step),
         "jaxbooth.learning_rate": str(peak_learning_rate(config)),
-        "jaxbooth.prior_weight": str(config.train.prior_weight),
+        "jaxbooth.prior": describe_terms(config.prior_terms),
         "jaxbooth.trained": ", ".join(trained),
     } | (lora if config.lora.rank else {})
 
@@ -43,10 +44,11 @@ def class_prompts(config: Config) -> tuple[str, ...]:
 def training_settings(config: Config, base: BaseModel, step: int) -> dict[str, Any]:
     """Returns what a reader wants to know of the training, name -> value; None is left out."""
     train, lora, text, loss = config.train, config.lora, config.text, config.loss
+    has_frozen_target = "class-images" in config.prior.distilled_methods
     extras = [name for name, used in (("rsLoRA", lora.rslora), ("DoRA", lora.dora)) if used]
     return {
         "steps": step,
-        "batch": f"{train.batch_size} instance + {config.train.prior_rows} prior",
+        "batch": f"{train.batch_size} instance + {config.prior_rows} prior",
         "optimizer": train.optimizer,
         "learning rate": None if text.is_textual_inversion else peak_learning_rate(config),
         "learning rate of the text encoder": peak_learning_rate(config, "text") if train.text_encoder else None,
@@ -61,8 +63,8 @@ def training_settings(config: Config, base: BaseModel, step: int) -> dict[str, A
         "placeholder tokens": ", ".join(text.placeholder_tokens) or None,
         "vectors for each placeholder token": text.vectors_per_token if text.placeholder_tokens else None,
         "clip skip": text.clip_skip or None,
-        "prior weight": train.prior_weight,
-        "prior target": "the base model's prediction" if loss.prior_target == "frozen" else None,
+        "prior": describe_terms(config.prior_terms),
+        "target of class images": "the base model's prediction" if has_frozen_target else None,
         "weighting": f"{loss.weighting} (gamma {loss.snr_gamma:g})" if loss.weighting == "min_snr" else loss.weighting,
         "EMA decay": train.ema_decay,
         "base model's revision": config.revision,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxbooth.base.model import BaseModel
+from jaxbooth.config.prior import describe_terms
 from jaxbooth.config.run_config import Config
 from jaxbooth.export.export import EMBEDDINGS
 from jaxbooth.export.format import Export, ExportFormat
@@ -31,7 +32,8 @@ class CardContent:
         instance_prompts, class_prompts: of each subject.
         tokens: placeholder tokens that were learned.
         settings: name -> value, for the table.
-        prior: where the class images come from, name -> value; empty if there was no prior term.
+        prior: where the class images come from, name -> value; empty if there are none.
+        prior_terms: what kept the class as it was, see `describe_terms`.
         license: a Hub licence identifier; None where it is not known.
         image: file name of the sample grid in the pushed folder.
         notes: what readers must be told or not be given, in sentences.
@@ -50,6 +52,7 @@ class CardContent:
     tokens: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     prior: Mapping[str, Any] = field(default_factory=dict)
+    prior_terms: str = "none"
     license: str | None = None
     image: str | None = None
     notes: Sequence[str] = ()
@@ -86,7 +89,6 @@ def run_model_card(
     """
     if grid:
         (export.out / SAMPLES_FILE).write_bytes(grid.read_bytes())
-    has_prior = config.train.prior_weight > 0
     return model_card(
         CardContent(
             repo=repo,
@@ -95,10 +97,11 @@ def run_model_card(
             name=export.out.name,
             family=export.base.family,
             instance_prompts=tuple(subject.instance_prompt for subject in config.subjects),
-            class_prompts=class_prompts(config) if has_prior else (),
+            class_prompts=class_prompts(config) if config.prior_terms else (),
             tokens=export.tokens,
             settings=training_settings(config, export.base, step),
-            prior=prior_settings(config, export.base) if has_prior else {},
+            prior=prior_settings(config, export.base) if config.prior.uses_class_images else {},
+            prior_terms=describe_terms(config.prior_terms),
             license=license,
             image=SAMPLES_FILE if grid else None,
             notes=reader_notes(export),
@@ -189,10 +192,13 @@ def table(rows: Mapping[str, Any]) -> str:
 
 
 def class_prior(card: CardContent) -> str:
-    """Returns where the class images come from."""
-    if not card.prior:
+    """Returns what kept the class as it was, and where class images come from."""
+    if card.prior_terms == "none":
         return "Trained without a prior term."
-    return "The model was also trained on images of its class:\n\n" + table(card.prior)
+    terms = f"Terms that keep what the base model knew, with their weights: {card.prior_terms}."
+    if not card.prior:
+        return terms
+    return f"{terms}\n\nThe class images:\n\n{table(card.prior)}"
 
 
 def usage_code(card: CardContent) -> str:

@@ -1,6 +1,7 @@
 """The train step of a configuration as shapes: no weights, no images, no device memory."""
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +24,9 @@ from jaxbooth.storage.paths import local_path
 from jaxbooth.training.batch import BatchSource
 from jaxbooth.training.layout import SubjectSlices, subject_slices
 from jaxbooth.training.optimizer import make_optimizer
+from jaxbooth.training.reference import make_references
 from jaxbooth.training.spec import TrainStepSpec, make_train_step_spec
 from jaxbooth.training.state import TrainState, abstract_state
-from jaxbooth.training.step import REFERENCE_DENOISER
 from jaxbooth.weights.architectures import PUBLISHED
 from jaxbooth.weights.resolve import resolve_model
 from jaxbooth.weights.skeleton import write_skeleton
@@ -101,13 +102,15 @@ def abstract_step(config: Config, base: BaseModel, mesh: AnyMesh) -> AbstractSte
     frozen = {name: abstract_params(base, mesh, name) for name in base.resident_components if name not in whole}
     in_step = {name: params for name, params in frozen.items() if name in read_by_step}
     resident = {name: params for name, params in frozen.items() if name not in read_by_step}
-    if base.denoiser_name in whole and config.loss.prior_target == "frozen":
-        in_step[REFERENCE_DENOISER] = abstract_params(base, mesh, base.denoiser_name)
+    in_step |= abstract_references(config, base, mesh, whole)
     slices = abstract_slices(config)
-    rates, size = learning_rates(config), (config.resolution, config.resolution)
+    rates = learning_rates(config)
+    size = (config.resolution, config.resolution)
     optimizer = make_optimizer(config.train, rates, unused_parameters(base, trained))
     return AbstractStep(
-        spec=make_train_step_spec(base, mesh, slices, optimizer, config.train, config.loss, config.text, rates, size),
+        spec=make_train_step_spec(
+            base, mesh, slices, optimizer, config.train, config.loss, config.prior, config.text, rates, size
+        ),
         state=abstract_state(trained, optimizer, config.train.ema_decay is not None, mesh),
         frozen=in_step,
         resident=resident,
@@ -116,12 +119,30 @@ def abstract_step(config: Config, base: BaseModel, mesh: AnyMesh) -> AbstractSte
     )
 
 
+def abstract_references(config: Config, base: BaseModel, mesh: AnyMesh, whole: Sequence[str]) -> dict[str, Params]:
+    """Describes the copies of what is trained that stay as they were before training; see `copy_references`."""
+    shapes = {name: base.module(name).shapes for name in whole}
+
+    def references(params: dict[str, Params]) -> dict[str, Params]:
+        return make_references(base, params, config.needs_reference, config.is_anchored)
+
+    abstract: Any = jax.eval_shape(references, shapes)
+    return {component: on_mesh(params, mesh) for component, params in abstract.items()}
+
+
 def abstract_params(base: BaseModel, mesh: AnyMesh, component: str) -> Params:
     """Describes the frozen parameters of a component, in the dtype that they are held in."""
-    shard, dtype = param_shardings(mesh), jnp.float32 if component == "vae" else base.dtype
+    dtype = jnp.float32 if component == "vae" else base.dtype
+    shapes = base.module(component).shapes
+    return on_mesh({name: jax.ShapeDtypeStruct(leaf.shape, dtype) for name, leaf in shapes.items()}, mesh)
+
+
+def on_mesh(shapes: Mapping[str, Any], mesh: AnyMesh) -> Params:
+    """Describes parameters that lie on the mesh as the partition rule says."""
+    shard = param_shardings(mesh)
     params: Any = {
-        name: jax.ShapeDtypeStruct(shape.shape, dtype, sharding=shard(name, shape.shape))
-        for name, shape in base.module(component).shapes.items()
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shard(name, leaf.shape))
+        for name, leaf in shapes.items()
     }
     return params
 
@@ -129,7 +150,7 @@ def abstract_params(base: BaseModel, mesh: AnyMesh, component: str) -> Params:
 def abstract_slices(config: Config) -> SubjectSlices:
     """Lays out a usual number of images."""
     subjects = max(1, len(config.data.subjects))
-    classes = [config.data.num_class_images] * subjects if config.train.prior_rows else []
+    classes = [config.data.num_class_images] * subjects if config.prior.uses_class_images else []
     return subject_slices([IMAGES_OF_SUBJECT] * subjects, classes, list(range(subjects)), [1.0] * subjects)
 
 
@@ -141,7 +162,7 @@ def abstract_source(config: Config, base: BaseModel, slices: SubjectSlices, mesh
 
 def abstract_latent_cache(config: Config, base: BaseModel, slices: SubjectSlices, mesh: AnyMesh) -> LatentCache:
     """Describes the cached latents of square images, with one caption for each subject and each class."""
-    everywhere, data, text_config = replicated(mesh), config.data, config.text
+    everywhere, data = replicated(mesh), config.data
 
     def leaf(*shape: int, dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
@@ -153,15 +174,16 @@ def abstract_latent_cache(config: Config, base: BaseModel, slices: SubjectSlices
     augmentations = (data.random_crops if data.crop == "random" else 1) * (2 if data.flip else 1)
     latents = (images, augmentations, *base.latent_shape(config.resolution, config.resolution))
     masks = leaf(*latents[:-1], 1) if data.masks else None
-    captions = len(slices.instances) + len(slices.classes) + (text_config.caption_dropout > 0)
+    own_captions = len(slices.instances) if config.prior.has_own_captions else 0
+    captions = len(slices.instances) + len(slices.classes) + own_captions + config.needs_empty_caption
     ids: TokenIds = replicate(base.text.abstract_ids(captions))
     text: TextEmbeddings = replicate(base.text.abstract_embeddings(captions))
-    needs_frozen_text = config.trains_text and config.loss.prior_target == "frozen" and config.train.prior_rows
     return LatentCache(
         images=CachedImages(leaf(*latents), leaf(*latents), leaf(*latents[:2], 6), masks),
         caption=leaf(images, dtype=jnp.int32),
         text=ids if config.trains_text else text,
-        frozen_text=text if needs_frozen_text else None,
+        frozen_text=text if config.trains_text and config.needs_reference else None,
+        class_caption=leaf(images, dtype=jnp.int32) if config.prior.has_own_captions else None,
     )
 
 

@@ -86,7 +86,7 @@ class Estimate:
     def per_device_batch_of(self, batch_size: int) -> int:
         """Returns a device's examples of one micro-batch; prior examples keep their proportion to instance ones."""
         train, parts = self.config.train, self.config.train.gradient_accumulation_steps
-        prior = -(-batch_size * self.config.train.prior_rows // train.batch_size)
+        prior = -(-batch_size * self.config.prior_rows // train.batch_size)
         micro_batch = -(-batch_size // parts) + -(-prior // parts)
         return -(-micro_batch // self.shards)
 

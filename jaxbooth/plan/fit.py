@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.trainable import run_lora_spec
+from jaxbooth.config.prior import ROW_METHODS
 from jaxbooth.config.rules import check_rows, check_training, ineffective_options
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.section import flag
@@ -128,9 +129,10 @@ def candidate_changes(config: Config, topology: Topology) -> list[Changes]:
 
 
 def max_accumulation(config: Config) -> int:
-    """Returns the most micro-batches into which a step's instance and prior examples can be split evenly."""
-    instances, priors = config.train.batch_size, config.train.prior_rows
-    return max(parts for parts in range(1, instances + 1) if instances % parts == priors % parts == 0)
+    """Returns the most micro-batches into which a step's examples of each kind can be split evenly."""
+    instances = config.train.batch_size
+    counts = [instances, *(config.prior.rows_of(method, instances) for method in ROW_METHODS)]
+    return max(parts for parts in range(1, instances + 1) if not any(count % parts for count in counts))
 
 
 def apply_changes(config: Config, changes: Changes) -> Config:

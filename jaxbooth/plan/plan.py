@@ -43,7 +43,7 @@ def make_plan(config: Config, topology: Topology, compiles: bool = False) -> Pla
     if bound.seconds is None:
         unmeasured = reason_not_to_measure(estimate, topology, compiles)
         measured = None if unmeasured else measure_step(config, base, topology)
-    batch_size = config.train.batch_size + config.train.prior_rows
+    batch_size = config.rows
     return Plan(
         config=config,
         topology=topology,
@@ -77,7 +77,7 @@ def scale_to_compiled(estimate: Estimate, compiled: Compiled) -> Estimate:
 def advice(config: Config, base: BaseModel, estimate: Estimate) -> Iterator[str]:
     """Yields what would help, in sentences."""
     yield from suggest(config, base, estimate.topology, estimate)
-    examples = config.train.batch_size + config.train.prior_rows
+    examples = config.rows
     padded = estimate.per_device_batch * estimate.shards * config.train.gradient_accumulation_steps
     if padded > examples:
         yield (

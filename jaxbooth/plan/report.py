@@ -181,5 +181,5 @@ def describe_largest_batch(plan: Plan) -> str:
     source = ", by the estimate scaled to the compiled step" if plan.compiled else ""
     if not plan.largest_batch:
         return f"not even one instance image per device fits{source}"
-    prior = " with their prior images" if plan.config.train.prior_rows else ""
+    prior = " with their prior rows" if plan.config.prior_rows else ""
     return f"{pluralize(plan.largest_batch, 'instance image')} per device{prior}{source}"

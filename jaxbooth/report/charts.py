@@ -181,8 +181,10 @@ def make_charts(runs: Sequence[RunData]) -> list[Chart]:
 
 
 def training_curves(run: RunData) -> dict[str, Curve]:
-    """Returns the metrics of every step, without a prior loss in a run that has none."""
-    return {name: curve for name, curve in run.curves.items() if name != "prior_loss" or run.config.train.prior_rows}
+    """Returns the metrics of every step, without a prior loss in a run without class images."""
+    return {
+        name: curve for name, curve in run.curves.items() if name != "prior_loss" or run.config.prior.uses_class_images
+    }
 
 
 def make_chart(metric: str, group: str, curves: Mapping[str, Curve]) -> Chart:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from jaxbooth.config.prior import describe_terms
 from jaxbooth.report.charts import curve_spec, make_charts, run_colour, vega_script
 from jaxbooth.report.run_data import RunData
 from jaxbooth.report.samples import collect_samples
@@ -79,7 +80,8 @@ def run_head(run: RunData, number: int) -> Head:
         "base model": config.model + (f" at {config.revision}" if config.revision else ""),
         "trained": describe_trained(config),
         "subject": first.instance_prompt + others,
-        "class": (first.class_prompt or "") + others if config.train.prior_weight else "no prior term",
+        "class": (first.class_prompt or "") + others,
+        "prior": describe_terms(config.prior_terms),
         "best checkpoint": f"step {run.best}" if run.best is not None else "",
         "last step logged": format_time(run.written),
     }

@@ -129,8 +129,8 @@ def short_names(roots: Sequence[Path]) -> list[str]:
 
 
 def class_image_files(config: Config) -> list[ClassImageFiles]:
-    """Lists the class images of a run with a prior term; a folder that several subjects share is listed once."""
-    if not config.train.prior_weight:
+    """Lists the class images of a run that trains on them; a folder that several subjects share is listed once."""
+    if not config.prior.uses_class_images:
         return []
     prompts = [subject.class_prompt or "" for subject in config.subjects]
     prompt_of = dict(zip(class_folders(config.data, config.subjects, config.run_dir), prompts, strict=True))

@@ -87,7 +87,7 @@ def step_times(run: RunData) -> dict[str, str]:
     if logged is None or not (logged.values > 0).any():
         return {}
     per_second = logged.values[logged.values > 0]
-    seconds = (run.config.train.batch_size + run.config.train.prior_rows) / per_second
+    seconds = run.config.rows / per_second
     return {
         "images/s, median": f"{np.median(per_second):.3g}",
         "a step, median": format_run_time(float(np.median(seconds))),

@@ -1,7 +1,7 @@
 """What a run finds on disk before it reads any weights, checked, and the class images that it generates."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,12 @@ from jaxbooth.base.encoded_prompts import EncodedPrompts
 from jaxbooth.base.model import BaseModel, check_resolution
 from jaxbooth.base.sampling import ImageSampler, configured_sampling
 from jaxbooth.base.trainable import check_rank, read_lora_init, trained_shapes
+from jaxbooth.config.prior import PriorConfig
 from jaxbooth.config.rules import check_schedule
 from jaxbooth.config.run_config import Config
-from jaxbooth.config.schema import PriorConfig
 from jaxbooth.console.messages import info, is_main, pluralize, warn
 from jaxbooth.data.buckets import enlargement_factor, group_by_bucket
+from jaxbooth.data.class_captions import class_captions
 from jaxbooth.data.class_images import ClassImages, generate_missing, open_all_class_images
 from jaxbooth.data.crops import CropSpec
 from jaxbooth.data.decoding import read_header
@@ -42,6 +43,8 @@ class RunInputs:
         instances: image folder of each subject.
         classes: class folders; `class_of` says which one goes with each subject. Empty without a prior term.
         shapes: (height, width) -> images of each subject in that shape.
+        class_captions: of each subject, the captions of its images without the identifier, in the order of the
+            folder; empty where no row needs them.
     """
 
     base: BaseModel
@@ -49,6 +52,7 @@ class RunInputs:
     classes: list[ClassImages]
     class_of: list[int]
     shapes: dict[tuple[int, int], list[list[ImageFile]]]
+    class_captions: list[list[str]] = field(default_factory=list)
 
     @property
     def images(self) -> list[ImageFile]:
@@ -70,7 +74,7 @@ def read_inputs(config: Config, base: BaseModel) -> RunInputs:
         check_masks(instance_files)
     classes, class_of = open_classes(config, base)
     shapes = group_by_shape(base, config.resolution, config.data.buckets, instances)
-    return RunInputs(base, instances, classes, class_of, shapes)
+    return RunInputs(base, instances, classes, class_of, shapes, read_class_captions(config, instances))
 
 
 def check_model(config: Config, base: BaseModel) -> None:
@@ -82,7 +86,7 @@ def check_model(config: Config, base: BaseModel) -> None:
     check_resolution(base, config.resolution, "--data.resolution")
     check_schedule(config, base.schedule)
     check_steps(base.schedule, config.validation.steps, "--validation.steps")
-    if config.train.prior_rows:
+    if config.prior.uses_class_images:
         check_steps(base.schedule, config.prior.steps, "--prior.steps")
     for component in base.components:
         find_tensors(base.folder / component, base.module(component))
@@ -117,6 +121,15 @@ def check_placeholder_captions(tokens: Sequence[str], files: Sequence[ImageFile]
             )
 
 
+def read_class_captions(config: Config, instances: Sequence[ImageFolder]) -> list[list[str]]:
+    """Returns the captions without the identifier of each subject's images, where output preservation needs them."""
+    if not config.prior.has_own_captions:
+        return []
+    shared, tokens = config.prior.class_caption, config.text.placeholder_tokens
+    subjects = zip(config.subjects, instances, strict=True)
+    return [class_captions(folder.images, subject, shared, tokens) for subject, folder in subjects]
+
+
 def check_masks(files: Sequence[ImageFile]) -> None:
     """Raises UserError where no image has a mask."""
     if not any(has_mask(file.path) for file in files):
@@ -124,15 +137,14 @@ def check_masks(files: Sequence[ImageFile]) -> None:
 
 
 def open_classes(config: Config, base: BaseModel) -> tuple[list[ClassImages], list[int]]:
-    """Opens the class folders and says what they hold; see `open_all_class_images`."""
-    if not config.train.prior_rows:
-        info("prior off: the model may forget the class")
+    """Opens the class folders, where class images are used, and says what they hold; see `open_all_class_images`."""
+    if not config.prior.uses_class_images:
         return [], [0] * len(config.subjects)
     classes, class_of = open_all_class_images(
         base, config.model, config.data, config.prior, config.subjects, config.run_dir
     )
     for class_images in classes:
-        info(f"prior on, weight {config.train.prior_weight}: {class_images.summary()}")
+        info(f"class images: {class_images.summary()}")
     started = [class_images for class_images in classes if class_images.found]
     for class_images, folder in zip(started, scan_class_folders(config.text.placeholder_tokens, started), strict=True):
         warn_unused(folder, class_images.folder)
@@ -212,7 +224,7 @@ def generate_class_images(
     sampling = configured_sampling(prior, resolution)
     # A device's share is the same on any mesh, for the last bit of a product may depend on how many rows it has.
     image_sampler = ImageSampler(
-        base, mesh, sampling, prior.batch_size * batch_shards(mesh), quiet=True, encoded=encoded
+        base, mesh, sampling, prior.sample_batch_size * batch_shards(mesh), quiet=True, encoded=encoded
     )
     prompt = classes.settings["prompt"]
 

@@ -105,7 +105,7 @@ class TrainingLoop:
         values = {name: np.asarray(column)[:count] for name, column in jax.device_get(metrics).items()}
         now = time.perf_counter()
         check_finite(values, start)
-        rows = self.config.train.batch_size + self.config.train.prior_rows
+        rows = self.config.rows
         rate = rows * count / (now - began)
         if not self.announced:
             self.announced = True

@@ -87,7 +87,7 @@ def instance_folders(config: Config) -> Iterator[FlagPath]:
 def class_folders(config: Config) -> Iterator[FlagPath]:
     """Yields the class folders that were named; the run's own, which is the default, is none."""
     for index, subject in enumerate(subjects_of(config), start=1):
-        if subject.class_dir and config.train.prior_rows:
+        if subject.class_dir and config.prior.uses_class_images:
             entry = f"data.subjects, entry {index}: class_dir" if config.data.subjects else "--data.class-dir"
             yield FlagPath(entry, subject.class_dir)
 

@@ -1,5 +1,6 @@
 """What a run says when it starts: identifiers, captions that do not fit, padding, its length and learning rate."""
 
+import math
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -12,12 +13,16 @@ from jaxbooth.base.identifier import (
     suggest_identifiers,
     token_texts,
 )
+from jaxbooth.base.model import BaseModel
 from jaxbooth.base.text_encoder import PromptEncoder, warn_about_truncation
+from jaxbooth.base.trainable import fully_trained, trained_shapes
+from jaxbooth.config.prior import PriorConfig
 from jaxbooth.config.rates import learning_rates
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import Subject, TrainConfig
 from jaxbooth.config.subjects import noun_phrase
 from jaxbooth.console.messages import info, pluralize, warn
+from jaxbooth.storage.disk import format_bytes
 from jaxbooth.training.layout import unpadded_batch_size
 from jaxbooth.training.optimizer import reported_learning_rate
 from jaxbooth.weights.family import Distillation
@@ -31,7 +36,7 @@ def log_prompts(config: Config, text: PromptEncoder, captions: Sequence[str]) ->
     """
     used = {word for subject in config.subjects for word in prompt_words(subject.instance_prompt)}
     for subject in config.subjects:
-        log_identifier(text.encoders[0].tokenizer, subject, used, has_prior=config.train.prior_rows > 0)
+        log_identifier(text.encoders[0].tokenizer, subject, used, has_prior=bool(config.prior_terms))
     class_prompts = [subject.class_prompt or "" for subject in config.subjects]
     warn_about_truncation(text, [*captions, *class_prompts, *config.validation.prompts])
 
@@ -74,19 +79,51 @@ def log_identifier(tokenizer: AnyTokenizer, subject: Subject, used: Collection[s
         warn(f"'{word}' is a word that the model knows, and its meaning will mix with the subject; try {better}.")
 
 
-def log_padding(train: TrainConfig, padded: int, shards: int) -> None:
+def log_prior(config: Config, base: BaseModel) -> None:
+    """Says in one line which terms keep what the model knew, their weights and what each costs."""
+    terms = [
+        f"{name}, weight {weight:g} ({term_cost(config, base, name)})" for name, weight in config.prior_terms.items()
+    ]
+    info(f"prior: {'; '.join(terms)}" if terms else "prior off: the model may forget the class")
+
+
+def term_cost(config: Config, base: BaseModel, name: str) -> str:
+    """Returns what a term costs: rows of a step, passes of the frozen model, copies of weights."""
+    whole = fully_trained(base, trained_shapes(base, config))
+    if name == "weight-anchor":
+        values = sum(math.prod(shape.shape) for part in whole for shape in base.module(part).shapes.values())
+        return f"{format_bytes(4 * values)} for the base model's weights" if values else "no memory"
+    if name == "outside-mask":
+        return f"the frozen model's pass over instance rows{reference_cost(base, whole)}"
+    rows = pluralize(config.prior.rows_per_method(config.train.batch_size), "row")
+    if name in config.prior.distilled_methods:
+        return f"{rows} a step and the frozen model's pass over them{reference_cost(base, whole)}"
+    return f"{rows} a step"
+
+
+def reference_cost(base: BaseModel, whole: Collection[str]) -> str:
+    """Returns what the copy of a denoiser costs that is trained as a whole; a LoRA needs none."""
+    if base.denoiser_name not in whole:
+        return ""
+    values = sum(math.prod(shape.shape) for shape in base.module(base.denoiser_name).shapes.values())
+    return f", whose copy takes {format_bytes(values * base.dtype.itemsize)}"
+
+
+def log_padding(train: TrainConfig, prior: PriorConfig, padded: int, shards: int) -> None:
     """Says so where rows are computed for nothing, and which number would use them.
 
     Args:
         padded: rows of a step, padding included.
     """
-    rows = train.batch_size + train.prior_rows
+    prior_rows = prior.rows(train.batch_size)
+    rows = train.batch_size + prior_rows
     if padded <= rows:
         return
     micro_batches = train.gradient_accumulation_steps
-    follows_batch_size = train.prior_rows > 0 and train.prior_batch_size is None
+    methods = len(prior.row_methods)
+    follows = prior.batch_size is None
     better = unpadded_batch_size(
-        train.batch_size, None if follows_batch_size else train.prior_rows, micro_batches, shards
+        train.batch_size, methods if follows else 0, 0 if follows else prior_rows, micro_batches, shards
     )
     parts = f"{micro_batches} micro-batches on {shards} devices" if micro_batches > 1 else f"{shards} devices"
     info(
@@ -101,7 +138,7 @@ def describe_length(config: Config, images: int) -> str:
     views = train.steps * train.batch_size
     rate = rates.tokens if rates.tokens_only else rates.denoiser
     return (
-        f"{train.steps} steps x ({train.batch_size} + {train.prior_rows}) rows = "
+        f"{train.steps} steps x ({train.batch_size} + {config.prior_rows}) rows = "
         f"{views} instance views, {views / images:.3g} views of each image; learning rate {rate:g}"
     )
 

@@ -26,7 +26,7 @@ from jaxbooth.runs.lock import check_ownership, lock_run
 from jaxbooth.runs.overlap import check_run_folders
 from jaxbooth.runs.restore import abstract_run_state, confirm_base, read_base
 from jaxbooth.runs.shared_folders import check_shared_folders, shared_settings
-from jaxbooth.runs.start_notes import log_prompts, warn_about_distillation
+from jaxbooth.runs.start_notes import log_prior, log_prompts, warn_about_distillation
 from jaxbooth.runs.training_run import Result, TrainingRun
 from jaxbooth.sharding import check_heads, make_mesh
 from jaxbooth.storage.remote import as_path
@@ -70,7 +70,9 @@ def train_joined(config: Config, processes: SingleProcess) -> Result:
     optimizer = make_optimizer(config.train, learning_rates(config), no_gradient)
     inputs = read_inputs(config, base)
     warn_about_distillation(base.distillation)
-    log_prompts(config, base.text, [file.caption for file in inputs.images])
+    own_captions = [caption for subject in inputs.class_captions for caption in subject]
+    log_prompts(config, base.text, [*(file.caption for file in inputs.images), *own_captions])
+    log_prior(config, base)
     run_config = check_memory(config, base, mesh)
     images = TrainingImages(config.resolution, config.data.masks)
     sheet = contact_sheet(config, inputs, images)

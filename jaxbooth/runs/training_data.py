@@ -68,7 +68,9 @@ def encode_training_data(
         classes: images of each class. They are cropped to the shape of the instance images that they train beside.
     """
     class_files = [file for files in classes for file in files]
-    captions = distinct_captions([*inputs.images, *class_files], config.text.caption_dropout > 0)
+    file_captions = (file.caption for file in (*inputs.images, *class_files))
+    own_captions = (caption for subject in inputs.class_captions for caption in subject)
+    captions = distinct_captions((*file_captions, *own_captions), config.needs_empty_caption)
     if encoded:
         text, frozen_text = encoded.select(captions), None
     else:
@@ -88,12 +90,31 @@ def encode_training_data(
             files = [file for files in (*subjects, class_files) for file in files]
             caption = np.array([captions.index(file.caption) for file in files], np.int32)
             cached = concatenate_images([*subject_images, *class_images[crops]])
-            caches.append(put(LatentCache(cached, caption, text, frozen_text), replicated(mesh)))
+            class_caption = class_caption_rows(inputs.class_captions, subjects, captions, len(class_files))
+            cache = LatentCache(cached, caption, text, frozen_text, class_caption)
+            caches.append(put(cache, replicated(mesh)))
             counts.append(sum(map(len, subjects)))
             instances = [len(files) for files in subjects]
             slices.append(subject_slices(instances, [len(files) for files in classes], inputs.class_of, weights))
     key = put(key_data(config.seed), replicated(mesh))
     return TrainingData(tuple(caches), tuple(slices), BucketOrder(tuple(counts), config.seed), key)
+
+
+def class_caption_rows(
+    class_captions: Sequence[Sequence[str]],
+    subjects: Sequence[Sequence[ImageFile]],
+    captions: Sequence[str],
+    class_files: int,
+) -> np.ndarray | None:
+    """Returns where the cached images' captions without the identifier are among all captions, or None without any.
+
+    Args:
+        subjects: images of each subject in the cache; `class_files` images of classes follow, which have none.
+    """
+    if not class_captions:
+        return None
+    own = [texts[file.index] for texts, files in zip(class_captions, subjects, strict=True) for file in files]
+    return np.array([*map(captions.index, own), *[0] * class_files], np.int32)
 
 
 def encode_class_images(
@@ -128,5 +149,4 @@ def encode_captions(
     encode = jax.jit(lambda values, ids: encode_prompts(base, mesh, values, ids))
     if not config.trains_text:
         return encode(encoders, ids), None
-    needs_frozen_text = config.loss.prior_target == "frozen" and config.train.prior_rows > 0
-    return ids, encode(encoders, ids) if needs_frozen_text else None
+    return ids, encode(encoders, ids) if config.needs_reference else None

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -24,7 +23,7 @@ from jaxbooth.export.export import default_format, make_export, write_export
 from jaxbooth.export.metadata import run_metadata
 from jaxbooth.export.notes import reader_notes
 from jaxbooth.export.verify import verify_export
-from jaxbooth.params import Params, cast_matrices, flatten_components
+from jaxbooth.params import Params, flatten_components
 from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.runs.early_stopping import Selection, early_stop_step, summary
 from jaxbooth.runs.folder import RunFolder
@@ -37,9 +36,10 @@ from jaxbooth.runs.start_notes import describe_length, learning_rate_jump, log_p
 from jaxbooth.runs.training_data import TrainingData, encode_training_data
 from jaxbooth.runs.validation import make_validation
 from jaxbooth.sharding import batch_shards
+from jaxbooth.training.reference import copy_references
 from jaxbooth.training.spec import make_train_step_spec
 from jaxbooth.training.state import TrainState, checksums, initial_state, result_params
-from jaxbooth.training.step import REFERENCE_DENOISER, make_dispatch
+from jaxbooth.training.step import make_dispatch
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,7 @@ class TrainingRun:
         data = self.encode_data(params, prompts)
         values = shard_params(init_trainable(self.base, self.config, shapes, params), self.mesh)
         start = jax.device_get(checksums(flatten_components(values)))
-        denoiser = self.base.denoiser_name
-        reference = self.reference_denoiser(params[denoiser]) if denoiser in whole else {}
+        reference = self.copy_references({name: params[name] for name in whole})
         frozen = {name: component for name, component in params.items() if name not in whole}
         params.clear()
         state, done = self.start_state(values, done)
@@ -140,13 +139,10 @@ class TrainingRun:
         record_images(self.run, {"instance": self.inputs.images, "class": all_class_files})
         return encode_training_data(config, self.inputs, self.images, params, class_files, self.mesh, prompts.captions)
 
-    def reference_denoiser(self, params: Params) -> dict[str, Params]:
-        """Copies the denoiser in the compute dtype, where prior rows learn the frozen model's own predictions."""
-        if self.config.loss.prior_target == "noise":
-            return {}
-        dtype = self.base.dtype
-        copy = jax.jit(lambda params: {name: jnp.copy(x) for name, x in cast_matrices(params, dtype).items()})
-        return {REFERENCE_DENOISER: copy(params)}
+    def copy_references(self, whole: dict[str, Params]) -> dict[str, Params]:
+        """Copies what prior terms compare the model with, of the components that are trained themselves."""
+        config = self.config
+        return copy_references(self.base, whole, config.needs_reference, config.is_anchored)
 
     def start_state(self, values: dict[str, Params], done: int) -> tuple[TrainState, int]:
         """Returns the newest sound checkpoint's state and step, or a fresh state made of `values`."""
@@ -188,11 +184,20 @@ class TrainingRun:
             rates = learning_rates(config)
             specs = [
                 make_train_step_spec(
-                    base, mesh, slices, self.optimizer, config.train, config.loss, config.text, rates, size
+                    base,
+                    mesh,
+                    slices,
+                    self.optimizer,
+                    config.train,
+                    config.loss,
+                    config.prior,
+                    config.text,
+                    rates,
+                    size,
                 )
                 for slices, size in zip(data.slices, self.inputs.shapes, strict=True)
             ]
-            log_padding(config.train, specs[0].layout.index.size, batch_shards(mesh))
+            log_padding(config.train, config.prior, specs[0].layout.index.size, batch_shards(mesh))
             step_components = set(base.trainable_components(config.trains_text))
             step_frozen = {name: params for name, params in frozen.items() if name in step_components} | reference
             dispatches = [make_dispatch(spec, config.train.steps_per_dispatch, state) for spec in specs]

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int, Key, UInt32
 
-from jaxbooth.data.latents import LatentCache, gather_latents
-from jaxbooth.diffusion.loss import Batch
+from jaxbooth.data.latents import BatchIndices, CachedImages, LatentCache, gather_latents
+from jaxbooth.diffusion.loss import Batch, Role
 from jaxbooth.diffusion.noise import offset_noise, perturb, sample_timesteps
 from jaxbooth.diffusion.schedule import Latents
 from jaxbooth.params import AnyArray, Array
@@ -71,13 +71,13 @@ def make_batch(
         noise=target_noise,
         timesteps=sample_timesteps(timestep, schedule.num_train_timesteps, spec.timestep_sampling),
         weight=layout.weight * rows.weight,
-        is_prior=layout.is_prior,
-        mask=None if images.masks is None else jnp.asarray(images.masks)[rows.image, rows.augmentation],
+        role=layout.role,
+        mask=row_masks(images, rows, layout.role),
     )
     return NoisedBatch(
         examples,
         input_noise=perturb(target_noise, perturbation, spec.loss.input_perturbation),
-        caption=drop_captions(cache, jnp.asarray(cache.caption)[rows.image], dropout, spec.caption_dropout),
+        caption=row_captions(cache, rows, layout.role, dropout, spec.caption_dropout),
         time_ids=jnp.asarray(images.time_ids)[rows.image, rows.augmentation],
     )
 
@@ -87,11 +87,29 @@ def normal(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b ..
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
-def drop_captions(
-    cache: LatentCache, caption: Int[Array, " b"], keys: Key[Array, " b"], dropout: float
+def row_masks(images: CachedImages, rows: BatchIndices, role: Int[AnyArray, " b"]) -> Float[Array, "b h w 1"] | None:
+    """Returns the masks of instance and class rows; rows that distil an instance's latents count everywhere."""
+    if images.masks is None:
+        return None
+    masks = jnp.asarray(images.masks)[rows.image, rows.augmentation]
+    is_masked = jnp.asarray(role) <= Role.CLASS
+    return jnp.where(is_masked[:, None, None, None], masks, 1.0)
+
+
+def row_captions(
+    cache: LatentCache, rows: BatchIndices, role: Int[AnyArray, " b"], keys: Key[Array, " b"], dropout: float
 ) -> Int[Array, " b"]:
-    """Replaces a share of the captions by the empty one, the last of the cache's text."""
-    if not dropout:
-        return caption
-    is_dropped = jax.vmap(jax.random.uniform)(keys) < dropout
-    return jnp.where(is_dropped, len(jax.tree.leaves(cache.text)[0]) - 1, caption)
+    """Returns each row's caption, a row of the cache's text: that of its image, or what its role puts there instead.
+
+    Args:
+        dropout: share of instance and class rows that have the empty caption, the last of the cache's text.
+    """
+    role, empty = jnp.asarray(role), len(jax.tree.leaves(cache.text)[0]) - 1
+    caption = jnp.asarray(cache.caption)[rows.image]
+    if dropout:
+        is_dropped = jax.vmap(jax.random.uniform)(keys) < dropout
+        caption = jnp.where(is_dropped, empty, caption)
+    if cache.class_caption is not None:
+        class_caption = jnp.asarray(cache.class_caption)[rows.image]
+        caption = jnp.where(role == Role.OUTPUT_PRESERVATION, class_caption, caption)
+    return jnp.where(role == Role.BLANK_PROMPT, empty, caption)

@@ -11,66 +11,96 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int, Key
+from jaxtyping import Float, Int, Key
 
 from jaxbooth.data.latents import BatchIndices
+from jaxbooth.diffusion.loss import Role
 from jaxbooth.params import AnyArray, Array
 
 
 class RowCounts(NamedTuple):
-    """How many rows of each kind a whole step has."""
+    """How many rows of each role a whole step has, in the order of `Role`."""
 
     instance: int
-    prior: int
+    class_images: int = 0
+    output_preservation: int = 0
+    blank_prompt: int = 0
+
+
+class RoleWeights(NamedTuple):
+    """Weight of the mean over the rows of each prior role."""
+
+    class_images: float = 0.0
+    output_preservation: float = 0.0
+    blank_prompt: float = 0.0
 
 
 class BatchLayout(NamedTuple):
     """The fixed roles of a step's rows: those of all micro-batches, or of one.
 
     Attributes:
-        index: 0 .. n-1 for instance rows, n .. n+m-1 for prior rows; it seeds the row.
-        is_prior: whether it is a prior row.
+        index: seeds the row, see `row_indices`.
+        role: see `Role`.
         weight: 1/n, lambda/m, or 0 for padding. Summed over all micro-batches, the rows make the objective.
     """
 
     index: Int[AnyArray, "*micro_batches rows"]
-    is_prior: Bool[AnyArray, "*micro_batches rows"]
+    role: Int[AnyArray, "*micro_batches rows"]
     weight: Float[AnyArray, "*micro_batches rows"]
 
 
-def batch_layout(counts: RowCounts, prior_weight: float, micro_batches: int, shards: int) -> BatchLayout:
+def batch_layout(counts: RowCounts, weights: RoleWeights, micro_batches: int, shards: int) -> BatchLayout:
     """Assigns rows to micro-batches and to the `shards` of each: consecutive rows, as `batch_sharding` splits them.
 
-    Instance rows go round the shards first, then prior rows: no shard has more than one row more of a kind than
-    another, so that each has both kinds wherever there are enough. Padding fills the shards up to one size; it repeats
-    row 0 and weighs nothing.
+    Rows go round the shards role after role, in the order of `Role`: no shard has more than one row more of a role
+    than another, so that each has every role wherever there are enough. Padding fills the shards up to one size; it
+    repeats row 0 and weighs nothing.
     """
+    ends = np.cumsum(counts)
+    starts = ends - counts
     assigned = []
     for part in range(micro_batches):
-        instance = np.arange(part, counts.instance, micro_batches)
-        prior = np.arange(counts.instance + part, counts.instance + counts.prior, micro_batches)
-        assigned.append(np.concatenate([instance, prior]))
+        parts = [np.arange(start + part, end, micro_batches) for start, end in zip(starts, ends, strict=True)]
+        assigned.append(np.concatenate(parts))
     width = -(-max(map(len, assigned)) // shards)
-    index = np.full((micro_batches, shards, width), -1)
-    for part, indices in enumerate(assigned):
+    row = np.full((micro_batches, shards, width), -1)
+    for part, rows in enumerate(assigned):
         for shard in range(shards):
-            shard_indices = indices[shard::shards]
-            index[part, shard, : len(shard_indices)] = shard_indices
-    index = index.reshape(micro_batches, -1)
-    is_prior = index >= counts.instance
-    weight = np.where(is_prior, prior_weight / max(counts.prior, 1), 1 / counts.instance) * (index >= 0)
-    return BatchLayout(np.maximum(index, 0).astype(np.int32), is_prior, weight.astype(np.float32))
+            shard_rows = rows[shard::shards]
+            row[part, shard, : len(shard_rows)] = shard_rows
+    row = row.reshape(micro_batches, -1)
+    role = np.searchsorted(ends, np.maximum(row, 0), side="right")
+    mean_weights = np.array([1.0, *weights]) / np.maximum(counts, 1)
+    weight = np.where(row >= 0, mean_weights[role], 0)
+    index = row_indices(counts)[np.maximum(row, 0)]
+    return BatchLayout(index.astype(np.int32), role.astype(np.int32), weight.astype(np.float32))
 
 
-def unpadded_batch_size(instance: int, prior: int | None, micro_batches: int, shards: int) -> int:
+def row_indices(counts: RowCounts) -> Int[np.ndarray, " rows"]:
+    """Returns what seeds each row of a step, in the order of `Role`.
+
+    Instance rows have 0 .. n-1, class rows n .. n+m-1. Rows of output preservation and of the blank prompt have those
+    of the instance rows: they take the same image, noise and timestep, so that the caption alone tells them apart.
+    More of them than instance rows go on after all others.
+    """
+    total = counts.instance + counts.class_images
+    paired = np.arange(counts.instance)
+    indices = [np.arange(total)]
+    for count in (counts.output_preservation, counts.blank_prompt):
+        indices.append(np.concatenate([paired, np.arange(total, total + count)])[:count])
+    return np.concatenate(indices)
+
+
+def unpadded_batch_size(instance: int, methods: int, prior: int, micro_batches: int, shards: int) -> int:
     """Returns the least number of instance rows, at least `instance`, with which no row is padding.
 
     Args:
-        prior: prior rows, or None for as many as instance rows; micro-batches divide them as they do `instance`.
+        methods: how many methods have as many prior rows as there are instance rows.
+        prior: other prior rows; micro-batches divide them as they do `instance`.
     """
     parts = micro_batches * shards
     for size in range(instance, instance + parts):
-        rows = size + (size if prior is None else prior)
+        rows = size * (1 + methods) + prior
         if rows % parts == 0 and size % micro_batches == 0:
             return size
     raise ValueError(f"{micro_batches} micro-batches do not divide {prior} prior rows")
@@ -132,21 +162,22 @@ def sample_indices(
         augmentations: of each image in the cache.
     """
     instance_key, class_key, augmentation_key = jax.random.split(key, 3)
-    index, is_prior = jnp.asarray(layout.index), jnp.asarray(layout.is_prior)
+    index = jnp.asarray(layout.index)
+    is_class = jnp.asarray(layout.role) == Role.CLASS
     subjects = len(slices.instances)
-    # Rows of one kind are numbered through all steps, and the subjects take turns along these numbers.
-    number = jnp.where(is_prior, step * counts.prior + index - counts.instance, step * counts.instance + index)
+    # Rows that take images of one kind are numbered through all steps, and the subjects take turns along these numbers.
+    number = jnp.where(is_class, step * counts.class_images + index - counts.instance, step * counts.instance + index)
     turn = number // subjects
     image, weight = jnp.zeros_like(index), jnp.zeros(index.shape, jnp.float32)
     for subject, images in enumerate(slices.instances):
         is_subject = number % subjects == subject
         subject_key = jax.random.fold_in(instance_key, subject)
         instance_image = images.start + index_in_epochs(subject_key, turn, images.count)
-        image = jnp.where(is_subject & ~is_prior, instance_image, image)
+        image = jnp.where(is_subject & ~is_class, instance_image, image)
         weight = jnp.where(is_subject, slices.weights[subject], weight)
-        if counts.prior:
+        if counts.class_images:
             class_image = sample_class_image(slices, class_key, subject, turn)
-            image = jnp.where(is_subject & is_prior, class_image, image)
+            image = jnp.where(is_subject & is_class, class_image, image)
     keys = example_keys(augmentation_key, step, index)
     augmentation = jax.vmap(lambda row_key: jax.random.randint(row_key, (), 0, augmentations))(keys)
     return BatchIndices(image, augmentation, weight)

@@ -17,12 +17,12 @@ from jaxbooth.params import AnyArray, Array, Params, by_component, cast_matrices
 from jaxbooth.sharding import AnyMesh, batch_sharding, batch_shards, mesh_context, param_shardings
 from jaxbooth.training.batch import BatchSource, NoisedBatch, make_batch
 from jaxbooth.training.layout import BatchLayout
+from jaxbooth.training.reference import REFERENCE_DENOISER
 from jaxbooth.training.spec import TrainStepSpec
 from jaxbooth.training.state import TrainState
+from jaxbooth.training.weight_anchor import WEIGHT_ANCHOR, squared_change
 
 Metrics = dict[str, Array]
-METRICS = ("loss", "instance_loss", "prior_loss", "grad_norm", "learning_rate")
-REFERENCE_DENOISER = "reference_denoiser"  # a frozen component: the denoiser before training, where it is trained
 
 
 def microbatch_loss(
@@ -43,17 +43,20 @@ def microbatch_loss(
     denoiser = base.denoiser.bind(params[base.denoiser_name])
     timesteps = base.schedule.network_timesteps(examples.timesteps)
     output = denoiser(denoiser_input, timesteps, *conditions, remat=spec.remat)
-    target = frozen_prediction(spec, frozen, cache, batch, denoiser_input) if spec.distills_prior else None
-    losses = reduce_losses(per_example_loss(output, noisy, examples, base.schedule, spec.loss_spec, target), examples)
+    target = frozen_prediction(spec, frozen, cache, batch, denoiser_input) if spec.needs_frozen_prediction else None
+    loss = spec.loss_spec
+    row_losses = per_example_loss(output, noisy, examples, base.schedule, loss, target)
+    losses = reduce_losses(row_losses, examples, loss, spec.reported_roles)
     return losses.total, losses
 
 
 def frozen_prediction(
     spec: TrainStepSpec, frozen: dict[str, Params], cache: LatentCache, batch: NoisedBatch, denoiser_input: Latents
 ) -> Latents:
-    """Returns the untrained model's output on prior rows, and zeros or its output on the others.
+    """Returns the untrained model's output on the rows that need it, and zeros or its output on the others.
 
-    Every shard of the batch begins with instance rows; the model sees what comes after as many as all of them have.
+    Every shard of the batch begins with the rows that do not need it; the model sees what comes after as many as all
+    shards have.
     """
     base = spec.base
     text = cache.text if cache.frozen_text is None else cache.frozen_text
@@ -61,18 +64,26 @@ def frozen_prediction(
     conditions = base.denoiser_conditioning(gather_text(text, batch.caption, None), batch.time_ids)
     denoiser = base.denoiser.bind(frozen.get(REFERENCE_DENOISER) or frozen[base.denoiser_name])
     shards = batch_shards(spec.mesh)
-    first_prior = int(spec.layout.is_prior.any(axis=0).reshape(shards, -1).any(axis=0).argmax())
+    first = first_distilled_row(spec)
 
     def by_shard(rows: Array) -> Array:
         return rows.reshape(shards, -1, *rows.shape[1:])
 
-    def prior_part(rows: Array) -> Array:
-        return by_shard(rows)[:, first_prior:].reshape(-1, *rows.shape[1:])
+    def distilled_part(rows: Array) -> Array:
+        return by_shard(rows)[:, first:].reshape(-1, *rows.shape[1:])
 
     inputs = (denoiser_input, base.schedule.network_timesteps(batch.examples.timesteps), *conditions)
-    output = denoiser(*jax.tree.map(prior_part, inputs))
-    zeros = jnp.zeros_like(by_shard(denoiser_input)[:, :first_prior])
+    output = denoiser(*jax.tree.map(distilled_part, inputs))
+    zeros = jnp.zeros_like(by_shard(denoiser_input)[:, :first])
     return jnp.concatenate([zeros, by_shard(output)], axis=1).reshape(denoiser_input.shape)
+
+
+def first_distilled_row(spec: TrainStepSpec) -> int:
+    """Returns how many rows at the beginning of every shard need no prediction of the frozen model."""
+    if spec.outside_mask_weight:  # instance rows come first, and they need it
+        return 0
+    is_distilled = np.isin(spec.layout.role, spec.distilled).any(axis=0)
+    return int(is_distilled.reshape(batch_shards(spec.mesh), -1).any(axis=0).argmax())
 
 
 def gradients(
@@ -102,10 +113,22 @@ def gradients(
     def add(total: Any, layout: BatchLayout) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, microbatch_gradients(layout)), None
 
-    zeros = jax.tree.map(jnp.zeros_like, (Losses(*[jnp.zeros(())] * 3), params))
+    no_losses = Losses(jnp.zeros(()), dict.fromkeys(spec.row_terms, jnp.zeros(())))
+    zeros = jax.tree.map(jnp.zeros_like, (no_losses, params))
     (losses, grads), _ = jax.lax.scan(add, zeros, layouts)
-    # The total is a sum over rows; the two reported terms are means, equal in size in every micro-batch.
-    return Losses(losses.total, losses.instance / micro_batches, losses.prior / micro_batches), grads
+    # The total is a sum over rows; the reported terms are means, over as many rows in every micro-batch.
+    return Losses(losses.total, {name: value / micro_batches for name, value in losses.terms.items()}), grads
+
+
+def with_weight_anchor(
+    spec: TrainStepSpec, losses: Losses, grads: Params, params: Params, frozen: dict[str, Params]
+) -> tuple[Losses, Params]:
+    """Adds the pull to the base model's weights to the losses and gradients of a step."""
+    change, pull = jax.value_and_grad(lambda values: squared_change(values, frozen, spec.base.lora))(params)
+    weight = spec.weight_anchor
+    pulled = {name: grad + weight * pull[name] for name, grad in grads.items()}
+    anchored = Losses(losses.total + weight * change, losses.terms | {WEIGHT_ANCHOR: change})
+    return anchored, shard_gradients(pulled, spec.mesh)
 
 
 def shard_gradients(grads: Params, mesh: AnyMesh) -> Params:
@@ -128,18 +151,25 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """Makes one optimizer update; pure."""
     losses, grads = gradients(spec, state.params, frozen, source, key, state.step)
+    if spec.weight_anchor:
+        losses, grads = with_weight_anchor(spec, losses, grads, state.params, frozen)
     updates, opt_state = spec.optimizer.update(grads, state.opt_state, state.params)
     params: Any = optax.apply_updates(state.params, updates)
     ema = ema_update(state.ema, params, state.step, spec.ema_decay) if spec.ema_decay else state.ema
     values = {
         "loss": losses.total,
-        "instance_loss": losses.instance,
-        "prior_loss": losses.prior,
+        **losses.terms,
         "grad_norm": optax.tree.norm(grads),
         "learning_rate": spec.learning_rate(state.step),
     }
-    metrics = {name: jnp.asarray(values[name], jnp.float32) for name in METRICS}
+    metrics = {name: jnp.asarray(values[name], jnp.float32) for name in metric_names(spec)}
     return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+
+def metric_names(spec: TrainStepSpec) -> tuple[str, ...]:
+    """Returns the metrics of a step, in the order in which they are written."""
+    anchor = (WEIGHT_ANCHOR,) if spec.weight_anchor else ()
+    return ("loss", *spec.row_terms, *anchor, "grad_norm", "learning_rate")
 
 
 Dispatch = Callable[[TrainState, dict[str, Params], BatchSource, AnyArray, np.integer], tuple[TrainState, Metrics]]
@@ -152,6 +182,8 @@ def make_dispatch(spec: TrainStepSpec, max_steps: int, state: TrainState) -> Any
     Metrics are (max_steps,) arrays of which the first `count` entries are filled. `state` is donated.
     """
 
+    names = metric_names(spec)
+
     def run_steps(
         state: TrainState,
         frozen: dict[str, Params],
@@ -162,9 +194,9 @@ def make_dispatch(spec: TrainStepSpec, max_steps: int, state: TrainState) -> Any
         def body(index: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, metrics = carry
             state, new = train_step(spec, state, frozen, source, key)
-            return state, {name: metrics[name].at[index].set(new[name]) for name in METRICS}
+            return state, {name: metrics[name].at[index].set(new[name]) for name in names}
 
-        empty = {name: jnp.zeros(max_steps, jnp.float32) for name in METRICS}
+        empty = {name: jnp.zeros(max_steps, jnp.float32) for name in names}
         return jax.lax.fori_loop(0, count, body, (state, empty))
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)

@@ -84,7 +84,7 @@ class Step:
             by_component(random_like(described.state.params)), described.spec.optimizer, bool(described.state.ema), mesh
         )
         self.longest = config.train.steps_per_dispatch
-        self.rows = config.train.batch_size + config.train.prior_rows
+        self.rows = config.rows
         program = make_dispatch(described.spec, self.longest, self.state)
         lowered = program.lower(self.state, self.frozen, self.source, self.key, np.int32(1))
         self.compile_seconds = timed(lambda: setattr(self, "dispatch", lowered.compile()))

@@ -5,7 +5,7 @@ from pathlib import Path
 # Short in every respect, so that an error that goes unnoticed ends soon.
 SHORT = (
     "--data.instance-prompt", "a photo of sks dog",
-    "--data.resolution", "64", "--data.num-class-images", "1", "--prior.steps", "1", "--prior.batch-size", "1",
+    "--data.resolution", "64", "--data.num-class-images", "1", "--prior.steps", "1", "--prior.sample-batch-size", "1",
     "--train.steps", "1", "--validation.steps", "1", "--validation.images-per-prompt", "1",
 )  # fmt: skip
 CLASS = ("--data.class-prompt", "a cat")

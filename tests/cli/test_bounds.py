@@ -28,7 +28,7 @@ SUBJECT = ("--data.instance-dir", "demo", *SHORT, *CLASS)
         ("--data.random-crops", 10**12, 256),
         ("--data.resolution", 10**6, 8192),
         ("--data.num-class-images", 10**9, 100_000),
-        ("--prior.batch-size", 10**6, 1024),
+        ("--prior.sample-batch-size", 10**6, 1024),
         ("--prior.steps", 10**7, 1000),
         ("--prior.guidance-scale", 1e308, 100),
         ("--validation.guidance-scale", 100.5, 100),

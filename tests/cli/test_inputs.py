@@ -70,7 +70,7 @@ def test_an_empty_instance_prompt_is_refused(refused, dog):
 def test_the_prior_needs_a_class_prompt(refused, dog, flags):
     error = refused("train", "--data.instance-dir", dog, *SHORT, *flags)
     assert "--data.class-prompt" in error
-    assert "--train.prior-weight 0" in error
+    assert "--prior.method output-preservation" in error
 
 
 def test_a_resolution_that_the_model_does_not_divide_comes_with_one_that_it_does(refused, dog):

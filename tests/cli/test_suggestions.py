@@ -67,7 +67,7 @@ def test_an_unknown_flag_of_sample_is_answered_in_the_words_of_sampling(refused,
         ("network_dropout: 0.1", "'network_dropout'; jaxbooth has none."),
         (
             "loss: {kind: huber}",
-            "'loss.kind'; loss has prediction_space, weighting, prior_weighting, snr_gamma",
+            "'loss.kind'; loss has prediction_space, weighting, snr_gamma",
         ),
         ("frobnicate: 1", "'frobnicate'; `jaxbooth train --help` lists the keys."),
     ],

@@ -1,0 +1,73 @@
+"""Captions without the identifier: what output preservation shows the model beside the subject's own latents."""
+
+import re
+from collections.abc import Sequence
+
+from jaxbooth.config.schema import Subject
+from jaxbooth.config.subjects import ARTICLES, noun_phrase
+from jaxbooth.data.images import ImageFile
+from jaxbooth.errors import UserError, short_repr
+
+WORD = re.compile(r"[\w<>-]+")
+
+
+def identifier_words(subject: Subject, placeholder_tokens: Sequence[str] = ()) -> list[str]:
+    """Returns the words that stand for a subject: those that its instance prompt has and its class prompt lacks.
+
+    Without a class prompt it is the first word of what the instance prompt shows. Placeholder tokens always count.
+    """
+    words = WORD.findall(subject.instance_prompt)
+    if subject.class_prompt:
+        known = {word.lower() for word in WORD.findall(subject.class_prompt)}
+        named = [word for word in words if word.lower() not in {*known, *ARTICLES}]
+    else:
+        named = WORD.findall(noun_phrase(subject.instance_prompt))[:1]
+    return list(dict.fromkeys([*placeholder_tokens, *named]))
+
+
+def remove_words(caption: str, words: Sequence[str]) -> str:
+    """Removes words from a caption, whatever their case, and tags that are empty without them."""
+    removed = {word.lower() for word in words}
+    caption = WORD.sub(lambda match: " " if match[0].lower() in removed else match[0], caption)
+    tags = [" ".join(tag.split()) for tag in caption.split(",")]
+    return ", ".join(tag for tag in tags if tag)
+
+
+def class_caption(caption: str, subject: Subject, placeholder_tokens: Sequence[str] = ()) -> str | None:
+    """Returns a caption without the identifier, the class prompt for the instance prompt; None if it has no identifier.
+
+    What is left may be empty.
+    """
+    if caption == subject.instance_prompt and subject.class_prompt:
+        return subject.class_prompt
+    words = identifier_words(subject, placeholder_tokens)
+    removed = {word.lower() for word in words}
+    is_named = any(word.lower() in removed for word in WORD.findall(caption))
+    return remove_words(caption, words) if is_named else None
+
+
+def class_captions(
+    files: Sequence[ImageFile], subject: Subject, shared: str | None, placeholder_tokens: Sequence[str] = ()
+) -> list[str]:
+    """Returns the class caption of each of a subject's images.
+
+    Args:
+        shared: of all images, in place of their own captions without the identifier.
+
+    Raises:
+        UserError: a caption has no identifier to take out, or nothing else.
+    """
+    if shared:
+        return [shared] * len(files)
+    captions = []
+    for file in files:
+        caption = class_caption(file.caption, subject, placeholder_tokens)
+        words = " or ".join(identifier_words(subject, placeholder_tokens)) or "an identifier"
+        if not caption:
+            problem = "does not hold" if caption is None else "holds nothing but"
+            raise UserError(
+                f"{file.path}: its caption {short_repr(file.caption)} {problem} {words}, which output-preservation "
+                "takes out; write it as in the instance prompt, or set --prior.class-caption, such as 'a photo of dog'."
+            )
+        captions.append(caption)
+    return captions
