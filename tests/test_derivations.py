@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from jaxbooth.data.latents import BatchIndices, CachedImages, gather_latents
-from jaxbooth.diffusion.loss import Batch, LossSpec, Role, per_example_loss
+from jaxbooth.diffusion.loss import Batch, LossSpec, Role, per_example_loss, reduce_losses
 from jaxbooth.diffusion.schedule import convert, read_schedule
 from jaxbooth.models.config import VAEConfig
+from jaxbooth.models.lora import output_norms
 from jaxbooth.training.step import ema_update
+from jaxbooth.training.weight_anchor import dora_change
 
 SCHEDULE = read_schedule({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
 SPACES = ("epsilon", "x0", "v", "flow")
@@ -88,3 +90,54 @@ def test_the_average_forgets_the_base_model_as_the_closed_form_says(decay, expec
     for index in range(10):  # with 0.5, the warm-up rules the first eight
         average = step(average, jnp.int32(index))
     np.testing.assert_allclose(average["w"], [expected], rtol=1e-4)
+
+
+def test_a_frozen_prediction_pulls_along_what_the_output_depends_on_and_nothing_else(rng):
+    rows, caption = class_rows(*rng.normal(size=(2, 5, 8, 8, 4))), rng.normal(size=(5, 1, 1, 1))
+    noisy = SCHEDULE.add_noise(rows.latents, rows.noise, T)
+    weights = jnp.asarray(rng.normal(size=5), jnp.float32)  # one for each channel, and that of the identifier
+    change = jnp.asarray(1e-3 * rng.normal(size=5), jnp.float32)
+
+    def predict(weights, identifier):
+        return jnp.tanh(noisy * weights[:4] + weights[4] * identifier)
+
+    def pull(change, identifier):
+        moved, frozen = predict(weights + change, identifier), predict(weights, identifier)
+        return losses(rows, moved, LossSpec("epsilon", "min_snr"), frozen)
+
+    _, slope = jax.jvp(lambda weights: predict(weights, 0.0), (weights,), (change,))
+    quadratic = np.minimum(SNR, 5) / SNR * np.square(np.asarray(slope, np.float64)).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(pull(change, 0.0), quadratic, rtol=2e-2)
+    of_identifier = change.at[:4].set(0.0)
+    assert pull(of_identifier, 0.0).max() == 0  # another caption's weight is free
+    assert pull(of_identifier, caption).min() > 0
+
+
+def test_inside_and_outside_of_a_mask_are_two_means_each_over_its_own_area(rng):
+    latents, noise, output, frozen = jnp.asarray(rng.normal(size=(4, 5, 8, 8, 4)), jnp.float32)
+    mask, weight = rng.uniform(size=(5, 8, 8, 1)), np.full(5, 0.2, np.float32)
+    rows = Batch(latents, noise, T, weight, np.zeros(5, np.int32), jnp.asarray(mask, jnp.float32))
+    spec = LossSpec("epsilon", outside_mask_weight=0.3)
+    row_losses = per_example_loss(output, SCHEDULE.add_noise(latents, noise, T), rows, SCHEDULE, spec, frozen)
+
+    def masked_mean(target, weights):
+        squares = np.square(np.asarray(output, np.float64) - np.asarray(target, np.float64)).mean(axis=3)
+        return (weights[..., 0] * squares).sum(axis=(1, 2)) / weights.sum(axis=(1, 2, 3))
+
+    inside, outside = masked_mean(noise, mask), masked_mean(frozen, 1 - mask)
+    np.testing.assert_allclose(row_losses.inside, inside, rtol=1e-5)
+    np.testing.assert_allclose(row_losses.outside, outside, rtol=1e-5)
+    total = reduce_losses(row_losses, rows, spec).total
+    np.testing.assert_allclose(total, inside.mean() + 0.3 * outside.mean(), rtol=1e-5)
+
+
+def test_a_small_change_of_a_dora_is_not_lost_in_the_size_of_its_kernel(rng):
+    kernel, down, up = (rng.normal(size=shape).astype(np.float32) for shape in ((64, 16), (64, 2), (2, 16)))
+    up, scale = 1e-4 * up, 0.7
+    magnitude = np.asarray(output_norms(jnp.asarray(kernel))) * np.float32(1 + 1e-4)
+    columns = kernel.astype(np.float64) + scale * down.astype(np.float64) @ up.astype(np.float64)
+    merged = magnitude.astype(np.float64) * columns / np.sqrt(np.square(columns).sum(axis=0))
+    change = np.square(merged - kernel).sum()
+    assert change / np.square(kernel).sum() < 1e-7  # less than float32 can tell of the kernel's own square
+    found = dora_change(*map(jnp.asarray, (kernel, down, up, magnitude)), scale)
+    np.testing.assert_allclose(found, change, rtol=1e-2)
