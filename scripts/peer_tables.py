@@ -14,7 +14,7 @@ from jaxbooth.config.suggestions import peer_flags
 from jaxbooth.storage.files import write_text
 
 PAGE = Path(__file__).parents[1] / "docs" / "from-diffusers.md"
-MARKED = re.compile(r"(<!-- begin (\w+)[^>]*-->\n).*?(<!-- end -->)", re.S)
+MARKED = re.compile(r"(<!-- begin ([\w-]+)[^>]*-->\n).*?(<!-- end -->)", re.S)
 
 
 def table(peer: str, rows: list[dict[str, Any]]) -> list[str]:

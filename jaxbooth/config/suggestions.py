@@ -17,7 +17,8 @@ from jaxbooth.errors import UserError
 from jaxbooth.storage.text import read_text
 
 PEER_FLAGS = ASSETS / "peer_flags.yaml"
-TRAINERS, PIPELINES = ("diffusers", "kohya"), ("pipelines",)
+TRAINERS = ("diffusers", "kohya", "ai-toolkit", "OneTrainer", "SimpleTuner")
+PIPELINES = ("pipelines",)
 MARKDOWN_LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 NONE = re.compile(r"^none(?:[:;,] |$)")
 MAX_SHOWN = 60  # characters of what was typed

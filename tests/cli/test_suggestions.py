@@ -22,7 +22,15 @@ from jaxbooth.config.suggestions import PIPELINES, TRAINERS, check_flags, flag_k
         ("--lr", "here it is --train.learning-rate."),
         ("--instance_data_dir=photos", "here it is --data.instance-dir."),
         ("--output_dir", "here it is --run-dir; the result is in its export/."),
-        ("--with_prior_preservation", "here it is on by default."),
+        ("--with_prior_preservation", "here it is on by default: --prior.method class-images."),
+        (
+            "--diff_output_preservation",
+            "here it is --prior.method output-preservation, for a LoRA or the whole model.",
+        ),
+        (
+            "--masked_prior_preservation_weight",
+            "here it is --loss.outside-mask frozen, --prior.outside-mask-weight.",
+        ),
         ("--Max-Train-Steps", "here it is --train.steps."),
         ("--network_dim", "here it is --lora.rank; their default is 4."),
         ("--train.lr", "here it is --train.learning-rate."),
