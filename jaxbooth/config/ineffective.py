@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from jaxbooth.config.held_out import VALIDATION_LOSS
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.section import flag, flatten
 
@@ -23,7 +24,6 @@ REQUIRED_KEYS = {
     "evaluation.num_class_images": "evaluation.every",
     "evaluation.clip": "evaluation.every",
     "evaluation.dino": "evaluation.every",
-    "evaluation.keep_best": "evaluation.every",
     "evaluation.patience": "evaluation.keep_best",
 }
 # key -> what the message says instead of "needs --other-key"
@@ -60,6 +60,8 @@ def ineffective_options(config: Config) -> Iterator[str]:
     for key, (other, value) in REQUIRED_VALUES.items():
         if key in changed and values[other] != value:
             yield f"{flag(key)} only acts with {flag(other)} {value}."
+    if config.evaluation.keep_best not in (None, VALIDATION_LOSS) and not config.evaluation.every:
+        yield "--evaluation.keep-best needs --evaluation.every."
     if "loss.snr_gamma" in changed and "min_snr" not in (config.loss.weighting, config.prior.weighting):
         yield "--loss.snr-gamma only acts with --loss.weighting min_snr."
     for key in UNUSED_BY_OPTIMIZER.get(config.train.optimizer, ()):

@@ -40,6 +40,7 @@ PriorBatchSize = Annotated[int, Ge(0), Le(65_536)]
 DeviceBatchSize = Annotated[int, Gt(0), Le(1024)]
 ClassImageCount = Annotated[int, Gt(0), Le(100_000)]
 ImageCount = Annotated[int, Gt(0), Le(10_000)]  # of one prompt, all in memory
+HeldOutCount = Annotated[int, Ge(0), Le(10_000)]  # of one subject
 PairedImageCount = Annotated[int, Gt(0), Le(1000)]  # of one prompt, each compared with each
 Pixels = Annotated[int, Gt(0), Le(8192)]  # a side
 CropCount = Annotated[int, Gt(0), Le(256)]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import get_args
 
+from jaxbooth.config.held_out import check_held_out
 from jaxbooth.config.ineffective import changed_keys, ineffective_options
 from jaxbooth.config.limits import MAX_ROWS_TRAINED, MAX_SAMPLED_IMAGES
 from jaxbooth.config.loss import LossConfig
@@ -31,7 +32,8 @@ RATE_KEYS: dict[Group, str] = {
 }
 HIGH_RATE = 100  # times the default
 MIN_PRODIGY_RATE = 0.1  # Prodigy finds the rate itself and multiplies it by the given one
-SUBJECT_KEYS = ("instance_dir", "instance_prompt", "class_dir", "class_prompt")  # that entries of data.subjects have
+# that entries of data.subjects have
+SUBJECT_KEYS = ("instance_dir", "instance_prompt", "class_dir", "class_prompt", "validation_dir")
 
 
 def check_config(config: Config) -> None:
@@ -42,6 +44,7 @@ def check_config(config: Config) -> None:
     """
     check_subjects(config)
     check_prior(config)
+    check_held_out(config)
     check_rows(config)
     check_samples(config)
     for problem in ineffective_options(config):

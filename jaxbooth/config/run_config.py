@@ -113,8 +113,14 @@ class Config(Section):
                 instance_prompt=data.instance_prompt or "",
                 class_prompt=data.class_prompt,
                 class_dir=data.class_dir,
+                validation_dir=data.validation_dir,
             ),
         )
+
+    @property
+    def has_held_out(self) -> bool:
+        """Whether there are images of a subject that the loss is measured on and that are not trained on."""
+        return self.data.hold_out > 0 or any(subject.validation_dir for subject in self.subjects)
 
     @property
     def lora_targets(self) -> str:
@@ -189,7 +195,7 @@ def resolve_paths(config: Config) -> Config:
 
 def resolve_folders(section: SectionWithFolders) -> SectionWithFolders:
     """Makes a subject's folders absolute."""
-    folders = {key: resolve_path(getattr(section, key)) for key in ("instance_dir", "class_dir")}
+    folders = {key: resolve_path(getattr(section, key)) for key in ("instance_dir", "class_dir", "validation_dir")}
     return section.model_copy(update=folders)
 
 

@@ -12,7 +12,8 @@ from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.models.remat import Remat
 
 SchedulerPrediction = Literal["epsilon", "v_prediction", "sample"]
-Metric = Literal["dino", "clip_i", "clip_t", "pres", "div"]
+HeldOutMetric = Literal["validation_loss"]
+Metric = Literal["dino", "clip_i", "clip_t", "pres", "div", HeldOutMetric]
 
 
 class Subject(Section):
@@ -26,6 +27,8 @@ class Subject(Section):
     """Prompt of its class; subjects with the same one share their class images."""
     class_dir: Path | None = None
     """Default: the folder that another subject of the same class prompt names, else RUN/prior/<class prompt>."""
+    validation_dir: Path | None = None
+    """Other images of this subject; see `data.validation_dir`."""
     weight: limits.PositiveWeight = 1.0
     """Factor on the loss of this subject's images and its class images."""
 
@@ -44,6 +47,12 @@ class DataConfig(Section):
     """Prompt of the class, without the identifier. Needed for class images."""
     num_class_images: limits.ClassImageCount = 200
     """Class images to start with. Missing ones are generated; if the folder has more, all are used."""
+    validation_dir: Path | None = None
+    """Folder with other photos of the subject, captioned like those of instance_dir. They are never trained on; the
+    loss on them is measured at every validation."""
+    hold_out: limits.HeldOutCount = 0
+    """Photos of each subject to take out of the training and to measure the loss on instead. The seed and the file
+    names decide which."""
     resolution: limits.Pixels | None = None
     """Side of the training images, in pixels; default: what the base model was trained at."""
     crop: Literal["center", "random"] = "center"
@@ -232,6 +241,8 @@ class EvaluationConfig(Section):
     dino: str | None = None
     """DINO or DINOv2 folder or Hub id, or none; default: facebook/dino-vits16, and none for the demo model."""
     keep_best: Metric | None = None
-    """Metric whose best checkpoint is kept in addition to the newest ones."""
+    """Metric whose best checkpoint is kept in addition to the newest ones. validation_loss is the loss on held-out
+    images of the subject, at every validation; the others need --evaluation.every."""
     patience: limits.Patience | None = None
-    """Training stops after this many evaluations without a better value of that metric."""
+    """Training stops after this many evaluations (of validation_loss: validations) without a better value of that
+    metric."""

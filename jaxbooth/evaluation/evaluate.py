@@ -167,7 +167,8 @@ def measure(
     skipped = skipped_metrics(evaluation, feature_models)
     for name, reason in skipped.items():
         info(f"{DEFINITIONS[name].short_title} is left out: {reason}")
-    scorer = Scorer(feature_models, evaluation.prompts, reference_images(config.subjects, config.resolution))
+    references = reference_images(config.subjects, config.resolution, config.data.hold_out, config.seed)
+    scorer = Scorer(feature_models, evaluation.prompts, references)
     scored = [(model, scorer.score(evaluation.images(model))) for model in models]
     return evaluation_json(evaluation, feature_models, scored, prompts) | {"skipped": skipped}
 

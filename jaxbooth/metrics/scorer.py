@@ -12,6 +12,7 @@ from jaxbooth.base.sampling import ImageSampler
 from jaxbooth.config.schema import EvaluationConfig, Subject
 from jaxbooth.console.progress import progress
 from jaxbooth.data.crops import CropSpec, load_augmentations
+from jaxbooth.data.held_out import hold_out
 from jaxbooth.data.images import scan_folder
 from jaxbooth.errors import UserError
 from jaxbooth.metrics.bootstrap import bootstrap_mean
@@ -69,12 +70,19 @@ def load_feature_models(clip: str | None, dino: str | None, base: Source, mesh: 
     )
 
 
-def reference_images(subjects: Sequence[Subject], resolution: int) -> list[list[np.ndarray]]:
-    """Returns each subject's training images, cropped to (resolution, resolution, 3) uint8."""
+def reference_images(
+    subjects: Sequence[Subject], resolution: int, held_out: int = 0, seed: int = 0
+) -> list[list[np.ndarray]]:
+    """Returns each subject's training images, cropped to (resolution, resolution, 3) uint8.
+
+    Args:
+        held_out: images of each subject that the run did not train on; its seed decides which.
+    """
     framing = CropSpec(resolution, resolution, 0, False, 0)
     references = []
     for subject in subjects:
-        images = scan_folder(subject.instance_dir, subject.instance_prompt, "data.instance_dir").images
+        folder = scan_folder(subject.instance_dir, subject.instance_prompt, "data.instance_dir")
+        images = hold_out(folder, held_out, seed)[0].images
         references.append([pixels for variants in load_augmentations(images, framing) for pixels in variants.pixels])
     return references
 

@@ -61,11 +61,20 @@ class DriftMeter:
         latents = self.latents(classes)
         if step == 0:
             self.keep(latents)
+        base = self.base_latents()
+        if base is not None and base.shape == latents.shape:  # other prompts may be sampled since
+            metrics[DRIFT] = latent_distance(latents, base)
+        return metrics
+
+    def base_latents(self) -> np.ndarray | None:
+        """Returns the latents of the base model's class images, once there are any: those of step 0 for ever.
+
+        Raises:
+            UserError: their file is damaged.
+        """
         if self.base is None and self.path.exists():
             self.base = read_latents(self.path)
-        if self.base is not None and self.base.shape == latents.shape:  # other prompts may be sampled since
-            metrics[DRIFT] = latent_distance(latents, self.base)
-        return metrics
+        return self.base
 
     def latents(self, images: np.ndarray) -> np.ndarray:
         """Encodes images to the scaled means of their posteriors."""

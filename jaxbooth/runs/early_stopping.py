@@ -9,11 +9,13 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from jaxbooth.config.held_out import VALIDATION_LOSS
 from jaxbooth.config.schema import EvaluationConfig, ValidationConfig
 from jaxbooth.console.messages import is_main
 from jaxbooth.errors import UserError
 from jaxbooth.metrics.definitions import DEFINITIONS
 from jaxbooth.runs.drift import DRIFT
+from jaxbooth.runs.held_out_loss import SUBJECT_LOSS
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.paths import ascii_repr
 from jaxbooth.storage.text import read_json
@@ -52,9 +54,15 @@ class Selection:
         return {step for step in (self.best_step, self.last_below_drift) if step is not None}
 
 
+def logged_name(metric: str) -> str:
+    """Returns the name in the logs of a metric of `evaluation.keep_best`."""
+    return SUBJECT_LOSS if metric == VALIDATION_LOSS else f"eval/{metric}"
+
+
 def is_better(metric: str, value: float, best: float | None) -> bool:
     """Whether a value of a metric beats the best one so far."""
-    return best is None or (value > best if DEFINITIONS[metric].better == "higher" else value < best)
+    higher = metric in DEFINITIONS and DEFINITIONS[metric].better == "higher"
+    return best is None or (value > best if higher else value < best)
 
 
 def update(
@@ -81,7 +89,7 @@ def update(
             selection = replace(selection, last_below_drift=newest)
         else:
             selection = replace(selection, drift_exceeded_at=step)
-    value = metrics.get(f"eval/{metric}")
+    value = metrics.get(logged_name(metric)) if metric else None
     if step and metric and value is not None:
         selection = update_best(selection, metric, step, value)
         if evaluation.patience is not None and selection.evaluations_since_best >= evaluation.patience:
@@ -149,8 +157,9 @@ def summary(selection: Selection, validation: ValidationConfig, evaluation: Eval
     sentences, metric, limit = [], evaluation.keep_best, validation.drift_limit
     best, before = selection.best_step, selection.last_below_drift
     if selection.stopped_at is not None:
-        count = selection.evaluations_since_best
-        sentences.append(f"ended early at step {selection.stopped_at}: {count} evaluations without a better {metric}")
+        kind = "validations" if metric == VALIDATION_LOSS else "evaluations"
+        count = f"{selection.evaluations_since_best} {kind}"
+        sentences.append(f"ended early at step {selection.stopped_at}: {count} without a better {metric}")
     if best is not None:
         value = f"{selection.best_value:.4f}"
         sentences.append(f"best {metric}: {value} at step {best}, which is kept (--step {best})")

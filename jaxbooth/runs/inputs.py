@@ -26,6 +26,7 @@ from jaxbooth.diffusion.timestep_grid import check_steps
 from jaxbooth.errors import UserError
 from jaxbooth.params import Params
 from jaxbooth.runs.folder import RunFolder
+from jaxbooth.runs.held_out_images import split_subjects
 from jaxbooth.sharding import batch_shards
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
@@ -45,6 +46,7 @@ class RunInputs:
         shapes: (height, width) -> images of each subject in that shape.
         class_captions: of each subject, the captions of its images without the identifier, in the order of the
             folder; empty where no row needs them.
+        held_out: images of each subject that are not trained on; their loss is measured.
     """
 
     base: BaseModel
@@ -53,11 +55,17 @@ class RunInputs:
     class_of: list[int]
     shapes: dict[tuple[int, int], list[list[ImageFile]]]
     class_captions: list[list[str]] = field(default_factory=list)
+    held_out: list[list[ImageFile]] = field(default_factory=list)
 
     @property
     def images(self) -> list[ImageFile]:
         """Instance images of all subjects."""
         return [image for folder in self.instances for image in folder.images]
+
+    @property
+    def held_out_images(self) -> list[ImageFile]:
+        """Held-out images of all subjects."""
+        return [image for images in self.held_out for image in images]
 
 
 def read_inputs(config: Config, base: BaseModel) -> RunInputs:
@@ -68,13 +76,15 @@ def read_inputs(config: Config, base: BaseModel) -> RunInputs:
         skipped = f", {pluralize(folder.skipped, 'other file')} skipped" if folder.skipped else ""
         info(f"instance: {pluralize(len(folder.images), 'image')} in {subject.instance_dir}{skipped}")
         warn_unused(folder, subject.instance_dir)
+    instances, held_out = split_subjects(config, instances)
     instance_files = [file for folder in instances for file in folder.images]
     check_placeholder_captions(config.text.placeholder_tokens, instance_files)
     if config.data.masks:
         check_masks(instance_files)
     classes, class_of = open_classes(config, base)
     shapes = group_by_shape(base, config.resolution, config.data.buckets, instances)
-    return RunInputs(base, instances, classes, class_of, shapes, read_class_captions(config, instances))
+    class_captions = read_class_captions(config, instances)
+    return RunInputs(base, instances, classes, class_of, shapes, class_captions, held_out)
 
 
 def check_model(config: Config, base: BaseModel) -> None:
@@ -155,9 +165,7 @@ def group_by_shape(
     base: BaseModel, side: int, buckets: bool, instances: Sequence[ImageFolder]
 ) -> dict[tuple[int, int], list[list[ImageFile]]]:
     """Groups every subject's images by the shape that they are trained in: one square, or aspect-ratio buckets."""
-    multiple = base.resolution_multiple
-    # Coarser steps than the model needs keep the number of compiled programs small.
-    multiple *= max(1, BUCKET_STEP // multiple) if side >= 4 * BUCKET_STEP else 1
+    multiple = bucket_multiple(base, side)
     shapes: dict[tuple[int, int], list[list[ImageFile]]] = {}
     factors: dict[Path, float] = {}
     for subject, folder in enumerate(instances):
@@ -176,6 +184,13 @@ def group_by_shape(
     if len(shapes) > 1:
         info(f"the train step will be compiled {len(shapes)} times, once for each bucket")
     return shapes
+
+
+def bucket_multiple(base: BaseModel, side: int) -> int:
+    """Returns what the sides of buckets are multiples of, in pixels."""
+    multiple = base.resolution_multiple
+    # Coarser steps than the model needs keep the number of compiled programs small.
+    return multiple * (max(1, BUCKET_STEP // multiple) if side >= 4 * BUCKET_STEP else 1)
 
 
 def warn_small_images(factors: dict[Path, float]) -> None:

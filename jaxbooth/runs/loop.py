@@ -57,11 +57,13 @@ class TrainingLoop:
                 state, step, stopped = self.advance(state, step, self.next_stop(step), bar)
                 if stopped:
                     break
+                losses = self.validation.held_out_losses(state) if self.validation.is_due(step) else {}
+                self.writer.extend_step(step, losses)
                 self.writer.flush()  # before the checkpoint, so that no resumed run lacks lines
                 if step % self.config.train.checkpoint_every == 0 or step == total:
                     self.checkpoints.save(state, step, self.config)
                 if self.validation.is_due(step) and not self.stop_agreement.is_stopping:
-                    self.validation(state, step)
+                    self.validation(state, step, losses)
                 self.writer.flush()
                 if self.validation.should_stop:
                     break

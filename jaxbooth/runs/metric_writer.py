@@ -72,21 +72,36 @@ class MetricWriter:
                 if (metrics.parent / name).exists():
                     write_bytes(self._local / name, (metrics.parent / name).read_bytes())
             metrics, tensorboard = self._local / metrics.name, self._local / tensorboard.name
+        self._pending: tuple[int, dict[str, float]] | None = None  # the newest step's line, which may get more values
         self._metrics, self._validations = JsonLinesLog(metrics, step), JsonLinesLog(metrics.parent / VALIDATION, step)
         self._events, self._events_folder = EventWriter(tensorboard, step), tensorboard
 
     def log_step(self, step: int, values: Mapping[str, float]) -> None:
         """Logs the metrics of one step."""
         if self._active:
-            self._add(self._metrics, step, values)
+            self._write_pending()
+            self._pending = (step, dict(values))
+            self._add_scalars(step, values)
+
+    def extend_step(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds values to the line of the step that was logged last; no curves, which `log_validation` has for them."""
+        if self._active and self._pending and self._pending[0] == step:
+            self._pending[1].update(values)
 
     def log_validation(self, step: int, values: Mapping[str, float]) -> None:
         """Logs the metrics of one validation."""
         if self._active:
-            self._add(self._validations, step, values)
+            self._validations.add(step, values)
+            self._add_scalars(step, values)
 
-    def _add(self, log: JsonLinesLog, step: int, values: Mapping[str, float]) -> None:
-        log.add(step, values)
+    def _write_pending(self) -> None:
+        """Appends the newest step's line to its log."""
+        if self._pending:
+            self._metrics.add(*self._pending)
+            self._pending = None
+
+    def _add_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a point to the curve of each value."""
         with with_filename(self._events_folder):
             for name, value in values.items():
                 self._events.scalar(name, value, step)
@@ -102,6 +117,7 @@ class MetricWriter:
     def flush(self) -> None:
         """Puts everything on disk."""
         if self._active:
+            self._write_pending()
             for part in (self._metrics, self._validations):
                 part.flush()
             with with_filename(self._events_folder):
@@ -111,6 +127,7 @@ class MetricWriter:
     def close(self) -> None:
         """Flushes and closes."""
         if self._active:
+            self._write_pending()
             for part in (self._metrics, self._validations):
                 part.close()
             with with_filename(self._events_folder):

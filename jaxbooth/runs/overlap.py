@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxbooth.assets import EMBEDDED_MODELS
+from jaxbooth.config.held_out import validation_key
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import Subject
 from jaxbooth.errors import UserError
@@ -78,10 +79,12 @@ def subjects_of(config: Config) -> tuple[Subject, ...]:
 
 
 def instance_folders(config: Config) -> Iterator[FlagPath]:
-    """Yields the folders with the subjects' photos."""
+    """Yields the folders with the subjects' photos, held-out ones among them."""
     for index, subject in enumerate(subjects_of(config), start=1):
         entry = f"data.subjects, entry {index}: instance_dir" if config.data.subjects else "--data.instance-dir"
         yield FlagPath(entry, subject.instance_dir)
+        if subject.validation_dir:
+            yield FlagPath(validation_key(config, index), subject.validation_dir)
 
 
 def class_folders(config: Config) -> Iterator[FlagPath]:

@@ -8,6 +8,7 @@ from jaxbooth.base.encoded_prompts import EncodedPrompts, encode_ahead
 from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
 from jaxbooth.metrics.prompts import few_prompts
+from jaxbooth.runs.held_out_latents import held_out_captions
 from jaxbooth.runs.inputs import RunInputs, scan_class_folders
 from jaxbooth.runs.validation import distinct, measured_prompts
 
@@ -18,17 +19,21 @@ class RunPrompts(NamedTuple):
     Attributes:
         captions: of the images that are trained on.
         sampled: of the images that are generated; the first is the empty negative prompt.
+        held_out: of the images whose loss is measured; in a group of their own, so that other prompts change no bit.
     """
 
     captions: EncodedPrompts | None = None
     sampled: EncodedPrompts | None = None
+    held_out: EncodedPrompts | None = None
 
 
 def encode_run_prompts(config: Config, base: BaseModel, inputs: RunInputs, mesh: Mesh) -> RunPrompts:
     """Encodes the prompts of a run ahead, where its text encoder is dropped before the denoiser is loaded."""
     if not base.text.runs_once:
         return RunPrompts()
-    return RunPrompts(*encode_ahead(base, mesh, training_captions(config, inputs), sampled_prompts(config, inputs)))
+    groups = [training_captions(config, inputs), sampled_prompts(config, inputs)]
+    groups += [held_out_captions(inputs, config.subjects)] if inputs.held_out_images else []
+    return RunPrompts(*encode_ahead(base, mesh, *groups))
 
 
 def training_captions(config: Config, inputs: RunInputs) -> list[str]:

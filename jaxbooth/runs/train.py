@@ -71,7 +71,7 @@ def train_joined(config: Config, processes: SingleProcess) -> Result:
     inputs = read_inputs(config, base)
     warn_about_distillation(base.distillation)
     own_captions = [caption for subject in inputs.class_captions for caption in subject]
-    log_prompts(config, base.text, [*(file.caption for file in inputs.images), *own_captions])
+    log_prompts(config, base.text, [*(file.caption for file in (*inputs.images, *inputs.held_out_images)), *own_captions])
     log_prior(config, base)
     run_config = check_memory(config, base, mesh)
     images = TrainingImages(config.resolution, config.data.masks)

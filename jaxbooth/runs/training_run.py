@@ -27,6 +27,7 @@ from jaxbooth.params import Params, flatten_components
 from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.runs.early_stopping import Selection, early_stop_step, summary
 from jaxbooth.runs.folder import RunFolder
+from jaxbooth.runs.held_out_loss import HeldOutLoss
 from jaxbooth.runs.inputs import RunInputs, generate_class_images, record_images, scan_class_folders
 from jaxbooth.runs.loop import TrainingLoop, compile_dispatches
 from jaxbooth.runs.metric_writer import MetricWriter
@@ -136,7 +137,8 @@ class TrainingRun:
         folders = scan_class_folders(config.text.placeholder_tokens, self.inputs.classes)
         class_files = [folder.images for folder in folders]
         all_class_files = [file for files in class_files for file in files]
-        record_images(self.run, {"instance": self.inputs.images, "class": all_class_files})
+        groups = {"instance": self.inputs.images, "class": all_class_files}
+        record_images(self.run, groups | ({"held_out": self.inputs.held_out_images} if config.has_held_out else {}))
         return encode_training_data(config, self.inputs, self.images, params, class_files, self.mesh, prompts.captions)
 
     def copy_references(self, whole: dict[str, Params]) -> dict[str, Params]:
@@ -176,9 +178,14 @@ class TrainingRun:
         writer = MetricWriter(self.run.metrics, self.run.tensorboard, done)
         try:
             references = [[self.images.square(file) for file in folder.images] for folder in self.inputs.instances]
-            validation = make_validation(
-                config, self.run, base, mesh, references, frozen, self.checkpoints, writer, done, prompts.sampled
+            held_out = self.inputs.held_out_images
+            held_out_loss = (
+                HeldOutLoss(config, self.inputs, mesh, frozen["vae"], prompts.held_out) if held_out else None
             )
+            validation = make_validation(
+                config, self.run, base, mesh, references, frozen, self.checkpoints, writer, done, prompts.sampled,
+                held_out_loss,
+            )  # fmt: skip
             if not done:
                 validation(state, 0)
             rates = learning_rates(config)

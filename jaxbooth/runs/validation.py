@@ -24,6 +24,8 @@ from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.runs.drift import DriftMeter
 from jaxbooth.runs.early_stopping import EarlyStopping
 from jaxbooth.runs.folder import RunFolder
+from jaxbooth.runs.held_out_latents import class_prompts
+from jaxbooth.runs.held_out_loss import HeldOutLoss
 from jaxbooth.runs.metric_writer import MetricWriter
 from jaxbooth.training.state import TrainState, result_params
 
@@ -61,11 +63,6 @@ def measured_prompts(validation: ValidationConfig, subjects: Sequence[Subject]) 
 def instance_prompts(subjects: Sequence[Subject]) -> list[str]:
     """Returns the distinct prompts of the subjects."""
     return distinct(subject.instance_prompt for subject in subjects)
-
-
-def class_prompts(subjects: Sequence[Subject]) -> list[str]:
-    """Returns the distinct prompts of the classes; a subject may have none."""
-    return distinct(subject.class_prompt for subject in subjects if subject.class_prompt)
 
 
 def distinct(prompts: Iterable[str]) -> list[str]:
@@ -123,6 +120,7 @@ class Validation:
 
     Attributes:
         evaluate_params: measures with feature models, if the configuration asks for that.
+        held_out_loss: measures the held-out images, if there are any.
         frozen: component -> parameters that training does not change.
     """
 
@@ -131,6 +129,7 @@ class Validation:
     sampler: ValidationSampler
     drift_meter: DriftMeter
     evaluate_params: EvaluateParams | None
+    held_out_loss: HeldOutLoss | None
     frozen: dict[str, Params]
     checkpoints: Checkpoints
     writer: MetricWriter
@@ -149,8 +148,18 @@ class Validation:
         every = self.config.evaluation.every
         return every is not None and (step % every == 0 or step == self.config.train.steps)
 
-    def __call__(self, state: TrainState, step: int) -> None:
-        """Samples, measures and writes; saves the state where it is the best so far."""
+    def held_out_losses(self, state: TrainState) -> dict[str, float]:
+        """Returns the losses on held-out images; on those of the class once the base model's are known."""
+        if not self.held_out_loss:
+            return {}
+        return self.held_out_loss(join(self.frozen, result_params(state)), self.drift_meter.base_latents())
+
+    def __call__(self, state: TrainState, step: int, losses: dict[str, float] | None = None) -> None:
+        """Samples, measures and writes; saves the state where it is the best so far.
+
+        Args:
+            losses: on held-out images, where they were measured already.
+        """
         params = join(self.frozen, result_params(state))
         images = self.sampler.sample(params)
         grid, metadata = self.sampler.grid(images, step)
@@ -158,6 +167,7 @@ class Validation:
         subject_images = self.sampler.images_of(self.sampler.instance_prompts, images)
         class_images = self.sampler.images_of(self.sampler.class_prompts, images)
         metrics = self.drift_meter(subject_images, class_images, step)
+        metrics |= self.held_out_losses(state) if losses is None else losses
         if self.evaluate_params and self.evaluates(step):
             metrics |= self.evaluate_params(params)
         metrics = broadcast_from_main(metrics)
@@ -184,6 +194,7 @@ def make_validation(
     writer: MetricWriter,
     done: int,
     encoded: EncodedPrompts | None = None,
+    held_out_loss: HeldOutLoss | None = None,
 ) -> Validation:
     """Builds everything that the configuration asks for.
 
@@ -208,6 +219,7 @@ def make_validation(
         sampler=sampler,
         drift_meter=drift_meter,
         evaluate_params=evaluate_params,
+        held_out_loss=held_out_loss,
         frozen=frozen,
         checkpoints=checkpoints,
         writer=writer,
