@@ -52,7 +52,7 @@ model: stable-diffusion-v1-5/stable-diffusion-v1-5
 run_dir: runs/dogs
 data:
   resolution: 512
-  subjects:            # instead of instance_dir, instance_prompt, class_dir and class_prompt
+  subjects:            # instead of instance_dir, the prompts and the other folders
     - instance_dir: photos/rex
       instance_prompt: a photo of sks dog
       class_prompt: a photo of dog

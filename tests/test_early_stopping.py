@@ -34,6 +34,15 @@ def test_less_leakage_is_better():
     assert (selection.best_step, selection.best_value) == (20, 0.6)
 
 
+def test_less_loss_on_held_out_images_is_better_and_needs_no_evaluation():
+    watched = Config.model_validate({"data": {"hold_out": 1}, "evaluation": {"keep_best": "validation_loss"}})
+    selection = Selection()
+    for step, loss in ((0, 0.1), (10, 0.5), (20, 0.3), (30, 0.4)):
+        metrics = {"validation/subject_loss": loss, "validation/class_loss": 1 - loss}
+        selection = update(selection, watched.validation, watched.evaluation, step, metrics, step)
+    assert (selection.best_step, selection.best_value, selection.evaluations_since_best) == (20, 0.3, 1)
+
+
 def test_the_base_model_is_not_a_checkpoint():
     assert after(config(), (0, {"clip_i": 0.99}, None), (10, {"clip_i": 0.7}, 10)).best_step == 10
 
@@ -94,6 +103,14 @@ def test_what_was_found_is_found_again_by_a_run_that_goes_on(tmp_path):
 )
 def test_the_end_names_them(selection: Selection, expected: list[str]):
     assert summary(selection, config().validation, config().evaluation) == expected
+
+
+def test_an_early_end_counts_what_was_waited_for():
+    selection = Selection(best_step=20, best_value=0.5, evaluations_since_best=3, stopped_at=50)
+    for metric, waited in (("clip_i", "3 evaluations"), ("validation_loss", "3 validations")):
+        settings = config(keep_best=metric)
+        first, *_ = summary(selection, settings.validation, settings.evaluation)
+        assert first == f"ended early at step 50: {waited} without a better {metric}"
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,27 @@ def test_every_metric_has_a_chart_and_a_table(page):
     assert "step drift of the class 0 0 40 0.4" in page.text
 
 
+def test_the_loss_on_held_out_images_is_beside_the_drift_and_its_bins_come_after(tmp_path):
+    run = made_up_run(tmp_path / "cat")
+    names = [
+        f"validation/{group}_loss{part}" for group in ("subject", "class") for part in ("", "_t750-1499", "_t0-749")
+    ]
+    for log, first in (("metrics.jsonl", 1), ("validation.jsonl", 0)):
+        lines = [json.loads(line) for line in (run / log).read_text().splitlines()]
+        lines[-1] |= dict.fromkeys(names, 0.25)
+        (run / log).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert lines[0]["step"] == first
+    page = Page(make_report([run]))
+    titles = [chart["title"] for chart in page.data["charts"]]
+    assert titles[6:10] == ["Drift of the class", "Held-out loss, subject", "Held-out loss, class", "Subject distance"]
+    assert titles[10:] == [
+        f"{group}, timesteps {part}" for group in ("Class", "Subject") for part in ("0 to 749", "750 to 1499")
+    ]
+    sections = [heading for heading in page.headings if heading in ("At validations", "Held-out loss by timestep")]
+    assert sections == ["At validations", "Held-out loss by timestep"]
+    assert "step held-out loss, subject 40 0.25" in page.text
+
+
 def test_samples_are_laid_out_by_prompt_with_every_step_in_the_slider(page):
     assert page.data["samples"]["steps"] == [0, 20, 40]
     rows = page.data["samples"]["rows"]

@@ -30,19 +30,18 @@ def held_out_names(names: Iterable[str], count: int, seed: int) -> set[str]:
 def check_not_trained(held_out: Sequence[ImageFile], trained: Sequence[ImageFile]) -> None:
     """Refuses a held-out image that has the same pixels as one that is trained on, whatever the files' formats.
 
+    Every held-out image is decoded here, and of the others those of the same size.
+
     Raises:
-        UserError: the message names both files.
+        UserError: there is one, and the message names both files; or an image cannot be decoded.
     """
     sizes = {read_header(file.path).size for file in held_out}
-    known: dict[str, Path] = {}
+    known = {pixel_digest(file.path): file.path for file in held_out}
     for file in trained:
-        if read_header(file.path).size in sizes:
-            known.setdefault(pixel_digest(file.path), file.path)
-    for file in held_out if known else ():
-        same = known.get(pixel_digest(file.path))
+        same = known.get(pixel_digest(file.path)) if read_header(file.path).size in sizes else None
         if same:
             raise UserError(
-                f"{file.path} is held out and shows the same pixels as {same}, which is trained on, so its loss would "
+                f"{same} is held out and shows the same pixels as {file.path}, which is trained on, so its loss would "
                 "say nothing; remove one of the two."
             )
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxbooth.errors import UserError
 from jaxbooth.report.curves import (
     CHART_STYLES,
+    HELD_OUT_BIN,
     ChartStyle,
     Curve,
     chart_style,
@@ -149,7 +150,7 @@ class Chart(NamedTuple):
     """The chart of one metric.
 
     Attributes:
-        group: "training" or "validation".
+        group: "training", "validation", or "validation_bins" for the losses of parts of the timesteps.
         span: about how many steps a point of the smooth curves averages; 0 for raw ones.
         header: names of the runs that have the metric.
         rows: of the table, (step, the runs' values as text).
@@ -168,11 +169,15 @@ class Chart(NamedTuple):
 def make_charts(runs: Sequence[RunData]) -> list[Chart]:
     """Returns the charts of all metrics, those of every step first, in an order that does not depend on the runs."""
     charts = []
-    groups = {"training": [training_curves(run) for run in runs], "validation": [run.validations for run in runs]}
+    groups = {
+        "training": [training_curves(run) for run in runs],
+        "validation": [without_bins(run.validations) for run in runs],
+        "validation_bins": [of_bins(run.validations) for run in runs],
+    }
     for group, curves_of_runs in groups.items():
         names = {name for curves in curves_of_runs for name in curves}
         known = [name for name in CHART_STYLES if name in names]
-        for metric in known + sorted(names - set(known)):
+        for metric in known + sorted(names - set(known), key=natural_order):
             curves = {
                 run.name: curves[metric] for run, curves in zip(runs, curves_of_runs, strict=True) if metric in curves
             }
@@ -180,11 +185,26 @@ def make_charts(runs: Sequence[RunData]) -> list[Chart]:
     return charts
 
 
+def natural_order(metric: str) -> tuple[str, int]:
+    """Returns what metrics are sorted by: parts of the timesteps by the first of them, all others by their names."""
+    held_out = HELD_OUT_BIN.fullmatch(metric)
+    return (held_out[1], int(held_out[2])) if held_out else (metric, 0)
+
+
 def training_curves(run: RunData) -> dict[str, Curve]:
     """Returns the metrics of every step, without a prior loss in a run without class images."""
-    return {
-        name: curve for name, curve in run.curves.items() if name != "prior_loss" or run.config.prior.uses_class_images
-    }
+    curves = {name: curve for name, curve in run.curves.items() if not name.startswith("validation/")}
+    return {name: curve for name, curve in curves.items() if name != "prior_loss" or run.config.prior.uses_class_images}
+
+
+def of_bins(curves: Mapping[str, Curve]) -> dict[str, Curve]:
+    """Returns the held-out losses of parts of the timesteps."""
+    return {name: curve for name, curve in curves.items() if HELD_OUT_BIN.fullmatch(name)}
+
+
+def without_bins(curves: Mapping[str, Curve]) -> dict[str, Curve]:
+    """Returns all metrics but the held-out losses of parts of the timesteps."""
+    return {name: curve for name, curve in curves.items() if not HELD_OUT_BIN.fullmatch(name)}
 
 
 def make_chart(metric: str, group: str, curves: Mapping[str, Curve]) -> Chart:

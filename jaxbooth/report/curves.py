@@ -1,6 +1,7 @@
 """Curves of metrics over steps, thinned for a screen: raw curves keep their extremes, smooth ones their shape."""
 
 import math
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,6 +57,10 @@ CHART_STYLES = {
     "learning_rate": ChartStyle("Learning rate", zero=True),
     "images_per_second": ChartStyle("Images per second", "instance and prior rows", zero=True),
     "eval/drift": ChartStyle("Drift of the class", "latent distance to the base model's images; lower is better"),
+    "validation/subject_loss": ChartStyle(
+        "Held-out loss, subject", "on images that are not trained on; lower is better"
+    ),
+    "validation/class_loss": ChartStyle("Held-out loss, class", "on the base model's class images; lower is better"),
     "eval/subject_distance": ChartStyle("Subject distance", "to the nearest training image; lower is better"),
     "eval/dino": ChartStyle("DINO", "subject fidelity; higher is better"),
     "eval/clip_i": ChartStyle("CLIP-I", "subject fidelity; higher is better"),
@@ -65,8 +70,15 @@ CHART_STYLES = {
 }
 
 
+HELD_OUT_BIN = re.compile(r"validation/(subject|class)_loss_t(\d+)-(\d+)")
+
+
 def chart_style(metric: str) -> ChartStyle:
     """Returns how a metric is shown; one that is not listed gets its name as its title."""
+    held_out = HELD_OUT_BIN.fullmatch(metric)
+    if held_out:
+        group, first, last = held_out.groups()
+        return ChartStyle(f"{group.capitalize()}, timesteps {first} to {last}", "held-out loss; lower is better")
     return CHART_STYLES.get(metric, ChartStyle(metric.removeprefix("eval/").replace("_", " ").capitalize()))
 
 

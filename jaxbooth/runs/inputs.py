@@ -20,13 +20,13 @@ from jaxbooth.data.class_captions import class_captions
 from jaxbooth.data.class_images import ClassImages, generate_missing, open_all_class_images
 from jaxbooth.data.crops import CropSpec
 from jaxbooth.data.decoding import read_header
-from jaxbooth.data.file_names import join_names
-from jaxbooth.data.images import ImageFile, ImageFolder, describe_unused, has_mask, scan_folder
+from jaxbooth.data.images import ImageFile, ImageFolder, has_mask, scan_folder
 from jaxbooth.diffusion.timestep_grid import check_steps
 from jaxbooth.errors import UserError
 from jaxbooth.params import Params
 from jaxbooth.runs.folder import RunFolder
 from jaxbooth.runs.held_out_images import split_subjects
+from jaxbooth.runs.unused_files import warn_unused
 from jaxbooth.sharding import batch_shards
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
@@ -111,15 +111,6 @@ def scan_subject(config: Config, index: int) -> ImageFolder:
     subject, several = config.subjects[index], bool(config.data.subjects)
     key = f"data.subjects, entry {index + 1}: instance_dir" if several else "--data.instance-dir"
     return scan_folder(subject.instance_dir, subject.instance_prompt, key, config.data.masks)
-
-
-def warn_unused(folder: ImageFolder, path: Path) -> None:
-    """Warns of files in a folder of images that somebody may expect to be used, with the reason for each."""
-    names = describe_unused(folder.unused)
-    if names:
-        warn(f"{path}: not used: {names}.")
-    if folder.overruled:
-        warn(f"{path}: metadata has the captions of these images, so not used: {join_names(folder.overruled)}.")
 
 
 def check_placeholder_captions(tokens: Sequence[str], files: Sequence[ImageFile]) -> None:
