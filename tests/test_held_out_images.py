@@ -21,7 +21,7 @@ from jaxbooth.metrics.scorer import reference_images
 from jaxbooth.runs.held_out_latents import encode_held_out, group_held_out, held_out_captions
 from jaxbooth.runs.inputs import RunInputs, read_inputs
 from jaxbooth.runs.overlap import check_run_folders
-from jaxbooth.runs.training_data import encode_training_data
+from jaxbooth.runs.training_data import class_caption_rows, encode_training_data
 from tests.made_up_images import noise
 
 NAMES = [f"{number}.jpg" for number in range(20)]
@@ -30,7 +30,7 @@ NAMES = [f"{number}.jpg" for number in range(20)]
 def configure(folder: Path = DEMO_SUBJECT, **sections) -> Config:
     """A run on the images of a folder (default: the embedded cat's five), without a prior term."""
     data = {"instance_dir": folder, "instance_prompt": "a sks cat", "resolution": 64} | sections.pop("data", {})
-    return Config.model_validate({"train": {"prior_weight": 0}} | sections | {"data": data})
+    return Config.model_validate({"prior": {"weight": 0}} | sections | {"data": data})
 
 
 def read(base, config: Config) -> RunInputs:
@@ -123,6 +123,21 @@ def test_they_never_enter_the_training_cache(base, params, mesh, tmp_path):
     distances = np.abs(scale * cached[:, 0][:, None] - held_out.latents[None]).mean(axis=(2, 3, 4))
     assert distances.shape == (3, 2)
     assert distances.min() > 0.05
+
+
+def test_captions_without_the_identifier_stay_with_their_images(base, tmp_path):
+    folder = tmp_path / "photos"
+    shutil.copytree(DEMO_SUBJECT, folder)
+    for path in folder.glob("*.png"):
+        path.with_suffix(".txt").write_text(f"a sks cat, {path.stem}")
+    prior = {"method": ["output-preservation"]}
+    inputs = read(base, configure(folder, data={"hold_out": 2, "class_prompt": "a cat"}, prior=prior))
+    (subjects,) = inputs.shapes.values()
+    captions = list(inputs.class_captions[0].values())
+    rows = class_caption_rows(inputs.class_captions, subjects, captions, 0)
+    assert rows is not None
+    assert [captions[row] for row in rows] == [f"a cat, {file.path.stem}" for file in inputs.images]
+    assert len(rows) == 3
 
 
 def test_generated_images_are_compared_with_what_was_trained_on(base):

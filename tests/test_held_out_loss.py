@@ -35,7 +35,7 @@ TIMESTEPS = np.array([31, 468, 968, 31], np.int32)
 def configure(model: Path, **settings) -> Config:
     """A run on the embedded cat that holds two of its five images out."""
     data = {"instance_dir": DEMO_SUBJECT, "hold_out": 2, "resolution": 64} | PROMPTS | settings.pop("data", {})
-    return Config.model_validate({"model": str(model), "train": {"prior_weight": 0}} | settings | {"data": data})
+    return Config.model_validate({"model": str(model), "prior": {"weight": 0}} | settings | {"data": data})
 
 
 def measure(config: Config, mesh, class_latents=CLASS_LATENTS, text_scale=1.0) -> dict[str, float]:

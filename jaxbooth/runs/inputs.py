@@ -44,8 +44,8 @@ class RunInputs:
         instances: image folder of each subject.
         classes: class folders; `class_of` says which one goes with each subject. Empty without a prior term.
         shapes: (height, width) -> images of each subject in that shape.
-        class_captions: of each subject, the captions of its images without the identifier, in the order of the
-            folder; empty where no row needs them.
+        class_captions: of each subject, index of an image -> its caption without the identifier; empty where no row
+            needs them.
         held_out: images of each subject that are not trained on; their loss is measured.
     """
 
@@ -54,7 +54,7 @@ class RunInputs:
     classes: list[ClassImages]
     class_of: list[int]
     shapes: dict[tuple[int, int], list[list[ImageFile]]]
-    class_captions: list[list[str]] = field(default_factory=list)
+    class_captions: list[dict[int, str]] = field(default_factory=list)
     held_out: list[list[ImageFile]] = field(default_factory=list)
 
     @property
@@ -122,13 +122,17 @@ def check_placeholder_captions(tokens: Sequence[str], files: Sequence[ImageFile]
             )
 
 
-def read_class_captions(config: Config, instances: Sequence[ImageFolder]) -> list[list[str]]:
+def read_class_captions(config: Config, instances: Sequence[ImageFolder]) -> list[dict[int, str]]:
     """Returns the captions without the identifier of each subject's images, where output preservation needs them."""
     if not config.prior.has_own_captions:
         return []
     shared, tokens = config.prior.class_caption, config.text.placeholder_tokens
     subjects = zip(config.subjects, instances, strict=True)
-    return [class_captions(folder.images, subject, shared, tokens) for subject, folder in subjects]
+    captions = [class_captions(folder.images, subject, shared, tokens) for subject, folder in subjects]
+    return [
+        {file.index: text for file, text in zip(folder.images, texts, strict=True)}
+        for folder, texts in zip(instances, captions, strict=True)
+    ]
 
 
 def check_masks(files: Sequence[ImageFile]) -> None:

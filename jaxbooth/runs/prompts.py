@@ -42,7 +42,7 @@ def training_captions(config: Config, inputs: RunInputs) -> list[str]:
     folders = scan_class_folders(config.text.placeholder_tokens, started)
     files = [*inputs.images, *(file for folder in folders for file in folder.images)]
     captions = [file.caption for file in files]
-    own_captions = [caption for subject in inputs.class_captions for caption in subject]
+    own_captions = [caption for subject in inputs.class_captions for caption in subject.values()]
     prompts = [classes.settings["prompt"] for classes in inputs.classes]
     empty = [""] if config.needs_empty_caption else []
     return distinct([*captions, *own_captions, *prompts, *empty])

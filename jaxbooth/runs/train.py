@@ -70,8 +70,10 @@ def train_joined(config: Config, processes: SingleProcess) -> Result:
     optimizer = make_optimizer(config.train, learning_rates(config), no_gradient)
     inputs = read_inputs(config, base)
     warn_about_distillation(base.distillation)
-    own_captions = [caption for subject in inputs.class_captions for caption in subject]
-    log_prompts(config, base.text, [*(file.caption for file in (*inputs.images, *inputs.held_out_images)), *own_captions])
+    own_captions = [caption for subject in inputs.class_captions for caption in subject.values()]
+    log_prompts(
+        config, base.text, [*(file.caption for file in (*inputs.images, *inputs.held_out_images)), *own_captions]
+    )
     log_prior(config, base)
     run_config = check_memory(config, base, mesh)
     images = TrainingImages(config.resolution, config.data.masks)

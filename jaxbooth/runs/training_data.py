@@ -1,6 +1,6 @@
 """Where steps take their rows from: one latent cache for each shape of image, and the order of the shapes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -69,7 +69,7 @@ def encode_training_data(
     """
     class_files = [file for files in classes for file in files]
     file_captions = (file.caption for file in (*inputs.images, *class_files))
-    own_captions = (caption for subject in inputs.class_captions for caption in subject)
+    own_captions = (caption for subject in inputs.class_captions for caption in subject.values())
     captions = distinct_captions((*file_captions, *own_captions), config.needs_empty_caption)
     if encoded:
         text, frozen_text = encoded.select(captions), None
@@ -101,7 +101,7 @@ def encode_training_data(
 
 
 def class_caption_rows(
-    class_captions: Sequence[Sequence[str]],
+    class_captions: Sequence[Mapping[int, str]],
     subjects: Sequence[Sequence[ImageFile]],
     captions: Sequence[str],
     class_files: int,
@@ -109,6 +109,7 @@ def class_caption_rows(
     """Returns where the cached images' captions without the identifier are among all captions, or None without any.
 
     Args:
+        class_captions: of each subject, see `RunInputs`.
         subjects: images of each subject in the cache; `class_files` images of classes follow, which have none.
     """
     if not class_captions:

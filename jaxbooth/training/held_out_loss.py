@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.text_encoder import TextEmbeddings, select_prompts
-from jaxbooth.diffusion.loss import Batch, LossSpec, per_example_loss
+from jaxbooth.diffusion.loss import Batch, LossSpec, Role, per_example_loss
 from jaxbooth.diffusion.schedule import PredictionType
 from jaxbooth.params import AnyArray, Array, Params, cast_matrices, precision_of
 from jaxbooth.prng import key_data, root_key
@@ -103,8 +103,8 @@ def held_out_losses(
     """
     base, schedule = spec.base, spec.base.schedule
     latents, count = jnp.asarray(images.latents), len(timesteps)
-    ones, no_prior = jnp.ones(count, jnp.float32), jnp.zeros(count, bool)
-    batch = Batch(latents, fixed_noise(images, timesteps), timesteps, ones, no_prior)
+    weight, role = jnp.ones(count, jnp.float32), jnp.full(count, Role.INSTANCE, jnp.int32)
+    batch = Batch(latents, fixed_noise(images, timesteps), timesteps, weight, role)
     captions = select_prompts(text, jnp.asarray(images.caption))
     batch, captions = jax.lax.with_sharding_constraint((batch, captions), batch_sharding(spec.mesh))
     noisy = schedule.add_noise(latents, batch.noise, timesteps)
@@ -112,4 +112,4 @@ def held_out_losses(
     with precision_of(base.dtype), mesh_context(spec.mesh):
         denoiser = base.denoiser.bind(cast_matrices(params, base.dtype))
         output = denoiser(noisy, schedule.network_timesteps(timesteps), *conditions)
-    return per_example_loss(output, noisy, batch, schedule, LossSpec(spec.space))
+    return per_example_loss(output, noisy, batch, schedule, LossSpec(spec.space)).inside
