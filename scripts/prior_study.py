@@ -1,0 +1,94 @@
+"""Every way of keeping the prior, side by side: trains and measures them all, and writes the tables of the docs.
+
+    python scripts/prior_study.py --photos ../shared/dreambooth --out runs/prior-study --workers 3
+    python scripts/prior_study.py --out runs/prior-study --tables
+
+Trains every setting on every subject, base model and seed, fully and with a LoRA, measures each run, and writes
+docs/prior-study.md, docs/prior-study.json, docs/prior-pareto.png and docs/prior-study-images.png. Runs of which the
+figures are in --out or in docs/prior-study.json are not trained again: an interrupted study goes on, and more --seeds
+add to one that is done.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from study.executables import keep_executables
+from study.page import TITLES, draw_pareto, head, image_page, page
+from study.plan import BASE, SEEDS, SETTINGS, Run, Task, base_name, copy_photos, plan, runs_of, tasks
+from study.results import group_of, read_records
+from study.work import picture_file, work
+
+from jaxbooth.storage.files import write_json, write_text
+
+DOCS = Path(__file__).parents[1] / "docs"
+PUBLISHED = DOCS / "prior-study.json"
+SHOWN = Task("demo", "fluent-cat")  # its images are shown, fully fine-tuned with the first seed
+# Several processes of one thread each do more on a few cores than one process of many threads.
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+}
+
+
+def parse() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/prior-study"))
+    parser.add_argument("--photos", type=Path, default=Path("../shared/dreambooth"), help="the DreamBooth dataset")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--shard", help="I/N: do this share of the runs in this process, and write no pages")
+    parser.add_argument("--tables", action="store_true", help="write the pages of what is there")
+    return parser.parse_args()
+
+
+def run_shard(out: Path, shard: str, seeds: int) -> None:
+    """Does one worker's share: some subjects of some base models, so that no two workers write the same folder."""
+    keep_executables()
+    index, count = map(int, shard.split("/"))
+    done = set(read_records(PUBLISHED, out / "results"))
+    work(out, runs_of(tasks()[index::count], seeds), done)
+
+
+def run_workers(workers: int) -> None:
+    """Starts the workers and waits for them."""
+    environment = os.environ | ONE_THREAD
+    commands = [[sys.executable, *sys.argv, "--shard", f"{index}/{workers}"] for index in range(workers)]
+    running = [subprocess.Popen(command, env=environment) for command in commands]
+    codes = [worker.wait() for worker in running]
+    if any(codes):
+        sys.exit("a worker failed; run the same command again to go on")
+
+
+def write_pages(out: Path) -> None:
+    """Writes the four files of the docs from the records that are there."""
+    records = read_records(PUBLISHED, out / "results")
+    groups = {key: group_of(records, *key) for key in TITLES}
+    missing = [TITLES[key] for key, group in groups.items() if not group.seeds]
+    if missing:
+        sys.exit(f"no seed is complete: {', '.join(missing)}")
+    write_json(PUBLISHED, {"plan": plan(), "records": list(records.values())})
+    write_text(DOCS / "prior-study.md", page(groups, head(groups)))
+    draw_pareto(groups, DOCS / "prior-pareto.png")
+    names = {setting: Run(SHOWN, "full", setting, 0).name for setting in SETTINGS}
+    pictures = {label: picture_file(out, name) for label, name in ({BASE: base_name(SHOWN)} | names).items()}
+    if all(path.exists() for path in pictures.values()):
+        image_page(pictures, DOCS / "prior-study-images.png")
+
+
+def main() -> None:
+    """Does the work of a worker, or of all of them, and writes the pages."""
+    arguments = parse()
+    if arguments.shard:
+        return run_shard(arguments.out, arguments.shard, arguments.seeds)
+    if not arguments.tables:
+        copy_photos(arguments.photos, arguments.out)
+        run_workers(arguments.workers)
+    return write_pages(arguments.out)
+
+
+if __name__ == "__main__":
+    main()

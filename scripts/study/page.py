@@ -1,0 +1,152 @@
+"""The pages of the docs that the study makes: tables, a figure and images."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from PIL import Image, ImageDraw, ImageFont
+from study.plan import BASE, BASELINE, BATCH_SIZE, SETTINGS, STEPS, SUBJECTS
+from study.results import METRICS, Group, change, difference
+
+from jaxbooth.metrics.bootstrap import Estimate
+
+TITLES = {
+    ("demo", "full"): "UNet (demo), full fine-tuning",
+    ("demo", "lora"): "UNet (demo), LoRA",
+    ("demo-flow", "full"): "flow transformer (demo-flow), full fine-tuning",
+    ("demo-flow", "lora"): "flow transformer (demo-flow), LoRA",
+}
+HEADS = ("CLIP-I (higher)", "CLIP-T (higher)", "PRES (lower)", "DIV (higher)", "drift (lower)")
+BLUES, PURPLES = ("#9ecae1", "#3182bd", "#08306b"), ("#d4b9da", "#a352a8", "#4a0d5e")
+LABEL_WIDTH, ROW_GAP = 230, 6  # pixels
+Groups = Mapping[tuple[str, str], Group]
+
+
+def styles() -> dict[str, tuple[str, str]]:
+    """Returns the colour and the marker of each setting; methods of one kind look alike."""
+    named = {
+        "none": ("#555555", "X"),
+        "frozen target": ("#17a2a2", "o"),
+        "output-preservation": ("#e6850e", "s"),
+        "blank-prompt": ("#d62728", "D"),
+        "class-images + weight-anchor": ("#2ca02c", "P"),
+    }
+    images = [name for name in SETTINGS if name.startswith("class-images ") and name not in named]
+    anchors = [name for name in SETTINGS if name.startswith("weight-anchor ")]
+    named |= {name: (colour, "o") for name, colour in zip(images, BLUES, strict=True)}
+    return named | {name: (colour, "^") for name, colour in zip(anchors, PURPLES, strict=True)}
+
+
+def interval(estimate: Estimate) -> str:
+    """Returns a difference with its interval."""
+    return f"{estimate.mean:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
+
+
+def excludes_zero(estimate: Estimate) -> bool:
+    """Whether the interval lies on one side of zero."""
+    return estimate.low is not None and estimate.high is not None and estimate.low * estimate.high > 0
+
+
+def table_row(cells: Sequence[str]) -> str:
+    """Returns a row of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def main_table(group: Group) -> str:
+    """Returns means with their changes against the base model, and what a run costs."""
+    lines = [table_row(["", *HEADS, "CPU s", "class images"]), "|---" * (len(HEADS) + 3) + "|"]
+    lines.append(table_row([BASE, *(f"{group.base[name].mean():.3f}" for name in METRICS), "", ""]))
+    for setting, values in group.runs.items():
+        cells = [f"{values[name].mean():.3f} ({interval(change(group, setting, name))})" for name in METRICS]
+        costs = [f"{np.median(values['cpu_seconds']):.0f}", f"{values['class_images'].max():.0f}"]
+        lines.append(table_row([setting, *cells, *costs]))
+    return "\n".join(lines)
+
+
+def paired_table(group: Group) -> str:
+    """Returns the differences to the paper's prior; those that an interval tells from zero are bold."""
+    lines = [table_row([f"less {BASELINE}", *HEADS]), "|---" * (len(HEADS) + 1) + "|"]
+    for setting in (name for name in group.runs if name != BASELINE):
+        estimates = [difference(group, setting, name) for name in METRICS]
+        texts = [f"**{interval(one)}**" if excludes_zero(one) else interval(one) for one in estimates]
+        lines.append(table_row([setting, *texts]))
+    return "\n".join(lines)
+
+
+def page(groups: Groups, head: str) -> str:
+    """Returns the page in Markdown."""
+    parts = [head]
+    for key, group in groups.items():
+        seeds = ", ".join(map(str, group.seeds))
+        parts.append(f"## {TITLES[key][0].upper()}{TITLES[key][1:]}\n\nSeeds {seeds}.")
+        parts += [main_table(group), f"Against `{BASELINE}` of the same subject and seed:", paired_table(group)]
+    return "\n\n".join(parts) + "\n"
+
+
+def draw_pareto(groups: Groups, path: Path) -> None:
+    """Draws subject fidelity over leakage, a panel for each group."""
+    figure, axes = plt.subplots(2, 2, figsize=(12, 9.5), layout="constrained")
+    for axis, (key, group) in zip(axes.flat, groups.items(), strict=True):
+        draw_panel(axis, group)
+        axis.set_title(TITLES[key], fontsize=11)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=10, frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_panel(axis: Axes, group: Group) -> None:
+    """Draws the settings of one group: means, with the intervals of their changes as crosses."""
+    center = {name: float(group.base[name].mean()) for name in ("pres", "clip_i")}
+    axis.plot(center["pres"], center["clip_i"], "*", color="black", markersize=14, label=BASE, linestyle="none")
+    for setting in SETTINGS:
+        colour, marker = styles()[setting]
+        pres, clip_i = change(group, setting, "pres"), change(group, setting, "clip_i")
+        axis.errorbar(
+            center["pres"] + pres.mean,
+            center["clip_i"] + clip_i.mean,
+            xerr=arms(pres),
+            yerr=arms(clip_i),
+            fmt=marker,
+            color=colour,
+            markersize=8,
+            elinewidth=1,
+            alpha=0.9,
+            label=setting,
+        )
+    axis.set_xlabel("PRES: the class looks like the subject (lower is better)")
+    axis.set_ylabel("CLIP-I: the subject is learned (higher is better)")
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def arms(estimate: Estimate) -> np.ndarray:
+    """Returns how far an interval reaches below and above its mean, (2, 1)."""
+    return np.abs(np.array([[estimate.low], [estimate.high]], float) - estimate.mean)
+
+
+def image_page(pictures: Mapping[str, Path], path: Path) -> None:
+    """Writes the images of several models below each other, each row with its label at the left.
+
+    Args:
+        pictures: label -> row of images, all of one size.
+    """
+    rows = {label: Image.open(file).convert("RGB") for label, file in pictures.items()}
+    width, height = next(iter(rows.values())).size
+    canvas = Image.new("RGB", (LABEL_WIDTH + width, ROW_GAP + len(rows) * height), "white")
+    pen = ImageDraw.Draw(canvas)
+    for index, (label, row) in enumerate(rows.items()):
+        pen.text((8, index * height + height // 2 - 8), label, "black", ImageFont.load_default(15))
+        canvas.paste(row, (LABEL_WIDTH, index * height))
+    canvas.save(path, optimize=True)
+
+
+def head(groups: Groups) -> str:
+    """Returns what the page says first."""
+    seeds = " and ".join(sorted({str(len(group.seeds)) for group in groups.values()}))
+    return f"""# Ways to keep the prior, side by side
+
+Base models: the embedded UNet (demo) and flow transformer (demo-flow). Subjects: {", ".join(SUBJECTS)}; five images
+each. {STEPS["demo"]} and {STEPS["demo-flow"]} steps of {BATCH_SIZE} instance rows and {BATCH_SIZE} rows of each method
+that has rows; seeds: {seeds}."""

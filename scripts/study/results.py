@@ -1,0 +1,87 @@
+"""What the records of the study say together: means, and differences with intervals over subjects and seeds."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from study.plan import BASE, BASELINE, SETTINGS, SUBJECTS, plan
+
+from jaxbooth.metrics.bootstrap import Estimate, bootstrap_mean
+
+Record = dict[str, Any]
+METRICS = ("clip_i", "clip_t", "pres", "div", "drift")
+COSTS = ("cpu_seconds", "class_images")
+
+
+def read_records(published: Path, results: Path) -> dict[str, Record]:
+    """Returns the records of the present plan by name: those of an earlier study, and what was measured since.
+
+    Args:
+        published: JSON of a study; need not exist.
+        results: folder of files with one record each.
+    """
+    earlier = json.loads(published.read_text()) if published.exists() else {"plan": None}
+    records = {one["name"]: one for one in earlier["records"]} if earlier["plan"] == plan() else {}
+    for path in sorted(results.glob("*.json")):
+        record = json.loads(path.read_text())
+        if record.pop("plan") == plan():
+            records[record["name"]] = record
+    return records
+
+
+class Group(NamedTuple):
+    """What is compared in one table.
+
+    Attributes:
+        base: metric -> (subjects,) of the base model.
+        runs: setting -> metric or cost -> (subjects, seeds).
+        seeds: those of which every run is there.
+    """
+
+    base: dict[str, np.ndarray]
+    runs: dict[str, dict[str, np.ndarray]]
+    seeds: list[int]
+
+
+def group_of(records: Mapping[str, Record], model: str, trained: str) -> Group:
+    """Returns the records of a base model and a way of training it, without seeds that are not complete."""
+    bases = {one["subject"]: one for one in records.values() if one["setting"] == BASE and one["model"] == model}
+    runs = {
+        (one["setting"], one["subject"], one["seed"]): one
+        for one in records.values()
+        if (one["model"], one.get("trained")) == (model, trained)
+    }
+    seeds = complete_seeds(list(runs))
+    base = {name: np.array([bases[subject]["metrics"].get(name, 0.0) for subject in SUBJECTS]) for name in METRICS}
+    values = {}
+    for setting in SETTINGS:
+        of_setting = [[runs[setting, subject, seed] for seed in seeds] for subject in SUBJECTS]
+        values[setting] = {name: values_of(of_setting, name) for name in (*METRICS, *COSTS)}
+    return Group(base, values, seeds)
+
+
+def complete_seeds(keys: Sequence[tuple[str, str, int]]) -> list[int]:
+    """Returns the seeds that every setting has with every subject, given (setting, subject, seed) of what is there."""
+    there = set(keys)
+    seeds = sorted({seed for _, _, seed in keys})
+    return [
+        seed for seed in seeds
+        if all((setting, subject, seed) in there for setting in SETTINGS for subject in SUBJECTS)
+    ]  # fmt: skip
+
+
+def values_of(records: Sequence[Sequence[Record]], name: str) -> np.ndarray:
+    """Returns one figure of every record, in the same order."""
+    return np.array([[one["metrics"].get(name, one.get(name)) for one in row] for row in records], float)
+
+
+def change(group: Group, setting: str, metric: str) -> Estimate:
+    """Returns the difference to the base model, paired by subject."""
+    return bootstrap_mean(list(group.runs[setting][metric] - group.base[metric][:, None]))
+
+
+def difference(group: Group, setting: str, metric: str) -> Estimate:
+    """Returns the difference to the paper's prior, paired by subject and seed."""
+    return bootstrap_mean(list(group.runs[setting][metric] - group.runs[BASELINE][metric]))
