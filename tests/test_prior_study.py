@@ -49,7 +49,7 @@ def test_every_setting_has_its_first_seed_before_any_has_its_second(study):
     assert len(runs) == len({run.name for run in runs}) == 2 * 11 * 6 * 2
     assert [run.seed for run in runs] == [0] * 132 + [1] * 132
     first = {run.task.subject: run.setting for run in reversed(runs)}
-    assert first == {"fluent-cat": "none", "dog": "class-images 2", "backpack": "weight-anchor 0.0001"}
+    assert first == {"fluent-cat": "none", "dog": "class-images 2", "backpack": "weight-anchor 0.001"}
 
 
 def test_workers_share_the_subjects_and_no_two_write_the_same_folder(study):
@@ -66,7 +66,7 @@ def test_each_setting_is_a_run_that_is_accepted(study, tmp_path):
             setting: plan.run_config(plan.Run(plan.Task("demo-flow", "dog"), trained, setting, 2), tmp_path)
             for setting in plan.SETTINGS
         }
-        assert configs["none"].prior.methods == ()
+        assert configs["none"].prior.weights == {}
         assert configs["class-images 2"].prior.weights == {"class-images": 2.0}
         assert configs["frozen target"].prior.target == "frozen"
         assert not configs["output-preservation"].data.class_dir

@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 from jaxbooth import load_config
 from jaxbooth.config.run_config import Config
 
-STEPS = {"demo": 100, "demo-flow": 60}
+STEPS = {"demo": 80, "demo-flow": 40}
 BATCH_SIZE = 2  # instance rows of a step, and as many of each method of the prior that has rows
 RANK = 16  # of the LoRA
-RATES = {"full": 4e-4, "lora": 4e-3}  # twice the demos', for fewer steps of fewer rows
+RATES = {"full": 4e-4, "lora": 5e-3}  # about twice the demos', for fewer steps of fewer rows
 PHOTOS = 5  # of each subject: with as many for all, one compiled step serves them all
 SEEDS = 3
 SUBJECTS = {"fluent-cat": "cat", "dog": "dog", "backpack": "backpack"}  # name -> class noun
 EMBEDDED = "fluent-cat"
 MODELS = ("demo", "demo-flow")
 TRAINED = ("full", "lora")
-ANCHORS = (1e-4, 1e-3, 1e-2)  # weights of the weight anchor
+ANCHORS = (1e-3, 1e-2, 1e-1)  # weights of the weight anchor
 BASELINE = "class-images 1"
 BASE = "base model"  # in the place of a setting, in its record
 CLASS_IMAGES = "class images"  # in the record about making them
