@@ -17,9 +17,9 @@ from pathlib import Path
 
 from study.executables import keep_executables
 from study.page import TITLES, draw_pareto, head, image_page, page
-from study.plan import BASE, SEEDS, SETTINGS, Run, Task, base_name, copy_photos, plan, runs_of, tasks
+from study.plan import BASE, SEEDS, SETTINGS, Run, Task, base_name, copy_photos, plan, runs_of
 from study.results import group_of, read_records
-from study.work import picture_file, work
+from study.work import make_missing_class_images, picture_file, work
 
 from jaxbooth.storage.files import write_json, write_text
 
@@ -46,11 +46,11 @@ def parse() -> argparse.Namespace:
 
 
 def run_shard(out: Path, shard: str, seeds: int) -> None:
-    """Does one worker's share: some subjects of some base models, so that no two workers write the same folder."""
+    """Does one worker's share."""
     keep_executables()
-    index, count = map(int, shard.split("/"))
+    worker, workers = map(int, shard.split("/"))
     done = set(read_records(PUBLISHED, out / "results"))
-    work(out, runs_of(tasks()[index::count], seeds), done)
+    work(out, runs_of(worker, workers, seeds), done)
 
 
 def run_workers(workers: int) -> None:
@@ -86,6 +86,7 @@ def main() -> None:
         return run_shard(arguments.out, arguments.shard, arguments.seeds)
     if not arguments.tables:
         copy_photos(arguments.photos, arguments.out)
+        make_missing_class_images(arguments.out)
         run_workers(arguments.workers)
     return write_pages(arguments.out)
 

@@ -45,18 +45,18 @@ def made_up_records(plan, seeds: int) -> dict:
 
 def test_every_setting_has_its_first_seed_before_any_has_its_second(study):
     plan = study["plan"]
-    runs = plan.runs_of(plan.tasks(), 2)
+    runs = plan.runs_of(0, 1, seeds=2)
     assert len(runs) == len({run.name for run in runs}) == 2 * 11 * 6 * 2
     assert [run.seed for run in runs] == [0] * 132 + [1] * 132
     first = {run.task.subject: run.setting for run in reversed(runs)}
-    assert first == {"fluent-cat": "none", "dog": "class-images 2", "backpack": "weight-anchor 0.001"}
+    assert first == {"fluent-cat": "none", "dog": "class-images 2", "backpack": "weight-anchor 0.0001"}
 
 
-def test_workers_share_the_subjects_and_no_two_write_the_same_folder(study):
-    tasks = study["plan"].tasks()
-    shares = [tasks[index::3] for index in range(3)]
-    assert sorted(task for share in shares for task in share) == sorted(tasks)
-    assert [{task.subject for task in share} for share in shares] == [{"fluent-cat"}, {"dog"}, {"backpack"}]
+def test_workers_share_all_runs(study):
+    plan = study["plan"]
+    shares = [plan.runs_of(worker, 4, seeds=3) for worker in range(4)]
+    assert sorted(run for share in shares for run in share) == sorted(plan.runs_of(0, 1, seeds=3))
+    assert [len(share) for share in shares] == [99] * 4
 
 
 def test_each_setting_is_a_run_that_is_accepted(study, tmp_path):

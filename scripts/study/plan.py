@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from jaxbooth import load_config
 from jaxbooth.config.run_config import Config
 
-STEPS = {"demo": 80, "demo-flow": 40}
+STEPS = {"demo": 60, "demo-flow": 40}
 BATCH_SIZE = 2  # instance rows of a step, and as many of each method of the prior that has rows
 RANK = 16  # of the LoRA
 RATES = {"full": 4e-4, "lora": 5e-3}  # about twice the demos', for fewer steps of fewer rows
@@ -17,7 +17,7 @@ SUBJECTS = {"fluent-cat": "cat", "dog": "dog", "backpack": "backpack"}  # name -
 EMBEDDED = "fluent-cat"
 MODELS = ("demo", "demo-flow")
 TRAINED = ("full", "lora")
-ANCHORS = (1e-3, 1e-2, 1e-1)  # weights of the weight anchor
+ANCHORS = (1e-4, 1e-3, 1e-2)  # weights of the weight anchor
 BASELINE = "class-images 1"
 BASE = "base model"  # in the place of a setting, in its record
 CLASS_IMAGES = "class images"  # in the record about making them
@@ -79,23 +79,24 @@ def base_name(task: Task) -> str:
 
 
 def tasks() -> list[Task]:
-    """Returns every base model with every subject; those of a subject stand as far apart as there are subjects."""
+    """Returns every base model with every subject."""
     return [Task(model, subject) for model in MODELS for subject in SUBJECTS]
 
 
-def runs_of(task_list: list[Task], seeds: int) -> list[Run]:
-    """Returns all runs of some tasks, a whole seed before the next one.
+def runs_of(worker: int, workers: int, seeds: int) -> list[Run]:
+    """Returns a worker's share of all runs, a whole seed before the next one.
 
-    Each subject begins at another setting: workers that run side by side then compile different steps.
+    Workers share the pairs of a task and a way of training, and each subject begins at another setting: thus few of
+    them compile the same step at the same time.
     """
     settings = list(SETTINGS)
     first = {subject: index * len(settings) // len(SUBJECTS) for index, subject in enumerate(SUBJECTS)}
+    pairs = [(task, trained) for task in tasks() for trained in TRAINED]
     return [
         Run(task, trained, settings[(first[task.subject] + position) % len(settings)], seed)
         for seed in range(seeds)
         for position in range(len(settings))
-        for task in task_list
-        for trained in TRAINED
+        for task, trained in pairs[worker::workers]
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from study.class_images import make_class_images
 from study.executables import TrainSteps
 from study.measure import Measurement, Measurer, rounded
-from study.plan import BASE, BASELINE, CLASS_IMAGES, Run, Task, base_name, plan, run_config
+from study.plan import BASE, BASELINE, CLASS_IMAGES, Run, Task, base_name, plan, run_config, tasks
 
 from jaxbooth import train
 from jaxbooth.storage.files import remove_tree, write_json, write_png
@@ -52,7 +52,7 @@ def work(out: Path, runs: Sequence[Run], done: set[str]) -> None:
 def train_and_measure(run: Run, out: Path, measurers: Measurers, steps: TrainSteps) -> Measurement:
     """Trains and measures one run, and writes both down. Of its folder nothing stays."""
     config = run_config(run, out)
-    measurer = measurers.get(run.task) or prepare(run.task, out)
+    measurer = measurers.get(run.task) or measure_base(run.task, out)
     measurers[run.task] = measurer
     remove_tree(Path(config.run_dir))
     began = time.process_time()
@@ -75,18 +75,24 @@ def train_and_measure(run: Run, out: Path, measurers: Measurers, steps: TrainSte
     return measurement
 
 
-def prepare(task: Task, out: Path) -> Measurer:
-    """Makes a task's class images, and measures its base model."""
-    config = run_config(Run(task, "full", BASELINE, 0), out)
-    facts = {"model": task.model, "subject": task.subject}
-    path = results_file(out, f"{task.name}-class")
-    if not path.exists():
-        seconds = make_class_images(config)
-        made = {"name": path.stem, "setting": CLASS_IMAGES, "count": config.data.num_class_images}
-        write_json(path, facts | made | {"cpu_seconds": round(seconds, 1), "plan": plan()})
-    measurer = Measurer(config)
-    save(out, base_name(task), measurer.base, facts | {"setting": BASE})
+def measure_base(task: Task, out: Path) -> Measurer:
+    """Measures a task's base model."""
+    measurer = Measurer(run_config(Run(task, "full", BASELINE, 0), out))
+    save(out, base_name(task), measurer.base, {"model": task.model, "subject": task.subject, "setting": BASE})
     return measurer
+
+
+def make_missing_class_images(out: Path) -> None:
+    """Makes the class images of all tasks before workers start that share them, and writes down what they cost."""
+    for task in tasks():
+        path = results_file(out, f"{task.name}-class")
+        if path.exists():
+            continue
+        config = run_config(Run(task, "full", BASELINE, 0), out)
+        seconds = make_class_images(config)
+        facts = {"name": path.stem, "model": task.model, "subject": task.subject, "setting": CLASS_IMAGES}
+        costs = {"count": config.data.num_class_images, "cpu_seconds": round(seconds, 1)}
+        write_json(path, facts | costs | {"plan": plan()})
 
 
 def save(out: Path, name: str, measurement: Measurement, facts: dict[str, Any]) -> None:
