@@ -36,6 +36,8 @@ PEER_PACKAGES = ("diffusers==0.39.*", "transformers==4.57.6", "flax==0.12.8", "t
 PROGRAMS: dict[str, dict[str, list[str]]] = {
     "train": {
         "jaxbooth": ["jaxbooth_train.py"],
+        "jaxbooth-output-preservation": ["jaxbooth_train.py", "--prior", "output-preservation"],
+        "jaxbooth-weight-anchor": ["jaxbooth_train.py", "--prior", "class-images", "weight-anchor"],
         "torch": ["torch_train.py", "--fused"],
         "torch-compile": ["torch_train.py", "--fused", "--compile"],
         "torch-vae": ["torch_train.py", "--vae"],
@@ -133,7 +135,7 @@ def command_of(arguments: argparse.Namespace, name: str, rows: int, folder: Path
     program, *flags = PROGRAMS[arguments.task][name]
     python = peer_python(arguments.flax_python) if name == "flax" else sys.executable
     command = [python, str(HERE / program), *flags]
-    command += ["--model", arguments.model] if name == "jaxbooth" else ["--folder", str(folder)]
+    command += ["--model", arguments.model] if program.startswith("jaxbooth") else ["--folder", str(folder)]
     given = {"rows": rows} | {flag: getattr(arguments, flag) for flag in FLAGS[program]}
     for flag, value in given.items():
         command += [] if value is None else [f"--{flag.replace('_', '-')}", str(value)]

@@ -1,11 +1,14 @@
 """Terms that keep what the model knew: their gradients, where they are zero, and what they hold in place."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbooth.diffusion.loss import Role
+from jaxbooth.diffusion.loss import Batch, Losses, LossSpec, Role, per_example_loss, reduce_losses
+from jaxbooth.diffusion.schedule import read_schedule
 from jaxbooth.models.lora import LoraSpec, merge
 from jaxbooth.params import join
 from jaxbooth.sharding import make_mesh
@@ -13,7 +16,7 @@ from jaxbooth.training.batch import make_batch
 from jaxbooth.training.layout import BatchLayout, RoleWeights, RowCounts, batch_layout, row_indices
 from jaxbooth.training.reference import ANCHOR
 from jaxbooth.training.state import result_params
-from jaxbooth.training.step import gradients, make_dispatch, metric_names
+from jaxbooth.training.step import gradients, make_dispatch, metric_names, with_weight_anchor
 from jaxbooth.training.weight_anchor import squared_change
 from tests.training import CAPTIONS, CLASS_CAPTION, setup
 
@@ -26,14 +29,27 @@ def prior(*methods, **settings):
     return {"method": methods} | settings
 
 
-def losses_and_gradients(made, step=3):
-    spec, state, frozen, source, key = made
-    arguments = (state.params, frozen, source, key, jnp.int32(step))
-    return jax.jit(lambda *arguments: gradients(spec, *arguments))(*arguments)
+def compiled(made):
+    """Returns the jitted trained parameters -> losses and gradients of a step."""
+    spec, _, frozen, source, key = made
+    function = jax.jit(lambda *arguments: gradients(spec, *arguments))
+    return lambda params: function(params, frozen, source, key, jnp.int32(3))
 
 
-def norm(values):
-    return float(sum(np.abs(np.asarray(value)).max() for value in values.values()))
+def move(params, distance=0.02):
+    """Trained parameters away from where they started."""
+    return {name: value + distance for name, value in params.items()}
+
+
+def largest(values):
+    return max(float(jnp.abs(value).max()) for value in values.values())
+
+
+def only_distilled_rows(made):
+    """Leaves out the instance rows, so that the model and the frozen one see batches of one size."""
+    layout = made.spec.layout
+    rows = np.flatnonzero(layout.role[0] != Role.INSTANCE)
+    return made._replace(spec=replace(made.spec, layout=BatchLayout(*(field[:, rows] for field in layout))))
 
 
 # Rows
@@ -74,93 +90,88 @@ def test_dropped_captions_leave_output_preservation_its_caption(micro, micro_par
 
 
 @pytest.mark.parametrize("lora", [{}, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("method", DISTILLED)
-def test_a_model_that_has_not_moved_is_at_rest(method, lora, micro, micro_params, mesh):
-    """With instance rows of weight 0 left out, loss and gradient of the method are exactly zero."""
-    made = setup(micro, micro_params, mesh, (1, 3), prior=prior(method), lora=lora)
-    weight = np.where(made.spec.layout.role == Role.INSTANCE, 0, made.spec.layout.weight).astype(np.float32)
-    alone = made._replace(spec=replace_layout(made.spec, weight))
-    losses, grads = losses_and_gradients(alone)
-    assert float(losses.total) == 0
-    assert norm(grads) == 0
-
-
-def replace_layout(spec, weight):
-    import dataclasses
-
-    return dataclasses.replace(spec, layout=spec.layout._replace(weight=weight))
-
-
-@pytest.mark.parametrize("method", DISTILLED)
-def test_once_it_has_moved_the_term_pulls_it_back(method, micro, micro_params, mesh):
-    made = setup(micro, micro_params, mesh, (1, 3), prior=prior(method), lora=LORA)
-    moved = {name: value + 0.02 for name, value in made.state.params.items()}
-    weight = np.where(made.spec.layout.role == Role.INSTANCE, 0, made.spec.layout.weight).astype(np.float32)
-    made = made._replace(spec=replace_layout(made.spec, weight), state=made.state._replace(params=moved))
-    losses, grads = losses_and_gradients(made)
-    nearer = {name: value - 1e-3 * grads[name] / norm(grads) for name, value in moved.items()}
-    less, _ = losses_and_gradients(made._replace(state=made.state._replace(params=nearer)))
-    assert float(losses.total) > 0
-    assert float(less.total) < float(losses.total)
+def test_a_model_that_has_not_moved_is_at_rest_and_one_that_has_is_pulled_back(lora, micro, micro_params, mesh):
+    """The frozen model's own rounding is all that is left: float32 outputs near 1 differ by 1e-7, their squares by 1e-14."""
+    made = only_distilled_rows(setup(micro, micro_params, mesh, (1, 2), prior=prior(*DISTILLED), lora=lora))
+    step = compiled(made)
+    losses, grads = step(made.state.params)
+    assert float(losses.total) < 1e-12
+    rest = largest(grads)
+    moved = move(made.state.params)
+    losses, grads = step(moved)
+    assert rest < 1e-5 * largest(grads)
+    nearer = {name: value - 1e-3 * grads[name] / largest(grads) for name, value in moved.items()}
+    assert 0 < float(step(nearer)[0].total) < float(losses.total)
 
 
 def test_several_methods_add_up(micro, micro_params, mesh):
     """The total is the weighted sum of the terms that the metrics report."""
     settings = prior("class-images", *DISTILLED, weight=0.5, blank_prompt_weight=3.0)
     made = setup(micro, micro_params, mesh, (2, 2), prior=settings, lora=LORA)
-    moved = {name: value + 0.02 for name, value in made.state.params.items()}
-    losses, _ = losses_and_gradients(made._replace(state=made.state._replace(params=moved)))
+    step = compiled(made)
+    still = step(made.state.params)[0].terms
+    # The two passes differ in the last bits of float32, for they have other numbers of rows.
+    assert max(float(still[f"{name}_loss"]) for name in ("output_preservation", "blank_prompt")) < 1e-11
+    losses = step(move(made.state.params))[0]
     terms = {name: float(value) for name, value in losses.terms.items()}
-    assert min(terms.values()) > 0
+    assert min(terms.values()) > 1e-6
     expected = terms["instance_loss"] + 0.5 * (terms["prior_loss"] + terms["output_preservation_loss"])
     np.testing.assert_allclose(float(losses.total), expected + 3 * terms["blank_prompt_loss"], rtol=1e-6)
 
 
 # The layout over devices and micro-batches does not matter
 
-
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
-def test_all_terms_are_the_same_on_several_devices(sizes, micro, micro_params, mesh):
-    settings = {"prior": prior("class-images", *DISTILLED, "weight-anchor"), "data": {"masks": True}}
-    settings |= {"loss": {"outside_mask": "frozen"}}
-    one = step_losses(setup(micro, micro_params, mesh, (4, 4), **settings))
-    many = step_losses(setup(micro, micro_params, make_mesh(*sizes, jax.devices()), (4, 4), **settings))
-    for name, value in one.items():
-        np.testing.assert_allclose(many[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
+EVERYTHING = {
+    "prior": prior("class-images", *DISTILLED, "weight-anchor", outside_mask_weight=2.0),
+    "data": {"masks": True},
+    "loss": {"outside_mask": "frozen"},
+}
 
 
-def test_all_terms_are_the_same_in_micro_batches(micro, micro_params, mesh):
-    settings = {"prior": prior("class-images", *DISTILLED, "weight-anchor"), "lora": LORA}
-    one = step_losses(setup(micro, micro_params, mesh, (4, 4), **settings))
-    split = step_losses(setup(micro, micro_params, mesh, (4, 4), gradient_accumulation_steps=2, **settings))
-    for name, value in one.items():
-        np.testing.assert_allclose(split[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
-
-
-def step_losses(made, steps=2):
+def two_steps(made):
     """Metrics of two steps."""
     spec, state, frozen, source, key = made
-    dispatch = make_dispatch(spec, steps, state)
-    _, metrics = dispatch(state, frozen, source, key, np.int32(steps))
-    assert set(metrics) == set(metric_names(spec))
-    return {name: np.asarray(value) for name, value in metrics.items()}
+    _, metrics = make_dispatch(spec, 2, state)(state, frozen, source, key, np.int32(2))
+    return {name: np.asarray(metrics[name]) for name in metric_names(spec)}
+
+
+@pytest.fixture(scope="module")
+def on_one_device(micro, micro_params, mesh):
+    return two_steps(setup(micro, micro_params, mesh, (4, 4), **EVERYTHING))
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2), pytest.param((8, 1, 1), marks=pytest.mark.slow)])
+def test_all_terms_are_the_same_on_several_devices(sizes, on_one_device, micro, micro_params):
+    found = two_steps(setup(micro, micro_params, make_mesh(*sizes, jax.devices()), (4, 4), **EVERYTHING))
+    for name, value in on_one_device.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+def test_all_terms_are_the_same_in_micro_batches(on_one_device, micro, micro_params, mesh):
+    found = two_steps(setup(micro, micro_params, mesh, (4, 4), gradient_accumulation_steps=2, **EVERYTHING))
+    for name, value in on_one_device.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
 # Outside of the mask
 
 
-def test_outside_of_the_mask_the_frozen_model_is_the_target(micro, micro_params, mesh):
-    """A model that has not moved loses nothing there; inside, the loss is that without the term."""
-    masked = {"data": {"masks": True}, "prior": prior("none"), "lora": LORA}
-    plain = setup(micro, micro_params, mesh, (3, 0), **masked)
-    kept = setup(micro, micro_params, mesh, (3, 0), loss={"outside_mask": "frozen"}, **masked)
-    one, _ = losses_and_gradients(plain)
-    two, _ = losses_and_gradients(kept)
-    np.testing.assert_allclose(float(two.terms["outside_mask_loss"]), 0, atol=1e-12)
-    np.testing.assert_allclose(float(two.total), float(one.total), rtol=1e-6)
-    moved = {name: value + 0.02 for name, value in kept.state.params.items()}
-    three, _ = losses_and_gradients(kept._replace(state=kept.state._replace(params=moved)))
-    assert float(three.terms["outside_mask_loss"]) > 0
+def test_outside_of_the_mask_the_frozen_model_is_the_target(rng):
+    """The instance row's loss inside is a mean weighted by the mask, the one outside by what the mask leaves."""
+    schedule = read_schedule({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
+    latents, noise, output, frozen = rng.normal(size=(4, 2, 4, 4, 3)).astype(np.float32)
+    mask = rng.uniform(size=(2, 4, 4, 1)).astype(np.float32)
+    mask[1] = 1  # nothing lies outside
+    rows = Batch(latents, noise, np.array([100, 800]), np.full(2, 0.5, np.float32), np.zeros(2, np.int32), mask)
+    noisy = schedule.add_noise(latents, noise, rows.timesteps)
+    losses = per_example_loss(output, noisy, rows, schedule, LossSpec("epsilon", outside_mask_weight=2.0), frozen)
+    error = [np.square(np.float64(output) - target).mean(axis=3, keepdims=True) for target in (noise, frozen)]
+    inside = (mask * error[0]).sum(axis=(1, 2, 3)) / mask.sum(axis=(1, 2, 3))
+    outside = [((1 - mask[0]) * error[1][0]).sum() / (1 - mask[0]).sum(), 0]
+    np.testing.assert_allclose(losses.inside, inside, rtol=1e-5)
+    np.testing.assert_allclose(losses.outside, outside, rtol=1e-5)
+    reduced = reduce_losses(losses, rows, LossSpec("epsilon", outside_mask_weight=2.0))
+    np.testing.assert_allclose(reduced.total, inside.mean() + 2 * np.mean(outside), rtol=1e-5)
 
 
 # The weight anchor
@@ -216,40 +227,46 @@ def test_the_anchor_of_whole_components_is_twice_the_change(rng):
     np.testing.assert_allclose(grads["unet.a.kernel"], 2 * change, rtol=1e-6)
 
 
-def test_the_anchor_enters_a_steps_gradient_with_its_weight(micro, micro_params, mesh):
-    """Two weights of the anchor tell its share apart: the difference of the updates' gradients is linear in it."""
-    norms = []
-    for weight in (0.0, 1.0, 3.0):
-        method = ("class-images", "weight-anchor") if weight else ("class-images",)
-        made = setup(micro, micro_params, mesh, (2, 2), prior=prior(*method, weight_anchor_weight=weight), lora=LORA)
-        moved = {name: value + 0.02 for name, value in made.state.params.items()}
-        metrics = step_losses(made._replace(state=made.state._replace(params=moved)), steps=1)
-        norms.append(metrics["loss"][0])
-        change = metrics.get("weight_anchor", [0])[0]
-    np.testing.assert_allclose(norms[1] - norms[0], change, rtol=1e-4)
-    np.testing.assert_allclose(norms[2] - norms[0], 3 * change, rtol=1e-4)
+def test_the_anchor_enters_loss_and_gradient_with_its_weight(micro, micro_params, mesh):
+    settings = prior("weight-anchor", weight_anchor_weight=3.0)
+    spec, state, frozen, _, _ = setup(micro, micro_params, mesh, (1, 0), prior=settings, lora=LORA)
+    params = move(state.params)
+    change, pull = jax.value_and_grad(squared_change)(params, frozen, spec.base.lora)
+    without = Losses(jnp.float32(0.5), {"instance_loss": jnp.float32(0.5)})
+    losses, grads = with_weight_anchor(spec, without, dict.fromkeys(params, jnp.float32(1.0)), params, frozen)
+    np.testing.assert_allclose(losses.total, 0.5 + 3 * change, rtol=1e-6)
+    np.testing.assert_allclose(losses.terms["weight_anchor"], change, rtol=1e-6)
+    for name, value in pull.items():
+        np.testing.assert_allclose(grads[name], 1 + 3 * value, rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("lora", [{}, LORA, LORA | {"dora": True}], ids=["full", "lora", "dora"])
-def test_a_huge_anchor_holds_every_weight(lora, micro, micro_params, mesh):
-    """With Adam the weights swing within about one learning rate of the base model's; without it they leave."""
-    moved = {}
-    for weight in (0.0, 1e6):
-        methods = ("class-images", "weight-anchor") if weight else ("class-images",)
-        settings = prior(*methods, weight_anchor_weight=weight)
-        made = setup(micro, micro_params, mesh, (1, 1), prior=settings, lora=lora, learning_rate=1e-7)
-        spec, state, frozen, source, key = made
-        before = merged(spec, state, frozen)
-        dispatch = make_dispatch(spec, 60, state)
-        after = merged(spec, dispatch(state, frozen, source, key, np.int32(60))[0], frozen)
-        moved[weight] = max(np.abs(after[name] - before[name]).max() for name in before)
-    assert moved[1e6] < 1e-6
-    if not lora:
-        assert moved[0.0] > 2e-6
+def distance_after(made, steps=60):
+    """How far any exported weight has moved."""
+    spec, state, frozen, source, key = made
+    before = merged(spec, state, frozen)
+    after = merged(spec, make_dispatch(spec, steps, state)(state, frozen, source, key, np.int32(steps))[0], frozen)
+    return max(np.abs(after[name] - before[name]).max() for name in before)
+
+
+RATE = 1e-7  # with Adam a huge anchor lets weights swing by about one rate
+
+
+@pytest.mark.parametrize(
+    "lora", [{}, pytest.param(LORA | {"dora": True}, marks=pytest.mark.slow)], ids=["full", "dora"]
+)
+def test_a_huge_anchor_holds_every_exported_weight(lora, micro, micro_params, mesh):
+    settings = prior("weight-anchor", weight_anchor_weight=1e6)
+    assert (
+        distance_after(setup(micro, micro_params, mesh, (1, 0), prior=settings, lora=lora, learning_rate=RATE)) < 1e-6
+    )
+
+
+def test_without_the_anchor_the_weights_leave(micro, micro_params, mesh):
+    assert distance_after(setup(micro, micro_params, mesh, (1, 0), prior=prior("none"), learning_rate=RATE)) > 3e-6
 
 
 def merged(spec, state, frozen):
     """The denoiser's weights with adapters merged, as they are exported."""
     params = join({"unet": frozen.get("unet", {})}, result_params(state))["unet"]
     values = merge(params, spec.base.lora) if spec.base.lora else params
-    return {name: np.asarray(value, np.float32).copy() for name, value in values.items()}
+    return {name: np.array(value, np.float32) for name, value in values.items()}

@@ -39,7 +39,13 @@ def check_prior(config: Config) -> None:
         raise UserError(f"--prior.method names {twice} twice; name it once and set its weight.")
     for problem in ineffective_prior_options(config):
         raise UserError(problem)
-    for token in config.text.placeholder_tokens:
+    tokens = config.text.placeholder_tokens
+    if config.outside_mask_weight and tokens:
+        raise UserError(
+            f"--loss.outside-mask frozen asks the frozen model about captions with {tokens[0]}, which is new to it; "
+            "leave it out, or name the subject with a word of the vocabulary."
+        )
+    for token in tokens:
         if token in (prior.class_caption or ""):
             raise UserError(
                 f"--prior.class-caption holds the placeholder token {token}, which the frozen model does not know; "
@@ -62,6 +68,8 @@ def ineffective_prior_options(config: Config) -> Iterator[str]:
     for index, subject in enumerate(config.data.subjects):
         if subject.class_dir and not prior.uses_class_images:
             yield f"data.subjects, entry {index + 1}: class_dir is about class-images, and this run is without it."
+    if config.loss.outside_mask == "frozen" and not config.outside_mask_weight:
+        yield "--loss.outside-mask frozen has the weight 0; leave it out, or set --prior.outside-mask-weight."
     if "prior.weighting" in changed and not prior.row_methods:
         yield f"--prior.weighting is about prior rows, and this run has none: {why_without_rows(config)}."
     if prior.class_caption is not None and not prior.class_caption.strip():

@@ -165,10 +165,10 @@ def check_tokens(config: Config) -> None:
             "--train.learning-rate is the UNet's, which is frozen; leave it out (or None) and set "
             "--text.token-learning-rate."
         )
-    if config.prior_terms:
+    if config.prior.weights:
         raise UserError(
             "--text.token-training textual-inversion keeps the model as it is, and class prompts hold no placeholder "
-            f"token, so {' and '.join(config.prior_terms)} would teach nothing; set --prior.method none."
+            f"token, so {' and '.join(config.prior.weights)} would teach nothing; set --prior.method none."
         )
 
 

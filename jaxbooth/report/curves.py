@@ -50,9 +50,19 @@ class ChartStyle:
 
 
 CHART_STYLES = {
-    "loss": ChartStyle("Loss", "instance loss and weighted prior loss", smooth=True, logarithmic=True),
+    "loss": ChartStyle("Loss", "all terms with their weights", smooth=True, logarithmic=True),
     "instance_loss": ChartStyle("Instance loss", "on the subject's images", smooth=True, logarithmic=True),
     "prior_loss": ChartStyle("Prior loss", "on the class images, before its weight", smooth=True, logarithmic=True),
+    "output_preservation_loss": ChartStyle(
+        "Output preservation", "on rows without the identifier, before its weight", smooth=True, logarithmic=True
+    ),
+    "blank_prompt_loss": ChartStyle(
+        "Blank prompt", "on rows with the empty caption, before its weight", smooth=True, logarithmic=True
+    ),
+    "outside_mask_loss": ChartStyle(
+        "Outside the masks", "against the base model, before its weight", smooth=True, logarithmic=True
+    ),
+    "weight_anchor": ChartStyle("Weight anchor", "squared change of all trained weights", zero=True),
     "grad_norm": ChartStyle("Gradient norm", "before clipping", smooth=True, logarithmic=True),
     "learning_rate": ChartStyle("Learning rate", zero=True),
     "images_per_second": ChartStyle("Images per second", "instance and prior rows", zero=True),

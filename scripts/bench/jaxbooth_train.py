@@ -29,7 +29,13 @@ def config_of(arguments: argparse.Namespace) -> Config:
     train = {"batch_size": arguments.rows, "dtype": arguments.dtype, "steps_per_dispatch": arguments.dispatch}
     train |= {"remat": arguments.remat, "optimizer": arguments.optimizer}
     return Config.model_validate(
-        {"model": arguments.model, "train": train, "lora": {"rank": arguments.lora_rank}, "seed": 0}
+        {
+            "model": arguments.model,
+            "train": train,
+            "prior": {"method": arguments.prior},
+            "lora": {"rank": arguments.lora_rank},
+            "seed": 0,
+        }
         | ({"data": {"resolution": arguments.resolution}} if arguments.resolution else {})
     )
 
@@ -149,6 +155,7 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--resolution", type=int, default=None)
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--prior", nargs="+", default=["class-images"], help="methods, each with as many rows")
     parser.add_argument("--lora-rank", type=int, default=None)
     parser.add_argument("--optimizer", default="adamw")
     parser.add_argument("--remat", default="none")
