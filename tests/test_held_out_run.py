@@ -17,7 +17,10 @@ NAMES = [
     for group in ("subject", "class")
     for part in ("", "_t0-249", "_t250-499", "_t500-749", "_t750-999")
 ]
-FLAGS = ("--data.hold-out", 2, "--validation.every", 2, "--train.ema-decay", 0.9, "--train.text-encoder")
+FLAGS = (
+    "--data.hold-out", 2, "--validation.every", 2, "--train.checkpoint-every", 2,
+    "--train.ema-decay", 0.9, "--train.text-encoder",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +72,14 @@ def test_the_last_loss_is_that_of_the_exported_model(whole, mesh):
 
 
 def test_an_interruption_changes_no_bit_and_other_sample_images_do_not_either(whole, micro_model, tmp_path):
+    """The run is as it was when step 4 had been saved and not validated yet."""
     resumed = tmp_path / "resumed"
     shutil.copytree(whole, resumed)
     shutil.rmtree(resumed / "checkpoints" / "6")
+    log = (resumed / "validation.jsonl").read_text().splitlines(keepends=True)
+    (resumed / "validation.jsonl").write_text("".join(log[:2]))
     others = ("--validation.images-per-prompt", 2, "--validation.prompts", "a red apple")
-    assert "resumed at step 3 of 6" in succeed(train(resumed, "--model", micro_model, *FLAGS, *others))
+    assert "resumed at step 4 of 6" in succeed(train(resumed, "--model", micro_model, *FLAGS, *others))
     for log in ("metrics.jsonl", "validation.jsonl"):
         before, after = read_metrics(whole / log), read_metrics(resumed / log)
         assert [line["step"] for line in after] == [line["step"] for line in before]

@@ -40,6 +40,30 @@ def resume(folder, step):
     MetricWriter(folder / "metrics.jsonl", folder / "tensorboard", step).close()
 
 
+@pytest.mark.parametrize(("step", "kept"), [(0, []), (4, [0, 4]), (9, [0, 4, 8])])
+def test_the_validation_of_step_0_is_done_again_and_no_later_one(tmp_path, step, kept):
+    write_log(tmp_path / VALIDATION, [b'{"step": %d}' % number for number in (0, 4, 8)])
+    writer = MetricWriter(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", step)
+    assert [number for number in (0, 4, 8) if writer.has_validation(number)] == kept
+    writer.close()
+    assert [line["step"] for line in read_metrics(tmp_path / VALIDATION)] == kept
+
+
+def test_a_line_can_get_more_values_until_the_next_step(tmp_path):
+    writer = MetricWriter(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", 0)
+    writer.log_step(1, {"loss": 0.5})
+    writer.log_step(2, {"loss": 0.25})
+    writer.extend_step(1, {"validation/subject_loss": 7.0})  # whose line is on its way to the disk
+    writer.extend_step(2, {"validation/subject_loss": 0.125})
+    writer.flush()
+    writer.extend_step(2, {"validation/subject_loss": 7.0})
+    writer.close()
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == [
+        '{"step": 1, "loss": 0.5}',
+        '{"step": 2, "loss": 0.25, "validation/subject_loss": 0.125}',
+    ]
+
+
 @pytest.mark.parametrize("place", [0, 3, 6])
 @pytest.mark.parametrize("log", ["metrics.jsonl", VALIDATION])
 def test_lines_that_cannot_be_read_are_kept_aside_and_all_others_stay(tmp_path, capsys, log, place):

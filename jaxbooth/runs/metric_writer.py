@@ -27,11 +27,15 @@ class JsonLinesLog:
     """A file of JSON lines that grows. Lines of steps after `step` make room: they will be done again.
 
     Nothing is lost: those lines are kept in a file beside it, and what cannot be read in another.
+
+    Attributes:
+        steps: of the lines that an earlier process wrote and that stay.
     """
 
     def __init__(self, path: Path, step: int):
         lines = read_log(path)
         current = [line for line in lines.entries if line.step <= step]
+        self.steps = {line.step for line in current}
         append_lines(path.with_name(path.name + SUPERSEDED), [line.raw for line in lines.entries if line.step > step])
         append_lines(path.with_name(path.name + UNREADABLE), lines.unreadable)
         if lines.unreadable:
@@ -73,7 +77,8 @@ class MetricWriter:
                     write_bytes(self._local / name, (metrics.parent / name).read_bytes())
             metrics, tensorboard = self._local / metrics.name, self._local / tensorboard.name
         self._pending: tuple[int, dict[str, float]] | None = None  # the newest step's line, which may get more values
-        self._metrics, self._validations = JsonLinesLog(metrics, step), JsonLinesLog(metrics.parent / VALIDATION, step)
+        self._metrics = JsonLinesLog(metrics, step)
+        self._validations = JsonLinesLog(metrics.parent / VALIDATION, step or -1)  # step 0 is validated again, too
         self._events, self._events_folder = EventWriter(tensorboard, step), tensorboard
 
     def log_step(self, step: int, values: Mapping[str, float]) -> None:
@@ -93,6 +98,10 @@ class MetricWriter:
         if self._active:
             self._validations.add(step, values)
             self._add_scalars(step, values)
+
+    def has_validation(self, step: int) -> bool:
+        """Whether an earlier process logged the validation of a step; process 0 alone knows."""
+        return self._active and step in self._validations.steps
 
     def _write_pending(self) -> None:
         """Appends the newest step's line to its log."""

@@ -186,8 +186,8 @@ class TrainingRun:
                 config, self.run, base, mesh, references, frozen, self.checkpoints, writer, done, prompts.sampled,
                 held_out_loss,
             )  # fmt: skip
-            if not done:
-                validation(state, 0)
+            if not done or validation.is_missing(done):
+                validation(state, done)
             rates = learning_rates(config)
             specs = [
                 make_train_step_spec(

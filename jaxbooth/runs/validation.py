@@ -148,6 +148,11 @@ class Validation:
         every = self.config.evaluation.every
         return every is not None and (step % every == 0 or step == self.config.train.steps)
 
+    def is_missing(self, step: int) -> bool:
+        """Whether an earlier process saved a step and ended before it had validated it. Every process must call it."""
+        missing = self.is_due(step) and not self.writer.has_validation(step)
+        return broadcast_from_main({"missing": float(missing)})["missing"] > 0
+
     def held_out_losses(self, state: TrainState) -> dict[str, float]:
         """Returns the losses on held-out images; on those of the class once the base model's are known."""
         if not self.held_out_loss:
