@@ -42,11 +42,14 @@ def root_key(data: AnyArray) -> Array:
     return jax.random.wrap_key_data(jnp.asarray(data), impl=IMPLEMENTATION)
 
 
-def host_generator(seed: int, index: int) -> np.random.Generator:
+def host_generator(seed: int, index: int, stream: int = 0) -> np.random.Generator:
     """Returns a numpy generator for a seed and an index below 2^32: that of an epoch, an image or a parameter.
+
+    Args:
+        stream: below 2^32; tells apart what is drawn for the same index.
 
     Raises:
         UserError: the seed is not between 0 and MAX_SEED.
     """
     upper, lower = split_seed(seed)
-    return np.random.default_rng([lower, index, upper])  # a trailing 0 changes nothing
+    return np.random.default_rng([lower, index, upper, stream])  # trailing zeros change nothing

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxbooth.config.limits import MAX_PROMPT
+from jaxbooth.config.limits import MAX_CAPTIONS, MAX_PROMPT
 from jaxbooth.data.images import scan_folder
 from jaxbooth.errors import UserError
 from tests.made_up_images import CASES, caption_list, put
@@ -104,6 +104,32 @@ def test_two_caption_files_that_differ_are_refused(tmp_path):
     assert "a.caption and a.txt hold different captions for a.png; keep one" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("content", ["one, red\ntwo\n", "\ufeffone, red\r\n\r\n two \r\n\r\n", "\n\none, red\rtwo"])
+@pytest.mark.parametrize("name", ["a.txt", "a.caption"])
+def test_each_line_of_a_caption_file_is_a_caption(tmp_path, name, content):
+    put(tmp_path / "a.png")
+    (tmp_path / name).write_text(content, newline="")
+    [image] = scan_folder(tmp_path, "THE PROMPT", KEY).images
+    assert (image.caption, image.captions) == ("one, red", ("one, red", "two"))
+
+
+def test_a_line_separator_starts_no_other_caption(tmp_path):
+    put(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("one\N{LINE SEPARATOR}line")
+    [image] = scan_folder(tmp_path, "THE PROMPT", KEY).images
+    assert image.captions == ("one\N{LINE SEPARATOR}line",)
+
+
+def test_more_captions_of_an_image_than_are_kept_are_refused_with_the_limit(tmp_path):
+    put(tmp_path / "a.png")
+    lines = [f"caption {number}" for number in range(MAX_CAPTIONS + 1)]
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    assert "a.txt: a.png has 1,001 captions; at most 1,000 are read" in refusal(tmp_path)
+    (tmp_path / "a.txt").write_text("\n".join(lines[:-1]))
+    [image] = scan_folder(tmp_path, "THE PROMPT", KEY).images
+    assert image.captions == tuple(lines[:-1])
+
+
 def test_a_caption_of_a_megabyte_is_refused_with_the_limit(tmp_path):
     put(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("x" * 2**20)
@@ -181,7 +207,8 @@ def test_a_file_that_is_named_twice_in_other_spellings_or_lists_is_refused(tmp_p
 
 
 @pytest.mark.parametrize("fields", [
-    {"text": ["one", "two"]}, {"caption": {"en": "one"}}, {"prompt": 7}, {"text": "one", "caption": "two"},
+    {"text": []}, {"text": ["one", 2]}, {"text": [["one"]]}, {"text": ["one", " "]},
+    {"caption": {"en": "one"}}, {"prompt": 7}, {"text": "one", "caption": "two"},
     {"text": None}, {"label": "one"}, {"text": "half \ud83d"}, {"text": "  "}, {"text": "x" * (MAX_PROMPT + 1)},
 ])  # fmt: skip
 def test_what_is_not_one_caption_is_refused_with_its_line(tmp_path, fields):
@@ -202,6 +229,19 @@ def test_keys_that_agree_or_hold_nothing_are_one_caption(tmp_path):
     put(tmp_path / "a.png")
     caption_list(tmp_path, {"file_name": "a.png", "text": None, "prompt": "one", "caption": "one", "width": 8})
     assert captions(tmp_path) == {"a.png": "one"}
+
+
+def test_a_list_may_hold_several_captions_of_an_image(tmp_path):
+    put(tmp_path / "a.png")
+    caption_list(tmp_path, {"file_name": "a.png", "text": ["one", "two\nlines"], "caption": ["one", "two\nlines"]})
+    [image] = scan_folder(tmp_path, "THE PROMPT", KEY).images
+    assert image.captions == ("one", "two\nlines")
+
+
+def test_keys_with_different_lists_of_captions_are_refused(tmp_path):
+    put(tmp_path / "a.png")
+    caption_list(tmp_path, {"file_name": "a.png", "text": ["one", "two"], "caption": "one"})
+    assert "line 1: text and caption hold different captions; keep one of them" in refusal(tmp_path)
 
 
 def test_a_csv_caption_may_have_commas_quotes_and_lines(tmp_path):

@@ -20,7 +20,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "lora": {"rank": 2},
         "prior": {"target": "frozen"},
         "loss": {"timestep_sampling": "logit_normal", "timestep_shift": "resolution"},
-        "text": {"caption_dropout": 0.1},
+        "text": {"caption_dropout": 0.1, "shuffle_tags": True, "tag_dropout": 0.2, "caption_variants": 4},
     },
     "full": {
         "loss": {"weighting": "cosmap"},
@@ -31,12 +31,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
-    """Folders of two subjects; alpha channels are masks."""
+    """Folders of two subjects; alpha channels are masks. One image has two captions."""
     folder, draw = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for subject, sizes in SIZES.items():
         (folder / subject).mkdir()
         for index, (width, height) in enumerate(sizes):
             Image.fromarray(draw.integers(0, 256, (height, width, 4), np.uint8)).save(folder / subject / f"{index}.png")
+    (folder / "cats" / "0.txt").write_text("a sks cats, noise, in colour\nsks, square")
     return folder
 
 

@@ -21,7 +21,7 @@ from jaxbooth.metrics.scorer import reference_images
 from jaxbooth.runs.held_out_latents import encode_held_out, group_held_out, held_out_captions
 from jaxbooth.runs.inputs import RunInputs, read_inputs
 from jaxbooth.runs.overlap import check_run_folders
-from jaxbooth.runs.training_data import class_caption_rows, encode_training_data
+from jaxbooth.runs.training_data import caption_tables, encode_training_data
 from tests.made_up_images import noise
 
 NAMES = [f"{number}.jpg" for number in range(20)]
@@ -132,12 +132,24 @@ def test_captions_without_the_identifier_stay_with_their_images(base, tmp_path):
         path.with_suffix(".txt").write_text(f"a sks cat, {path.stem}")
     prior = {"method": ["output-preservation"]}
     inputs = read(base, configure(folder, data={"hold_out": 2, "class_prompt": "a cat"}, prior=prior))
-    (subjects,) = inputs.shapes.values()
-    captions = list(inputs.class_captions[0].values())
-    rows = class_caption_rows(inputs.class_captions, subjects, captions, 0)
+    captions = [prompt for file in inputs.images for prompt in file.prompts]
+    *_, rows = caption_tables(inputs.images, captions)
     assert rows is not None
-    assert [captions[row] for row in rows] == [f"a cat, {file.path.stem}" for file in inputs.images]
+    assert [captions[row] for row in rows[:, 0]] == [f"a cat, {file.path.stem}" for file in inputs.images]
     assert len(rows) == 3
+
+
+@pytest.mark.parametrize("data", [{"hold_out": 1}, {}])
+def test_the_caption_of_a_held_out_image_has_the_trigger_word_and_its_tags_as_written(base, tmp_path, data):
+    folder, held_out = tmp_path / "photos", tmp_path / "held out"
+    shutil.copytree(DEMO_SUBJECT, folder)
+    held_out.mkdir()
+    Image.new("RGB", (64, 64), "red").save(held_out / "red.png")
+    for path in (*folder.glob("*.png"), held_out / "red.png"):
+        path.with_suffix(".txt").write_text("cat, blue, red, green")
+    text = {"trigger_word": "sks", "shuffle_tags": True, "tag_dropout": 0.5}
+    inputs = read(base, configure(folder, data=data or {"validation_dir": held_out}, text=text))
+    assert [file.caption for file in inputs.held_out_images] == ["sks, cat, blue, red, green"]
 
 
 def test_generated_images_are_compared_with_what_was_trained_on(base):

@@ -95,6 +95,6 @@ def test_images_without_masks_beside_images_with_them_count_everywhere(files, en
 
 
 def test_each_caption_is_held_once_and_the_empty_one_last(files):
-    twice = [*files, *files]
+    twice = [file.caption for file in (*files, *files)]
     assert distinct_captions(twice, with_empty=False) == ["caption 0", "caption 1"]
     assert distinct_captions(twice, with_empty=True) == ["caption 0", "caption 1", ""]

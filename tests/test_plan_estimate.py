@@ -56,6 +56,17 @@ def test_whole_sd15_holds_float32_masters_two_moments_and_what_images_are_genera
     assert memory["latents"] == pytest.approx(2 * 4 * (200 + 5) * 64 * 64 * 4, rel=0.02)  # means and log-variances
 
 
+def test_every_variant_of_a_caption_is_kept_for_each_image(estimated):
+    bound = 8
+    varied = estimated(text={"shuffle_tags": True, "caption_variants": bound})
+    _, base = abstract_base(varied.config)
+    [embeds] = jax.tree.leaves(base.text.abstract_embeddings(1))
+    more_captions = 5 * bound - 1  # of five images, in place of their one prompt
+    more_rows = 4 * (bound - 1) * (200 + 5)  # int32, for each image
+    difference = varied.at().memory["latents"] - estimated().at().memory["latents"]
+    assert difference == more_captions * 4 * embeds.size + more_rows
+
+
 def test_whole_sd15_does_not_fit_one_v5e_chip_without_remat_at_any_useful_batch(whole):
     assert not whole.fits()
     assert whole.largest_batch() < 4

@@ -48,6 +48,12 @@ def test_a_number_does_not_stand_in_for_the_upper_half_of_a_seed():
     assert len(shared) == 16
 
 
+def test_streams_tell_apart_what_is_drawn_for_the_same_index():
+    drawn = {host_generator(seed, 3, stream).random() for seed in (5, 5 + 2**32) for stream in (0, 1, 2)}
+    assert len(drawn) == 6
+    assert host_generator(5, 3, 0).random() == host_generator(5, 3).random()
+
+
 @pytest.mark.parametrize("seed", [-1, 2**63, -(2**63), 10**30])
 def test_a_seed_out_of_range_is_refused(seed):
     with pytest.raises(UserError, match=r"seed -?\d+ is out of range; choose one from 0 to 9223372036854775807\."):

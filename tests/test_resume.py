@@ -1,4 +1,4 @@
-"""Resuming with everything on at once: adapters, placeholder tokens in phases, buckets, an average, a frozen target."""
+"""Resuming with everything on at once: adapters, tokens in phases, buckets, an average, a frozen target, captions."""
 
 import shutil
 from pathlib import Path
@@ -19,7 +19,8 @@ SETTINGS = {
     "train": {"batch_size": 2, "checkpoint_every": 12, "ema_decay": 0.9, "text_encoder": True, "steps": 24},
     "lora": {"rank": 4, "dora": True},
     "text": {"placeholder_tokens": ["<sks>"], "token_training": "pivotal", "token_share": 0.3, "learning_rate": 5e-5,
-             "vectors_per_token": 2, "caption_dropout": 0.1},
+             "vectors_per_token": 2, "caption_dropout": 0.1, "shuffle_tags": True, "tag_dropout": 0.2, "keep_tags": 1,
+             "trigger_word": "<sks>", "caption_variants": 4},
     "prior": {"target": "frozen"},
     "validation": {"every": 100, "images_per_prompt": 1, "steps": 2},
 }  # fmt: skip
@@ -48,6 +49,7 @@ def configuration(root: Path, run: str) -> Path:
 
 def test_a_resumed_run_equals_one_that_never_stopped(tmp_path):
     noise(tmp_path / "images", [(64, 64), (96, 48), (48, 96)])
+    (tmp_path / "images" / "0.txt").write_text("an emoji of a cat, noise, in colour\na <sks> cat, square")
     noise(tmp_path / "class", [(64, 64)] * 4)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     succeed(jaxbooth("train", configuration(tmp_path, "whole")))

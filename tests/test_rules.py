@@ -55,6 +55,8 @@ IDLE = [
     ({"text": {"token_training": "pivotal"}}, "--text.token-training needs --text.placeholder-tokens"),
     ({"text": NEW | {"token_share": 0.2}, "data": WORD},
      "--text.token-share only acts with --text.token-training pivotal"),
+    ({"text": {"keep_tags": 1}}, "--text.keep-tags only acts with --text.shuffle-tags or --text.tag-dropout"),
+    ({"text": {"caption_variants": 8}}, "--text.caption-variants only acts with --text.shuffle-tags or"),
     ({"loss": {"huber_c": 0.2}}, "--loss.huber-c only acts with --loss.loss-type huber"),
     ({"loss": {"timestep_mean": 0.5}}, "--loss.timestep-mean only acts with --loss.timestep-sampling logit_normal"),
     ({"loss": {"timestep_std": 0.5}}, "--loss.timestep-std only acts with --loss.timestep-sampling logit_normal"),
@@ -71,6 +73,17 @@ IDLE = [
     ({"train": {"optimizer": "prodigy", "mu_dtype": "bfloat16"}}, "--train.mu-dtype does nothing with"),
     ({"train": {"optimizer": "lion", "eps": 1e-6}}, "--train.eps does nothing with --train.optimizer lion"),
 ]  # fmt: skip
+
+# Trigger words
+
+TRIGGERS = [
+    ({"text": {"trigger_word": ""}}, "--text.trigger-word '' is empty"),
+    ({"text": {"trigger_word": " sks"}}, "--text.trigger-word ' sks' is empty or has spaces around it"),
+    ({"text": {"trigger_word": "sks, cat"}}, "--text.trigger-word 'sks, cat' holds a comma"),
+    ({"text": {"trigger_word": "sk"}}, "--data.instance-prompt 'a sks cat' lacks the word sk, .* write the word into"),
+    ({"text": {"trigger_word": "cat"}}, "--data.class-prompt holds this word too"),
+    ({"text": {"trigger_word": "sks"}, "data": several()}, "--text.trigger-word sks is one word, .* has 2 subjects"),
+]
 
 # Subjects, classes and rows
 
@@ -124,7 +137,7 @@ TRAINING = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("sections", "sentence"), IDLE + INPUTS + TRAINING)
+@pytest.mark.parametrize(("sections", "sentence"), IDLE + TRIGGERS + INPUTS + TRAINING)
 def test_a_contradiction_is_named(sections, sentence):
     with pytest.raises(UserError, match=sentence.replace("--", r"\-\-")) as refusal:
         check_config(configure(**sections))
@@ -147,6 +160,8 @@ def test_shipped_configurations_pass(path):
         {"loss": {"snr_gamma": 1}, "prior": {"weighting": "min_snr"}},
         {"loss": {"min_timestep": 8, "max_timestep": 8}},
         {"text": NEW | {"token_training": "pivotal", "token_share": 0.2}, "lora": LORA},
+        {"text": {"trigger_word": "SKS", "shuffle_tags": True, "keep_tags": 2, "caption_variants": 4}},
+        {"text": {"tag_dropout": 0.2, "keep_tags": 1}},
         {"text": ALONE, "prior": OFF, "train": {"remat": "blocks", "ema_decay": 0.9, "max_grad_norm": 0}},
         {"text": ALONE | {"token_learning_rate": 1}, "prior": OFF, "train": {"optimizer": "prodigy"}},
         {"text": NEW | {"initializer_token": "dog"}, "prior": OFF, "data": WORD | {"class_prompt": None}},

@@ -98,10 +98,10 @@ def test_a_row_has_its_images_latents_and_its_images_caption(micro, mesh):
     rows = BatchIndices(np.array([2, 0, 7, 3]), np.array([1, 0, 0, 1]), np.ones(4))
     mean = cache.images.mean
     latents = gather_latents(cache.images, rows, jnp.zeros((4, *mean.shape[2:])), VAEConfig(scaling_factor=0.5))
-    text = gather_text(cache.text, cache.caption[rows.image], None)
+    text = gather_text(cache.text, cache.caption[rows.image, 0], None)
     for row, (image, augmentation) in enumerate(zip(rows.image, rows.augmentation, strict=True)):
         np.testing.assert_array_equal(latents[row], mean[image, augmentation] * np.float32(0.5))
-        np.testing.assert_array_equal(text.prompt_embeds[row], cache.text.prompt_embeds[cache.caption[image]])
+        np.testing.assert_array_equal(text.prompt_embeds[row], cache.text.prompt_embeds[cache.caption[image, 0]])
 
 
 def test_captions_are_encoded_alike_by_caption_and_by_row(micro, mesh):
@@ -109,7 +109,7 @@ def test_captions_are_encoded_alike_by_caption_and_by_row(micro, mesh):
     encode = lambda ids: TextEmbeddings(ids["text_encoder"].astype(jnp.float32)[..., None])  # noqa: E731
     many, few = np.array([2, 0, 7, 3, 1]), np.array([2, 7])  # more and fewer rows than captions
     for image in (many, few):
-        caption = cache.caption[image]
+        caption = cache.caption[image, 0]
         expected = cache.text["text_encoder"][caption].astype(jnp.float32)[..., None]
         np.testing.assert_array_equal(gather_text(cache.text, caption, encode).prompt_embeds, expected)
 

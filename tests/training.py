@@ -62,11 +62,11 @@ def make_cache(
     time_ids = rng.integers(0, 64, (images, augmentations, 6)).astype(np.float32)
     masks = rng.uniform(size=(*mean.shape[:-1], 1)).astype(np.float32) if masked else None
     encoded = CachedImages(mean, np.full_like(mean, -4.0), time_ids, masks)
-    caption = np.array([0, 0, 1, 2, 2, 2, 2, 2], np.int32)
+    caption, counts = np.array([0, 0, 1, 2, 2, 2, 2, 2], np.int32)[:, None], np.ones(images, np.int32)
     text = random_text(base, rng)
     captions = base.text.tokenize(CAPTIONS) if trains_text else text
     class_caption = np.full_like(caption, CLASS_CAPTION) if own_captions else None
-    cache = LatentCache(encoded, caption, captions, text if trains_text else None, class_caption)
+    cache = LatentCache(encoded, caption, counts, captions, text if trains_text else None, class_caption)
     return jax.device_put(cache, replicated(mesh))
 
 

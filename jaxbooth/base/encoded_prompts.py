@@ -1,6 +1,6 @@
 """Prompt embeddings that are made ahead, where the text encoder is a large one that is dropped before training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -9,7 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxbooth.base.model import BaseModel, encode_prompts, load_params
-from jaxbooth.base.text_encoder import TextEmbeddings, select_prompts
+from jaxbooth.base.text_encoder import TextEmbeddings, TokenIds, select_prompts
+from jaxbooth.params import Params
 from jaxbooth.sharding import replicated
 
 BATCH_SIZE = 8  # prompts that are encoded at once; a language model of 4 billion takes 500 MB for them
@@ -33,6 +34,21 @@ class EncodedPrompts:
         return select_prompts(self.text, jnp.asarray(rows))
 
 
+def encode_batches(
+    encode: Callable[[dict[str, Params], TokenIds], TextEmbeddings],
+    params: dict[str, Params],
+    ids: TokenIds,
+    batch_size: int,
+) -> TextEmbeddings:
+    """Encodes prompts in batches of one size, so that the memory for it does not grow with their number."""
+    count = len(next(iter(ids.values())))
+    batches = []
+    for start in range(0, count, batch_size):
+        rows = np.minimum(np.arange(start, start + batch_size), count - 1)
+        batches.append(encode(params, {name: tokens[rows] for name, tokens in ids.items()}))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts)[:count], *batches)
+
+
 def encode_ahead(base: BaseModel, mesh: Mesh, *groups: Sequence[str]) -> list[EncodedPrompts]:
     """Loads the text encoder, encodes groups of distinct prompts and drops it.
 
@@ -45,12 +61,7 @@ def encode_ahead(base: BaseModel, mesh: Mesh, *groups: Sequence[str]) -> list[En
     program = jax.jit(lambda params, ids: encode_prompts(base, mesh, params, ids), out_shardings=replicated(mesh))
 
     def encode(prompts: Sequence[str]) -> EncodedPrompts:
-        ids = base.text.tokenize(prompts)
-        batches = []
-        for start in range(0, len(prompts), BATCH_SIZE):
-            rows = np.minimum(np.arange(start, start + BATCH_SIZE), len(prompts) - 1)
-            batches.append(program(params, {name: tokens[rows] for name, tokens in ids.items()}))
-        text = jax.tree.map(lambda *parts: jnp.concatenate(parts)[: len(prompts)], *batches)
+        text = encode_batches(program, params, base.text.tokenize(prompts), BATCH_SIZE)
         return EncodedPrompts({prompt: row for row, prompt in enumerate(prompts)}, text)
 
     return [encode(prompts) for prompts in groups]

@@ -42,6 +42,7 @@ REQUIRED_VALUES = {
     "loss.mode_scale": ("loss.timestep_sampling", "mode"),
     "data.random_crops": ("data.crop", "random"),
 }
+TAG_KEYS = ("text.keep_tags", "text.caption_variants")
 # optimizer -> keys that it does not use
 UNUSED_BY_OPTIMIZER = {
     "adafactor": ("train.b1", "train.b2", "train.eps", "train.mu_dtype"),
@@ -60,6 +61,9 @@ def ineffective_options(config: Config) -> Iterator[str]:
     for key, (other, value) in REQUIRED_VALUES.items():
         if key in changed and values[other] != value:
             yield f"{flag(key)} only acts with {flag(other)} {value}."
+    for key in TAG_KEYS:
+        if key in changed and not config.text.varies_tags:
+            yield f"{flag(key)} only acts with --text.shuffle-tags or --text.tag-dropout."
     if config.evaluation.keep_best not in (None, VALIDATION_LOSS) and not config.evaluation.every:
         yield "--evaluation.keep-best needs --evaluation.every."
     if "loss.snr_gamma" in changed and "min_snr" not in (config.loss.weighting, config.prior.weighting):

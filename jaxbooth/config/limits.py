@@ -21,6 +21,7 @@ MAX_EVALUATED_IMAGES = 20_000  # of one model; they lie in memory together
 MAX_SUBJECTS = 256  # each is a part of the train step
 MAX_PROMPTS = 1000  # of an evaluation
 MAX_PROMPT = 10_000  # characters, of captions too; 64 chunks have 4800 tokens
+MAX_CAPTIONS = 1000  # of one image; each is encoded and kept
 MAX_SAMPLED_IMAGES = 1000  # of one validation or evaluation while training; they lie in memory together
 
 Seed = Annotated[int, Ge(0), Le(MAX_SEED)]
@@ -55,6 +56,8 @@ ChunkCount = Annotated[int, Gt(0), Le(64)]
 VectorCount = Annotated[int, Gt(0), Le(75)]  # a chunk has no more
 Token = Annotated[str, Len(0, 200)]
 PlaceholderTokens = Annotated[tuple[Token, ...], Len(0, 256)]
+TagCount = Annotated[int, Ge(0), Le(1000)]
+CaptionCount = Annotated[int, Gt(0), Le(MAX_CAPTIONS)]
 Prompts = Annotated[tuple[Prompt, ...], Len(0, 100)]
 PromptCount = Annotated[int, Gt(0), Le(MAX_PROMPTS)]
 Regex = Annotated[str, Len(0, 1000)]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import get_args
 
+from jaxbooth.config.caption_rules import check_captions
 from jaxbooth.config.held_out import check_held_out
 from jaxbooth.config.ineffective import changed_keys, ineffective_options
 from jaxbooth.config.limits import MAX_ROWS_TRAINED, MAX_SAMPLED_IMAGES
@@ -50,6 +51,7 @@ def check_config(config: Config) -> None:
     for problem in ineffective_options(config):
         raise UserError(problem)
     check_training(config)
+    check_captions(config.text, config.subjects)
     warn_about_prior(config)
     warn_about_rates(config)
     for prompt in config.validation.prompts:

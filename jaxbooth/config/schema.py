@@ -158,6 +158,17 @@ class TextConfig(Section):
     """Of the text encoder, with --train.text-encoder; default: --train.learning-rate."""
     caption_dropout: limits.Dropout = 0.0
     """Share of images trained with an empty caption, for guidance."""
+    trigger_word: limits.Token | None = None
+    """Word that every instance caption has to hold: it is put in front of those that lack it, and in the place of
+    [trigger]."""
+    shuffle_tags: bool = False
+    """Shuffle what stands between the commas of instance captions."""
+    tag_dropout: limits.Dropout = 0.0
+    """Share of the tags that is left out of instance captions; one tag always stays."""
+    keep_tags: limits.TagCount = 0
+    """First tags of a caption that are neither shuffled nor left out."""
+    caption_variants: limits.CaptionCount = 16
+    """Variants of each image's captions that are encoded and kept, with shuffled or dropped tags."""
     clip_skip: limits.ClipSkip = 0
     """Last layers of the text encoder to leave out."""
     max_token_chunks: limits.ChunkCount = 1
@@ -179,6 +190,11 @@ class TextConfig(Section):
     def is_textual_inversion(self) -> bool:
         """Whether the embeddings of placeholder tokens are all that is trained."""
         return bool(self.placeholder_tokens) and self.token_training == "textual-inversion"
+
+    @property
+    def varies_tags(self) -> bool:
+        """Whether instance captions are trained with in several variants."""
+        return self.shuffle_tags or self.tag_dropout > 0
 
 
 class MeshConfig(Section):

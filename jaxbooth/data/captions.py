@@ -1,7 +1,8 @@
 """The captions of a folder's images: in `metadata.jsonl`, in `metadata.csv`, or in a text file beside each of them.
 
 The first two are the Hugging Face ImageFolder convention; `.caption` is the ending that kohya's tools write. A caption
-that is there is used or refused by name. It is never passed over for the prompt.
+that is there is used or refused by name. It is never passed over for the prompt. An image may have several: the lines
+of its text file, or a list of texts in `metadata.jsonl`.
 """
 
 import csv
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxbooth.config.limits import MAX_PROMPT
+from jaxbooth.config.limits import MAX_CAPTIONS, MAX_PROMPT
 from jaxbooth.data.file_names import by_name, by_stem, fold_name, shorten_name
 from jaxbooth.errors import UserError
 from jaxbooth.storage.paths import ascii_repr, relative_file_name
@@ -24,18 +25,18 @@ UNREAD_LIST = "metadata.parquet"  # the third spelling of the ImageFolder conven
 JSONL_FORM = '{"file_name": "a.jpg", "text": "..."}'
 
 
-class Caption(NamedTuple):
-    """A caption, and where it was found: a file, for lists with the line."""
+class ImageCaptions(NamedTuple):
+    """The captions of one image, and where they were found: a file, for lists with the line."""
 
-    text: str
+    texts: tuple[str, ...]
     source: str
 
 
 class CaptionEntry(NamedTuple):
-    """One line of a caption list: the name as written, its caption, and the file and line."""
+    """One line of a caption list: the name as written, its captions, and the file and line."""
 
     name: object
-    caption: str
+    captions: tuple[str, ...]
     source: str
 
 
@@ -43,12 +44,12 @@ class Captions(NamedTuple):
     """What a folder says of its images.
 
     Attributes:
-        by_image: image -> its caption.
+        by_image: image -> its captions, at least one.
         used: the files that captions were read from.
         overruled: caption files beside images whose caption a list has.
     """
 
-    by_image: dict[Path, Caption]
+    by_image: dict[Path, ImageCaptions]
     used: set[Path]
     overruled: list[Path]
 
@@ -75,25 +76,25 @@ def read_captions(entries: Sequence[Path], images: Sequence[Path]) -> Captions:
     overruled = [file for image, files in beside.items() if image in captions for file in files]
     for image, files in beside.items():
         if image not in captions:
-            captions[image] = caption_beside(image, files)
-    for image, caption in captions.items():
-        check_caption(caption, image)
+            captions[image] = captions_beside(image, files)
+    for image, image_captions in captions.items():
+        check_captions(image_captions, image)
     return Captions(captions, {*lists, *(file for files in beside.values() for file in files)}, overruled)
 
 
-def read_lists(lists: Sequence[Path], images: Sequence[Path]) -> dict[Path, Caption]:
+def read_lists(lists: Sequence[Path], images: Sequence[Path]) -> dict[Path, ImageCaptions]:
     """Reads the folder's caption lists together.
 
     Raises:
         UserError: see `read_captions`.
     """
-    index, captions = by_name(images), dict[Path, Caption]()
+    index, captions = by_name(images), dict[Path, ImageCaptions]()
     for path in lists:
-        for name, text, source in READERS[fold_name(path.name)](path):
+        for name, texts, source in READERS[fold_name(path.name)](path):
             image = find_image(name, source, path.parent, index.find(relative_file_name(name, source)))
             if image in captions:
                 raise UserError(f"{source}: {image.name} has a caption already, in {captions[image].source}; keep one.")
-            captions[image] = Caption(text, source)
+            captions[image] = ImageCaptions(texts, source)
     return captions
 
 
@@ -174,17 +175,26 @@ def parse_entry(fields: dict[str, Any], source: str, form: str) -> CaptionEntry:
     """Returns an entry of a caption list.
 
     Raises:
-        UserError: it names no file, or has no caption, several, or one that is no text.
+        UserError: it names no file, or has no caption, several that differ, or one that is no text.
     """
-    captions = {key: fields[key] for key in CAPTION_KEYS if fields.get(key) is not None}
+    captions = {key: parse_texts(fields[key], key, source) for key in CAPTION_KEYS if fields.get(key) is not None}
     if NAME_KEY not in fields or not captions:
         raise UserError(f"{source}: expected {form}.")
-    for key, caption in captions.items():
-        if not isinstance(caption, str):
-            raise UserError(f'{source}: "{key}" has to be one text, not {ascii_repr(caption)}.')
     if len({*captions.values()}) > 1:
         raise UserError(f"{source}: {' and '.join(captions)} hold different captions; keep one of them.")
     return CaptionEntry(fields[NAME_KEY], next(iter(captions.values())), source)
+
+
+def parse_texts(value: object, key: str, source: str) -> tuple[str, ...]:
+    """Returns the captions that a key of an entry holds: one text, or a list of them.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    texts = value if isinstance(value, list) else [value]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise UserError(f'{source}: "{key}" has to be one text or a list of texts, not {ascii_repr(value)}.')
+    return tuple(texts)
 
 
 def caption_files(entries: Iterable[Path], images: Sequence[Path]) -> dict[Path, list[Path]]:
@@ -197,29 +207,32 @@ def caption_files(entries: Iterable[Path], images: Sequence[Path]) -> dict[Path,
     return files
 
 
-def caption_beside(image: Path, files: Sequence[Path]) -> Caption:
-    """Reads an image's caption files, which hold one caption.
+def captions_beside(image: Path, files: Sequence[Path]) -> ImageCaptions:
+    """Reads an image's caption files, of which each line that is not empty is a caption.
 
     Raises:
         UserError: they hold different ones.
     """
-    texts = {file: read_text(file).strip() for file in files}
+    texts = {file: tuple(line.strip() for line in read_lines(file) if line.strip()) for file in files}
     if len({*texts.values()}) > 1:
         names = " and ".join(file.name for file in files)
         raise UserError(f"{image.parent}: {names} hold different captions for {image.name}; keep one.")
-    return Caption(texts[files[0]], str(files[0]))
+    return ImageCaptions(texts[files[0]], str(files[0]))
 
 
-def check_caption(caption: Caption, image: Path) -> None:
+def check_captions(captions: ImageCaptions, image: Path) -> None:
     """Refuses captions that cannot be trained with.
 
     Raises:
-        UserError: it is empty, too long, or has half a character, which JSON can spell.
+        UserError: there are none or too many, or one is empty, too long, or has half a character, which JSON can spell.
     """
-    text, source = caption
-    if not text.strip():
+    texts, source = captions
+    if not texts or not all(text.strip() for text in texts):
         raise UserError(f"{source}: the caption is empty; write one for {image.name} or remove it.")
-    if len(text) > MAX_PROMPT:
-        raise UserError(f"{source}: the caption has {len(text):,} characters; at most {MAX_PROMPT:,} are read.")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise UserError(f"{source}: the caption has half of a surrogate pair; write the whole character.")
+    if len(texts) > MAX_CAPTIONS:
+        raise UserError(f"{source}: {image.name} has {len(texts):,} captions; at most {MAX_CAPTIONS:,} are read.")
+    for text in texts:
+        if len(text) > MAX_PROMPT:
+            raise UserError(f"{source}: the caption has {len(text):,} characters; at most {MAX_PROMPT:,} are read.")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(f"{source}: the caption has half of a surrogate pair; write the whole character.")

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from jaxbooth.config.schema import Subject
+from jaxbooth.config.schema import Subject, TextConfig
 from jaxbooth.config.subjects import ARTICLES, noun_phrase
 from jaxbooth.data.images import ImageFile
 from jaxbooth.errors import UserError, short_repr
@@ -71,3 +71,33 @@ def class_captions(
             )
         captions.append(caption)
     return captions
+
+
+def with_class_captions(file: ImageFile, subject: Subject, text: TextConfig, shared: str | None = None) -> ImageFile:
+    """Returns an image with the class captions of all captions that it is trained with.
+
+    A variant whose identifier was dropped with its tag is its own class caption. One of which nothing else is left
+    has that of the caption as written.
+
+    Args:
+        shared: see `class_captions`.
+
+    Raises:
+        UserError: a caption as written has no identifier to take out, or nothing else.
+    """
+    tokens = (*text.placeholder_tokens, *trigger_words(text, subject))
+    if not text.varies_tags:
+        files = [file._replace(caption=caption) for caption in file.captions]
+        return file._replace(class_captions=tuple(class_captions(files, subject, shared, tokens)))
+    [written] = class_captions([file], subject, shared, tokens)
+    captions = []
+    for variant in file.captions:
+        without = class_caption(variant, subject, tokens)
+        captions.append(shared or (variant if without is None else without or written))
+    return file._replace(class_captions=tuple(captions))
+
+
+def trigger_words(text: TextConfig, subject: Subject) -> list[str]:
+    """Returns the words of the trigger word that the class prompt lacks."""
+    known = {word.lower() for word in WORD.findall(subject.class_prompt or "")}
+    return [word for word in WORD.findall(text.trigger_word or "") if word.lower() not in known]

@@ -26,11 +26,30 @@ MAX_FOLDERS = 100  # subfolders that are looked into for a message
 
 
 class ImageFile(NamedTuple):
-    """One image on disk, the caption it is trained with, and its index in its folder."""
+    """One image on disk, the captions it is trained with, and its index in its folder.
+
+    Attributes:
+        caption: as written; of several, the first.
+        variants: captions of which a row of a step takes one, where that is not `caption` alone. Equal ones are
+            taken more often.
+        class_captions: the same captions without the identifier, where a row needs them.
+    """
 
     path: Path
     caption: str
     index: int = 0
+    variants: tuple[str, ...] = ()
+    class_captions: tuple[str, ...] = ()
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """What the image is trained with."""
+        return self.variants or (self.caption,)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """All that is encoded for the image."""
+        return self.captions + self.class_captions
 
 
 class LoadedImage(NamedTuple):
@@ -104,7 +123,7 @@ def scan_folder(folder: Path, prompt: str, key: str, masked: bool = False) -> Im
     captions = read_captions(entries, paths)
     used = {*paths, *masks, *captions.used}
     return ImageFolder(
-        [ImageFile(path, caption_of(path, captions, prompt), index) for index, path in enumerate(paths)],
+        [image_file(path, index, captions, prompt) for index, path in enumerate(paths)],
         [unused_file(path) for path in entries if path not in used and path.name != MANIFEST],
         [path.name for path in captions.overruled],
     )
@@ -215,17 +234,18 @@ def no_images_message(folder: Path, key: str, unused: Sequence[UnusedFile]) -> s
     return f"{holds}; known are jpg, png, webp, avif, bmp, gif, tif."
 
 
-def caption_of(path: Path, captions: Captions, prompt: str) -> str:
-    """Returns an image's caption.
+def image_file(path: Path, index: int, captions: Captions, prompt: str) -> ImageFile:
+    """Returns an image with the captions of its own, else with the prompt.
 
     Raises:
-        UserError: it is empty.
+        UserError: the prompt is needed, and empty.
     """
     if path in captions.by_image:
-        return captions.by_image[path].text
+        texts = captions.by_image[path].texts
+        return ImageFile(path, texts[0], index, texts)
     if not prompt.strip():
         raise UserError(f"{path}: the caption is empty; write one for {path.name} or remove it.")
-    return prompt
+    return ImageFile(path, prompt, index)
 
 
 def load_image(path: Path, masked: bool = False) -> LoadedImage:

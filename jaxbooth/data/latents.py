@@ -42,19 +42,21 @@ class LatentCache(NamedTuple):
 
     Attributes:
         images: the subjects' images, then the classes'.
-        caption: row of `text`.
-        class_caption: row of `text` with the caption without the identifier, for instance images; None where no row
-            needs it.
+        caption: rows of `text`: the captions of each image, of which a row of a step takes one.
+        caption_counts: how many captions each image has; further ones are padding.
+        class_caption: rows of `text` with the same captions of instance images without the identifier; None where no
+            row needs them.
         text: `TextEmbeddings` of the distinct captions where the text encoders are frozen, else their token ids. The
             last one is the empty prompt where a row may have it.
         frozen_text: the frozen model's `TextEmbeddings` of the same captions, where the prior's target needs it.
     """
 
     images: CachedImages
-    caption: Int[AnyArray, " images"]
+    caption: Int[AnyArray, "images variants"]
+    caption_counts: Int[AnyArray, " images"]
     text: TextEmbeddings | TokenIds
     frozen_text: TextEmbeddings | None = None
-    class_caption: Int[AnyArray, " images"] | None = None
+    class_caption: Int[AnyArray, "images variants"] | None = None
 
 
 class BatchIndices(NamedTuple):
@@ -145,3 +147,14 @@ def gather_text(
 def distinct_captions(captions: Iterable[str], with_empty: bool) -> list[str]:
     """Returns every caption once, in order; the empty one comes last, if asked for."""
     return [*dict.fromkeys(captions), *([""] if with_empty else [])]
+
+
+def caption_table(
+    groups: Sequence[Sequence[str]], captions: Sequence[str], width: int
+) -> Int[np.ndarray, "images width"]:
+    """Returns where each image's captions are among all captions; what is left of `width` columns is padding."""
+    rows = {caption: row for row, caption in enumerate(captions)}
+    table = np.zeros((len(groups), width), np.int32)
+    for image, group in enumerate(groups):
+        table[image, : len(group)] = [rows[caption] for caption in group]
+    return table

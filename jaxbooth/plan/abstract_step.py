@@ -161,8 +161,11 @@ def abstract_source(config: Config, base: BaseModel, slices: SubjectSlices, mesh
 
 
 def abstract_latent_cache(config: Config, base: BaseModel, slices: SubjectSlices, mesh: AnyMesh) -> LatentCache:
-    """Describes the cached latents of square images, with one caption for each subject and each class."""
-    everywhere, data = replicated(mesh), config.data
+    """Describes the cached latents of square images, with one caption for each class.
+
+    Each subject has one caption too, or each of its images has as many as the configuration asks for.
+    """
+    everywhere, data, text_config = replicated(mesh), config.data, config.text
 
     def leaf(*shape: int, dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
@@ -174,16 +177,19 @@ def abstract_latent_cache(config: Config, base: BaseModel, slices: SubjectSlices
     augmentations = (data.random_crops if data.crop == "random" else 1) * (2 if data.flip else 1)
     latents = (images, augmentations, *base.latent_shape(config.resolution, config.resolution))
     masks = leaf(*latents[:-1], 1) if data.masks else None
-    own_captions = len(slices.instances) if config.prior.has_own_captions else 0
-    captions = len(slices.instances) + len(slices.classes) + own_captions + config.needs_empty_caption
+    variants = text_config.caption_variants if text_config.varies_tags else 1
+    instance_captions = len(slices.instances) * (IMAGES_OF_SUBJECT * variants if text_config.varies_tags else 1)
+    own_captions = instance_captions if config.prior.has_own_captions else 0
+    captions = instance_captions + len(slices.classes) + own_captions + config.needs_empty_caption
     ids: TokenIds = replicate(base.text.abstract_ids(captions))
     text: TextEmbeddings = replicate(base.text.abstract_embeddings(captions))
     return LatentCache(
         images=CachedImages(leaf(*latents), leaf(*latents), leaf(*latents[:2], 6), masks),
-        caption=leaf(images, dtype=jnp.int32),
+        caption=leaf(images, variants, dtype=jnp.int32),
+        caption_counts=leaf(images, dtype=jnp.int32),
         text=ids if config.trains_text else text,
         frozen_text=text if config.trains_text and config.needs_reference else None,
-        class_caption=leaf(images, dtype=jnp.int32) if config.prior.has_own_captions else None,
+        class_caption=leaf(images, variants, dtype=jnp.int32) if config.prior.has_own_captions else None,
     )
 
 

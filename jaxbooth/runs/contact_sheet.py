@@ -6,6 +6,7 @@ from PIL import Image
 from jaxbooth.config.run_config import Config
 from jaxbooth.console.messages import info, is_main
 from jaxbooth.data.image_grid import image_grid, shrink
+from jaxbooth.data.images import ImageFile
 from jaxbooth.data.training_images import TrainingImages
 from jaxbooth.runs.folder import RunFolder
 from jaxbooth.runs.inputs import RunInputs, crop_spec
@@ -32,10 +33,16 @@ def contact_sheet(config: Config, inputs: RunInputs, images: TrainingImages) -> 
             for pixels, mask in zip(augmentations.pixels, augmentations.masks, strict=True):
                 if len(tiles) < MAX_TILES:
                     tiles.append(shrink(shade(pixels, mask), TILE_SIDE))
-                    captions.append(file.caption)
+                    captions.append(caption_label(file))
     if total > len(tiles):
         info(f"the contact sheet shows {len(tiles)} of {total} augmentations and leaves {total - len(tiles)} out")
     return image_grid(tiles, captions, min(COLUMNS, len(tiles)))
+
+
+def caption_label(file: ImageFile) -> str:
+    """Returns an image's caption, and how many variants of it there are."""
+    distinct = len(set(file.captions))
+    return file.caption if distinct == 1 else f"{file.caption} ({distinct} variants)"
 
 
 def shade(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:

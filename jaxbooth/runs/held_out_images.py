@@ -7,6 +7,7 @@ from typing import NamedTuple
 from jaxbooth.config.held_out import validation_key
 from jaxbooth.config.run_config import Config
 from jaxbooth.console.messages import info, pluralize
+from jaxbooth.data.caption_variants import with_variants
 from jaxbooth.data.file_names import join_names
 from jaxbooth.data.held_out import check_not_trained, hold_out
 from jaxbooth.data.images import ImageFile, ImageFolder, scan_folder
@@ -42,6 +43,7 @@ def split_subjects(config: Config, instances: Sequence[ImageFolder]) -> SplitFol
         images: list[ImageFile] = []
         if subject.validation_dir:
             images = scan_held_out(subject.validation_dir, subject.instance_prompt, validation_key(config, number))
+            images = [with_variants(file, config.text, config.seed) for file in images]
         elif config.data.hold_out:
             folder, images = take_out(folder, subject.instance_dir, config.data.hold_out, config.seed)
         trained.append(folder)

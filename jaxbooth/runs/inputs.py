@@ -1,7 +1,7 @@
 """What a run finds on disk before it reads any weights, checked, and the class images that it generates."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,8 @@ from jaxbooth.config.rules import check_schedule
 from jaxbooth.config.run_config import Config
 from jaxbooth.console.messages import info, is_main, pluralize, warn
 from jaxbooth.data.buckets import enlargement_factor, group_by_bucket
-from jaxbooth.data.class_captions import class_captions
+from jaxbooth.data.caption_variants import with_variants
+from jaxbooth.data.class_captions import with_class_captions
 from jaxbooth.data.class_images import ClassImages, generate_missing, open_all_class_images
 from jaxbooth.data.crops import CropSpec
 from jaxbooth.data.decoding import read_header
@@ -44,8 +45,6 @@ class RunInputs:
         instances: image folder of each subject.
         classes: class folders; `class_of` says which one goes with each subject. Empty without a prior term.
         shapes: (height, width) -> images of each subject in that shape.
-        class_captions: of each subject, index of an image -> its caption without the identifier; empty where no row
-            needs them.
         held_out: images of each subject that are not trained on; their loss is measured.
     """
 
@@ -54,7 +53,6 @@ class RunInputs:
     classes: list[ClassImages]
     class_of: list[int]
     shapes: dict[tuple[int, int], list[list[ImageFile]]]
-    class_captions: list[dict[int, str]] = field(default_factory=list)
     held_out: list[list[ImageFile]] = field(default_factory=list)
 
     @property
@@ -81,10 +79,10 @@ def read_inputs(config: Config, base: BaseModel) -> RunInputs:
     check_placeholder_captions(config.text.placeholder_tokens, instance_files)
     if config.data.masks:
         check_masks(instance_files)
+    instances = add_class_captions(config, instances)
     classes, class_of = open_classes(config, base)
     shapes = group_by_shape(base, config.resolution, config.data.buckets, instances)
-    class_captions = read_class_captions(config, instances)
-    return RunInputs(base, instances, classes, class_of, shapes, class_captions, held_out)
+    return RunInputs(base, instances, classes, class_of, shapes, held_out)
 
 
 def check_model(config: Config, base: BaseModel) -> None:
@@ -107,31 +105,30 @@ def check_model(config: Config, base: BaseModel) -> None:
 
 
 def scan_subject(config: Config, index: int) -> ImageFolder:
-    """Lists the images of one subject."""
+    """Lists the images of one subject, with their captions as they are trained with."""
     subject, several = config.subjects[index], bool(config.data.subjects)
     key = f"data.subjects, entry {index + 1}: instance_dir" if several else "--data.instance-dir"
-    return scan_folder(subject.instance_dir, subject.instance_prompt, key, config.data.masks)
+    folder = scan_folder(subject.instance_dir, subject.instance_prompt, key, config.data.masks)
+    return replace(folder, images=[with_variants(file, config.text, config.seed) for file in folder.images])
 
 
 def check_placeholder_captions(tokens: Sequence[str], files: Sequence[ImageFile]) -> None:
     """Raises UserError for a placeholder token that no instance caption has, so that nothing would teach it."""
     for token in tokens:
-        if not any(token in file.caption for file in files):
+        if not any(token in caption for file in files for caption in file.captions):
             raise UserError(
                 f"--text.placeholder-tokens {token}: no instance caption has this word; write it in the prompt."
             )
 
 
-def read_class_captions(config: Config, instances: Sequence[ImageFolder]) -> list[dict[int, str]]:
-    """Returns the captions without the identifier of each subject's images, where output preservation needs them."""
+def add_class_captions(config: Config, instances: Sequence[ImageFolder]) -> list[ImageFolder]:
+    """Adds to each subject's images their captions without the identifier, where output preservation needs them."""
     if not config.prior.has_own_captions:
-        return []
-    shared, tokens = config.prior.class_caption, config.text.placeholder_tokens
-    subjects = zip(config.subjects, instances, strict=True)
-    captions = [class_captions(folder.images, subject, shared, tokens) for subject, folder in subjects]
+        return list(instances)
+    shared = config.prior.class_caption
     return [
-        {file.index: text for file, text in zip(folder.images, texts, strict=True)}
-        for folder, texts in zip(instances, captions, strict=True)
+        replace(folder, images=[with_class_captions(file, subject, config.text, shared) for file in folder.images])
+        for subject, folder in zip(config.subjects, instances, strict=True)
     ]
 
 
@@ -256,7 +253,7 @@ def scan_class_folders(placeholder_tokens: Sequence[str], classes: Sequence[Clas
     ]
     for file in (file for folder in folders for file in folder.images):
         for token in placeholder_tokens:
-            if token in file.caption:
+            if any(token in caption for caption in file.captions):
                 raise UserError(
                     f"{file.path}: the caption of this class image holds the placeholder token {token}; remove it."
                 )

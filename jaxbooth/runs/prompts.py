@@ -41,11 +41,10 @@ def training_captions(config: Config, inputs: RunInputs) -> list[str]:
     started = [classes for classes in inputs.classes if classes.found]
     folders = scan_class_folders(config.text.placeholder_tokens, started)
     files = [*inputs.images, *(file for folder in folders for file in folder.images)]
-    captions = [file.caption for file in files]
-    own_captions = [caption for subject in inputs.class_captions for caption in subject.values()]
+    captions = [prompt for file in files for prompt in file.prompts]
     prompts = [classes.settings["prompt"] for classes in inputs.classes]
     empty = [""] if config.needs_empty_caption else []
-    return distinct([*captions, *own_captions, *prompts, *empty])
+    return distinct([*captions, *prompts, *empty])
 
 
 def sampled_prompts(config: Config, inputs: RunInputs) -> list[str]:

@@ -17,6 +17,7 @@ from jaxbooth.data.training_images import TrainingImages
 from jaxbooth.distributed.group import SingleProcess, process_group
 from jaxbooth.distributed.process_info import find_process
 from jaxbooth.plan.fit import check_memory
+from jaxbooth.runs.caption_notes import log_captions
 from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.runs.contact_sheet import contact_sheet, write_contact_sheet
 from jaxbooth.runs.disk_needs import check_folders
@@ -70,10 +71,9 @@ def train_joined(config: Config, processes: SingleProcess) -> Result:
     optimizer = make_optimizer(config.train, learning_rates(config), no_gradient)
     inputs = read_inputs(config, base)
     warn_about_distillation(base.distillation)
-    own_captions = [caption for subject in inputs.class_captions for caption in subject.values()]
-    log_prompts(
-        config, base.text, [*(file.caption for file in (*inputs.images, *inputs.held_out_images)), *own_captions]
-    )
+    held_out = [file.caption for file in inputs.held_out_images]
+    log_prompts(config, base.text, [*(prompt for file in inputs.images for prompt in file.prompts), *held_out])
+    log_captions(config, base.text.encoders[0].tokenizer, [folder.images for folder in inputs.instances])
     log_prior(config, base)
     run_config = check_memory(config, base, mesh)
     images = TrainingImages(config.resolution, config.data.masks)

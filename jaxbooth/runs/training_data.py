@@ -1,6 +1,6 @@
 """Where steps take their rows from: one latent cache for each shape of image, and the order of the shapes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -8,24 +8,35 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxbooth.base.encoded_prompts import EncodedPrompts
+from jaxbooth.base.encoded_prompts import EncodedPrompts, encode_batches
 from jaxbooth.base.model import BaseModel, encode_prompts
 from jaxbooth.base.text_encoder import TextEmbeddings, TokenIds
 from jaxbooth.base.vae import ImageEncoder
 from jaxbooth.config.run_config import Config
+from jaxbooth.console.messages import info
 from jaxbooth.console.progress import ProgressBar, progress
 from jaxbooth.data.buckets import BucketOrder
 from jaxbooth.data.crops import CropSpec
 from jaxbooth.data.images import ImageFile, load_image
-from jaxbooth.data.latents import CachedImages, LatentCache, concatenate_images, distinct_captions, encode_images
+from jaxbooth.data.latents import (
+    CachedImages,
+    LatentCache,
+    caption_table,
+    concatenate_images,
+    distinct_captions,
+    encode_images,
+)
 from jaxbooth.data.training_images import TrainingImages
 from jaxbooth.distributed.arrays import put
 from jaxbooth.params import AnyArray, Params
 from jaxbooth.prng import key_data
 from jaxbooth.runs.inputs import RunInputs, crop_spec
 from jaxbooth.sharding import replicated
+from jaxbooth.storage.disk import format_bytes
 from jaxbooth.training.batch import BatchSource
 from jaxbooth.training.layout import SubjectSlices, subject_slices
+
+CAPTION_BATCH = 64  # captions that CLIP encodes at once
 
 T = TypeVar("T")
 
@@ -68,13 +79,15 @@ def encode_training_data(
         classes: images of each class. They are cropped to the shape of the instance images that they train beside.
     """
     class_files = [file for files in classes for file in files]
-    file_captions = (file.caption for file in (*inputs.images, *class_files))
-    own_captions = (caption for subject in inputs.class_captions for caption in subject.values())
-    captions = distinct_captions((*file_captions, *own_captions), config.needs_empty_caption)
+    prompts = (prompt for file in (*inputs.images, *class_files) for prompt in file.prompts)
+    captions = distinct_captions(prompts, config.needs_empty_caption)
     if encoded:
         text, frozen_text = encoded.select(captions), None
     else:
         text, frozen_text = encode_captions(config, inputs.base, mesh, params, captions)
+    if any(len(file.captions) > 1 for file in inputs.images):
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves((text, frozen_text)))
+        info(f"captions: {len(captions)} encoded, which take {format_bytes(size)} on each device")
     encoder, factor = ImageEncoder(inputs.base, params["vae"], mesh), inputs.base.vae_config.factor
     weights = [subject.weight for subject in config.subjects]
     crop_specs = [crop_spec(config, shape) for shape in inputs.shapes]
@@ -88,10 +101,9 @@ def encode_training_data(
                 for batch in batches(files, encoder.batch_size, bar)
             ]
             files = [file for files in (*subjects, class_files) for file in files]
-            caption = np.array([captions.index(file.caption) for file in files], np.int32)
             cached = concatenate_images([*subject_images, *class_images[crops]])
-            class_caption = class_caption_rows(inputs.class_captions, subjects, captions, len(class_files))
-            cache = LatentCache(cached, caption, text, frozen_text, class_caption)
+            caption, caption_counts, class_caption = caption_tables(files, captions)
+            cache = LatentCache(cached, caption, caption_counts, text, frozen_text, class_caption)
             caches.append(put(cache, replicated(mesh)))
             counts.append(sum(map(len, subjects)))
             instances = [len(files) for files in subjects]
@@ -100,22 +112,16 @@ def encode_training_data(
     return TrainingData(tuple(caches), tuple(slices), BucketOrder(tuple(counts), config.seed), key)
 
 
-def class_caption_rows(
-    class_captions: Sequence[Mapping[int, str]],
-    subjects: Sequence[Sequence[ImageFile]],
-    captions: Sequence[str],
-    class_files: int,
-) -> np.ndarray | None:
-    """Returns where the cached images' captions without the identifier are among all captions, or None without any.
-
-    Args:
-        class_captions: of each subject, see `RunInputs`.
-        subjects: images of each subject in the cache; `class_files` images of classes follow, which have none.
-    """
-    if not class_captions:
-        return None
-    own = [texts[file.index] for texts, files in zip(class_captions, subjects, strict=True) for file in files]
-    return np.array([*map(captions.index, own), *[0] * class_files], np.int32)
+def caption_tables(
+    files: Sequence[ImageFile], captions: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Returns `caption`, `caption_counts` and `class_caption` of a latent cache, given all captions."""
+    counts = np.array([len(file.captions) for file in files], np.int32)
+    width = int(counts.max())
+    caption = caption_table([file.captions for file in files], captions, width)
+    if not any(file.class_captions for file in files):
+        return caption, counts, None
+    return caption, counts, caption_table([file.class_captions for file in files], captions, width)
 
 
 def encode_class_images(
@@ -147,7 +153,11 @@ def encode_captions(
     """Returns the captions as the step takes them, and as the frozen model sees them where the prior needs that."""
     ids = base.text.tokenize(captions)
     encoders = {name: params[name] for name in base.text_encoder_names}
-    encode = jax.jit(lambda values, ids: encode_prompts(base, mesh, values, ids))
+    program = jax.jit(lambda values, ids: encode_prompts(base, mesh, values, ids))
+
+    def encode() -> TextEmbeddings:
+        return encode_batches(program, encoders, ids, min(len(captions), CAPTION_BATCH))
+
     if not config.trains_text:
-        return encode(encoders, ids), None
-    return ids, encode(encoders, ids) if config.needs_reference else None
+        return encode(), None
+    return ids, encode() if config.needs_reference else None

@@ -16,6 +16,7 @@ from jaxbooth.training.layout import BatchLayout, example_keys, sample_indices
 from jaxbooth.training.spec import TrainStepSpec
 
 IMAGE_STREAM, NOISE_STREAM = 0, 1  # folded into the run's key: which images a step takes, and how they are noised
+CAPTION_STREAM = 2  # which of its image's captions a row takes
 
 
 class BatchSource(NamedTuple):
@@ -74,10 +75,11 @@ def make_batch(
         role=layout.role,
         mask=row_masks(images, rows, layout.role),
     )
+    variant = choose_variants(cache, jax.random.fold_in(root, CAPTION_STREAM), step, layout.index, rows)
     return NoisedBatch(
         examples,
         input_noise=perturb(target_noise, perturbation, spec.loss.input_perturbation),
-        caption=row_captions(cache, rows, layout.role, dropout, spec.caption_dropout),
+        caption=row_captions(cache, rows, variant, layout.role, dropout, spec.caption_dropout),
         time_ids=jnp.asarray(images.time_ids)[rows.image, rows.augmentation],
     )
 
@@ -96,20 +98,42 @@ def row_masks(images: CachedImages, rows: BatchIndices, role: Int[AnyArray, " b"
     return jnp.where(is_masked[:, None, None, None], masks, 1.0)
 
 
+def choose_variants(
+    cache: LatentCache, key: Key[Array, ""], step: Int[Array, ""], index: Int[AnyArray, " b"], rows: BatchIndices
+) -> Int[Array, " b"]:
+    """Chooses one of the captions of each row's image, all with equal chance; a pure function of (key, step, index).
+
+    Args:
+        step: of the run.
+        index: seeds the rows, see `BatchLayout`.
+    """
+    if cache.caption.shape[1] == 1:
+        return jnp.zeros_like(rows.image)
+    counts = jnp.asarray(cache.caption_counts)[rows.image]
+    choose = jax.vmap(lambda row_key, count: jax.random.randint(row_key, (), 0, count))
+    return choose(example_keys(key, step, index), counts)
+
+
 def row_captions(
-    cache: LatentCache, rows: BatchIndices, role: Int[AnyArray, " b"], keys: Key[Array, " b"], dropout: float
+    cache: LatentCache,
+    rows: BatchIndices,
+    variant: Int[Array, " b"],
+    role: Int[AnyArray, " b"],
+    keys: Key[Array, " b"],
+    dropout: float,
 ) -> Int[Array, " b"]:
     """Returns each row's caption, a row of the cache's text: that of its image, or what its role puts there instead.
 
     Args:
+        variant: which of its image's captions.
         dropout: share of instance and class rows that have the empty caption, the last of the cache's text.
     """
     role, empty = jnp.asarray(role), len(jax.tree.leaves(cache.text)[0]) - 1
-    caption = jnp.asarray(cache.caption)[rows.image]
+    caption = jnp.asarray(cache.caption)[rows.image, variant]
     if dropout:
         is_dropped = jax.vmap(jax.random.uniform)(keys) < dropout
         caption = jnp.where(is_dropped, empty, caption)
     if cache.class_caption is not None:
-        class_caption = jnp.asarray(cache.class_caption)[rows.image]
+        class_caption = jnp.asarray(cache.class_caption)[rows.image, variant]
         caption = jnp.where(role == Role.OUTPUT_PRESERVATION, class_caption, caption)
     return jnp.where(role == Role.BLANK_PROMPT, empty, caption)
