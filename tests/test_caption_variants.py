@@ -20,6 +20,7 @@ from jaxbooth.data.images import ImageFile
 from jaxbooth.data.latents import distinct_captions
 from jaxbooth.data.training_images import TrainingImages
 from jaxbooth.errors import UserError
+from jaxbooth.export.metadata import describe_tags
 from jaxbooth.prng import key_data
 from jaxbooth.runs.caption_notes import log_captions
 from jaxbooth.runs.contact_sheet import caption_label, contact_sheet
@@ -366,6 +367,19 @@ def test_ai_toolkits_placeholder_is_named_without_a_trigger_word(base, folder, c
 def test_the_contact_sheet_tells_how_many_variants_a_caption_has():
     assert caption_label(ImageFile(Path("a.png"), "a dog", 0, ("a dog",))) == "a dog"
     assert caption_label(ImageFile(Path("a.png"), "a, b", 0, ("a, b", "b, a", "a, b"))) == "a, b (2 variants)"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ({}, None),
+        ({"shuffle_tags": True}, "tags shuffled"),
+        ({"tag_dropout": 0.1, "keep_tags": 1}, "tags 10% left out, but the first 1"),
+        ({"shuffle_tags": True, "tag_dropout": 0.25}, "tags shuffled and 25% left out"),
+    ],
+)
+def test_a_model_card_says_what_was_done_to_the_tags(text, expected):
+    assert describe_tags(TextConfig(**text)) == expected
 
 
 def test_many_captions_are_encoded_a_few_at_a_time(base, params):

@@ -9,6 +9,7 @@ from jaxbooth.base.model import BaseModel
 from jaxbooth.config.prior import describe_terms
 from jaxbooth.config.rates import peak_learning_rate
 from jaxbooth.config.run_config import Config
+from jaxbooth.config.schema import TextConfig
 from jaxbooth.data.class_images import open_all_class_images
 from jaxbooth.errors import UserError
 
@@ -41,6 +42,17 @@ def class_prompts(config: Config) -> tuple[str, ...]:
     return tuple(dict.fromkeys(subject.class_prompt for subject in config.subjects if subject.class_prompt))
 
 
+def describe_tags(text: TextConfig) -> str | None:
+    """Returns what was done to the tags of captions, or None."""
+    if not text.varies_tags:
+        return None
+    changes = ["shuffled"] if text.shuffle_tags else []
+    if text.tag_dropout:
+        changes.append(f"{text.tag_dropout:.0%} left out")
+    kept = f", but the first {text.keep_tags}" if text.keep_tags else ""
+    return f"tags {' and '.join(changes)}{kept}"
+
+
 def training_settings(config: Config, base: BaseModel, step: int) -> dict[str, Any]:
     """Returns what a reader wants to know of the training, name -> value; None is left out."""
     train, lora, text, loss = config.train, config.lora, config.text, config.loss
@@ -62,6 +74,8 @@ def training_settings(config: Config, base: BaseModel, step: int) -> dict[str, A
         "text encoder": "trained" if train.text_encoder else "frozen",
         "placeholder tokens": ", ".join(text.placeholder_tokens) or None,
         "vectors for each placeholder token": text.vectors_per_token if text.placeholder_tokens else None,
+        "trigger word": text.trigger_word,
+        "captions": describe_tags(text),
         "clip skip": text.clip_skip or None,
         "prior": describe_terms(config.prior_terms),
         "target of class images": "the base model's prediction" if has_frozen_target else None,
