@@ -94,9 +94,8 @@ class ChatTextEncoder(PromptEncoder):
             ids: text encoder -> (b, 1, length), -1 where a prompt is padded.
 
         Returns:
-            Prompt embeddings (b, length, width). Where the family pads to its longest prompt, those of padding
-            are what the model makes of its padding token, which sees the prompt; else they are 0, and there are
-            lengths.
+            Prompt embeddings (b, length, width). Where the family pads to `max_length`, those of padding are what the
+            model makes of its padding token, which sees the prompt; else they are 0, and there are lengths.
         """
         [encoder] = self.encoders
         tokens = jnp.asarray(ids[encoder.name])[:, 0]

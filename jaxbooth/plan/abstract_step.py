@@ -147,6 +147,12 @@ def on_mesh(shapes: Mapping[str, Any], mesh: AnyMesh) -> Params:
     return params
 
 
+def replicate(tree: Any, mesh: AnyMesh) -> Any:
+    """Describes arrays of which every device holds a copy."""
+    everywhere = replicated(mesh)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), tree)
+
+
 def abstract_slices(config: Config) -> SubjectSlices:
     """Lays out a usual number of images."""
     subjects = max(1, len(config.data.subjects))
@@ -170,9 +176,6 @@ def abstract_latent_cache(config: Config, base: BaseModel, slices: SubjectSlices
     def leaf(*shape: int, dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
 
-    def replicate(tree: Any) -> Any:
-        return jax.tree.map(lambda array: leaf(*array.shape, dtype=array.dtype), tree)
-
     images = sum(piece.count for piece in (*slices.instances, *slices.classes))
     augmentations = (data.random_crops if data.crop == "random" else 1) * (2 if data.flip else 1)
     latents = (images, augmentations, *base.latent_shape(config.resolution, config.resolution))
@@ -181,8 +184,8 @@ def abstract_latent_cache(config: Config, base: BaseModel, slices: SubjectSlices
     instance_captions = len(slices.instances) * (IMAGES_OF_SUBJECT * variants if text_config.varies_tags else 1)
     own_captions = instance_captions if config.prior.has_own_captions else 0
     captions = instance_captions + len(slices.classes) + own_captions + config.needs_empty_caption
-    ids: TokenIds = replicate(base.text.abstract_ids(captions))
-    text: TextEmbeddings = replicate(base.text.abstract_embeddings(captions))
+    ids: TokenIds = replicate(base.text.abstract_ids(captions), mesh)
+    text: TextEmbeddings = replicate(base.text.abstract_embeddings(captions), mesh)
     return LatentCache(
         images=CachedImages(leaf(*latents), leaf(*latents), leaf(*latents[:2], 6), masks),
         caption=leaf(images, variants, dtype=jnp.int32),

@@ -10,8 +10,8 @@ from jaxbooth.base.model import BaseModel
 from jaxbooth.base.sampling import BATCH_SIZE, ImageSampler, configured_sampling
 from jaxbooth.config.run_config import Config
 from jaxbooth.params import Params, join
-from jaxbooth.plan.abstract_step import AbstractStep
-from jaxbooth.sharding import batch_sharding, param_shardings, replicated
+from jaxbooth.plan.abstract_step import AbstractStep, on_mesh, replicate
+from jaxbooth.sharding import batch_sharding
 from jaxbooth.training.state import result_params
 from jaxbooth.training.step import make_dispatch
 
@@ -31,12 +31,9 @@ def trace_sampling(config: Config, base: BaseModel, params: dict[str, Params], m
     """
     settings = configured_sampling(config.validation, config.resolution)
     image_sampler = ImageSampler(base, mesh, settings, sampling_batch(config))
-    batch, everywhere = image_sampler.batch_size, replicated(mesh)
-
-    def replicate(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), tree)
-
-    text, inputs = replicate(base.text.abstract_embeddings(batch)), replicate(image_sampler.inputs(0))
+    batch = image_sampler.batch_size
+    text = replicate(base.text.abstract_embeddings(batch), mesh)
+    inputs = replicate(image_sampler.inputs(0), mesh)
     captions = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=batch_sharding(mesh))
     indices = jax.ShapeDtypeStruct((batch,), jnp.uint32, sharding=batch_sharding(mesh))
     return image_sampler.program.trace(params, text, captions, indices, inputs)
@@ -52,13 +49,7 @@ def sampling_batch(config: Config) -> int:
 
 def sampling_params(base: BaseModel, step: AbstractStep, mesh: Mesh) -> dict[str, Params]:
     """Describes denoiser and VAE as images are generated with them: what was trained, beside what was not."""
-    shard = param_shardings(mesh)
-    trained: Any = {
-        component: {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shard(name, leaf.shape))
-            for name, leaf in params.items()
-        }
-        for component, params in jax.eval_shape(result_params, step.state).items()
-    }
+    results = jax.eval_shape(result_params, step.state)
+    trained = {component: on_mesh(params, mesh) for component, params in results.items()}
     params = join(step.frozen, step.resident, trained)
     return {name: params[name] for name in (base.denoiser_name, "vae")}
