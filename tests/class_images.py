@@ -9,8 +9,9 @@ import numpy as np
 
 from jaxbooth.assets import DEMO_MODEL
 from jaxbooth.base.model import BaseModel
+from jaxbooth.config.prior import PriorConfig
 from jaxbooth.config.run_config import Config
-from jaxbooth.config.schema import DataConfig, PriorConfig
+from jaxbooth.config.schema import DataConfig
 from jaxbooth.data.class_images import ClassImages, generate_missing, generation_settings, open_class_images
 
 

@@ -54,8 +54,8 @@ def test_a_frozen_target_is_met_at_the_start_whatever_captions_are_dropped(train
         plain = micro.text.encode(micro_params, micro.text.tokenize(CAPTIONS))
         source = source._replace(cache=source.cache._replace(frozen_text=plain))
     losses, grads = jax.jit(lambda params: gradients(spec, params, frozen, source, key, jnp.int32(0)))(state.params)
-    assert losses.instance > 0.1
-    assert losses.prior < 1e-9
+    assert losses.terms["instance_loss"] > 0.1
+    assert losses.terms["prior_loss"] < 1e-9
     assert max(float(jnp.abs(grad).max()) for grad in grads.values()) > 1e-6
 
 

@@ -18,12 +18,13 @@ SIZES = {"cats": [(32, 32), (24, 40)], "dogs": [(32, 32)]}  # width and height
 SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {
         "lora": {"rank": 2},
-        "prior": {"target": "frozen"},
-        "loss": {"timestep_sampling": "logit_normal", "timestep_shift": "resolution"},
+        "prior": {"method": ["class-images", "output-preservation", "blank-prompt"], "target": "frozen"},
+        "loss": {"outside_mask": "frozen", "timestep_sampling": "logit_normal", "timestep_shift": "resolution"},
         "text": {"caption_dropout": 0.1, "shuffle_tags": True, "tag_dropout": 0.2, "caption_variants": 4},
     },
     "full": {
         "loss": {"weighting": "cosmap"},
+        "prior": {"method": ["output-preservation", "weight-anchor"]},
         "train": {"remat": "blocks", "gradient_accumulation_steps": 2},
     },
 }  # fmt: skip
@@ -50,7 +51,7 @@ def configuration(model: Path, images: Path, run_dir: Path, kind: str, steps_per
     settings = SETTINGS[kind]
     train = {"batch_size": 2, "checkpoint_every": SAVED, "ema_decay": 0.9, "steps": STEPS, "learning_rate": 1e-3}
     content = settings | {
-        "model": str(model), "seed": 1, "run_dir": str(run_dir), "prior": {"steps": 2},
+        "model": str(model), "seed": 1, "run_dir": str(run_dir), "prior": {"steps": 2} | settings.get("prior", {}),
         "data": {"subjects": subjects, "num_class_images": 2, "resolution": 32, "masks": True, "buckets": True},
         "train": train | settings.get("train", {}) | {"steps_per_dispatch": steps_per_dispatch},
         "validation": {"every": 100, "images_per_prompt": 1, "steps": 2, "prompts": ["a sks cats"]},

@@ -21,7 +21,7 @@ SETTINGS = {
     "text": {"placeholder_tokens": ["<sks>"], "token_training": "pivotal", "token_share": 0.3, "learning_rate": 5e-5,
              "vectors_per_token": 2, "caption_dropout": 0.1, "shuffle_tags": True, "tag_dropout": 0.2, "keep_tags": 1,
              "trigger_word": "<sks>", "caption_variants": 4},
-    "prior": {"target": "frozen"},
+    "prior": {"method": ["class-images", "output-preservation", "weight-anchor"], "target": "frozen"},
     "validation": {"every": 100, "images_per_prompt": 1, "steps": 2},
 }  # fmt: skip
 

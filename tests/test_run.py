@@ -49,7 +49,8 @@ def losses(run_dir: Path) -> list[tuple[int, float]]:
 def test_a_run_says_what_it_will_do_and_did(straight, micro_model):
     _, output = straight
     generated = f"0 found, 3 to generate from {micro_model}, prompt 'an emoji of a cat'"
-    assert f"prior on, weight 1.0: 3 class images ({generated})" in output
+    assert f"class images: 3 class images ({generated})" in output
+    assert "prior: class-images, weight 1 (" in output
     assert "identifier 'sks': 2 tokens, sk + s" in output
     assert "6 steps x (2 + 2) rows = 12 instance views, 2.4 views of each image; learning rate 0.0002" in output
     assert "exported:" in output

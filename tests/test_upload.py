@@ -25,7 +25,7 @@ FACTS = CardContent(
     repo="me/sks-cat", base_model="a/model", format=FORMATS["diffusers"], name="cat", family=FAMILIES["sd15"],
     instance_prompts=("a photo of sks cat",), class_prompts=("a photo of a cat",),
     settings={"steps": 800, "text|images": "a|b"}, image="samples.png",
-    prior={"images": 200, "sampler": "ddpm"}, license="mit",
+    prior={"images": 200, "sampler": "ddpm"}, prior_terms="class-images 1", license="mit",
 )  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def test_a_card_lists_prompts_settings_and_how_the_prior_was_made():
     for line in ("# sks-cat", "![Images generated with this model](samples.png)", "- class: `a photo of a cat`",
                  "| steps | `800` |", r"| text\|images | `a\|b` |", "| sampler | `ddpm` |"):  # fmt: skip
         assert line in card.splitlines()
-    assert "Trained without a prior term." in model_card(replace(FACTS, prior={}))
+    assert "Trained without a prior term." in model_card(replace(FACTS, prior={}, prior_terms="none"))
 
 
 def test_the_code_in_a_card_generates_an_image_with_diffusers(hub, tmp_path):
