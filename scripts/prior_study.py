@@ -11,13 +11,14 @@ add to one that is done.
 
 import argparse
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 from study.executables import keep_executables
-from study.page import TITLES, draw_pareto, head, image_page, page
-from study.plan import BASE, SEEDS, SETTINGS, Run, Task, base_name, copy_photos, plan, runs_of
+from study.page import TITLES, draw_pareto, image_page, page
+from study.plan import BASE, CLASS_IMAGES, SEEDS, SETTINGS, Run, Task, base_name, copy_photos, plan, runs_of
 from study.results import group_of, read_records
 from study.work import make_missing_class_images, picture_file, work
 
@@ -67,11 +68,13 @@ def write_pages(out: Path) -> None:
     """Writes the four files of the docs from the records that are there."""
     records = read_records(PUBLISHED, out / "results")
     groups = {key: group_of(records, *key) for key in TITLES}
-    missing = [TITLES[key] for key, group in groups.items() if not group.seeds]
+    missing = [TITLES[key] for key, group in groups.items() if not group.num_seeds]
     if missing:
         sys.exit(f"no seed is complete: {', '.join(missing)}")
-    write_json(PUBLISHED, {"plan": plan(), "records": list(records.values())})
-    write_text(DOCS / "prior-study.md", page(groups, head(groups)))
+    class_image_seconds = [one["cpu_seconds"] for one in records.values() if one["setting"] == CLASS_IMAGES]
+    published = [{key: value for key, value in one.items() if key != "config"} for one in records.values()]
+    write_json(PUBLISHED, {"plan": plan(), "records": published})
+    write_text(DOCS / "prior-study.md", page(groups, statistics.median(class_image_seconds)))
     draw_pareto(groups, DOCS / "prior-pareto.png")
     names = {setting: Run(SHOWN, "full", setting, 0).name for setting in SETTINGS}
     pictures = {label: picture_file(out, name) for label, name in ({BASE: base_name(SHOWN)} | names).items()}

@@ -35,14 +35,17 @@ class Group(NamedTuple):
     """What is compared in one table.
 
     Attributes:
-        base: metric -> (subjects,) of the base model.
+        base: metric -> (subjects, seeds) of the base model, whose images are the same for all seeds.
         runs: setting -> metric or cost -> (subjects, seeds).
-        seeds: those of which every run is there.
     """
 
     base: dict[str, np.ndarray]
     runs: dict[str, dict[str, np.ndarray]]
-    seeds: list[int]
+
+    @property
+    def num_seeds(self) -> int:
+        """How many seeds every setting has."""
+        return self.base[METRICS[0]].shape[1]
 
 
 def group_of(records: Mapping[str, Record], model: str, trained: str) -> Group:
@@ -54,12 +57,27 @@ def group_of(records: Mapping[str, Record], model: str, trained: str) -> Group:
         if (one["model"], one.get("trained")) == (model, trained)
     }
     seeds = complete_seeds(list(runs))
-    base = {name: np.array([bases[subject]["metrics"].get(name, 0.0) for subject in SUBJECTS]) for name in METRICS}
+    base = {
+        name: np.array([[bases[subject]["metrics"].get(name, 0.0)] * len(seeds) for subject in SUBJECTS])
+        for name in METRICS
+    }
     values = {}
     for setting in SETTINGS:
         of_setting = [[runs[setting, subject, seed] for seed in seeds] for subject in SUBJECTS]
         values[setting] = {name: values_of(of_setting, name) for name in (*METRICS, *COSTS)}
-    return Group(base, values, seeds)
+    return Group(base, values)
+
+
+def together(groups: Sequence[Group]) -> Group:
+    """Returns all groups as one: each subject has the runs of all of them, and stays what is resampled."""
+    base = {name: np.concatenate([group.base[name] for group in groups], axis=1) for name in METRICS}
+    runs = {
+        setting: {
+            name: np.concatenate([group.runs[setting][name] for group in groups], axis=1) for name in (*METRICS, *COSTS)
+        }
+        for setting in SETTINGS
+    }
+    return Group(base, runs)
 
 
 def complete_seeds(keys: Sequence[tuple[str, str, int]]) -> list[int]:
@@ -79,7 +97,7 @@ def values_of(records: Sequence[Sequence[Record]], name: str) -> np.ndarray:
 
 def change(group: Group, setting: str, metric: str) -> Estimate:
     """Returns the difference to the base model, paired by subject."""
-    return bootstrap_mean(list(group.runs[setting][metric] - group.base[metric][:, None]))
+    return bootstrap_mean(list(group.runs[setting][metric] - group.base[metric]))
 
 
 def difference(group: Group, setting: str, metric: str) -> Estimate:
