@@ -18,7 +18,7 @@ from pathlib import Path
 
 from study.executables import keep_executables
 from study.page import TITLES, draw_pareto, image_page, page
-from study.plan import BASE, CLASS_IMAGES, SEEDS, SETTINGS, Run, Task, base_name, copy_photos, plan, runs_of
+from study.plan import BASE, CLASS_IMAGES, EMBEDDED, SEEDS, SETTINGS, Run, Task, base_name, copy_photos, plan, runs_of
 from study.results import group_of, read_records
 from study.work import make_missing_class_images, picture_file, work
 
@@ -26,7 +26,10 @@ from jaxbooth.storage.files import write_json, write_text
 
 DOCS = Path(__file__).parents[1] / "docs"
 PUBLISHED = DOCS / "prior-study.json"
-SHOWN = Task("demo", "fluent-cat")  # its images are shown, fully fine-tuned with the first seed
+SHOWN = {  # heading -> whose images are shown, fully fine-tuned
+    "UNet: the subject, then the class": Task("demo", EMBEDDED),
+    "flow transformer: the subject, then the class": Task("demo-flow", EMBEDDED),
+}
 # Several processes of one thread each do more on a few cores than one process of many threads.
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
@@ -76,10 +79,11 @@ def write_pages(out: Path) -> None:
     write_json(PUBLISHED, {"plan": plan(), "records": published})
     write_text(DOCS / "prior-study.md", page(groups, statistics.median(class_image_seconds)))
     draw_pareto(groups, DOCS / "prior-pareto.png")
-    names = {setting: Run(SHOWN, "full", setting, 0).name for setting in SETTINGS}
-    pictures = {label: picture_file(out, name) for label, name in ({BASE: base_name(SHOWN)} | names).items()}
-    if all(path.exists() for path in pictures.values()):
-        image_page(pictures, DOCS / "prior-study-images.png")
+    pictures = {BASE: [picture_file(out, base_name(task)) for task in SHOWN.values()]}
+    for setting in SETTINGS:
+        pictures[setting] = [picture_file(out, Run(task, "full", setting, 0).name) for task in SHOWN.values()]
+    if all(path.exists() for files in pictures.values() for path in files):  # they do not travel with the figures
+        image_page(list(SHOWN), pictures, DOCS / "prior-study-images.png")
 
 
 def main() -> None:

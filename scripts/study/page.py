@@ -21,7 +21,7 @@ TITLES = {
 }
 HEADS = ("CLIP-I (higher)", "CLIP-T (higher)", "PRES (lower)", "DIV (higher)", "drift (lower)")
 BLUES, PURPLES = ("#9ecae1", "#3182bd", "#08306b"), ("#d4b9da", "#a352a8", "#4a0d5e")
-LABEL_WIDTH, ROW_GAP = 230, 6  # pixels
+LABEL_WIDTH, HEADING_HEIGHT, FONT_SIZE = 230, 26, 15  # pixels
 Groups = Mapping[tuple[str, str], Group]
 
 
@@ -132,19 +132,25 @@ def arms(estimate: Estimate) -> np.ndarray:
     return np.abs(np.array([[estimate.low], [estimate.high]], float) - estimate.mean)
 
 
-def image_page(pictures: Mapping[str, Path], path: Path) -> None:
+def image_page(columns: Sequence[str], pictures: Mapping[str, Sequence[Path]], path: Path) -> None:
     """Writes the images of several models below each other, each row with its label at the left.
 
     Args:
-        pictures: label -> row of images, all of one size.
+        columns: heading of each column.
+        pictures: label -> a file for each column, all of one size; they are shown at half of it.
     """
-    rows = {label: Image.open(file).convert("RGB") for label, file in pictures.items()}
-    width, height = next(iter(rows.values())).size
-    canvas = Image.new("RGB", (LABEL_WIDTH + width, ROW_GAP + len(rows) * height), "white")
+    rows = {label: [Image.open(file).convert("RGB").reduce(2) for file in files] for label, files in pictures.items()}
+    width, height = next(iter(rows.values()))[0].size
+    size = (LABEL_WIDTH + len(columns) * width, HEADING_HEIGHT + len(rows) * height)
+    canvas = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(canvas)
+    for column, heading in enumerate(columns):
+        pen.text((LABEL_WIDTH + column * width + 4, 4), heading, "black", ImageFont.load_default(FONT_SIZE))
     for index, (label, row) in enumerate(rows.items()):
-        pen.text((8, index * height + height // 2 - 8), label, "black", ImageFont.load_default(15))
-        canvas.paste(row, (LABEL_WIDTH, index * height))
+        top = HEADING_HEIGHT + index * height
+        pen.text((8, top + height // 2 - 8), label, "black", ImageFont.load_default(FONT_SIZE))
+        for column, image in enumerate(row):
+            canvas.paste(image, (LABEL_WIDTH + column * width, top))
     canvas.save(path, optimize=True)
 
 
@@ -174,5 +180,5 @@ core, so that compiling and what else the machine does hardly count. The class i
 
 ![Images of each method](prior-study-images.png)
 
-The first four images of a row are of prompts about the subject, the others of the class prompt: the fluent cat, fully
-fine-tuned into the UNet, first seed."""
+The first four images of a block are of prompts about the subject, the others of the class prompt: the fluent cat, full
+fine-tuning, first seed."""
