@@ -77,7 +77,9 @@ def write_pages(out: Path) -> None:
     class_image_seconds = [one["cpu_seconds"] for one in records.values() if one["setting"] == CLASS_IMAGES]
     published = [{key: value for key, value in one.items() if key != "config"} for one in records.values()]
     write_json(PUBLISHED, {"plan": plan(), "records": published})
-    write_text(DOCS / "prior-study.md", page(groups, statistics.median(class_image_seconds)))
+    notes = DOCS / "prior-study-notes.md"
+    text = page(groups, statistics.median(class_image_seconds))
+    write_text(DOCS / "prior-study.md", text + (f"\n{notes.read_text()}" if notes.exists() else ""))
     draw_pareto(groups, DOCS / "prior-pareto.png")
     pictures = {BASE: [picture_file(out, base_name(task)) for task in SHOWN.values()]}
     for setting in SETTINGS:
