@@ -84,13 +84,26 @@ def test_a_difference_is_that_of_the_same_subject_and_seed(study):
     assert change.count == 9
 
 
-def test_a_seed_that_is_not_complete_is_left_out(study):
+def test_a_later_seed_that_is_not_complete_is_left_out(study):
     plan, results = study["plan"], study["results"]
     records = made_up_records(plan, 3)
     del records[plan.Run(plan.Task("demo", "dog"), "full", "none", 1).name]
     group = results.group_of(records, "demo", "full")
     assert group.num_seeds == 2
     np.testing.assert_allclose(group.runs["none"]["clip_i"], [[0.6, 0.62], [0.7, 0.72], [0.8, 0.82]])
+
+
+def test_a_setting_that_lacks_a_subject_is_left_out(study):
+    plan, results = study["plan"], study["results"]
+    records = made_up_records(plan, 2)
+    del records[plan.Run(plan.Task("demo", "dog"), "full", "none", 0).name]
+    group = results.group_of(records, "demo", "full")
+    assert list(group.runs) == [setting for setting in plan.SETTINGS if setting != "none"]
+    assert group.num_seeds == 2
+    whole = results.group_of(made_up_records(plan, 1), "demo", "full")
+    both = results.together([group, whole])
+    assert "none" not in both.runs
+    assert both.runs["class-images 1"]["clip_i"].shape == (3, 3)
 
 
 def test_records_of_another_plan_are_not_mixed_with_these(study, tmp_path):

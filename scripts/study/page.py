@@ -97,8 +97,13 @@ def draw_pareto(groups: Groups, path: Path) -> None:
     for axis, (key, group) in zip(axes.flat, groups.items(), strict=True):
         draw_panel(axis, group)
         axis.set_title(TITLES[key], fontsize=11)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=10, frameon=False)
+    handles = {
+        label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    order = [name for name in (BASE, *SETTINGS) if name in handles]
+    figure.legend(
+        [handles[name] for name in order], order, loc="outside lower center", ncols=4, fontsize=10, frameon=False
+    )
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -107,7 +112,7 @@ def draw_panel(axis: Axes, group: Group) -> None:
     """Draws the settings of one group: means, with the intervals of their changes as crosses."""
     center = {name: float(group.base[name].mean()) for name in ("pres", "clip_i")}
     axis.plot(center["pres"], center["clip_i"], "*", color="black", markersize=14, label=BASE, linestyle="none")
-    for setting in SETTINGS:
+    for setting in group.runs:
         colour, marker = styles()[setting]
         pres, clip_i = change(group, setting, "pres"), change(group, setting, "clip_i")
         axis.errorbar(

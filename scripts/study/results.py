@@ -49,45 +49,49 @@ class Group(NamedTuple):
 
 
 def group_of(records: Mapping[str, Record], model: str, trained: str) -> Group:
-    """Returns the records of a base model and a way of training it, without seeds that are not complete."""
+    """Returns the records of a base model and a way of training it.
+
+    Settings that lack a subject in the first seed are left out, and then seeds that lack anything.
+    """
     bases = {one["subject"]: one for one in records.values() if one["setting"] == BASE and one["model"] == model}
     runs = {
         (one["setting"], one["subject"], one["seed"]): one
         for one in records.values()
         if (one["model"], one.get("trained")) == (model, trained)
     }
-    seeds = complete_seeds(list(runs))
+    first, *later = sorted({seed for _, _, seed in runs}) or [0]
+    settings = [setting for setting in SETTINGS if is_complete(runs, setting, first)]
+    seeds = [first] + [seed for seed in later if all(is_complete(runs, setting, seed) for setting in settings)]
     base = {
         name: np.array([[bases[subject]["metrics"].get(name, 0.0)] * len(seeds) for subject in SUBJECTS])
         for name in METRICS
     }
     values = {}
-    for setting in SETTINGS:
+    for setting in settings:
         of_setting = [[runs[setting, subject, seed] for seed in seeds] for subject in SUBJECTS]
         values[setting] = {name: values_of(of_setting, name) for name in (*METRICS, *COSTS)}
     return Group(base, values)
 
 
+def is_complete(runs: Mapping[tuple[str, str, int], Record], setting: str, seed: int) -> bool:
+    """Whether a setting has a seed with every subject."""
+    return all((setting, subject, seed) in runs for subject in SUBJECTS)
+
+
 def together(groups: Sequence[Group]) -> Group:
-    """Returns all groups as one: each subject has the runs of all of them, and stays what is resampled."""
+    """Returns all groups as one: each subject has the runs of all of them, and stays what is resampled.
+
+    Settings that a group lacks are left out.
+    """
     base = {name: np.concatenate([group.base[name] for group in groups], axis=1) for name in METRICS}
     runs = {
         setting: {
             name: np.concatenate([group.runs[setting][name] for group in groups], axis=1) for name in (*METRICS, *COSTS)
         }
         for setting in SETTINGS
+        if all(setting in group.runs for group in groups)
     }
     return Group(base, runs)
-
-
-def complete_seeds(keys: Sequence[tuple[str, str, int]]) -> list[int]:
-    """Returns the seeds that every setting has with every subject, given (setting, subject, seed) of what is there."""
-    there = set(keys)
-    seeds = sorted({seed for _, _, seed in keys})
-    return [
-        seed for seed in seeds
-        if all((setting, subject, seed) in there for setting in SETTINGS for subject in SUBJECTS)
-    ]  # fmt: skip
 
 
 def values_of(records: Sequence[Sequence[Record]], name: str) -> np.ndarray:
