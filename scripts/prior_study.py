@@ -97,8 +97,9 @@ def write_pages(out: Path) -> None:
     pictures = {BASE: [picture_file(out, base_name(task)) for task in SHOWN.values()]}
     for setting in SETTINGS:
         pictures[setting] = [picture_file(out, Run(task, "full", setting, 0).name) for task in SHOWN.values()]
-    if all(path.exists() for files in pictures.values() for path in files):  # they do not travel with the figures
-        image_page(list(SHOWN), pictures, DOCS / "prior-study-images.png")
+    there = {label: files for label, files in pictures.items() if all(path.exists() for path in files)}
+    if there:  # they do not travel with the figures
+        image_page(list(SHOWN), there, DOCS / "prior-study-images.png")
 
 
 def main() -> None:

@@ -22,6 +22,8 @@ TITLES = {
 HEADS = ("CLIP-I (higher)", "CLIP-T (higher)", "PRES (lower)", "DIV (higher)", "drift (lower)")
 BLUES, PURPLES = ("#9ecae1", "#3182bd", "#08306b"), ("#d4b9da", "#a352a8", "#4a0d5e")
 LABEL_WIDTH, HEADING_HEIGHT, FONT_SIZE = 230, 26, 15  # pixels
+ONE_SEED = """ With one seed and three subjects, an interval is the range over the subjects: one without zero
+says that all three agree in the sign, and no more."""
 Groups = Mapping[tuple[str, str], Group]
 
 
@@ -156,26 +158,29 @@ def image_page(columns: Sequence[str], pictures: Mapping[str, Sequence[Path]], p
         pen.text((8, top + height // 2 - 8), label, "black", ImageFont.load_default(FONT_SIZE))
         for column, image in enumerate(row):
             canvas.paste(image, (LABEL_WIDTH + column * width, top))
-    canvas.save(path, optimize=True)
+    canvas.quantize(256).save(path, optimize=True)
 
 
 def head(groups: Groups, class_image_seconds: float) -> str:
     """Returns what the page says first."""
     counts = sorted({group.num_seeds for group in groups.values()})
     seeds = "1 seed" if counts == [1] else f"{' or '.join(map(str, counts))} seeds"
+    agreement = ONE_SEED if counts == [1] else ""
+    is_whole = all(len(group.runs) == len(SETTINGS) for group in groups.values())
+    gaps = "" if is_whole else " Settings that a table lacks were not measured with all subjects."
     return f"""# Ways to keep the prior, side by side
 
 The figures behind [Keeping the prior](prior.md), made by `python scripts/prior_study.py`. The embedded UNet (demo)
 learns for {STEPS["demo"]} steps and the embedded flow transformer (demo-flow) for {STEPS["demo-flow"]}, with
 {BATCH_SIZE} instance rows and {BATCH_SIZE} rows of each method that has rows; the rate is {RATES["full"]:g}, and
 {RATES["lora"]:g} for a LoRA of rank {RANK}. Subjects: {", ".join(SUBJECTS)}, {PHOTOS} images of each; {seeds}.
-`class-images + weight-anchor` has the weights 1 and {ANCHORS[1]:g}.
+`class-images + weight-anchor` has the weights 1 and {ANCHORS[1]:g}.{gaps}
 
 Of every run, {PROMPTS} of the paper's prompts with one image each and {CLASS_IMAGES} images of the class are sampled in
 {SAMPLER_STEPS} steps, always from the same noise, and the demo's CLIP measures them. *PRES* is how much images of the
 class look like the subject, *DIV* how much they differ from each other, *drift* the mean squared distance of their
 latents to those of the base model's images from the same noise. Brackets are 95 % bootstrap intervals that resample
-subjects and, within them, seeds.
+subjects and, within them, seeds.{agreement}
 
 A cell is the mean over all runs, with its change against the base model. *CPU s* is the least CPU time of a run on one
 core, so that compiling and what else the machine does hardly count. The class images of one subject took
