@@ -10,7 +10,7 @@ from PIL import Image
 from tests.xla import QUICK
 
 SHORT = [
-    "demo", "--data.num-class-images", "3", "--prior.steps", "2", "--prior.batch-size", "4",
+    "demo", "--data.num-class-images", "3", "--prior.steps", "2", "--prior.sample-batch-size", "4",
     "--train.batch-size", "2", "--train.steps-per-dispatch", "2", "--train.checkpoint-every", "3",
     "--validation.prompts", "an emoji of a sks cat", "--validation.images-per-prompt", "1", "--validation.steps", "2",
     "--validation.every", "6",
