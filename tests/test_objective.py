@@ -291,9 +291,8 @@ def test_the_weighted_sum_is_the_two_means(prior_weight, rng):
 
 def test_a_subjects_weight_enters_what_is_minimised_and_not_what_is_reported(rng):
     rows = batch(rng, [False, False, True, True, True], [1.5 / 2, 0.5 / 2, 0.1, 0.1, 0.1])
-    np.testing.assert_allclose(
-        reduced([1.0, 3.0, 4.0, 5.0, 6.0], rows), [0.75 * 1 + 0.25 * 3 + 0.1 * 15, 2.0, 5.0], rtol=1e-6
-    )
+    expected = [0.75 * 1 + 0.25 * 3 + 0.1 * 15, 2.0, 5.0]
+    np.testing.assert_allclose(reduced([1.0, 3.0, 4.0, 5.0, 6.0], rows), expected, rtol=1e-6)
 
 
 def test_padding_rows_count_for_nothing(rng):
