@@ -161,7 +161,7 @@ ODD = Config(
     loss=LossConfig(prediction_space="x0", weighting="min_snr", max_timestep=500),
     lora=LoraConfig(rank=4, targets=r"unet\..*\.to_q", init=Path("x.safetensors")),
     text=TextConfig(placeholder_tokens=("<a>", "b"), clip_skip=1),
-    prior=PriorConfig(sampler="euler", guidance_scale=1, batch_size=0, method=("class-images", "weight-anchor")),
+    prior=PriorConfig(sampler="euler", guidance_scale=1, rows=0, method=("class-images", "weight-anchor")),
     train=TrainConfig(
         learning_rate=1e-7, b2=0.95, ema_decay=0.999, dtype="bfloat16",
         optimizer="lion",
@@ -240,11 +240,11 @@ def test_a_flag_is_the_dotted_key_with_dashes(key, expected):
 
 
 def test_prior_rows_are_as_many_as_instance_rows_unless_set_or_off():
-    assert PriorConfig().rows(3) == 3
-    assert PriorConfig(batch_size=5).rows(3) == 5
-    assert PriorConfig(batch_size=5, weight=0).rows(3) == 0
-    assert PriorConfig(method=("class-images", "output-preservation"), class_images_weight=0).rows(3) == 3
-    assert PriorConfig(method=("class-images", "output-preservation", "weight-anchor"), batch_size=5).rows(3) == 10
+    assert PriorConfig().total_rows(3) == 3
+    assert PriorConfig(rows=5).total_rows(3) == 5
+    assert PriorConfig(rows=5, weight=0).total_rows(3) == 0
+    assert PriorConfig(method=("class-images", "output-preservation"), class_images_weight=0).total_rows(3) == 3
+    assert PriorConfig(method=("class-images", "output-preservation", "weight-anchor"), rows=5).total_rows(3) == 10
 
 
 def test_one_subject_is_a_list_of_one():

@@ -132,7 +132,7 @@ def test_a_step_on_a_cpu_agrees_with_its_compiled_form(small, settings, error):
 
 
 def test_largest_batch_is_the_last_that_fits(estimated):
-    step = estimated(batch_size=4, prior={"batch_size": 2})
+    step = estimated(batch_size=4, prior={"rows": 2})
     most = step.largest_batch()
     assert most > 0
     assert step.fits(most)
@@ -140,7 +140,7 @@ def test_largest_batch_is_the_last_that_fits(estimated):
 
 
 def test_prior_images_keep_their_proportion(estimated):
-    step = estimated(batch_size=4, prior={"batch_size": 2})
+    step = estimated(batch_size=4, prior={"rows": 2})
     assert [step.per_device_batch_of(batch) for batch in (1, 2, 4, 8)] == [2, 3, 6, 12]
     assert estimated(prior={"weight": 0}).per_device_batch == BATCH
 

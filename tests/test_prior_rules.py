@@ -49,7 +49,7 @@ def test_flags_name_several_methods_and_their_rows():
     flags = ["--prior.method", "output-preservation", "weight-anchor", "--train.prior-batch-size", "2"]
     prior = from_flags(*flags, "--prior.output-preservation-weight", "3").prior
     assert prior.weights == {"output-preservation": 3, "weight-anchor": 0.01}
-    assert prior.rows(4) == 2
+    assert prior.total_rows(4) == 2
 
 
 def test_terms_are_written_with_their_weights():
@@ -70,7 +70,7 @@ def test_terms_are_written_with_their_weights():
         ),
         ({"prior": {"method": ("blank-prompt",) * 2}}, "--prior.method names blank-prompt twice"),
         ({"prior": {"method": "none", "weight": 0.5}}, "--prior.weight has no effect: --prior.method none has no rows"),
-        ({"prior": {"method": "weight-anchor", "batch_size": 2}}, "--prior.batch-size has no effect"),
+        ({"prior": {"method": "weight-anchor", "rows": 2}}, "--prior.rows has no effect"),
         ({"prior": {"class_images_weight": 2, "weight": 3}}, "--prior.weight has no effect: every method has a weight"),
         ({"prior": {"weight_anchor_weight": 2}}, "--prior.weight-anchor-weight is about weight-anchor, and this run"),
         ({"prior": {"class_caption": "a cat"}}, "--prior.class-caption is about output-preservation, .* class-images"),
@@ -118,7 +118,7 @@ def test_a_method_that_does_not_exist_is_answered_with_those_that_do():
 
 
 def test_one_line_says_which_term_has_which_weight_and_cost(base: BaseModel, capsys):
-    config = configure({"method": ("class-images", "output-preservation", "weight-anchor"), "batch_size": 2})
+    config = configure({"method": ("class-images", "output-preservation", "weight-anchor"), "rows": 2})
     log_prior(config, add_trainable(base, config))
     assert (
         "prior: class-images, weight 1 (2 rows a step); output-preservation, weight 1 (2 rows a step and the frozen "

@@ -63,11 +63,11 @@ IDLE = [
     ({"data": {"random_crops": 2}}, "--data.random-crops only acts with --data.crop random"),
     ({"loss": {"snr_gamma": 1}}, "--loss.snr-gamma only acts with --loss.weighting min_snr"),
     ({"prior": {"weighting": "snr", "weight": 0}}, "--prior.weighting is about prior rows, .* its weight is 0"),
-    ({"prior": {"target": "frozen", "batch_size": 0}}, "--prior.target is about class-images, .*--prior.batch-size 0"),
+    ({"prior": {"target": "frozen", "rows": 0}}, "--prior.target is about class-images, .*--prior.rows 0"),
     ({"data": {"class_dir": "birds"}, "prior": {"weight": 0}}, "--data.class-dir is about class-images"),
-    ({"data": several({}, {"class_dir": "a"}), "prior": {"batch_size": 0}}, "entry 2: class_dir is about class-images"),
-    ({"prior": {"batch_size": 3, "weight": 0}}, "--prior.batch-size has no effect: its weight is 0"),
-    ({"prior": {"batch_size": 0, "weight": 0.5}}, "--prior.weight has no effect: --prior.batch-size 0"),
+    ({"data": several({}, {"class_dir": "a"}), "prior": {"rows": 0}}, "entry 2: class_dir is about class-images"),
+    ({"prior": {"rows": 3, "weight": 0}}, "--prior.rows has no effect: its weight is 0"),
+    ({"prior": {"rows": 0, "weight": 0.5}}, "--prior.weight has no effect: --prior.rows 0"),
     ({"train": {"optimizer": "adafactor", "b1": 0.5}}, "--train.b1 does nothing with --train.optimizer adafactor"),
     ({"train": {"optimizer": "adafactor", "b2": 0.5}}, "--train.b2 does nothing with --train.optimizer adafactor"),
     ({"train": {"optimizer": "prodigy", "mu_dtype": "bfloat16"}}, "--train.mu-dtype does nothing with"),
@@ -102,8 +102,8 @@ INPUTS = [
         "entry 2: .* placeholder token <b>"),
     ({"train": {"batch_size": 3, "gradient_accumulation_steps": 2}},
      "--train.batch-size 3 is not a multiple of --train.gradient-accumulation-steps"),
-    ({"train": {"batch_size": 2, "gradient_accumulation_steps": 2}, "prior": {"batch_size": 3}},
-     "--prior.batch-size 3 is not a"),
+    ({"train": {"batch_size": 2, "gradient_accumulation_steps": 2}, "prior": {"rows": 3}},
+     "--prior.rows 3 is not a"),
     ({"validation": {"prompts": ("a", " ")}}, "--validation.prompts holds an empty prompt"),
 ]  # fmt: skip
 
@@ -155,7 +155,7 @@ def test_shipped_configurations_pass(path):
     "sections",
     [
         {"prior": OFF, "data": {"class_prompt": None}},
-        {"prior": {"batch_size": 0}, "data": {"class_prompt": None}},
+        {"prior": {"rows": 0}, "data": {"class_prompt": None}},
         {"train": {"text_encoder": True}, "text": {"learning_rate": 1e-6}, "lora": LORA | {"dora": True}},
         {"loss": {"snr_gamma": 1}, "prior": {"weighting": "min_snr"}},
         {"loss": {"min_timestep": 8, "max_timestep": 8}},
@@ -174,7 +174,7 @@ def test_what_goes_together_passes(sections):
     check_config(configure(**sections))
 
 
-@pytest.mark.parametrize("off", [OFF, {"batch_size": 0}])
+@pytest.mark.parametrize("off", [OFF, {"rows": 0}])
 def test_one_warning_names_what_describes_class_images_that_are_not_made(off, capsys):
     config = load_config("demo")
     check_config(config)

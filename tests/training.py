@@ -86,7 +86,7 @@ def configure(rows: tuple[int, int], **settings) -> Config:
     """Returns a configuration; keys without a section belong to `train`."""
     sections = {name: settings.pop(name) for name in ("loss", "lora", "text", "data", "seed") if name in settings}
     weight = {"weight": settings.pop("prior_weight")} if "prior_weight" in settings else {}
-    prior = {"batch_size": rows[1]} | weight | settings.pop("prior", {})
+    prior = {"rows": rows[1]} | weight | settings.pop("prior", {})
     train = {"batch_size": rows[0], "learning_rate": 1e-4, "steps": 100} | settings
     data = {"instance_dir": "cats", "instance_prompt": "a <sks> cat", "class_prompt": "a cat"}
     return Config.model_validate(

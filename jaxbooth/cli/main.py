@@ -168,7 +168,7 @@ def describe_failure(error: BaseException) -> tuple[str, int]:
     if "RESOURCE_EXHAUSTED" in str(error):
         return (
             "the device is out of memory (its own, not the host's); try --train.remat, a smaller --train.batch-size, "
-            "--train.gradient-accumulation-steps, --mesh.fsdp, or a smaller --prior.batch-size.",
+            "--train.gradient-accumulation-steps, --mesh.fsdp, or a smaller --prior.rows.",
             1,
         )
     raise error

@@ -37,7 +37,7 @@ Patience = Annotated[int, Gt(0), Le(10**6)]
 
 # Rows and images
 BatchSize = Annotated[int, Gt(0), Le(65_536)]
-PriorBatchSize = Annotated[int, Ge(0), Le(65_536)]
+PriorRows = Annotated[int, Ge(0), Le(65_536)]
 DeviceBatchSize = Annotated[int, Gt(0), Le(1024)]
 ClassImageCount = Annotated[int, Gt(0), Le(100_000)]
 ImageCount = Annotated[int, Gt(0), Le(10_000)]  # of one prompt, all in memory

@@ -46,7 +46,7 @@ class PriorConfig(Section):
     merged kernels."""
     outside_mask_weight: limits.Weight | None = None
     """Weight of --loss.outside-mask frozen; default: --prior.weight."""
-    batch_size: Annotated[limits.PriorBatchSize | None, arg(aliases=["--train.prior-batch-size"])] = None
+    rows: Annotated[limits.PriorRows | None, arg(aliases=["--train.prior-batch-size"])] = None
     """Rows per step of each method that has rows; default: as many as instance images."""
     target: Literal["noise", "frozen"] = "noise"
     """Target of class images: their noise (the paper's), or the frozen model's prediction for the same latents."""
@@ -75,7 +75,7 @@ class PriorConfig(Section):
             "blank-prompt": self.own_or_shared(self.blank_prompt_weight),
             "weight-anchor": self.weight_anchor_weight,
         }
-        without_rows = ROW_METHODS if self.batch_size == 0 else ()
+        without_rows = ROW_METHODS if self.rows == 0 else ()
         return {
             method: weight
             for method, weight in weights.items()
@@ -112,9 +112,9 @@ class PriorConfig(Section):
 
     def rows_per_method(self, instance_rows: int) -> int:
         """Returns the rows of every method that is on and has rows."""
-        return instance_rows if self.batch_size is None else self.batch_size
+        return instance_rows if self.rows is None else self.rows
 
-    def rows(self, instance_rows: int) -> int:
+    def total_rows(self, instance_rows: int) -> int:
         """Returns the prior rows of a step with so many instance rows."""
         return sum(self.rows_of(method, instance_rows) for method in ROW_METHODS)
 

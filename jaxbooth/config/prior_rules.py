@@ -58,8 +58,8 @@ def ineffective_prior_options(config: Config) -> Iterator[str]:
     prior, changed = config.prior, changed_keys(config)
     if "prior.weight" in changed and prior.weight and not uses_shared_weight(config):
         yield f"--prior.weight has no effect: {why_without_rows(config)}."
-    if prior.batch_size and not prior.row_methods:
-        yield f"--prior.batch-size has no effect: {why_without_rows(config)}."
+    if prior.rows and not prior.row_methods:
+        yield f"--prior.rows has no effect: {why_without_rows(config)}."
     for method, keys in METHOD_KEYS.items():
         for key in keys:
             is_off = key in changed and method not in prior.weights
@@ -91,7 +91,7 @@ def why_without(config: Config, method: PriorMethod) -> str:
     prior = config.prior
     if method not in prior.method:
         return f"--prior.method {' '.join(prior.method)}"
-    return "--prior.batch-size 0" if prior.batch_size == 0 else "its weight is 0"
+    return "--prior.rows 0" if prior.rows == 0 else "its weight is 0"
 
 
 def why_without_rows(config: Config) -> str:

@@ -120,7 +120,7 @@ def check_rows(config: Config) -> None:
             f"run has {MAX_ROWS_TRAINED:,} at most; lower --train.steps or --train.batch-size."
         )
     method_rows = max(config.prior.rows_of(method, train.batch_size) for method in ROW_METHODS)
-    for key, rows in (("--train.batch-size", train.batch_size), ("--prior.batch-size", method_rows)):
+    for key, rows in (("--train.batch-size", train.batch_size), ("--prior.rows", method_rows)):
         if rows % train.gradient_accumulation_steps:
             raise UserError(
                 f"{key} {rows} is not a multiple of --train.gradient-accumulation-steps "

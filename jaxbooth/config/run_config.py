@@ -130,7 +130,7 @@ class Config(Section):
     @property
     def prior_rows(self) -> int:
         """Prior rows of a step, of all methods."""
-        return self.prior.rows(self.train.batch_size)
+        return self.prior.total_rows(self.train.batch_size)
 
     @property
     def rows(self) -> int:

@@ -66,7 +66,8 @@ def suggest(name: str, known: Collection[str], peers: tuple[str, ...]) -> str:
         reason = NONE.sub("", equivalent)
         return f"here it is {equivalent}." if reason == equivalent else f"jaxbooth has none{reason and f': {reason}'}."
     if section:
-        same_leaf = get_close_matches(key, same_leaf, n=1, cutoff=0.8) or same_leaf
+        longer = [other for other in known if other.startswith(f"{section}.") and other.endswith(f"_{leaf}")]
+        same_leaf = longer or get_close_matches(key, same_leaf, n=1, cutoff=0.8) or same_leaf
     alike = [other for other in known if bool(section) == ("." in other)]
     near = same_leaf or get_close_matches(key, alike, n=3, cutoff=0.7) or get_close_matches(key, known, n=3, cutoff=0.7)
     if near:

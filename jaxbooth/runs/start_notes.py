@@ -115,13 +115,13 @@ def log_padding(train: TrainConfig, prior: PriorConfig, padded: int, shards: int
     Args:
         padded: rows of a step, padding included.
     """
-    prior_rows = prior.rows(train.batch_size)
+    prior_rows = prior.total_rows(train.batch_size)
     rows = train.batch_size + prior_rows
     if padded <= rows:
         return
     micro_batches = train.gradient_accumulation_steps
     methods = len(prior.row_methods)
-    follows = prior.batch_size is None
+    follows = prior.rows is None
     better = unpadded_batch_size(
         train.batch_size, methods if follows else 0, 0 if follows else prior_rows, micro_batches, shards
     )

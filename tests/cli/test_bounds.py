@@ -21,7 +21,7 @@ SUBJECT = ("--data.instance-dir", "demo", *SHORT, *CLASS)
         ("--prior.seed", 2**64 + 7, 2**63 - 1),
         ("--train.steps", 10**12, 10**8),
         ("--train.batch-size", 10**9, 65_536),
-        ("--prior.batch-size", 10**6, 65_536),
+        ("--prior.rows", 10**6, 65_536),
         ("--train.gradient-accumulation-steps", 10**7, 65_536),
         ("--train.steps-per-dispatch", 10**9, 10_000),
         ("--train.max-checkpoints", 10**12, 10**9),

@@ -38,6 +38,7 @@ from jaxbooth.config.suggestions import PIPELINES, TRAINERS, check_flags, flag_k
         ("--local_rank", "jaxbooth has none: or --distributed.process-id."),
         ("--guidance-scale", "perhaps you meant --prior.guidance-scale or --validation.guidance-scale."),
         ("--train.learning-rte", "perhaps you meant --train.learning-rate or --text.learning-rate."),
+        ("--prior.batch-size", "perhaps you meant --prior.sample-batch-size."),
         ("--sede", "perhaps you meant --seed."),
         ("--trian.text-encoder", "perhaps you meant --train.text-encoder."),
         ("--train.resolution", "perhaps you meant --data.resolution."),
