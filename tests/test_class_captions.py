@@ -63,3 +63,18 @@ def test_a_caption_without_the_identifier_or_anything_else_is_refused(caption, p
     files = [ImageFile(Path("photos/a.png"), "a photo of sks dog"), ImageFile(Path("photos/b.png"), caption, 1)]
     with pytest.raises(UserError, match=rf"photos/b\.png: its caption '{caption}' {problem}, .*--prior\.class-caption"):
         class_captions(files, DOG, None)
+
+
+def test_a_prompt_that_names_no_subject_has_no_identifier_to_take_out():
+    subject = DOG.model_copy(update={"instance_prompt": "a dog"})
+    with pytest.raises(UserError, match=r"its caption 'a dog' does not hold an identifier"):
+        class_captions([ImageFile(Path("a.png"), "a dog")], subject, None)
+
+
+@pytest.mark.parametrize(
+    ("shared", "problem"), [("a SKS dog", "holds sks, which names"), ("A dog asleep", r"is the caption of b\.png")]
+)
+def test_a_shared_caption_that_is_about_the_subject_is_refused(shared, problem):
+    files = [ImageFile(Path("a.png"), "a sks dog"), ImageFile(Path("b.png"), "a dog asleep", 1)]
+    with pytest.raises(UserError, match=f"--prior.class-caption '{shared}' {problem}"):
+        class_captions(files, DOG, shared)

@@ -38,12 +38,18 @@ def class_caption(caption: str, subject: Subject, placeholder_tokens: Sequence[s
 
     What is left may be empty.
     """
+    words = identifier_words(subject, placeholder_tokens)
+    if not words_in(caption, words):
+        return None
     if caption == subject.instance_prompt and subject.class_prompt:
         return subject.class_prompt
-    words = identifier_words(subject, placeholder_tokens)
-    removed = {word.lower() for word in words}
-    is_named = any(word.lower() in removed for word in WORD.findall(caption))
-    return remove_words(caption, words) if is_named else None
+    return remove_words(caption, words)
+
+
+def words_in(caption: str, words: Sequence[str]) -> list[str]:
+    """Returns those words that a caption holds, whatever their case."""
+    held = {word.lower() for word in WORD.findall(caption)}
+    return [word for word in words if word.lower() in held]
 
 
 def class_captions(
@@ -55,9 +61,10 @@ def class_captions(
         shared: of all images, in place of their own captions without the identifier.
 
     Raises:
-        UserError: a caption has no identifier to take out, or nothing else.
+        UserError: a caption has no identifier to take out, or nothing else; the shared one names the subject.
     """
     if shared:
+        check_shared(shared, files, identifier_words(subject, placeholder_tokens))
         return [shared] * len(files)
     captions = []
     for file in files:
@@ -71,6 +78,16 @@ def class_captions(
             )
         captions.append(caption)
     return captions
+
+
+def check_shared(shared: str, files: Sequence[ImageFile], identifier: Sequence[str]) -> None:
+    """Refuses a class caption under which the frozen model's prediction and a photo would be taught at once."""
+    reasons = [f"holds {word}, which names the subject" for word in words_in(shared, identifier)]
+    reasons += [f"is the caption of {file.path}" for file in files if file.caption.lower() == shared.lower()]
+    if reasons:
+        raise UserError(
+            f"--prior.class-caption {short_repr(shared)} {reasons[0]}; name the class alone: 'a photo of dog'."
+        )
 
 
 def with_class_captions(file: ImageFile, subject: Subject, text: TextConfig, shared: str | None = None) -> ImageFile:
