@@ -139,3 +139,8 @@ def test_a_run_without_a_prior_is_told_what_may_happen(base: BaseModel, capsys):
     config = configure({"method": "none"})
     log_prior(config, add_trainable(base, config))
     assert capsys.readouterr().out.strip() == "prior off: the model may forget the class"
+
+
+def test_an_empty_caption_that_is_trained_and_held_is_warned_about(capsys):
+    check_config(configure({"method": ("class-images", "blank-prompt")}, text={"caption_dropout": 0.1}))
+    assert "--text.caption-dropout trains the empty caption" in capsys.readouterr().out

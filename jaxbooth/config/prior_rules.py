@@ -121,7 +121,12 @@ def check_class(config: Config, subject: Subject, key: str) -> None:
 
 
 def warn_about_prior(config: Config) -> None:
-    """Warns if class images are described and none are used."""
+    """Warns if class images are described and none are used, or if the empty caption is both trained and held."""
     unused = [flag(key) for key in changed_keys(config) if key in DESCRIPTIONS]
     if unused and not config.prior.uses_class_images:
         warn(f"this run generates no class images and ignores {', '.join(unused)}.")
+    if config.text.caption_dropout and "blank-prompt" in config.prior.weights:
+        warn(
+            "--text.caption-dropout trains the empty caption on the photos, and --prior.method blank-prompt holds it "
+            "where it was; leave one of them out."
+        )
