@@ -86,7 +86,7 @@ def test_the_same_model_under_another_name_is_no_difference(tmp_path):
     assert opened(config(tmp_path, model="/elsewhere/tiny-emoji")).missing == 0
 
 
-@pytest.mark.parametrize("change", [{"batch_size": 1}, {"num_class_images": 6}, {"crop": "random"}])
+@pytest.mark.parametrize("change", [{"rows": 1}, {"num_class_images": 6}, {"crop": "random"}])
 def test_what_does_not_make_the_images_may_differ(tmp_path, change):
     generate_all(tmp_path)
     assert opened(config(tmp_path, **change)).missing == 0

@@ -104,7 +104,7 @@ def test_a_setting_that_train_refuses_is_not_suggested():
 
 def test_a_batch_is_split_into_parts_that_divide_instance_and_prior_images():
     batches = [(1, 1), (4, 2), (6, 9), (8, 0)]
-    configs = [Config.model_validate({"train": {"batch_size": n}, "prior": {"batch_size": m}}) for n, m in batches]
+    configs = [Config.model_validate({"train": {"batch_size": n}, "prior": {"rows": m}}) for n, m in batches]
     assert [max_accumulation(config) for config in configs] == [1, 2, 3, 8]
 
 
