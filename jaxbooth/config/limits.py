@@ -19,6 +19,7 @@ MAX_ROWS_TRAINED = 2**31 - 1  # steps x rows of a step: their positions are int3
 MAX_ENLARGEMENT = 8  # of a side, over what the model was trained at; memory grows with its square
 MAX_EVALUATED_IMAGES = 20_000  # of one model; they lie in memory together
 MAX_SUBJECTS = 256  # each is a part of the train step
+MAX_MANIFEST = 100_000  # subjects with runs of their own; each has a configuration in memory
 MAX_PROMPTS = 1000  # of an evaluation
 MAX_PROMPT = 10_000  # characters, of captions too; 64 chunks have 4800 tokens
 MAX_CAPTIONS = 1000  # of one image; each is encoded and kept

@@ -24,6 +24,8 @@ EXPECTATIONS = {  # pydantic's names of errors that speak of Python -> what is n
     "bool_parsing": "true or false is needed",
     "bool_type": "true or false is needed",
     "string_type": "text is needed",
+    "path_type": "a path is needed",
+    "tuple_type": "a list is needed",
     "model_type": "a group of settings is needed",
 }
 

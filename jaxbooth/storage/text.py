@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from jaxbooth.errors import UserError
+from jaxbooth.errors import UserError, short_repr
 
 MAX_TEXT_BYTES = 64 * 2**20  # a hundred times the largest usual file, an index of thousands of tensors
 MAX_DEPTH = 32  # levels of JSON; the deepest usual file, a tokenizer, has eight
@@ -91,6 +91,38 @@ def parse_json_object(text: str, source: str, remedy: str = REMEDY) -> dict[str,
     if not isinstance(content, dict):
         raise UserError(f"{source} does not hold a JSON object; {remedy}.")
     return content
+
+
+def read_json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Reads a file of one JSON object a line: each with the number of its line; blank lines are skipped.
+
+    Raises:
+        UserError: as `read_text`, or a line is no JSON object or has a key twice.
+    """
+    objects = []
+    for number, line in enumerate(read_lines(path), start=1):
+        source = f"{path}, line {number}"
+        if line.strip():
+            objects.append((number, parse_json_object(line, source, "correct that line")))
+            check_unique_keys(line, source)
+    return objects
+
+
+def check_unique_keys(text: str, source: str) -> None:
+    """Refuses a key that stands twice in one JSON object; JSON readers would use one of the two values.
+
+    Raises:
+        UserError: the message names the key.
+    """
+
+    def check_pairs(pairs: list[tuple[str, Any]]) -> None:
+        seen = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise UserError(f"{source}: the key {short_repr(key)} stands there twice; remove one.")
+            seen.add(key)
+
+    json.loads(text, object_pairs_hook=check_pairs)
 
 
 def is_deep(content: Any) -> bool:

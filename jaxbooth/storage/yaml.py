@@ -10,7 +10,7 @@ from jaxbooth.errors import UserError, short_repr
 from jaxbooth.storage.text import MAX_REASON, read_text
 
 MAX_YAML_BYTES = 2**18
-MAX_VALUES = 10_000  # of a document in which every alias is written out
+MAX_VALUES = 10_000  # of a configuration in which every alias is written out
 MAX_DEPTH = 20  # of values within values
 TIMESTAMP = "tag:yaml.org,2002:timestamp"
 
@@ -29,16 +29,44 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Reads a YAML file of keys and values; an empty file has none.
 
     Raises:
-        UserError: it cannot be read as text, is no YAML, is nested too deeply, has a key twice, holds more than
-            MAX_VALUES values once its aliases are written out, or is no mapping.
+        UserError: see `load_document`, or it is no mapping.
+    """
+    _, content = load_document(path, MAX_YAML_BYTES, MAX_VALUES)
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected keys and values, found {type(content).__name__}.")
+    return content
+
+
+def read_yaml_list(path: Path, max_bytes: int, max_values: int) -> list[tuple[int, Any]]:
+    """Reads the entries of a YAML file that is a list, each with the line that it starts in; an empty file has none.
+
+    Raises:
+        UserError: see `load_document`, or it is no list.
+    """
+    node, content = load_document(path, max_bytes, max_values)
+    if content is None:
+        return []
+    if not isinstance(node, yaml.SequenceNode) or not isinstance(content, list):
+        raise UserError(f"{path}: expected a list, found {type(content).__name__}; begin each entry with a dash.")
+    return [(child.start_mark.line + 1, value) for child, value in zip(node.value, content, strict=True)]
+
+
+def load_document(path: Path, max_bytes: int, max_values: int) -> tuple[yaml.Node | None, Any]:
+    """Reads a YAML file: its node, which knows the lines, and its content; both are None if it is empty.
+
+    Raises:
+        UserError: it cannot be read as text, is no YAML, is nested too deeply, has a key twice, or holds more than
+            `max_values` values once its aliases are written out.
     """
     loader = None
     try:
-        loader = Loader(read_text(path, MAX_YAML_BYTES))
+        loader = Loader(read_text(path, max_bytes))
         node = loader.get_single_node()
-        check_size(node, path)
+        check_size(node, path, max_values)
         check_keys(node, path)
-        content = {} if node is None else loader.construct_document(node)
+        return node, None if node is None else loader.construct_document(node)
     except RecursionError:
         raise UserError(f"{path} is nested too deeply; a configuration has sections of keys and values.") from None
     except yaml.MarkedYAMLError as error:
@@ -52,11 +80,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     finally:
         if loader:
             loader.dispose()
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected keys and values, found {type(content).__name__}.")
-    return content
 
 
 def problem_of(error: yaml.MarkedYAMLError) -> str:
@@ -72,11 +95,11 @@ def children(node: yaml.Node) -> list[yaml.Node]:
     return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
-def check_size(node: yaml.Node | None, path: Path) -> None:
+def check_size(node: yaml.Node | None, path: Path, max_values: int) -> None:
     """Refuses aliases that contain themselves or multiply: a small file could fill the memory.
 
     Raises:
-        UserError: there are more than MAX_VALUES values, or they lie deeper than MAX_DEPTH.
+        UserError: there are more than `max_values` values, or they lie deeper than MAX_DEPTH.
     """
     sizes: dict[int, int] = {}
 
@@ -87,8 +110,8 @@ def check_size(node: yaml.Node | None, path: Path) -> None:
             sizes[id(part)] = 1 + sum(size(child, depth + 1) for child in children(part))
         return sizes[id(part)]
 
-    if node is not None and size(node, 0) > MAX_VALUES:
-        raise UserError(f"{path} holds more than {MAX_VALUES:,} values (aliases written out); remove some.")
+    if node is not None and size(node, 0) > max_values:
+        raise UserError(f"{path} holds more than {max_values:,} values (aliases written out); remove some.")
 
 
 def check_keys(node: yaml.Node | None, path: Path) -> None:
