@@ -150,34 +150,40 @@ def progress(phase: str, total: float | None, done: float = 0, transient: bool =
         TextColumn("{task.description:<10}"), BarColumn(24), TaskProgressColumn(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[postfix]}"),
     )  # fmt: skip
-    prints_lines = is_main() and (output.shows_lines or output.logs)
     shows_bar = is_main() and output.shows_bars
     with Progress(*columns, console=console, transient=transient, disable=not shows_bar) as display:
         task = display.add_task(phase, total=total, completed=int(done), postfix="")
-        bar = ProgressBar(phase, total, done, (display, task) if shows_bar else None, prints_lines)
-        running.append(bar)
-        try:
-            with run_periodically(1.0, bar.print_if_silent) if prints_lines else nullcontext():
-                yield bar
-        finally:
-            running.remove(bar)
+        with progress_lines(phase, total, done, (display, task) if shows_bar else None) as bar:
+            yield bar
         if not transient:
             bar.print_line()
 
 
 @contextmanager
+def progress_lines(
+    phase: str, total: float | None, done: float = 0, bar: tuple[Progress, TaskID] | None = None
+) -> Generator[ProgressBar]:
+    """Prints the lines of `progress`, all but the one at the end, for a block that shows something else on a terminal.
+
+    Args:
+        done: work that was done before.
+        bar: rich's progress display and the phase's task in it, if bars are shown.
+    """
+    prints_lines = is_main() and (output.shows_lines or output.logs)
+    lines = ProgressBar(phase, total, done, bar, prints_lines)
+    running.append(lines)
+    try:
+        with run_periodically(1.0, lines.print_if_silent) if prints_lines else nullcontext():
+            yield lines
+    finally:
+        running.remove(lines)
+
+
+@contextmanager
 def heartbeat() -> Generator[None]:
     """Prints a line now and then while a command works outside of all phases; also a decorator."""
-    if not is_main() or not (output.shows_lines or output.logs):
+    with progress_lines("working", None):
         yield
-        return
-    bar = ProgressBar("working", None, 0, None, prints_lines=True)
-    running.append(bar)
-    try:
-        with run_periodically(1.0, bar.print_if_silent):
-            yield
-    finally:
-        running.remove(bar)
 
 
 def track(phase: str, items: Iterable[T], total: int) -> Iterator[T]:
