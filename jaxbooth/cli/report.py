@@ -13,7 +13,8 @@ class ReportArguments(Section):
     """Write runs as one HTML page that needs no network: curves, sample images over the steps, settings, scores."""
 
     runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")] = ()
-    """Run folders, also unfinished ones and gs://BUCKET/FOLDER; several are compared."""
+    """Run folders, also unfinished ones and gs://BUCKET/FOLDER; several are compared. The folder of a program that
+    trains many subjects, alone, becomes an overview of them."""
     out: str | None = None
     """File to write; default: report.html in the run folder, or beside the first of several."""
 

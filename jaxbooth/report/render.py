@@ -16,6 +16,7 @@ from jaxbooth.report.scores import read_scores
 from jaxbooth.report.settings import compare_settings, describe_trained, logged_memory, run_statistics
 from jaxbooth.report.training_images import class_images, contact_sheets
 
+FILE = "report.html"  # of a report without --out
 GENERATOR = '<meta name="generator" content="jaxbooth report">'  # by which a report is recognised
 
 

@@ -1,4 +1,4 @@
-"""Writes the report of one or several runs to an HTML file."""
+"""Writes the report of one or several runs, or the overview of a program's many subjects, to an HTML file."""
 
 import os
 from collections.abc import Sequence
@@ -6,14 +6,15 @@ from pathlib import Path
 
 from jaxbooth.errors import UserError
 from jaxbooth.report.charts import COLOURS, import_vl_convert
-from jaxbooth.report.render import GENERATOR, render
+from jaxbooth.report.overview import render_overview
+from jaxbooth.report.render import FILE, GENERATOR, render
 from jaxbooth.report.run_data import read_runs
-from jaxbooth.runs.overlap import check_output
+from jaxbooth.runs.overlap import FlagPath, check_output, refuse_inside
+from jaxbooth.runs.program_folder import ProgramFolder, is_program_folder
 from jaxbooth.storage.disk import check_writable
 from jaxbooth.storage.files import write_text
 from jaxbooth.storage.remote import as_path, is_local
 
-FILE = "report.html"
 HEAD_BYTES = 2000  # at the start of a file, among which `GENERATOR` is in a report
 
 
@@ -21,7 +22,7 @@ def make_report(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[s
     """Writes a report and returns its path. An earlier report there is replaced, nothing else is.
 
     Args:
-        runs: run folders.
+        runs: run folders, or the folder of a program that trains many subjects.
         out: default: report.html in the run folder, or beside the first of several.
 
     Raises:
@@ -29,10 +30,19 @@ def make_report(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[s
     """
     if not runs:
         raise UserError("name at least one run folder.")
+    programs = [run for run in runs if is_program_folder(as_path(run))]
+    if programs and len(runs) > 1:
+        raise UserError(f"{programs[0]} holds the runs of many subjects; name it alone, or name runs in it to compare.")
     if len(runs) > COLOURS:
         raise UserError(f"{len(runs)} runs are too many to tell apart; name at most {COLOURS}.")
     target = as_path(out) if out is not None else default_file(runs)
     check_target(target)
+    if programs:
+        program = ProgramFolder(as_path(programs[0]))
+        for part in (program.checkpoints, program.class_images):
+            refuse_inside(FlagPath("--out", target), FlagPath("a folder of the program,", part))
+        write_text(target, render_overview(program, target))
+        return target
     run_data = read_runs([os.fspath(run) for run in runs])
     for run in run_data:
         check_output(target, run.folder.root, run.config)
