@@ -213,6 +213,13 @@ def test_what_an_earlier_process_did_makes_this_one_no_faster(clock):
         assert display.table().title == "0 queued, 0 running, 93 done, 0 failed, 2.7 subjects/h"
 
 
+def test_subjects_that_fail_are_work_that_is_over_but_none_that_was_done(clock):
+    with status_display([], StateCounts(queued=10), 100) as display:
+        clock[0] += 3600
+        display.update([], StateCounts(queued=4, done=2, failed=4))
+        assert display.table().title == "4 queued, 0 running, 2 done, 4 failed, 2 subjects/h"
+
+
 def test_a_phase_inside_of_it_speaks_in_its_place(capsys, clock):
     with status_display(MUGS, StateCounts(running=3), 100), progress("save", None) as inner:
         clock[0] += 26

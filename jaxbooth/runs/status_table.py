@@ -85,14 +85,14 @@ class StatusDisplay:
 
     def __init__(self, lines: ProgressBar, running: Sequence[RunningSubject], counts: StateCounts, steps: int):
         self._lines, self._steps = lines, steps
-        self._began, self._subjects_before = time.monotonic(), subjects_done(running, counts)
+        self._began, self._trained_before = time.monotonic(), trained_subjects(running, counts)
         self._running, self._counts = running, counts
 
     def update(self, running: Sequence[RunningSubject], counts: StateCounts) -> None:
         """Sets what is shown, which takes no time to speak of."""
         self._running, self._counts = running, counts
         self._lines.set_postfix(status_line(counts, self._per_hour()))
-        self._lines.set_completed(self._steps * subjects_done(running, counts))
+        self._lines.set_completed(self._steps * (trained_subjects(running, counts) + counts.failed))
 
     def table(self) -> Table:
         """Returns the table, as long as the terminal allows."""
@@ -101,14 +101,14 @@ class StatusDisplay:
 
     def _per_hour(self) -> float | None:
         """Returns how many subjects' worth of steps are done in an hour, since this process began."""
-        trained = subjects_done(self._running, self._counts) - self._subjects_before
+        trained = trained_subjects(self._running, self._counts) - self._trained_before
         elapsed = time.monotonic() - self._began
         return 3600 * trained / elapsed if trained > 0 and elapsed > 0 else None
 
 
-def subjects_done(running: Sequence[RunningSubject], counts: StateCounts) -> float:
-    """Returns the number of subjects that are finished, with the shares of those that are running."""
-    return counts.finished + sum(subject.share for subject in running)
+def trained_subjects(running: Sequence[RunningSubject], counts: StateCounts) -> float:
+    """Returns the number of subjects that are done, with the shares of those that are running."""
+    return counts.done + sum(subject.share for subject in running)
 
 
 @contextmanager
@@ -119,7 +119,8 @@ def status_display(running: Sequence[RunningSubject], counts: StateCounts, steps
         running, counts: when the block begins; what an earlier process did makes this one no faster.
         steps: of each subject.
     """
-    total, done = steps * sum(counts), steps * subjects_done(running, counts)
+    total = steps * sum(counts)
+    done = steps * (trained_subjects(running, counts) + counts.failed)
     with progress_lines(f"train {pluralize(sum(counts), 'subject')}", total, done) as lines:
         display = StatusDisplay(lines, running, counts, steps)
         is_live = is_main() and output.shows_bars
