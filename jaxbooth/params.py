@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxbooth.sharding import gather_param, param_sharding
+from jaxbooth.sharding import gather_param, param_sharding, slot_param_sharding
 
 T = TypeVar("T")
 AnyArray = jax.Array | np.ndarray  # on the devices or on the host
@@ -39,6 +39,11 @@ class ShardedParam(nnx.Param):
 def as_sharded(name: str, value: jax.Array) -> ShardedParam:
     """Returns a parameter for the mesh that `jaxbooth.sharding.mesh_context` has named."""
     return ShardedParam(value, param_sharding=param_sharding(name, value.shape))
+
+
+def as_slots(_name: str, value: jax.Array) -> ShardedParam:
+    """Returns parameters of several subjects, along their first axis, for the mesh of `mesh_context`."""
+    return ShardedParam(value, param_sharding=slot_param_sharding())
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,14 @@ def param_sharding(name: str, shape: tuple[int, ...]) -> ParamSharding | None:
     return ParamSharding(partition_spec(name, shape, mesh), PartitionSpec(*compute))
 
 
+def slot_param_sharding() -> ParamSharding | None:
+    """Returns the sharding of parameters of several subjects, which stay on the devices that their rows are on."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.auto_axes or mesh.size == 1:
+        return None
+    return ParamSharding(PartitionSpec(BATCH_AXES), PartitionSpec(BATCH_AXES))
+
+
 def gather_param(value: Array, sharding: ParamSharding | None) -> Array:
     """Returns a parameter as a layer uses it: in one piece, but for what `tensor` splits. Its gradient is cut as it is.
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbooth.data.latents import BatchIndices, CachedImages, gather_latents
+from jaxbooth.data.latents import BatchIndices, CachedImages, gather_images, posterior_latents
 from jaxbooth.diffusion.loss import Batch, LossSpec, Role, per_example_loss, reduce_losses
 from jaxbooth.diffusion.schedule import convert, read_schedule
 from jaxbooth.models.config import VAEConfig
@@ -64,7 +64,7 @@ def test_a_rows_latent_is_a_shifted_and_scaled_draw_from_its_images_posterior(sh
     images = CachedImages(mean, logvar, np.zeros((3, 2, 6), np.float32), None)
     noise = rng.normal(size=(2, 4, 4, 4))
     rows, config = BatchIndices(np.array([2, 0]), np.array([1, 0]), np.ones(2)), VAEConfig(shift_factor=shift)
-    found = gather_latents(images, rows, jnp.asarray(noise), config)
+    found = posterior_latents(gather_images(images, rows), jnp.asarray(noise), config)
     for row, (image, augmentation) in enumerate([(2, 1), (0, 0)]):
         draw = mean[image, augmentation] + np.sqrt(np.exp(logvar[image, augmentation])) * noise[row]
         np.testing.assert_allclose(found[row], 0.18215 * (draw - (shift or 0)), rtol=1e-5, atol=1e-6)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxbooth.base.text_encoder import TextEmbeddings
-from jaxbooth.data.latents import BatchIndices, gather_latents, gather_text
+from jaxbooth.data.latents import BatchIndices, gather_images, gather_text, posterior_latents
 from jaxbooth.diffusion.loss import Role
 from jaxbooth.models.config import VAEConfig
 from jaxbooth.models.layers import Layers
@@ -97,7 +97,8 @@ def test_a_row_has_its_images_latents_and_its_images_caption(micro, mesh):
     cache = make_cache(micro, mesh)
     rows = BatchIndices(np.array([2, 0, 7, 3]), np.array([1, 0, 0, 1]), np.ones(4))
     mean = cache.images.mean
-    latents = gather_latents(cache.images, rows, jnp.zeros((4, *mean.shape[2:])), VAEConfig(scaling_factor=0.5))
+    images = gather_images(cache.images, rows)
+    latents = posterior_latents(images, jnp.zeros((4, *mean.shape[2:])), VAEConfig(scaling_factor=0.5))
     text = gather_text(cache.text, cache.caption[rows.image, 0], None)
     for row, (image, augmentation) in enumerate(zip(rows.image, rows.augmentation, strict=True)):
         np.testing.assert_array_equal(latents[row], mean[image, augmentation] * np.float32(0.5))

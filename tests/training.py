@@ -119,13 +119,13 @@ def setup(base: BaseModel, params: dict, mesh: Mesh, rows: tuple[int, int], **se
     return Setup(spec, state, frozen | references, BatchSource(cache, np.int32(0)), key_data(config.seed))
 
 
-def make_spec(base: BaseModel, config: Config, mesh: AnyMesh) -> TrainStepSpec:
+def make_spec(base: BaseModel, config: Config, mesh: AnyMesh, slots: int = 0) -> TrainStepSpec:
     """Returns what the steps of a configuration are compiled for."""
     rates = learning_rates(config)
     optimizer = make_optimizer(config.train, rates, unused_parameters(base, trained_shapes(base, config)))
     slices = subject_slices([INSTANCES], [PRIORS], [0], [1.0])
     return make_train_step_spec(
-        base, mesh, slices, optimizer, config.train, config.loss, config.prior, config.text, rates, (64, 64)
+        base, mesh, slices, optimizer, config.train, config.loss, config.prior, config.text, rates, (64, 64), slots
     )
 
 

@@ -58,6 +58,40 @@ class LatentCache(NamedTuple):
     frozen_text: TextEmbeddings | None = None
     class_caption: Int[AnyArray, "images variants"] | None = None
 
+    @property
+    def augmentations(self) -> int:
+        """How many of each image there are."""
+        return self.images.mean.shape[1]
+
+    @property
+    def captions(self) -> "CaptionTables":
+        """Which captions the images have."""
+        empty = np.asarray(len(jax.tree.leaves(self.text)[0]) - 1, np.int32)
+        return CaptionTables(self.caption, self.caption_counts, self.class_caption, empty)
+
+
+class CaptionTables(NamedTuple):
+    """The captions of the images in a cache, without their text; see `LatentCache`.
+
+    Attributes:
+        counts: `caption_counts`.
+        empty: row of the text with the empty prompt, where a row may have it; scalar.
+    """
+
+    caption: Int[AnyArray, "images variants"]
+    counts: Int[AnyArray, " images"]
+    class_caption: Int[AnyArray, "images variants"] | None
+    empty: Int[AnyArray, ""]
+
+
+class RowImages(NamedTuple):
+    """What `CachedImages` has, of the augmentation that each row takes."""
+
+    mean: Float[AnyArray, "rows h w c"]
+    logvar: Float[AnyArray, "rows h w c"]
+    time_ids: Float[AnyArray, "rows 6"]
+    masks: Float[AnyArray, "rows h w 1"] | None
+
 
 class BatchIndices(NamedTuple):
     """Which images a batch takes.
@@ -111,11 +145,16 @@ def concatenate_images(groups: Iterable[CachedImages]) -> CachedImages:
     return jax.tree.map(lambda *parts: np.concatenate(parts), *groups)
 
 
-def gather_latents(
-    images: CachedImages, rows: BatchIndices, noise: Float[Array, "rows h w c"], vae_config: AnyVAEConfig
+def gather_images(images: CachedImages, rows: BatchIndices) -> RowImages:
+    """Returns the augmentation that each row takes."""
+    return RowImages(*jax.tree.map(lambda column: jnp.asarray(column)[rows.image, rows.augmentation], images))
+
+
+def posterior_latents(
+    images: RowImages, noise: Float[Array, "rows h w c"], vae_config: AnyVAEConfig
 ) -> Float[Array, "rows h w c"]:
     """Samples the rows' latents from their posteriors and scales them as the VAE's configuration says."""
-    moments = Moments(images.mean[rows.image, rows.augmentation], images.logvar[rows.image, rows.augmentation])
+    moments = Moments(jnp.asarray(images.mean), jnp.asarray(images.logvar))
     return scale_latents(vae_config, moments.sample(noise))
 
 

@@ -4,6 +4,9 @@ An adapter of a linear layer or convolution with kernel W is `lora_A` (fan-in to
 the layer computes (W + scale A B) x without forming the sum (DoRA forms it for its norms). Adapters are a second flat
 dict, named after the layer as PEFT names them (`<layer>.lora_A.kernel`), so that the leaf rule exports them too. They
 join a module where it is bound; sampling in float32 from a finished run adds them to the kernels once instead.
+
+Adapters with one more axis in front are those of several subjects, whose rows follow one another in the batch: the
+layer itself sees all rows as one batch, and each subject's adapter its own.
 """
 
 import functools
@@ -22,7 +25,7 @@ from jaxbooth.distributed.arrays import to_host
 from jaxbooth.models.broadcast import broadcast
 from jaxbooth.models.conv import Conv, conv2d
 from jaxbooth.models.layers import Linear
-from jaxbooth.params import AnyArray, Array, ModuleDef, Params, Shapes, ShardedParam, as_sharded
+from jaxbooth.params import AnyArray, Array, ModuleDef, Params, Shapes, ShardedParam, as_sharded, as_slots
 from jaxbooth.prng import host_generator
 from jaxbooth.storage.patterns import first_matches
 
@@ -155,6 +158,14 @@ class LoraLayer(nnx.Module):
     def low_rank(self, x: Array) -> Array:
         """Applies A, then B, in the dtype of `x`."""
         down, up = self.lora_A[...].astype(x.dtype), self.lora_B[...].astype(x.dtype)
+        if down.ndim == self.layer.kernel.ndim:
+            return self.apply(x, down, up)
+        slots = x.reshape(len(down), -1, *x.shape[1:])
+        applied = jax.vmap(self.apply)(slots, down, up)
+        return applied.reshape(len(x), *applied.shape[2:])
+
+    def apply(self, x: Array, down: Array, up: Array) -> Array:
+        """Applies one subject's A, then its B."""
         if isinstance(self.layer, Conv) and self.layer.kernel.shape[0] > 1:
             return conv2d(x, down, self.layer.stride, self.layer.padding) @ up[0, 0]
         return x @ down.reshape(down.shape[-2:]) @ up.reshape(up.shape[-2:])
@@ -181,7 +192,9 @@ class LoraModuleDef(ModuleDef):
             *way, last = self.paths[f"{layer}.kernel"][:-1]
             parent = functools.reduce(step_into, way, module)
             names = {leaf: f"{layer}.{leaf}" for leaf in (LORA_A, LORA_B, MAGNITUDE) if f"{layer}.{leaf}" in params}
-            leaves = {leaf: as_sharded(name, params[name]) for leaf, name in names.items()}
+            is_slotted = params[f"{layer}.{LORA_A}"].ndim > len(self.shapes[f"{layer}.kernel"].shape)
+            place = as_slots if is_slotted else as_sharded
+            leaves = {leaf: place(name, params[name]) for leaf, name in names.items()}
             adapted = LoraLayer(step_into(parent, last), leaves, self.lora)
             if isinstance(last, int):
                 parent[last] = adapted

@@ -6,13 +6,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int, Key, UInt32
 
-from jaxbooth.data.latents import BatchIndices, CachedImages, LatentCache, gather_latents
+from jaxbooth.data.latents import (
+    BatchIndices,
+    CaptionTables,
+    LatentCache,
+    RowImages,
+    gather_images,
+    posterior_latents,
+)
 from jaxbooth.diffusion.loss import Batch, Role
 from jaxbooth.diffusion.noise import offset_noise, perturb, sample_timesteps
 from jaxbooth.diffusion.schedule import Latents
 from jaxbooth.params import AnyArray, Array
 from jaxbooth.prng import root_key
-from jaxbooth.training.layout import BatchLayout, example_keys, sample_indices
+from jaxbooth.training.layout import BatchLayout, RowCounts, SubjectSlices, example_keys, sample_indices
 from jaxbooth.training.spec import TrainStepSpec
 
 IMAGE_STREAM, NOISE_STREAM = 0, 1  # folded into the run's key: which images a step takes, and how they are noised
@@ -28,6 +35,17 @@ class BatchSource(NamedTuple):
 
     cache: LatentCache
     skipped: Int[AnyArray, ""]
+
+
+class RowChoice(NamedTuple):
+    """What each row of a micro-batch takes from the cache.
+
+    Attributes:
+        caption: row of the cache's text.
+    """
+
+    images: BatchIndices
+    caption: Int[Array, " b"]
 
 
 class NoisedBatch(NamedTuple):
@@ -55,33 +73,88 @@ def make_batch(
         step: of the run.
         layout: of the micro-batch.
     """
-    root, cache = root_key(key), source.cache
-    images = cache.images
-    image_key = jax.random.fold_in(root, IMAGE_STREAM)
-    rows = sample_indices(
-        spec.slices, image_key, step - source.skipped, layout, spec.counts, augmentations=images.mean.shape[1]
+    cache = source.cache
+    augmentations = cache.images.mean.shape[1]
+    choice = choose_rows(
+        spec.slices,
+        spec.counts,
+        spec.caption_dropout,
+        cache.captions,
+        augmentations,
+        key,
+        step,
+        step - source.skipped,
+        layout,
     )
-    row_keys = example_keys(jax.random.fold_in(root, NOISE_STREAM), step, layout.index)
-    purposes = jax.vmap(lambda row_key: jax.random.split(row_key, 6))(row_keys)
-    posterior, noise, timestep, offset, perturbation, dropout = purposes.T
-    schedule, shape = spec.base.schedule, images.mean.shape[2:]
-    latents = gather_latents(images, rows, normal(posterior, shape), spec.base.vae_config)
+    images = gather_images(cache.images, choice.images)
+    return noise_rows(spec, images, choice.images.weight, choice.caption, key, step, layout)
+
+
+def choose_rows(
+    slices: SubjectSlices,
+    counts: RowCounts,
+    dropout: float,
+    captions: CaptionTables,
+    augmentations: int,
+    key: UInt32[Array, "2"],
+    step: Int[Array, ""],
+    visit: Int[Array, ""],
+    layout: BatchLayout,
+) -> RowChoice:
+    """Chooses image, augmentation and caption of each row of a micro-batch; see `make_batch`.
+
+    Args:
+        dropout: share of instance and class rows that have the empty caption.
+        augmentations: of each image in the cache.
+        visit: how many of the run's steps before this one took their rows from this cache.
+    """
+    root = root_key(key)
+    image_key = jax.random.fold_in(root, IMAGE_STREAM)
+    rows = sample_indices(slices, image_key, visit, layout, counts, augmentations)
+    variant = choose_variants(captions, jax.random.fold_in(root, CAPTION_STREAM), step, layout.index, rows)
+    dropout_keys = row_purposes(key, step, layout)[-1]
+    return RowChoice(rows, row_captions(captions, rows, variant, layout.role, dropout_keys, dropout))
+
+
+def noise_rows(
+    spec: TrainStepSpec,
+    images: RowImages,
+    weight: Float[Array, " b"],
+    caption: Int[Array, " b"],
+    key: UInt32[Array, "2"],
+    step: Int[Array, ""],
+    layout: BatchLayout,
+) -> NoisedBatch:
+    """Samples the rows' latents, and the noise and the timestep of each; see `make_batch`.
+
+    Args:
+        weight: of each row's subject.
+        caption: row of the cache's text.
+    """
+    posterior, noise, timestep, offset, perturbation, _ = row_purposes(key, step, layout)
+    schedule, shape = spec.base.schedule, images.mean.shape[1:]
+    latents = posterior_latents(images, normal(posterior, shape), spec.base.vae_config)
     target_noise = offset_noise(normal(noise, shape), offset, spec.loss.noise_offset)
     examples = Batch(
         latents=latents,
         noise=target_noise,
         timesteps=sample_timesteps(timestep, schedule.num_train_timesteps, spec.timestep_sampling),
-        weight=layout.weight * rows.weight,
+        weight=layout.weight * weight,
         role=layout.role,
-        mask=row_masks(images, rows, layout.role),
+        mask=row_masks(images, layout.role),
     )
-    variant = choose_variants(cache, jax.random.fold_in(root, CAPTION_STREAM), step, layout.index, rows)
     return NoisedBatch(
         examples,
         input_noise=perturb(target_noise, perturbation, spec.loss.input_perturbation),
-        caption=row_captions(cache, rows, variant, layout.role, dropout, spec.caption_dropout),
-        time_ids=jnp.asarray(images.time_ids)[rows.image, rows.augmentation],
+        caption=caption,
+        time_ids=jnp.asarray(images.time_ids),
     )
+
+
+def row_purposes(key: UInt32[Array, "2"], step: Int[Array, ""], layout: BatchLayout) -> Key[Array, "6 b"]:
+    """Returns the keys of each row for the posterior sample, noise, timestep, offset, perturbation and dropout."""
+    row_keys = example_keys(jax.random.fold_in(root_key(key), NOISE_STREAM), step, layout.index)
+    return jax.vmap(lambda row_key: jax.random.split(row_key, 6))(row_keys).T
 
 
 def normal(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
@@ -89,17 +162,16 @@ def normal(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b ..
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
-def row_masks(images: CachedImages, rows: BatchIndices, role: Int[AnyArray, " b"]) -> Float[Array, "b h w 1"] | None:
+def row_masks(images: RowImages, role: Int[AnyArray, " b"]) -> Float[Array, "b h w 1"] | None:
     """Returns the masks of instance and class rows; rows that distil an instance's latents count everywhere."""
     if images.masks is None:
         return None
-    masks = jnp.asarray(images.masks)[rows.image, rows.augmentation]
     is_masked = jnp.asarray(role) <= Role.CLASS
-    return jnp.where(is_masked[:, None, None, None], masks, 1.0)
+    return jnp.where(is_masked[:, None, None, None], images.masks, 1.0)
 
 
 def choose_variants(
-    cache: LatentCache, key: Key[Array, ""], step: Int[Array, ""], index: Int[AnyArray, " b"], rows: BatchIndices
+    captions: CaptionTables, key: Key[Array, ""], step: Int[Array, ""], index: Int[AnyArray, " b"], rows: BatchIndices
 ) -> Int[Array, " b"]:
     """Chooses one of the captions of each row's image, all with equal chance; a pure function of (key, step, index).
 
@@ -107,15 +179,15 @@ def choose_variants(
         step: of the run.
         index: seeds the rows, see `BatchLayout`.
     """
-    if cache.caption.shape[1] == 1:
+    if captions.caption.shape[1] == 1:
         return jnp.zeros_like(rows.image)
-    counts = jnp.asarray(cache.caption_counts)[rows.image]
+    counts = jnp.asarray(captions.counts)[rows.image]
     choose = jax.vmap(lambda row_key, count: jax.random.randint(row_key, (), 0, count))
     return choose(example_keys(key, step, index), counts)
 
 
 def row_captions(
-    cache: LatentCache,
+    captions: CaptionTables,
     rows: BatchIndices,
     variant: Int[Array, " b"],
     role: Int[AnyArray, " b"],
@@ -126,14 +198,14 @@ def row_captions(
 
     Args:
         variant: which of its image's captions.
-        dropout: share of instance and class rows that have the empty caption, the last of the cache's text.
+        dropout: share of instance and class rows that have the empty caption.
     """
-    role, empty = jnp.asarray(role), len(jax.tree.leaves(cache.text)[0]) - 1
-    caption = jnp.asarray(cache.caption)[rows.image, variant]
+    role, empty = jnp.asarray(role), captions.empty
+    caption = jnp.asarray(captions.caption)[rows.image, variant]
     if dropout:
         is_dropped = jax.vmap(jax.random.uniform)(keys) < dropout
         caption = jnp.where(is_dropped, empty, caption)
-    if cache.class_caption is not None:
-        class_caption = jnp.asarray(cache.class_caption)[rows.image, variant]
+    if captions.class_caption is not None:
+        class_caption = jnp.asarray(captions.class_caption)[rows.image, variant]
         caption = jnp.where(role == Role.OUTPUT_PRESERVATION, class_caption, caption)
     return jnp.where(role == Role.BLANK_PROMPT, empty, caption)

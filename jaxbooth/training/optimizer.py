@@ -7,13 +7,14 @@ from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any
 
 import optax
+from jaxtyping import Float
 from optax.contrib import ScheduleFreeState, prodigy, schedule_free, schedule_free_eval_params
 
 from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
 from jaxbooth.config.rates import Group, LearningRates
 from jaxbooth.config.schema import TrainConfig
 from jaxbooth.errors import UserError
-from jaxbooth.params import Params
+from jaxbooth.params import AnyArray, Params
 
 DEFAULT_B2 = {"lion": 0.99}
 # Schedule-free AdamW weighs its average by the rate; its authors' warmup starts at 1 / steps. Prodigy divides by it.
@@ -88,11 +89,53 @@ def make_optimizer(
         raise UserError("--train.lr-scheduler must be constant with --train.optimizer schedule_free_adamw.")
     if train.optimizer == "schedule_free_adamw" and train.b1 == 0:
         raise UserError("--train.b1 must not be 0 with --train.optimizer schedule_free_adamw, which averages by it.")
+    rate_of = {group: group_rate(train, rates, group) for group in rate_groups(rates)}
+    return assemble(train, rate_of, no_gradient, rates.token_steps)
+
+
+def rate_groups(rates: LearningRates) -> tuple[Group, ...]:
+    """Returns the groups of parameters that have a rate of their own; one group stands for all parameters."""
+    return GROUPS if rates.has_groups else GROUPS[:1]
+
+
+def make_slot_optimizer(
+    train: TrainConfig, rates: Mapping[Group, Float[AnyArray, ""]], no_gradient: Collection[str] = ()
+) -> optax.GradientTransformation:
+    """Returns the optimizer of `make_optimizer` for one step at given rates; its state is the same.
+
+    Args:
+        rates: of one group, or of all where they differ.
+    """
+    if has_constant_rate(train):
+        return assemble(train, rates, no_gradient)
+    return assemble(train, {group: lambda _, rate=rate: rate for group, rate in rates.items()}, no_gradient)
+
+
+def has_constant_rate(train: TrainConfig) -> bool:
+    """Whether the optimizer is given a number and no schedule."""
+    return train.optimizer == "schedule_free_adamw" and not train.warmup_steps
+
+
+def group_rate(train: TrainConfig, rates: LearningRates, group: Group) -> Any:
+    """Returns the learning rate that the optimizer is given, a number or a schedule."""
+    return rates.peak(group) if has_constant_rate(train) else learning_rate_schedule(train, rates, group)
+
+
+def assemble(
+    train: TrainConfig, rate_of: Mapping[Group, Any], no_gradient: Collection[str], token_steps: int = 0
+) -> optax.GradientTransformation:
+    """Joins clipping and the update rules of groups of parameters; one group stands for all parameters.
+
+    Args:
+        rate_of: what optax takes as each group's learning rate.
+        token_steps: see `LearningRates`.
+    """
     clip = optax.clip_by_global_norm(train.max_grad_norm) if train.max_grad_norm else optax.identity()
-    if not rates.has_groups:
-        return optax.chain(clip, update_rule(train, rates, "denoiser", no_gradient))
-    rules: dict[Hashable, Any] = {group: update_rule(train, rates, group, no_gradient) for group in GROUPS}
-    token_steps = rates.token_steps
+    rules: dict[Hashable, Any] = {
+        group: update_rule(train, rate, group, no_gradient) for group, rate in rate_of.items()
+    }
+    if len(rules) == 1:
+        return optax.chain(clip, *rules.values())
     if not token_steps:
         return optax.chain(clip, optax.partition(rules, group_labels))
     # A resting group's gradients must not count for the norm, and its moments and schedule must wait for its turn.
@@ -116,12 +159,12 @@ def active_in_phase(rule: optax.GradientTransformation, group: Group, token_step
 
 
 def update_rule(
-    train: TrainConfig, rates: LearningRates, group: Group, no_gradient: Collection[str] = ()
+    train: TrainConfig, rate: Any, group: Group, no_gradient: Collection[str] = ()
 ) -> optax.GradientTransformation:
-    """Returns the chosen rule at a group's rate."""
+    """Returns the chosen rule at a group's rate, a number or a schedule."""
     # Embeddings have no resting point at zero, so decay would only shrink them.
     decay = 0.0 if group == "tokens" else train.weight_decay
-    rate, mask = learning_rate_schedule(train, rates, group), decay_mask(no_gradient)
+    mask = decay_mask(no_gradient)
     b1, eps = train.b1, train.eps
     b2 = DEFAULT_B2.get(train.optimizer, 0.999) if train.b2 is None else train.b2
     match train.optimizer:
@@ -137,7 +180,7 @@ def update_rule(
         case "schedule_free_adamw":
             rms = optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True)
             direction = optax.chain(rms, optax.add_decayed_weights(decay, mask))
-            return schedule_free_optimizer(direction, rate if train.warmup_steps else rates.peak(group), b1)
+            return schedule_free_optimizer(direction, rate, b1)
 
 
 Mask = Callable[[Mapping[str, Any]], dict[str, bool]]
@@ -165,7 +208,7 @@ def adafactor(rate: optax.Schedule, decay: float, mask: Mask | None) -> optax.Gr
 
 
 def schedule_free_optimizer(
-    direction: optax.GradientTransformation, rate: float | optax.Schedule, b1: float
+    direction: optax.GradientTransformation, rate: Any, b1: float
 ) -> optax.GradientTransformation:
     """Returns the schedule-free method (Defazio et al. 2024, arXiv 2405.15682) on an update direction.
 

@@ -36,6 +36,7 @@ class TrainStepSpec:
         weight_anchor: weight of the squared change of what is trained; 0 leaves it out.
         trains_text: captions are encoded in the step, by text encoders or embeddings that are trained.
         learning_rate: step of the run -> the rate to report.
+        slots: subjects that train side by side, each with a whole batch of this layout; 0: a run of its own.
     """
 
     base: BaseModel
@@ -54,6 +55,12 @@ class TrainStepSpec:
     ema_decay: float | None
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule
+    slots: int = 0
+
+    @property
+    def layout_shards(self) -> int:
+        """Parts of each micro-batch of the layout: one for each device that shares it."""
+        return 1 if self.slots else batch_shards(self.mesh)
 
     @property
     def loss_spec(self) -> LossSpec:
@@ -112,11 +119,13 @@ def make_train_step_spec(
     text: TextConfig,
     rates: LearningRates,
     size: tuple[int, int],
+    slots: int = 0,
 ) -> TrainStepSpec:
     """Lays out the rows of a run's steps, and takes from the configuration's sections what a step needs.
 
     Args:
         size: height and width of the images in pixels, by which a flow model's timesteps may be shifted.
+        slots: see `TrainStepSpec`.
     """
     counts = RowCounts(train.batch_size, *(prior.rows_of(method, train.batch_size) for method in ROW_METHODS))
     weights = RoleWeights(*(prior.weights.get(method, 0.0) for method in ROW_METHODS))
@@ -125,7 +134,7 @@ def make_train_step_spec(
         base=base.with_schedule(training_schedule(base.schedule, loss.timestep_shift, base.image_tokens(*size))),
         mesh=mesh,
         slices=slices,
-        layout=batch_layout(counts, weights, micro_batches, batch_shards(mesh)),
+        layout=batch_layout(counts, weights, micro_batches, 1 if slots else batch_shards(mesh)),
         counts=counts,
         loss=loss,
         prior_weighting=prior.weighting,
@@ -138,4 +147,5 @@ def make_train_step_spec(
         ema_decay=train.ema_decay,
         optimizer=optimizer,
         learning_rate=reported_learning_rate(train, rates),
+        slots=slots,
     )

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, UInt32
 
 from jaxbooth.base.text_encoder import TextEmbeddings
 from jaxbooth.data.latents import LatentCache, gather_text
-from jaxbooth.diffusion.loss import Losses, per_example_loss, reduce_losses
+from jaxbooth.diffusion.loss import Losses, RowLosses, per_example_loss, reduce_losses
 from jaxbooth.diffusion.schedule import Latents
 from jaxbooth.params import AnyArray, Array, Params, by_component, cast_matrices, join, precision_of
 from jaxbooth.sharding import AnyMesh, batch_sharding, batch_shards, mesh_context, param_shardings
@@ -33,57 +33,84 @@ def microbatch_loss(
     Args:
         cast: trained parameters in the compute dtype.
     """
-    base, examples = spec.base, batch.examples
     params = join(frozen, by_component(cast))
-    encode = (lambda ids: base.text.encode(params, ids)) if spec.trains_text else None
-    text = gather_text(cache.text, batch.caption, encode, batch_shards(spec.mesh))
+    shards = batch_shards(spec.mesh)
+    encode = (lambda ids: spec.base.text.encode(params, ids)) if spec.trains_text else None
+    text = gather_text(cache.text, batch.caption, encode, shards)
+    frozen_text = None
+    if spec.needs_frozen_prediction:
+        frozen_text = text if cache.frozen_text is None else gather_text(cache.frozen_text, batch.caption, None)
+    row_losses = denoising_losses(spec, params, frozen, text, frozen_text, batch, shards)
+    losses = reduce_losses(row_losses, batch.examples, spec.loss_spec, spec.reported_roles)
+    return losses.total, losses
+
+
+def denoising_losses(
+    spec: TrainStepSpec,
+    params: dict[str, Params],
+    frozen: dict[str, Params],
+    text: TextEmbeddings,
+    frozen_text: TextEmbeddings | None,
+    batch: NoisedBatch,
+    groups: int,
+) -> RowLosses:
+    """Returns the loss of each row.
+
+    Args:
+        params: component -> parameters, of which the denoiser's are read.
+        text: of each row; `frozen_text` as the frozen model sees it, where it is asked for its prediction.
+        groups: see `frozen_prediction`.
+    """
+    base, examples = spec.base, batch.examples
     conditions = base.denoiser_conditioning(text, batch.time_ids)
     noisy = base.schedule.add_noise(examples.latents, examples.noise, examples.timesteps)
     denoiser_input = base.schedule.add_noise(examples.latents, batch.input_noise, examples.timesteps)
     denoiser = base.denoiser.bind(params[base.denoiser_name])
     timesteps = base.schedule.network_timesteps(examples.timesteps)
     output = denoiser(denoiser_input, timesteps, *conditions, remat=spec.remat)
-    target = frozen_prediction(spec, frozen, cache, batch, denoiser_input) if spec.needs_frozen_prediction else None
-    loss = spec.loss_spec
-    row_losses = per_example_loss(output, noisy, examples, base.schedule, loss, target)
-    losses = reduce_losses(row_losses, examples, loss, spec.reported_roles)
-    return losses.total, losses
+    target = None
+    if frozen_text is not None:
+        target = frozen_prediction(spec, frozen, frozen_text, batch, denoiser_input, groups)
+    return per_example_loss(output, noisy, examples, base.schedule, spec.loss_spec, target)
 
 
 def frozen_prediction(
-    spec: TrainStepSpec, frozen: dict[str, Params], cache: LatentCache, batch: NoisedBatch, denoiser_input: Latents
+    spec: TrainStepSpec,
+    frozen: dict[str, Params],
+    text: TextEmbeddings,
+    batch: NoisedBatch,
+    denoiser_input: Latents,
+    groups: int,
 ) -> Latents:
     """Returns the untrained model's output on the rows that need it, and zeros or its output on the others.
 
-    Every shard of the batch begins with the rows that do not need it; the model sees what comes after as many as all
-    shards have.
+    Args:
+        groups: consecutive parts of the batch, of one layout. Every one begins with the rows that do not need it; the
+            model sees what comes after as many as all groups have.
     """
     base = spec.base
-    text = cache.text if cache.frozen_text is None else cache.frozen_text
-    assert isinstance(text, TextEmbeddings)
-    conditions = base.denoiser_conditioning(gather_text(text, batch.caption, None), batch.time_ids)
+    conditions = base.denoiser_conditioning(text, batch.time_ids)
     denoiser = base.denoiser.bind(frozen.get(REFERENCE_DENOISER) or frozen[base.denoiser_name])
-    shards = batch_shards(spec.mesh)
     first = first_distilled_row(spec)
 
-    def by_shard(rows: Array) -> Array:
-        return rows.reshape(shards, -1, *rows.shape[1:])
+    def by_group(rows: Array) -> Array:
+        return rows.reshape(groups, -1, *rows.shape[1:])
 
     def distilled_part(rows: Array) -> Array:
-        return by_shard(rows)[:, first:].reshape(-1, *rows.shape[1:])
+        return by_group(rows)[:, first:].reshape(-1, *rows.shape[1:])
 
     inputs = (denoiser_input, base.schedule.network_timesteps(batch.examples.timesteps), *conditions)
     output = denoiser(*jax.tree.map(distilled_part, inputs))
-    zeros = jnp.zeros_like(by_shard(denoiser_input)[:, :first])
-    return jnp.concatenate([zeros, by_shard(output)], axis=1).reshape(denoiser_input.shape)
+    zeros = jnp.zeros_like(by_group(denoiser_input)[:, :first])
+    return jnp.concatenate([zeros, by_group(output)], axis=1).reshape(denoiser_input.shape)
 
 
 def first_distilled_row(spec: TrainStepSpec) -> int:
-    """Returns how many rows at the beginning of every shard need no prediction of the frozen model."""
+    """Returns how many rows at the beginning of every shard of the layout need no prediction of the frozen model."""
     if spec.outside_mask_weight:  # instance rows come first, and they need it
         return 0
     is_distilled = np.isin(spec.layout.role, spec.distilled).any(axis=0)
-    return int(is_distilled.reshape(batch_shards(spec.mesh), -1).any(axis=0).argmax())
+    return int(is_distilled.reshape(spec.layout_shards, -1).any(axis=0).argmax())
 
 
 def gradients(
@@ -127,8 +154,7 @@ def with_weight_anchor(
     change, pull = jax.value_and_grad(lambda values: squared_change(values, frozen, spec.base.lora))(params)
     weight = spec.weight_anchor
     pulled = {name: grad + weight * pull[name] for name, grad in grads.items()}
-    anchored = Losses(losses.total + weight * change, losses.terms | {WEIGHT_ANCHOR: change})
-    return anchored, shard_gradients(pulled, spec.mesh)
+    return Losses(losses.total + weight * change, losses.terms | {WEIGHT_ANCHOR: change}), pulled
 
 
 def shard_gradients(grads: Params, mesh: AnyMesh) -> Params:
@@ -153,14 +179,31 @@ def train_step(
     losses, grads = gradients(spec, state.params, frozen, source, key, state.step)
     if spec.weight_anchor:
         losses, grads = with_weight_anchor(spec, losses, grads, state.params, frozen)
-    updates, opt_state = spec.optimizer.update(grads, state.opt_state, state.params)
+        grads = shard_gradients(grads, spec.mesh)
+    return apply_gradients(spec, spec.optimizer, spec.learning_rate(state.step), state, losses, grads)
+
+
+def apply_gradients(
+    spec: TrainStepSpec,
+    optimizer: optax.GradientTransformation,
+    learning_rate: Any,
+    state: TrainState,
+    losses: Losses,
+    grads: Params,
+) -> tuple[TrainState, Metrics]:
+    """Makes the update of one step by its gradients.
+
+    Args:
+        learning_rate: to report.
+    """
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params: Any = optax.apply_updates(state.params, updates)
     ema = ema_update(state.ema, params, state.step, spec.ema_decay) if spec.ema_decay else state.ema
     values = {
         "loss": losses.total,
         **losses.terms,
         "grad_norm": optax.tree.norm(grads),
-        "learning_rate": spec.learning_rate(state.step),
+        "learning_rate": learning_rate,
     }
     metrics = {name: jnp.asarray(values[name], jnp.float32) for name in metric_names(spec)}
     return TrainState(state.step + 1, params, opt_state, ema), metrics
