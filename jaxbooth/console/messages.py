@@ -39,7 +39,8 @@ def print_result(text: str) -> None:
     if is_main():
         text = printable(text)
         output.log(text)
-        console.print(escape(text))
+        if not output.muted_now:
+            console.print(escape(text))
 
 
 def shell_quote(text: str) -> str:
@@ -56,7 +57,8 @@ def warn(text: str) -> None:
     if is_main():
         text = printable(text)
         output.log(f"warning: {text}")
-        console.print(f"[bold yellow]warning:[/] {escape(text)}")
+        if not output.muted_now:
+            console.print(f"[bold yellow]warning:[/] {escape(text)}")
 
 
 def show_table(table: RenderableType) -> None:

@@ -2,6 +2,8 @@
 
 import errno
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import IO
@@ -21,10 +23,11 @@ class Output:
         quiet: show only warnings, errors and results.
         log_file: the file that all lines are appended to, or None.
         last_output: time of the last line (`time.monotonic`).
+        muted_now: see `muted`.
     """
 
     def __init__(self) -> None:
-        self.quiet = False
+        self.quiet = self.muted_now = False
         self.log_file: Path | None = None
         self.last_output = time.monotonic()
         self._file: IO[str] | None = None
@@ -49,6 +52,15 @@ class Output:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise UserError(f"--log-file {log_file} cannot be written ({reason}); choose another.") from None
+
+    @contextmanager
+    def muted(self) -> Generator[None]:
+        """Shows nothing but errors while the block runs; the log file gets all."""
+        former, self.quiet, self.muted_now = self.quiet, True, True
+        try:
+            yield
+        finally:
+            self.quiet, self.muted_now = former, False
 
     @property
     def logs(self) -> bool:

@@ -69,6 +69,11 @@ class RunInputs:
 def read_inputs(config: Config, base: BaseModel) -> RunInputs:
     """Scans the images, opens everything that could turn out unusable later, and says what the run will do."""
     check_model(config, base)
+    return scan_inputs(config, base)
+
+
+def scan_inputs(config: Config, base: BaseModel) -> RunInputs:
+    """Does what `read_inputs` does of a model that was checked already."""
     instances = [scan_subject(config, index) for index in range(len(config.subjects))]
     for subject, folder in zip(config.subjects, instances, strict=True):
         skipped = f", {pluralize(folder.skipped, 'other file')} skipped" if folder.skipped else ""

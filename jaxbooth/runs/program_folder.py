@@ -41,7 +41,7 @@ class ProgramFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Orbax's folder."""
+        """What is saved of the subjects in the slots, one file for each process that trains some."""
         return self.root / "checkpoints"
 
     @property

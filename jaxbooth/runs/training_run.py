@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from jaxbooth.base.model import BaseModel, load_params
 from jaxbooth.base.trainable import fully_trained, init_trainable, shard_params, trained_shapes
+from jaxbooth.base.vae import ImageEncoder
 from jaxbooth.config.rates import learning_rates
 from jaxbooth.config.run_config import Config
 from jaxbooth.console.messages import info, is_main, print_result, shell_quote
@@ -35,7 +36,7 @@ from jaxbooth.runs.prompts import RunPrompts, encode_run_prompts
 from jaxbooth.runs.restore import abstract_run_state
 from jaxbooth.runs.start_notes import describe_length, learning_rate_jump, log_padding
 from jaxbooth.runs.training_data import TrainingData, encode_training_data
-from jaxbooth.runs.validation import make_validation
+from jaxbooth.runs.validation import make_validation, validation_image_sampler
 from jaxbooth.sharding import batch_shards
 from jaxbooth.training.reference import copy_references
 from jaxbooth.training.spec import make_train_step_spec
@@ -182,9 +183,11 @@ class TrainingRun:
             held_out_loss = (
                 HeldOutLoss(config, self.inputs, mesh, frozen["vae"], prompts.held_out) if held_out else None
             )
+            image_sampler = validation_image_sampler(config, base, mesh, prompts.sampled)
+            image_encoder = ImageEncoder(base, frozen["vae"], mesh)
             validation = make_validation(
-                config, self.run, base, mesh, references, frozen, self.checkpoints, writer, done, prompts.sampled,
-                held_out_loss,
+                config, self.run, mesh, references, frozen, self.checkpoints, writer, done, image_sampler,
+                image_encoder, held_out_loss,
             )  # fmt: skip
             if not done or validation.is_missing(done):
                 validation(state, done)
@@ -235,16 +238,17 @@ class TrainingRun:
         if jax.process_count() > 1:
             trained = jax.tree.map(to_host, trained)
         if is_main():
-            self.write_export(trained)
+            export_result(self.config, self.base, self.mesh, self.run, trained)
 
-    def write_export(self, trained: dict[str, Any]) -> None:
-        """Writes the export and verifies it."""
-        with self.run.new_export() as folder:
-            metadata = run_metadata(self.config, trained, self.config.train.steps)
-            format = default_format(self.config.lora, self.config.text)
-            export = make_export(self.base, trained, self.mesh, folder, format, metadata=metadata)
-            write_export(export)
-            verified = verify_export(export)
-        print_result(f"exported: {self.run.export}, {', '.join(verified)}")
-        for note in reader_notes(export):
-            info(note)
+
+def export_result(config: Config, base: BaseModel, mesh: Mesh, run: RunFolder, trained: dict[str, Any]) -> None:
+    """Writes the export of a run that is done and verifies it."""
+    with run.new_export() as folder:
+        metadata = run_metadata(config, trained, config.train.steps)
+        format = default_format(config.lora, config.text)
+        export = make_export(base, trained, mesh, folder, format, metadata=metadata)
+        write_export(export)
+        verified = verify_export(export)
+    print_result(f"exported: {run.export}, {', '.join(verified)}")
+    for note in reader_notes(export):
+        info(note)

@@ -74,24 +74,14 @@ class ValidationSampler:
     """Samples the prompts of the grid, and the instance and class prompts, which are measured whether shown or not."""
 
     def __init__(
-        self,
-        base: BaseModel,
-        mesh: Mesh,
-        validation: ValidationConfig,
-        subjects: Sequence[Subject],
-        resolution: int,
-        seed: int,
-        encoded: EncodedPrompts | None = None,
+        self, image_sampler: ImageSampler, validation: ValidationConfig, subjects: Sequence[Subject], seed: int
     ):
+        self.image_sampler = image_sampler
         self.grid_prompts = validation_prompts(validation, subjects)
         self.instance_prompts = instance_prompts(subjects)
         self.class_prompts = class_prompts(subjects)
         self.prompts = measured_prompts(validation, subjects)
         self.images_per_prompt, self.seed = validation.images_per_prompt, seed
-        images = len(self.prompts) * self.images_per_prompt
-        batches = -(-images // MAX_BATCH)
-        sampling = configured_sampling(validation, resolution)
-        self.image_sampler = ImageSampler(base, mesh, sampling, -(-images // batches), encoded=encoded)
 
     def sample(self, params: dict[str, Params]) -> np.ndarray:
         """Returns (prompts, images, H, W, 3) uint8; image i of every prompt starts from the same noise."""
@@ -112,6 +102,20 @@ class ValidationSampler:
         """Returns those of the sampled images that belong to some prompts, (n, H, W, 3) uint8."""
         rows = np.array([self.prompts.index(prompt) for prompt in prompts], np.intp)
         return images[rows].reshape(-1, *images.shape[2:])
+
+
+def validation_image_sampler(
+    config: Config, base: BaseModel, mesh: Mesh, encoded: EncodedPrompts | None = None
+) -> ImageSampler:
+    """Returns what samples the prompts of a run's validations in batches of about one size.
+
+    Args:
+        encoded: see `ImageSampler`.
+    """
+    images = len(measured_prompts(config.validation, config.subjects)) * config.validation.images_per_prompt
+    batches = -(-images // MAX_BATCH)
+    sampling = configured_sampling(config.validation, config.resolution)
+    return ImageSampler(base, mesh, sampling, -(-images // batches), encoded=encoded)
 
 
 @dataclass
@@ -159,14 +163,21 @@ class Validation:
             return {}
         return self.held_out_loss(join(self.frozen, result_params(state)), self.drift_meter.base_latents())
 
-    def __call__(self, state: TrainState, step: int, losses: dict[str, float] | None = None) -> None:
+    def __call__(
+        self,
+        state: TrainState,
+        step: int,
+        losses: dict[str, float] | None = None,
+        images: np.ndarray | None = None,
+    ) -> None:
         """Samples, measures and writes; saves the state where it is the best so far.
 
         Args:
             losses: on held-out images, where they were measured already.
+            images: see `ValidationSampler.sample`, where they were sampled already.
         """
         params = join(self.frozen, result_params(state))
-        images = self.sampler.sample(params)
+        images = self.sampler.sample(params) if images is None else images
         grid, metadata = self.sampler.grid(images, step)
         self.writer.log_grid(step, self.run.samples(step), grid, metadata)
         subject_images = self.sampler.images_of(self.sampler.instance_prompts, images)
@@ -191,28 +202,27 @@ class Validation:
 def make_validation(
     config: Config,
     run: RunFolder,
-    base: BaseModel,
     mesh: Mesh,
     references: Sequence[Sequence[np.ndarray]],
     frozen: dict[str, Params],
     checkpoints: Checkpoints,
     writer: MetricWriter,
     done: int,
-    encoded: EncodedPrompts | None = None,
+    image_sampler: ImageSampler,
+    image_encoder: ImageEncoder,
     held_out_loss: HeldOutLoss | None = None,
 ) -> Validation:
     """Builds everything that the configuration asks for.
 
     Args:
         references: center squares of each subject's images, (H, W, 3) uint8.
-        frozen: component -> parameters that training does not change; the VAE's are among them.
+        frozen: component -> parameters that training does not change.
         done: steps that an earlier process did.
-        encoded: see `ImageSampler`.
+        image_sampler: see `validation_image_sampler`; runs on one base model can share it.
     """
-    sampler = ValidationSampler(base, mesh, config.validation, config.subjects, config.resolution, config.seed, encoded)
+    sampler = ValidationSampler(image_sampler, config.validation, config.subjects, config.seed)
     together = np.stack([pixels for images in references for pixels in images])
-    encoder = ImageEncoder(base, frozen["vae"], mesh)
-    drift_meter = DriftMeter(together, encoder, base.vae_config, run.base_latents)
+    drift_meter = DriftMeter(together, image_encoder, image_sampler.base.vae_config, run.base_latents)
     evaluation, evaluate_params = config.evaluation, None
     if evaluation.every:
         models = load_feature_models(evaluation.clip, evaluation.dino, config.source, mesh)

@@ -27,6 +27,10 @@ DELETION_SECONDS = 0.5  # from the file's removal until the folder is gone, too,
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)  # what such file systems answer
 
 
+class InUseError(UserError):
+    """Another process holds a folder."""
+
+
 class FolderLock:
     """A folder that this process holds; the kernel frees it when the process is killed.
 
@@ -56,7 +60,7 @@ class FolderLock:
         """Locks the folder and the file."""
         if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
             raise OSError(errno.EINVAL, f"its {LOCK} is not a file")
-        in_use = UserError(
+        in_use = InUseError(
             f"{self.folder} is being trained by {holder(self.path)}; wait for its end, or choose another --run-dir."
         )
         with suppress(OSError):  # network file systems do not lock folders
