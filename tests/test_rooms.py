@@ -24,6 +24,7 @@ FLOORS = (
     ("training", "metrics", "export"),
     ("plan",),
     ("runs",),
+    ("many",),
     ("pipeline", "report"),
     ("evaluation",),
     ("cli",),

@@ -13,6 +13,7 @@ from jaxbooth.cli.export import ExportArguments
 from jaxbooth.cli.plan import PlanArguments
 from jaxbooth.cli.report import ReportArguments
 from jaxbooth.cli.sample import SampleArguments
+from jaxbooth.cli.train_many import ManyArguments
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.section import Section
 from jaxbooth.errors import UserError
@@ -35,6 +36,7 @@ def completion_command(argv: list[str]) -> None:
         raise UserError(f"jaxbooth completion takes a shell, {' or '.join(SHELLS)}; found {' '.join(argv) or 'none'}.")
     commands: dict[str, Callable[..., Any]] = {
         "train": Config,
+        "train-many": ManyArguments,
         "sample": SampleArguments,
         "export": ExportArguments,
         "evaluate": EvaluateArguments,

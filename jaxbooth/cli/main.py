@@ -18,6 +18,7 @@ from jaxbooth.cli.plan import plan_command
 from jaxbooth.cli.report import report_command
 from jaxbooth.cli.sample import sample_command
 from jaxbooth.cli.train import train_command
+from jaxbooth.cli.train_many import train_many_command
 from jaxbooth.config.suggestions import MAX_SHOWN
 from jaxbooth.console.messages import print_stderr
 from jaxbooth.console.output import output
@@ -29,6 +30,8 @@ from jaxbooth.storage.paths import ascii_repr, is_utf8, local_path
 USAGE = """usage: jaxbooth COMMAND ...
 
   train [CONFIG] [--flags]   teach a model a subject; run the same command again to continue
+  train-many MANIFEST [CONFIG] [--flags]
+                             teach each of many subjects a LoRA, in one program
   sample RUN|MODEL           generate images with a trained run or with any model
   export RUN                 save a trained run for diffusers, A1111, ComfyUI or the Hub
   evaluate RUN               measure what a run has learned and what it has forgotten
@@ -61,6 +64,7 @@ def help_command(argv: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train_command,
+    "train-many": train_many_command,
     "sample": sample_command,
     "export": export_command,
     "evaluate": evaluate_command,

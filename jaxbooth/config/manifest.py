@@ -6,7 +6,7 @@ between subjects; everything else is the program's.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -162,13 +162,14 @@ def dump_manifest(subjects: Sequence[SubjectRun]) -> str:
     return "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in entries)
 
 
-def check_same_manifest(path: Path, subjects: Sequence[SubjectRun]) -> None:
+def check_same_manifest(path: Path, subjects: Sequence[SubjectRun], free: Collection[str] = ()) -> None:
     """Refuses subjects that contradict those whose runs a folder already holds.
 
     There may be new ones, and those that are there may train for more steps.
 
     Args:
         path: what `dump_manifest` wrote into the folder; may be missing.
+        free: names of those that may change all the same, since nothing came of them.
 
     Raises:
         UserError: a subject is no longer there or has changed, or the file is damaged.
@@ -178,6 +179,8 @@ def check_same_manifest(path: Path, subjects: Sequence[SubjectRun]) -> None:
     entries = {subject.name: entry_of(subject) for subject in subjects}
     for line, values in read_json_lines(path):
         old, _ = parse_entry(values, f"{path}, line {line}", {})
+        if old.name in free:
+            continue
         if old.name not in entries:
             difference = f"{old.name} is no longer there"
         else:

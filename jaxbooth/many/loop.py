@@ -1,0 +1,272 @@
+"""The loop over all subjects: slots are filled from a queue, trained together, saved together and emptied."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxbooth.config.manifest import SubjectRun
+from jaxbooth.console.messages import warn
+from jaxbooth.console.output import output
+from jaxbooth.distributed.group import SingleProcess
+from jaxbooth.errors import RunFailure, UserError
+from jaxbooth.many.device_slots import DeviceSlots
+from jaxbooth.many.program import Program
+from jaxbooth.many.root import is_done
+from jaxbooth.many.saves import save_subjects
+from jaxbooth.many.slot_run import SlotRun, open_slot_run
+from jaxbooth.runs.status import State, StatusLog, SubjectStatus, count_states
+from jaxbooth.runs.status_table import RunningSubject, StatusDisplay
+from jaxbooth.storage.disk import is_full
+from jaxbooth.storage.lock import InUseError
+from jaxbooth.training.slot_rows import stack_rows
+from jaxbooth.training.state import TrainState
+
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+
+
+class Dispatched(NamedTuple):
+    """Steps that the devices were asked for.
+
+    Attributes:
+        runs: in each slot, then.
+        starts: steps that each had done before.
+        counts: steps of each.
+        metrics: (steps, slots).
+        began: when they were asked for.
+    """
+
+    runs: list[SlotRun | None]
+    starts: list[int]
+    counts: list[int]
+    metrics: Any
+    began: float
+
+
+@dataclass
+class ManyLoop:
+    """Trains all subjects of a queue.
+
+    Attributes:
+        saved: states that an earlier process left, of subjects that have no slot yet.
+        saves: file for the states of this one.
+        names: all subjects, of which the display speaks.
+        statuses: the last of each.
+    """
+
+    program: Program
+    slots: DeviceSlots
+    queue: Iterator[SubjectRun]
+    saved: dict[str, TrainState]
+    saves: Path
+    log: StatusLog
+    names: Sequence[str]
+    statuses: dict[str, SubjectStatus]
+    processes: SingleProcess
+    display: StatusDisplay
+    runs: list[SlotRun | None] = field(default_factory=list)
+    is_exhausted: bool = False  # the queue
+    steps_since_save: int = 0
+    seconds_per_step: float | None = None
+
+    def run(self) -> bool:
+        """Trains until the queue is empty, or a signal asks to stop; returns whether all are done.
+
+        Raises:
+            RunFailure: the devices' memory or the disk is full. What was saved is intact.
+        """
+        self.runs = [None] * self.program.spec.slots
+        stop, steps = self.processes.stop_agreement, 0
+        try:
+            stop.begin(0)
+            pending, ended = None, 0.0
+            while self.fill(stop.is_stopping):
+                count = max(self.limits())
+                if not stop.may_run_to(steps + count):
+                    break
+                dispatched = self.dispatch()  # before the steps before it are logged: the devices do not wait for that
+                steps += count
+                if pending:
+                    ended = self.log_dispatch(pending, ended)
+                pending = dispatched
+                if self.is_save_due or self.due:
+                    ended, pending = self.log_dispatch(pending, ended), None
+                for slot, run in self.due:
+                    self.advance(slot, run)
+                if self.is_save_due:
+                    self.save()
+            if pending:
+                self.log_dispatch(pending, ended)
+            self.save()
+            stop.end()
+            return self.is_exhausted and not any(self.runs)
+        finally:
+            for run in self.runs:
+                if run:
+                    run.close()
+
+    def fill(self, is_stopping: bool) -> bool:
+        """Puts subjects of the queue into empty slots; returns whether any slot is taken."""
+        for slot in range(len(self.runs)):
+            while self.runs[slot] is None and not is_stopping:
+                subject = next(self.queue, None)
+                if subject is None:
+                    self.is_exhausted = True
+                    break
+                self.enter(slot, subject)
+        self.show()
+        return any(self.runs)
+
+    def enter(self, slot: int, subject: SubjectRun) -> None:
+        """Prepares a subject and puts it into a slot; one that cannot be trained is marked and leaves it empty."""
+        steps = subject.config.train.steps
+        if is_done(subject.config):  # by another process, meanwhile
+            self.set_status(subject.name, "done", steps, steps)
+            return
+        self.set_status(subject.name, "preparing", steps=steps)
+        run = None
+        try:
+            with output.muted():
+                saved = self.saved.get(subject.name)
+                run = open_slot_run(self.program, subject.name, subject.config, saved, self.processes)
+                self.saved.pop(subject.name, None)
+                run.begin()
+            if run.is_done:  # a process ended between its last step and its export
+                assert run.state is not None
+                self.complete(run, slot, run.state)
+                return
+            assert run.state is not None
+            text = (run.data.text, run.data.frozen_text)
+            self.slots.enter(slot, run.state, text, run.key)
+            run.state, self.runs[slot] = None, run
+            self.set_status(run.name, "running", run.step, run.steps, slot)
+        except InUseError:
+            self.set_status(subject.name, "queued")  # another process trains it
+        except Exception as error:
+            self.fail(subject.name, error, run)
+
+    @property
+    def due(self) -> list[tuple[int, SlotRun]]:
+        """The slots whose subjects are to be validated, or are done."""
+        return [(slot, run) for slot, run in enumerate(self.runs) if run and run.validation.is_due(run.step)]
+
+    @property
+    def is_save_due(self) -> bool:
+        """Whether the states are to be saved."""
+        return self.steps_since_save >= self.program.config.train.checkpoint_every
+
+    def limits(self) -> list[int]:
+        """Returns how many steps each slot does in the next dispatch."""
+        most = self.program.config.train.steps_per_dispatch
+        return [min(most, run.next_stop() - run.step) if run else 0 for run in self.runs]
+
+    def dispatch(self) -> Dispatched:
+        """Begins some steps of every slot, and returns without waiting for them."""
+        config, counts = self.program.config, self.limits()
+        feeds = [run.rows if run else None for run in self.runs]
+        starts = [run.step if run else 0 for run in self.runs]
+        rows = self.slots.place_rows(stack_rows(feeds, starts, counts, config.train.steps_per_dispatch))
+        arguments = (self.program.step_frozen, self.slots.text, rows, self.slots.keys, np.int32(max(counts)))
+        compiled = self.program.compiled_for(self.slots.state, *arguments)
+        began = time.perf_counter()
+        self.slots.state, metrics = compiled(self.slots.state, *arguments)
+        for run, count in zip(self.runs, counts, strict=True):
+            if run:
+                run.step += count
+        self.steps_since_save += max(counts)
+        return Dispatched(list(self.runs), starts, counts, metrics, began)
+
+    def log_dispatch(self, dispatched: Dispatched, after: float) -> float:
+        """Waits for steps and logs them; a subject whose loss is not finite leaves its slot. Returns when they ended.
+
+        Args:
+            after: when the steps before them ended.
+        """
+        columns = jax.device_get(dispatched.metrics)
+        now = time.perf_counter()
+        seconds = now - max(after, dispatched.began)
+        self.seconds_per_step = seconds / max(dispatched.counts)
+        for slot, (run, start, count) in enumerate(zip(*dispatched[:3], strict=True)):
+            if not run or not count or self.runs[slot] is not run:
+                continue
+            try:
+                run.log({name: column[:count, slot] for name, column in columns.items()}, start, seconds)
+            except RunFailure as error:
+                self.runs[slot] = None
+                self.fail(run.name, error, run)
+        self.show()
+        return now
+
+    def advance(self, slot: int, run: SlotRun) -> None:
+        """Validates a subject whose steps are logged, if that is due, and finishes one that has all of them."""
+        try:
+            state = self.slots.extract(slot)
+            with output.muted():
+                run.validate(state)
+            if run.is_done:
+                self.complete(run, slot, state)
+        except Exception as error:
+            self.runs[slot] = None
+            self.fail(run.name, error, run)
+
+    def complete(self, run: SlotRun, slot: int, state: TrainState) -> None:
+        """Writes the results of a subject and empties its slot."""
+        with output.muted():
+            run.finish(state)
+        run.close()
+        self.runs[slot] = None
+        self.set_status(run.name, "done", run.step, run.steps)
+
+    def fail(self, name: str, error: Exception, run: SlotRun | None) -> None:
+        """Marks a subject as failed; what would fail for the others, too, is raised."""
+        if run:
+            run.close()
+        if OUT_OF_MEMORY in str(error) or is_full(error):
+            raise error
+        known = isinstance(error, UserError | RunFailure)
+        sentence = str(error) if known else f"{type(error).__name__}: {error}"
+        step, steps = (run.step, run.steps) if run else (None, None)
+        self.set_status(name, "failed", step, steps, error=sentence)
+        warn(f"{name}: {sentence}")
+
+    def save(self) -> None:
+        """Writes the states of all slots into one file, once their logs are on disk; without any it is removed."""
+        running = {slot: run for slot, run in enumerate(self.runs) if run}
+        for run in running.values():
+            run.writer.flush()
+        self.steps_since_save = 0
+        states, whole = dict(self.saved), jax.device_get(self.slots.state) if running else None
+        for slot, run in running.items():
+            states[run.name] = jax.tree.map(lambda leaf, slot=slot: leaf[slot], whole)
+        if states:
+            save_subjects(self.saves, states)
+        else:
+            self.saves.unlink(missing_ok=True)
+
+    def set_status(
+        self,
+        name: str,
+        state: State,
+        step: int | None = None,
+        steps: int | None = None,
+        slot: int | None = None,
+        error: str | None = None,
+    ) -> None:
+        """Logs a change of a subject."""
+        self.log.add(name, state, step, steps, slot, error)
+        self.statuses[name] = SubjectStatus(time.time(), name, state, step, steps, slot, error)
+
+    def show(self) -> None:
+        """Brings the display up to date."""
+        running = [
+            RunningSubject(
+                run.name, slot, run.step, run.steps, run.loss,
+                self.seconds_per_step and (run.steps - run.step) * self.seconds_per_step,
+            )
+            for slot, run in enumerate(self.runs) if run
+        ]  # fmt: skip
+        self.display.update(running, count_states(self.statuses, self.names))
