@@ -1,7 +1,7 @@
 """What XLA's compiler says of a run's programs, for devices that are here or only described.
 
-`python -m jaxbooth.plan.compile` reads {"config", "topology", "sampling"} from stdin and prints one line of JSON. It is
-a process of its own because the environment that libtpu needs without a TPU would mislead a real TPU host.
+`python -m jaxbooth.plan.compile` reads {"config", "topology", "sampling", "slots"} from stdin and prints one line of
+JSON. It is a process of its own because the environment that libtpu needs without a TPU would mislead a real TPU host.
 """
 
 import importlib.util
@@ -24,6 +24,7 @@ from jaxbooth.config.run_config import Config
 from jaxbooth.console.numbers import GIB
 from jaxbooth.console.progress import progress
 from jaxbooth.errors import RunFailure, UserError
+from jaxbooth.plan.abstract_slots import abstract_slots, slot_bytes, trace_slots
 from jaxbooth.plan.abstract_step import abstract_base, abstract_step, device_bytes, persistent_bytes
 from jaxbooth.plan.estimate import kernel_platform
 from jaxbooth.plan.hardware import Topology, find_topology
@@ -79,7 +80,13 @@ def compile_plan(config: Config, topology: Topology, estimated: StepCost) -> Com
     )
 
 
-def compile_programs(config: Config, topology: Topology, sampling: bool = True) -> dict[str, Any]:
+def compile_slots(config: Config, topology: Topology, estimated: StepCost, slots: int) -> StepCost:
+    """Compiles the step of so many subjects; see `compile_plan`."""
+    analyses = compile_programs(config, topology, sampling=False, slots=slots)
+    return train_cost(analyses, 1, estimated)
+
+
+def compile_programs(config: Config, topology: Topology, sampling: bool = True, slots: int = 0) -> dict[str, Any]:
     """Returns what `compile_here` finds, in this process or in one that can describe the topology.
 
     Raises:
@@ -88,13 +95,16 @@ def compile_programs(config: Config, topology: Topology, sampling: bool = True) 
     environment = child_environment(topology)
     with progress("compile", total=None):
         if topology.is_local:  # another process could not open an accelerator that this one holds
-            return compile_here(config, topology, sampling)
-        return compile_in_child(config, topology, sampling, environment)
+            return compile_here(config, topology, sampling, slots)
+        return compile_in_child(config, topology, sampling, slots, environment)
 
 
-def compile_in_child(config: Config, topology: Topology, sampling: bool, environment: dict[str, str]) -> dict[str, Any]:
+def compile_in_child(
+    config: Config, topology: Topology, sampling: bool, slots: int, environment: dict[str, str]
+) -> dict[str, Any]:
     """Returns what `compile_here` finds in another process."""
-    request = json.dumps({"config": config.model_dump(mode="json"), "topology": topology.name, "sampling": sampling})
+    values = {"config": config.model_dump(mode="json"), "topology": topology.name, "sampling": sampling, "slots": slots}
+    request = json.dumps(values)
     command = [sys.executable, "-m", "jaxbooth.plan.compile"]
     done = subprocess.run(command, input=request, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
@@ -129,8 +139,11 @@ def child_environment(topology: Topology) -> dict[str, str]:
     )
 
 
-def compile_here(config: Config, topology: Topology, sampling: bool) -> dict[str, Any]:
+def compile_here(config: Config, topology: Topology, sampling: bool, slots: int = 0) -> dict[str, Any]:
     """Compiles the train step and, if asked, the sampling of a grid's images.
+
+    Args:
+        slots: of the step of many subjects; 0: of a run.
 
     Returns:
         persistent: see `persistent_bytes`; train and sampling: see `compile_and_analyze`, and `params_bytes` of the
@@ -143,6 +156,12 @@ def compile_here(config: Config, topology: Topology, sampling: bool) -> dict[str
         enable_compilation_cache()
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices_of(topology))
     config, base = abstract_base(config, topology.platform)
+    if slots:
+        many = abstract_slots(config, base, mesh, slots)
+        return {
+            "persistent": slot_bytes(many),
+            "train": compile_and_analyze(trace_slots(config, base, many), topology),
+        }
     step = abstract_step(config, base, mesh)
     analyses: dict[str, Any] = {
         "persistent": persistent_bytes(step),
@@ -247,7 +266,7 @@ def main() -> None:
     request = json.load(sys.stdin)
     config, topology = Config.model_validate(request["config"]), find_topology(request["topology"])
     try:
-        analyses = compile_here(config, topology, request["sampling"])
+        analyses = compile_here(config, topology, request["sampling"], request["slots"])
     except UserError as error:
         analyses = {"error": str(error)}
     print(json.dumps(analyses))

@@ -16,16 +16,30 @@ from jaxbooth.plan.hardware import Topology
 from jaxbooth.plan.measure import measure_step, reason_not_to_measure
 from jaxbooth.plan.report import Plan
 from jaxbooth.plan.roofline import expected_run, roofline
+from jaxbooth.plan.subjects import plan_subjects
 
 
-def make_plan(config: Config, topology: Topology, compiles: bool = False) -> Plan:
+def make_plan(
+    config: Config,
+    topology: Topology,
+    compiles: bool = False,
+    subjects: int | None = None,
+    slots: int | None = None,
+) -> Plan:
     """Estimates a run on a topology and, if asked, compiles it.
+
+    Args:
+        subjects: how many there are of `train-many`, of which the run is that of one; what is compiled then is the step
+            of all slots.
+        slots: subjects that train side by side; default: the most that fit.
 
     Raises:
         UserError: the configuration or the mesh cannot be used; see also `compile_plan`.
         RunFailure: the compiler failed.
     """
     check_rows(config)
+    if subjects and not config.lora.rank:
+        raise UserError("--subjects: train-many teaches every subject a LoRA; set --lora.rank, such as 16.")
     for problem in ineffective_options(config):
         raise UserError(problem)
     given = config
@@ -34,7 +48,7 @@ def make_plan(config: Config, topology: Topology, compiles: bool = False) -> Pla
     check_rank(base, config)
     config, estimate = resolve_remat(config, base, topology)
     estimated, compiled = estimate.at(), None
-    if compiles:
+    if compiles and not subjects:
         compiled = compile_plan(apply_changes(given, {"train.remat": config.train.remat}), topology, estimated)
         estimate = scale_to_compiled(estimate, compiled)
     cost = compiled.cost if compiled else estimated
@@ -57,6 +71,7 @@ def make_plan(config: Config, topology: Topology, compiles: bool = False) -> Pla
         unmeasured=unmeasured,
         run=expected_run(config.train.steps, batch_size, topology, bound, measured),
         advice=list(advice(config, base, estimate)),
+        subjects=plan_subjects(config, base, estimate, subjects, slots, measured, compiles) if subjects else None,
     )
 
 

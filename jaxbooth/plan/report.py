@@ -13,6 +13,7 @@ from jaxbooth.console.numbers import format_duration, format_gib, format_metric,
 from jaxbooth.plan.compile import Compiled
 from jaxbooth.plan.hardware import Topology
 from jaxbooth.plan.roofline import EFFICIENCY, ExpectedRun, Roofline, StepCost
+from jaxbooth.plan.subjects import SubjectsPlan
 
 MIN_SHOWN_BYTES = 2**17  # bytes of a kind of memory
 
@@ -28,6 +29,7 @@ class Plan:
         unmeasured: why none was, a sentence, where nothing else tells the time.
         largest_batch: most instance images for each device that fit; None where the device's memory is unknown.
         advice: what helps, in sentences.
+        subjects: of `train-many`, where that was asked.
     """
 
     config: Config
@@ -42,6 +44,7 @@ class Plan:
     unmeasured: str | None
     run: ExpectedRun
     advice: list[str]
+    subjects: SubjectsPlan | None = None
 
     @property
     def needed(self) -> float:
@@ -81,6 +84,14 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         **plan.run._asdict(),
         "advice": plan.advice,
     }
+    if plan.subjects:
+        many = plan.subjects
+        document["subjects"] = {
+            "subjects": many.subjects, "slots": many.slots, "hbm_bytes": many.cost.hbm_bytes, "flops": many.cost.flops,
+            "bytes_accessed": many.cost.bytes_accessed, "roofline_seconds": many.bound._asdict(),
+            "seconds_per_step": many.seconds_per_step, "subjects_per_hour": many.per_hour, "hours": many.hours,
+            "chip_hours": many.chip_hours,
+        }  # fmt: skip
     if compiled:
         document["estimated"] = {"hbm_bytes": plan.estimated.hbm_bytes} | plan.estimated._asdict()
         document["sampling"] = {"hbm_bytes": compiled.sampling_bytes, "flops": compiled.sampling_flops}
@@ -120,8 +131,26 @@ def table_rows(plan: Plan) -> Iterator[tuple[str, str]]:
         sizes = ", ".join(f"{kind} {format_metric(size, 'B')}" for kind, size in cost.collectives.items())
         yield "collectives", f"{sizes} per device and step"
     yield from time_rows(plan)
+    if plan.subjects:
+        yield from subject_rows(plan.subjects)
     for sentence in plan.advice:
         yield "what helps", sentence
+
+
+def subject_rows(many: SubjectsPlan) -> Iterator[tuple[str, str]]:
+    """Yields the rows about many subjects."""
+    if not many.slots:
+        yield "slots", "not even one subject on each device fits"
+        return
+    parts = sorted(many.cost.memory.items(), key=lambda item: -item[1])
+    shown = ", ".join(f"{kind} {format_gib(size)}" for kind, size in parts if size >= MIN_SHOWN_BYTES)
+    yield "slots", f"{pluralize(many.slots, 'subject')} side by side, {format_gib(many.cost.hbm_bytes)}: {shown}"
+    if many.hours is None or many.chip_hours is None or many.per_hour is None or many.seconds_per_step is None:
+        return
+    length, chip_hours = format_duration(many.hours * 3600), format_significant(many.chip_hours)
+    rate, step = format_significant(many.per_hour), format_duration(many.seconds_per_step)
+    speed = f"{rate} an hour, {step} per step of all slots"
+    yield "all subjects", f"{many.subjects:,} in {length}, {chip_hours} chip-hours: {speed}"
 
 
 def time_rows(plan: Plan) -> Iterator[tuple[str, str]]:
