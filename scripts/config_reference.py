@@ -20,6 +20,7 @@ from jaxbooth.cli.export import ExportArguments
 from jaxbooth.cli.plan import PlanArguments
 from jaxbooth.cli.report import ReportArguments
 from jaxbooth.cli.sample import SampleArguments
+from jaxbooth.cli.train_many import ManyArguments
 from jaxbooth.config.run_config import FREE_SECTIONS, FREE_TO_CHANGE, Config
 from jaxbooth.config.schema import Subject
 from jaxbooth.config.section import Section, flag
@@ -156,6 +157,7 @@ def reference() -> str:
                 keys = rows(Subject, "`{}`".format, Subject.model_fields)
                 lines += ["### data.subjects", "", text, "", *table("key", keys)]
     lines += ["## Flags of the other commands", ""]
+    lines += command("jaxbooth train-many MANIFEST [CONFIG]", ManyArguments, skip=Config.model_fields)
     lines += command("jaxbooth sample RUN\\|MODEL", SampleArguments)
     lines += command("jaxbooth export RUN", ExportArguments)
     lines += command("jaxbooth evaluate RUN", EvaluateArguments)

@@ -14,6 +14,7 @@ import pytest
 
 from jaxbooth.cli.main import COMMANDS, USAGE, main
 from jaxbooth.config.load import load_config
+from jaxbooth.config.manifest import read_manifest
 from jaxbooth.config.prior import PriorConfig
 from jaxbooth.config.rules import check_config
 from jaxbooth.data.class_images import generation_settings
@@ -170,7 +171,13 @@ def test_every_configuration_is_one_that_a_run_takes(page, tmp_path):
     for kind, block in FENCE.findall(page.read_text()):
         if kind == "yaml":
             (tmp_path / "run.yaml").write_text(block)
-            check_config(load_config(tmp_path / "run.yaml"))
+            if "- {name:" in block:
+                runs = read_manifest(tmp_path / "run.yaml", load_config("sd15-lora"))
+                configs = [run.config for run in runs]
+            else:
+                configs = [load_config(tmp_path / "run.yaml")]
+            for config in configs:
+                check_config(config)
 
 
 def script_module(name: str) -> ModuleType:

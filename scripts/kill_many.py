@@ -1,0 +1,126 @@
+"""Kills `train-many` again and again, lets it finish, and compares every subject with a run that was never killed.
+
+    python scripts/kill_many.py --photos ../shared/dreambooth --kills 20 --processes 1
+    python scripts/kill_many.py --photos ../shared/dreambooth --kills 20 --processes 2
+
+With several processes, each has a shard of the manifest in the same root, and a kill hits one of them at random.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from bench_many import make_subjects
+
+from jaxbooth.runs.metric_writer import read_metrics
+from jaxbooth.runs.status import read_status
+
+# Short dispatches and many saves, so that kills fall into all phases; few images, for they are not what is tested.
+FLAGS = (
+    "--lora.rank 4 --train.batch-size 1 --train.learning-rate 1e-3 --train.eps 1e-3 --train.steps-per-dispatch 2 "
+    "--train.checkpoint-every 6 --data.num-class-images 4 --prior.steps 2 --validation.every 15 "
+    "--validation.images-per-prompt 1 --validation.steps 2"
+)
+TOLERANCE = 1e-4  # of losses, relative: a subject may come back in another slot
+
+
+def parse() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, default=Path("../shared/dreambooth"), help="the DreamBooth dataset")
+    parser.add_argument("--out", type=Path, default=Path("runs/kill-many"))
+    parser.add_argument("--subjects", type=int, default=6)
+    parser.add_argument("--slots", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def start(arguments: argparse.Namespace, manifest: Path, root: Path, shard: str) -> subprocess.Popen:
+    """Starts one process, in a session of its own."""
+    flags = [*FLAGS.split(), "--train.steps", arguments.steps, "--slots", arguments.slots, "--shard", shard]
+    command = [sys.executable, "-m", "jaxbooth", "train-many", manifest, "demo", *flags, "--run-dir", root]
+    return subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def steps_done(root: Path, names: list[str]) -> int:
+    """Returns the steps of all subjects that are in their logs."""
+    return sum(len(read_metrics(root / name / "metrics.jsonl")) for name in names)
+
+
+def torture(arguments: argparse.Namespace, manifest: Path, root: Path, names: list[str]) -> list[float]:
+    """Starts, kills and starts again; returns after how many seconds each kill came."""
+    draw, waits = random.Random(arguments.seed), []
+    while len(waits) < arguments.kills:
+        shards = [f"{number}/{arguments.processes}" for number in range(1, arguments.processes + 1)]
+        running = [start(arguments, manifest, root, shard) for shard in shards]
+        began, before = time.monotonic(), steps_done(root, names)
+        wait = draw.uniform(2, 40)
+        while time.monotonic() - began < wait and any(process.poll() is None for process in running):
+            time.sleep(0.1)
+        alive = [process for process in running if process.poll() is None]
+        if not alive:
+            break
+        victim = draw.choice(alive)
+        os.killpg(victim.pid, signal.SIGKILL)
+        victim.wait()
+        waits.append(time.monotonic() - began)
+        print(f"kill {len(waits)} after {waits[-1]:.1f} s: {steps_done(root, names) - before} steps more", flush=True)
+        for process in alive:
+            if process is not victim:
+                process.send_signal(signal.SIGTERM)  # the others stop as they are asked to
+                process.wait()
+    return waits
+
+
+def finish(arguments: argparse.Namespace, manifest: Path, root: Path) -> None:
+    """Lets every shard come to its end."""
+    for number in range(1, arguments.processes + 1):
+        code = start(arguments, manifest, root, f"{number}/{arguments.processes}").wait()
+        if code:
+            sys.exit(f"shard {number} ended with exit code {code}")
+
+
+def compare(whole: Path, killed: Path, names: list[str], steps: int) -> float:
+    """Returns the largest relative difference of losses; every subject has every step once."""
+    largest = 0.0
+    statuses = read_status(killed / "status.jsonl")
+    for name in names:
+        expected, found = (read_metrics(root / name / "metrics.jsonl") for root in (whole, killed))
+        assert [line["step"] for line in found] == list(range(1, steps + 1)), name
+        assert statuses[name].state == "done", statuses[name]
+        assert (killed / name / "export" / "pytorch_lora_weights.safetensors").exists()
+        losses = [np.array([line["loss"] for line in lines]) for lines in (expected, found)]
+        largest = max(largest, float(np.abs(losses[1] / losses[0] - 1).max()))
+    return largest
+
+
+def main() -> None:
+    """Runs both, and compares."""
+    arguments = parse()
+    manifest = make_subjects(arguments.photos, arguments.out, arguments.subjects)
+    names = [f"subject-{number:02d}" for number in range(arguments.subjects)]
+    whole, killed = arguments.out / "whole", arguments.out / f"killed-{arguments.processes}"
+    shutil.rmtree(killed, ignore_errors=True)
+    if not whole.exists() and start(arguments, manifest, whole, "1/1").wait():
+        sys.exit("the run that is not killed failed")
+    waits = torture(arguments, manifest, killed, names)
+    finish(arguments, manifest, killed)
+    largest = compare(whole, killed, names, arguments.steps)
+    print(f"{len(waits)} kills, {len(names)} subjects: losses differ by {largest:.1e} at most")
+    assert largest < TOLERANCE
+
+
+if __name__ == "__main__":
+    main()
