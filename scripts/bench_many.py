@@ -4,7 +4,8 @@
     python scripts/bench_many.py steady --photos ../shared/dreambooth --model demo --slots 1 2 4 8 16
 
 `whole` times a command for each subject, one after another, and one `train-many` for all of them; both load the model,
-compile, sample and export, and class images are there before. `steady` times the compiled step alone, with every number
+compile, sample and export; each run makes class images of its own, and `train-many` those of the class once, unless
+`--class-images there` leaves that out. `steady` times the compiled step alone, with every number
 of slots in turn, again and again, so that a machine that is slow for a while is slow for all. Both print JSON.
 """
 
@@ -56,6 +57,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--slots", type=int, nargs="+", default=[8])
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--alone", type=int, help="of `whole`: runs to time, if not one for each subject")
+    parser.add_argument("--class-images", choices=("own", "there"), default="own", help="of `whole`: made, or there")
     parser.add_argument("--rounds", type=int, default=5, help="of `steady`")
     return parser.parse_args()
 
@@ -84,8 +87,10 @@ def flags(arguments: argparse.Namespace, out: Path) -> list[str]:
     """Returns what all runs share."""
     values = {
         "--lora.rank": arguments.rank, "--train.steps": arguments.steps, "--train.batch-size": 1,
-        "--validation.every": arguments.steps, "--data.class-dir": out / "class" / arguments.model,
+        "--validation.every": arguments.steps,
     }  # fmt: skip
+    if arguments.class_images == "there":
+        values["--data.class-dir"] = out / "class" / arguments.model
     return [str(part) for pair in values.items() for part in pair]
 
 
@@ -108,19 +113,21 @@ def whole(arguments: argparse.Namespace) -> dict:
         name = f"alone-{entry['name']}" if steps is None else "warm"
         return run("train", arguments.model, *own, *shared, *extra, "--run-dir", out / arguments.model / name)
 
-    alone(entries[0], steps=2)  # class images, and whatever the machine keeps of compiled programs
-    half = len(entries) // 2
-    seconds = [alone(entry) for entry in entries[:half]]
+    alone(entries[0], steps=2)  # whatever the machine keeps of compiled programs, and class images if they are shared
+    timed = entries[: arguments.alone or len(entries)]
+    half = len(timed) // 2
+    seconds = [alone(entry) for entry in timed[:half]]
     root = out / arguments.model / f"many-{arguments.slots[0]}"
     together = run("train-many", manifest, arguments.model, *shared, "--slots", arguments.slots[0], "--run-dir", root)
-    seconds += [alone(entry) for entry in entries[half:]]
+    seconds += [alone(entry) for entry in timed[half:]]
+    rates = len(seconds) / sum(seconds), len(entries) / together
     return {
         "alone_seconds": round(sum(seconds), 1),
         "alone_each": [round(value, 1) for value in seconds],
         "together_seconds": round(together, 1),
-        "subjects_per_hour_alone": round(3600 * len(seconds) / sum(seconds), 1),
-        "subjects_per_hour_together": round(3600 * len(seconds) / together, 1),
-        "ratio": round(sum(seconds) / together, 2),
+        "subjects_per_hour_alone": round(3600 * rates[0], 1),
+        "subjects_per_hour_together": round(3600 * rates[1], 1),
+        "ratio": round(rates[1] / rates[0], 2),
     }
 
 
@@ -133,13 +140,16 @@ def steady(arguments: argparse.Namespace) -> dict:
     mesh, base = make_mesh(), read_base(config)
     folder = ProgramFolder(out / arguments.model)
     subjects = [complete_subject(subject, folder, base) for subject in read_manifest(manifest, config)]
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
     dispatches = []
     for slots in arguments.slots:
-        program = make_program(subjects[0].config, base, mesh, slots, subjects[0].config, None)
+        program = make_program(subjects[0].config, base, mesh, slots, subjects[0].config, None, folder.checkpoints)
         device_slots, runs = DeviceSlots(mesh, slots, program.example), []
         for slot, subject in enumerate(subjects[:slots]):
             with output.muted():
-                one = open_slot_run(program, subject.name, subject.config, None, SingleProcess(lambda: None))
+                one = open_slot_run(
+                    program, subject.name, subject.config, None, SingleProcess(lambda: None), lambda: None
+                )
             device_slots.enter(slot, one.state, (one.data.text, one.data.frozen_text), one.key)
             runs.append(one.rows)
             one.close()
@@ -149,7 +159,8 @@ def steady(arguments: argparse.Namespace) -> dict:
     for _ in range(arguments.rounds + 1):  # the first one compiles
         for slots, program, device_slots, runs in dispatches:
             rows = device_slots.place_rows(stack_rows(runs, [0] * slots, [count] * slots, count))
-            given = (program.step_frozen, device_slots.text, rows, device_slots.keys, np.int32(count))
+            text, keys = device_slots.place_text()
+            given = (program.step_frozen, text, rows, keys, np.int32(count))
             compiled = program.compiled_for(device_slots.state, *given)
             began = time.monotonic()
             device_slots.state, _ = jax.block_until_ready(compiled(device_slots.state, *given))

@@ -86,10 +86,7 @@ def check_program(program: Config) -> None:
             "manifest."
         )
     if program.data.validation_dir is not None:
-        raise UserError(
-            "--data.validation-dir holds photos of one subject, and train-many has many; leave it out, or hold some of "
-            "each subject's photos out with --data.hold-out."
-        )
+        raise UserError("--data.validation-dir holds photos of one subject, and train-many has many; leave it out.")
 
 
 def read_entries(path: Path) -> list[tuple[int, Any]]:

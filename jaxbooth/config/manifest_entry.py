@@ -19,7 +19,7 @@ from jaxbooth.errors import UserError, short_repr
 RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
 # what `train-many` itself keeps in the folder of all runs
 RESERVED_NAMES = (
-    "program.yaml", "manifest.jsonl", "status.jsonl", "checkpoints", "class_images", "report.html", "claims",
+    "program.yaml", "manifest.jsonl", "status.jsonl", "checkpoints", "class_images", "report.html",
     "tensorboard",
 )  # fmt: skip
 # key of an entry -> key of the configuration that it replaces

@@ -56,11 +56,12 @@ class Output:
     @contextmanager
     def muted(self) -> Generator[None]:
         """Shows nothing but errors while the block runs; the log file gets all."""
-        former, self.quiet, self.muted_now = self.quiet, True, True
+        former = self.quiet, self.muted_now
+        self.quiet = self.muted_now = True
         try:
             yield
         finally:
-            self.quiet, self.muted_now = former, False
+            self.quiet, self.muted_now = former
 
     @property
     def logs(self) -> bool:

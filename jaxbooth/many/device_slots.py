@@ -24,8 +24,6 @@ class DeviceSlots:
 
     Attributes:
         state: of every slot, (slots, ...).
-        text: captions of every slot, as many as the subject with the most of them so far needs, or a few more.
-        keys: of every slot's seed.
     """
 
     def __init__(self, mesh: AnyMesh, slots: int, example: TrainState):
@@ -41,10 +39,9 @@ class DeviceSlots:
         self.state: TrainState = jax.jit(lambda: jax.tree.map(zeros, example), out_shardings=on_slots)()
         self._insert = jax.jit(insert, donate_argnums=0, out_shardings=on_slots)
         self._extract = jax.jit(lambda state, slot: jax.tree.map(lambda whole: whole[slot], state))
-        self._host_text: Any = None
-        self._host_keys = np.zeros((slots, 2), np.uint32)
-        self.text: SlotText | None = None
-        self.keys: jax.Array | None = None
+        self._text: Any = None
+        self._keys = np.zeros((slots, 2), np.uint32)
+        self._placed: tuple[SlotText, jax.Array] | None = None  # of both, on the devices
 
     def enter(self, slot: int, state: TrainState, text: AnyText, key: np.ndarray) -> None:
         """Puts a subject in a slot, in the place of another.
@@ -56,21 +53,25 @@ class DeviceSlots:
         """
         self.state = self._insert(self.state, state, np.int32(slot))
         captions = len(jax.tree.leaves(text)[0])
-        if self._host_text is None or captions > len(jax.tree.leaves(self._host_text)[0][0]):
+        if self._text is None or captions > len(jax.tree.leaves(self._text)[0][0]):
             self._grow(text, 1 << (captions - 1).bit_length())
-        jax.tree.map(lambda whole, part: copy_captions(whole[slot], part), self._host_text, text)
-        self._host_keys[slot] = key
-        self.text = SlotText(*put(self._host_text, batch_sharding(self._mesh)))
-        self.keys = put(self._host_keys, batch_sharding(self._mesh))
+        jax.tree.map(lambda whole, part: copy_captions(whole[slot], part), self._text, text)
+        self._keys[slot] = key
+        self._placed = None
+
+    def place_text(self) -> tuple[SlotText, jax.Array]:
+        """Returns the captions of every slot, as many as any subject so far had or a few more, and all keys."""
+        if self._placed is None:
+            text, keys = put((self._text, self._keys), batch_sharding(self._mesh))
+            self._placed = SlotText(*text), keys
+        return self._placed
 
     def _grow(self, text: AnyText, captions: int) -> None:
         """Makes room for more captions in every slot: a power of two of them, so that few programs are compiled."""
-        former = self._host_text
-        self._host_text = jax.tree.map(
-            lambda part: np.zeros((self._slots, captions, *part.shape[1:]), part.dtype), text
-        )
+        former = self._text
+        self._text = jax.tree.map(lambda part: np.zeros((self._slots, captions, *part.shape[1:]), part.dtype), text)
         for slot in range(self._slots) if former is not None else ():
-            jax.tree.map(lambda new, old, slot=slot: copy_captions(new[slot], old[slot]), self._host_text, former)
+            jax.tree.map(lambda new, old, slot=slot: copy_captions(new[slot], old[slot]), self._text, former)
 
     def extract(self, slot: int) -> TrainState:
         """Returns the state of one slot, on the devices."""

@@ -1,7 +1,9 @@
 """The loop over all subjects: slots are filled from a queue, trained together, saved together and emptied."""
 
+import functools
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +19,8 @@ from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.many.device_slots import DeviceSlots
 from jaxbooth.many.program import Program
 from jaxbooth.many.root import is_done
-from jaxbooth.many.saves import save_subjects
-from jaxbooth.many.slot_run import SlotRun, open_slot_run
+from jaxbooth.many.saves import SubjectState, run_identity, save_subjects
+from jaxbooth.many.slot_run import Diverged, SlotRun, open_slot_run
 from jaxbooth.runs.status import State, StatusLog, SubjectStatus, count_states
 from jaxbooth.runs.status_table import RunningSubject, StatusDisplay
 from jaxbooth.storage.disk import is_full
@@ -52,7 +54,8 @@ class ManyLoop:
     """Trains all subjects of a queue.
 
     Attributes:
-        saved: states that an earlier process left, of subjects that have no slot yet.
+        saved: states of subjects that have no slot: those that an earlier process left, and of those that failed.
+        last_saved: states of the others, as they were written last.
         saves: file for the states of this one.
         names: all subjects, of which the display speaks.
         statuses: the last of each.
@@ -61,7 +64,7 @@ class ManyLoop:
     program: Program
     slots: DeviceSlots
     queue: Iterator[SubjectRun]
-    saved: dict[str, TrainState]
+    saved: dict[str, SubjectState]
     saves: Path
     log: StatusLog
     names: Sequence[str]
@@ -69,6 +72,7 @@ class ManyLoop:
     processes: SingleProcess
     display: StatusDisplay
     runs: list[SlotRun | None] = field(default_factory=list)
+    last_saved: dict[str, SubjectState] = field(default_factory=dict)
     is_exhausted: bool = False  # the queue
     steps_since_save: int = 0
     seconds_per_step: float | None = None
@@ -84,7 +88,7 @@ class ManyLoop:
         try:
             stop.begin(0)
             pending, ended = None, 0.0
-            while self.fill(stop.is_stopping):
+            while self.fill():
                 count = max(self.limits())
                 if not stop.may_run_to(steps + count):
                     break
@@ -96,7 +100,8 @@ class ManyLoop:
                 if self.is_save_due or self.due:
                     ended, pending = self.log_dispatch(pending, ended), None
                 for slot, run in self.due:
-                    self.advance(slot, run)
+                    if not stop.is_stopping:  # what is due then is done when the command is run again
+                        self.advance(slot, run)
                 if self.is_save_due:
                     self.save()
             if pending:
@@ -105,14 +110,14 @@ class ManyLoop:
             stop.end()
             return self.is_exhausted and not any(self.runs)
         finally:
-            for run in self.runs:
-                if run:
+            for run in filter(None, self.runs):
+                with suppress(Exception):  # the error that led here counts
                     run.close()
 
-    def fill(self, is_stopping: bool) -> bool:
-        """Puts subjects of the queue into empty slots; returns whether any slot is taken."""
+    def fill(self) -> bool:
+        """Puts subjects of the queue into empty slots, unless a signal asks to stop; returns whether any is taken."""
         for slot in range(len(self.runs)):
-            while self.runs[slot] is None and not is_stopping:
+            while self.runs[slot] is None and not self.processes.stop_agreement.is_stopping:
                 subject = next(self.queue, None)
                 if subject is None:
                     self.is_exhausted = True
@@ -123,31 +128,28 @@ class ManyLoop:
 
     def enter(self, slot: int, subject: SubjectRun) -> None:
         """Prepares a subject and puts it into a slot; one that cannot be trained is marked and leaves it empty."""
-        steps = subject.config.train.steps
-        if is_done(subject.config):  # by another process, meanwhile
-            self.set_status(subject.name, "done", steps, steps)
-            return
-        self.set_status(subject.name, "preparing", steps=steps)
-        run = None
+        name, config, run = subject.name, subject.config, None
+        steps, saved = config.train.steps, self.saved.get(subject.name)
         try:
-            with output.muted():
-                saved = self.saved.get(subject.name)
-                run = open_slot_run(self.program, subject.name, subject.config, saved, self.processes)
-                self.saved.pop(subject.name, None)
-                run.begin()
-            if run.is_done:  # a process ended between its last step and its export
-                assert run.state is not None
-                self.complete(run, slot, run.state)
+            if is_done(config):  # by another process, meanwhile
+                self.set_status(name, "done", steps, steps)
                 return
+            claimed = functools.partial(self.set_status, name, "preparing", None, steps)
+            with output.muted():
+                run = open_slot_run(self.program, name, config, saved and saved.state, self.processes, claimed)
+                run.begin()
             assert run.state is not None
-            text = (run.data.text, run.data.frozen_text)
-            self.slots.enter(slot, run.state, text, run.key)
-            run.state, self.runs[slot] = None, run
-            self.set_status(run.name, "running", run.step, run.steps, slot)
+            if run.is_done:  # a process ended between its last step and its export
+                self.complete(run, slot, run.state)
+            else:
+                self.slots.enter(slot, run.state, (run.data.text, run.data.frozen_text), run.key)
+                run.state, self.runs[slot] = None, run
+                self.set_status(name, "running", run.step, run.steps, slot)
+            self.saved.pop(name, None)
         except InUseError:
-            self.set_status(subject.name, "queued")  # another process trains it
+            self.saved.pop(name, None)  # the process that trains it has a state that is further
         except Exception as error:
-            self.fail(subject.name, error, run)
+            self.fail(name, error, run)
 
     @property
     def due(self) -> list[tuple[int, SlotRun]]:
@@ -170,7 +172,8 @@ class ManyLoop:
         feeds = [run.rows if run else None for run in self.runs]
         starts = [run.step if run else 0 for run in self.runs]
         rows = self.slots.place_rows(stack_rows(feeds, starts, counts, config.train.steps_per_dispatch))
-        arguments = (self.program.step_frozen, self.slots.text, rows, self.slots.keys, np.int32(max(counts)))
+        text, keys = self.slots.place_text()
+        arguments = (self.program.step_frozen, text, rows, keys, np.int32(max(counts)))
         compiled = self.program.compiled_for(self.slots.state, *arguments)
         began = time.perf_counter()
         self.slots.state, metrics = compiled(self.slots.state, *arguments)
@@ -219,17 +222,25 @@ class ManyLoop:
             run.finish(state)
         run.close()
         self.runs[slot] = None
+        self.last_saved.pop(run.name, None)
         self.set_status(run.name, "done", run.step, run.steps)
 
     def fail(self, name: str, error: Exception, run: SlotRun | None) -> None:
-        """Marks a subject as failed; what would fail for the others, too, is raised."""
+        """Marks a subject as failed; what would fail for the others, too, is raised.
+
+        What was saved of it stays for the next attempt, unless that would fail as this one did.
+        """
         if run:
-            run.close()
+            with suppress(Exception):
+                run.close()
         if OUT_OF_MEMORY in str(error) or is_full(error):
             raise error
         known = isinstance(error, UserError | RunFailure)
         sentence = str(error) if known else f"{type(error).__name__}: {error}"
         step, steps = (run.step, run.steps) if run else (None, None)
+        last = self.last_saved.pop(name, None)
+        if last and not isinstance(error, Diverged):
+            self.saved[name] = last
         self.set_status(name, "failed", step, steps, error=sentence)
         warn(f"{name}: {sentence}")
 
@@ -239,9 +250,14 @@ class ManyLoop:
         for run in running.values():
             run.writer.flush()
         self.steps_since_save = 0
-        states, whole = dict(self.saved), jax.device_get(self.slots.state) if running else None
-        for slot, run in running.items():
-            states[run.name] = jax.tree.map(lambda leaf, slot=slot: leaf[slot], whole)
+        whole = jax.device_get(self.slots.state) if running else None
+        self.last_saved = {
+            run.name: SubjectState(
+                run_identity(run.config), jax.tree.map(lambda leaf, slot=slot: leaf[slot].copy(), whole)
+            )
+            for slot, run in running.items()
+        }
+        states = self.saved | self.last_saved
         if states:
             save_subjects(self.saves, states)
         else:

@@ -1,12 +1,15 @@
 """What the subjects of a program share: the base model, its weights, and everything that is compiled."""
 
 import functools
+import hashlib
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from filelock import FileLock
 from jax.sharding import Mesh
 
 from jaxbooth.base.encoded_prompts import EncodedPrompts
@@ -16,8 +19,10 @@ from jaxbooth.base.trainable import TrainedShapes, trained_shapes, unused_parame
 from jaxbooth.config.rates import learning_rates
 from jaxbooth.config.run_config import Config
 from jaxbooth.console.progress import progress
+from jaxbooth.data.class_images import ClassImages, open_class_images
 from jaxbooth.many.encoders import Encoders
 from jaxbooth.params import Params, flatten_components
+from jaxbooth.runs.inputs import class_image_sampler, generate_class_images
 from jaxbooth.runs.validation import ValidationSampler, validation_image_sampler
 from jaxbooth.sharding import batch_shards
 from jaxbooth.training.layout import SubjectSlices
@@ -37,6 +42,8 @@ class Program:
         config: of all subjects, with defaults filled in; subjects replace their own keys.
         params: component -> frozen parameters.
         step_frozen: those of them that the step reads.
+        class_sampler: of class images.
+        locks: folder for locks on classes.
         dispatch: see `make_slot_dispatch`.
         build: masters of one subject -> its state at step 0.
         example: shapes and dtypes of such a state.
@@ -52,6 +59,8 @@ class Program:
     step_frozen: dict[str, Params]
     encoders: Encoders
     image_sampler: ImageSampler
+    class_sampler: ImageSampler
+    locks: Path
     spec: TrainStepSpec
     dispatch: Any
     build: Any
@@ -77,6 +86,15 @@ class Program:
                 bar.set_postfix(f"train step of {self.spec.slots} subjects, {time.perf_counter() - began:.1f} s")
         return self.compiled[shapes]
 
+    def generate_class_images(self, classes: ClassImages) -> None:
+        """Generates the images of a class that are missing; one process at a time, for they may share the folder."""
+        if not classes.missing:
+            return
+        name = hashlib.blake2b(str(classes.folder).encode(), digest_size=8).hexdigest()
+        with FileLock(self.locks / f"class-{name}.lock"):
+            now = open_class_images(classes.folder, classes.settings, classes.total)
+            generate_class_images(self.params, now, self.config.prior.seed, self.class_sampler)
+
     def first_state(self, values: dict[str, Any]) -> TrainState:
         """Returns the state of a subject at step 0, on the host.
 
@@ -88,7 +106,13 @@ class Program:
 
 
 def make_program(
-    config: Config, base: BaseModel, mesh: Mesh, slots: int, subject: Config, encoded: EncodedPrompts | None
+    config: Config,
+    base: BaseModel,
+    mesh: Mesh,
+    slots: int,
+    subject: Config,
+    encoded: EncodedPrompts | None,
+    locks: Path,
 ) -> Program:
     """Loads the weights, and makes what will be compiled when it is first used.
 
@@ -121,6 +145,8 @@ def make_program(
         step_frozen={name: values for name, values in params.items() if name in step_components},
         encoders=Encoders(base, mesh, params, encoded),
         image_sampler=validation_image_sampler(subject, base, mesh, encoded),
+        class_sampler=class_image_sampler(base, config.prior, side, mesh, encoded),
+        locks=locks,
         spec=spec,
         dispatch=make_slot_dispatch(spec, optimizer_of, config.train.steps_per_dispatch),
         build=build,

@@ -1,7 +1,10 @@
 """The root folder of many runs: whose it is, what of it is done, and each subject's place in it."""
 
+import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
 
 from jaxbooth.base.model import BaseModel
 from jaxbooth.config.load import dump_config, load_config
@@ -11,8 +14,9 @@ from jaxbooth.config.section import flag
 from jaxbooth.errors import UserError
 from jaxbooth.runs.checkpoint import checkpoint_steps
 from jaxbooth.runs.folder import RunFolder
+from jaxbooth.runs.lock import is_foreign
 from jaxbooth.runs.program_folder import ProgramFolder
-from jaxbooth.runs.status import SubjectStatus, read_status
+from jaxbooth.runs.status import StatusLog, SubjectStatus, read_status
 from jaxbooth.storage.files import write_text
 from jaxbooth.storage.paths import short_name
 from jaxbooth.storage.remote import as_path
@@ -25,7 +29,7 @@ def claim_root(folder: ProgramFolder, config: Config, every: Sequence[SubjectRun
         UserError: it holds something else, another program, or another manifest.
     """
     root = folder.root
-    if root.exists() and not folder.program.exists() and any(root.iterdir()):
+    if root.exists() and not folder.program.exists() and any(map(is_foreign, root.iterdir())):
         raise UserError(f"{root} exists and is no folder of train-many; choose another --run-dir.")
     if folder.program.exists():
         conflict = first_conflict(load_config(folder.program), config)
@@ -46,10 +50,15 @@ def complete_subject(subject: SubjectRun, folder: ProgramFolder, base: BaseModel
     config = resolve_paths(subject.config)
     config = fill_defaults(config, base.native_resolution, base.sampling)
     if config.data.class_dir is None and config.data.class_prompt:
-        slug = short_name(re.sub(r"\W+", "-", config.data.class_prompt.lower()).strip("-"))
-        data = config.data.model_copy(update={"class_dir": folder.class_images / slug})
+        data = config.data.model_copy(update={"class_dir": folder.class_images / class_name(config.data.class_prompt)})
         config = config.model_copy(update={"data": data})
     return subject._replace(config=config.model_copy(update={"run_dir": str(folder.run(subject.name).root)}))
+
+
+def class_name(prompt: str) -> str:
+    """Returns the folder of a class, "a-photo-of-dog-3f2a1c": prompts that look alike have different ones."""
+    words = re.sub(r"\W+", "-", prompt.lower()).strip("-")
+    return f"{short_name(words)}-{hashlib.blake2b(prompt.encode(), digest_size=3).hexdigest()}"
 
 
 def is_done(config: Config) -> bool:
@@ -60,14 +69,18 @@ def is_done(config: Config) -> bool:
 
 
 def read_statuses(
-    folder: ProgramFolder, subjects: Sequence[SubjectRun], waiting: Sequence[SubjectRun]
+    path: Path, subjects: Sequence[SubjectRun], waiting: Sequence[SubjectRun]
 ) -> dict[str, SubjectStatus]:
-    """Returns the statuses of this shard's subjects; those that wait are queued again, whatever was said of them."""
-    recorded: Mapping[str, SubjectStatus] = read_status(folder.status)
-    queued = {subject.name for subject in waiting}
-    return {
-        subject.name: SubjectStatus(0.0, subject.name, "queued" if subject.name in queued else "done")
-        if subject.name in queued or subject.name not in recorded
-        else recorded[subject.name]
-        for subject in subjects
-    }
+    """Returns the statuses of this shard's subjects: those that wait are queued, and the others done.
+
+    Where `path` says something else of one that is done, since a process was killed before it could, that is mended.
+    """
+    recorded, queued = read_status(path), {subject.name for subject in waiting}
+    log, statuses = StatusLog(path), {}
+    with closing(log):
+        for name, config, _ in subjects:
+            steps = config.train.steps
+            if name not in queued and (name not in recorded or recorded[name].state != "done"):
+                log.add(name, "done", steps, steps)
+            statuses[name] = SubjectStatus(0.0, name, "queued" if name in queued else "done", None, steps)
+    return statuses

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from jaxbooth.config.run_config import Config
+from jaxbooth.config.section import flag
 from jaxbooth.errors import UserError
 from jaxbooth.storage.remote import as_path, is_local
 
@@ -32,9 +33,10 @@ def unsupported(config: Config) -> Iterator[str]:
         yield "--data.hold-out: train-many does not measure held-out images; leave it out."
     if train.gradient_accumulation_steps > 1:
         yield "--train.gradient-accumulation-steps: with train-many, lower --slots instead."
-    if evaluation.every or evaluation.keep_best or evaluation.patience:
-        yield "--evaluation.every: train-many has no feature models in its loop; use `jaxbooth evaluate` afterwards."
+    for name in ("every", "keep_best", "patience"):
+        if getattr(evaluation, name) is not None:
+            yield f"{flag(f'evaluation.{name}')}: train-many measures no scores; use `jaxbooth evaluate` afterwards."
+    if config.validation.drift_limit is not None:
+        yield "--validation.drift-limit keeps a checkpoint, and with train-many a run has its last one alone."
     if not is_local(as_path(config.run_dir)):
         yield f"--run-dir {config.run_dir} is an object store, to which a status cannot be appended; name a folder."
-    if (config.distributed.num_processes or 1) > 1:
-        yield "--distributed.num-processes: give each process a --shard of the manifest instead."

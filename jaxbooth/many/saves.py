@@ -6,7 +6,7 @@ folder, and is left out.
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,49 +15,61 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from jaxbooth.config.run_config import FREE_SECTIONS, FREE_TO_CHANGE, Config
+from jaxbooth.config.section import flatten
 from jaxbooth.console.messages import warn
 from jaxbooth.storage.files import write_bytes
 from jaxbooth.training.state import TrainState
 
 SUFFIX = ".safetensors"
+SUBJECTS = "subjects"  # key of the metadata
 
 
 class SavedSubject(NamedTuple):
     """Where a subject's state is.
 
     Attributes:
+        identity: see `run_identity`.
         step: updates done.
+        digest: of the state's bytes.
     """
 
     file: Path
+    identity: str
     step: int
+    digest: str
 
 
-def save_subjects(path: Path, states: Mapping[str, TrainState]) -> None:
-    """Writes the states of subjects, on the host, by their names.
+class SubjectState(NamedTuple):
+    """A subject's state, on the host, and which run it belongs to."""
 
-    The bytes of every leaf are written as they are, whatever their dtype.
-    """
-    tensors, digests = {}, {}
-    for name, state in states.items():
-        leaves = [np.ascontiguousarray(leaf).reshape(-1).view(np.uint8) for leaf in jax.tree.leaves(state)]
-        tensors |= {tensor_name(name, index): leaf for index, leaf in enumerate(leaves)}
-        digests[name] = digest(leaves)
-    steps = {name: int(state.step) for name, state in states.items()}
-    write_bytes(path, save(tensors, {"steps": json.dumps(steps), "digests": json.dumps(digests)}))
+    identity: str
+    state: TrainState
 
 
-def tensor_name(name: str, index: int) -> str:
-    """Returns the name of a leaf of a subject's state."""
-    return f"{name}/{index}"
+def run_identity(config: Config) -> str:
+    """Returns a digest of everything that may not change while a run goes on; see `run_config.first_conflict`."""
+    fixed = {
+        key: value
+        for key, value in flatten(config).items()
+        if key not in FREE_TO_CHANGE and key.split(".")[0] not in FREE_SECTIONS
+    }
+    return digest(json.dumps(fixed, default=str, sort_keys=True).encode())
 
 
-def digest(leaves: list[np.ndarray]) -> str:
-    """Returns a sum over the bytes of a state."""
-    total = hashlib.blake2b(digest_size=16)
-    for leaf in leaves:
-        total.update(leaf.data)
-    return total.hexdigest()
+def digest(content: bytes) -> str:
+    """Returns a sum over bytes."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def save_subjects(path: Path, states: Mapping[str, SubjectState]) -> None:
+    """Writes the states of subjects by their names: of each the bytes of all leaves, whatever their dtypes."""
+    contents, subjects = {}, {}
+    for name, (identity, state) in states.items():
+        content = b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(state))
+        contents[name] = np.frombuffer(content, np.uint8)
+        subjects[name] = {"identity": identity, "step": int(state.step), "digest": digest(content)}
+    write_bytes(path, save(contents, {SUBJECTS: json.dumps(subjects)}))
 
 
 def find_saved(folder: Path) -> dict[str, SavedSubject]:
@@ -66,41 +78,46 @@ def find_saved(folder: Path) -> dict[str, SavedSubject]:
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
             with safe_open(path, framework="numpy") as file:
-                steps = {str(name): int(step) for name, step in json.loads(file.metadata()["steps"]).items()}
+                subjects = json.loads(file.metadata()[SUBJECTS])
+            entries = {name: SavedSubject(path, **values) for name, values in subjects.items()}
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError):
             warn(f"{path} cannot be read; the subjects in it begin anew.")
             continue
-        for name, step in steps.items():
-            if name not in found or step > found[name].step:
-                found[name] = SavedSubject(path, step)
+        for name, saved in entries.items():
+            if name not in found or saved.step > found[name].step:
+                found[name] = saved
     return found
 
 
-def read_all_saved(folder: Path, names: Collection[str], example: TrainState) -> dict[str, TrainState]:
-    """Returns the saved states of some subjects, on the host; see `read_saved`."""
+def read_all_saved(folder: Path, identities: Mapping[str, str], example: TrainState) -> dict[str, SubjectState]:
+    """Returns the saved states of some subjects; one that was saved with other settings begins anew.
+
+    Args:
+        identities: of the subjects' runs.
+        example: a state of the same shapes and dtypes.
+    """
     states = {}
     for name, saved in find_saved(folder).items():
-        state = read_saved(saved, name, example) if name in names else None
+        if identities.get(name) != saved.identity:
+            continue
+        state = read_saved(saved, name, example)
         if state is not None:
-            states[name] = state
+            states[name] = SubjectState(saved.identity, state)
     return states
 
 
 def read_saved(saved: SavedSubject, name: str, example: TrainState) -> TrainState | None:
-    """Reads the state of a subject; None, and a warning, if it is not what was saved.
-
-    Args:
-        example: a state of the same shapes and dtypes.
-    """
+    """Reads the state of a subject; None, and a warning, if it is not what was saved."""
     shapes, structure = jax.tree.flatten(example)
+    sizes = [int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in shapes]
     try:
         with safe_open(saved.file, framework="numpy") as file:
-            leaves = [file.get_tensor(tensor_name(name, index)) for index in range(len(shapes))]
-            expected = json.loads(file.metadata()["digests"])[name]
-        if digest(leaves) != expected:
+            content = file.get_tensor(name)
+        if digest(content.tobytes()) != saved.digest or len(content) != sum(sizes):
             raise ValueError
-        shaped = [leaf.view(like.dtype).reshape(like.shape) for leaf, like in zip(leaves, shapes, strict=True)]
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+    except (SafetensorError, OSError, ValueError):
         warn(f"{saved.file}: the state of {name} is damaged; {name} begins anew.")
         return None
-    return jax.tree.unflatten(structure, shaped)
+    parts = np.split(content, np.cumsum(sizes)[:-1])
+    leaves = [part.copy().view(leaf.dtype).reshape(leaf.shape) for part, leaf in zip(parts, shapes, strict=True)]
+    return jax.tree.unflatten(structure, leaves)

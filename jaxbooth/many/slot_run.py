@@ -1,5 +1,6 @@
 """The run of one subject among others: from its folder until it is done, between which it is in a slot."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +14,16 @@ from jaxbooth.config.rules import check_config
 from jaxbooth.config.run_config import Config
 from jaxbooth.data.training_images import TrainingImages
 from jaxbooth.distributed.group import SingleProcess
+from jaxbooth.errors import RunFailure
 from jaxbooth.many.encoders import SubjectData
 from jaxbooth.many.program import Program
 from jaxbooth.prng import key_data
 from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.runs.contact_sheet import contact_sheet, write_contact_sheet
 from jaxbooth.runs.folder import RunFolder
-from jaxbooth.runs.inputs import RunInputs, generate_class_images, record_images, scan_class_folders, scan_inputs
+from jaxbooth.runs.inputs import RunInputs, record_images, scan_class_folders, scan_inputs
 from jaxbooth.runs.lock import lock_run
-from jaxbooth.runs.loop import check_finite
+from jaxbooth.runs.loop import first_not_finite
 from jaxbooth.runs.metric_writer import MetricWriter
 from jaxbooth.runs.overlap import check_run_folders
 from jaxbooth.runs.restore import abstract_run_state, confirm_base
@@ -29,6 +31,10 @@ from jaxbooth.runs.training_run import export_result
 from jaxbooth.runs.validation import Validation, make_validation
 from jaxbooth.training.slot_rows import SubjectRows, subject_rows
 from jaxbooth.training.state import TrainState, result_params
+
+
+class Diverged(RunFailure):
+    """A loss or gradient is not finite: a state of before would come to the same."""
 
 
 @dataclass
@@ -41,6 +47,7 @@ class SlotRun:
         step: updates that are done, or that the devices were asked for.
         loss: of the last one that is logged.
         held: its folder's lock and open files.
+        lost: what became of its folder, if that is gone.
     """
 
     name: str
@@ -56,6 +63,7 @@ class SlotRun:
     writer: MetricWriter
     checkpoints: Checkpoints
     held: ExitStack
+    lost: list[str]
     loss: float | None = None
 
     @property
@@ -80,9 +88,13 @@ class SlotRun:
             seconds: that they took, together with those of the other slots.
 
         Raises:
-            RunFailure: a loss or gradient is not finite.
+            RunFailure: a loss or gradient is not finite, or its folder is gone.
         """
-        check_finite(metrics, start)
+        if self.lost:
+            raise RunFailure(self.lost[0])
+        found = first_not_finite(metrics, start)
+        if found:
+            raise Diverged(f"{found} is not finite; lower its learning_rate and run the same command again.")
         count = len(metrics["loss"])
         for index in range(count):
             line = {name: float(column[index]) for name, column in metrics.items()}
@@ -90,9 +102,11 @@ class SlotRun:
         self.loss = float(metrics["loss"][-1])
 
     def begin(self) -> None:
-        """Samples the base model, where an earlier process has not done that."""
-        if self.validation.is_missing(0) and self.state is not None and not self.step:
-            self.validation(self.state, 0, images=self.program.sample_base(self.validation.sampler))
+        """Validates the step that it begins with, where an earlier process has not done that."""
+        if self.validation.is_missing(self.step):
+            assert self.state is not None
+            images = None if self.step else self.program.sample_base(self.validation.sampler)
+            self.validation(self.state, self.step, images=images)
             self.writer.flush()
 
     def validate(self, state: TrainState) -> None:
@@ -114,12 +128,18 @@ class SlotRun:
 
 
 def open_slot_run(
-    program: Program, name: str, config: Config, saved: TrainState | None, processes: SingleProcess
+    program: Program,
+    name: str,
+    config: Config,
+    saved: TrainState | None,
+    processes: SingleProcess,
+    claimed: Callable[[], None],
 ) -> SlotRun:
     """Checks a subject's input, claims its folder, encodes what it is trained on, and makes or reads its state.
 
     Args:
         saved: its state, if an earlier process left one.
+        claimed: called once no other process can train the subject.
 
     Raises:
         UserError: the input cannot be used; or another process trains the subject.
@@ -130,9 +150,10 @@ def open_slot_run(
     inputs = scan_inputs(config, base)
     images = TrainingImages(config.resolution, config.data.masks)
     sheet = contact_sheet(config, inputs, images)
-    held = ExitStack()
-    try:
-        run = held.enter_context(lock_run(config, processes))
+    lost: list[str] = []
+    with ExitStack() as held:
+        run = held.enter_context(lock_run(config, processes, lost.append, is_started=saved is not None))
+        claimed()
         confirm_base(run, base, record=True)
         write_contact_sheet(run, sheet)
         data = encode_data(program, config, run, inputs, images)
@@ -141,7 +162,7 @@ def open_slot_run(
         rows = subject_rows(program.spec, data.slices, data.images, data.captions, key, config.train, rates)
         checkpoints = Checkpoints(run.checkpoints, config.train.max_checkpoints)
         held.callback(checkpoints.close)
-        state = saved or start_state(program, config, checkpoints)
+        state = start_state(program, config, checkpoints, saved)
         step = int(state.step)
         writer = MetricWriter(run.metrics, run.tensorboard, step)
         held.callback(writer.close)
@@ -150,18 +171,18 @@ def open_slot_run(
             config, run, mesh, references, program.params, checkpoints, writer, step, program.image_sampler,
             program.encoders.images,
         )  # fmt: skip
-    except BaseException:
-        held.close()
-        raise
-    return SlotRun(
-        name, config, run, program, data, rows, key, state, step, validation, writer, checkpoints, held
-    )  # fmt: skip
+        return SlotRun(
+            name, config, run, program, data, rows, key, state, step, validation, writer, checkpoints, held.pop_all(),
+            lost,
+        )  # fmt: skip
 
 
-def start_state(program: Program, config: Config, checkpoints: Checkpoints) -> TrainState:
-    """Returns the state of a run that was done and is to have more steps, or else a fresh one; on the host."""
-    base = program.base
-    if checkpoints.latest():
+def start_state(program: Program, config: Config, checkpoints: Checkpoints, saved: TrainState | None) -> TrainState:
+    """Returns the state that is furthest: what was saved, that of a run that is to have more steps, or a fresh one."""
+    base, done = program.base, checkpoints.latest() or 0
+    if saved is not None and int(saved.step) >= done:
+        return saved
+    if done:
         state, _ = checkpoints.restore(abstract_run_state(config, base, program.mesh))
         return jax.device_get(state)
     return program.first_state(init_trainable(base, config, program.shapes, program.params))
@@ -171,11 +192,8 @@ def encode_data(
     program: Program, config: Config, run: RunFolder, inputs: RunInputs, images: TrainingImages
 ) -> SubjectData:
     """Generates class images that are missing, and encodes everything."""
-    encoded = program.image_sampler.encoded
     for classes in inputs.classes:
-        generate_class_images(
-            program.base, program.params, classes, config.prior, config.resolution, program.mesh, encoded
-        )
+        program.generate_class_images(classes)
     class_files = [file for folder in scan_class_folders((), inputs.classes) for file in folder.images]
     record_images(run, {"instance": inputs.images, "class": class_files})
     return program.encoders.encode(config, inputs, images, class_files)

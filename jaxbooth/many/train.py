@@ -1,6 +1,8 @@
 """`train_many`: a manifest of subjects becomes a folder of runs."""
 
+import resource
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from jaxbooth.many.loop import ManyLoop
 from jaxbooth.many.program import make_program, slots_for
 from jaxbooth.many.root import claim_root, complete_subject, is_done, read_statuses
 from jaxbooth.many.rules import check_many
-from jaxbooth.many.saves import SUFFIX, read_all_saved
+from jaxbooth.many.saves import SUFFIX, read_all_saved, run_identity
 from jaxbooth.plan.fit import resolve_remat
 from jaxbooth.plan.hardware import mesh_topology
 from jaxbooth.plan.subjects import slot_estimate
@@ -68,13 +70,19 @@ def train_many(
     config = with_overrides(config, overrides) if overrides else config
     check_many(config)
     every = read_manifest(manifest, config)
-    subjects = take_shard(every, shard) if shard else every
+    shard = shard or ALONE
+    subjects = take_shard(every, shard)
     check_first(subjects)
     flags = config.distributed
     process = find_process(flags.coordinator, flags.num_processes, flags.process_id, flags.timeout)
+    if process is not None and process.num_processes > 1:
+        raise UserError(
+            f"this is one of {process.num_processes} processes that start together, and train-many is a single one; "
+            "start each by itself, with a share of the manifest (--shard)."
+        )
     again = f"stopped; run the same command again to continue {config.run_dir}."
     with process_group(process, {}, flags.timeout, again) as processes:
-        train_joined(resolve_paths(config), every, subjects, slots, shard or ALONE, processes)
+        train_joined(resolve_paths(config), every, subjects, slots, shard, processes)
 
 
 def check_first(subjects: Sequence[SubjectRun]) -> None:
@@ -101,10 +109,13 @@ def train_joined(
     folder = ProgramFolder(as_path(config.run_dir))
     claim_root(folder, config, every)
     folder.checkpoints.mkdir(exist_ok=True)
-    lock = FileLock(folder.checkpoints / f"shard-{shard.replace('/', '-of-')}.lock", timeout=0)
+    raise_open_files()
+    number, shards = map(int, shard.split("/"))
+    saves = folder.checkpoints / f"shard-{number}-of-{shards}{SUFFIX}"
+    lock = FileLock(saves.with_suffix(".lock"), timeout=0)
     try:
         with lock:
-            train_locked(config, folder, subjects, slots, shard, processes)
+            train_locked(config, folder, subjects, slots, saves, processes)
     except Timeout:
         raise UserError(
             f"{folder.root} is being trained by another process (its shard {shard}); wait for its end, or give each "
@@ -117,10 +128,14 @@ def train_locked(
     folder: ProgramFolder,
     subjects: Sequence[SubjectRun],
     slots: int | None,
-    shard: str,
+    saves: Path,
     processes: SingleProcess,
 ) -> None:
-    """Trains the subjects of a shard that are not done."""
+    """Trains the subjects of a shard that are not done.
+
+    Args:
+        saves: file for the states of those in slots.
+    """
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     base = read_base(config)
     check_heads(mesh.shape["tensor"], base.attention_heads)
@@ -131,20 +146,23 @@ def train_locked(
     complete = [complete_subject(subject, folder, base) for subject in subjects]
     waiting = [subject for subject in complete if not is_done(subject.config)]
     names = [subject.name for subject in complete]
-    statuses = read_statuses(folder, complete, waiting)
+    statuses = read_statuses(folder.status, complete, waiting)
     if waiting:
         config, count = choose_slots(config, base, mesh, slots, len(waiting))
         info(f"{pluralize(len(waiting), 'subject')} to train, {count} at once")
         encoded = encode_all(waiting, base, mesh) if base.text.runs_once else None
-        program = make_program(config, base, mesh, count, waiting[0].config, encoded)
-        log = StatusLog(folder.status)
-        with status_display([], count_states(statuses, names), config.train.steps) as display:
+        program = make_program(config, base, mesh, count, waiting[0].config, encoded, folder.checkpoints)
+        identities = {subject.name: run_identity(subject.config) for subject in waiting}
+        with (
+            closing(StatusLog(folder.status)) as log,
+            status_display([], count_states(statuses, names), config.train.steps) as display,
+        ):
             loop = ManyLoop(
                 program=program,
                 slots=DeviceSlots(mesh, count, program.example),
                 queue=iter(waiting),
-                saved=read_all_saved(folder.checkpoints, [subject.name for subject in waiting], program.example),
-                saves=folder.checkpoints / f"shard-{shard.replace('/', '-of-')}{SUFFIX}",
+                saved=read_all_saved(folder.checkpoints, identities, program.example),
+                saves=saves,
                 log=log,
                 names=names,
                 statuses=statuses,
@@ -152,7 +170,6 @@ def train_locked(
                 display=display,
             )
             is_complete = loop.run()
-        log.close()
         if not is_complete:
             print_result(f"stopped and saved; run the same command again to continue {folder.root}.")
             return
@@ -160,6 +177,12 @@ def train_locked(
     if any(status.state == "failed" for status in statuses.values()):
         raise RunFailure(sentence)
     print_result(f"done: {folder.root}, {sentence}")
+
+
+def raise_open_files() -> None:
+    """Lets this process have as many files open as it may: each subject in a slot has a few."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def choose_slots(config: Config, base: BaseModel, mesh: Mesh, wanted: int | None, subjects: int) -> tuple[Config, int]:
@@ -194,7 +217,7 @@ def encode_all(subjects: Sequence[SubjectRun], base: BaseModel, mesh: Mesh) -> E
             with output.muted():
                 inputs = scan_inputs(subject.config, base)
                 prompts += [*training_captions(subject.config, inputs), *sampled_prompts(subject.config, inputs)]
-        except (UserError, RunFailure):
+        except Exception:
             continue  # it fails when its turn comes, and is reported then
     [encoded] = encode_ahead(base, mesh, distinct(prompts))
     return encoded

@@ -47,9 +47,19 @@ class SlotEstimate:
             memory=cost.memory | state | {"gradients": gradients},
             flops=cost.flops,
             bytes_accessed=cost.bytes_accessed + more,
-            # A subject's rows and adapters lie on one device; only the base model is gathered.
-            collectives={kind: size for kind, size in cost.collectives.items() if kind == "all-gather"},
+            collectives=self.collectives(slots),
         )
+
+    def collectives(self, slots: int) -> dict[str, float]:
+        """Returns kind -> bytes of results in a step.
+
+        A subject's rows and adapters lie on one device: the base model is gathered, and what `tensor` splits is summed.
+        """
+        whole = self.estimate
+        examples = whole.per_device_batch_of(slots * whole.config.train.batch_size)
+        partial_sums = whole.partial_sums.at(examples / whole.per_device_batch)
+        sizes = {"all-gather": whole.sent["all-gather"], "all-reduce": partial_sums}
+        return {kind: size for kind, size in sizes.items() if size}
 
     def fits(self, slots: int) -> bool:
         """Whether a step stays within a device's memory; one of unknown size holds everything."""

@@ -217,31 +217,29 @@ def record_images(run: RunFolder, groups: dict[str, list[ImageFile]]) -> None:
         write_json(run.images, names)
 
 
-def generate_class_images(
-    base: BaseModel,
-    params: dict[str, Params],
-    classes: ClassImages,
-    prior: PriorConfig,
-    resolution: int,
-    mesh: Mesh,
-    encoded: EncodedPrompts | None = None,
-) -> None:
-    """Generates the class images that are missing, with the frozen base model.
+def class_image_sampler(
+    base: BaseModel, prior: PriorConfig, resolution: int, mesh: Mesh, encoded: EncodedPrompts | None = None
+) -> ImageSampler:
+    """Returns what samples class images.
 
     Args:
         encoded: see `ImageSampler`.
     """
+    # A device's share is the same on any mesh, for the last bit of a product may depend on how many rows it has.
+    batch_size = prior.sample_batch_size * batch_shards(mesh)
+    return ImageSampler(base, mesh, configured_sampling(prior, resolution), batch_size, quiet=True, encoded=encoded)
+
+
+def generate_class_images(
+    params: dict[str, Params], classes: ClassImages, seed: int, image_sampler: ImageSampler
+) -> None:
+    """Generates the class images that are missing, with the frozen base model."""
     if not classes.missing:
         return
-    sampling = configured_sampling(prior, resolution)
-    # A device's share is the same on any mesh, for the last bit of a product may depend on how many rows it has.
-    image_sampler = ImageSampler(
-        base, mesh, sampling, prior.sample_batch_size * batch_shards(mesh), quiet=True, encoded=encoded
-    )
     prompt = classes.settings["prompt"]
 
     def generate(indices: list[int]) -> np.ndarray:
-        return image_sampler.generate(params, [prompt] * len(indices), prior.seed, indices)
+        return image_sampler.generate(params, [prompt] * len(indices), seed, indices)
 
     generate_missing(classes, generate, image_sampler.batch_size)
 

@@ -1,6 +1,6 @@
 """Claims a run folder for one configuration, and locks it while a process trains in it."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -20,10 +20,19 @@ from jaxbooth.storage.remote import as_path, check_reachable, is_local
 
 
 @contextmanager
-def lock_run(config: Config, processes: SingleProcess) -> Generator[RunFolder]:
+def lock_run(
+    config: Config,
+    processes: SingleProcess,
+    on_loss: Callable[[str], None] | None = None,
+    is_started: bool = False,
+) -> Generator[RunFolder]:
     """Yields the run folder, which is created, or belongs to this configuration; nothing else trains in it meanwhile.
 
     Process 0 creates, locks and cleans it for all. On an object store it cannot be locked.
+
+    Args:
+        on_loss: called with a message, from any thread, when the folder is gone; default: all processes end.
+        is_started: the run goes on with a state that is saved elsewhere.
 
     Raises:
         UserError: the folder holds something else, a run that was started with other settings, or one that is going on.
@@ -33,11 +42,12 @@ def lock_run(config: Config, processes: SingleProcess) -> Generator[RunFolder]:
     with ExitStack() as held:
         try:
             if is_main() and is_local(run.root):
-                held.enter_context(locked(run.root, processes.abort))
+                held.enter_context(locked(run.root, on_loss or processes.abort))
                 check_ownership(run, config)  # another may have been there first
                 remove_unfinished(run)
-            if is_main():
+            if is_main() and not is_started:
                 reset_unstarted(run, config)
+            if is_main():
                 write_text(run.config, dump_config(config))
         except OSError as error:
             raise UserError(f"--run-dir {run.root} cannot be written ({error.strerror}); choose another.") from None

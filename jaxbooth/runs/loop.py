@@ -123,14 +123,22 @@ class TrainingLoop:
 
 def check_finite(values: dict[str, np.ndarray], start: int) -> None:
     """Raises RunFailure naming the first step whose loss or gradient is not finite."""
-    finite = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
-    if not finite.all():
-        step = start + int(np.argmin(finite)) + 1
-        quantity = "loss" if not np.isfinite(values["loss"][step - start - 1]) else "gradient"
+    found = first_not_finite(values, start)
+    if found:
         raise RunFailure(
-            f"the {quantity} of step {step} is not finite; the run stopped and its last checkpoint is intact. "
+            f"{found} is not finite; the run stopped and its last checkpoint is intact. "
             "Lower --train.learning-rate, then run the same command with another --run-dir."
         )
+
+
+def first_not_finite(values: dict[str, np.ndarray], start: int) -> str | None:
+    """Returns "the loss of step 12", or "the gradient of ...", of the first step where that is not finite."""
+    finite = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
+    if finite.all():
+        return None
+    index = int(np.argmin(finite))
+    quantity = "gradient" if np.isfinite(values["loss"][index]) else "loss"
+    return f"the {quantity} of step {start + index + 1}"
 
 
 def compile_dispatches(

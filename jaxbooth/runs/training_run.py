@@ -29,7 +29,13 @@ from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.runs.early_stopping import Selection, early_stop_step, summary
 from jaxbooth.runs.folder import RunFolder
 from jaxbooth.runs.held_out_loss import HeldOutLoss
-from jaxbooth.runs.inputs import RunInputs, generate_class_images, record_images, scan_class_folders
+from jaxbooth.runs.inputs import (
+    RunInputs,
+    class_image_sampler,
+    generate_class_images,
+    record_images,
+    scan_class_folders,
+)
 from jaxbooth.runs.loop import TrainingLoop, compile_dispatches
 from jaxbooth.runs.metric_writer import MetricWriter
 from jaxbooth.runs.prompts import RunPrompts, encode_run_prompts
@@ -130,10 +136,9 @@ class TrainingRun:
     def encode_data(self, params: dict[str, Params], prompts: RunPrompts) -> TrainingData:
         """Generates missing class images and encodes everything."""
         config = self.config
+        sampler = class_image_sampler(self.base, config.prior, config.resolution, self.mesh, prompts.sampled)
         for classes in self.inputs.classes:
-            generate_class_images(
-                self.base, params, classes, config.prior, config.resolution, self.mesh, prompts.sampled
-            )
+            generate_class_images(params, classes, config.prior.seed, sampler)
         self.processes.exchange("class images are written")
         folders = scan_class_folders(config.text.placeholder_tokens, self.inputs.classes)
         class_files = [folder.images for folder in folders]

@@ -4,7 +4,7 @@ import time
 
 from jaxbooth.base.model import load_params
 from jaxbooth.config.run_config import Config, fill_defaults, resolve_paths
-from jaxbooth.runs.inputs import generate_class_images, read_inputs
+from jaxbooth.runs.inputs import class_image_sampler, generate_class_images, read_inputs
 from jaxbooth.runs.prompts import encode_run_prompts
 from jaxbooth.runs.restore import read_base, run_mesh
 
@@ -22,7 +22,8 @@ def make_class_images(config: Config) -> float:
     inputs = read_inputs(config, base)
     prompts = encode_run_prompts(config, base, inputs, mesh)
     params = load_params(base, mesh, components=base.resident_components)
+    sampler = class_image_sampler(base, config.prior, config.resolution, mesh, prompts.sampled)
     began = time.process_time()
     for classes in inputs.classes:
-        generate_class_images(base, params, classes, config.prior, config.resolution, mesh, prompts.sampled)
+        generate_class_images(params, classes, config.prior.seed, sampler)
     return time.process_time() - began
