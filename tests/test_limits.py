@@ -11,11 +11,12 @@ from jaxbooth.cli.evaluate import EvaluateArguments
 from jaxbooth.cli.export import ExportArguments
 from jaxbooth.cli.plan import PlanArguments
 from jaxbooth.cli.sample import SampleArguments
+from jaxbooth.cli.train_many import ManyArguments
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import Subject
 from jaxbooth.config.section import Section
 
-COMMANDS = (SampleArguments, ExportArguments, EvaluateArguments, PlanArguments)
+COMMANDS = (SampleArguments, ExportArguments, EvaluateArguments, PlanArguments, ManyArguments)
 
 
 def sections(kind: type[BaseModel]) -> Iterator[type[BaseModel]]:

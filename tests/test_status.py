@@ -238,7 +238,7 @@ def test_quiet_shows_nothing(capsys, clock):
 
 def test_on_a_terminal_the_table_stays_when_the_block_ends(monkeypatch):
     terminal = io.StringIO()
-    monkeypatch.setattr(console, "file", terminal)
+    monkeypatch.setattr(console, "_file", terminal)  # the property would be restored to one test's output
     monkeypatch.setattr(console, "_force_terminal", True)
     with status_display(MUGS, StateCounts(running=3), 100) as display:
         display.update(MUGS[1:2], StateCounts(running=1, done=2))

@@ -5,10 +5,10 @@ import json
 import sys
 from typing import Annotated
 
-from annotated_types import Ge
 from tyro.conf import arg
 
 from jaxbooth.cli.parse import parse, starting_config
+from jaxbooth.config import limits
 from jaxbooth.config.run_config import Config
 from jaxbooth.console.messages import show_table
 
@@ -20,9 +20,9 @@ class PlanArguments(Config):
     """Devices to plan for: local; cpu:N; a TPU slice such as v5e:2x4, v5e:8 or v5litepod-8 (v2, v3, v4, v5e, v5p, v6e,
     tpu7x); or GPUs such as a100-80gb:8 (t4, v100, v100-32gb, l4, l40s, a10, a10g, a40, a6000, a100-40gb, a100-80gb,
     h100, h100-pcie, h200, b200, and GeForce cards from rtx3060 to rtx5090)."""
-    num_subjects: Annotated[Annotated[int, Ge(1)] | None, arg(name="subjects")] = None
+    num_subjects: Annotated[limits.SubjectCount | None, arg(name="subjects")] = None
     """Plan that many subjects of `jaxbooth train-many`: how many train side by side, and how long all of them take."""
-    slots: Annotated[int, Ge(1)] | None = None
+    slots: limits.SlotCount | None = None
     """With --subjects: how many train side by side; default: the most that fit."""
     compile: bool = False
     """Also compile the train step and the sampling step for them with XLA; TPUs need not be present. Takes minutes."""

@@ -1,10 +1,7 @@
 """`jaxbooth train-many`: its flags are those of `jaxbooth train`, and a few of its own."""
 
-from typing import Annotated
-
-from annotated_types import Ge, Le
-
 from jaxbooth.cli.parse import parse, starting_config
+from jaxbooth.config import limits
 from jaxbooth.config.run_config import Config
 from jaxbooth.distributed.signals import exit_before_start, handled, stop_signals
 from jaxbooth.errors import UserError
@@ -15,7 +12,7 @@ USAGE = "jaxbooth train-many MANIFEST [CONFIG]"
 class ManyArguments(Config):
     """Train many subjects in one program, a LoRA and a run folder for each. Takes every flag of `jaxbooth train`."""
 
-    slots: Annotated[int, Ge(1), Le(65_536)] | None = None
+    slots: limits.SlotCount | None = None
     """Subjects that are trained side by side; default: as many as fit into the devices'
     memory."""
     shard: str | None = None

@@ -112,3 +112,7 @@ def check_arguments(function: Callable[P, R]) -> Callable[P, R]:
             raise UserError(f"{called}: {name}{given} is not valid: {first['msg'].lower()}.") from None
 
     return call
+
+
+SlotCount = Annotated[int, Ge(1), Le(65_536)]
+SubjectCount = Annotated[int, Ge(1), Le(100_000_000)]
