@@ -90,7 +90,7 @@ class ManyLoop:
             pending, ended = None, 0.0
             while self.fill():
                 count = max(self.limits())
-                if not stop.may_run_to(steps + count):
+                if not count or not stop.may_run_to(steps + count):  # none: all wait for what a stop has put off
                     break
                 dispatched = self.dispatch()  # before the steps before it are logged: the devices do not wait for that
                 steps += count
