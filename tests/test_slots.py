@@ -111,7 +111,14 @@ def check_equal_to_alone(subjects, together):
     "settings",
     [
         {},
-        {"lora": LORA | {"targets": "attention+ff+conv", "rslora": True}, "lr_scheduler": "cosine", "warmup_steps": 1},
+        pytest.param(
+            {
+                "lora": LORA | {"targets": "attention+ff+conv", "rslora": True},
+                "lr_scheduler": "cosine",
+                "warmup_steps": 1,
+            },
+            marks=pytest.mark.slow,
+        ),
         {"prior": {"method": ("output-preservation", "weight-anchor")}, "ema_decay": 0.9, "remat": "blocks"},
         pytest.param(
             {"text_encoder": True, "text": {"learning_rate": 1e-3}, "prior": {"target": "frozen"}},
