@@ -88,10 +88,10 @@ def test_json_lines_say_the_same_as_yaml(read):
     assert [subject[:2] for subject in read(lines, name="subjects.jsonl")] == [subject[:2] for subject in yaml]
 
 
-def test_an_absolute_folder_and_one_of_the_home_stay_where_they_are(read, monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
+def test_an_absolute_folder_and_one_of_the_home_stay_where_they_are(read, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
     subjects = read("- {name: a, instance_dir: /photos/a}\n- {name: b, instance_dir: ~/b}")
-    assert [subject.config.data.instance_dir for subject in subjects] == [Path("/photos/a"), Path("/home/me/b")]
+    assert [subject.config.data.instance_dir for subject in subjects] == [Path("/photos/a"), tmp_path / "b"]
 
 
 def test_runs_in_an_object_store_lie_below_its_folder(read):
