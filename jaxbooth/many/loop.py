@@ -132,9 +132,9 @@ class ManyLoop:
         steps, saved = config.train.steps, self.saved.get(subject.name)
         try:
             if is_done(config):  # by another process, meanwhile
-                self.set_status(name, "done", steps, steps)
+                self.set_status(name, "done", step=steps, steps=steps)
                 return
-            claimed = functools.partial(self.set_status, name, "preparing", None, steps)
+            claimed = functools.partial(self.set_status, name, "preparing", steps=steps)
             with output.muted():
                 run = open_slot_run(self.program, name, config, saved and saved.state, self.processes, claimed)
                 run.begin()
@@ -144,7 +144,7 @@ class ManyLoop:
             else:
                 self.slots.enter(slot, run.state, (run.data.text, run.data.frozen_text), run.key)
                 run.state, self.runs[slot] = None, run
-                self.set_status(name, "running", run.step, run.steps, slot)
+                self.set_status(name, "running", step=run.step, steps=run.steps, slot=slot)
             self.saved.pop(name, None)
         except InUseError:
             self.saved.pop(name, None)  # the process that trains it has a state that is further
@@ -223,7 +223,7 @@ class ManyLoop:
         run.close()
         self.runs[slot] = None
         self.last_saved.pop(run.name, None)
-        self.set_status(run.name, "done", run.step, run.steps)
+        self.set_status(run.name, "done", step=run.step, steps=run.steps)
 
     def fail(self, name: str, error: Exception, run: SlotRun | None) -> None:
         """Marks a subject as failed; what would fail for the others, too, is raised.
@@ -241,7 +241,7 @@ class ManyLoop:
         last = self.last_saved.pop(name, None)
         if last and not isinstance(error, Diverged):
             self.saved[name] = last
-        self.set_status(name, "failed", step, steps, error=sentence)
+        self.set_status(name, "failed", step=step, steps=steps, error=sentence)
         warn(f"{name}: {sentence}")
 
     def save(self) -> None:
@@ -263,18 +263,9 @@ class ManyLoop:
         else:
             self.saves.unlink(missing_ok=True)
 
-    def set_status(
-        self,
-        name: str,
-        state: State,
-        step: int | None = None,
-        steps: int | None = None,
-        slot: int | None = None,
-        error: str | None = None,
-    ) -> None:
-        """Logs a change of a subject."""
-        self.log.add(name, state, step, steps, slot, error)
-        self.statuses[name] = SubjectStatus(time.time(), name, state, step, steps, slot, error)
+    def set_status(self, name: str, state: State, **details: Any) -> None:
+        """Logs a change of a subject; see `StatusLog.add`."""
+        self.statuses[name] = self.log.add(name, state, **details)
 
     def show(self) -> None:
         """Brings the display up to date."""

@@ -58,10 +58,10 @@ class StatusLog:
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time):
-        self._active = is_main()
+        self._active, self._clock = is_main(), clock
         if not self._active:
             return
-        self._path, self._clock, self._lock = path, clock, threading.Lock()
+        self._path, self._lock = path, threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
         was_cut_short = path.exists() and not (read_bytes(path) or b"\n").endswith(b"\n")
         self._file = path.open("ab")
@@ -76,14 +76,14 @@ class StatusLog:
         steps: int | None = None,
         slot: int | None = None,
         error: str | None = None,
-    ) -> None:
-        """Appends a line about a subject, and puts it on disk; what is None is left out."""
-        if not self._active:
-            return
-        with self._lock:
-            status = SubjectStatus(self._clock(), name, state, step, steps, slot, error)
+    ) -> SubjectStatus:
+        """Appends a line about a subject, puts it on disk and returns it; what is None is left out."""
+        status = SubjectStatus(self._clock(), name, state, step, steps, slot, error)
+        if self._active:
             values = {key: value for key, value in asdict(status).items() if value is not None}
-            self._write(json.dumps(values).encode() + b"\n")
+            with self._lock:
+                self._write(json.dumps(values).encode() + b"\n")
+        return status
 
     def close(self) -> None:
         """Closes the file."""
