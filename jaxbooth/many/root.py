@@ -31,6 +31,8 @@ def claim_root(folder: ProgramFolder, config: Config, every: Sequence[SubjectRun
     root = folder.root
     if root.exists() and not folder.program.exists() and any(map(is_foreign, root.iterdir())):
         raise UserError(f"{root} exists and is no folder of train-many; choose another --run-dir.")
+    # Photos are each subject's own; those of the configuration, such as the demo's, are not the program's.
+    config = config.model_copy(update={"data": config.data.model_copy(update={"instance_dir": None})})
     if folder.program.exists():
         conflict = first_conflict(load_config(folder.program), config)
         if conflict:
