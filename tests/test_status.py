@@ -12,7 +12,7 @@ from jaxbooth.console.output import console, output
 from jaxbooth.console.progress import progress
 from jaxbooth.errors import UserError
 from jaxbooth.runs.program_folder import ProgramFolder, is_program_folder, read_subject_names
-from jaxbooth.runs.status import StateCounts, StatusLog, SubjectStatus, count_states, read_status, summary
+from jaxbooth.runs.status import StateCounts, StatusLog, SubjectStatus, count_states, outcome_of, read_status
 from jaxbooth.runs.status_table import RunningSubject, status_display, status_table
 
 MUGS = [RunningSubject(f"mug-{slot}", slot, 10 * slot, 100, 0.125, 72.0) for slot in range(3)]
@@ -132,23 +132,26 @@ def test_a_subject_without_a_status_is_queued():
 def test_the_sentence_names_what_failed_and_why():
     names = [f"mug-{number}" for number in range(4)]
     statuses = {name: SubjectStatus(0.0, name, "done") for name in names}
-    assert summary(statuses, names) == "4 of 4 done."
+    assert outcome_of(statuses, names).sentence == "4 of 4 done."
     statuses |= {"mug-1": failed("mug-1", "/photos holds no images."), "mug-3": failed("mug-3")}
-    assert summary(statuses, names) == "2 of 4 done, 2 failed: mug-1 (/photos holds no images), mug-3."
+    assert outcome_of(statuses, names).sentence == "2 of 4 done, 2 failed: mug-1 (/photos holds no images), mug-3."
 
 
 def test_the_sentence_says_what_is_not_finished():
     statuses = {"mug": SubjectStatus(0.0, "mug", "running")}
-    assert summary(statuses, ["mug", "cup"]) == "0 of 2 done, 2 not finished."
+    assert outcome_of(statuses, ["mug", "cup"]).sentence == "0 of 2 done, 2 not finished."
 
 
 def test_the_sentence_names_five_at_most():
     names = list("abcdefgh")
-    assert summary({name: failed(name) for name in names}, names) == "0 of 8 done, 8 failed: a, b, c, d, e, and 3 more."
+    assert (
+        outcome_of({name: failed(name) for name in names}, names).sentence
+        == "0 of 8 done, 8 failed: a, b, c, d, e, and 3 more."
+    )
 
 
 def test_a_long_error_is_shortened_to_one_line():
-    text = summary({"mug": failed("mug", "two\nlines, " + "x" * 999)}, ["mug"])
+    text = outcome_of({"mug": failed("mug", "two\nlines, " + "x" * 999)}, ["mug"]).sentence
     assert text.startswith("0 of 1 done, 1 failed: mug (two lines, xxx")
     assert text.endswith("x ...).")
     assert len(text) < 220

@@ -13,10 +13,10 @@ class ManyArguments(Config):
     """Train many subjects in one program, a LoRA and a run folder for each. Takes every flag of `jaxbooth train`."""
 
     slots: limits.SlotCount | None = None
-    """Subjects that are trained side by side; default: as many as fit into the devices'
+    """Subjects that are trained side by side, on all hosts together; default: as many as fit into the devices'
     memory."""
     shard: str | None = None
-    """I/N: train only the I-th of N shares of the manifest, for N independent processes with one --run-dir."""
+    """I/N: train only the I-th of N shares of the manifest, for N independent programs with one --run-dir."""
 
     @property
     def config(self) -> Config:

@@ -52,9 +52,13 @@ def shell_quote(text: str) -> str:
     return f"$'{''.join(characters)}'"
 
 
-def warn(text: str) -> None:
-    """Prints a warning."""
-    if is_main():
+def warn(text: str, on_any_process: bool = False) -> None:
+    """Prints a warning.
+
+    Args:
+        on_any_process: it is about the work of this process alone.
+    """
+    if is_main() or on_any_process:
         text = printable(text)
         output.log(f"warning: {text}")
         if not output.muted_now:

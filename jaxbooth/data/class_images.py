@@ -18,9 +18,9 @@ from PIL import Image
 from jaxbooth.base.model import BaseModel
 from jaxbooth.config.prior import PriorConfig
 from jaxbooth.config.schema import DataConfig, Subject
-from jaxbooth.console.messages import is_main
 from jaxbooth.console.progress import progress
 from jaxbooth.data.images import MANIFEST, image_files
+from jaxbooth.distributed.run_scope import is_writer
 from jaxbooth.errors import RunFailure, UserError, short_repr
 from jaxbooth.storage.files import write_json, write_png
 from jaxbooth.storage.paths import short_name
@@ -205,7 +205,7 @@ def generate_missing(classes: ClassImages, generate: GenerateBatch, batch_size: 
             # The manifest goes first: an entry without its file is made again, a file without its entry would be
             # taken for the user's own.
             manifest = {"settings": classes.settings, "images": classes.generated | names}
-            if is_main():
+            if is_writer():
                 write_json(classes.folder / MANIFEST, manifest)
             for index, name in names.items():
                 save_image(classes, index, name, images[index])
@@ -231,7 +231,7 @@ def file_name(index: int, pixels: np.ndarray) -> str | None:
 def save_image(classes: ClassImages, index: int, name: str | None, pixels: np.ndarray) -> None:
     """Saves an image losslessly; a dropped one only counts."""
     classes.generated[index] = name
-    if name and is_main():
+    if name and is_writer():
         write_png(classes.folder / name, Image.fromarray(pixels), {**classes.settings, "index": index})
 
 

@@ -7,6 +7,8 @@ import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
+from jaxbooth.distributed.run_scope import is_shared
+
 
 def put(tree: Any, sharding: Sharding) -> Any:
     """Places host arrays that are equal on every process; each hands over only what its own devices hold."""
@@ -22,7 +24,7 @@ def put(tree: Any, sharding: Sharding) -> Any:
 
 def broadcast_from_main(values: dict[str, float]) -> dict[str, float]:
     """Returns process 0's numbers on every process, so that all decide alike. Every process must call it."""
-    if jax.process_count() == 1:
+    if not is_shared():
         return values
     sent = broadcast_one_to_all(np.array(list(values.values()), np.float32))
     return dict(zip(values, map(float, np.asarray(sent)), strict=True))

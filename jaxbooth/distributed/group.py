@@ -83,16 +83,20 @@ class ProcessGroup(SingleProcess):
     Args:
         must_match: name -> text, which must be equal on all processes.
         timeout: seconds to wait for all processes.
+        in_step: all of them train the same steps; else each stops where it is, and saves, when any is asked to.
 
     Raises:
         UserError: the processes do not come together; the message says which is missing.
     """
 
-    def __init__(self, info: ProcessInfo, must_match: Mapping[str, str], timeout: float, stopped: Callable[[], None]):
+    def __init__(
+        self, info: ProcessInfo, must_match: Mapping[str, str], timeout: float, stopped: Callable[[], None],
+        in_step: bool = True,
+    ):  # fmt: skip
         super().__init__(stopped)
         if jax.distributed.is_initialized():
             raise UserError("jax.distributed is initialized already; leave that to jaxbooth.")
-        self._info, self._timeout = info, timeout
+        self._info, self._timeout, self._in_step = info, timeout, in_step
         self._has_joined = self._stop_requested = False
         self._ending_thread: int | None = None  # the one that ends this process
         self._ending_lock = threading.Lock()
@@ -173,11 +177,14 @@ class ProcessGroup(SingleProcess):
                     self._write_event("stop", "")
                 events = {key.removeprefix(EVENTS): value for key, value in self._client.key_value_dir_get(EVENTS)}
                 if "stop" in events and not is_frozen:
-                    is_frozen = True
-                    self._write_event(f"reached/{self._info.process_id}", json.dumps(self.stop_agreement.freeze()))
-                reached = [json.loads(value) for key, value in events.items() if key.startswith("reached/")]
-                if len(reached) == self._info.num_processes and not self.stop_agreement.is_stopping:
-                    self._agree(reached)
+                    is_frozen, reached = True, self.stop_agreement.freeze()
+                    if self._in_step:
+                        self._write_event(f"reached/{self._info.process_id}", json.dumps(reached))
+                    else:
+                        self.stop_agreement.set_last_step(reached or 0)
+                steps = [json.loads(value) for key, value in events.items() if key.startswith("reached/")]
+                if len(steps) == self._info.num_processes and not self.stop_agreement.is_stopping:
+                    self._agree(steps)
                 if "error" in events:
                     time.sleep(GRACE)
                     self._end(events["error"])
@@ -239,7 +246,7 @@ class ProcessGroup(SingleProcess):
 
 @contextmanager
 def process_group(
-    info: ProcessInfo | None, must_match: Mapping[str, str], timeout: float, how_to_continue: str
+    info: ProcessInfo | None, must_match: Mapping[str, str], timeout: float, how_to_continue: str, in_step: bool = True
 ) -> Generator[SingleProcess]:
     """Runs the block as one of the run's processes, and yields what joins them.
 
@@ -251,6 +258,7 @@ def process_group(
         must_match: name -> text of the run, which must be equal on all processes.
         timeout: seconds to wait for all processes.
         how_to_continue: the sentence that is printed after a stop.
+        in_step: see `ProcessGroup`.
 
     Raises:
         UserError: the processes do not come together.
@@ -260,7 +268,7 @@ def process_group(
     if info is None:
         group = SingleProcess(lambda: exit_stopped(sentence))
     else:
-        group = ProcessGroup(info, versions | dict(must_match), timeout, lambda: exit_stopped(sentence))
+        group = ProcessGroup(info, versions | dict(must_match), timeout, lambda: exit_stopped(sentence), in_step)
     try:
         with watch_signals(group.request_stop, group.may_interrupt):
             group.join()

@@ -73,12 +73,11 @@ class ManyLoop:
     display: StatusDisplay
     runs: list[SlotRun | None] = field(default_factory=list)
     last_saved: dict[str, SubjectState] = field(default_factory=dict)
-    is_exhausted: bool = False  # the queue
     steps_since_save: int = 0
     seconds_per_step: float | None = None
 
-    def run(self) -> bool:
-        """Trains until the queue is empty, or a signal asks to stop; returns whether all are done.
+    def run(self) -> None:
+        """Trains until the queue is empty, or a signal asks to stop.
 
         Raises:
             RunFailure: the devices' memory or the disk is full. What was saved is intact.
@@ -108,7 +107,6 @@ class ManyLoop:
                 self.log_dispatch(pending, ended)
             self.save()
             stop.end()
-            return self.is_exhausted and not any(self.runs)
         finally:
             for run in filter(None, self.runs):
                 with suppress(Exception):  # the error that led here counts
@@ -120,7 +118,6 @@ class ManyLoop:
             while self.runs[slot] is None and not self.processes.stop_agreement.is_stopping:
                 subject = next(self.queue, None)
                 if subject is None:
-                    self.is_exhausted = True
                     break
                 self.enter(slot, subject)
         self.show()
@@ -136,7 +133,7 @@ class ManyLoop:
                 return
             claimed = functools.partial(self.set_status, name, "preparing", steps=steps)
             with output.muted():
-                run = open_slot_run(self.program, name, config, saved and saved.state, self.processes, claimed)
+                run = open_slot_run(self.program, name, config, saved and saved.state, claimed)
                 run.begin()
             assert run.state is not None
             if run.is_done:  # a process ended between its last step and its export
@@ -242,7 +239,7 @@ class ManyLoop:
         if last and not isinstance(error, Diverged):
             self.saved[name] = last
         self.set_status(name, "failed", step=step, steps=steps, error=sentence)
-        warn(f"{name}: {sentence}")
+        warn(f"{name}: {sentence}", on_any_process=True)
 
     def save(self) -> None:
         """Writes the states of all slots into one file, once their logs are on disk; without any it is removed."""

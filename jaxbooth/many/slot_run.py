@@ -32,6 +32,8 @@ from jaxbooth.runs.validation import Validation, make_validation
 from jaxbooth.training.slot_rows import SubjectRows, subject_rows
 from jaxbooth.training.state import TrainState, result_params
 
+ALONE = SingleProcess(stopped=lambda: None)  # a subject's run has one process, which is asked to stop as a whole
+
 
 class Diverged(RunFailure):
     """A loss or gradient is not finite: a state of before would come to the same."""
@@ -132,7 +134,6 @@ def open_slot_run(
     name: str,
     config: Config,
     saved: TrainState | None,
-    processes: SingleProcess,
     claimed: Callable[[], None],
 ) -> SlotRun:
     """Checks a subject's input, claims its folder, encodes what it is trained on, and makes or reads its state.
@@ -152,7 +153,7 @@ def open_slot_run(
     sheet = contact_sheet(config, inputs, images)
     lost: list[str] = []
     with ExitStack() as held:
-        run = held.enter_context(lock_run(config, processes, lost.append, is_started=saved is not None))
+        run = held.enter_context(lock_run(config, ALONE, lost.append, is_started=saved is not None))
         claimed()
         confirm_base(run, base, record=True)
         write_contact_sheet(run, sheet)

@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import jax
 from filelock import FileLock, Timeout
 from jax.sharding import Mesh
 
@@ -13,22 +14,24 @@ from jaxbooth.backend import enable_compilation_cache, warn_about_cpu_fallback
 from jaxbooth.base.encoded_prompts import EncodedPrompts, encode_ahead
 from jaxbooth.base.model import BaseModel
 from jaxbooth.config.load import load_config, with_overrides
-from jaxbooth.config.manifest import SubjectRun, read_manifest, take_shard
+from jaxbooth.config.manifest import SubjectRun, dump_manifest, read_manifest, take_shard
 from jaxbooth.config.rules import check_config
 from jaxbooth.config.run_config import Config, fill_defaults, resolve_paths
-from jaxbooth.console.messages import info, pluralize, print_result, warn
+from jaxbooth.config.schema import DistributedConfig, MeshConfig
+from jaxbooth.console.messages import info, is_main, pluralize, print_result, warn
 from jaxbooth.console.numbers import GIB
 from jaxbooth.console.output import output
 from jaxbooth.console.progress import heartbeat
 from jaxbooth.distributed.group import SingleProcess, process_group
 from jaxbooth.distributed.process_info import find_process
+from jaxbooth.distributed.run_scope import independent_processes
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.many.device_slots import DeviceSlots
 from jaxbooth.many.loop import ManyLoop
 from jaxbooth.many.program import make_program, slots_for
 from jaxbooth.many.root import claim_root, complete_subject, is_done, read_statuses
 from jaxbooth.many.rules import check_many
-from jaxbooth.many.saves import SUFFIX, read_all_saved, run_identity
+from jaxbooth.many.saves import SUFFIX, digest, read_all_saved, run_identity
 from jaxbooth.plan.fit import resolve_remat
 from jaxbooth.plan.hardware import mesh_topology
 from jaxbooth.plan.subjects import slot_estimate
@@ -36,11 +39,12 @@ from jaxbooth.runs.inputs import check_model, scan_inputs
 from jaxbooth.runs.program_folder import ProgramFolder
 from jaxbooth.runs.prompts import sampled_prompts, training_captions
 from jaxbooth.runs.restore import read_base
+from jaxbooth.runs.shared_folders import check_shared_folders, shared_settings
 from jaxbooth.runs.start_notes import log_prior, warn_about_distillation
-from jaxbooth.runs.status import StatusLog, count_states, summary
+from jaxbooth.runs.status import Outcome, StatusLog, count_states, outcome_of
 from jaxbooth.runs.status_table import status_display
 from jaxbooth.runs.validation import distinct
-from jaxbooth.sharding import check_heads, make_mesh
+from jaxbooth.sharding import axis_sizes, check_heads, divisors, make_mesh
 from jaxbooth.storage.remote import as_path
 
 ALONE = "1/1"
@@ -68,21 +72,25 @@ def train_many(
     """
     config = config if isinstance(config, Config) else load_config(config)
     config = with_overrides(config, overrides) if overrides else config
+    flags = config.distributed
+    config = config.model_copy(update={"distributed": DistributedConfig()})  # it differs between the processes
     check_many(config)
     every = read_manifest(manifest, config)
     shard = shard or ALONE
     subjects = take_shard(every, shard)
     check_first(subjects)
-    flags = config.distributed
     process = find_process(flags.coordinator, flags.num_processes, flags.process_id, flags.timeout)
-    if process is not None and process.num_processes > 1:
-        raise UserError(
-            f"this is one of {process.num_processes} processes that start together, and train-many is a single one; "
-            "start each by itself, with a share of the manifest (--shard)."
-        )
+    must_match = shared_settings(config) | {
+        "--slots": str(slots), "--shard": shard, "a manifest with the digest": digest(dump_manifest(every).encode()),
+    }  # fmt: skip
     again = f"stopped; run the same command again to continue {config.run_dir}."
-    with process_group(process, {}, flags.timeout, again) as processes:
-        train_joined(resolve_paths(config), every, subjects, slots, shard, processes)
+    with (
+        process_group(process, must_match, flags.timeout, again, in_step=False) as processes,
+        independent_processes(),
+    ):
+        failure = train_joined(resolve_paths(config), every, subjects, slots, shard, processes)
+    if failure:
+        raise RunFailure(failure)
 
 
 def check_first(subjects: Sequence[SubjectRun]) -> None:
@@ -102,25 +110,47 @@ def train_joined(
     slots: int | None,
     shard: str,
     processes: SingleProcess,
-) -> None:
-    """Trains as the only process."""
+) -> str | None:
+    """Trains as one of `processes`, each of which takes its part of the subjects; returns what failed of them, if any.
+
+    They start, stop and end together. In between none waits for another, for no subject needs more than one host.
+    """
     enable_compilation_cache()
     warn_about_cpu_fallback()
     folder = ProgramFolder(as_path(config.run_dir))
-    claim_root(folder, config, every)
-    folder.checkpoints.mkdir(exist_ok=True)
+    check_shared_folders([folder.root], processes)
+    if is_main():
+        claim_root(folder, config, every)
+        folder.checkpoints.mkdir(exist_ok=True)
+    hosts = len(processes.exchange("the root is claimed"))
     raise_open_files()
+    own = take_shard(subjects, f"{jax.process_index() + 1}/{hosts}")
     number, shards = map(int, shard.split("/"))
-    saves = folder.checkpoints / f"shard-{number}-of-{shards}{SUFFIX}"
-    lock = FileLock(saves.with_suffix(".lock"), timeout=0)
+    part, parts = (number - 1) * hosts + jax.process_index() + 1, shards * hosts
+    saves = folder.checkpoints / f"shard-{part}-of-{parts}{SUFFIX}"
+    slots = slots and -(-slots // hosts)
     try:
-        with lock:
-            train_locked(config, folder, subjects, slots, saves, processes)
+        with FileLock(saves.with_suffix(".lock"), timeout=0):
+            ended = train_locked(config, folder, own, slots, saves, processes)
     except Timeout:
         raise UserError(
-            f"{folder.root} is being trained by another process (its shard {shard}); wait for its end, or give each "
-            "process a --shard of its own."
+            f"{folder.root} is being trained by another process (its shard {part}/{parts}); wait for its end, or give "
+            "each process a --shard of its own."
         ) from None
+    return conclude(folder.root, ended, processes)
+
+
+def conclude(root: Path, own: Outcome, processes: SingleProcess) -> str | None:
+    """Waits for all processes, and prints how their subjects ended; returns a sentence if some failed."""
+    ends = processes.exchange({"outcome": own, "is_stopped": processes.stop_agreement.is_stopping})
+    together = Outcome.sum(Outcome(*end["outcome"]) for end in ends)
+    if together.unfinished and any(end["is_stopped"] for end in ends):
+        print_result(f"stopped and saved; run the same command again to continue {root}.")
+        return None
+    if not together.failed:
+        print_result(f"done: {root}, {together.sentence}")
+        return None
+    return together.sentence if is_main() else f"process {jax.process_index()} of {len(ends)}: {own.sentence}"
 
 
 def train_locked(
@@ -130,13 +160,14 @@ def train_locked(
     slots: int | None,
     saves: Path,
     processes: SingleProcess,
-) -> None:
-    """Trains the subjects of a shard that are not done.
+) -> Outcome:
+    """Trains the subjects of this process that are not done.
 
     Args:
+        slots: of this process.
         saves: file for the states of those in slots.
     """
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    mesh = own_mesh(config.mesh)
     base = read_base(config)
     check_heads(mesh.shape["tensor"], base.attention_heads)
     config = fill_defaults(config, base.native_resolution, base.sampling)
@@ -157,7 +188,7 @@ def train_locked(
             closing(StatusLog(folder.status)) as log,
             status_display([], count_states(statuses, names), config.train.steps) as display,
         ):
-            loop = ManyLoop(
+            ManyLoop(
                 program=program,
                 slots=DeviceSlots(mesh, count, program.example),
                 queue=iter(waiting),
@@ -168,15 +199,24 @@ def train_locked(
                 statuses=statuses,
                 processes=processes,
                 display=display,
-            )
-            is_complete = loop.run()
-        if not is_complete:
-            print_result(f"stopped and saved; run the same command again to continue {folder.root}.")
-            return
-    sentence = summary(statuses, names)
-    if any(status.state == "failed" for status in statuses.values()):
-        raise RunFailure(sentence)
-    print_result(f"done: {folder.root}, {sentence}")
+            ).run()
+    return outcome_of(statuses, names)
+
+
+def own_mesh(sizes: MeshConfig) -> Mesh:
+    """Returns the part of the mesh that this host's devices are.
+
+    Raises:
+        UserError: the axes do not fit the devices, or copies of the base model do not fit into a host.
+    """
+    _, fsdp, tensor = axis_sizes(sizes.data, sizes.fsdp, sizes.tensor, jax.device_count())
+    devices = jax.local_devices()
+    if len(devices) % (fsdp * tensor):
+        raise UserError(
+            f"--mesh.fsdp {fsdp} x --mesh.tensor {tensor} reaches over hosts of {pluralize(len(devices), 'device')}, "
+            f"and train-many keeps each subject on one; a product of {divisors(len(devices))} would do."
+        )
+    return make_mesh(-1, fsdp, tensor, devices)
 
 
 def raise_open_files() -> None:

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental.multihost_utils import process_allgather, sync_global_devices
 from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, PreservationContext, PreservationPolicy
 
 from jaxbooth.config.run_config import Config
-from jaxbooth.console.messages import is_main, warn
+from jaxbooth.console.messages import warn
+from jaxbooth.distributed.run_scope import all_agree, is_writer
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.params import Params
+from jaxbooth.runs.checkpoint_handlers import as_copies, json_handler, saving_processes, state_handler, writes_alone
 from jaxbooth.storage.disk import format_bytes, free_bytes, is_full
 from jaxbooth.storage.lock import check_held
 from jaxbooth.storage.paths import as_orbax_path
@@ -45,21 +45,20 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int | None = None):
-        writes, self.pinned = keep is not None, set[int]()
+        writes, self.pinned, alone = keep is not None, set[int](), writes_alone()
+        if writes and alone:  # Orbax creates none then
+            folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=KeepNewest(keep or 1, self),
             enable_async_checkpointing=writes,
             cleanup_tmp_directories=writes,
-            create=writes,
+            create=writes and not alone,
             read_only=not writes,
+            multiprocessing_options=saving_processes(),
         )
         self._folder, self._writes = as_path(folder), writes
         self._is_proven = False  # whether a checkpoint of this process was read back from where it lies
-        handlers = {
-            "state": ocp.PyTreeCheckpointHandler(),
-            "config": ocp.JsonCheckpointHandler(),
-            "sums": ocp.JsonCheckpointHandler(),
-        }
+        handlers = {"state": state_handler(), "config": json_handler(), "sums": json_handler()}
         self._manager = ocp.CheckpointManager(as_orbax_path(self._folder), options=options, item_handlers=handlers)
 
     def latest(self) -> int | None:
@@ -89,7 +88,7 @@ class Checkpoints:
             check_free(self._folder, state, step)
         sums = {name: int(value) for name, value in jax.device_get(field_sums(content)).items()}
         items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(content),
+            state=ocp.args.PyTreeSave(as_copies(content)),
             config=ocp.args.JsonSave(config.model_dump(mode="json")),
             sums=ocp.args.JsonSave(sums),
         )
@@ -151,16 +150,16 @@ class Checkpoints:
             if self._writes:
                 aside = free_name(self._folder / f"damaged-{number}")
                 where = f", now {aside.name},"
-                if is_main():
+                if is_writer():
                     (self._folder / str(number)).rename(aside)
             warn(f"{self._folder / str(number)}{where} is damaged ({reason}); the checkpoint of step {step} is used.")
         if self._writes:
-            sync_global_devices("damaged checkpoints are aside")
+            all_agree(True)  # they are aside before any process looks again
             self._manager.reload()
 
     def sums(self, step: int) -> dict[str, int]:
         """Returns the sums of a step's fields as they were saved, which tell its weights from others."""
-        return dict(ocp.JsonCheckpointHandler().restore(as_orbax_path(self._folder / str(step) / "sums")))
+        return dict(json_handler().restore(as_orbax_path(self._folder / str(step) / "sums")))
 
     def wait(self) -> None:
         """Blocks until every save is on disk.
@@ -235,13 +234,13 @@ def read_step(folder: Path, part: dict[str, Any]) -> dict[str, Any]:
     )
     read, sums, reason = {}, {}, ""
     try:
-        read = ocp.PyTreeCheckpointHandler().restore(as_orbax_path(folder / "state"), args=arguments)
-        sums = dict(ocp.JsonCheckpointHandler().restore(as_orbax_path(folder / "sums")))
+        read = state_handler().restore(as_orbax_path(folder / "state"), args=arguments)
+        sums = dict(json_handler().restore(as_orbax_path(folder / "sums")))
     except Exception as error:  # readers raise whatever comes up, down to plain Exception
         if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
             raise
         reason = origin_of(error)
-    if not process_allgather(np.array(not reason)).all():
+    if not all_agree(not reason):
         raise DamagedCheckpoint(reason or "another process cannot read it")
     for name, value in jax.device_get(field_sums(read)).items():
         if sums.get(name) != int(value):

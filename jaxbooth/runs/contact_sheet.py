@@ -4,10 +4,11 @@ import numpy as np
 from PIL import Image
 
 from jaxbooth.config.run_config import Config
-from jaxbooth.console.messages import info, is_main
+from jaxbooth.console.messages import info
 from jaxbooth.data.image_grid import image_grid, shrink
 from jaxbooth.data.images import ImageFile
 from jaxbooth.data.training_images import TrainingImages
+from jaxbooth.distributed.run_scope import is_writer
 from jaxbooth.runs.folder import RunFolder
 from jaxbooth.runs.inputs import RunInputs, crop_spec
 from jaxbooth.storage.files import write_png
@@ -52,6 +53,6 @@ def shade(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def write_contact_sheet(run: RunFolder, image: Image.Image) -> None:
     """Saves the contact sheet."""
-    if is_main():
+    if is_writer():
         write_png(run.contact_sheet, image, {})
     info(f"contact sheet: {run.contact_sheet}")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbooth.base.vae import ImageEncoder
-from jaxbooth.console.messages import is_main
+from jaxbooth.distributed.run_scope import is_writer
 from jaxbooth.errors import UserError
 from jaxbooth.models.vae import AnyVAEConfig, scale_latents
 from jaxbooth.storage.files import write_bytes
@@ -85,7 +85,7 @@ class DriftMeter:
     def keep(self, latents: np.ndarray) -> None:
         """Keeps the base model's latents, in memory and on disk."""
         self.base = latents
-        if is_main():
+        if is_writer():
             content = io.BytesIO()
             np.save(content, latents)
             write_bytes(self.path, content.getvalue())

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from jaxbooth.config.held_out import VALIDATION_LOSS
 from jaxbooth.config.schema import EvaluationConfig, ValidationConfig
-from jaxbooth.console.messages import is_main
+from jaxbooth.distributed.run_scope import is_writer
 from jaxbooth.errors import UserError
 from jaxbooth.metrics.definitions import DEFINITIONS
 from jaxbooth.runs.drift import DRIFT
@@ -121,7 +121,7 @@ class EarlyStopping:
     def observe(self, step: int, metrics: dict[str, float], newest: int | None) -> None:
         """Takes a validation's metrics in, and writes down what follows."""
         selection = update(self.selection, self._validation, self._evaluation, step, metrics, newest)
-        if selection != self.selection and is_main():
+        if selection != self.selection and is_writer():
             write_json(self._path, asdict(selection))
         self.selection = selection
 

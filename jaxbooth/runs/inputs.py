@@ -14,7 +14,7 @@ from jaxbooth.base.trainable import check_rank, read_lora_init, trained_shapes
 from jaxbooth.config.prior import PriorConfig
 from jaxbooth.config.rules import check_schedule
 from jaxbooth.config.run_config import Config
-from jaxbooth.console.messages import info, is_main, pluralize, warn
+from jaxbooth.console.messages import info, pluralize, warn
 from jaxbooth.data.buckets import enlargement_factor, group_by_bucket
 from jaxbooth.data.caption_variants import with_variants
 from jaxbooth.data.class_captions import with_class_captions
@@ -23,6 +23,7 @@ from jaxbooth.data.crops import CropSpec
 from jaxbooth.data.decoding import read_header
 from jaxbooth.data.images import ImageFile, ImageFolder, has_mask, scan_folder
 from jaxbooth.diffusion.timestep_grid import check_steps
+from jaxbooth.distributed.run_scope import is_writer
 from jaxbooth.errors import UserError
 from jaxbooth.params import Params
 from jaxbooth.runs.folder import RunFolder
@@ -213,7 +214,7 @@ def record_images(run: RunFolder, groups: dict[str, list[ImageFile]]) -> None:
     remedy = "put it back, or remove it to take the images that are there now"
     if run.images.exists() and read_json(run.images, remedy) != names:
         warn(f"the images are not those that {run.root} was started with; later steps will see other rows.")
-    if is_main():
+    if is_writer():
         write_json(run.images, names)
 
 

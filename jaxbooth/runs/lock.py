@@ -7,9 +7,10 @@ from pathlib import Path
 from jaxbooth.config.load import dump_config, load_config
 from jaxbooth.config.run_config import Config, first_conflict
 from jaxbooth.config.section import flag
-from jaxbooth.console.messages import info, is_main
+from jaxbooth.console.messages import info
 from jaxbooth.console.output import output
 from jaxbooth.distributed.group import SingleProcess
+from jaxbooth.distributed.run_scope import is_writer
 from jaxbooth.errors import UserError
 from jaxbooth.runs.checkpoint import free_name
 from jaxbooth.runs.folder import RunFolder
@@ -41,13 +42,13 @@ def lock_run(
     check_ownership(run, config)
     with ExitStack() as held:
         try:
-            if is_main() and is_local(run.root):
+            if is_writer() and is_local(run.root):
                 held.enter_context(locked(run.root, on_loss or processes.abort))
                 check_ownership(run, config)  # another may have been there first
                 remove_unfinished(run)
-            if is_main() and not is_started:
+            if is_writer() and not is_started:
                 reset_unstarted(run, config)
-            if is_main():
+            if is_writer():
                 write_text(run.config, dump_config(config))
         except OSError as error:
             raise UserError(f"--run-dir {run.root} cannot be written ({error.strerror}); choose another.") from None

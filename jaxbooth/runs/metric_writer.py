@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from jaxbooth.console.messages import is_main, pluralize, warn
+from jaxbooth.console.messages import pluralize, warn
+from jaxbooth.distributed.run_scope import is_writer
 from jaxbooth.errors import UserError
 from jaxbooth.runs.tensorboard import EventWriter
 from jaxbooth.storage.disk import with_filename
@@ -66,7 +67,7 @@ class MetricWriter:
     """Appends to a run folder's logs: metrics of every step, and those of every validation beside them."""
 
     def __init__(self, metrics: Path, tensorboard: Path, step: int):
-        self._active = is_main()
+        self._active = is_writer()
         if not self._active:
             return
         self._remote, self._staging = metrics.parent, ExitStack()

@@ -8,7 +8,7 @@ from jaxbooth.base.model import BaseModel
 from jaxbooth.base.trainable import add_trainable, trained_shapes, unused_parameters
 from jaxbooth.config.rates import learning_rates
 from jaxbooth.config.run_config import Config
-from jaxbooth.console.messages import is_main
+from jaxbooth.distributed.run_scope import is_writer
 from jaxbooth.errors import UserError
 from jaxbooth.params import Params
 from jaxbooth.runs.checkpoint import Checkpoints
@@ -54,7 +54,7 @@ def confirm_base(run: RunFolder, base: BaseModel, record: bool = False) -> None:
     """
     fingerprint = model_fingerprint(base.folder, base.components)
     if not run.base_model.exists():
-        if record and is_main():
+        if record and is_writer():
             write_json(run.base_model, {"fingerprint": fingerprint})
     elif read_json(run.base_model, "put it back").get("fingerprint") != fingerprint:
         raise UserError(

@@ -3,18 +3,19 @@
 The last line about a subject counts.
 """
 
+import itertools
 import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from jaxbooth.console.messages import is_main
+from jaxbooth.distributed.run_scope import is_writer
 from jaxbooth.errors import UserError
 from jaxbooth.storage.disk import with_filename
 from jaxbooth.storage.text import parse_json_object, read_bytes
@@ -58,7 +59,7 @@ class StatusLog:
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time):
-        self._active, self._clock = is_main(), clock
+        self._active, self._clock = is_writer(), clock
         if not self._active:
             return
         self._path, self._lock = path, threading.Lock()
@@ -134,20 +135,46 @@ def count_states(statuses: Mapping[str, SubjectStatus], names: Iterable[str]) ->
     return StateCounts(**Counter(statuses[name].state if name in statuses else "queued" for name in names))
 
 
-def summary(statuses: Mapping[str, SubjectStatus], names: Iterable[str]) -> str:
-    """Says in one sentence how many of the named subjects are done, and which failed, and why."""
+class Outcome(NamedTuple):
+    """How some subjects ended.
+
+    Attributes:
+        done: how many are.
+        failed: how many did.
+        unfinished: how many are neither.
+        failures: some of those that failed, each with its error.
+    """
+
+    done: int = 0
+    failed: int = 0
+    unfinished: int = 0
+    failures: Sequence[str] = ()
+
+    @classmethod
+    def sum(cls, outcomes: Iterable["Outcome"]) -> "Outcome":
+        """Returns the outcome of all subjects together."""
+        done, failed, unfinished, failures = zip(*outcomes, strict=True)
+        return cls(sum(done), sum(failed), sum(unfinished), tuple(itertools.chain(*failures)))
+
+    @property
+    def sentence(self) -> str:
+        """Says how many are done, and which failed, and why."""
+        parts = [f"{self.done} of {self.done + self.failed + self.unfinished} done"]
+        if self.unfinished:
+            parts.append(f"{self.unfinished} not finished")
+        if self.failed:
+            others = f", and {self.failed - MAX_NAMED} more" if self.failed > MAX_NAMED else ""
+            parts.append(f"{self.failed} failed: {', '.join(self.failures[:MAX_NAMED])}{others}")
+        return ", ".join(parts) + "."
+
+
+def outcome_of(statuses: Mapping[str, SubjectStatus], names: Iterable[str]) -> Outcome:
+    """Returns the outcome of the named subjects."""
     ordered = list(names)
     counts = count_states(statuses, ordered)
-    parts = [f"{counts.done} of {len(ordered)} done"]
-    unfinished = len(ordered) - counts.finished
-    if unfinished:
-        parts.append(f"{unfinished} not finished")
     failed = [statuses[name] for name in ordered if name in statuses and statuses[name].state == "failed"]
-    if failed:
-        named = ", ".join(map(describe_failure, failed[:MAX_NAMED]))
-        others = f", and {len(failed) - MAX_NAMED} more" if len(failed) > MAX_NAMED else ""
-        parts.append(f"{len(failed)} failed: {named}{others}")
-    return ", ".join(parts) + "."
+    failures = tuple(map(describe_failure, failed[:MAX_NAMED]))
+    return Outcome(counts.done, counts.failed, len(ordered) - counts.finished, failures)
 
 
 def describe_failure(status: SubjectStatus) -> str:

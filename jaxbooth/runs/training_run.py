@@ -14,11 +14,12 @@ from jaxbooth.base.trainable import fully_trained, init_trainable, shard_params,
 from jaxbooth.base.vae import ImageEncoder
 from jaxbooth.config.rates import learning_rates
 from jaxbooth.config.run_config import Config
-from jaxbooth.console.messages import info, is_main, print_result, shell_quote
+from jaxbooth.console.messages import info, print_result, shell_quote
 from jaxbooth.console.progress import progress
 from jaxbooth.data.training_images import TrainingImages
 from jaxbooth.distributed.arrays import to_host
 from jaxbooth.distributed.group import SingleProcess
+from jaxbooth.distributed.run_scope import is_shared, is_writer
 from jaxbooth.errors import RunFailure
 from jaxbooth.export.export import default_format, make_export, write_export
 from jaxbooth.export.metadata import run_metadata
@@ -240,9 +241,9 @@ class TrainingRun:
         Process 0 does so; with several, it gathers what was trained in its host's memory.
         """
         trained: dict[str, Any] = result_params(state)
-        if jax.process_count() > 1:
+        if is_shared():
             trained = jax.tree.map(to_host, trained)
-        if is_main():
+        if is_writer():
             export_result(self.config, self.base, self.mesh, self.run, trained)
 
 
