@@ -10,9 +10,12 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from jaxbooth.config.load import load_config
+from jaxbooth.config.run_config import Config
 from jaxbooth.errors import RunFailure, UserError
+from jaxbooth.many.root import class_folder, class_name
 from jaxbooth.many.train import train_many
 from jaxbooth.runs.metric_writer import read_metrics
+from jaxbooth.runs.program_folder import ProgramFolder
 from jaxbooth.runs.status import read_status
 from jaxbooth.runs.train import train
 
@@ -102,6 +105,17 @@ def test_subjects_of_one_class_share_its_images(root):
     assert folder.name.startswith("a-cup-")
     assert len(list(folder.glob("*.png"))) == 2
     assert not (root / "mug" / "prior").exists()
+
+
+def test_a_subject_without_class_images_has_no_folder_for_them(tmp_path):
+    folders = {
+        weight: class_folder(
+            Config.model_validate({"data": {"class_prompt": "a cup"}, "prior": {"weight": weight}}),
+            ProgramFolder(tmp_path),
+        )
+        for weight in (0, 1)
+    }
+    assert folders == {0: None, 1: tmp_path / "class_images" / class_name("a cup")}
 
 
 def test_the_same_command_trains_only_what_is_not_done(root, photos, micro_model, tmp_path):

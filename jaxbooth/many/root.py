@@ -51,10 +51,17 @@ def complete_subject(subject: SubjectRun, folder: ProgramFolder, base: BaseModel
     """Returns a subject with absolute paths, the base model's defaults and the class folder that its class shares."""
     config = resolve_paths(subject.config)
     config = fill_defaults(config, base.native_resolution, base.sampling)
-    if config.data.class_dir is None and config.data.class_prompt:
-        data = config.data.model_copy(update={"class_dir": folder.class_images / class_name(config.data.class_prompt)})
-        config = config.model_copy(update={"data": data})
-    return subject._replace(config=config.model_copy(update={"run_dir": str(folder.run(subject.name).root)}))
+    data = config.data.model_copy(update={"class_dir": class_folder(config, folder)})
+    run_dir = str(folder.run(subject.name).root)
+    return subject._replace(config=config.model_copy(update={"data": data, "run_dir": run_dir}))
+
+
+def class_folder(config: Config, folder: ProgramFolder) -> Path | None:
+    """Returns where a subject's class images are: in its own folder, or in that of its class if there are any."""
+    data = config.data
+    if data.class_dir is None and data.class_prompt and config.prior.uses_class_images:
+        return folder.class_images / class_name(data.class_prompt)
+    return data.class_dir
 
 
 def class_name(prompt: str) -> str:
