@@ -15,7 +15,10 @@ import yaml
 
 FOLDER = Path(__file__).parents[1] / "scripts" / "launch"
 SCRIPTS = sorted([*FOLDER.glob("*.sh"), *FOLDER.glob("*.sbatch")])
-USED = ("NAME", "IMAGE", "RUN_DIR", "CACHE_DIR", "PHOTOS", "SPOT", "TOPOLOGY", "ZONE", "PROJECT", "SLURM_JOB_ID")
+USED = (
+    "NAME", "IMAGE", "RUN_DIR", "CACHE_DIR", "PHOTOS", "SPOT", "TOPOLOGY", "ZONE", "PROJECT", "MANIFEST", "SHARD",
+    "MOUNT", "SLURM_JOB_ID",
+)  # fmt: skip
 JOBSET = {
     "NAME": "dog",
     "IMAGE": "registry/jaxbooth:1",
@@ -87,7 +90,7 @@ def test_scripts_are_written_well(script):
 
 
 @pytest.mark.parametrize(
-    "script", [path.name for path in SCRIPTS if path.name != "lib.sh" and path.suffix != ".sbatch"]
+    "script", [path.name for path in SCRIPTS if not path.name.startswith("lib") and path.suffix != ".sbatch"]
 )
 def test_help_names_every_variable(programs, script):
     found = programs.run(script, "--help")
@@ -129,7 +132,7 @@ def test_the_jobset_restarts_all_hosts_and_leaves_time_to_save(programs):
     (replicated,) = jobset["spec"]["replicatedJobs"]
     job = replicated["template"]["spec"]
     assert (replicated["replicas"], job["parallelism"], job["completions"], job["backoffLimit"]) == (2, 4, 4, 0)
-    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [2]
+    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [2, 3]
     pod = job["template"]["spec"]
     assert pod["restartPolicy"] == "Never"
     assert pod["terminationGracePeriodSeconds"] == 120
@@ -144,6 +147,13 @@ def test_the_jobset_restarts_all_hosts_and_leaves_time_to_save(programs):
     settings = {entry["name"]: entry.get("value") for entry in container["env"]}
     assert settings["RUN_DIR"] == "gs://bucket/runs/dog"
     assert settings["JAX_COMPILATION_CACHE_DIR"] == "gs://bucket/jax-cache"
+
+
+def test_a_slice_of_several_hosts_has_a_node_pool_of_its_own(programs):
+    place = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+    for topology, expected in {"4x4": place, "2x2": None}.items():
+        printed = programs.run("gke-jobset.sh", "--print", **JOBSET | {"TOPOLOGY": topology}).stdout
+        assert yaml.safe_load(printed)["metadata"].get("annotations") == expected
 
 
 def test_the_jobset_takes_other_nodes_when_spot_is_off(programs):
