@@ -2,8 +2,10 @@
 
     python scripts/kill_many.py --photos ../shared/dreambooth --kills 20 --processes 1
     python scripts/kill_many.py --photos ../shared/dreambooth --kills 20 --processes 2
+    python scripts/kill_many.py --photos ../shared/dreambooth --kills 20 --processes 2 --joined
 
-With several processes, each has a shard of the manifest in the same root, and a kill hits one of them at random.
+With several processes, each has a shard of the manifest in the same root, or they are joined in one JAX program. A kill
+hits one of them at random.
 """
 
 import argparse
@@ -11,6 +13,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -41,17 +44,35 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--joined", action="store_true", help="the processes are one JAX program")
+    parser.add_argument("--wait", type=float, default=40, help="seconds until a kill, at most")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
 
-def start(arguments: argparse.Namespace, manifest: Path, root: Path, shard: str) -> subprocess.Popen:
+def start(arguments: argparse.Namespace, manifest: Path, root: Path, flags: list[str]) -> subprocess.Popen:
     """Starts one process, in a session of its own."""
-    flags = [*FLAGS.split(), "--train.steps", arguments.steps, "--slots", arguments.slots, "--shard", shard]
+    flags = [*FLAGS.split(), "--train.steps", str(arguments.steps), *flags]
     command = [sys.executable, "-m", "jaxbooth", "train-many", manifest, "demo", *flags, "--run-dir", root]
     return subprocess.Popen(
         list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True
     )
+
+
+def start_all(arguments: argparse.Namespace, manifest: Path, root: Path) -> list[subprocess.Popen]:
+    """Starts every process."""
+    count, slots = arguments.processes, arguments.slots
+    if not arguments.joined:
+        shards = [f"--slots {slots} --shard {number}/{count}" for number in range(1, count + 1)]
+        return [start(arguments, manifest, root, shard.split()) for shard in shards]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    places = [
+        f"--slots {slots * count} --distributed.coordinator 127.0.0.1:{port} --distributed.num-processes {count} "
+        f"--distributed.process-id {number}"
+        for number in range(count)
+    ]
+    return [start(arguments, manifest, root, place.split()) for place in places]
 
 
 def steps_done(root: Path, names: list[str]) -> int:
@@ -63,10 +84,9 @@ def torture(arguments: argparse.Namespace, manifest: Path, root: Path, names: li
     """Starts, kills and starts again; returns after how many seconds each kill came."""
     draw, waits = random.Random(arguments.seed), []
     while len(waits) < arguments.kills:
-        shards = [f"{number}/{arguments.processes}" for number in range(1, arguments.processes + 1)]
-        running = [start(arguments, manifest, root, shard) for shard in shards]
+        running = start_all(arguments, manifest, root)
         began, before = time.monotonic(), steps_done(root, names)
-        wait = draw.uniform(2, 40)
+        wait = draw.uniform(2, arguments.wait)
         while time.monotonic() - began < wait and any(process.poll() is None for process in running):
             time.sleep(0.1)
         alive = [process for process in running if process.poll() is None]
@@ -79,17 +99,17 @@ def torture(arguments: argparse.Namespace, manifest: Path, root: Path, names: li
         print(f"kill {len(waits)} after {waits[-1]:.1f} s: {steps_done(root, names) - before} steps more", flush=True)
         for process in alive:
             if process is not victim:
-                process.send_signal(signal.SIGTERM)  # the others stop as they are asked to
+                if not arguments.joined:  # those that are end by themselves
+                    process.send_signal(signal.SIGTERM)
                 process.wait()
     return waits
 
 
 def finish(arguments: argparse.Namespace, manifest: Path, root: Path) -> None:
-    """Lets every shard come to its end."""
-    for number in range(1, arguments.processes + 1):
-        code = start(arguments, manifest, root, f"{number}/{arguments.processes}").wait()
-        if code:
-            sys.exit(f"shard {number} ended with exit code {code}")
+    """Lets every process come to its end."""
+    codes = [process.wait() for process in start_all(arguments, manifest, root)]
+    if any(codes):
+        sys.exit(f"the processes ended with exit codes {codes}")
 
 
 def compare(whole: Path, killed: Path, names: list[str], steps: int) -> float:
@@ -113,7 +133,7 @@ def main() -> None:
     names = [f"subject-{number:02d}" for number in range(arguments.subjects)]
     whole, killed = arguments.out / "whole", arguments.out / f"killed-{arguments.processes}"
     shutil.rmtree(killed, ignore_errors=True)
-    if not whole.exists() and start(arguments, manifest, whole, "1/1").wait():
+    if not whole.exists() and start(arguments, manifest, whole, ["--slots", str(arguments.slots)]).wait():
         sys.exit("the run that is not killed failed")
     waits = torture(arguments, manifest, killed, names)
     finish(arguments, manifest, killed)
