@@ -36,3 +36,11 @@ def test_encoded_prompts_are_chosen_by_their_text(base, mesh):
     [captions] = encode_ahead(base, mesh, CAPTIONS)
     chosen = captions.select([CAPTIONS[4], CAPTIONS[0], CAPTIONS[4]])
     np.testing.assert_array_equal(chosen.prompt_embeds, np.asarray(captions.text.prompt_embeds)[[4, 0, 4]])
+
+
+def test_embeddings_may_stay_on_the_host(base, mesh):
+    [on_devices], [on_host] = (encode_ahead(base, mesh, CAPTIONS, on_host=on_host) for on_host in (False, True))
+    leaves = jax.tree.leaves(on_host.select(CAPTIONS[:3]))
+    assert all(isinstance(leaf, np.ndarray) for leaf in leaves)
+    for leaf, expected in zip(leaves, jax.tree.leaves(on_devices.select(CAPTIONS[:3])), strict=True):
+        np.testing.assert_array_equal(leaf, np.asarray(expected))

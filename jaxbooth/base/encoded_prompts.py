@@ -22,7 +22,7 @@ class EncodedPrompts:
 
     Attributes:
         index: prompt -> its row.
-        text: one row for each prompt, replicated over the mesh.
+        text: one row for each prompt, replicated over the mesh, or on the host.
     """
 
     index: Mapping[str, int]
@@ -31,7 +31,7 @@ class EncodedPrompts:
     def select(self, prompts: Sequence[str]) -> TextEmbeddings:
         """Returns the embeddings of prompts that are among the encoded ones."""
         rows = np.array([self.index[prompt] for prompt in prompts], np.int32)
-        return select_prompts(self.text, jnp.asarray(rows))
+        return select_prompts(self.text, rows)
 
 
 def encode_batches(
@@ -39,20 +39,26 @@ def encode_batches(
     params: dict[str, Params],
     ids: TokenIds,
     batch_size: int,
+    on_host: bool = False,
 ) -> TextEmbeddings:
     """Encodes prompts in batches of one size, so that the memory for it does not grow with their number."""
     count = len(next(iter(ids.values())))
     batches = []
     for start in range(0, count, batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), count - 1)
-        batches.append(encode(params, {name: tokens[rows] for name, tokens in ids.items()}))
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts)[:count], *batches)
+        batch = encode(params, {name: tokens[rows] for name, tokens in ids.items()})
+        batches.append(jax.device_get(batch) if on_host else batch)
+    concatenate = np.concatenate if on_host else jnp.concatenate
+    return jax.tree.map(lambda *parts: concatenate(parts)[:count], *batches)
 
 
-def encode_ahead(base: BaseModel, mesh: Mesh, *groups: Sequence[str]) -> list[EncodedPrompts]:
+def encode_ahead(base: BaseModel, mesh: Mesh, *groups: Sequence[str], on_host: bool = False) -> list[EncodedPrompts]:
     """Loads the text encoder, encodes groups of distinct prompts and drops it.
 
     The prompts of a group are padded to the length of its longest.
+
+    Args:
+        on_host: where the embeddings stay, for prompts that are more than the devices hold.
 
     Raises:
         UserError: its weights are missing, damaged or of another shape.
@@ -61,7 +67,7 @@ def encode_ahead(base: BaseModel, mesh: Mesh, *groups: Sequence[str]) -> list[En
     program = jax.jit(lambda params, ids: encode_prompts(base, mesh, params, ids), out_shardings=replicated(mesh))
 
     def encode(prompts: Sequence[str]) -> EncodedPrompts:
-        text = encode_batches(program, params, base.text.tokenize(prompts), BATCH_SIZE)
+        text = encode_batches(program, params, base.text.tokenize(prompts), BATCH_SIZE, on_host)
         return EncodedPrompts({prompt: row for row, prompt in enumerate(prompts)}, text)
 
     return [encode(prompts) for prompts in groups]

@@ -48,7 +48,7 @@ class TextEmbeddings(NamedTuple):
     lengths: Array | None = None
 
 
-def select_prompts(text: TextEmbeddings, indices: Array) -> TextEmbeddings:
+def select_prompts(text: TextEmbeddings, indices: AnyArray) -> TextEmbeddings:
     """Returns the embeddings of the prompts that have these indices; prompts may occur several times."""
     return jax.tree.map(lambda column: column[indices], text)
 

@@ -259,5 +259,5 @@ def encode_all(subjects: Sequence[SubjectRun], base: BaseModel, mesh: Mesh) -> E
                 prompts += [*training_captions(subject.config, inputs), *sampled_prompts(subject.config, inputs)]
         except Exception:
             continue  # it fails when its turn comes, and is reported then
-    [encoded] = encode_ahead(base, mesh, distinct(prompts))
+    [encoded] = encode_ahead(base, mesh, distinct(prompts), on_host=True)
     return encoded
