@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.many.device_slots import DeviceSlots
 from jaxbooth.many.program import Program
 from jaxbooth.many.root import is_done
-from jaxbooth.many.saves import SubjectState, run_identity, save_subjects
+from jaxbooth.many.saves import SavedStates, SubjectState, run_identity
 from jaxbooth.many.slot_run import Diverged, SlotRun, open_slot_run
 from jaxbooth.runs.status import State, StatusLog, SubjectStatus, count_states
 from jaxbooth.runs.status_table import RunningSubject, StatusDisplay
@@ -54,9 +53,6 @@ class ManyLoop:
     """Trains all subjects of a queue.
 
     Attributes:
-        saved: states of subjects that have no slot: those that an earlier process left, and of those that failed.
-        last_saved: states of the others, as they were written last.
-        saves: file for the states of this one.
         names: all subjects, of which the display speaks.
         statuses: the last of each.
     """
@@ -64,15 +60,13 @@ class ManyLoop:
     program: Program
     slots: DeviceSlots
     queue: Iterator[SubjectRun]
-    saved: dict[str, SubjectState]
-    saves: Path
+    saved: SavedStates
     log: StatusLog
     names: Sequence[str]
     statuses: dict[str, SubjectStatus]
     processes: SingleProcess
     display: StatusDisplay
     runs: list[SlotRun | None] = field(default_factory=list)
-    last_saved: dict[str, SubjectState] = field(default_factory=dict)
     steps_since_save: int = 0
     seconds_per_step: float | None = None
 
@@ -125,15 +119,15 @@ class ManyLoop:
 
     def enter(self, slot: int, subject: SubjectRun) -> None:
         """Prepares a subject and puts it into a slot; one that cannot be trained is marked and leaves it empty."""
-        name, config, run = subject.name, subject.config, None
-        steps, saved = config.train.steps, self.saved.get(subject.name)
+        name, config, steps, run = subject.name, subject.config, subject.config.train.steps, None
         try:
             if is_done(config):  # by another process, meanwhile
+                self.saved.forget(name)
                 self.set_status(name, "done", step=steps, steps=steps)
                 return
             claimed = functools.partial(self.set_status, name, "preparing", steps=steps)
             with output.muted():
-                run = open_slot_run(self.program, name, config, saved and saved.state, claimed)
+                run = open_slot_run(self.program, name, config, self.saved.find(name), claimed)
                 run.begin()
             assert run.state is not None
             if run.is_done:  # a process ended between its last step and its export
@@ -142,9 +136,8 @@ class ManyLoop:
                 self.slots.enter(slot, run.state, (run.data.text, run.data.frozen_text), run.key)
                 run.state, self.runs[slot] = None, run
                 self.set_status(name, "running", step=run.step, steps=run.steps, slot=slot)
-            self.saved.pop(name, None)
         except InUseError:
-            self.saved.pop(name, None)  # the process that trains it has a state that is further
+            self.saved.forget(name)  # the process that trains it has a state that is further
         except Exception as error:
             self.fail(name, error, run)
 
@@ -219,7 +212,7 @@ class ManyLoop:
             run.finish(state)
         run.close()
         self.runs[slot] = None
-        self.last_saved.pop(run.name, None)
+        self.saved.forget(run.name)
         self.set_status(run.name, "done", step=run.step, steps=run.steps)
 
     def fail(self, name: str, error: Exception, run: SlotRun | None) -> None:
@@ -235,9 +228,8 @@ class ManyLoop:
         known = isinstance(error, UserError | RunFailure)
         sentence = str(error) if known else f"{type(error).__name__}: {error}"
         step, steps = (run.step, run.steps) if run else (None, None)
-        last = self.last_saved.pop(name, None)
-        if last and not isinstance(error, Diverged):
-            self.saved[name] = last
+        if isinstance(error, Diverged):
+            self.saved.forget(name)
         self.set_status(name, "failed", step=step, steps=steps, error=sentence)
         warn(f"{name}: {sentence}", on_any_process=True)
 
@@ -248,17 +240,14 @@ class ManyLoop:
             run.writer.flush()
         self.steps_since_save = 0
         whole = jax.device_get(self.slots.state) if running else None
-        self.last_saved = {
-            run.name: SubjectState(
-                run_identity(run.config), jax.tree.map(lambda leaf, slot=slot: leaf[slot].copy(), whole)
-            )
-            for slot, run in running.items()
-        }
-        states = self.saved | self.last_saved
-        if states:
-            save_subjects(self.saves, states)
-        else:
-            self.saves.unlink(missing_ok=True)
+        self.saved.write(
+            {
+                run.name: SubjectState(
+                    run_identity(run.config), jax.tree.map(lambda leaf, slot=slot: leaf[slot].copy(), whole)
+                )
+                for slot, run in running.items()
+            }
+        )
 
     def set_status(self, name: str, state: State, **details: Any) -> None:
         """Logs a change of a subject; see `StatusLog.add`."""

@@ -47,6 +47,34 @@ class SubjectState(NamedTuple):
     state: TrainState
 
 
+class SavedStates:
+    """What is saved of subjects that are not done: of those in slots, of those that wait for one, of those that failed.
+
+    Args:
+        path: file of this process.
+        states: those that earlier processes left.
+    """
+
+    def __init__(self, path: Path, states: Mapping[str, SubjectState]):
+        self._path, self._states = path, dict(states)
+
+    def find(self, name: str) -> TrainState | None:
+        """Returns the state of a subject, if it was saved."""
+        return self._states[name].state if name in self._states else None
+
+    def forget(self, name: str) -> None:
+        """Leaves a subject out of the file, from the next write on."""
+        self._states.pop(name, None)
+
+    def write(self, running: Mapping[str, SubjectState]) -> None:
+        """Writes the states of those in slots, in the place of those before, beside the others; no file without any."""
+        self._states |= running
+        if self._states:
+            save_subjects(self._path, self._states)
+        else:
+            self._path.unlink(missing_ok=True)
+
+
 def run_identity(config: Config) -> str:
     """Returns a digest of everything that may not change while a run goes on; see `run_config.first_conflict`."""
     fixed = {

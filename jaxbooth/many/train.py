@@ -31,7 +31,7 @@ from jaxbooth.many.loop import ManyLoop
 from jaxbooth.many.program import make_program, slots_for
 from jaxbooth.many.root import claim_root, complete_subject, is_done, read_statuses
 from jaxbooth.many.rules import check_many
-from jaxbooth.many.saves import SUFFIX, digest, read_all_saved, run_identity
+from jaxbooth.many.saves import SUFFIX, SavedStates, digest, read_all_saved, run_identity
 from jaxbooth.plan.fit import resolve_remat
 from jaxbooth.plan.hardware import mesh_topology
 from jaxbooth.plan.subjects import slot_estimate
@@ -192,8 +192,7 @@ def train_locked(
                 program=program,
                 slots=DeviceSlots(mesh, count, program.example),
                 queue=iter(waiting),
-                saved=read_all_saved(folder.checkpoints, identities, program.example),
-                saves=saves,
+                saved=SavedStates(saves, read_all_saved(folder.checkpoints, identities, program.example)),
                 log=log,
                 names=names,
                 statuses=statuses,
