@@ -4,6 +4,7 @@
 optimizer, the sharding rule, a checkpoint and (by the leaf rule of `jaxbooth.weights.names`) the safetensors file.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from flax import nnx
 from jaxbooth.sharding import gather_param, param_sharding, slot_param_sharding
 
 T = TypeVar("T")
+KERNEL_SCALE = "_scale"  # after a quantized kernel's name: its scales, see `jaxbooth.models.quantization`
 AnyArray = jax.Array | np.ndarray  # on the devices or on the host
 if TYPE_CHECKING:
     Array = jax.Array
@@ -62,9 +64,22 @@ class ModuleDef:
     shapes: Shapes
 
     def bind(self, params: Mapping[str, jax.Array]) -> Any:
-        """Returns a callable module that holds `params` (every name of `shapes`, any float dtype)."""
+        """Returns a callable module that holds `params` (every name of `shapes`, any float dtype).
+
+        The scales of quantized kernels join their layers.
+        """
         flat = [(path, as_sharded(name, params[name])) for name, path in self.paths.items()]
-        return nnx.merge(self.graphdef, nnx.from_flat_state(flat))
+        module = nnx.merge(self.graphdef, nnx.from_flat_state(flat))
+        for name in params:
+            if name.endswith(f"kernel{KERNEL_SCALE}"):
+                *way, _ = self.paths[name.removesuffix(KERNEL_SCALE)]
+                functools.reduce(step_into, way, module).kernel_scale = as_sharded(name, params[name])
+        return module
+
+
+def step_into(module: Any, key: str | int) -> Any:
+    """Returns a child by attribute name or list index."""
+    return module[key] if isinstance(key, int) else getattr(module, key)
 
 
 class SingleKey(nnx.Rngs):
@@ -120,14 +135,16 @@ def join(*parts: Mapping[str, Mapping[str, T]]) -> dict[str, dict[str, T]]:
 def cast_matrices(params: Params, dtype: jax.typing.DTypeLike) -> Params:
     """Casts kernels to `dtype` and leaves biases, norm scales and embeddings, whose gradients are sums, as they are.
 
+    Quantized kernels stay as they are too.
+
     Done once at the head of a step, so that under FSDP the gathers move the compute dtype and not float32 masters.
     """
     return {name: value.astype(dtype) if is_matrix(name, value) else value for name, value in params.items()}
 
 
 def is_matrix(name: str, value: AnyArray | jax.ShapeDtypeStruct) -> bool:
-    """Tells whether a parameter is used in products; embeddings are looked up, whatever their shape."""
-    return value.ndim > 1 and not name.endswith("embedding")
+    """Tells whether a parameter is used in products as it is; embeddings are looked up, and codes are decoded."""
+    return value.ndim > 1 and value.dtype.itemsize > 1 and not name.endswith(("embedding", KERNEL_SCALE))
 
 
 def full_precision() -> AbstractContextManager:

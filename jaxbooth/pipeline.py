@@ -171,8 +171,8 @@ def load_run(run: RunFolder, config: Config, base: BaseModel, mesh: Mesh, step: 
     replaced = fully_trained(base, trained_shapes(base, config))
     frozen = load_params(base, mesh, components=tuple(set(base.resident_components) - set(replaced)))
     params = join(frozen, trained)
-    # Rounded to bfloat16, a kernel would swallow most of a small change; there the adapters stay beside it.
-    if base.dtype == jnp.float32:
+    # Rounded to bfloat16 or fewer bits, a kernel would swallow most of a small change; there adapters stay beside it.
+    if base.dtype == jnp.float32 and base.quantization == "none":
         params = merge_on_devices(params, base.lora)
     return Pipeline(base, params, mesh, config.resolution, step, validation_sampling(config, base))
 

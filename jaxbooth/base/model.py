@@ -28,6 +28,7 @@ from jaxbooth.errors import UserError
 from jaxbooth.models.denoiser_config import DenoiserConfig
 from jaxbooth.models.layers import Layers
 from jaxbooth.models.lora import LoraSpec, with_adapters
+from jaxbooth.models.quantization import Quantization
 from jaxbooth.models.unet import AddedConditions
 from jaxbooth.models.vae import AnyVAEConfig
 from jaxbooth.params import ModuleDef, Params, abstract_module, precision_of
@@ -53,6 +54,7 @@ class BaseModel:
         dtype: that the denoiser and the text encoders compute in; the VAE always computes in float32.
         distillation: how it is sampled in few steps, if it was distilled for that.
         lora: what the adapters share, where it has any.
+        quantization: of the denoiser's and the text encoders' kernels, wherever they are frozen.
     """
 
     folder: Path
@@ -66,6 +68,7 @@ class BaseModel:
     dtype: Any
     distillation: Distillation | None = None
     lora: LoraSpec | None = None
+    quantization: Quantization = "none"
 
     @classmethod
     def read(
@@ -160,6 +163,14 @@ class BaseModel:
         """Returns the model whose denoiser, and text encoders where they can be trained, also take adapters."""
         return replace(self, denoiser=with_adapters(self.denoiser, lora), text=self.text.with_lora(lora), lora=lora)
 
+    def with_quantization(self, quantization: Quantization) -> "BaseModel":
+        """Returns the model whose frozen kernels are quantized when they are loaded."""
+        return replace(self, quantization=quantization)
+
+    def quantization_of(self, component: str) -> Quantization:
+        """Returns how a component's kernels are quantized while it is frozen; the VAE's never are."""
+        return "none" if component == "vae" else self.quantization
+
     @property
     def attention_heads(self) -> set[int]:
         """Head counts that occur in the denoiser and the text encoders."""
@@ -237,7 +248,8 @@ def load_params(
     """Loads the weights of components under a progress bar.
 
     Args:
-        trained: components to hold in float32; the others take the compute dtype (the VAE float32).
+        trained: components to hold in float32; the others take the compute dtype (the VAE float32), and their kernels
+            are quantized if the model's are.
         components: default: all.
 
     Raises:
@@ -250,5 +262,8 @@ def load_params(
             bar.set_postfix(name)
             dtype = jnp.float32 if name in trained or name == "vae" else base.dtype
             folder = base.folder / name
-            params[name] = load_component(folder, base.module(name), param_shardings(mesh), dtype, bar.advance)
+            quantization = "none" if name in trained else base.quantization_of(name)
+            params[name] = load_component(
+                folder, base.module(name), param_shardings(mesh), dtype, bar.advance, quantization=quantization
+            )
     return params

@@ -26,7 +26,7 @@ AnyArrays = dict[str, AnyArray]
 
 
 def add_trainable(base: BaseModel, config: Config) -> BaseModel:
-    """Returns a base model with the run's adapters and placeholder tokens.
+    """Returns a base model with the run's adapters and placeholder tokens, whose frozen kernels are held as it says.
 
     Raises:
         UserError: a placeholder token is in the vocabulary already, or the text encoder cannot be trained.
@@ -39,6 +39,7 @@ def add_trainable(base: BaseModel, config: Config) -> BaseModel:
     tokens = config.text.placeholder_tokens
     if tokens:
         base = base.with_text(base.text.add_placeholder_tokens(tokens, config.text.vectors_per_token))
+    base = base.with_quantization(config.model_quantization)
     lora = run_lora_spec(config.lora)
     return base.with_lora(lora) if lora else base
 

@@ -131,6 +131,7 @@ def check_rows(config: Config) -> None:
 def check_training(config: Config) -> None:
     """Refuses parts of the training that cannot go together."""
     train, loss = config.train, config.loss
+    check_quantization(config)
     if config.text.placeholder_tokens:
         check_tokens(config)
     if train.optimizer == "schedule_free_adamw":
@@ -144,6 +145,16 @@ def check_training(config: Config) -> None:
         check_prodigy(config)
     if loss.max_timestep is not None and loss.max_timestep < loss.min_timestep:
         raise UserError(f"--loss.max-timestep {loss.max_timestep} is below --loss.min-timestep {loss.min_timestep}.")
+
+
+def check_quantization(config: Config) -> None:
+    """Refuses to quantize what is trained."""
+    kind = config.model_quantization
+    if kind != "none" and not config.lora.rank and not config.text.is_textual_inversion:
+        raise UserError(
+            f"--model-quantization {kind} is for frozen weights, and all of them are trained here; set --lora.rank, "
+            "such as 16, or leave it out."
+        )
 
 
 def check_tokens(config: Config) -> None:

@@ -25,6 +25,7 @@ from jaxbooth.config.schema import (
 )
 from jaxbooth.config.section import Section, flatten
 from jaxbooth.errors import UserError
+from jaxbooth.models.quantization import Quantization
 from jaxbooth.storage.paths import local_path
 from jaxbooth.storage.remote import as_path, is_local
 from jaxbooth.weights.family import FamilySampling
@@ -59,6 +60,9 @@ class Config(Section):
     components: str | None = None
     """Model that text encoder, VAE and scheduler come from if the model is one file of a transformer alone. Default:
     the published model of its size."""
+    model_quantization: Quantization = "none"
+    """What the frozen weights are held in, of a LoRA or placeholder tokens: int8 or fp8 (half of bfloat16's memory), nf4
+    or int4 (little more than a quarter). What is trained or exported is not affected."""
     allow_pickle: bool = False
     """Also read .ckpt and .bin files, with PyTorch's weights-only loader."""
     offline: bool = False

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from jaxbooth.models.broadcast import add_broadcast
+from jaxbooth.models.quantized_product import KernelLayer
 from jaxbooth.params import Array
 
 Features = Float[Array, "b h w c"]
@@ -73,7 +74,7 @@ def canonical_gradients(stride: int, padding: int, x: Array, kernel: Array, grad
 conv2d.defvjp(conv2d_forward, conv2d_backward)
 
 
-class Conv(nnx.Module):
+class Conv(KernelLayer):
     """torch `Conv2d` with a square kernel; parameters `kernel` (HWIO) and, if `use_bias`, `bias`.
 
     Args:
@@ -100,7 +101,10 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32)) if use_bias else None
 
     def __call__(self, x: Features) -> Result:
-        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        is_pointwise = kernel.shape[0] == 1 and self.stride == 1
-        y = x @ kernel[0, 0] if is_pointwise else conv2d(x, kernel, self.stride, self.padding)
+        is_pointwise = self.kernel.shape[0] == 1 and self.stride == 1
+
+        def convolve(x: Array, kernel: Array) -> Array:
+            return x @ kernel[0, 0] if is_pointwise else conv2d(x, kernel, self.stride, self.padding)
+
+        y = self.apply_kernel(convolve, x.astype(self.dtype))
         return y if self.bias is None else add_broadcast(y, self.bias[...])

@@ -11,16 +11,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
+from jaxbooth.models.quantization import is_blockwise
 from jaxbooth.params import Array
 from jaxbooth.sharding import tensor_axis_size
 
 
-def pieces_of(widths: Sequence[int]) -> int:
-    """Returns into how many pieces each part is cut: 1 where `tensor` does not divide all of them."""
+def pieces_of(widths: Sequence[int], unit: int = 1) -> int:
+    """Returns into how many pieces of whole units each part is cut: 1 where `tensor` does not divide all of them."""
     size = tensor_axis_size()
-    return 1 if any(width % size for width in widths) else size
+    return 1 if any(width % (size * unit) for width in widths) else size
+
+
+def input_unit(layer: Any, inputs: int) -> int:
+    """Returns how many inputs of a layer stay together: those of a block where its kernel is quantized in blocks."""
+    scale = getattr(layer, "layer", layer).kernel_scale
+    return inputs // scale.shape[-2] if scale is not None and is_blockwise(scale) else 1
 
 
 def reordered(values: Array, widths: Sequence[int], pieces: int, axis: int) -> Array:
@@ -29,7 +36,7 @@ def reordered(values: Array, widths: Sequence[int], pieces: int, axis: int) -> A
     return joined([jnp.moveaxis(part, axis, -1) for part in parts], pieces, axis)
 
 
-def joined(parts: Sequence[Float[Array, "*batch _"]], pieces: int, axis: int = -1) -> Array:
+def joined(parts: Sequence[Shaped[Array, "*batch _"]], pieces: int, axis: int = -1) -> Array:
     """Joins parts, whose channels come last, piece by piece; the channels of the result are at `axis`."""
     cut = [part.reshape(*part.shape[:-1], pieces, -1) for part in parts]
     together = jnp.concatenate(cut, axis=-1)
@@ -46,6 +53,8 @@ def taken_apart(values: Float[Array, "*batch total"], widths: Sequence[int], pie
 def reordered_layer(layer: Any, widths: Sequence[int], pieces: int, axis: int, unless: str) -> Any:
     """Returns a layer, with its adapter if it has one, whose inputs or outputs stand piece by piece.
 
+    Of a kernel that is quantized in blocks, a row of codes stands for two inputs, and one of scales for a block.
+
     Args:
         axis: of a kernel: -2 for inputs, -1 for outputs.
         unless: name of the adapter's parameter that has no such axis.
@@ -55,8 +64,11 @@ def reordered_layer(layer: Any, widths: Sequence[int], pieces: int, axis: int, u
 
     def reorder(path: tuple, value: Array) -> Array:
         names = [getattr(key, "name", "") for key in path]
-        has_axis = unless not in names and value.ndim >= -axis and value.shape[axis] == sum(widths)
-        return reordered(value, widths, pieces, axis) if has_axis else value
+        if unless in names or value.ndim < -axis:
+            return value
+        share = sum(widths) // value.shape[axis] if set(names) & {"kernel", "kernel_scale"} else 1
+        rows = [width // share for width in widths]
+        return reordered(value, rows, pieces, axis) if value.shape[axis] == sum(rows) else value
 
     return jax.tree_util.tree_map_with_path(reorder, layer)
 
@@ -71,5 +83,5 @@ def project_to_parts(layer: Any, x: Float[Array, "*batch c"], widths: Sequence[i
 def project_from_parts(layer: Any, parts: Sequence[Float[Array, "*batch _"]]) -> Float[Array, "*batch c"]:
     """Returns a layer's outputs from the parts of its inputs."""
     widths = [part.shape[-1] for part in parts]
-    pieces = pieces_of(widths)
+    pieces = pieces_of(widths, input_unit(layer, sum(widths)))
     return reordered_layer(layer, widths, pieces, axis=-2, unless="lora_B")(joined(parts, pieces))

@@ -1,6 +1,7 @@
 """Layers with torch's conventions: integer padding, torch's epsilons, exact GELU. Activations are NHWC."""
 
 import math
+import operator
 from typing import NamedTuple
 
 import jax
@@ -12,10 +13,11 @@ from jaxtyping import Float, Int, Num
 from jaxbooth.models.broadcast import add_broadcast, broadcast
 from jaxbooth.models.conv import Conv
 from jaxbooth.models.norms import GroupNorm, RMSNorm
+from jaxbooth.models.quantized_product import KernelLayer
 from jaxbooth.params import Array
 
 
-class Linear(nnx.Module):
+class Linear(KernelLayer):
     """torch `Linear`; parameters `kernel` (in, out) and, if `use_bias`, `bias`.
 
     Args:
@@ -29,7 +31,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32)) if use_bias else None
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
-        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        y = self.apply_kernel(operator.matmul, x.astype(self.dtype))
         return y if self.bias is None else add_broadcast(y, self.bias[...])
 
 

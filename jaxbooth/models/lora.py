@@ -25,7 +25,19 @@ from jaxbooth.distributed.arrays import to_host
 from jaxbooth.models.broadcast import broadcast
 from jaxbooth.models.conv import Conv, conv2d
 from jaxbooth.models.layers import Linear
-from jaxbooth.params import AnyArray, Array, ModuleDef, Params, Shapes, ShardedParam, as_sharded, as_slots
+from jaxbooth.models.quantization import full_kernel
+from jaxbooth.params import (
+    KERNEL_SCALE,
+    AnyArray,
+    Array,
+    ModuleDef,
+    Params,
+    Shapes,
+    ShardedParam,
+    as_sharded,
+    as_slots,
+    step_into,
+)
 from jaxbooth.prng import host_generator
 from jaxbooth.storage.patterns import first_matches
 
@@ -119,14 +131,20 @@ def init_lora(params: Mapping[str, AnyArray], shapes: Shapes, seed: int) -> dict
         elif name.endswith(LORA_B):
             adapters[name] = np.zeros(leaf.shape, np.float32)
         else:
-            norms = jax.jit(output_norms)(params[name.replace(MAGNITUDE, "kernel")])
-            adapters[name] = to_host(norms)
+            kernel = name.replace(MAGNITUDE, "kernel")
+            adapters[name] = to_host(kernel_norms(params[kernel], params.get(kernel + KERNEL_SCALE)))
     return adapters
 
 
 def output_norms(kernel: Float[Array, "*fan_in fan_out"]) -> Float[Array, " fan_out"]:
     """Returns the float32 norm of the weights of each output."""
     return jnp.sqrt(jnp.sum(jnp.square(kernel.astype(jnp.float32)), axis=tuple(range(kernel.ndim - 1))))
+
+
+@jax.jit
+def kernel_norms(kernel: Array, scale: Array | None) -> Float[Array, " fan_out"]:
+    """Returns `output_norms` of a kernel that may be quantized; see `full_kernel`."""
+    return output_norms(full_kernel(kernel, scale))
 
 
 def low_rank_kernel(
@@ -174,7 +192,7 @@ class LoraLayer(nnx.Module):
         """DoRA's learned magnitude over the norm of W + scale A B, which carries no gradient (its section 4.3)."""
         assert self.magnitude is not None
         change = self.scale * low_rank_kernel(self.lora_A[...], self.lora_B[...])
-        norms = output_norms(self.layer.kernel[...].astype(jnp.float32) + change)
+        norms = output_norms(self.layer.full_kernel() + change)
         return self.magnitude[...].astype(jnp.float32) / jax.lax.stop_gradient(norms)
 
 
@@ -201,11 +219,6 @@ class LoraModuleDef(ModuleDef):
             else:
                 setattr(parent, last, adapted)
         return module
-
-
-def step_into(module: Any, key: str | int) -> Any:
-    """Returns a child by attribute name or list index."""
-    return module[key] if isinstance(key, int) else getattr(module, key)
 
 
 def lora_layers(params: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jaxbooth.models.lora import LORA_A, LORA_B, MAGNITUDE, LoraSpec, lora_layers, output_norms
-from jaxbooth.params import Array, Params
+from jaxbooth.models.quantization import full_kernel
+from jaxbooth.params import KERNEL_SCALE, Array, Params
 from jaxbooth.training.reference import ANCHOR
 
 WEIGHT_ANCHOR = "weight_anchor"  # the metric
@@ -36,7 +37,8 @@ def squared_change(params: Params, frozen: Mapping[str, Params], lora: LoraSpec 
             total += lora.scale**2 * jnp.sum(output_squares(down, up))
             continue
         component, name = layer.split(".", 1)
-        kernel = frozen[component][f"{name}.kernel"].astype(jnp.float32)
+        values = frozen[component]
+        kernel = full_kernel(values[f"{name}.kernel"], values.get(f"{name}.kernel{KERNEL_SCALE}"))
         total += dora_change(kernel.reshape(-1, kernel.shape[-1]), down, up, params[f"{layer}.{MAGNITUDE}"], lora.scale)
     return total
 

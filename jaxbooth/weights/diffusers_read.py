@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxbooth.errors import UserError
+from jaxbooth.models.quantization import Quantization, quantized_kernels
 from jaxbooth.params import ModuleDef, Params
 from jaxbooth.storage.paths import ascii_repr, plain_file_name
 from jaxbooth.storage.text import read_json
@@ -27,6 +28,7 @@ from jaxbooth.weights.names import (
     torch_shape,
     without_ones,
 )
+from jaxbooth.weights.quantized_load import quantize_param
 from jaxbooth.weights.values import finite, weight_dtype
 
 STEM = "(?:diffusion_pytorch_model|pytorch_model|model)"
@@ -192,23 +194,27 @@ def load_component(
     dtype: jax.typing.DTypeLike,
     tick: Tick = lambda: None,
     renames: Renames = RENAMED_ON_IMPORT,
+    quantization: Quantization = "none",
 ) -> Params:
     """Loads a component's parameters, each straight onto the devices that `place` gives it.
 
     Args:
         dtype: of matrices in memory, float32 for what is trained; vectors (biases, norm scales) are always float32.
         renames: names of the files that are others today.
+        quantization: of the kernels that `quantized_kernels` names.
 
     Raises:
         UserError: see `find_tensors`; or a value is not finite.
     """
     params: Params = {}
+    quantized = frozenset(quantized_kernels(network.shapes, quantization))
     for file, names in find_tensors(folder, network, renames).items():
         with open_tensors(folder / file) as tensors:
             for tensor, name in names.items():
                 shape = network.shapes[name].shape
-                kept = dtype if len(shape) > 1 else np.float32
-                params[name] = load_tensor(tensors, tensor, name, shape, place, kept, folder / file)
+                kept = dtype if len(shape) > 1 and name not in quantized else np.float32
+                value = load_tensor(tensors, tensor, name, shape, place, kept, folder / file)
+                params |= quantize_param(name, value, place, quantization) if name in quantized else {name: value}
                 tick()
     return params
 
