@@ -61,8 +61,8 @@ class Config(Section):
     """Model that text encoder, VAE and scheduler come from if the model is one file of a transformer alone. Default:
     the published model of its size."""
     model_quantization: Quantization = "none"
-    """What the frozen weights are held in, of a LoRA or placeholder tokens: int8 or fp8 (half of bfloat16's memory), nf4
-    or int4 (little more than a quarter). What is trained or exported is not affected."""
+    """What frozen weights are held in, under a LoRA or placeholder tokens: int8 or fp8 (half of bfloat16's memory), nf4
+    or int4 (little more than a quarter). What is trained and exported keeps its own precision."""
     allow_pickle: bool = False
     """Also read .ckpt and .bin files, with PyTorch's weights-only loader."""
     offline: bool = False

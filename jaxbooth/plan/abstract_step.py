@@ -17,6 +17,7 @@ from jaxbooth.config.rates import learning_rates
 from jaxbooth.config.run_config import Config, fill_defaults
 from jaxbooth.config.schema import MeshConfig
 from jaxbooth.data.latents import CachedImages, LatentCache
+from jaxbooth.models.quantization import stored_shapes
 from jaxbooth.params import Params
 from jaxbooth.plan.hardware import Topology
 from jaxbooth.sharding import AXES, AnyMesh, axis_sizes, param_shardings, replicated
@@ -133,8 +134,7 @@ def abstract_references(config: Config, base: BaseModel, mesh: AnyMesh, whole: S
 def abstract_params(base: BaseModel, mesh: AnyMesh, component: str) -> Params:
     """Describes the frozen parameters of a component, in the dtype that they are held in."""
     dtype = jnp.float32 if component == "vae" else base.dtype
-    shapes = base.module(component).shapes
-    return on_mesh({name: jax.ShapeDtypeStruct(leaf.shape, dtype) for name, leaf in shapes.items()}, mesh)
+    return on_mesh(stored_shapes(base.module(component).shapes, base.quantization_of(component), dtype), mesh)
 
 
 def on_mesh(shapes: Mapping[str, Any], mesh: AnyMesh) -> Params:

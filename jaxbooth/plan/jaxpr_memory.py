@@ -113,6 +113,8 @@ class JaxprAnalysis:
     def apply(self, equation: Any, operands: list[TracedValue], wanted: Sequence[bool]) -> list[TracedValue]:
         """Returns the results of one equation; `operands` become what is stored of them, where it stores them."""
         name, params = equation.primitive.name, equation.params
+        if name == "optimization_barrier":
+            return list(operands)
         if name == "scan":
             return self.run_scan(equation, operands)
         if name == "cond":
@@ -150,11 +152,11 @@ class JaxprAnalysis:
         return not is_partial
 
     def store_results(self, equation: Any, operands: list[TracedValue], is_split: bool) -> list[TracedValue]:
-        """Stores the results of an equation, after reading its operands."""
+        """Stores the results of an equation, after reading its operands; a single number grows with no batch."""
         per_example = any(operand.per_example for operand in operands)
         self.read(operands)
-        sizes = [self.bytes_of(equation, out.aval, is_split) for out in equation.outvars]
-        return [self.allocate(size, per_example, is_split) for size in sizes]
+        sizes = [(self.bytes_of(equation, out.aval, is_split), out.aval.size > 1) for out in equation.outvars]
+        return [self.allocate(size, per_example and is_array, is_split) for size, is_array in sizes]
 
     def bytes_of(self, equation: Any, aval: Any, is_split: bool) -> int:
         """Returns the bytes of a device's part of an array; a TPU gives kernels' arrays and images whole lanes."""
