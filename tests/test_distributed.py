@@ -212,6 +212,15 @@ except UserError as error:
 """
 
 
+def test_a_warning_before_the_processes_join_leaves_jax_to_be_initialized():
+    source = (
+        "from jax._src.xla_bridge import backends_are_initialized; from jaxbooth.console.messages import warn; "
+        "warn('early'); print(backends_are_initialized())"
+    )
+    shown = subprocess.run([sys.executable, "-c", source], env=environment(), capture_output=True, text=True)
+    assert shown.stdout == "warning: early\nFalse\n"
+
+
 def start_together(count, what):
     """Starts processes that join, say what they have exchanged, and then do something."""
     port = free_port()

@@ -1,6 +1,7 @@
 """scripts/launch: shares of a manifest on clusters, as far as they can be run without one."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.commands import environment
+from tests.processes import free_port
 from tests.test_launch_scripts import FOLDER, JOBSET, Programs, make_run
+from tests.test_many_processes import FLAGS, photos, write_manifest
+
+__all__ = ["photos"]  # a fixture
 
 MANY = JOBSET | {
     "NAME": "kitchen", "RUN_DIR": "/shared/kitchen", "MANIFEST": "/shared/subjects.yaml", "VOLUME_CLAIM": "runs",
@@ -80,6 +86,28 @@ def test_a_pod_trains_its_share_and_says_whether_to_start_it_again(programs, tmp
     found = programs.run("pod.sh", "sd15-lora", RUN_DIR=str(root), MANIFEST="subjects.yaml", SHARD="2/2")
     assert found.returncode == code, found.stderr
     assert found.stdout.splitlines()[0] == f"train-many subjects.yaml sd15-lora --run-dir {root} --shard 2/2"
+
+
+@pytest.mark.slow
+def test_all_pods_of_a_slice_say_that_only_failed_subjects_are_left(programs, micro_model, photos, tmp_path):
+    programs.add("jaxbooth", f'#!/usr/bin/env bash\nexec {sys.executable} -m jaxbooth "$@"\n')
+    manifest = write_manifest(tmp_path / "subjects.yaml", photos, ("mug", "empty"))
+    env = environment() | {
+        "PATH": f"{programs.folder}:{os.environ['PATH']}", "RUN_DIR": str(tmp_path / "root"), "MANIFEST": str(manifest),
+    }  # fmt: skip
+    group = ["--distributed.coordinator", f"localhost:{free_port()}", "--distributed.num-processes", 2]
+    pods = [
+        subprocess.Popen(
+            list(
+                map(
+                    str, [FOLDER / "pod.sh", "--model", micro_model, *FLAGS, *group, "--distributed.process-id", number]
+                )
+            ),
+            env=env,
+        )
+        for number in range(2)
+    ]
+    assert [pod.wait(timeout=600) for pod in pods] == [3, 3]
 
 
 def test_each_slice_is_a_jobset_that_trains_its_share_on_the_volume(programs):

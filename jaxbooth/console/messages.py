@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import IO
 
 import jax
+from jax._src.xla_bridge import backends_are_initialized  # asking for a process's number would initialize them
 from rich.console import Console, RenderableType
 from rich.markup import escape
 
@@ -16,7 +17,9 @@ LOG_WIDTH = 100  # characters of a table in the log file
 
 
 def is_main() -> bool:
-    """Whether this is process 0, which prints and writes files for all processes."""
+    """Whether this is process 0, which prints and writes files for all processes; before they join, each is alone."""
+    if not (backends_are_initialized() or jax.distributed.is_initialized()):
+        return True
     return jax.process_index() == 0
 
 
