@@ -14,17 +14,7 @@ from jaxbooth.runs.training_data import caption_tables
 from jaxbooth.training.batch import make_batch
 from jaxbooth.training.layout import BatchLayout
 from jaxbooth.training.step import make_dispatch
-from tests.training import INSTANCES, PRIORS, Setup, first_micro_batch, setup
-
-
-def several_captions(made: Setup) -> Setup:
-    """The same images with captions: two, one and three of the three instance images, one of each class image."""
-    rows = np.zeros((INSTANCES + PRIORS, 3), np.int32)
-    rows[:INSTANCES] = [[0, 1, -1], [1, -1, -1], [0, 1, 2]]
-    rows[INSTANCES:] = [2, -1, -1]
-    counts = np.array([2, 1, 3, *[1] * PRIORS], np.int32)
-    cache = made.source.cache._replace(caption=jnp.asarray(rows), caption_counts=jnp.asarray(counts))
-    return made._replace(source=made.source._replace(cache=cache))
+from tests.training import PRIORS, Setup, first_micro_batch, setup, several_captions
 
 
 @pytest.fixture(scope="module")

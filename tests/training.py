@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -151,3 +152,15 @@ def run(
 def first_micro_batch(spec: TrainStepSpec) -> BatchLayout:
     """Returns the layout of a step's only or first micro-batch."""
     return BatchLayout(*(field[0] for field in spec.layout))
+
+
+def several_captions(made: Setup) -> Setup:
+    """The same images with captions: two, one and three of the three instance images, one of each class image."""
+    rows = np.zeros((INSTANCES + PRIORS, 3), np.int32)
+    rows[:INSTANCES] = [[0, 1, -1], [1, -1, -1], [0, 1, 2]]
+    rows[INSTANCES:] = [2, -1, -1]
+    counts = np.array([2, 1, 3, *[1] * PRIORS], np.int32)
+    cache = made.source.cache
+    class_caption = None if cache.class_caption is None else jnp.full_like(rows, CLASS_CAPTION)
+    cache = cache._replace(caption=jnp.asarray(rows), caption_counts=jnp.asarray(counts), class_caption=class_caption)
+    return made._replace(source=made.source._replace(cache=cache))
