@@ -17,7 +17,7 @@ from jaxbooth.training.layout import subject_slices
 from jaxbooth.training.optimizer import make_slot_optimizer
 from jaxbooth.training.slot_rows import stack_rows, subject_rows
 from jaxbooth.training.slots import SlotText, make_slot_dispatch
-from tests.training import INSTANCES, PRIORS, Setup, configure, make_spec, run, setup
+from tests.training import INSTANCES, PRIORS, Setup, configure, make_spec, run, setup, several_captions
 
 SEEDS, STEPS = (7, 11, 2**40), (5, 3, 4)
 LORA = {"rank": 2, "alpha": 3.0}
@@ -31,7 +31,7 @@ def subjects_alone(base, params, mesh, **settings) -> list[tuple[Setup, dict]]:
     for number, (seed, steps) in enumerate(zip(SEEDS, STEPS, strict=True)):
         own = ADAM | {"lora": LORA} | settings | {"seed": seed, "steps": steps}
         own["learning_rate"] = own["learning_rate"] * (1 + number)
-        subject = setup(base, params, mesh, (1, 1), **own)
+        subject = several_captions(setup(base, params, mesh, (1, 1), **own))
         images = subject.source.cache.images
         cache = subject.source.cache._replace(images=images._replace(mean=images.mean + number))
         made.append((subject._replace(source=subject.source._replace(cache=cache)), own))
@@ -113,6 +113,19 @@ def check_equal_to_alone(subjects, together):
         {},
         pytest.param(
             {
+                "data": {"masks": True},
+                "loss": {"outside_mask": "frozen"},
+                "text": {"caption_dropout": 0.3},
+                "prior": {"method": ("class-images", "output-preservation")},
+            },
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"optimizer": "prodigy", "learning_rate": 1.0, "lr_scheduler": "linear"}, marks=pytest.mark.slow),
+        pytest.param({"optimizer": "schedule_free_adamw", "warmup_steps": 2}, marks=pytest.mark.slow),
+        pytest.param({"optimizer": "lion", "learning_rate": 1e-4}, marks=pytest.mark.slow),
+        pytest.param({"optimizer": "adafactor", "learning_rate": 1e-4}, marks=pytest.mark.slow),
+        pytest.param(
+            {
                 "lora": LORA | {"targets": "attention+ff+conv", "rslora": True},
                 "lr_scheduler": "cosine",
                 "warmup_steps": 1,
@@ -125,7 +138,17 @@ def check_equal_to_alone(subjects, together):
             marks=pytest.mark.slow,
         ),
     ],
-    ids=["attention", "all-layers", "distilled", "text"],
+    ids=[
+        "attention",
+        "masks-captions",
+        "prodigy",
+        "schedule-free",
+        "lion",
+        "adafactor",
+        "all-layers",
+        "distilled",
+        "text",
+    ],
 )
 def test_a_subject_among_others_trains_as_alone(micro, micro_params, mesh, settings):
     subjects = subjects_alone(micro, micro_params, mesh, **settings)

@@ -20,6 +20,7 @@ from jaxbooth.many.program import Program
 from jaxbooth.prng import key_data
 from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.runs.contact_sheet import contact_sheet, write_contact_sheet
+from jaxbooth.runs.disk_needs import check_entries
 from jaxbooth.runs.folder import RunFolder
 from jaxbooth.runs.inputs import RunInputs, record_images, scan_class_folders, scan_inputs
 from jaxbooth.runs.lock import lock_run
@@ -29,6 +30,7 @@ from jaxbooth.runs.overlap import check_run_folders
 from jaxbooth.runs.restore import abstract_run_state, confirm_base
 from jaxbooth.runs.training_run import export_result
 from jaxbooth.runs.validation import Validation, make_validation
+from jaxbooth.storage.remote import as_path
 from jaxbooth.training.slot_rows import SubjectRows, subject_rows
 from jaxbooth.training.state import TrainState, result_params
 
@@ -148,6 +150,7 @@ def open_slot_run(
     base, mesh = program.base, program.mesh
     check_config(config)
     check_run_folders(config)
+    check_entries(RunFolder(as_path(config.run_dir)))
     inputs = scan_inputs(config, base)
     images = TrainingImages(config.resolution, config.data.masks)
     sheet = contact_sheet(config, inputs, images)

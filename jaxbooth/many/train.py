@@ -27,6 +27,8 @@ from jaxbooth.distributed.process_info import find_process
 from jaxbooth.distributed.run_scope import independent_processes
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.many.device_slots import DeviceSlots
+from jaxbooth.many.disk_needs import check_disks
+from jaxbooth.many.long_prompts import warn_about_long_prompts
 from jaxbooth.many.loop import ManyLoop
 from jaxbooth.many.program import make_program, slots_for
 from jaxbooth.many.root import claim_root, complete_subject, is_done, read_statuses
@@ -38,7 +40,7 @@ from jaxbooth.plan.subjects import slot_estimate
 from jaxbooth.runs.inputs import check_model, scan_inputs
 from jaxbooth.runs.program_folder import ProgramFolder
 from jaxbooth.runs.prompts import sampled_prompts, training_captions
-from jaxbooth.runs.restore import read_base
+from jaxbooth.runs.restore import abstract_run_state, read_base
 from jaxbooth.runs.shared_folders import check_shared_folders, shared_settings
 from jaxbooth.runs.start_notes import log_prior, warn_about_distillation
 from jaxbooth.runs.status import Outcome, StatusLog, count_states, outcome_of
@@ -180,7 +182,9 @@ def train_locked(
     statuses = read_statuses(folder.status, complete, waiting)
     if waiting:
         config, count = choose_slots(config, base, mesh, slots, len(waiting))
+        check_disks(folder, waiting, base, abstract_run_state(config, base, mesh), count)
         info(f"{pluralize(len(waiting), 'subject')} to train, {count} at once")
+        warn_about_long_prompts(waiting, base)
         encoded = encode_all(waiting, base, mesh) if base.text.runs_once else None
         program = make_program(config, base, mesh, count, waiting[0].config, encoded, folder.checkpoints)
         identities = {subject.name: run_identity(subject.config) for subject in waiting}

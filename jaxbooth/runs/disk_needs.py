@@ -1,6 +1,7 @@
 """Whether a run's folders can be written and have room for all that it will write, known before it makes anything."""
 
 import os
+from pathlib import Path
 
 from jaxbooth.base.model import BaseModel
 from jaxbooth.config.run_config import Config
@@ -31,9 +32,8 @@ def check_folders(config: Config, base: BaseModel, classes: list[ClassImages], s
     requirements = run_requirements(config, base, state)
     for class_images in classes:
         if class_images.missing and is_local(class_images.folder):
-            contents = f"{class_images.missing} class images"
-            size = class_images.missing * 3 * config.resolution**2  # noise would not compress
-            requirements.append(DiskRequirement(class_images.folder, "--data.class-dir", contents, size))
+            requirement = class_images_requirement(class_images.folder, class_images.missing, config.resolution)
+            requirements.append(requirement)
     for requirement in requirements:
         check_writable(requirement.folder, requirement.key)
     check_space(requirements)
@@ -75,6 +75,16 @@ def run_requirements(config: Config, base: BaseModel, state: TrainState) -> list
             size = export_bytes(config, base, state)
             requirements.append(DiskRequirement(run.root, "--run-dir", f"an export of {format_bytes(size)}", size))
     return requirements
+
+
+def class_images_requirement(folder: Path, images: int, side: int) -> DiskRequirement:
+    """Returns what generated images of a class will take.
+
+    Args:
+        side: of the square images, in pixels.
+    """
+    # Noise would not compress.
+    return DiskRequirement(folder, "--data.class-dir", f"{images} class images", images * 3 * side**2)
 
 
 def export_bytes(config: Config, base: BaseModel, state: TrainState) -> int:

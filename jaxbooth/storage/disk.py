@@ -85,7 +85,7 @@ def check_space(requirements: Sequence[DiskRequirement]) -> None:
     """Raises UserError for the first disk with less free space than all that will be written to it."""
     by_disk: dict[int, list[DiskRequirement]] = {}
     for requirement in requirements:
-        by_disk.setdefault(nearest_existing(requirement.folder).stat().st_dev, []).append(requirement)
+        by_disk.setdefault(disk_of(requirement.folder), []).append(requirement)
     for same_disk in by_disk.values():
         first = same_disk[0]
         needed = sum(requirement.size for requirement in same_disk)
@@ -96,6 +96,11 @@ def check_space(requirements: Sequence[DiskRequirement]) -> None:
                 f"{first.key} {first.folder} has {format_bytes(free)} free, and this run needs about "
                 f"{format_bytes(needed)} there ({purposes}); free some space or choose another folder."
             )
+
+
+def disk_of(folder: Path) -> int:
+    """Returns a number for the disk of a folder, which need not exist yet."""
+    return nearest_existing(folder).stat().st_dev
 
 
 def free_bytes(folder: Path) -> int:
