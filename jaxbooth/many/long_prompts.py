@@ -30,7 +30,8 @@ def warn_about_long_prompts(subjects: Sequence[SubjectRun], base: BaseModel) -> 
         rest = f" and {len(lost) - MAX_NAMED} more" if len(lost) > MAX_NAMED else ""
         warn(
             f"{pluralize(len(lost), 'subject')} with prompts longer than {base.text.max_tokens} tokens, whose end is "
-            f"lost: {', '.join([f'{first} ({short_repr(lost[first])})', *others])}{rest}"
+            f"lost: {', '.join([f'{first} ({short_repr(lost[first])})', *others])}{rest}",
+            on_any_process=True,
         )
 
 
