@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Int32, Integer
 
 from jaxbooth.params import KERNEL_SCALE, Array, Shapes
 
@@ -153,16 +153,9 @@ def unpack(codes: Integer[Array, "*window half fan_out"], scale: Array) -> Float
     return nf4_values(jnp.concatenate([pairs & 15, pairs >> 4], axis=-2))
 
 
-def nf4_values(codes: Integer[Array, "*shape"]) -> Float[Array, "*shape"]:
+def nf4_values(codes: Int32[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Returns the float32 numbers of nf4 codes, by comparing: a product can take that in, and no table look-up."""
-
-    def select(first: int, last: int) -> Any:
-        if last - first == 1:
-            return np.float32(NF4_VALUES[first])
-        middle = (first + last) // 2
-        return jnp.where(codes < middle, select(first, middle), select(middle, last))
-
-    return select(0, len(NF4_VALUES))
+    return jax.lax.select_n(codes, *(jnp.full(codes.shape, value, jnp.float32) for value in NF4_VALUES))
 
 
 def dequantize(codes: Array, scale: Array, dtype: jax.typing.DTypeLike = jnp.float32) -> Array:
