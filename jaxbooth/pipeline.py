@@ -35,6 +35,7 @@ from jaxbooth.console.progress import progress
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.errors import UserError
 from jaxbooth.models.lora import merge_on_devices
+from jaxbooth.models.quantization import Quantization
 from jaxbooth.params import Params, join
 from jaxbooth.runs.folder import RunFolder, open_run, refuse_missing
 from jaxbooth.runs.restore import confirm_base, read_base, restore_result, run_mesh
@@ -95,6 +96,7 @@ class Pipeline:
         clip_skip: ClipSkip = 0,
         max_token_chunks: ChunkCount = 1,
         step: Step | None = None,
+        quantization: Quantization = "none",
     ) -> "Pipeline":
         """Loads a run folder, a model folder, a single file or a Hub id.
 
@@ -103,6 +105,7 @@ class Pipeline:
             mesh: default: the run's, or one of all devices.
             clip_skip, max_token_chunks: of a plain model; see `BaseModel.read`.
             step: of a run's checkpoint; default: its newest.
+            quantization: of a plain model; see `--model-quantization`.
 
         Raises:
             UserError: nothing usable is there, or an argument does not apply to what is there.
@@ -110,13 +113,13 @@ class Pipeline:
         source = path if isinstance(path, Source) else Source(str(path))
         refuse_missing(source.name)
         if RunFolder(as_path(source.name)).config.exists():
-            refuse_model_arguments(source, clip_skip, max_token_chunks)
+            refuse_model_arguments(source, clip_skip, max_token_chunks, quantization)
             run, config = open_run(source.name)
             return load_run(run, config, read_base(config, dtype), mesh or run_mesh(config), step)
         if step is not None:
             raise UserError(f"--step {step} is about the checkpoints of a run, and {source.name} is not a run folder.")
         base = BaseModel.read(resolve_model(source), dtype or "auto", clip_skip, max_token_chunks)
-        return load_model(source.name, base, mesh or make_mesh())
+        return load_model(source.name, base.with_quantization(quantization), mesh or make_mesh())
 
     @check_arguments
     def sample(
@@ -188,10 +191,11 @@ def load_model(name: str, base: BaseModel, mesh: Mesh) -> Pipeline:
     return Pipeline(base, params, mesh, base.native_resolution, 0, default_sampling(name, base))
 
 
-def refuse_model_arguments(source: Source, clip_skip: int, max_token_chunks: int) -> None:
+def refuse_model_arguments(source: Source, clip_skip: int, max_token_chunks: int, quantization: Quantization) -> None:
     """Raises UserError for arguments that say how to read a plain model, because a run's own settings decide that."""
     arguments = {field.name: getattr(source, field.name) for field in fields(source)[1:]}
     arguments |= {"clip_skip": clip_skip, "max_token_chunks": max_token_chunks > 1}
+    arguments |= {"model_quantization": quantization != "none"}
     given = [name for name, value in arguments.items() if value]
     if given:
         raise UserError(f"{flag(given[0])} is about a plain model; {source.name} is a run, which has its own.")

@@ -10,13 +10,16 @@ from jaxbooth.plan import hardware
 from jaxbooth.plan.abstract_step import abstract_base
 from jaxbooth.plan.estimate import estimate
 from jaxbooth.plan.fit import (
-    add_lora,
+    Suggestion,
     apply_changes,
+    changed_base,
     check_memory,
+    fit_to_memory,
     format_flags,
     is_valid,
     max_accumulation,
     mesh_topology,
+    same_training,
     suggest,
 )
 from jaxbooth.plan.hardware import find_topology
@@ -61,8 +64,8 @@ def changed(config, flags):
 
 
 def suggestions(config, base, topology):
-    """Returns the suggested changes of a step."""
-    return suggest(config, base, topology, estimate(config, base, topology))
+    """Returns the flags of the suggested changes of a step."""
+    return [found.flags for found in suggest(config, base, topology, estimate(config, base, topology))]
 
 
 def test_a_run_that_fits_gets_no_suggestion(planned):
@@ -82,7 +85,7 @@ def test_every_suggestion_fits_when_it_is_estimated_again(planned):
     assert len(suggested) == 2
     for flags in suggested:
         other = changed(config, flags)
-        assert estimate(other, add_lora(base, other), topology).fits()
+        assert estimate(other, changed_base(base, other), topology).fits()
 
 
 def test_a_single_image_cannot_be_split_and_the_state_is_what_is_too_large(planned):
@@ -90,6 +93,48 @@ def test_a_single_image_cannot_be_split_and_the_state_is_what_is_too_large(plann
     suggested = suggestions(config, base, topology)
     assert suggested
     assert all("accumulation" not in flags for flags in suggested)
+
+
+def test_a_frozen_base_is_quantized_where_recomputing_is_not_enough_and_the_rank_falls_last():
+    topology = find_topology("a100-80gb:1")
+    given = {"lora": {"rank": 8}, "train": {"batch_size": 1}, "prior": {"weight": 0}}
+    config = Config.model_validate(given)
+    changes = [format_flags(change) for change in same_training(config, topology)]
+    first = {flags: changes.index(flags) for flags in ("--train.remat blocks", "--lora.rank 4")}
+    first |= {kind: changes.index(f"--model-quantization {kind}") for kind in ("int8", "nf4")}
+    assert sorted(first, key=lambda flags: first[flags]) == ["--train.remat blocks", "int8", "nf4", "--lora.rank 4"]
+
+
+def test_what_is_quantized_already_is_quantized_further_or_not_at_all():
+    topology = find_topology("a100-80gb:1")
+    kinds = {
+        kind: {
+            change["model_quantization"]
+            for change in same_training(
+                Config.model_validate({"lora": {"rank": 4}, "model_quantization": kind}), topology
+            )
+            if "model_quantization" in change
+        }
+        for kind in ("none", "int8", "nf4")
+    }
+    assert kinds == {"none": {"int8", "nf4"}, "int8": {"nf4"}, "nf4": set()}
+
+
+def test_nothing_of_a_full_fine_tuning_is_quantized():
+    assert not [change for change in same_training(Config(), find_topology("a100-80gb:1")) if "model" in str(change)]
+
+
+def test_a_suggestion_says_what_is_needed_with_it():
+    assert str(Suggestion({"model_quantization": "int8"}, 7.25 * 2**30)) == "--model-quantization int8 (7.2 GiB)"
+
+
+def test_fit_applies_the_cheapest_change(monkeypatch, tmp_path, planned, mesh, capsys):
+    config, base, topology = planned(0.8, "cpu:1", batch_size=8)
+    set_available_memory(monkeypatch, tmp_path, topology.chip.memory)
+    fitted = fit_to_memory(config, base, mesh)
+    assert fitted.train.gradient_accumulation_steps == 8
+    assert "--fit: --train.gradient-accumulation-steps 8, the cheapest change" in capsys.readouterr().out
+    assert fit_to_memory(fitted, base, mesh) == fitted
 
 
 def test_nothing_fits_a_device_that_is_far_too_small(planned):

@@ -11,6 +11,7 @@ from jaxbooth.config.schema import SchedulerPrediction
 from jaxbooth.config.section import Section
 from jaxbooth.console.messages import pluralize, print_result
 from jaxbooth.diffusion.samplers import SamplerName
+from jaxbooth.models.quantization import Quantization
 from jaxbooth.weights.source import Source
 
 
@@ -61,6 +62,8 @@ class SampleArguments(Section):
     """Skip this many layers at the end of the text encoder. A run has its own value."""
     max_token_chunks: limits.ChunkCount = 1
     """A prompt may have this many chunks of 75 tokens. A run has its own value."""
+    model_quantization: Quantization = "none"
+    """Hold the weights in int8, fp8, int4 or nf4, to save memory. A run has its own value."""
     step: limits.Step | None = None
     """Step of a run's checkpoint; default: the newest."""
     out: Path = Path("samples")

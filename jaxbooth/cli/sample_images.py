@@ -15,6 +15,7 @@ from jaxbooth.console.progress import heartbeat
 from jaxbooth.data.image_grid import image_grid, shrink
 from jaxbooth.diffusion.samplers import SamplerName
 from jaxbooth.errors import UserError
+from jaxbooth.models.quantization import Quantization
 from jaxbooth.pipeline import Pipeline
 from jaxbooth.runs.folder import RunFolder
 from jaxbooth.runs.overlap import check_output, check_output_of_model
@@ -61,6 +62,7 @@ def sample(
     clip_skip: int = 0,
     max_token_chunks: int = 1,
     step: int | None = None,
+    model_quantization: Quantization = "none",
 ) -> SampleResult:
     """Generates the next `num` images of a seed, saves each as `<seed>-<index>.png`, and makes a contact sheet of them.
 
@@ -82,7 +84,13 @@ def sample(
         raise UserError(f"--out {out} holds an image numbered {first - 1} of seed {seed}; choose another folder.")
     enable_compilation_cache()
     warn_about_cpu_fallback()
-    pipeline = Pipeline.load(source, clip_skip=clip_skip, max_token_chunks=max_token_chunks, step=step)
+    pipeline = Pipeline.load(
+        source,
+        clip_skip=clip_skip,
+        max_token_chunks=max_token_chunks,
+        step=step,
+        quantization=model_quantization,
+    )
     warn_about_truncation(pipeline.base.text, [prompt, negative_prompt])
     sampling = pipeline.defaults.override(sampler, steps, guidance_scale)
     config = SamplingConfig(*sampling, resolution or pipeline.resolution, negative_prompt, height, width)

@@ -36,7 +36,7 @@ SectionWithFolders = TypeVar("SectionWithFolders", DataConfig, Subject)
 EMBEDDED_SUBJECT = Path("demo")  # as `data.instance_dir`
 # What may change when a run is continued: nothing here alters a step that is already done.
 FREE_TO_CHANGE = {
-    "run_dir", "force", "export", "offline", "allow_pickle", "train.steps", "train.steps_per_dispatch",
+    "run_dir", "force", "fit", "export", "offline", "allow_pickle", "train.steps", "train.steps_per_dispatch",
     "train.checkpoint_every", "train.max_checkpoints", "train.gradient_accumulation_steps", "train.remat",
     "prior.sample_batch_size",
 }  # fmt: skip
@@ -73,6 +73,9 @@ class Config(Section):
     """Determines noise, timesteps, the order of images and crops."""
     force: bool = False
     """Train even if the estimate says that the devices have too little memory."""
+    fit: bool = False
+    """Where the devices have too little memory by the estimate, apply the cheapest change that leaves what is trained
+    as it is: accumulation, remat, FSDP, quantization or a smaller rank, in this order."""
     export: bool = True
     """Write RUN/export, in the smallest format that holds the result, when the run is complete."""
     data: DataConfig = DataConfig()

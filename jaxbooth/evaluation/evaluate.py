@@ -70,7 +70,7 @@ class Evaluation:
 
     def images(self, model: ComparedModel) -> list[list[np.ndarray]]:
         """Generates those images of a model that are missing, and returns all of them by prompt."""
-        pipeline = model.load(self.mesh, self.config.train.dtype, self.config.text)
+        pipeline = model.load(self.mesh, self.config)
         folder = self.out / "images" / model.name
         manifest = {
             "weights": model.weights_identity(pipeline),

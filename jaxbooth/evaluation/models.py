@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from jaxbooth.config.schema import TextConfig
+from jaxbooth.config.run_config import Config
 from jaxbooth.pipeline import Pipeline
 from jaxbooth.runs.folder import RunFolder, open_run, refuse_missing
 from jaxbooth.runs.restore import open_checkpoints
@@ -46,20 +46,25 @@ class ComparedModel:
         """Whether it has checkpoints."""
         return self.step is not None
 
-    def load(self, mesh: Mesh, dtype: str, text: TextConfig) -> Pipeline:
+    def load(self, mesh: Mesh, config: Config) -> Pipeline:
         """Loads its weights.
 
         Args:
-            dtype, text: of the evaluated run, for a base model; a run has its own.
+            config: of the evaluated run, which says how a base model is read and held; a run has its own.
         """
         if self.is_run:
             return Pipeline.load(self.source, mesh=mesh, step=self.step)
-        return Pipeline.load(self.source, dtype, mesh, text.clip_skip, text.max_token_chunks)
+        dtype, text = config.train.dtype, config.text
+        return Pipeline.load(
+            self.source, dtype, mesh, text.clip_skip, text.max_token_chunks, quantization=config.model_quantization
+        )
 
     def weights_identity(self, pipeline: Pipeline) -> dict[str, Any]:
-        """Returns what tells its weights from others: the base model's fingerprint, and a checkpoint's sums."""
+        """Returns what tells its weights from others: fingerprint, how it is held, a checkpoint's sums."""
         base = pipeline.base
         identity: dict[str, Any] = {"fingerprint": model_fingerprint(base.folder, base.components)}
+        if base.quantization != "none":
+            identity["quantization"] = base.quantization
         if self.is_run:
             identity["checkpoint"] = checkpoint_sums(RunFolder(as_path(self.path)), pipeline.step)
         return identity

@@ -27,6 +27,8 @@ def unsupported(config: Config) -> Iterator[str]:
         yield "--lora.dora makes kernels of its own for every subject, which train-many does not; leave it out."
     if config.text.placeholder_tokens:
         yield "--text.placeholder-tokens are of one run; with train-many, name subjects with words of the vocabulary."
+    if config.fit:
+        yield "--fit is of one run; with train-many, set --model-quantization, such as int8, or fewer --slots."
     if config.data.buckets:
         yield "--data.buckets needs a program for each shape, and train-many has one; leave it out."
     if config.data.hold_out:

@@ -91,7 +91,7 @@ def scale_to_compiled(estimate: Estimate, compiled: Compiled) -> Estimate:
 
 def advice(config: Config, base: BaseModel, estimate: Estimate) -> Iterator[str]:
     """Yields what would help, in sentences."""
-    yield from suggest(config, base, estimate.topology, estimate)
+    yield from (str(suggestion) for suggestion in suggest(config, base, estimate.topology, estimate))
     examples = config.rows
     padded = estimate.per_device_batch * estimate.shards * config.train.gradient_accumulation_steps
     if padded > examples:

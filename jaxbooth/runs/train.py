@@ -16,7 +16,7 @@ from jaxbooth.console.progress import heartbeat
 from jaxbooth.data.training_images import TrainingImages
 from jaxbooth.distributed.group import SingleProcess, process_group
 from jaxbooth.distributed.process_info import find_process
-from jaxbooth.plan.fit import check_memory
+from jaxbooth.plan.fit import check_memory, fit_to_memory
 from jaxbooth.runs.caption_notes import log_captions
 from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.runs.contact_sheet import contact_sheet, write_contact_sheet
@@ -65,8 +65,11 @@ def train_joined(config: Config, processes: SingleProcess) -> Result:
     warn_about_cpu_fallback()
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     base = read_base(config)
-    check_heads(mesh.shape["tensor"], base.attention_heads)
     config = fill_defaults(config, base.native_resolution, base.sampling)
+    if config.fit:
+        config = fit_to_memory(as_fitted_before(config), base, mesh)
+        mesh, base = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor), read_base(config)
+    check_heads(mesh.shape["tensor"], base.attention_heads)
     no_gradient = unused_parameters(base, trained_shapes(base, config))
     optimizer = make_optimizer(config.train, learning_rates(config), no_gradient)
     inputs = read_inputs(config, base)
@@ -97,3 +100,13 @@ def train_joined(config: Config, processes: SingleProcess) -> Result:
             raise
         checkpoints.close()
         return result
+
+
+def as_fitted_before(config: Config) -> Config:
+    """Returns a run with what `--fit` changed when it was started, and what must stay, wherever it is continued."""
+    saved = RunFolder(as_path(config.run_dir)).config
+    before = load_config(saved) if saved.exists() else config
+    if not before.fit:
+        return config
+    lora = config.lora.model_copy(update={"rank": before.lora.rank})
+    return config.model_copy(update={"model_quantization": before.model_quantization, "lora": lora})
