@@ -37,6 +37,8 @@ PROGRAMS: dict[str, dict[str, list[str]]] = {
     "train": {
         "jaxbooth": ["jaxbooth_train.py"],
         "jaxbooth-output-preservation": ["jaxbooth_train.py", "--prior", "output-preservation"],
+        "jaxbooth-int8": ["jaxbooth_train.py", "--quantization", "int8"],
+        "jaxbooth-nf4": ["jaxbooth_train.py", "--quantization", "nf4"],
         "jaxbooth-weight-anchor": ["jaxbooth_train.py", "--prior", "class-images", "weight-anchor"],
         "torch": ["torch_train.py", "--fused"],
         "torch-compile": ["torch_train.py", "--fused", "--compile"],

@@ -42,7 +42,7 @@ from jaxbooth.runs.program_folder import ProgramFolder
 from jaxbooth.runs.prompts import sampled_prompts, training_captions
 from jaxbooth.runs.restore import abstract_run_state, read_base
 from jaxbooth.runs.shared_folders import check_shared_folders, shared_settings
-from jaxbooth.runs.start_notes import log_prior, warn_about_distillation
+from jaxbooth.runs.start_notes import log_prior, log_quantization, warn_about_distillation
 from jaxbooth.runs.status import Outcome, StatusLog, count_states, outcome_of
 from jaxbooth.runs.status_table import status_display
 from jaxbooth.runs.validation import distinct
@@ -176,6 +176,7 @@ def train_locked(
     check_model(config, base)
     warn_about_distillation(base.distillation)
     log_prior(config, base)
+    log_quantization(base)
     complete = [complete_subject(subject, folder, base) for subject in subjects]
     waiting = [subject for subject in complete if not is_done(subject.config)]
     names = [subject.name for subject in complete]

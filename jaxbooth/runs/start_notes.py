@@ -22,6 +22,8 @@ from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import Subject, TrainConfig
 from jaxbooth.config.subjects import noun_phrase
 from jaxbooth.console.messages import info, pluralize, warn
+from jaxbooth.models.quantization import quantized_kernels, stored_shapes
+from jaxbooth.params import Shapes
 from jaxbooth.storage.disk import format_bytes
 from jaxbooth.training.layout import unpadded_batch_size
 from jaxbooth.training.optimizer import reported_learning_rate
@@ -107,6 +109,23 @@ def reference_cost(base: BaseModel, whole: Collection[str]) -> str:
         return ""
     values = sum(math.prod(shape.shape) for shape in base.module(base.denoiser_name).shapes.values())
     return f", whose copy takes {format_bytes(values * base.dtype.itemsize)}"
+
+
+def log_quantization(base: BaseModel) -> None:
+    """Says which of the base model's kernels are quantized, and what that saves."""
+    for name in (base.denoiser_name, *base.text_encoder_names):
+        shapes, kind = base.module(name).shapes, base.quantization_of(name)
+        quantized = quantized_kernels(shapes, kind)
+        if quantized:
+            kernels = sum(other.endswith(".kernel") for other in shapes)
+            sizes = [parameter_bytes(stored_shapes(shapes, held_in, base.dtype)) for held_in in ("none", kind)]
+            before, after = map(format_bytes, sizes)
+            info(f"{name}: {len(quantized)} of {kernels} kernels in {kind}, {before} become {after}")
+
+
+def parameter_bytes(shapes: Shapes) -> int:
+    """Returns the bytes of parameters."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes.values())
 
 
 def log_padding(train: TrainConfig, prior: PriorConfig, padded: int, shards: int) -> None:

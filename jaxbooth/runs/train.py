@@ -27,7 +27,7 @@ from jaxbooth.runs.lock import check_ownership, lock_run
 from jaxbooth.runs.overlap import check_run_folders
 from jaxbooth.runs.restore import abstract_run_state, confirm_base, read_base
 from jaxbooth.runs.shared_folders import check_shared_folders, shared_settings
-from jaxbooth.runs.start_notes import log_prior, log_prompts, warn_about_distillation
+from jaxbooth.runs.start_notes import log_prior, log_prompts, log_quantization, warn_about_distillation
 from jaxbooth.runs.training_run import Result, TrainingRun
 from jaxbooth.sharding import check_heads, make_mesh
 from jaxbooth.storage.remote import as_path
@@ -78,6 +78,7 @@ def train_joined(config: Config, processes: SingleProcess) -> Result:
     log_prompts(config, base.text, [*(prompt for file in inputs.images for prompt in file.prompts), *held_out])
     log_captions(config, base.text.encoders[0].tokenizer, [folder.images for folder in inputs.instances])
     log_prior(config, base)
+    log_quantization(base)
     run_config = check_memory(config, base, mesh)
     images = TrainingImages(config.resolution, config.data.masks)
     sheet = contact_sheet(config, inputs, images)

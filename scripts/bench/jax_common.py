@@ -17,12 +17,18 @@ def random_like(tree: Any) -> Any:
     No zeros where a model has none: a GPU multiplies zeros faster than it does real weights. One block of noise serves
     all arrays, since nothing here depends on their being independent.
     """
-    noise = SPREAD * np.random.default_rng(0).standard_normal(BLOCK, np.float32)
+    draw = np.random.default_rng(0)
+    noise = SPREAD * draw.standard_normal(BLOCK, np.float32)
+    codes = draw.integers(0, 256, BLOCK, np.uint8)
 
     def fill(path: tuple, leaf: Any) -> Array:
         name = str(getattr(path[-1], "key", ""))
         if name.endswith(".scale"):
             value = np.ones(leaf.shape, leaf.dtype)
+        elif name.endswith(".kernel_scale"):
+            value = np.full(leaf.shape, SPREAD / 100, leaf.dtype)
+        elif leaf.dtype.itemsize == 1 and jnp.issubdtype(leaf.dtype, jnp.integer):
+            value = np.resize(codes.view(leaf.dtype), leaf.shape)
         elif name.endswith(".bias") or not jnp.issubdtype(leaf.dtype, jnp.floating):
             value = np.zeros(leaf.shape, leaf.dtype)
         else:

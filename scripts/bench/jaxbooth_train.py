@@ -31,6 +31,7 @@ def config_of(arguments: argparse.Namespace) -> Config:
     return Config.model_validate(
         {
             "model": arguments.model,
+            "model_quantization": arguments.quantization,
             "train": train,
             "prior": {"method": arguments.prior},
             "lora": {"rank": arguments.lora_rank},
@@ -157,6 +158,7 @@ if __name__ == "__main__":
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--prior", nargs="+", default=["class-images"], help="methods, each with as many rows")
     parser.add_argument("--lora-rank", type=int, default=None)
+    parser.add_argument("--quantization", default="none", help="of the frozen weights of a LoRA")
     parser.add_argument("--optimizer", default="adamw")
     parser.add_argument("--remat", default="none")
     parser.add_argument("--dispatch", type=int, default=10)
