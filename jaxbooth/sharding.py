@@ -37,9 +37,9 @@ COMING_OUT = (
 # (parameter name, dimensions that it has, the one that `tensor` splits): outputs going in, inputs coming out, so that
 # one reduction suffices.
 TENSOR_RULES = (
-    (rf".*{GOING_IN}(\.lora_B)?\.kernel(_scale)?", 2, -1),
+    (rf".*{GOING_IN}(\.(lora_B|hada_w[12]_a))?\.kernel(_scale)?", 2, -1),
     (rf".*{GOING_IN}\.(bias|kernel_scale|lora_magnitude_vector\.scale)", 1, -1),
-    (rf".*{COMING_OUT}(\.lora_A)?\.kernel(_scale)?", 2, -2),
+    (rf".*{COMING_OUT}(\.(lora_A|hada_w[12]_b))?\.kernel(_scale)?", 2, -2),
 )
 # Of projections to several parts the outputs, and from several parts the inputs, are stored in one piece: each device
 # computes with its share of every part, see `jaxbooth.models.fused`.

@@ -16,8 +16,8 @@ from jaxbooth.export.format import Export
 from jaxbooth.export.metadata import run_metadata
 from jaxbooth.export.verify import verify_export
 from jaxbooth.export.verify_torch import compare_with_torch
+from jaxbooth.models.adapter_kinds import MAGNITUDE
 from jaxbooth.models.clip import LEGACY_EOS
-from jaxbooth.models.lora import MAGNITUDE
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
 
@@ -25,7 +25,7 @@ from .training import configure
 
 FULL = {"text_encoder": True}
 LORA = {"text_encoder": True, "lora": {"rank": 4, "alpha": 2.0, "targets": "attention+ff+conv"}}
-DORA = {"lora": {"rank": 3, "alpha": 5.0, "dora": True, "rslora": True}}
+DORA = {"lora": {"rank": 3, "alpha": 5.0, "kind": "dora", "rslora": True}}
 WORDS = {"text": {"placeholder_tokens": ("<sks>", "<toy>"), "vectors_per_token": 2}}
 ALONE = {"text": {"placeholder_tokens": ("<sks>",), "vectors_per_token": 2, "token_training": "textual-inversion"}}
 

@@ -18,7 +18,7 @@ from jaxbooth.base.chat_text import ChatTextEncoder, read_chat_text_encoder
 from jaxbooth.base.identifier import find_identifier, read_identifier, token_texts
 from jaxbooth.base.text_encoder import TextEmbeddings, select_prompts, warn_about_truncation
 from jaxbooth.errors import UserError
-from jaxbooth.models.lora import lora_spec
+from jaxbooth.models.adapter_kinds import lora_spec
 from jaxbooth.params import full_precision
 from jaxbooth.sharding import param_shardings
 from jaxbooth.storage.files import write_json
@@ -189,7 +189,7 @@ def test_what_the_model_and_a_plan_ask_of_it(family, text):
     assert (text.clip_skip, text.max_token_chunks, text.max_tokens) == (0, 1, 512)
     assert text.placeholder_tokens == ()
     assert text.eos_token_id_to_set is None
-    assert text.with_lora(lora_spec(4, None, False, False)) is text
+    assert text.with_lora(lora_spec(4, None, rslora=False)) is text
     embeds = text.abstract_embeddings(3)
     assert embeds.prompt_embeds.shape == (3, 64 if family == "z-image" else 512, text.width)
     assert (embeds.lengths is None) == (family == "klein")

@@ -8,7 +8,8 @@ import pytest
 from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
 from jaxbooth.base.trainable import add_trainable, init_trainable, read_lora_init, trained_shapes
 from jaxbooth.errors import UserError
-from jaxbooth.models.lora import MAGNITUDE, merge
+from jaxbooth.models.adapter_kinds import MAGNITUDE
+from jaxbooth.models.lora import merge
 from jaxbooth.params import Params
 from jaxbooth.training.step import gradients
 from jaxbooth.weights.lora.adapters import LoraWeights
@@ -48,7 +49,7 @@ def test_new_words_move_first_and_the_rest_after_them_and_the_average_follows_bo
 @pytest.mark.parametrize("trains_text", [False, True])
 def test_a_frozen_target_is_met_at_the_start_whatever_captions_are_dropped(trains_text, micro, micro_params, mesh):
     text = {"caption_dropout": 0.5} | (WORD if trains_text else {})
-    settings = {"lora": {"rank": 2, "dora": True}, "prior": {"target": "frozen"}, "text": text}
+    settings = {"lora": {"rank": 2, "kind": "dora"}, "prior": {"target": "frozen"}, "text": text}
     spec, state, frozen, source, key = setup(micro, micro_params, mesh, (2, 8), text_encoder=trains_text, **settings)
     if spec.trains_text:
         plain = micro.text.encode(micro_params, micro.text.tokenize(CAPTIONS))
@@ -101,7 +102,7 @@ def test_a_run_starts_as_the_model_of_its_file(settings, micro, micro_params, tm
 
 def test_a_dora_run_starts_as_the_model_of_its_file(micro, micro_params, tmp_path):
     path, expected = lora_file(tmp_path, micro, micro_params, rank=2, dora=True)
-    config = configure((2, 2), lora={"rank": 4, "dora": True, "init": path})
+    config = configure((2, 2), lora={"rank": 4, "kind": "dora", "init": path})
     base = add_trainable(micro, config)
     found = init_trainable(base, config, trained_shapes(base, config), micro_params)
     merged = merge_all(base, micro_params, {f"unet.{name}": value for name, value in found["unet"].items()})
@@ -110,8 +111,8 @@ def test_a_dora_run_starts_as_the_model_of_its_file(micro, micro_params, tmp_pat
 
 
 @pytest.mark.parametrize(("file", "settings", "message"), [
-    ({"rank": 2}, {"rank": 2, "dora": True}, "no magnitudes.* leave --lora.dora out"),
-    ({"rank": 2, "dora": True}, {"rank": 2}, "lora_magnitude_vector.* --lora.dora"),
+    ({"rank": 2}, {"rank": 2, "kind": "dora"}, "holds a LoRA, and this run trains a DoRA; leave --lora.kind out"),
+    ({"rank": 2, "kind": "dora"}, {"rank": 2}, "holds a DoRA, and this run trains a LoRA; set --lora.kind dora"),
     ({"rank": 4}, {"rank": 2}, "has rank 4, more than --lora.rank 2; raise it to 4"),
     ({"rank": 2, "targets": TARGETS}, {"rank": 2}, "does not train.*widen --lora.targets"),
 ])  # fmt: skip

@@ -12,7 +12,7 @@ from diffusers.training_utils import _collate_lora_metadata
 from safetensors.numpy import load_file
 
 from jaxbooth.models.config import read_config
-from jaxbooth.models.lora import target_layers
+from jaxbooth.models.lora_targets import target_layers
 from jaxbooth.weights.architectures import PUBLISHED
 from jaxbooth.weights.denoiser_file.names import FLUX2, Z_IMAGE
 from jaxbooth.weights.lora.adapters import LoraWeights, to_adapters

@@ -33,7 +33,7 @@ def adapted_base(folder, **lora):
     return base, trained
 
 
-@pytest.mark.parametrize("changes", [{"targets": "attention+ff", "rslora": True}, {"dora": True}], ids=str)
+@pytest.mark.parametrize("changes", [{"targets": "attention+ff", "rslora": True}, {"kind": "dora"}], ids=str)
 def test_an_export_is_verified_by_its_files_and_by_diffusers(changes, folder, mesh, tmp_path):
     base, trained = adapted_base(folder, **changes)
     export = make_export(base, trained, mesh, tmp_path / "cat", "lora")

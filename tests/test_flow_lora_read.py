@@ -144,10 +144,9 @@ def test_a_lora_of_another_model_is_refused_by_name(family, module, inputs, said
         read(pairs({module: (inputs, 32)}, "lora_A", "lora_B"), family, tmp_path)
 
 
-@pytest.mark.parametrize(("ending", "kind"), [("lokr_w1", "LoKr"), ("hada_w1_a", "LoHa"), ("oft_blocks", "OFT")])
-def test_another_kind_of_adapter_is_refused_by_name(ending, kind, tmp_path):
-    with pytest.raises(UserError, match=f"{kind} is not supported"):
-        read({f"diffusion_model.double_blocks.0.img_attn.qkv.{ending}": np.ones((2, 2), "f4")}, "klein", tmp_path)
+def test_another_kind_of_adapter_is_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match="OFT is not supported"):
+        read({"diffusion_model.double_blocks.0.img_attn.qkv.oft_blocks": np.ones((2, 2), "f4")}, "klein", tmp_path)
 
 
 def test_a_layer_under_its_own_name_and_in_joined_projections_is_refused(tmp_path):

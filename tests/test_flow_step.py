@@ -8,7 +8,7 @@ import torch
 from diffusers.models.transformers.transformer_z_image import TimestepEmbedder
 
 from jaxbooth.models.layers import sinusoidal_embedding
-from jaxbooth.models.lora import target_layers
+from jaxbooth.models.lora_targets import target_layers
 from jaxbooth.training.batch import make_batch
 from tests import flux2, zimage
 from tests.flow_models import FLOW_FAMILIES, transformer

@@ -12,10 +12,11 @@ import torch
 
 from jaxbooth.assets import ASSETS
 from jaxbooth.errors import UserError
+from jaxbooth.models.adapter_kinds import LoraSpec, lora_spec
 from jaxbooth.models.config import Flux2Config, Flux2VAEConfig, read_config
 from jaxbooth.models.flux2 import Flux2Transformer2DModel
 from jaxbooth.models.layers import Layers
-from jaxbooth.models.lora import LoraSpec, init_lora, lora_shapes, lora_spec, merge, with_adapters
+from jaxbooth.models.lora import init_lora, lora_shapes, merge, with_adapters
 from jaxbooth.models.remat import REMATS
 from jaxbooth.models.vae_flux2 import AutoencoderKLFlux2
 from jaxbooth.params import ModuleDef, Params, abstract_module
@@ -129,17 +130,17 @@ def test_eight_devices_compute_what_one_does(sizes, wide, rng):
 def adapters(network: ModuleDef, params: Params, lora: LoraSpec, rng: np.random.Generator) -> Params:
     """Adapters of every layer of the blocks, with B and magnitudes other than the initial ones."""
     layers = [name.removesuffix(".kernel") for name in network.shapes if "blocks." in name and name.endswith(".kernel")]
-    initial = init_lora(params, lora_shapes(network, layers, lora), seed=0)
+    initial = init_lora(params, lora_shapes(network, layers, lora), 0, lora)
     return {
         name: value if "lora_A" in name else (value + 0.1 * rng.normal(size=value.shape)).astype(np.float32)
         for name, value in initial.items()
     }
 
 
-@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
-def test_adapters_of_fused_projections_equal_merged_kernels_over_several_devices(dora, wide, rng):
+@pytest.mark.parametrize("kind", ["lora", "dora", pytest.param("loha", marks=pytest.mark.slow)])
+def test_adapters_of_fused_projections_equal_merged_kernels_over_several_devices(kind, wide, rng):
     _, network, params = wide
-    given, mesh, lora = inputs(rng, 3, 4, 7, batch=4), make_mesh(1, 2, 4), lora_spec(5, 3.0, False, dora)
+    given, mesh, lora = inputs(rng, 3, 4, 7, batch=4), make_mesh(1, 2, 4), lora_spec(5, 3.0, False, kind)
     adapted, adapters_of = with_adapters(network, lora), adapters(network, params, lora, rng)
     expected = np.asarray(run(network, merge(params | adapters_of, lora), given))
 

@@ -28,7 +28,7 @@ QUICK = [
 ]  # fmt: skip
 NEW = ["--text.placeholder-tokens", "<cat>", "--data.instance-prompt", WORD]
 NO_PRIOR = ["--train.prior-weight", 0]
-LORA, DORA = ["--lora.rank", 8], ["--lora.rank", 8, "--lora.dora"]
+LORA, DORA = ["--lora.rank", 8], ["--lora.rank", 8, "--lora.kind", "dora"]
 
 
 def test_a_lora_lowers_the_loss_of_a_fixed_step(micro, micro_params, mesh):

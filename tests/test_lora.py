@@ -6,18 +6,10 @@ import numpy as np
 import pytest
 
 from jaxbooth.errors import UserError
-from jaxbooth.models.lora import (
-    LORA_A,
-    LORA_B,
-    MAGNITUDE,
-    LoraSpec,
-    init_lora,
-    lora_shapes,
-    lora_spec,
-    merge,
-    target_layers,
-    with_adapters,
-)
+from jaxbooth.models.adapter_kinds import LYCORIS_KINDS, MAGNITUDE, LoraSpec, lora_spec
+from jaxbooth.models.lora import init_lora, lora_shapes, merge, with_adapters
+from jaxbooth.models.lora_targets import target_layers
+from jaxbooth.models.low_rank import LORA_A, LORA_B
 from tests.training import run, setup
 
 
@@ -53,10 +45,12 @@ def test_a_broken_regex_is_named(micro):
         target_layers(micro.denoiser, "unet", "(")
 
 
-@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize(
+    "kind", ["lora", "dora", *(pytest.param(kind, marks=pytest.mark.slow) for kind in LYCORIS_KINDS)]
+)
 @pytest.mark.parametrize("targets", ["attention", "attention+ff+conv"])
-def test_beside_the_layer_equals_merged_into_it(targets, dora, micro, micro_params, rng):
-    lora = LoraSpec(4, 0.5, dora)
+def test_beside_the_layer_equals_merged_into_it(targets, kind, micro, micro_params, rng):
+    lora = LoraSpec(4, 0.5, kind)
     layers = target_layers(micro.denoiser, "unet", targets)
     params = micro_params["unet"] | random_adapters(micro.denoiser, layers, lora, rng)
     call = inputs(micro, rng)
@@ -68,11 +62,13 @@ def test_beside_the_layer_equals_merged_into_it(targets, dora, micro, micro_para
     assert np.abs(np.asarray(plain) - merged).max() > 0.05 * scale
 
 
-@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
-def test_fresh_adapters_change_nothing(dora, micro, micro_params, rng):
-    lora = LoraSpec(4, 1.0, dora)
+@pytest.mark.parametrize(
+    "kind", ["lora", "dora", *(pytest.param(kind, marks=pytest.mark.slow) for kind in LYCORIS_KINDS)]
+)
+def test_fresh_adapters_change_nothing(kind, micro, micro_params, rng):
+    lora = LoraSpec(4, 1.0, kind)
     shapes = lora_shapes(micro.denoiser, target_layers(micro.denoiser, "unet", "attention+ff+conv"), lora)
-    fresh = init_lora(micro_params["unet"], shapes, seed=0)
+    fresh = init_lora(micro_params["unet"], shapes, 0, lora)
     call = inputs(micro, rng)
     beside = jax.jit(lambda p: with_adapters(micro.denoiser, lora).bind(p)(*call))(micro_params["unet"] | fresh)
     plain = jax.jit(lambda p: micro.denoiser.bind(p)(*call))(micro_params["unet"])
@@ -80,9 +76,9 @@ def test_fresh_adapters_change_nothing(dora, micro, micro_params, rng):
 
 
 def test_alpha_defaults_to_the_rank_and_rslora_divides_by_its_root():
-    assert lora_spec(16, None, rslora=False, dora=False).scale == 1.0
-    assert lora_spec(16, 8.0, rslora=False, dora=False).scale == 0.5
-    assert lora_spec(16, 8.0, rslora=True, dora=False).scale == 2.0
+    assert lora_spec(16, None, rslora=False).scale == 1.0
+    assert lora_spec(16, 8.0, rslora=False).scale == 0.5
+    assert lora_spec(16, 8.0, rslora=True).scale == 2.0
 
 
 def test_only_the_adapters_are_trained_and_kept(micro, micro_params, mesh):
@@ -95,9 +91,11 @@ def test_only_the_adapters_are_trained_and_kept(micro, micro_params, mesh):
     assert size < 0.7 * sum(value.nbytes for value in micro_params["unet"].values())
 
 
-@pytest.mark.parametrize("dora", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["lora", "dora"])
-def test_every_adapter_moves(dora, micro, micro_params, mesh):
-    lora = {"rank": 2, "dora": dora, "targets": "attention+ff+conv"}
+@pytest.mark.parametrize(
+    "kind", ["lora", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("dora", *LYCORIS_KINDS))]
+)
+def test_every_adapter_moves(kind, micro, micro_params, mesh):
+    lora = {"rank": 2, "kind": kind, "targets": "attention+ff+conv"}
     made = setup(micro, micro_params, mesh, (2, 2), lora=lora, text_encoder=True, learning_rate=1e-2)
     before = jax.device_get(made.state.params)
     state, _ = run(*made, [3])

@@ -60,8 +60,8 @@ def test_an_alpha_that_float32_cannot_hold_is_refused(alpha, tmp_path):
 
 BAD = {
     "is not a LoRA": {"conv_in.weight": UP},
-    "LoHa is not supported": {"lora_unet_conv_in.hada_w1_a": UP},
-    "LoKr is not supported": {"lora_unet_conv_in.lokr_w1": UP},
+    "has no hada_w1_b and no hada_w2_a and no hada_w2_b matrix": {"lora_unet_conv_in.hada_w1_a": UP},
+    "has no lokr_w2_a and no lokr_w2_b matrix": {"lora_unet_conv_in.lokr_w1": UP},
     "OFT is not supported": {"lora_unet_conv_in.oft_blocks": UP},
     "has no B": {PEFT.format("A"): DOWN},
     "1 of its 2 modules are not in this base model .unet.conv_up.": pair("unet.conv_up.lora_{}.weight") | pair(PEFT),

@@ -147,10 +147,11 @@ def test_a_subject_that_failed_may_change(root, photos, micro_model, tmp_path):
         (("mug",), {}, {}, "cup is no longer there"),
         (tuple(STEPS), {"mug": {"seed": 4}}, {}, "manifest.*mug"),
         (tuple(STEPS), {}, {"lora": {"rank": 3}}, "--lora.rank"),
-        (tuple(STEPS), {}, {"lora": {"rank": 2, "dora": True}}, "--lora.dora"),
+        (tuple(STEPS), {}, {"lora": {"rank": 2, "kind": "dora"}}, "--lora.kind dora"),
+        (tuple(STEPS), {}, {"lora": {"rank": 2, "kind": "loha"}}, "--lora.kind loha"),
         (tuple(STEPS), {}, {"lora": {}}, "set --lora.rank"),
     ],
-    ids=["fewer", "other seed", "other rank", "dora", "full"],
+    ids=["fewer", "other seed", "other rank", "dora", "loha", "full"],
 )  # fmt: skip
 def test_a_root_belongs_to_one_program_and_manifest(
     root, photos, micro_model, tmp_path, names, changes, settings, problem

@@ -19,7 +19,8 @@ from jaxbooth.errors import UserError
 from jaxbooth.export.export import make_export, write_export
 from jaxbooth.export.lora import PEFT_FILE
 from jaxbooth.export.metadata import run_metadata
-from jaxbooth.models.lora import LORA_A, lora_layers
+from jaxbooth.models.lora import lora_layers
+from jaxbooth.models.low_rank import LORA_A
 from jaxbooth.pipeline import Pipeline
 from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.runs.folder import open_run

@@ -43,7 +43,7 @@ def short(micro) -> BaseModel:
     [
         {},
         {"lora": {"rank": 4, "targets": "attention+ff+conv"}},
-        {"lora": {"rank": 4, "targets": "attention+ff+conv", "dora": True}},
+        {"lora": {"rank": 4, "targets": "attention+ff+conv", "kind": "dora"}},
         {"text_encoder": True, "text": {"placeholder_tokens": ["<sks>"]}},
     ],
     ids=["whole", "lora", "dora", "text"],

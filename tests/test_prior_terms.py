@@ -9,8 +9,9 @@ import pytest
 
 from jaxbooth.diffusion.loss import Batch, Losses, LossSpec, Role, per_example_loss, reduce_losses
 from jaxbooth.diffusion.schedule import read_schedule
-from jaxbooth.models.lora import LoraSpec, merge
-from jaxbooth.params import join
+from jaxbooth.models.adapter_kinds import KINDS, MAGNITUDE, LoraSpec
+from jaxbooth.models.lora import lora_shapes, merge
+from jaxbooth.params import ModuleDef, join
 from jaxbooth.sharding import make_mesh
 from jaxbooth.training.batch import make_batch
 from jaxbooth.training.layout import BatchLayout, RoleWeights, RowCounts, batch_layout, row_indices
@@ -177,25 +178,24 @@ def test_outside_of_the_mask_the_frozen_model_is_the_target(rng):
 # The weight anchor
 
 
-def flat_lora(rng, dora):
+def flat_lora(rng, spec):
     """Adapters of a linear layer and of a convolution, away from their start, and the kernels."""
-    kernels = {"a.kernel": rng.normal(size=(6, 5)), "b.kernel": rng.normal(size=(3, 3, 4, 7))}
+    kernels = {"a.kernel": rng.normal(size=(8, 5)), "b.kernel": rng.normal(size=(3, 3, 4, 12))}
+    network = ModuleDef(None, {}, {name: jax.ShapeDtypeStruct(kernel.shape, "f4") for name, kernel in kernels.items()})
     values = {}
-    for name, kernel in kernels.items():
-        layer = name.removesuffix(".kernel")
-        *window, fan_in, fan_out = kernel.shape
-        values[f"{layer}.lora_A.kernel"] = rng.normal(size=(*window, fan_in, 2))
-        values[f"{layer}.lora_B.kernel"] = 0.1 * rng.normal(size=(*(1 for _ in window), 2, fan_out))
-        if dora:
+    for name, leaf in lora_shapes(network, ["a", "b"], spec).items():
+        values[name] = rng.normal(size=leaf.shape) * (0.1 if name.endswith("lora_B.kernel") else 0.6)
+        if name.endswith(MAGNITUDE):
+            kernel = kernels[name.replace(MAGNITUDE, "kernel")]
             norms = np.sqrt(np.square(kernel).sum(axis=tuple(range(kernel.ndim - 1))))
-            values[f"{layer}.lora_magnitude_vector.scale"] = norms * rng.uniform(0.9, 1.1, fan_out)
+            values[name] = norms * rng.uniform(0.9, 1.1, leaf.shape)
     return kernels, values
 
 
-@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
-def test_the_anchor_of_a_lora_is_the_squared_norm_of_what_merging_adds(dora, rng):
-    kernels, values = flat_lora(rng, dora)
-    spec = LoraSpec(rank=2, scale=0.7, dora=dora)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_anchor_of_a_lora_is_the_squared_norm_of_what_merging_adds(kind, rng):
+    spec = LoraSpec(rank=2, scale=0.7, kind=kind, factor=2)
+    kernels, values = flat_lora(rng, spec)
     with jax.enable_x64(True):
         merged = merge({name: jnp.asarray(value, jnp.float32) for name, value in (kernels | values).items()}, spec)
         expected = sum(np.square(np.asarray(merged[name], np.float64) - kernels[name]).sum() for name in kernels)
@@ -204,10 +204,10 @@ def test_the_anchor_of_a_lora_is_the_squared_norm_of_what_merging_adds(dora, rng
     np.testing.assert_allclose(float(squared_change(params, frozen, spec)), expected, rtol=2e-5)
 
 
-@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
-def test_the_anchors_gradient_is_that_of_finite_differences(dora, rng):
-    kernels, values = flat_lora(rng, dora)
-    spec = LoraSpec(rank=2, scale=0.7, dora=dora)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_anchors_gradient_is_that_of_finite_differences(kind, rng):
+    spec = LoraSpec(rank=2, scale=0.7, kind=kind, factor=2)
+    kernels, values = flat_lora(rng, spec)
     params = {f"unet.{name}": jnp.asarray(value, jnp.float32) for name, value in values.items()}
     frozen = {"unet": {name: jnp.asarray(value, jnp.float32) for name, value in kernels.items()}}
     grads = jax.grad(squared_change)(params, frozen, spec)
@@ -252,7 +252,7 @@ RATE = 1e-7  # with Adam a huge anchor lets weights swing by about one rate
 
 
 @pytest.mark.parametrize(
-    "lora", [{}, pytest.param(LORA | {"dora": True}, marks=pytest.mark.slow)], ids=["full", "dora"]
+    "lora", [{}, pytest.param(LORA | {"kind": "dora"}, marks=pytest.mark.slow)], ids=["full", "dora"]
 )
 def test_a_huge_anchor_holds_every_exported_weight(lora, micro, micro_params, mesh):
     settings = prior("weight-anchor", weight_anchor_weight=1e6)

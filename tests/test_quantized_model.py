@@ -9,16 +9,10 @@ from jaxbooth.base.model import BaseModel, load_params
 from jaxbooth.config.rules import check_quantization
 from jaxbooth.config.run_config import Config
 from jaxbooth.errors import UserError
-from jaxbooth.models.lora import (
-    LORA_A,
-    LORA_B,
-    MAGNITUDE,
-    LoraSpec,
-    init_lora,
-    lora_shapes,
-    target_layers,
-    with_adapters,
-)
+from jaxbooth.models.adapter_kinds import MAGNITUDE, LoraSpec
+from jaxbooth.models.lora import init_lora, lora_shapes, with_adapters
+from jaxbooth.models.lora_targets import target_layers
+from jaxbooth.models.low_rank import LORA_A, LORA_B
 from jaxbooth.models.quantization import QUANTIZATIONS, quantized_kernels, stored_shapes
 from jaxbooth.params import KERNEL_SCALE
 from jaxbooth.sharding import make_mesh
@@ -54,18 +48,18 @@ def test_the_output_of_a_unet_changes_as_much_as_its_kind_is_inexact(kind, micro
     np.testing.assert_allclose(found, same, atol=1e-5 * np.abs(same).max())
 
 
-@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("adapter", ["lora", "dora"])
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_adapters_have_the_gradients_that_they_have_on_the_kernels_that_the_codes_stand_for(
-    kind, dora, micro, micro_params, rng
+    kind, adapter, micro, micro_params, rng
 ):
-    lora = LoraSpec(4, 0.5, dora)
+    lora = LoraSpec(4, 0.5, adapter)
     network = with_adapters(micro.denoiser, lora)
     frozen = quantize_params(micro.denoiser, micro_params["unet"], kind)
     shapes = lora_shapes(micro.denoiser, target_layers(micro.denoiser, "unet", "attention+ff+conv"), lora)
     adapters = {
         name: value + 0.1 * rng.normal(size=value.shape).astype("f4")
-        for name, value in init_lora(frozen, shapes, seed=0).items()
+        for name, value in init_lora(frozen, shapes, 0, lora).items()
     }
     call = inputs(micro, rng)
 
@@ -82,17 +76,18 @@ def test_doras_magnitudes_start_as_the_norms_of_what_the_codes_stand_for(micro, 
     frozen = quantize_params(micro.denoiser, micro_params["unet"], "int4")
     layer = next(name for name in quantized_kernels(micro.denoiser.shapes, "int4")).removesuffix(".kernel")
     name = f"{layer}.{MAGNITUDE}"
-    shapes = lora_shapes(micro.denoiser, [layer], LoraSpec(2, 1.0, dora=True))
-    magnitude = init_lora(frozen, shapes, seed=0)[name]
+    lora = LoraSpec(2, 1.0, "dora")
+    shapes = lora_shapes(micro.denoiser, [layer], lora)
+    magnitude = init_lora(frozen, shapes, 0, lora)[name]
     kernel = dequantize_params(frozen)[f"{layer}.kernel"]
     np.testing.assert_allclose(magnitude, np.sqrt((kernel.reshape(-1, kernel.shape[-1]) ** 2).sum(axis=0)), rtol=1e-5)
 
 
 def test_the_weight_anchor_of_dora_measures_from_what_the_codes_stand_for(micro, micro_params, rng):
-    lora = LoraSpec(2, 1.0, dora=True)
+    lora = LoraSpec(2, 1.0, "dora")
     frozen = quantize_params(micro.denoiser, micro_params["unet"], "int4")
     layer = next(name for name in quantized_kernels(micro.denoiser.shapes, "int4")).removesuffix(".kernel")
-    adapters = init_lora(frozen, lora_shapes(micro.denoiser, [layer], lora), seed=0)
+    adapters = init_lora(frozen, lora_shapes(micro.denoiser, [layer], lora), 0, lora)
     adapters[f"{layer}.{LORA_B}"] += 0.1
     params = {f"unet.{name}": value for name, value in adapters.items()}
     found = squared_change(params, {"unet": frozen}, lora)

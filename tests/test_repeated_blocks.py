@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxbooth.models.adapter_kinds import lora_spec
 from jaxbooth.models.config import UNetConfig
 from jaxbooth.models.layers import Layers
-from jaxbooth.models.lora import lora_shapes, lora_spec, target_layers, with_adapters
+from jaxbooth.models.lora import lora_shapes, with_adapters
+from jaxbooth.models.lora_targets import target_layers
 from jaxbooth.models.remat import REMATS
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.params import abstract_module
@@ -32,7 +34,7 @@ def program(layers, remat="none", targets=None, sizes=(8, 1, 1)):
     network = abstract_module(lambda rngs: UNet2DConditionModel(config, Layers(rngs)))
     shapes = network.shapes
     if targets:
-        lora = lora_spec(rank=4, alpha=None, rslora=False, dora=False)
+        lora = lora_spec(rank=4, alpha=None, rslora=False)
         shapes = shapes | lora_shapes(network, target_layers(network, "unet", targets), lora)
         network = with_adapters(network, lora)
 

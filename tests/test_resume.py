@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 SETTINGS = {
     "seed": 1,
     "train": {"batch_size": 2, "checkpoint_every": 12, "ema_decay": 0.9, "text_encoder": True, "steps": 24},
-    "lora": {"rank": 4, "dora": True},
+    "lora": {"rank": 4, "kind": "dora"},
     "text": {"placeholder_tokens": ["<sks>"], "token_training": "pivotal", "token_share": 0.3, "learning_rate": 5e-5,
              "vectors_per_token": 2, "caption_dropout": 0.1, "shuffle_tags": True, "tag_dropout": 0.2, "keep_tags": 1,
              "trigger_word": "<sks>", "caption_variants": 4},

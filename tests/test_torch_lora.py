@@ -8,7 +8,8 @@ import peft
 import pytest
 import torch
 
-from jaxbooth.models.lora import LORA_A, LORA_B, MAGNITUDE
+from jaxbooth.models.adapter_kinds import MAGNITUDE
+from jaxbooth.models.low_rank import LORA_A, LORA_B
 from jaxbooth.training.batch import make_batch
 from jaxbooth.weights.names import export_array
 from tests.test_torch_step import torch_loss
@@ -26,7 +27,7 @@ PEFT_NAMES = {
 
 
 def adapter_settings(dora):
-    return {"rank": RANK, "alpha": ALPHA, "targets": REGEX, "dora": dora}
+    return {"rank": RANK, "alpha": ALPHA, "targets": REGEX, "kind": "dora" if dora else "lora"}
 
 
 def start(micro, micro_params, mesh, dora):

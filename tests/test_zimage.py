@@ -8,8 +8,10 @@ import torch
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxbooth.errors import UserError
+from jaxbooth.models.adapter_kinds import LYCORIS_KINDS, lora_spec
 from jaxbooth.models.config import read_config
-from jaxbooth.models.lora import init_lora, lora_shapes, lora_spec, merge, target_layers, with_adapters
+from jaxbooth.models.lora import init_lora, lora_shapes, merge, with_adapters
+from jaxbooth.models.lora_targets import target_layers
 from jaxbooth.models.zimage_config import ZImageConfig
 from jaxbooth.sharding import BATCH_AXES, make_mesh, mesh_context, param_shardings
 from jaxbooth.weights.names import import_axes, torch_name
@@ -172,13 +174,15 @@ def test_a_configuration_names_what_others_ask_of_it():
     assert (config.native_size, config.sample_size) == (128, None)
 
 
-@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
-def test_adapters_beside_any_layer_equal_those_merged_into_it(dora, rng):
-    module, lora = network(TINY), lora_spec(3, 2.0, False, dora)
+@pytest.mark.parametrize(
+    "kind", ["lora", "dora", *(pytest.param(kind, marks=pytest.mark.slow) for kind in LYCORIS_KINDS)]
+)
+def test_adapters_beside_any_layer_equal_those_merged_into_it(kind, rng):
+    module, lora = network(TINY), lora_spec(3, 2.0, False, kind)
     layers = target_layers(module, "transformer", r"transformer\..*")
     assert {"all_x_embedder.2-1", "cap_embedder.1", "layers.1.feed_forward.w2"} < set(layers)
     params = params_from_torch(in_diffusers(TINY), module)
-    adapters = init_lora(params, lora_shapes(module, layers, lora), seed=0)
+    adapters = init_lora(params, lora_shapes(module, layers, lora), 0, lora)
     params |= {name: value + 0.1 * rng.normal(size=value.shape).astype(np.float32) for name, value in adapters.items()}
     given = inputs(rng, TINY, 4, 6, (5, 3), 5)
     beside = jax.jit(lambda params: with_adapters(module, lora).bind(params)(*given))(params)

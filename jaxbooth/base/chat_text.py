@@ -18,9 +18,9 @@ from jaxbooth.base.chat_template import ChatTemplate
 from jaxbooth.base.chat_tokenizer import ChatTokenizer, read_chat_tokenizer
 from jaxbooth.base.text_encoder import PromptEncoder, TextEmbeddings, TextEncoder, TokenIds
 from jaxbooth.errors import UserError
+from jaxbooth.models.adapter_kinds import LoraSpec
 from jaxbooth.models.config import read_config
 from jaxbooth.models.layers import Layers
-from jaxbooth.models.lora import LoraSpec
 from jaxbooth.models.qwen3 import Qwen3Model
 from jaxbooth.models.qwen3_config import Qwen3Config
 from jaxbooth.params import AnyArray, Params, abstract_module

@@ -25,9 +25,10 @@ from jaxbooth.config.limits import MAX_ENLARGEMENT
 from jaxbooth.console.progress import progress
 from jaxbooth.diffusion.schedule import NoiseSchedule, read_schedule
 from jaxbooth.errors import UserError
+from jaxbooth.models.adapter_kinds import LoraSpec
 from jaxbooth.models.denoiser_config import DenoiserConfig
 from jaxbooth.models.layers import Layers
-from jaxbooth.models.lora import LoraSpec, with_adapters
+from jaxbooth.models.lora import with_adapters
 from jaxbooth.models.quantization import Quantization
 from jaxbooth.models.unet import AddedConditions
 from jaxbooth.models.vae import AnyVAEConfig

@@ -17,9 +17,10 @@ from jax import Array
 
 from jaxbooth.base.tokenizer import PlaceholderToken, Tokenizer, make_placeholder_tokens
 from jaxbooth.console.messages import pluralize, warn
+from jaxbooth.models.adapter_kinds import LoraSpec
 from jaxbooth.models.clip import LEGACY_EOS
 from jaxbooth.models.config import CLIPTextConfig
-from jaxbooth.models.lora import LoraSpec, with_adapters
+from jaxbooth.models.lora import with_adapters
 from jaxbooth.params import AnyArray, ModuleDef, Params
 from jaxbooth.sharding import gather_param, param_sharding
 from jaxbooth.weights.family import Conditioning

@@ -1,27 +1,25 @@
 """Which parameters a run trains: whole components, LoRA adapters, embeddings of placeholder tokens."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxbooth.base.adapters import TrainedShapes, load_lora_init, read_lora_init, run_lora_spec
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING, TOKEN_EMBEDDING, TextEncoders
 from jaxbooth.config.run_config import Config
-from jaxbooth.config.schema import LoraConfig
 from jaxbooth.config.subjects import initializer_token
 from jaxbooth.console.messages import info, warn
 from jaxbooth.distributed.arrays import to_host
 from jaxbooth.errors import UserError
-from jaxbooth.models.lora import LORA_A, LORA_B, MAGNITUDE, LoraSpec, init_lora, lora_shapes, lora_spec, target_layers
-from jaxbooth.params import AnyArray, Params, Shapes
+from jaxbooth.models.adapter_kinds import is_adapter
+from jaxbooth.models.lora import init_lora, lora_shapes
+from jaxbooth.models.lora_targets import target_layers
+from jaxbooth.params import AnyArray, Params
 from jaxbooth.sharding import param_shardings
-from jaxbooth.weights.lora.adapters import LoraWeights
-from jaxbooth.weights.lora.read import read_lora
 
-TrainedShapes = dict[str, Shapes]  # component -> names and shapes
 AnyArrays = dict[str, AnyArray]
 
 
@@ -42,11 +40,6 @@ def add_trainable(base: BaseModel, config: Config) -> BaseModel:
     base = base.with_quantization(config.model_quantization)
     lora = run_lora_spec(config.lora)
     return base.with_lora(lora) if lora else base
-
-
-def run_lora_spec(lora: LoraConfig) -> LoraSpec | None:
-    """Returns what a run's adapters share, or None for full fine-tuning."""
-    return lora_spec(lora.rank, lora.alpha, lora.rslora, lora.dora) if lora.rank else None
 
 
 def trained_shapes(base: BaseModel, config: Config) -> TrainedShapes:
@@ -74,27 +67,6 @@ def trained_shapes(base: BaseModel, config: Config) -> TrainedShapes:
     return trained
 
 
-def check_rank(base: BaseModel, config: Config) -> None:
-    """Refuses a rank that no adapted layer of the base model has: a product of such adapters has a smaller one.
-
-    Raises:
-        UserError: the message names the largest rank.
-    """
-    lora = run_lora_spec(config.lora)
-    if not lora or config.text.is_textual_inversion:
-        return
-    largest = 0
-    for name in base.trainable_components(config.train.text_encoder):
-        module = base.module(name)
-        for layer in target_layers(module, name, config.lora_targets):
-            *inputs, outputs = module.shapes[f"{layer}.kernel"].shape
-            largest = max(largest, min(math.prod(inputs), outputs))
-    if lora.rank > largest > 0:
-        raise UserError(
-            f"--lora.rank {lora.rank} is more than any adapted layer of this model has; set {largest} at most."
-        )
-
-
 def unused_parameters(base: BaseModel, trained: TrainedShapes) -> frozenset[str]:
     """Returns `<component>.<parameter>` of everything trained that nothing reads, so that it never has a gradient."""
     unused = set()
@@ -120,7 +92,7 @@ def init_trainable(
     """
     lora_file = read_lora_init(base, config, trained) if config.lora.init else None
     if lora_file:
-        total = sum(".lora_" in name for shapes in trained.values() for name in shapes)
+        total = sum(is_adapter(name) for shapes in trained.values() for name in shapes)
         missing = total - len(lora_file.adapters)
         if missing:
             warn(f"{config.lora.init} has no values for {missing} of {total} trained tensors; those start afresh.")
@@ -128,8 +100,10 @@ def init_trainable(
     values: dict[str, AnyArrays] = {}
     for component, shapes in trained.items():
         whole = {name: params[component][name] for name in shapes if name in params[component]}
-        adapters = {name: shape for name, shape in shapes.items() if ".lora_" in name}
-        values[component] = whole | init_lora(params[component], adapters, config.seed)
+        adapters = {name: shape for name, shape in shapes.items() if is_adapter(name)}
+        values[component] = whole | (
+            init_lora(params[component], adapters, config.seed, base.lora) if base.lora else {}
+        )
         if PLACEHOLDER_EMBEDDING in shapes:
             values[component][PLACEHOLDER_EMBEDDING] = embeddings[component]
     return load_lora_init(values, lora_file, base) if lora_file else values
@@ -176,55 +150,6 @@ def init_placeholder_embeddings(
             rows.append(np.resize(known, (len(token.entries), known.shape[1])))
         embeddings[encoder.name] = np.concatenate(rows)
     return embeddings
-
-
-def read_lora_init(base: BaseModel, config: Config, trained: TrainedShapes) -> LoraWeights:
-    """Reads --lora.init and makes sure that this run can continue from it.
-
-    Raises:
-        UserError: its rank, its layers or its kind are not this run's.
-    """
-    path, rank = config.lora.init, config.lora.rank or 0
-    assert path is not None
-    modules = {name: base.module(name) for name in base.trainable_components()}
-    lora = read_lora(path, modules, base.denoiser_config)
-    expected = {f"{component}.{name}" for component, shapes in trained.items() for name in shapes}
-    surplus = sorted(set(lora.adapters) - expected)
-    if surplus:
-        raise UserError(
-            f"{path} holds {len(surplus)} adapter tensor(s) that this run does not train, such as {surplus[0]}; "
-            "widen --lora.targets, or set --train.text-encoder or --lora.dora."
-        )
-    if config.lora.dora and not any(name.endswith(MAGNITUDE) for name in lora.adapters):
-        raise UserError(f"{path} has no magnitudes, so it is no DoRA to continue from; leave --lora.dora out.")
-    largest = max(value.shape[-1] for name, value in lora.adapters.items() if name.endswith(LORA_A))
-    if largest > rank:
-        raise UserError(f"{path} has rank {largest}, more than --lora.rank {rank}; raise it to {largest}.")
-    return lora
-
-
-def load_lora_init(values: dict[str, AnyArrays], lora: LoraWeights, base: BaseModel) -> dict[str, AnyArrays]:
-    """Puts a file's adapters in the place of fresh ones.
-
-    A smaller rank fills the first columns of A and rows of B. The file's own alpha / rank goes into B.
-
-    Args:
-        values: component -> fresh values, which are changed.
-    """
-    assert base.lora is not None
-    for full_name, loaded in lora.adapters.items():
-        component, name = full_name.split(".", 1)
-        value = np.array(values[component][name])
-        if name.endswith(LORA_A):
-            value[..., : loaded.shape[-1]] = loaded
-        elif name.endswith(LORA_B):
-            rank = loaded.shape[-2]
-            scale = lora.alphas[full_name.removesuffix(f".{LORA_B}")] / rank
-            value[..., :rank, :] = loaded * (scale / base.lora.scale)
-        else:
-            value = loaded
-        values[component][name] = value
-    return values
 
 
 def shard_params(values: Mapping[str, Mapping[str, AnyArray]], mesh: Mesh) -> dict[str, Params]:

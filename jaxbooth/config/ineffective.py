@@ -12,7 +12,7 @@ REQUIRED_KEYS = {
     "loss.outside_mask": "data.masks",
     "lora.alpha": "lora.rank",
     "lora.rslora": "lora.rank",
-    "lora.dora": "lora.rank",
+    "lora.kind": "lora.rank",
     "lora.targets": "lora.rank",
     "lora.init": "lora.rank",
     "text.vectors_per_token": "text.placeholder_tokens",
@@ -41,6 +41,7 @@ REQUIRED_VALUES = {
     "loss.timestep_std": ("loss.timestep_sampling", "logit_normal"),
     "loss.mode_scale": ("loss.timestep_sampling", "mode"),
     "data.random_crops": ("data.crop", "random"),
+    "lora.factor": ("lora.kind", "lokr"),
 }
 TAG_KEYS = ("text.keep_tags", "text.caption_variants")
 # optimizer -> keys that it does not use

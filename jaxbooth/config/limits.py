@@ -80,6 +80,7 @@ TimestepShift = Annotated[float, Ge(1e-3), Le(1000), AllowInfNan(False)]
 NoiseStrength = Annotated[float, Ge(0), Le(10), AllowInfNan(False)]
 Alpha = Annotated[float, Ge(1e-6), Le(10**6), AllowInfNan(False)]
 Rank = Annotated[int, Gt(0), Le(16_384)]  # the layers of the base model may allow less
+Factor = Annotated[int, Ge(-1), Le(16_384)]  # of a layer's inputs and outputs
 
 # Devices and processes
 MeshAxis = Annotated[int, Gt(0), Le(2**20)]

@@ -51,12 +51,24 @@ def check_config(config: Config) -> None:
     for problem in ineffective_options(config):
         raise UserError(problem)
     check_training(config)
+    check_lora(config)
     check_captions(config.text, config.subjects)
     warn_about_prior(config)
     warn_about_rates(config)
     for prompt in config.validation.prompts:
         if not prompt.strip():
             raise UserError("--validation.prompts holds an empty prompt; remove it.")
+
+
+def check_lora(config: Config) -> None:
+    """Refuses what a LoKr cannot be."""
+    if config.lora.factor == 0:
+        raise UserError("--lora.factor 0 makes no groups; set a number such as 8, or -1 for the nearest factors.")
+    if config.lora.kind == "lokr" and config.mesh.tensor > 1:
+        raise UserError(
+            f"--mesh.tensor {config.mesh.tensor} splits the outputs of layers, which the factors of --lora.kind lokr "
+            "span; use --mesh.fsdp, or another kind."
+        )
 
 
 def check_samples(config: Config) -> None:

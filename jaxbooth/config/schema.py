@@ -1,14 +1,18 @@
 """The sections of a run's configuration: frozen, documented key by key, an unknown key is an error."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Len
+from pydantic import model_validator
 from tyro.conf import Suppress
 
 from jaxbooth.config import limits
 from jaxbooth.config.section import Section
 from jaxbooth.diffusion.samplers import SamplerName
+from jaxbooth.models.adapter_kinds import AdapterKindName
+from jaxbooth.models.lokr import NEAREST
 from jaxbooth.models.remat import Remat
 
 SchedulerPrediction = Literal["epsilon", "v_prediction", "sample"]
@@ -138,6 +142,9 @@ class LoraConfig(Section):
 
     rank: limits.Rank | None = None
     """Rank of the LoRA (4 to 64); not set: the whole UNet or transformer is trained."""
+    kind: AdapterKindName = "lora"
+    """lora; dora, which also learns each output's magnitude; loha, the elementwise product of two; or lokr, the
+    Kronecker product of a small matrix and a larger one, which has this rank or, from half of its side on, is whole."""
     alpha: limits.Alpha | None = None
     """The LoRA is scaled by alpha / rank; default: the rank."""
     targets: limits.Regex | None = None
@@ -145,10 +152,20 @@ class LoraConfig(Section):
     transformer.layers.0.attention.to_q; default: default_lora_targets."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank) instead."""
-    dora: bool = False
-    """Also learn each output's magnitude (DoRA)."""
+    factor: limits.Factor = NEAREST
+    """Groups that a LoKr cuts a layer's inputs and outputs into; -1: as many as they are wide. Where it does not divide
+    them, the next smaller number that does."""
     init: Path | None = None
     """LoRA file to start from, of jaxbooth or another trainer."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def read_dora(cls, values: Any) -> Any:
+        """Reads `dora`, which configurations had before there was `kind`."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("dora"), bool):
+            return values
+        rest = {key: value for key, value in values.items() if key != "dora"}
+        return rest | ({"kind": "dora"} if values["dora"] else {})
 
 
 class TextConfig(Section):

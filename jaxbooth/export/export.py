@@ -12,7 +12,8 @@ from jaxbooth.errors import UserError
 from jaxbooth.export.diffusers import DiffusersFormat
 from jaxbooth.export.embeddings import EmbeddingsFormat
 from jaxbooth.export.format import Export, ExportFormat
-from jaxbooth.export.lora import LoraFormat
+from jaxbooth.export.lora import LoraFormat, adapter_format
+from jaxbooth.export.lycoris import LycorisFormat
 from jaxbooth.export.single_file import SingleFileFormat
 from jaxbooth.params import Params
 from jaxbooth.storage.files import new_folder
@@ -20,7 +21,15 @@ from jaxbooth.weights.diffusers_write import ExportDtype
 
 EMBEDDINGS = EmbeddingsFormat()
 FORMATS: dict[str, ExportFormat] = {
-    format.name: format for format in (DiffusersFormat(), SingleFileFormat(), LoraFormat(), EMBEDDINGS)
+    format.name: format
+    for format in (
+        DiffusersFormat(),
+        SingleFileFormat(),
+        LoraFormat(),
+        LycorisFormat("loha"),
+        LycorisFormat("lokr"),
+        EMBEDDINGS,
+    )
 }
 if TYPE_CHECKING:
     FormatName = str
@@ -32,7 +41,7 @@ FORMAT_HELP = "; ".join(f"{format.name}: {format.help}" for format in FORMATS.va
 def default_format(lora: LoraConfig, text: TextConfig) -> FormatName:
     """Returns the smallest format that holds all of what a run trains."""
     if lora.rank:
-        return "lora"
+        return adapter_format(lora.kind)
     return "embeddings" if text.is_textual_inversion else "diffusers"
 
 

@@ -14,8 +14,10 @@ import numpy as np
 from jaxbooth.base.model import BaseModel
 from jaxbooth.errors import UserError
 from jaxbooth.export.format import Export, ExportFormat, ReadBack
-from jaxbooth.models.lora import LORA_B, LoraSpec, lora_layers
-from jaxbooth.params import AnyArray, by_component, flatten_components
+from jaxbooth.models.adapter_kinds import AdapterKindName, LoraSpec
+from jaxbooth.models.lora import lora_layers
+from jaxbooth.models.low_rank import LORA_B
+from jaxbooth.params import AnyArray, ModuleDef, by_component, flatten_components
 from jaxbooth.weights.diffusers_read import open_tensors
 from jaxbooth.weights.diffusers_write import DTYPES
 from jaxbooth.weights.family import Family
@@ -40,10 +42,7 @@ class LoraFormat(ExportFormat):
 
     def check(self, base: BaseModel) -> None:
         """Refuses a run that trained whole components."""
-        if base.lora is None:
-            raise UserError(
-                "--format lora needs a run with --lora.rank; this one trained whole components, use diffusers."
-            )
+        check_kind(base, self.name, ("lora", "dora"))
 
     def weights_file(self, name: str) -> str:
         """Returns diffusers' file."""
@@ -119,6 +118,26 @@ class LoraFormat(ExportFormat):
         return [f"pipe.load_lora_weights({repo!r}, weight_name={PEFT_FILE!r})"]
 
 
+def check_kind(base: BaseModel, format: str, kinds: Sequence[str]) -> None:
+    """Refuses a run whose adapters are of other kinds than a format holds, or that has none.
+
+    Raises:
+        UserError: the message names the format to use.
+    """
+    if base.lora is None:
+        raise UserError(
+            f"--format {format} needs a run with --lora.rank; this one trained whole components, use diffusers."
+        )
+    if base.lora.kind not in kinds:
+        title, other = base.lora.formulas.title, adapter_format(base.lora.kind)
+        raise UserError(f"--format {format} cannot hold a {title}, which this run trained; use {other} or diffusers.")
+
+
+def adapter_format(kind: AdapterKindName) -> str:
+    """Returns the name of the format that holds adapters of a kind."""
+    return "lora" if kind == "dora" else kind
+
+
 def other_file(export: Export) -> str | None:
     """Returns the file for everything but diffusers; None: its only reader, ComfyUI, cannot have this LoRA."""
     file = export.base.family.denoiser_file
@@ -163,9 +182,12 @@ def trained_lora(export: Export) -> LoraWeights:
 
 def read_adapters(export: Export, file: Path) -> LoraWeights:
     """Reads one of the files."""
-    base = export.base
-    networks = {name: base.module(name) for name in base.trainable_components()}
-    return read_lora(file, networks, base.denoiser_config)
+    return read_lora(file, trainable_modules(export.base), export.base.denoiser_config)
+
+
+def trainable_modules(base: BaseModel) -> dict[str, ModuleDef]:
+    """Returns the structure of the components that may have adapters."""
+    return {name: base.module(name) for name in base.trainable_components()}
 
 
 def stored_dtypes(path: Path, dtype: np.dtype) -> Iterator[ReadBack]:

@@ -12,6 +12,7 @@ from jaxbooth.config.run_config import Config
 from jaxbooth.config.schema import TextConfig
 from jaxbooth.data.class_images import open_all_class_images
 from jaxbooth.errors import UserError
+from jaxbooth.models.adapter_kinds import KINDS
 
 
 def run_metadata(config: Config, trained: Iterable[str], step: int) -> dict[str, str]:
@@ -21,6 +22,7 @@ def run_metadata(config: Config, trained: Iterable[str], step: int) -> dict[str,
         trained: components that training changed.
     """
     lora = {
+        "jaxbooth.lora_kind": config.lora.kind,
         "jaxbooth.lora_rank": str(config.lora.rank),
         "jaxbooth.lora_alpha": str(config.lora.alpha or config.lora.rank),
         "jaxbooth.lora_targets": config.lora_targets,
@@ -57,7 +59,7 @@ def training_settings(config: Config, base: BaseModel, step: int) -> dict[str, A
     """Returns what a reader wants to know of the training, name -> value; None is left out."""
     train, lora, text, loss = config.train, config.lora, config.text, config.loss
     has_frozen_target = "class-images" in config.prior.distilled_methods
-    extras = [name for name, used in (("rsLoRA", lora.rslora), ("DoRA", lora.dora)) if used]
+    extras = [name for name, used in (("rsLoRA", lora.rslora), (KINDS[lora.kind].title, lora.kind != "lora")) if used]
     return {
         "steps": step,
         "batch": f"{train.batch_size} instance + {config.prior_rows} prior",

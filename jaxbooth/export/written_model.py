@@ -9,7 +9,11 @@ from functools import cached_property
 import numpy as np
 
 from jaxbooth.export.format import Export
-from jaxbooth.models.lora import LORA_A, LORA_B, MAGNITUDE
+from jaxbooth.models.adapter_kinds import MAGNITUDE
+from jaxbooth.models.loha import HADA_W1_A, HADA_W1_B, HADA_W2_A, HADA_W2_B
+from jaxbooth.models.lokr import LOKR_W1, LOKR_W2, LOKR_W2_A, LOKR_W2_B
+from jaxbooth.models.lora import layer_parts
+from jaxbooth.models.low_rank import LORA_A, LORA_B
 from jaxbooth.params import AnyArray
 from jaxbooth.weights.diffusers_read import StoredParameters
 from jaxbooth.weights.diffusers_write import DTYPES
@@ -41,9 +45,7 @@ class WrittenModel:
 
     def adapter(self, component: str, name: str) -> dict[str, AnyArray]:
         """Returns the parts of a kernel's adapter, by the ends of their names; empty if it has none."""
-        layer, trained = name.removesuffix(".kernel"), self.trained.get(component, {})
-        names = {part: f"{layer}.{part}" for part in (LORA_A, LORA_B, MAGNITUDE)}
-        return {part: trained[full_name] for part, full_name in names.items() if full_name in trained}
+        return layer_parts(self.trained.get(component, {}), name.removesuffix(".kernel"))
 
     def error(self, component: str, name: str) -> float:
         """Returns what float32 arithmetic may have changed of a parameter, relative to the largest value."""
@@ -62,16 +64,30 @@ class WrittenModel:
         value = np.asarray(trained[name]) if name in trained else self.stored[component][name]
         if adapter:
             assert self.base.lora is not None
-            value = add_adapter(value, adapter, self.base.lora.scale)
+            value = add_adapter(value, adapter, self.base.lora.scale_of(adapter))
         with np.errstate(over="ignore"):  # an overflow to infinity is found when the export is verified
             return value.astype(self.dtype(component, name))
 
 
 def add_adapter(kernel: np.ndarray, adapter: Mapping[str, AnyArray], scale: float) -> np.ndarray:
-    """Returns W + scale A B, with DoRA's magnitudes in place of the outputs' norms; float64."""
+    """Returns W + scale times the adapter's change, with DoRA's magnitudes in place of the outputs' norms; float64."""
     parts = {part: np.asarray(value, np.float64) for part, value in adapter.items()}
-    lora_b = parts[LORA_B].reshape(parts[LORA_B].shape[-2:])
-    total = kernel.astype(np.float64) + scale * (parts[LORA_A] @ lora_b)
+    total = kernel.astype(np.float64) + scale * change(parts)
     if MAGNITUDE in parts:
         total *= parts[MAGNITUDE] / np.sqrt(np.square(total).sum(axis=tuple(range(total.ndim - 1))))
     return total
+
+
+def change(parts: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns what a LoRA, LoHa or LoKr adds to a kernel, unscaled."""
+    if LORA_A in parts:
+        return product(parts[LORA_A], parts[LORA_B])
+    if HADA_W1_A in parts:
+        return product(parts[HADA_W1_B], parts[HADA_W1_A]) * product(parts[HADA_W2_B], parts[HADA_W2_A])
+    second = parts[LOKR_W2] if LOKR_W2 in parts else product(parts[LOKR_W2_B], parts[LOKR_W2_A])
+    return np.kron(parts[LOKR_W1], second)  # numpy puts ones before the shape of the smaller one
+
+
+def product(down: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """Returns the product of two factors in a kernel's shape."""
+    return down @ up.reshape(up.shape[-2:])

@@ -23,8 +23,11 @@ def unsupported(config: Config) -> Iterator[str]:
     train, evaluation = config.train, config.evaluation
     if not config.lora.rank:
         yield "train-many teaches every subject a LoRA over one frozen model; set --lora.rank, such as 16."
-    if config.lora.dora:
-        yield "--lora.dora makes kernels of its own for every subject, which train-many does not; leave it out."
+    if config.lora.kind in ("dora", "loha"):
+        yield (
+            f"--lora.kind {config.lora.kind} makes kernels of its own for every subject, which train-many does not; "
+            "choose lora or lokr."
+        )
     if config.text.placeholder_tokens:
         yield "--text.placeholder-tokens are of one run; with train-many, name subjects with words of the vocabulary."
     if config.fit:

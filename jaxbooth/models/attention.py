@@ -2,12 +2,14 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float
 
+from jaxbooth.models.adapter_kinds import TAKING_IN
 from jaxbooth.models.attention_kernels import (
     KERNELS,
     PLATFORM_KERNELS,
@@ -19,6 +21,7 @@ from jaxbooth.models.attention_kernels import (
     xla_attention,
 )
 from jaxbooth.models.layers import Layers, gelu
+from jaxbooth.models.lora import LoraLayer
 from jaxbooth.params import Array
 from jaxbooth.sharding import shard_map_heads
 
@@ -109,7 +112,7 @@ class GEGLU(nnx.Module):
         self.inner = inner
         self.proj = layers.linear(width, 2 * inner)
 
-    def half(self, index: int) -> nnx.Module:
+    def half(self, index: int) -> Any:
         """Returns the projection to one half of its outputs.
 
         Halving the parameters and not the product lets devices share the work evenly: a device that has some columns
@@ -117,10 +120,14 @@ class GEGLU(nnx.Module):
         """
 
         def cut(path: tuple, value: Array) -> Array:
-            is_output = value.shape[-1] == 2 * self.inner and "lora_A" not in (getattr(key, "name", "") for key in path)
+            names = {getattr(key, "name", "") for key in path}
+            is_output = value.shape[-1] == 2 * self.inner and not names & TAKING_IN
             return jnp.split(value, 2, axis=-1)[index] if is_output else value
 
-        return jax.tree_util.tree_map_with_path(cut, self.proj)
+        half = jax.tree_util.tree_map_with_path(cut, self.proj)
+        if isinstance(half, LoraLayer):
+            half.half = index  # LoKr's factors span all outputs
+        return half
 
     def __call__(self, x: Tokens) -> Float[Array, "b t inner"]:
         return gated(self.half(0)(x), self.half(1)(x))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from jaxbooth.models.adapter_kinds import GIVING_OUT, TAKING_IN
 from jaxbooth.models.quantization import is_blockwise
 from jaxbooth.params import Array
 from jaxbooth.sharding import tensor_axis_size
@@ -50,23 +51,23 @@ def taken_apart(values: Float[Array, "*batch total"], widths: Sequence[int], pie
     return [part.reshape(*part.shape[:-2], -1) for part in jnp.split(cut, shares, axis=-1)]
 
 
-def reordered_layer(layer: Any, widths: Sequence[int], pieces: int, axis: int, unless: str) -> Any:
+def reordered_layer(layer: Any, widths: Sequence[int], pieces: int, axis: int, unless: frozenset[str]) -> Any:
     """Returns a layer, with its adapter if it has one, whose inputs or outputs stand piece by piece.
 
     Of a kernel that is quantized in blocks, a row of codes stands for two inputs, and one of scales for a block.
 
     Args:
         axis: of a kernel: -2 for inputs, -1 for outputs.
-        unless: name of the adapter's parameter that has no such axis.
+        unless: names of the adapter's parameters that have no such axis.
     """
     if pieces == 1:
         return layer
 
     def reorder(path: tuple, value: Array) -> Array:
-        names = [getattr(key, "name", "") for key in path]
-        if unless in names or value.ndim < -axis:
+        names = {getattr(key, "name", "") for key in path}
+        if names & unless or value.ndim < -axis:
             return value
-        share = sum(widths) // value.shape[axis] if set(names) & {"kernel", "kernel_scale"} else 1
+        share = sum(widths) // value.shape[axis] if names & {"kernel", "kernel_scale"} else 1
         rows = [width // share for width in widths]
         return reordered(value, rows, pieces, axis) if value.shape[axis] == sum(rows) else value
 
@@ -76,7 +77,7 @@ def reordered_layer(layer: Any, widths: Sequence[int], pieces: int, axis: int, u
 def project_to_parts(layer: Any, x: Float[Array, "*batch c"], widths: Sequence[int]) -> list[Array]:
     """Returns the parts of a layer's outputs, of `widths` channels."""
     pieces = pieces_of(widths)
-    outputs = reordered_layer(layer, widths, pieces, axis=-1, unless="lora_A")(x)
+    outputs = reordered_layer(layer, widths, pieces, axis=-1, unless=TAKING_IN)(x)
     return taken_apart(outputs, widths, pieces)
 
 
@@ -84,4 +85,4 @@ def project_from_parts(layer: Any, parts: Sequence[Float[Array, "*batch _"]]) ->
     """Returns a layer's outputs from the parts of its inputs."""
     widths = [part.shape[-1] for part in parts]
     pieces = pieces_of(widths, input_unit(layer, sum(widths)))
-    return reordered_layer(layer, widths, pieces, axis=-2, unless="lora_B")(joined(parts, pieces))
+    return reordered_layer(layer, widths, pieces, axis=-2, unless=GIVING_OUT)(joined(parts, pieces))

@@ -8,8 +8,8 @@ import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all
 from jax.sharding import Mesh
 
+from jaxbooth.base.adapters import run_lora_spec
 from jaxbooth.base.model import BaseModel
-from jaxbooth.base.trainable import run_lora_spec
 from jaxbooth.config.prior import ROW_METHODS
 from jaxbooth.config.rules import check_rows, check_training, ineffective_options
 from jaxbooth.config.run_config import Config

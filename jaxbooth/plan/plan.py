@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+from jaxbooth.base.adapters import check_adapters
 from jaxbooth.base.model import BaseModel, check_resolution
-from jaxbooth.base.trainable import check_rank
 from jaxbooth.config.rules import check_rows, ineffective_options
 from jaxbooth.config.run_config import Config
 from jaxbooth.errors import UserError
@@ -45,7 +45,7 @@ def make_plan(
     given = config
     config, base = abstract_base(config, topology.platform)
     check_resolution(base, config.resolution, "--data.resolution")
-    check_rank(base, config)
+    check_adapters(base, config)
     config, estimate = resolve_remat(config, base, topology)
     estimated, compiled = estimate.at(), None
     if compiles and not subjects:

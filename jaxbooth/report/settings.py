@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.section import flatten
 from jaxbooth.console.numbers import format_metric
+from jaxbooth.models.adapter_kinds import KINDS
 from jaxbooth.report.run_data import RunData
 
 ELSEWHERE = ("run_dir", "force", "distributed.")  # shown at the top, or about the machine and not the run
@@ -70,7 +71,11 @@ def describe_trained(config: Config) -> str:
     tokens = ", ".join(config.text.placeholder_tokens)
     if config.text.is_textual_inversion:
         return f"the placeholder tokens {tokens}"
-    parts = [f"LoRA of rank {config.lora.rank}" if config.lora.rank else "the whole UNet or transformer"]
+    parts = [
+        f"{KINDS[config.lora.kind].title} of rank {config.lora.rank}"
+        if config.lora.rank
+        else "the whole UNet or transformer"
+    ]
     parts += ["text encoder"] if config.train.text_encoder else []
     parts += [f"the placeholder tokens {tokens}"] if tokens else []
     return ", ".join(parts)

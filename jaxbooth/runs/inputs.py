@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxbooth.base.adapters import check_adapters, read_lora_init
 from jaxbooth.base.encoded_prompts import EncodedPrompts
 from jaxbooth.base.model import BaseModel, check_resolution
 from jaxbooth.base.sampling import ImageSampler, configured_sampling
-from jaxbooth.base.trainable import check_rank, read_lora_init, trained_shapes
+from jaxbooth.base.trainable import trained_shapes
 from jaxbooth.config.prior import PriorConfig
 from jaxbooth.config.rules import check_schedule
 from jaxbooth.config.run_config import Config
@@ -105,7 +106,7 @@ def check_model(config: Config, base: BaseModel) -> None:
     for component in base.components:
         find_tensors(base.folder / component, base.module(component))
     trained = trained_shapes(base, config)
-    check_rank(base, config)
+    check_adapters(base, config)
     if config.lora.init:
         read_lora_init(base, config, trained)
 

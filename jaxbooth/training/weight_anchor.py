@@ -1,8 +1,8 @@
 """The weight anchor: how far everything trained has moved from the base model's weights, as one squared norm.
 
 Lambda times this pulls the weights back (L2-SP, Li et al. 2018, arXiv 1802.01483, where theta_0 is the pretrained
-model). Of a LoRA it is the squared Frobenius norm of what merging it adds to each kernel, without forming that. The
-embeddings of placeholder tokens have no place in the base model, and are left out.
+model). Of a LoRA it is the squared Frobenius norm of what merging it adds to each kernel, without forming that (but for
+LoHa). The embeddings of placeholder tokens have no place in the base model, and are left out.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,9 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jaxbooth.models.lora import LORA_A, LORA_B, MAGNITUDE, LoraSpec, lora_layers, output_norms
+from jaxbooth.models.adapter_kinds import MAGNITUDE, LoraSpec
+from jaxbooth.models.lora import layer_parts, lora_layers, output_norms
+from jaxbooth.models.low_rank import LORA_A, LORA_B, as_matrix, output_squares
 from jaxbooth.models.quantization import full_kernel
 from jaxbooth.params import KERNEL_SCALE, Array, Params
 from jaxbooth.training.reference import ANCHOR
@@ -32,26 +34,16 @@ def squared_change(params: Params, frozen: Mapping[str, Params], lora: LoraSpec 
     if lora is None:
         return total
     for layer in lora_layers(params):
-        down, up = as_matrix(params[f"{layer}.{LORA_A}"]), as_matrix(params[f"{layer}.{LORA_B}"])
+        parts = layer_parts(params, layer)
+        scale = lora.scale_of(parts)
         if not lora.dora:
-            total += lora.scale**2 * jnp.sum(output_squares(down, up))
+            total += scale**2 * lora.formulas.squared_norm(parts)
             continue
         component, name = layer.split(".", 1)
         values = frozen[component]
-        kernel = full_kernel(values[f"{name}.kernel"], values.get(f"{name}.kernel{KERNEL_SCALE}"))
-        total += dora_change(kernel.reshape(-1, kernel.shape[-1]), down, up, params[f"{layer}.{MAGNITUDE}"], lora.scale)
+        kernel = as_matrix(full_kernel(values[f"{name}.kernel"], values.get(f"{name}.kernel{KERNEL_SCALE}")))
+        total += dora_change(kernel, as_matrix(parts[LORA_A]), as_matrix(parts[LORA_B]), parts[MAGNITUDE], scale)
     return total
-
-
-def as_matrix(adapter: Float[Array, "*window fan_in fan_out"]) -> Float[Array, "rows fan_out"]:
-    """Flattens all axes but the last."""
-    return adapter.reshape(-1, adapter.shape[-1])
-
-
-def output_squares(down: Float[Array, "rows rank"], up: Float[Array, "rank outputs"]) -> Float[Array, " outputs"]:
-    """Returns the squared norm of each column of A B, by way of the (rank, rank) matrix A^T A."""
-    gram = jnp.matmul(down.T, down, precision="highest")
-    return jnp.sum(up * jnp.matmul(gram, up, precision="highest"), axis=0)
 
 
 def dora_change(

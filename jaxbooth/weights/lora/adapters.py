@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxbooth.models.lora import LORA_A, LORA_B, MAGNITUDE, lora_layers
+from jaxbooth.models.adapter_kinds import MAGNITUDE
+from jaxbooth.models.lora import lora_layers
+from jaxbooth.models.low_rank import LORA_A, LORA_B
 from jaxbooth.weights.names import export_array, import_axes
 
 

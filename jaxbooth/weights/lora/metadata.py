@@ -6,15 +6,15 @@ from jaxbooth.models.denoiser_config import DenoiserConfig
 from jaxbooth.weights.architectures import family_of
 
 
-def kohya_metadata(config: DenoiserConfig, ranks: Iterable[int], alpha: float, is_dora: bool) -> dict[str, str]:
+def kohya_metadata(config: DenoiserConfig, ranks: Iterable[int], alpha: float, is_lycoris: bool) -> dict[str, str]:
     """Returns the keys that kohya's tools and the web UIs read.
 
-    The module that reads DoRA is LyCORIS; kohya's own `networks.lora` knows none.
+    The module that reads DoRA, LoHa and LoKr is LyCORIS; kohya's own `networks.lora` knows none.
     """
     family, dims = family_of(config), set(ranks)
     prediction = "v" if (config.sample_size or 0) > 64 else "epsilon"  # of the published models of SD 2.x
     return {
-        "ss_network_module": "lycoris.kohya" if is_dora else "networks.lora",
+        "ss_network_module": "lycoris.kohya" if is_lycoris else "networks.lora",
         "ss_network_dim": str(*dims) if len(dims) == 1 else "Dynamic",
         "ss_network_alpha": f"{alpha:g}",
         "ss_base_model_version": family.kohya_version,

@@ -17,6 +17,7 @@ from jaxbooth.weights.architectures import COMPONENTS, FAMILIES, family_of
 from jaxbooth.weights.denoiser_file.names import DenoiserFile, projection_order
 from jaxbooth.weights.diffusers_read import list_names
 from jaxbooth.weights.ldm.names import unet_key
+from jaxbooth.weights.lora.lycoris import FACTORS, has_factors, missing_factors
 from jaxbooth.weights.names import published_path
 
 LORA_COMPONENTS = tuple(name for name in COMPONENTS if name != "vae")
@@ -36,10 +37,11 @@ TENSOR_NAME = re.compile(
     r"(?P<module>.+?)(?:"
     r"(?P<down>\.lora_A\.(?:default\.)?weight|(?:\.lora_|[._]lora\.|\.lora_linear_layer\.)down\.weight)|"
     r"(?P<up>\.lora_B\.(?:default\.)?weight|(?:\.lora_|[._]lora\.|\.lora_linear_layer\.)up\.weight)|"
+    rf"\.(?P<factor>{FACTORS})|"
     r"(?P<alpha>\.alpha)|(?P<magnitude>\.lora_magnitude_vector(?:\.default)?(?:\.weight)?)|(?P<dora_scale>\.dora_scale))"
 )
 UNSUPPORTED = {
-    r"\.hada_": "LoHa", r"\.lokr_": "LoKr", r"\.b?oft_": "OFT", r"\.lora_mid\.": "LoCon with Tucker decomposition",
+    r"\.b?oft_": "OFT", r"\.lora_mid\.": "LoCon with Tucker decomposition",
     r"\.lora_B\.bias": "LoRA with biases", r"\.on_input$": "IA3", r"\.diff(_b)?$|\.[wb]_norm$": "full differences",
 }  # fmt: skip
 
@@ -139,7 +141,7 @@ def authors_modules(component: str, layers: Iterable[str], file: DenoiserFile) -
 
 
 def group_names(path: Path, names: list[str]) -> dict[str, dict[str, str]]:
-    """Returns module as the file spells it -> part of its adapter -> tensor name.
+    """Returns module as the file spells it -> part of its adapter, or factor of its LoHa or LoKr -> tensor name.
 
     Raises:
         UserError: a tensor is no part of a LoRA, or a module lacks one of its two matrices.
@@ -149,10 +151,12 @@ def group_names(path: Path, names: list[str]) -> dict[str, dict[str, str]]:
     for name in names:
         for pattern, method in UNSUPPORTED.items():
             if re.search(pattern, name):
-                raise UserError(f"{path}: {method} is not supported ({name}); jaxbooth reads LoRA and DoRA.")
+                raise UserError(
+                    f"{path}: {method} is not supported ({name}); jaxbooth reads LoRA, DoRA, LoHa and LoKr."
+                )
         match = TENSOR_NAME.fullmatch(name)
         if match:
-            parts_of.setdefault(match["module"], {})[match.lastgroup or ""] = name
+            parts_of.setdefault(match["module"], {})[match["factor"] or match.lastgroup or ""] = name
         else:
             strange.append(name)
     if not parts_of:
@@ -162,7 +166,14 @@ def group_names(path: Path, names: list[str]) -> dict[str, dict[str, str]]:
     if strange:
         raise UserError(f"{path}: {len(strange)} of its tensors are no part of a LoRA ({list_names(strange)}).")
     for name, parts in parts_of.items():
-        lacking = [matrix for part, matrix in (("down", "A (lora_down)"), ("up", "B (lora_up)")) if part not in parts]
+        lacking = missing_matrices(parts)
         if lacking:
             raise UserError(f"{path}: {name} has no {' and no '.join(lacking)} matrix; fetch the file again.")
     return parts_of
+
+
+def missing_matrices(parts: Mapping[str, str]) -> list[str]:
+    """Returns what a module lacks, of a LoRA's two matrices or a LoHa's or LoKr's factors."""
+    if has_factors(parts):
+        return missing_factors(parts)
+    return [matrix for part, matrix in (("down", "A (lora_down)"), ("up", "B (lora_up)")) if part not in parts]
