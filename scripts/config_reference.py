@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from jaxbooth.cli.evaluate import EvaluateArguments
 from jaxbooth.cli.export import ExportArguments
+from jaxbooth.cli.lora import LoraExtractArguments, LoraMergeArguments, LoraResizeArguments
 from jaxbooth.cli.plan import PlanArguments
 from jaxbooth.cli.report import ReportArguments
 from jaxbooth.cli.sample import SampleArguments
@@ -133,7 +134,9 @@ def section(title: str, kind: type[BaseModel], prefix: str, text: str) -> list[s
 
 def command(title: str, kind: type[BaseModel], skip: Iterable[str] = ()) -> list[str]:
     """Returns the flags of a command."""
-    positional = next((key for key in kind.model_fields if key in ("source", "run", "runs")), "")
+    positional = next(
+        (key for key in kind.model_fields if key in ("source", "run", "runs", "files", "file", "model")), ""
+    )
 
     def name(key: str) -> str:
         given = kind.model_fields[key].metadata
@@ -162,6 +165,9 @@ def reference() -> str:
     lines += command("jaxbooth export RUN", ExportArguments)
     lines += command("jaxbooth evaluate RUN", EvaluateArguments)
     lines += command("jaxbooth report RUN [RUN ...]", ReportArguments)
+    lines += command("jaxbooth lora merge FILE[:WEIGHT] ...", LoraMergeArguments)
+    lines += command("jaxbooth lora resize FILE", LoraResizeArguments)
+    lines += command("jaxbooth lora extract MODEL", LoraExtractArguments)
     lines += command("jaxbooth plan [CONFIG]", PlanArguments, skip=Config.model_fields)
     return "\n".join(lines).rstrip() + "\n"
 

@@ -21,7 +21,7 @@ FLOORS = (
     ("config",),
     ("base",),
     ("data",),
-    ("training", "metrics", "export"),
+    ("training", "metrics", "export", "lora_tools"),
     ("plan",),
     ("runs",),
     ("many",),

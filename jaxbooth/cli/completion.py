@@ -10,6 +10,7 @@ import tyro
 
 from jaxbooth.cli.evaluate import EvaluateArguments
 from jaxbooth.cli.export import ExportArguments
+from jaxbooth.cli.lora import lora_arguments
 from jaxbooth.cli.plan import PlanArguments
 from jaxbooth.cli.report import ReportArguments
 from jaxbooth.cli.sample import SampleArguments
@@ -42,6 +43,7 @@ def completion_command(argv: list[str]) -> None:
         "evaluate": EvaluateArguments,
         "report": ReportArguments,
         "plan": PlanArguments,
+        "lora": lora_arguments,
         "doctor": Section,
     }
     script = io.StringIO()

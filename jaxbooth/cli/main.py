@@ -14,6 +14,7 @@ from jaxbooth.cli.completion import completion_command
 from jaxbooth.cli.doctor import doctor_command
 from jaxbooth.cli.evaluate import evaluate_command
 from jaxbooth.cli.export import export_command
+from jaxbooth.cli.lora import lora_command
 from jaxbooth.cli.plan import plan_command
 from jaxbooth.cli.report import report_command
 from jaxbooth.cli.sample import sample_command
@@ -37,6 +38,7 @@ USAGE = """usage: jaxbooth COMMAND ...
   evaluate RUN               measure what a run has learned and what it has forgotten
   report RUN [RUN ...]       show runs on one HTML page: curves, sample images, settings, scores
   plan [CONFIG] [--flags]    tell if a run fits into memory, how long it takes, and what would help
+  lora merge|resize|extract  work on LoRA files without training
   doctor                     show versions, devices and caches
   completion bash|zsh        print a script that completes commands and flags in a shell
   help [COMMAND]             show this text, or the flags of a command
@@ -70,6 +72,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": evaluate_command,
     "report": report_command,
     "plan": plan_command,
+    "lora": lora_command,
     "doctor": doctor_command,
     "completion": completion_command,
     "help": help_command,

@@ -120,6 +120,8 @@ def test_no_name_of_a_peer_is_one_of_jaxbooths_own_keys():
         (["jaxbooth", "train", "demo", "--train.rem"], {"--train.remat"}),
         (["jaxbooth", "train", "demo", "--train.lea"], {"--train.learning-rate"}),
         (["jaxbooth", "sample", "--sampler", "eu"], {"euler", "euler_ancestral"}),
+        (["jaxbooth", "lora", "ext"], {"extract"}),
+        (["jaxbooth", "lora", "resize", "--ra"], {"--rank"}),
     ],
 )
 def test_bash_completes_commands_flags_and_choices(bash_completion, words, completed):
