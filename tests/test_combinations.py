@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
-from jaxbooth.base.trainable import add_trainable, init_trainable, read_lora_init, trained_shapes
+from jaxbooth.base.adapters import read_lora_init
+from jaxbooth.base.trainable import add_trainable, init_trainable, trained_shapes
 from jaxbooth.errors import UserError
 from jaxbooth.models.adapter_kinds import MAGNITUDE
 from jaxbooth.models.lora import merge
@@ -101,7 +102,7 @@ def test_a_run_starts_as_the_model_of_its_file(settings, micro, micro_params, tm
 
 
 def test_a_dora_run_starts_as_the_model_of_its_file(micro, micro_params, tmp_path):
-    path, expected = lora_file(tmp_path, micro, micro_params, rank=2, dora=True)
+    path, expected = lora_file(tmp_path, micro, micro_params, rank=2, kind="dora")
     config = configure((2, 2), lora={"rank": 4, "kind": "dora", "init": path})
     base = add_trainable(micro, config)
     found = init_trainable(base, config, trained_shapes(base, config), micro_params)
