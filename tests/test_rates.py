@@ -67,6 +67,7 @@ def test_new_words_have_a_rate_of_their_own():
 @pytest.mark.parametrize(("sections", "expected"), [
     ({}, "250 steps x (4 + 4) rows = 1000 instance views, 200 views of each image; learning rate 0.0002"),
     ({"lora": {"rank": 16}}, "200 views of each image; learning rate 0.002"),
+    ({"lora": {"rank": 16, "b_rate_ratio": 16}}, "learning rate 0.002, of matrices B 0.032"),
     (ALONE, "250 steps x (4 + 0) rows = 1000 instance views, 200 views of each image; learning rate 0.02"),
     ({"train": {"steps": 1}}, "1 steps x (4 + 4) rows = 4 instance views, 0.8 views of each image"),
 ])  # fmt: skip

@@ -47,6 +47,7 @@ IDLE = [
     ({"lora": {"alpha": 8}}, "--lora.alpha needs --lora.rank"),
     ({"lora": {"rslora": True}}, "--lora.rslora needs --lora.rank"),
     ({"lora": {"kind": "dora"}}, "--lora.kind needs --lora.rank"),
+    ({"lora": {"b_rate_ratio": 16}}, "--lora.b-rate-ratio needs --lora.rank"),
     ({"lora": {"targets": "attention+ff"}}, "--lora.targets needs --lora.rank"),
     ({"lora": {"rank": 4, "factor": 8}}, "--lora.factor only acts with --lora.kind lokr"),
     ({"lora": {"init": "a.safetensors"}}, "--lora.init needs --lora.rank"),
@@ -134,6 +135,8 @@ TRAINING = [
     ({"train": {"optimizer": "schedule_free_adamw", "ema_decay": 0.9}}, "averages the weights itself"),
     ({"train": {"optimizer": "prodigy", "learning_rate": 1e-4}}, "--train.learning-rate 0.0001 only scales .* to 1"),
     ({"text": NEW | {"token_learning_rate": 5e-4}, "train": {"optimizer": "prodigy"}}, "--text.token-learning-rate"),
+    ({"lora": LORA | {"b_rate_ratio": 16}, "train": {"optimizer": "prodigy"}},
+     "--lora.b-rate-ratio 16 asks for two learning rates, and --train.optimizer prodigy finds one"),
     ({"loss": {"min_timestep": 9, "max_timestep": 8}}, "--loss.max-timestep 8 is below --loss.min-timestep 9"),
 ]  # fmt: skip
 
@@ -166,7 +169,7 @@ def test_shipped_configurations_pass(path):
         {"text": ALONE, "prior": OFF, "train": {"remat": "blocks", "ema_decay": 0.9, "max_grad_norm": 0}},
         {"text": ALONE | {"token_learning_rate": 1}, "prior": OFF, "train": {"optimizer": "prodigy"}},
         {"text": NEW | {"initializer_token": "dog"}, "prior": OFF, "data": WORD | {"class_prompt": None}},
-        {"train": {"optimizer": "schedule_free_adamw", "warmup_steps": 10}, "lora": LORA},
+        {"train": {"optimizer": "schedule_free_adamw", "warmup_steps": 10}, "lora": LORA | {"b_rate_ratio": 4}},
         {"data": several({"class_dir": "birds"}), "train": {"batch_size": 4, "gradient_accumulation_steps": 2}},
         {"data": several({}, {"instance_dir": "cats", "class_prompt": "a cat"})},
     ],

@@ -64,7 +64,9 @@ def train_together(base, mesh, subjects, dispatches=(2, 3), order=(0, 1, 2)):
     keys = np.stack([subjects[number][0].key for number in order])
     state, text, keys = put((state, text, keys), on_slots)
     no_gradient = unused_parameters(spec.base, {})
-    optimizer_of = functools.partial(make_slot_optimizer, config.train, no_gradient=no_gradient)
+    optimizer_of = functools.partial(
+        make_slot_optimizer, config.train, no_gradient=no_gradient, b_ratio=config.lora.b_rate_ratio
+    )
     dispatch = make_slot_dispatch(spec, optimizer_of, max(dispatches))
     done, losses = [0] * len(order), [[] for _ in order]
     for limit in dispatches:
@@ -132,7 +134,12 @@ def check_equal_to_alone(subjects, together):
             },
             marks=pytest.mark.slow,
         ),
-        {"prior": {"method": ("output-preservation", "weight-anchor")}, "ema_decay": 0.9, "remat": "blocks"},
+        {
+            "prior": {"method": ("output-preservation", "weight-anchor")},
+            "ema_decay": 0.9,
+            "remat": "blocks",
+            "lora": LORA | {"b_rate_ratio": 4.0},
+        },
         pytest.param(
             {"text_encoder": True, "text": {"learning_rate": 1e-3}, "prior": {"target": "frozen"}},
             marks=pytest.mark.slow,

@@ -13,6 +13,7 @@ REQUIRED_KEYS = {
     "lora.alpha": "lora.rank",
     "lora.rslora": "lora.rank",
     "lora.kind": "lora.rank",
+    "lora.b_rate_ratio": "lora.rank",
     "lora.targets": "lora.rank",
     "lora.init": "lora.rank",
     "text.vectors_per_token": "text.placeholder_tokens",

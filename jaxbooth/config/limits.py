@@ -79,6 +79,7 @@ ModeScale = Annotated[float, Ge(-1), Le(1.75), AllowInfNan(False)]  # beyond 2 /
 TimestepShift = Annotated[float, Ge(1e-3), Le(1000), AllowInfNan(False)]
 NoiseStrength = Annotated[float, Ge(0), Le(10), AllowInfNan(False)]
 Alpha = Annotated[float, Ge(1e-6), Le(10**6), AllowInfNan(False)]
+RateRatio = Annotated[float, Ge(1), Le(10_000), AllowInfNan(False)]
 Rank = Annotated[int, Gt(0), Le(16_384)]  # the layers of the base model may allow less
 Factor = Annotated[int, Ge(-1), Le(16_384)]  # of a layer's inputs and outputs
 

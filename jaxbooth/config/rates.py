@@ -15,6 +15,7 @@ class LearningRates(NamedTuple):
         token_steps: steps at the start that belong to the placeholder tokens alone.
         tokens_only: nothing but placeholder tokens is trained.
         has_groups: not everything is trained at one rate.
+        b_ratio: what multiplies the rate of a LoRA's matrices B, in whichever group they are.
     """
 
     denoiser: float
@@ -23,6 +24,7 @@ class LearningRates(NamedTuple):
     token_steps: int = 0
     tokens_only: bool = False
     has_groups: bool = False
+    b_ratio: float = 1.0
 
     def peak(self, group: Group) -> float:
         """Returns the peak rate of a group."""
@@ -45,6 +47,7 @@ def learning_rates(config: Config) -> LearningRates:
         token_steps=token_steps(config),
         tokens_only=text.is_textual_inversion,
         has_groups=text.learning_rate is not None or bool(text.placeholder_tokens),
+        b_ratio=config.lora.b_rate_ratio,
     )
 
 

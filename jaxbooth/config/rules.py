@@ -198,7 +198,12 @@ def check_tokens(config: Config) -> None:
 
 
 def check_prodigy(config: Config) -> None:
-    """Refuses learning rates with which Prodigy, which finds the rate itself, would hardly move."""
+    """Refuses learning rates with which Prodigy, which finds the rate itself, would hardly move, and ratios of them."""
+    if config.lora.b_rate_ratio != 1:
+        raise UserError(
+            f"--lora.b-rate-ratio {config.lora.b_rate_ratio:g} asks for two learning rates, and --train.optimizer "
+            "prodigy finds one for all parameters; leave the ratio out, or choose adamw."
+        )
     rates = {
         "--train.learning-rate": 1.0 if config.text.is_textual_inversion else peak_learning_rate(config),
         "--text.learning-rate": config.text.learning_rate or 1.0,

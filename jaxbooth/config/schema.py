@@ -155,6 +155,8 @@ class LoraConfig(Section):
     factor: limits.Factor = NEAREST
     """Groups that a LoKr cuts a layer's inputs and outputs into; -1: as many as they are wide. Where it does not divide
     them, the next smaller number that does."""
+    b_rate_ratio: limits.RateRatio = 1.0
+    """Learning rate of the matrices B over that of the matrices A; LoRA+ has 16. Not with prodigy."""
     init: Path | None = None
     """LoRA file to start from, of jaxbooth or another trainer."""
 

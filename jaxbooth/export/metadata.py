@@ -65,6 +65,7 @@ def training_settings(config: Config, base: BaseModel, step: int) -> dict[str, A
         "batch": f"{train.batch_size} instance + {config.prior_rows} prior",
         "optimizer": train.optimizer,
         "learning rate": None if text.is_textual_inversion else peak_learning_rate(config),
+        "learning rate ratio of matrices B": lora.b_rate_ratio if lora.b_rate_ratio != 1 else None,
         "learning rate of the text encoder": peak_learning_rate(config, "text") if train.text_encoder else None,
         "learning rate of placeholder tokens": peak_learning_rate(config, "tokens")
         if text.placeholder_tokens

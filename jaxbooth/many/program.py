@@ -132,7 +132,9 @@ def make_program(
         base, mesh, NO_SLICES, optimizer, config.train, config.loss, config.prior, config.text, rates, (side, side),
         slots,
     )  # fmt: skip
-    optimizer_of = functools.partial(make_slot_optimizer, config.train, no_gradient=no_gradient)
+    optimizer_of = functools.partial(
+        make_slot_optimizer, config.train, no_gradient=no_gradient, b_ratio=config.lora.b_rate_ratio
+    )
     initial = optimizer_of(dict.fromkeys(rate_groups(rates), np.zeros((), np.float32)))
     build = jax.jit(lambda masters: build_state(masters, initial, keep_ema))
     step_components = set(base.trainable_components(config.trains_text))

@@ -84,7 +84,9 @@ def abstract_slots(config: Config, base: BaseModel, mesh: AnyMesh, slots: int) -
 def trace_slots(config: Config, base: BaseModel, step: AbstractSlots) -> Any:
     """Traces a dispatch."""
     no_gradient = unused_parameters(base, trained_shapes(base, config))
-    optimizer_of = functools.partial(make_slot_optimizer, config.train, no_gradient=no_gradient)
+    optimizer_of = functools.partial(
+        make_slot_optimizer, config.train, no_gradient=no_gradient, b_ratio=config.lora.b_rate_ratio
+    )
     dispatch = make_slot_dispatch(step.spec, optimizer_of, config.train.steps_per_dispatch)
     count: Any = jax.ShapeDtypeStruct((), np.int32)
     return dispatch.trace(step.state, step.frozen, step.text, step.rows, step.keys, count)

@@ -156,9 +156,10 @@ def describe_length(config: Config, images: int) -> str:
     train, rates = config.train, learning_rates(config)
     views = train.steps * train.batch_size
     rate = rates.tokens if rates.tokens_only else rates.denoiser
+    of_b = f", of matrices B {rates.b_ratio * rate:g}" if rates.b_ratio != 1 else ""
     return (
         f"{train.steps} steps x ({train.batch_size} + {config.prior_rows}) rows = "
-        f"{views} instance views, {views / images:.3g} views of each image; learning rate {rate:g}"
+        f"{views} instance views, {views / images:.3g} views of each image; learning rate {rate:g}{of_b}"
     )
 
 

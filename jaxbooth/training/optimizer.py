@@ -6,6 +6,7 @@ Three groups of parameters may have a rate of their own: the denoiser, the text 
 from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any
 
+import jax
 import optax
 from jaxtyping import Float
 from optax.contrib import ScheduleFreeState, prodigy, schedule_free, schedule_free_eval_params
@@ -14,6 +15,7 @@ from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
 from jaxbooth.config.rates import Group, LearningRates
 from jaxbooth.config.schema import TrainConfig
 from jaxbooth.errors import UserError
+from jaxbooth.models.lora import LORA_B
 from jaxbooth.params import AnyArray, Params
 
 DEFAULT_B2 = {"lion": 0.99}
@@ -90,7 +92,7 @@ def make_optimizer(
     if train.optimizer == "schedule_free_adamw" and train.b1 == 0:
         raise UserError("--train.b1 must not be 0 with --train.optimizer schedule_free_adamw, which averages by it.")
     rate_of = {group: group_rate(train, rates, group) for group in rate_groups(rates)}
-    return assemble(train, rate_of, no_gradient, rates.token_steps)
+    return assemble(train, rate_of, no_gradient, rates.token_steps, rates.b_ratio)
 
 
 def rate_groups(rates: LearningRates) -> tuple[Group, ...]:
@@ -99,16 +101,21 @@ def rate_groups(rates: LearningRates) -> tuple[Group, ...]:
 
 
 def make_slot_optimizer(
-    train: TrainConfig, rates: Mapping[Group, Float[AnyArray, ""]], no_gradient: Collection[str] = ()
+    train: TrainConfig,
+    rates: Mapping[Group, Float[AnyArray, ""]],
+    no_gradient: Collection[str] = (),
+    b_ratio: float = 1.0,
 ) -> optax.GradientTransformation:
     """Returns the optimizer of `make_optimizer` for one step at given rates; its state is the same.
 
     Args:
         rates: of one group, or of all where they differ.
+        b_ratio: see `LearningRates`.
     """
-    if has_constant_rate(train):
-        return assemble(train, rates, no_gradient)
-    return assemble(train, {group: lambda _, rate=rate: rate for group, rate in rates.items()}, no_gradient)
+    rate_of: Mapping[Group, Any] = rates
+    if not has_constant_rate(train):
+        rate_of = {group: lambda _, rate=rate: rate for group, rate in rates.items()}
+    return assemble(train, rate_of, no_gradient, b_ratio=b_ratio)
 
 
 def has_constant_rate(train: TrainConfig) -> bool:
@@ -122,17 +129,21 @@ def group_rate(train: TrainConfig, rates: LearningRates, group: Group) -> Any:
 
 
 def assemble(
-    train: TrainConfig, rate_of: Mapping[Group, Any], no_gradient: Collection[str], token_steps: int = 0
+    train: TrainConfig,
+    rate_of: Mapping[Group, Any],
+    no_gradient: Collection[str],
+    token_steps: int = 0,
+    b_ratio: float = 1.0,
 ) -> optax.GradientTransformation:
     """Joins clipping and the update rules of groups of parameters; one group stands for all parameters.
 
     Args:
         rate_of: what optax takes as each group's learning rate.
-        token_steps: see `LearningRates`.
+        token_steps, b_ratio: see `LearningRates`.
     """
     clip = optax.clip_by_global_norm(train.max_grad_norm) if train.max_grad_norm else optax.identity()
     rules: dict[Hashable, Any] = {
-        group: update_rule(train, rate, group, no_gradient) for group, rate in rate_of.items()
+        group: update_rule(train, rate, group, no_gradient, b_ratio) for group, rate in rate_of.items()
     }
     if len(rules) == 1:
         return optax.chain(clip, *rules.values())
@@ -159,9 +170,9 @@ def active_in_phase(rule: optax.GradientTransformation, group: Group, token_step
 
 
 def update_rule(
-    train: TrainConfig, rate: Any, group: Group, no_gradient: Collection[str] = ()
+    train: TrainConfig, rate: Any, group: Group, no_gradient: Collection[str] = (), b_ratio: float = 1.0
 ) -> optax.GradientTransformation:
-    """Returns the chosen rule at a group's rate, a number or a schedule."""
+    """Returns the chosen rule at a group's rate, a number or a schedule, and at `b_ratio` times it for matrices B."""
     # Embeddings have no resting point at zero, so decay would only shrink them.
     decay = 0.0 if group == "tokens" else train.weight_decay
     mask = decay_mask(no_gradient)
@@ -169,18 +180,19 @@ def update_rule(
     b2 = DEFAULT_B2.get(train.optimizer, 0.999) if train.b2 is None else train.b2
     match train.optimizer:
         case "adamw":
-            return with_mu_dtype(train.mu_dtype, optax.adamw(rate, b1, b2, eps, weight_decay=decay, mask=mask))
+            rule = with_mu_dtype(train.mu_dtype, optax.adamw(rate, b1, b2, eps, weight_decay=decay, mask=mask))
         case "adafactor":
-            return adafactor(rate, decay, mask)
+            rule = adafactor(rate, decay, mask)
         case "lion":
-            return with_mu_dtype(train.mu_dtype, optax.lion(rate, b1, b2, weight_decay=decay, mask=mask))
+            rule = with_mu_dtype(train.mu_dtype, optax.lion(rate, b1, b2, weight_decay=decay, mask=mask))
         case "prodigy":
             rule = prodigy(rate, (b1, b2), eps=eps, weight_decay=decay)
-            return optax.chain(rule, optax.masked(optax.set_to_zero(), inverse(mask))) if mask else rule
+            rule = optax.chain(rule, optax.masked(optax.set_to_zero(), inverse(mask))) if mask else rule
         case "schedule_free_adamw":
             rms = optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True)
             direction = optax.chain(rms, optax.add_decayed_weights(decay, mask))
-            return schedule_free_optimizer(direction, rate, b1)
+            return schedule_free_optimizer(direction, rate, b1, b_ratio)
+    return with_b_ratio(b_ratio, rule)
 
 
 Mask = Callable[[Mapping[str, Any]], dict[str, bool]]
@@ -208,18 +220,35 @@ def adafactor(rate: optax.Schedule, decay: float, mask: Mask | None) -> optax.Gr
 
 
 def schedule_free_optimizer(
-    direction: optax.GradientTransformation, rate: Any, b1: float
+    direction: optax.GradientTransformation, rate: Any, b1: float, b_ratio: float
 ) -> optax.GradientTransformation:
     """Returns the schedule-free method (Defazio et al. 2024, arXiv 2405.15682) on an update direction.
 
-    Its own count of steps starts at 1 (`optax.contrib.schedule_free`), and that of the rate at 0.
+    Its own count of steps starts at 1 (`optax.contrib.schedule_free`), and that of the rate at 0. The average weighs
+    steps by their rate over the sum of all rates, which a ratio leaves as it is.
     """
 
     def weight_rate(count: Any) -> Any:
         return rate(count - 1) if callable(rate) else rate
 
-    base = optax.chain(direction, optax.scale_by_learning_rate(rate))
+    base = with_b_ratio(b_ratio, optax.chain(direction, optax.scale_by_learning_rate(rate)))
     return schedule_free(base, weight_rate if callable(rate) else rate, b1)
+
+
+def with_b_ratio(ratio: float, rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Returns a rule that trains the matrices B of LoRAs at `ratio` times its rate: LoRA+ (Hayou et al. 2024).
+
+    arXiv 2402.12354, section 4. The updates of the rule are to be its rate times what does not depend on the rate.
+    """
+
+    def scaled(path: Any, change: Any) -> Any:
+        return ratio * change if path[0].key.endswith(f".{LORA_B}") else change
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = rule.update(updates, state, params)
+        return jax.tree.map_with_path(scaled, updates), state
+
+    return rule if ratio == 1 else optax.GradientTransformation(rule.init, update)
 
 
 def with_mu_dtype(dtype: str, rule: optax.GradientTransformation) -> optax.GradientTransformation:
