@@ -11,7 +11,8 @@ from peft.optimizers import create_loraplus_optimizer
 from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
 from jaxbooth.config.rates import learning_rates
 from jaxbooth.config.run_config import Config
-from jaxbooth.models.lora import LORA_A, LORA_B, MAGNITUDE
+from jaxbooth.models.adapter_kinds import MAGNITUDE
+from jaxbooth.models.low_rank import LORA_A, LORA_B
 from jaxbooth.training.optimizer import averaged_params, learning_rate_schedule, make_optimizer
 
 RATE, RATIO, DECAY, STEPS = 1e-2, 16.0, 0.1, 10

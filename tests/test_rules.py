@@ -135,6 +135,7 @@ TRAINING = [
     ({"train": {"optimizer": "schedule_free_adamw", "ema_decay": 0.9}}, "averages the weights itself"),
     ({"train": {"optimizer": "prodigy", "learning_rate": 1e-4}}, "--train.learning-rate 0.0001 only scales .* to 1"),
     ({"text": NEW | {"token_learning_rate": 5e-4}, "train": {"optimizer": "prodigy"}}, "--text.token-learning-rate"),
+    ({"lora": LORA | {"b_rate_ratio": 16, "kind": "lokr"}}, "--lora.b-rate-ratio 16 is for .* and lokr has none"),
     ({"lora": LORA | {"b_rate_ratio": 16}, "train": {"optimizer": "prodigy"}},
      "--lora.b-rate-ratio 16 asks for two learning rates, and --train.optimizer prodigy finds one"),
     ({"loss": {"min_timestep": 9, "max_timestep": 8}}, "--loss.max-timestep 8 is below --loss.min-timestep 9"),

@@ -16,13 +16,18 @@ from jaxbooth.training.slot_rows import rate_table
 STEPS, PEAKS = (9, 5, 7), (1e-2, 3e-2, 2e-2)
 UNREAD = "text_encoder.last.lora_A"
 # Adafactor factors what has two sides of 128.
-SHAPES = {"unet.up.lora_A": (6, 4), "unet.up.lora_B": (130, 140), "unet.scale": (5,), "text_encoder.lora_B": (3, 3)}
+SHAPES = {
+    "unet.up.lora_A.kernel": (6, 4),
+    "unet.up.lora_B.kernel": (130, 140),
+    "unet.scale": (5,),
+    "text_encoder.lora_B.kernel": (3, 3),
+}
 
 
 def subject(peak: float, steps: int, **settings) -> Config:
     train = {"learning_rate": peak, "steps": steps, "weight_decay": 0.1} | settings
-    text = train.pop("text", {})
-    return Config.model_validate({"train": train, "text": text})
+    sections = {name: train.pop(name, {}) for name in ("text", "lora")}
+    return Config.model_validate({"train": train} | sections)
 
 
 def made_up(step: int) -> list[dict[str, np.ndarray]]:
@@ -46,8 +51,8 @@ def train_alone(config: Config, start: dict, gradients: list[dict]) -> tuple[dic
 
 def train_in_slots(configs: list[Config], starts: list[dict], gradients: list[list[dict]]) -> tuple[dict, Any]:
     """The same with a leading axis of subjects, as `slots.slot_step` makes its updates."""
-    train = configs[0].train
-    optimizer_of = functools.partial(make_slot_optimizer, train, no_gradient=[UNREAD])
+    train, b_ratio = configs[0].train, configs[0].lora.b_rate_ratio
+    optimizer_of = functools.partial(make_slot_optimizer, train, no_gradient=[UNREAD], b_ratio=b_ratio)
     some_rates = dict.fromkeys(rate_groups(learning_rates(configs[0])), np.zeros((), np.float32))
 
     @jax.jit
@@ -74,15 +79,17 @@ def stack(trees: list) -> dict:
     "settings",
     [
         {},
-        {"warmup_steps": 2},
+        {"warmup_steps": 2, "lora": {"rank": 4, "b_rate_ratio": 4.0}},
         {"warmup_steps": 1, "lr_scheduler": "cosine"},
         {"lr_scheduler": "linear", "text": {"learning_rate": 5e-3}, "text_encoder": True, "mu_dtype": "bfloat16"},
     ],
-    ids=["constant", "warmup", "cosine", "linear-groups"],
+    ids=["constant", "warmup-ratio", "cosine", "linear-groups"],
 )
 def test_the_update_of_a_slot_is_that_of_its_subject_alone(optimizer, settings):
     if optimizer == "schedule_free_adamw":
         settings = settings | {"lr_scheduler": "constant"}
+    if optimizer == "prodigy":
+        settings = settings | {"lora": {}}
     configs = [subject(peak, steps, optimizer=optimizer, **settings) for peak, steps in zip(PEAKS, STEPS, strict=True)]
     starts, gradients = made_up(0), [made_up(step) for step in range(1, 1 + min(STEPS))]
     together, states = train_in_slots(configs, starts, gradients)

@@ -61,7 +61,12 @@ def check_config(config: Config) -> None:
 
 
 def check_lora(config: Config) -> None:
-    """Refuses what a LoKr cannot be."""
+    """Refuses what a LoKr cannot be, and two rates for what has no matrices B."""
+    if config.lora.b_rate_ratio != 1 and config.lora.kind not in ("lora", "dora"):
+        raise UserError(
+            f"--lora.b-rate-ratio {config.lora.b_rate_ratio:g} is for the matrices B of --lora.kind lora and dora, and "
+            f"{config.lora.kind} has none; leave it out."
+        )
     if config.lora.factor == 0:
         raise UserError("--lora.factor 0 makes no groups; set a number such as 8, or -1 for the nearest factors.")
     if config.lora.kind == "lokr" and config.mesh.tensor > 1:

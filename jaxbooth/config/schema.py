@@ -156,7 +156,7 @@ class LoraConfig(Section):
     """Groups that a LoKr cuts a layer's inputs and outputs into; -1: as many as they are wide. Where it does not divide
     them, the next smaller number that does."""
     b_rate_ratio: limits.RateRatio = 1.0
-    """Learning rate of the matrices B over that of the matrices A; LoRA+ has 16. Not with prodigy."""
+    """Learning rate of the matrices B over that of the matrices A; LoRA+ has 16. Of lora and dora; not with prodigy."""
     init: Path | None = None
     """LoRA file to start from, of jaxbooth or another trainer."""
 

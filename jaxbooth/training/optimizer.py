@@ -15,7 +15,7 @@ from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
 from jaxbooth.config.rates import Group, LearningRates
 from jaxbooth.config.schema import TrainConfig
 from jaxbooth.errors import UserError
-from jaxbooth.models.lora import LORA_B
+from jaxbooth.models.low_rank import LORA_B
 from jaxbooth.params import AnyArray, Params
 
 DEFAULT_B2 = {"lion": 0.99}
