@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
 from jaxbooth.base.adapters import read_lora_init
+from jaxbooth.base.text_encoder import PLACEHOLDER_EMBEDDING
 from jaxbooth.base.trainable import add_trainable, init_trainable, trained_shapes
 from jaxbooth.errors import UserError
 from jaxbooth.models.adapter_kinds import MAGNITUDE
