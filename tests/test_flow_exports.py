@@ -167,3 +167,15 @@ def test_diffusers_generates_the_same_image_with_the_folder_and_with_each_lora_f
     assert [file.name for file in files] == ["lora_comfyui.safetensors", "pytorch_lora_weights.safetensors"]
     for file in files:
         assert np.abs(ours - in_diffusers(folders[family], file)).max() <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FLOW_FAMILIES)
+def test_diffusers_generates_the_same_image_with_a_lokr(export, folders, mesh, family):
+    lokr = {"lora": {"rank": 2, "alpha": 3.0, "kind": "lokr", "targets": "attention+ff"}}
+    merged = export(family, "diffusers", "float32", spread=0.6, **lokr)
+    adapters = export(family, "lokr", spread=0.6, **lokr)
+    ours = in_jaxbooth(merged.out, mesh)
+    assert ours.std() > 10
+    assert np.abs(ours - in_diffusers(folders[family])).max() > 10  # the LoKr does something
+    assert np.abs(ours - in_diffusers(folders[family], adapters.out / "pytorch_lora_weights.safetensors")).max() <= 2
