@@ -273,8 +273,8 @@ def test_bad_input_is_one_sentence(arguments, message, tmp_path, capsys, monkeyp
 @pytest.mark.slow
 @pytest.mark.parametrize(("block", "context"), [("down_blocks_1_attentions_0", 768), ("input_blocks_4_1", 2048)])
 def test_a_published_model_is_found_by_the_layers_of_a_file(block, context, tmp_path, rng):
-    name = f"lora_unet_{block}_transformer_blocks_0_attn1_to_q"
-    down, up = rng.normal(size=(2, 640)).astype("f4"), rng.normal(size=(640, 2)).astype("f4")
+    name = f"lora_unet_{block}_transformer_blocks_0_attn2_to_k"
+    down, up = rng.normal(size=(2, context)).astype("f4"), rng.normal(size=(640, 2)).astype("f4")
     path = tmp_path / "lora.safetensors"
     save_file({f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}, path)
     [lora], structure = read_files([path], None)
