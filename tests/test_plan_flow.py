@@ -98,6 +98,25 @@ def test_the_flops_of_z_image_are_those_of_its_products_and_of_attention(publish
     assert kernels == product * (LAYERS * (9 * 512) ** 2 * (4 + 7) + REFINERS * (8 * 512) ** 2 * (4 + 5))
 
 
+def test_z_image_on_int8_weights_agrees_with_its_compiled_step():
+    """Compiled for v5e:2x2 by libtpu 0.0.42 with the least effort: an instance and a class image per chip, 1024 px."""
+    train = {"batch_size": 4, "remat": "blocks"}
+    _, _, step = planned("zimage", find_topology("v5e:2x2"), train=train, model_quantization="int8")
+    arguments, temporary, program = 6_927_625_728, 4_486_161_408, 31_161_856
+    assert step.at().hbm_bytes - step.resident == pytest.approx(arguments + temporary + program, rel=0.05)
+    assert step.at().flops - step.kernel_flops() == pytest.approx(283_589_308_579_840, rel=0.01)
+    assert arguments + temporary + program + step.resident < 11 * GIB
+
+
+def test_a_quantized_text_encoder_needs_less_while_prompts_are_encoded(folders, monkeypatch):
+    monkeypatch.setattr("jaxbooth.models.quantization.MIN_SIZE", 1)
+    full, small = (
+        planned(folders["zimage"], find_topology("v5e:1"), model_quantization=kind)[2] for kind in ("none", "int8")
+    )
+    assert small.encoding < full.encoding
+    assert small.persistent["frozen"] < full.persistent["frozen"]
+
+
 def test_z_image_over_four_chips_agrees_with_its_compiled_step():
     """Compiled for v5e:2x2 by libtpu 0.0.42, all 30 layers: an instance and a class image per chip."""
     train = {"batch_size": 4, "remat": "attention"}
