@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ FLAGS = (
     "--train.checkpoint-every 6 --data.num-class-images 4 --prior.steps 2 --validation.every 15 "
     "--validation.images-per-prompt 1 --validation.steps 2"
 )
+ENDING = 20  # seconds in which processes of one program end with the one that was killed
 TOLERANCE = 1e-4  # of losses, relative: a subject may come back in another slot
 
 
@@ -102,8 +104,9 @@ def torture(
         print(f"kill {kills} after {seconds:.1f} s: {steps} steps more", flush=True)
         for process in alive:
             if process is not victim:
-                if not arguments.joined:  # those that are end by themselves
-                    process.send_signal(signal.SIGTERM)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(ENDING if arguments.joined else 0)  # they know of it, once they have met
+                process.send_signal(signal.SIGTERM)
                 process.wait()
     return kills
 
