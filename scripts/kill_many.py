@@ -47,7 +47,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--joined", action="store_true", help="the processes are one JAX program")
-    parser.add_argument("--wait", type=float, default=40, help="seconds until a kill, at most")
+    parser.add_argument("--wait", type=float, default=20, help="seconds until a kill, at most")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -90,8 +90,11 @@ def torture(
     while kills < arguments.kills:
         running = start_all(arguments, manifest, root)
         began, before = time.monotonic(), steps_done(root, names)
-        wait = draw.uniform(2, arguments.wait)
-        while time.monotonic() - began < wait and any(process.poll() is None for process in running):
+        if draw.random() < 0.5:  # else it may come while the program starts
+            while steps_done(root, names) == before and any(process.poll() is None for process in running):
+                time.sleep(0.2)
+        wait = time.monotonic() + draw.uniform(0, arguments.wait)
+        while time.monotonic() < wait and any(process.poll() is None for process in running):
             time.sleep(0.1)
         alive = [process for process in running if process.poll() is None]
         if not alive:
