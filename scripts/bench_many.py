@@ -26,11 +26,11 @@ from jaxbooth.assets import DEMO_SUBJECT
 from jaxbooth.config.load import load_config
 from jaxbooth.config.manifest import read_manifest
 from jaxbooth.console.output import output
-from jaxbooth.distributed.group import SingleProcess
 from jaxbooth.many.device_slots import DeviceSlots
 from jaxbooth.many.program import make_program
 from jaxbooth.many.root import complete_subject
 from jaxbooth.many.slot_run import open_slot_run
+from jaxbooth.many.train import encode_all
 from jaxbooth.runs.program_folder import ProgramFolder
 from jaxbooth.runs.restore import read_base
 from jaxbooth.sharding import make_mesh
@@ -141,15 +141,14 @@ def steady(arguments: argparse.Namespace) -> dict:
     folder = ProgramFolder(out / arguments.model)
     subjects = [complete_subject(subject, folder, base) for subject in read_manifest(manifest, config)]
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    encoded = encode_all(subjects, base, mesh) if base.text.runs_once else None
     dispatches = []
     for slots in arguments.slots:
-        program = make_program(subjects[0].config, base, mesh, slots, subjects[0].config, None, folder.checkpoints)
+        program = make_program(subjects[0].config, base, mesh, slots, subjects[0].config, encoded, folder.checkpoints)
         device_slots, runs = DeviceSlots(mesh, slots, program.example), []
         for slot, subject in enumerate(subjects[:slots]):
             with output.muted():
-                one = open_slot_run(
-                    program, subject.name, subject.config, None, SingleProcess(lambda: None), lambda: None
-                )
+                one = open_slot_run(program, subject.name, subject.config, None, lambda: None)
             device_slots.enter(slot, one.state, (one.data.text, one.data.frozen_text), one.key)
             runs.append(one.rows)
             one.close()
