@@ -48,8 +48,9 @@ def test_the_output_of_a_unet_changes_as_much_as_its_kind_is_inexact(kind, micro
     np.testing.assert_allclose(found, same, atol=1e-5 * np.abs(same).max())
 
 
-@pytest.mark.parametrize("adapter", ["lora", "dora"])
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize(
+    ("kind", "adapter"), [("int8", "lora"), ("int8", "loha"), ("int8", "lokr"), ("nf4", "lora"), ("nf4", "dora")]
+)
 def test_adapters_have_the_gradients_that_they_have_on_the_kernels_that_the_codes_stand_for(
     kind, adapter, micro, micro_params, rng
 ):
