@@ -113,6 +113,12 @@ def test_a_product_need_not_be_formed(rng):
     assert found.squared_error == pytest.approx(formed.squared_error, rel=1e-4)
 
 
+def test_a_product_of_zeros_stays_one():
+    found = truncate_product(np.zeros((6, 3), "f4"), np.ones((3, 5), "f4"), 2)
+    assert not (found.lora_b @ found.lora_a).any()
+    assert (found.squared_error, found.squared_norm) == (0, 0)
+
+
 # Resizing
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 EXACT_SIDE = 1024  # up to this side, all singular values are computed
 OVERSAMPLING = 16  # columns beside the rank, and passes, of the randomized decomposition
 PASSES = 4
+NEGLIGIBLE = 1e-7  # of the largest length, which float32 does not tell from rounding
 
 
 class Factors(NamedTuple):
@@ -47,19 +48,49 @@ def truncate(matrix: Float[np.ndarray, "outputs inputs"], rank: int) -> Factors:
 def leading_columns(matrix: np.ndarray, count: int) -> np.ndarray:
     """Returns orthonormal columns that span nearly the leading left singular vectors."""
     start = np.random.default_rng(0).normal(size=(matrix.shape[1], count)).astype(np.float32)
-    basis = np.linalg.qr(matrix @ start)[0]
+    basis = orthonormal(matrix @ start)
     for _ in range(PASSES):
-        basis = np.linalg.qr(matrix @ np.linalg.qr(matrix.T @ basis)[0])[0]
+        basis = orthonormal(matrix @ orthonormal(matrix.T @ basis))
     return basis
+
+
+def orthonormal(columns: Float[np.ndarray, "rows count"]) -> Float[np.ndarray, "rows kept"]:
+    """Returns orthonormal columns with the same span, float32; the second pass mends what rounding did in the first."""
+    once = columns @ triangle(columns).to_orthonormal.astype(np.float32)
+    return once @ triangle(once).to_orthonormal.astype(np.float32)
+
+
+class Triangle(NamedTuple):
+    """Small factors of a tall matrix X, float64, which need only X^T X and no pass over X column by column.
+
+    Attributes:
+        to_orthonormal: T, with which X T has orthonormal columns.
+        from_orthonormal: R, with which X = (X T) R.
+    """
+
+    to_orthonormal: Float[np.ndarray, "count kept"]
+    from_orthonormal: Float[np.ndarray, "kept count"]
+
+
+def triangle(columns: Float[np.ndarray, "rows count"]) -> Triangle:
+    """Returns the small factors; directions below `NEGLIGIBLE` of the largest are left out."""
+    exact = columns.astype(np.float64)
+    squares, vectors = np.linalg.eigh(exact.T @ exact)
+    lengths = np.sqrt(np.maximum(squares, 0))
+    is_kept = lengths > NEGLIGIBLE * lengths[-1]
+    is_kept[-1] = True  # of zeros, too
+    lengths, vectors = lengths[is_kept], vectors[:, is_kept]
+    return Triangle(vectors / np.where(lengths > 0, lengths, 1), lengths[:, None] * vectors.T)
 
 
 def truncate_product(
     lora_b: Float[np.ndarray, "outputs old"], lora_a: Float[np.ndarray, "old inputs"], rank: int
 ) -> Factors:
     """Returns `truncate` of B A without forming it: by the small matrix between two orthonormal bases."""
-    left, right = np.linalg.qr(lora_b), np.linalg.qr(lora_a.T)
-    inner = truncate(left.R @ right.R.T, rank)
-    return inner._replace(lora_a=inner.lora_a @ right.Q.T, lora_b=left.Q @ inner.lora_b)
+    left, right = triangle(lora_b), triangle(lora_a.T)
+    inner = truncate(left.from_orthonormal @ right.from_orthonormal.T, rank)
+    to_b, to_a = left.to_orthonormal @ inner.lora_b, inner.lora_a @ right.to_orthonormal.T
+    return inner._replace(lora_a=to_a.astype(np.float32) @ lora_a, lora_b=lora_b @ to_b.astype(np.float32))
 
 
 def squared(matrix: np.ndarray) -> float:
