@@ -17,7 +17,7 @@ import numpy as np
 from prior_study import PUBLISHED
 from study.executables import TrainSteps, keep_executables
 from study.measure import Measurer, rounded
-from study.plan import BASELINE, SEEDS, SUBJECTS, Run, Task, copy_photos, run_config, tasks
+from study.plan import BASELINE, MODELS, SEEDS, SUBJECTS, Run, Task, copy_photos, run_config, tasks
 from study.work import make_missing_class_images, picture_file, results_file
 
 from jaxbooth import train
@@ -38,6 +38,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/quantization-study"))
     parser.add_argument("--photos", type=Path, default=Path("../shared/dreambooth"), help="the DreamBooth dataset")
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
     return parser.parse_args()
 
 
@@ -88,9 +89,10 @@ def main() -> None:
     out = arguments.out.absolute()
     copy_photos(arguments.photos, out)
     make_missing_class_images(out)
+    chosen = [task for task in tasks() if task.model in arguments.models]
     steps, measurers = TrainSteps(), dict[Task, Measurer]()
     for seed in range(arguments.seeds):
-        for task, kind in itertools.product(tasks(), KINDS):
+        for task, kind in itertools.product(chosen, KINDS):
             run = run_of(task, seed)
             if results_file(out, f"{run.name}-{kind}").exists():
                 continue
@@ -98,7 +100,7 @@ def main() -> None:
                 measurers[task] = Measurer(run_config(run, out))
             train_and_measure(run, kind, out, measurers[task], steps)
     print(f"| base model | held in | {' | '.join(METRICS)} |")
-    for model in dict.fromkeys(task.model for task in tasks()):
+    for model in arguments.models:
         print_differences(out, model, arguments.seeds)
 
 
