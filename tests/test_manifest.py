@@ -211,7 +211,7 @@ def test_two_subjects_of_one_name_are_refused_with_both_lines(reason, second):
         ("rank", "here it is lora.rank."),
         ("max_train_steps", "here it is steps."),
         ("lora.rnak", "perhaps you meant lora.rank or "),
-        ("lora", "lora is a group of settings, such as lora.rank and lora.alpha."),
+        ("lora", "lora is a group of settings, such as lora.rank and lora.kind."),
         ("5", "an entry has name, instance_dir, "),
     ],
 )
