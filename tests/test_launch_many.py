@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from tests.commands import environment
+from tests.launchers import FOLDER, Programs, make_run
 from tests.processes import free_port
-from tests.test_launch_scripts import FOLDER, JOBSET, Programs, make_run
+from tests.test_launch_scripts import JOBSET
 from tests.test_many_processes import FLAGS, photos, write_manifest
 
 __all__ = ["photos"]  # a fixture

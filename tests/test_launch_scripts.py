@@ -1,6 +1,5 @@
 """scripts/launch: the launchers for clusters, as far as they can be run without one."""
 
-import json
 import os
 import shutil
 import signal
@@ -13,12 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-FOLDER = Path(__file__).parents[1] / "scripts" / "launch"
+from tests.launchers import FOLDER, Programs, make_run
+
 SCRIPTS = sorted([*FOLDER.glob("*.sh"), *FOLDER.glob("*.sbatch")])
-USED = (
-    "NAME", "IMAGE", "RUN_DIR", "CACHE_DIR", "PHOTOS", "SPOT", "TOPOLOGY", "ZONE", "PROJECT", "MANIFEST", "SHARD",
-    "MOUNT", "SLURM_JOB_ID",
-)  # fmt: skip
 JOBSET = {
     "NAME": "dog",
     "IMAGE": "registry/jaxbooth:1",
@@ -27,46 +23,6 @@ JOBSET = {
     "RUN_DIR": "gs://bucket/runs/dog",
 }
 SLICE = {"NAME": "dog", "ACCELERATOR_TYPE": "v5litepod-16"}
-# What stands in for a cluster's own program: it notes its arguments, and answers what a test has written.
-RECORD = """#!/usr/bin/env bash
-{here}/python -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$@" >>"{here}/calls"
-answer="{here}/answer-$4"
-[[ ! -f $answer ]] || {{ cat "$answer" >&"$(cat "{here}/channel")"; exit "$(cat "{here}/code")"; }}
-"""
-
-
-class Programs:
-    """A folder at the front of PATH with recording programs."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        for name in ("python", "python3"):
-            self.add(name, f'#!/usr/bin/env bash\nexec {sys.executable} "$@"\n')
-
-    def add(self, name: str, source: str) -> None:
-        """Puts a program there."""
-        path = self.folder / name
-        path.write_text(source)
-        path.chmod(0o755)
-
-    def record(self, name: str, verb: str = "", answer: str = "", code: int = 0) -> None:
-        """Puts a recording program there, whose call with `verb` fourth gives `answer`, on stderr if it fails."""
-        (self.folder / f"answer-{verb}").write_text(answer)
-        (self.folder / "code").write_text(str(code))
-        (self.folder / "channel").write_text("2" if code else "1")
-        self.add(name, RECORD.format(here=self.folder))
-
-    def calls(self) -> list[list[str]]:
-        """Returns the arguments of every call."""
-        path = self.folder / "calls"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def run(self, script: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        """Runs a launcher to its end."""
-        env = {name: value for name, value in os.environ.items() if name not in USED} | settings
-        env["PATH"] = f"{self.folder}:{env['PATH']}"
-        command = ["bash", str(FOLDER / script), *arguments]
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
 
 
 @pytest.fixture
@@ -218,16 +174,6 @@ def test_every_host_of_a_slice_gets_the_same_quoted_training(programs):
     assert command.endswith(r"scripts/launch/pod.sh sd15 --data.instance-prompt a\ dog\'s\ photo")
     assert "--setenv=RUN_DIR=gs://bucket/runs/dog" in command
     assert subprocess.run(["bash", "-n", "-c", command]).returncode == 0
-
-
-def make_run(folder: Path, done: int, exported: bool, export: bool = True) -> Path:
-    """Makes what a run of 4 steps leaves on disk after `done`."""
-    (folder / "checkpoints" / str(done)).mkdir(parents=True)
-    (folder / "checkpoints" / "9.orbax-checkpoint-tmp-1").mkdir()
-    (folder / "config.yaml").write_text(yaml.safe_dump({"train": {"steps": 4}, "export": export}))
-    if exported:
-        (folder / "export").mkdir()
-    return folder
 
 
 @pytest.mark.parametrize(

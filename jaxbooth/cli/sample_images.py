@@ -85,11 +85,7 @@ def sample(
     enable_compilation_cache()
     warn_about_cpu_fallback()
     pipeline = Pipeline.load(
-        source,
-        clip_skip=clip_skip,
-        max_token_chunks=max_token_chunks,
-        step=step,
-        quantization=model_quantization,
+        source, clip_skip=clip_skip, max_token_chunks=max_token_chunks, step=step, quantization=model_quantization
     )
     warn_about_truncation(pipeline.base.text, [prompt, negative_prompt])
     sampling = pipeline.defaults.override(sampler, steps, guidance_scale)
