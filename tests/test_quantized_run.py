@@ -106,3 +106,23 @@ def test_many_subjects_share_a_quantized_base(tmp_path):
         )
     )  # fmt: skip
     assert "kernels in int8" in output
+
+
+@pytest.mark.slow
+def test_class_images_of_the_full_weights_are_those_of_a_run_without_quantization(tmp_path):
+    flags = ["--lora.rank", 4]
+    succeed(train(tmp_path / "plain", *flags, steps=1))
+    succeed(train(tmp_path / "full", *flags, "--model-quantization", "nf4", "--prior.full-precision", steps=1))
+    succeed(train(tmp_path / "nf4", *flags, "--model-quantization", "nf4", steps=1))
+    images = {
+        name: [path.read_bytes()[-5000:] for path in sorted((tmp_path / name / "prior").glob("*.png"))]
+        for name in ("plain", "full", "nf4")
+    }
+    assert images["full"] == images["plain"]
+    assert images["nf4"] != images["plain"]
+    # Those of the full weights are no others than those of a run without quantization, which may use them.
+    reuse = ["--data.class-dir", tmp_path / "full" / "prior"]
+    succeed(train(tmp_path / "again", *flags, *reuse, steps=1))
+    refused = train(tmp_path / "refused", *flags, *reuse, "--model-quantization", "nf4", steps=1)
+    assert refused.returncode == 2
+    assert "model_quantization = 'none', but the run asks for 'nf4'; set --prior.full-precision" in refused.stderr

@@ -66,6 +66,8 @@ def ineffective_options(config: Config) -> Iterator[str]:
     for key in TAG_KEYS:
         if key in changed and not config.text.varies_tags:
             yield f"{flag(key)} only acts with --text.shuffle-tags or --text.tag-dropout."
+    if config.prior.full_precision and config.model_quantization == "none" and not config.fit:
+        yield "--prior.full-precision only acts with --model-quantization."
     if config.evaluation.keep_best not in (None, VALIDATION_LOSS) and not config.evaluation.every:
         yield "--evaluation.keep-best needs --evaluation.every."
     if "loss.snr_gamma" in changed and "min_snr" not in (config.loss.weighting, config.prior.weighting):

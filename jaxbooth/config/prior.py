@@ -61,6 +61,9 @@ class PriorConfig(Section):
     guidance_scale: limits.GuidanceScale | None = None
     """Classifier-free guidance of class images; 1 turns it off. Default: what suits the base model, such as 7.5 for SD
     1.5."""
+    full_precision: bool = False
+    """Generate class images with the base model as it was published, before --model-quantization; it has to fit into
+    memory for that."""
     sample_batch_size: limits.DeviceBatchSize = 8
     """Class images that each device generates at once. The number of devices does not change the images."""
     seed: limits.Seed = 0

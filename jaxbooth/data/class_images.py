@@ -32,7 +32,10 @@ MIN_CONTRAST = 3.0  # standard deviation over an image's 8-bit values; below it 
 RECORDED_LATER = {
     "clip_skip": 0,
     "max_token_chunks": 1,
+    "model_quantization": "none",
 }  # what the images of manifests without these keys were made with
+
+REMEDIES = {"model_quantization": "set --prior.full-precision if they are to be those of the full weights, "}
 
 GenerateBatch = Callable[[list[int]], np.ndarray]  # image indices -> (n, H, W, 3) uint8
 
@@ -56,6 +59,7 @@ def generation_settings(
         "clip_skip": base.text.clip_skip,
         "max_token_chunks": base.text.max_token_chunks,
         "seed": prior.seed,
+        "model_quantization": "none" if prior.full_precision else base.quantization,
     }
 
 
@@ -183,8 +187,8 @@ def check_settings(recorded: dict[str, Any], wanted: dict[str, Any], manifest: P
         if key != "model" and found != value:
             raise UserError(
                 f"{manifest}: these class images were made with {key} = {short_repr(found)}, but the run asks for "
-                f"{value!r}; set --data.class-dir to another folder, change the setting back, or, to make them anew, "
-                f"delete {manifest.name} and the class-*.png files beside it."
+                f"{value!r}; {REMEDIES.get(key, '')}set --data.class-dir to another folder, change the setting back, "
+                f"or, to make them anew, delete {manifest.name} and the class-*.png files beside it."
             )
 
 

@@ -32,6 +32,8 @@ def unsupported(config: Config) -> Iterator[str]:
         yield "--text.placeholder-tokens are of one run; with train-many, name subjects with words of the vocabulary."
     if config.fit:
         yield "--fit is of one run; with train-many, set --model-quantization, such as int8, or fewer --slots."
+    if config.prior.full_precision:
+        yield "--prior.full-precision is of one run; let it make the class images, and name them with --data.class-dir."
     if config.data.buckets:
         yield "--data.buckets needs a program for each shape, and train-many has one; leave it out."
     if config.data.hold_out:

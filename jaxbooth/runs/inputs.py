@@ -219,6 +219,24 @@ def record_images(run: RunFolder, groups: dict[str, list[ImageFile]]) -> None:
         write_json(run.images, names)
 
 
+def generate_all_class_images(
+    config: Config,
+    base: BaseModel,
+    params: dict[str, Params],
+    classes: Sequence[ClassImages],
+    mesh: Mesh,
+    encoded: EncodedPrompts | None,
+) -> None:
+    """Generates what is missing of the class images of a run.
+
+    Args:
+        encoded: see `ImageSampler`.
+    """
+    sampler = class_image_sampler(base, config.prior, config.resolution, mesh, encoded)
+    for class_images in classes:
+        generate_class_images(params, class_images, config.prior.seed, sampler)
+
+
 def class_image_sampler(
     base: BaseModel, prior: PriorConfig, resolution: int, mesh: Mesh, encoded: EncodedPrompts | None = None
 ) -> ImageSampler:

@@ -32,8 +32,7 @@ from jaxbooth.runs.folder import RunFolder
 from jaxbooth.runs.held_out_loss import HeldOutLoss
 from jaxbooth.runs.inputs import (
     RunInputs,
-    class_image_sampler,
-    generate_class_images,
+    generate_all_class_images,
     record_images,
     scan_class_folders,
 )
@@ -98,6 +97,7 @@ class TrainingRun:
             return self.finish_complete(done)
         shapes = trained_shapes(self.base, self.config)
         whole = fully_trained(self.base, shapes)
+        self.generate_before_quantization()
         prompts = encode_run_prompts(self.config, self.base, self.inputs, self.mesh)
         params = load_params(self.base, self.mesh, whole, self.base.resident_components)
         data = self.encode_data(params, prompts)
@@ -134,12 +134,20 @@ class TrainingRun:
         print_result(f"{self.run.root} is complete at step {done} of {total}; raise {flags} to train on.")
         return Result(self.run, done, complete=True)
 
+    def generate_before_quantization(self) -> None:
+        """Generates missing class images with the full weights, where that is asked for; they are dropped again."""
+        missing = any(classes.missing for classes in self.inputs.classes)
+        if not self.config.prior.full_precision or not missing:
+            return
+        full = self.base.with_quantization("none")
+        prompts = encode_run_prompts(self.config, full, self.inputs, self.mesh)
+        params = load_params(full, self.mesh, components=full.resident_components)
+        generate_all_class_images(self.config, full, params, self.inputs.classes, self.mesh, prompts.sampled)
+
     def encode_data(self, params: dict[str, Params], prompts: RunPrompts) -> TrainingData:
         """Generates missing class images and encodes everything."""
         config = self.config
-        sampler = class_image_sampler(self.base, config.prior, config.resolution, self.mesh, prompts.sampled)
-        for classes in self.inputs.classes:
-            generate_class_images(params, classes, config.prior.seed, sampler)
+        generate_all_class_images(config, self.base, params, self.inputs.classes, self.mesh, prompts.sampled)
         self.processes.exchange("class images are written")
         folders = scan_class_folders(config.text.placeholder_tokens, self.inputs.classes)
         class_files = [folder.images for folder in folders]
