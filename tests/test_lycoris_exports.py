@@ -1,6 +1,7 @@
 """Exports of LoHa and LoKr runs: read back, added to a pipeline in PyTorch, merged, and continued from."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from jaxbooth.base.adapters import read_lora_init
 from jaxbooth.base.model import BaseModel
 from jaxbooth.base.trainable import add_trainable, init_trainable, trained_shapes
 from jaxbooth.errors import UserError
+from jaxbooth.export.model_card import CardContent, model_card
 from jaxbooth.export.notes import reader_notes
 from jaxbooth.models.lora import merge
 
@@ -22,6 +24,7 @@ from .training import configure
 
 LOHA = {"lora": {"rank": 2, "alpha": 3.0, "kind": "loha", "targets": "attention+ff+conv"}}
 LOKR = {"lora": {"rank": 1, "alpha": 3.0, "kind": "lokr", "targets": "attention+ff+conv"}}
+WIDE = {"lora": LOKR["lora"] | {"factor": 16}}  # more groups than their width
 TEXT = {"text_encoder": True}
 
 
@@ -63,7 +66,7 @@ def test_an_export_is_what_was_trained(export, family, kind, settings, files):
 @pytest.mark.parametrize(
     ("family", "kind", "settings"),
     [("sd", "loha", LOHA | TEXT), ("sdxl", "lokr", LOKR | TEXT), ("zimage", "lokr", LOKR), ("klein", "lokr", LOKR),
-     ("klein", "loha", LOHA)],
+     ("klein", "lokr", WIDE), ("klein", "loha", LOHA)],
 )  # fmt: skip
 def test_pytorch_computes_the_same(export, family, kind, settings):
     made = export(family, kind, **settings)
@@ -81,6 +84,19 @@ def test_who_reads_a_file_is_said(export):
         "cat_lycoris.safetensors is for ComfyUI, the web UIs and LyCORIS; diffusers reads no LoHa of this base model, "
         "so give it an export with --format diffusers"
     ]
+
+
+def test_diffusers_gets_no_lokr_whose_factors_it_cannot_find(export):
+    made = export("klein", "lokr", **WIDE)
+    assert [path.name for path in made.out.iterdir()] == ["cat_lycoris.safetensors"]
+    assert reader_notes(made.export) == [
+        "cat_lycoris.safetensors is for ComfyUI; diffusers reads no LoKr with the groups of --lora.factor 16, so give "
+        "it an export with --format diffusers, or the LoRA that jaxbooth lora resize makes of the file"
+    ]
+    card = CardContent("me/cat", "owner/base", made.export.format, "cat", made.base.family, ("a sks cat",))
+    assert "load_lora_weights" not in model_card(card)
+    assert "load_lora_weights" in model_card(replace(card, files=("pytorch_lora_weights.safetensors",)))
+    assert made.verify()[0].startswith("verified ")
 
 
 def test_a_format_of_another_kind_is_refused(export):

@@ -13,8 +13,9 @@ from jaxbooth.models.adapter_kinds import LoraSpec
 from jaxbooth.models.lora import layer_parts, lora_shapes
 from jaxbooth.weights.lora.adapters import LoraWeights
 from jaxbooth.weights.lora.names import adaptable_layers
+from jaxbooth.weights.lora.peft_lokr import peft_factor, write_peft_lokr
 from jaxbooth.weights.lora.read import read_lora
-from jaxbooth.weights.lora.write_lycoris import write_lycoris, write_peft_lokr
+from jaxbooth.weights.lora.write_lycoris import write_lycoris
 from tests.flow_models import FLOW_FAMILIES
 from tests.lora_files import ONE_OF_EACH_KIND, UNETS, structure, torch_pipeline, torch_weights
 
@@ -60,7 +61,11 @@ def test_what_is_written_is_read_bit_for_bit(family, name, tmp_path):
 @pytest.mark.parametrize("name", ["lokr", "lokr-whole"])
 @pytest.mark.parametrize("family", FLOW_FAMILIES)
 def test_diffusers_merges_a_lokr_of_a_flow_transformer(family, name, tmp_path):
-    lora, path = random_lycoris(family, SPECS[name]), tmp_path / "pytorch_lora_weights.safetensors"
+    check_merged_by_diffusers(family, random_lycoris(family, SPECS[name]), tmp_path)
+
+
+def check_merged_by_diffusers(family: str, lora: LoraWeights, tmp_path) -> None:
+    path = tmp_path / "pytorch_lora_weights.safetensors"
     write_peft_lokr(path, lora, {})
     pipeline = torch_pipeline(family)
     before = torch_weights(pipeline)
@@ -70,6 +75,18 @@ def test_diffusers_merges_a_lokr_of_a_flow_transformer(family, name, tmp_path):
     for key in lora.alphas:
         expected = before[key] + scaled_change(lora, key).T
         np.testing.assert_allclose(after[key], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 4, 5, 7, 8, 16, 30, 64])
+@pytest.mark.parametrize("family", FLOW_FAMILIES)
+def test_it_is_known_which_lokr_diffusers_reads(family, factor, tmp_path):
+    lora = random_lycoris(family, LoraSpec(1, 0.5, "lokr", factor))
+    if peft_factor(lora) is not None:
+        check_merged_by_diffusers(family, lora, tmp_path)
+        return
+    write_peft_lokr(tmp_path / "lokr.safetensors", lora, {})
+    with pytest.raises(ValueError, match="Could not infer a `decompose_factor`"):
+        torch_pipeline(family).load_lora_weights(tmp_path / "lokr.safetensors")
 
 
 def test_the_file_for_comfyui_has_lycoris_names_and_shapes(tmp_path):

@@ -69,21 +69,21 @@ class EmbeddingsFormat(ExportFormat):
                     tokenizer=getattr(pipe, encoder.tokenizer),
                 )
 
-    def loading_code(self, repo: str, family: Family, tokens: Sequence[str]) -> list[str]:
+    def loading_code(self, repo: str, family: Family, tokens: Sequence[str], files: Sequence[str]) -> list[str]:
         """Returns the lines of Python that give the tokens to `pipe`."""
-        files = embedding_files(tokens)
+        file_of = embedding_files(tokens)
         if len(family.text_encoders) == 1:
             return [
                 f"pipe.load_textual_inversion({repo!r}, weight_name={file!r}, token={token!r})"
-                for token, file in files.items()
+                for token, file in file_of.items()
             ]
         lines = ["", "from huggingface_hub import hf_hub_download", "from safetensors.torch import load_file", ""]
-        for token, file in files.items():
+        for token, file in file_of.items():
             lines += [f"vectors = load_file(hf_hub_download({repo!r}, {file!r}))"]
             for encoder in family.text_encoders:
                 lines += [f"pipe.load_textual_inversion(vectors[{encoder.embedding_key!r}], token={token!r},"]
                 lines += [f"    text_encoder=pipe.{encoder.component}, tokenizer=pipe.{encoder.tokenizer})"]
-        return lines if files else []
+        return lines if file_of else []
 
 
 def learned_rows(export: Export) -> TokenEmbeddings:

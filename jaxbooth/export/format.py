@@ -118,8 +118,13 @@ class ExportFormat(ABC):
         """Returns what users must tell another program, or must not give it: sentences without their full stop."""
         return []
 
-    def loading_code(self, repo: str, family: Family, tokens: Sequence[str]) -> list[str]:
-        """Returns the lines of Python that add the export in a Hub repository to `pipe`; none for a whole model."""
+    def loading_code(self, repo: str, family: Family, tokens: Sequence[str], files: Sequence[str]) -> list[str]:
+        """Returns the lines of Python that add the export in a Hub repository to `pipe`; none for a whole model.
+
+        Args:
+            tokens: placeholder tokens that were learned.
+            files: names of the export's files.
+        """
         return []
 
 

@@ -113,7 +113,7 @@ class LoraFormat(ExportFormat):
             return [f"{advice}misreads the latter's {' and '.join(misread)}"]
         return [f"{PEFT_FILE} is for diffusers, {other} for ComfyUI"] if export.base.family.denoiser_file else []
 
-    def loading_code(self, repo: str, family: Family, tokens: Sequence[str]) -> list[str]:
+    def loading_code(self, repo: str, family: Family, tokens: Sequence[str], files: Sequence[str]) -> list[str]:
         """Returns the line of Python that adds the LoRA to `pipe`."""
         return [f"pipe.load_lora_weights({repo!r}, weight_name={PEFT_FILE!r})"]
 

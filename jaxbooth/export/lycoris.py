@@ -13,6 +13,7 @@ from jaxbooth.export.lora import (
     SCALE_ERROR,
     check_kind,
     read_adapters,
+    spec_of,
     stored_dtypes,
     trainable_modules,
     trained_lora,
@@ -23,7 +24,8 @@ from jaxbooth.params import AnyArray, by_component
 from jaxbooth.weights.diffusers_write import DTYPES
 from jaxbooth.weights.family import Family
 from jaxbooth.weights.lora.lycoris import with_scale
-from jaxbooth.weights.lora.write_lycoris import write_lycoris, write_peft_lokr
+from jaxbooth.weights.lora.peft_lokr import peft_factor, write_peft_lokr
+from jaxbooth.weights.lora.write_lycoris import write_lycoris
 
 
 class LycorisFormat(ExportFormat):
@@ -44,13 +46,14 @@ class LycorisFormat(ExportFormat):
         """Returns LyCORIS' file."""
         return f"{name}_lycoris.safetensors"
 
-    def is_for_diffusers(self, family: Family) -> bool:
-        """Whether diffusers (0.42) reads the kind for a family."""
-        return self.name == "lokr" and family.denoiser_file is not None
+    def is_for_diffusers(self, export: Export) -> bool:
+        """Whether diffusers (0.42) reads the adapters, so that there is a file for it."""
+        is_read = self.name == "lokr" and export.base.family.denoiser_file is not None
+        return is_read and peft_factor(trained_lora(export)) is not None
 
     def files(self, export: Export) -> list[str]:
         """Returns the names of the files, diffusers' first if there is one."""
-        peft = [PEFT_FILE] if self.is_for_diffusers(export.base.family) else []
+        peft = [PEFT_FILE] if self.is_for_diffusers(export) else []
         return [*peft, self.weights_file(export.out.name)]
 
     def write(self, export: Export, folder: Path) -> None:
@@ -88,7 +91,7 @@ class LycorisFormat(ExportFormat):
 
     def load_in_torch(self, pipe: Any, export: Export) -> None:
         """Adds the file to the pipeline: by diffusers, or where it does not read the kind by LyCORIS' formulas."""
-        if self.is_for_diffusers(export.base.family):
+        if self.is_for_diffusers(export):
             pipe.load_lora_weights(export.out, weight_name=PEFT_FILE)
         else:
             file = export.out / self.weights_file(export.out.name)
@@ -101,15 +104,21 @@ class LycorisFormat(ExportFormat):
     def notes(self, export: Export) -> list[str]:
         """Returns which file is for whom."""
         file = self.weights_file(export.out.name)
-        if self.is_for_diffusers(export.base.family):
+        if self.is_for_diffusers(export):
             return [f"{PEFT_FILE} is for diffusers, {file} for ComfyUI"]
+        if self.name == "lokr" and export.base.family.denoiser_file:
+            return [
+                f"{file} is for ComfyUI; diffusers reads no LoKr with the groups of --lora.factor "
+                f"{spec_of(export).factor}, so give it an export with --format diffusers, or the LoRA that jaxbooth "
+                "lora resize makes of the file"
+            ]
         return [
             f"{file} is for ComfyUI, the web UIs and LyCORIS; diffusers reads no {self.title} of this base model, so "
             "give it an export with --format diffusers"
         ]
 
-    def loading_code(self, repo: str, family: Family, tokens: Sequence[str]) -> list[str]:
+    def loading_code(self, repo: str, family: Family, tokens: Sequence[str], files: Sequence[str]) -> list[str]:
         """Returns the line of Python that adds the LoKr to `pipe`, or what to do instead."""
-        if self.is_for_diffusers(family):
+        if PEFT_FILE in files:
             return [f"pipe.load_lora_weights({repo!r}, weight_name={PEFT_FILE!r})"]
         return [f"# diffusers reads no {self.title} here: use ComfyUI or a web UI, with {repo} as a LoRA"]

@@ -28,6 +28,7 @@ class CardContent:
         base_model: as the user named it; a local path appears by its last part alone.
         format: of the export.
         name: of the export's folder, after which its files are named.
+        files: of the export, by their names.
         family: of the base model.
         instance_prompts, class_prompts: of each subject.
         tokens: placeholder tokens that were learned.
@@ -49,6 +50,7 @@ class CardContent:
     family: Family
     instance_prompts: tuple[str, ...]
     class_prompts: tuple[str, ...] = ()
+    files: Sequence[str] = ()
     tokens: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     prior: Mapping[str, Any] = field(default_factory=dict)
@@ -98,6 +100,7 @@ def run_model_card(
             family=export.base.family,
             instance_prompts=tuple(subject.instance_prompt for subject in config.subjects),
             class_prompts=class_prompts(config) if config.prior_terms else (),
+            files=[path.name for path in export.out.iterdir()],
             tokens=export.tokens,
             settings=training_settings(config, export.base, step),
             prior=prior_settings(config, export.base) if config.prior.uses_class_images else {},
@@ -214,7 +217,7 @@ def usage_code(card: CardContent) -> str:
     else:
         lines = whole_file_code(card, repo, file)
     for format in dict.fromkeys([card.format, EMBEDDINGS]):
-        lines += format.loading_code(card.repo, card.family, card.tokens)
+        lines += format.loading_code(card.repo, card.family, card.tokens, card.files)
     lines += [card.end_token_code] if card.end_token_code else []
     return "\n".join(["import torch", *lines, f"image = pipe(prompt={prompt!r}).images[0]", "image.save('image.png')"])
 

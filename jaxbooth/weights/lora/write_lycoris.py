@@ -17,12 +17,10 @@ from jaxbooth.weights.lora.lycoris import (
     lycoris_adapters,
     stored_tensors,
     swap_output_halves,
-    with_scale,
 )
 from jaxbooth.weights.lora.metadata import kohya_metadata, transformer_metadata
 from jaxbooth.weights.lora.names import adaptable_layers, authors_modules, kohya_name
 from jaxbooth.weights.lora.write import write_arrays
-from jaxbooth.weights.names import published_path
 
 
 class FileLayer(NamedTuple):
@@ -104,19 +102,3 @@ def lycoris_metadata(config: DenoiserConfig, adapters: Sequence[LycorisAdapter])
     if family_of(config).denoiser_file:
         return transformer_metadata(config, ranks) | algorithm
     return kohya_metadata(config, ranks, adapters[0].alpha, is_lycoris=True) | algorithm
-
-
-def write_peft_lokr(path: Path, lora: LoraWeights, metadata: Mapping[str, str], dtype: np.dtype | None = None) -> int:
-    """Writes the file from which diffusers reads a LoKr of a flow transformer; returns the number of tensors.
-
-    There are no alphas in it: alpha / rank is multiplied into the first factor.
-
-    Raises:
-        UserError: the file exists.
-    """
-    tensors = {}
-    for adapter in lycoris_adapters(with_scale(lora, 1.0)):
-        name = f"{adapter.component}.{published_path(adapter.component, adapter.module)}"
-        for factor, value in stored_tensors(adapter):
-            tensors[f"{name}.{factor}"] = value
-    return write_arrays(path, tensors, {"format": "pt"} | dict(metadata), dtype)
