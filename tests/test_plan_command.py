@@ -229,5 +229,13 @@ def test_a_flag_that_does_nothing_is_refused_as_in_training(refused):
     assert refused("sd15", "--topology", "v5e:2x2", "--lora.alpha", "8") == "--lora.alpha needs --lora.rank."
 
 
+@pytest.mark.parametrize(("flags", "message"), [
+    (("--model-quantization", "int8"), "--model-quantization int8 is for frozen weights"),
+    (("--lora.rank", 4, "--lora.kind", "lokr", "--mesh.tensor", 2), "--mesh.tensor 2 splits the outputs of layers"),
+])  # fmt: skip
+def test_what_cannot_be_trained_is_not_planned(refused, flags, message):
+    assert refused("sd15", "--topology", "v5e:2x2", *flags).startswith(message)
+
+
 def test_a_model_that_does_not_exist_is_named(refused):
     assert "no-such-model" in refused("--model", "./no-such-model", "--topology", "v5e:2x2")

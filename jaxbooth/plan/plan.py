@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from jaxbooth.base.adapters import check_adapters
 from jaxbooth.base.model import BaseModel, check_resolution
-from jaxbooth.config.rules import check_rows, ineffective_options
+from jaxbooth.config.rules import check_lora, check_quantization, check_rows, ineffective_options
 from jaxbooth.config.run_config import Config
 from jaxbooth.errors import UserError
 from jaxbooth.plan.abstract_step import abstract_base
@@ -42,6 +42,8 @@ def make_plan(
         raise UserError("--subjects: train-many teaches every subject a LoRA; set --lora.rank, such as 16.")
     for problem in ineffective_options(config):
         raise UserError(problem)
+    check_lora(config)
+    check_quantization(config)
     given = config
     config, base = abstract_base(config, topology.platform)
     check_resolution(base, config.resolution, "--data.resolution")
