@@ -46,6 +46,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--lora-kind", choices=["lora", "lokr"], default="lora")
     parser.add_argument("--joined", action="store_true", help="the processes are one JAX program")
     parser.add_argument("--wait", type=float, default=20, help="seconds until a kill, at most")
     parser.add_argument("--seed", type=int, default=0)
@@ -54,7 +55,7 @@ def parse() -> argparse.Namespace:
 
 def start(arguments: argparse.Namespace, manifest: Path, root: Path, flags: list[str]) -> subprocess.Popen:
     """Starts one process, in a session of its own."""
-    flags = [*FLAGS.split(), "--train.steps", str(arguments.steps), *flags]
+    flags = [*FLAGS.split(), "--train.steps", str(arguments.steps), "--lora.kind", arguments.lora_kind, *flags]
     command = [sys.executable, "-m", "jaxbooth", "train-many", manifest, "demo", *flags, "--run-dir", root]
     return subprocess.Popen(
         list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True
@@ -129,7 +130,7 @@ def compare(whole: Path, killed: Path, names: list[str], steps: int) -> float:
         expected, found = (read_metrics(root / name / "metrics.jsonl") for root in (whole, killed))
         assert [line["step"] for line in found] == list(range(1, steps + 1)), name
         assert statuses[name].state == "done", statuses[name]
-        assert (killed / name / "export" / "pytorch_lora_weights.safetensors").exists()
+        assert list((killed / name / "export").glob("*.safetensors"))
         losses = [np.array([line["loss"] for line in lines]) for lines in (expected, found)]
         largest = max(largest, float(np.abs(losses[1] / losses[0] - 1).max()))
     return largest
