@@ -144,13 +144,18 @@ def is_blockwise(scale: Any) -> bool:
 
 
 def unpack(codes: Integer[Array, "*window half fan_out"], scale: Array) -> Float[Array, "*window blocks block fan_out"]:
-    """Returns the float32 numbers that packed codes stand for, before they are scaled."""
+    """Returns the float32 numbers that packed codes stand for, before they are scaled.
+
+    They are taken apart as bytes: in front of the reshaping into blocks, a TPU stores them, in what dtype they have.
+    """
     *window, half, fan_out = codes.shape
-    pairs = codes.reshape(*window, scale.shape[-2], half // scale.shape[-2], fan_out).astype(jnp.int32)
+    pairs = codes.reshape(*window, scale.shape[-2], half // scale.shape[-2], fan_out)
+    four = np.asarray(4, codes.dtype)
     if codes.dtype == jnp.int8:
-        low, high = (pairs << 28) >> 28, pairs >> 4  # of a signed number, the sign goes with the shift
+        low, high = (pairs << four) >> four, pairs >> four  # of a signed number, the sign goes with the shift
         return jnp.concatenate([low, high], axis=-2).astype(jnp.float32)
-    return nf4_values(jnp.concatenate([pairs & 15, pairs >> 4], axis=-2))
+    low, high = pairs & np.asarray(15, codes.dtype), pairs >> four
+    return nf4_values(jnp.concatenate([low, high], axis=-2).astype(jnp.int32))
 
 
 def nf4_values(codes: Int32[Array, "*shape"]) -> Float[Array, "*shape"]:
