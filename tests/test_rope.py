@@ -18,6 +18,9 @@ from jaxbooth.models.rope import (
     rope_angles,
     rotate_halves,
     rotate_neighbours,
+    rotated,
+    swapped_by_product,
+    swapped_by_shifts,
 )
 
 BITS = {"atol": 3e-7, "rtol": 0}  # of numbers up to 3: the same products, in another order
@@ -101,3 +104,23 @@ def test_the_gradient_is_the_rotation_back(rng):
             rotation, back = half_rotation(angles), half_rotation(-angles)
         pulled = jax.vjp(lambda x, rotate=rotate, rotation=rotation: rotate(x, rotation), x)[1](grad)[0]
         np.testing.assert_allclose(pulled, rotate(grad, back), **BITS)
+
+
+def test_a_product_swaps_neighbours_exactly_as_shifts_do(rng):
+    for dtype in (jnp.float32, jnp.bfloat16):
+        x = jnp.asarray(rng.normal(size=(1, 7, 2, 16)), dtype)
+        np.testing.assert_array_equal(swapped_by_product(x), swapped_by_shifts(x))
+        np.testing.assert_array_equal(swapped_by_shifts(x)[..., :4], x[..., jnp.array([1, 0, 3, 2])])
+
+
+def test_the_gradient_is_the_one_that_jax_derives_bit_by_bit(rng):
+    rotation = neighbour_rotation(rope_angles(np.arange(7)[:, None], [16], 256.0))
+    for dtype in (jnp.float32, jnp.bfloat16):
+        x, grad = (jnp.asarray(rng.normal(size=(1, 7, 2, 16)), dtype) for _ in range(2))
+
+        def derived(x):
+            values = x.astype(jnp.float32)
+            return rotated(values, swapped_by_shifts(values), rotation).astype(x.dtype)
+
+        expected = jax.vjp(derived, x)[1](grad)[0]
+        np.testing.assert_array_equal(jax.vjp(lambda x: rotate_neighbours(x, rotation), x)[1](grad)[0], expected)

@@ -5,8 +5,9 @@ second. Tables of angles are made on the host, with numpy, in the precision that
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
@@ -59,11 +60,49 @@ def half_rotation(angles: Float[HostArray, "t half_d"]) -> Rotation:
 
 def rotate_neighbours(x: Heads, rotation: Rotation) -> Heads:
     """Rotates channels (0, 1), (2, 3), ... in float32; the dtype stays. diffusers `apply_rotary_emb`."""
+    return rotate_pairs(x, *rotation)
+
+
+@jax.custom_vjp
+def rotate_pairs(x: Heads, cos: Array | HostArray, sin: Array | HostArray) -> Heads:
+    """Returns `rotate_neighbours`; angles have no gradient.
+
+    Left to itself, JAX would shift float32 gradients, which a TPU stores, a gigabyte of them in FLUX.2 at 1024 px.
+    """
+    values, partners = (part.astype(jnp.float32) for part in (x, neighbours(x)))
+    return rotated(values, partners, Rotation(cos, sin)).astype(x.dtype)
+
+
+def rotate_pairs_forward(x: Heads, cos: Array | HostArray, sin: Array | HostArray) -> tuple[Heads, tuple[Any, Any]]:
+    """Keeps the angles."""
+    return rotate_pairs(x, cos, sin), (cos, sin)
+
+
+def rotate_pairs_backward(angles: tuple[Any, Any], grad: Heads) -> tuple[Heads, None, None]:
+    """Rotates the gradient back: a partner's sine is the negative of one's own."""
+    cos, sin = angles
+    return rotate_pairs(grad, cos, -sin), None, None
+
+
+rotate_pairs.defvjp(rotate_pairs_forward, rotate_pairs_backward)
+
+
+def neighbours(x: Heads) -> Heads:
+    """Returns channels 1, 0, 3, 2, ..., which a TPU neither shifts nor stores as parts of a matrix product."""
+    return jax.lax.platform_dependent(x, tpu=swapped_by_product, default=swapped_by_shifts)
+
+
+def swapped_by_product(x: Heads) -> Heads:
+    """Returns `neighbours` as a product with zeros and ones, which is exact."""
+    width = x.shape[-1]
+    swap = np.eye(width)[np.arange(width) ^ 1]
+    return jnp.matmul(x, jnp.asarray(swap, x.dtype), precision=jax.lax.Precision.HIGHEST)
+
+
+def swapped_by_shifts(x: Heads) -> Heads:
+    """Returns `neighbours` as two shifts and a choice between them."""
     is_even = jnp.arange(x.shape[-1]) % 2 == 0
-    values = x.astype(jnp.float32)
-    # Two shifts and a choice are cheaper on a TPU than taking every other channel.
-    partners = jnp.where(is_even, jnp.roll(values, -1, axis=-1), jnp.roll(values, 1, axis=-1))
-    return rotated(values, partners, rotation).astype(x.dtype)
+    return jnp.where(is_even, jnp.roll(x, -1, axis=-1), jnp.roll(x, 1, axis=-1))
 
 
 def rotate_halves(x: Heads, rotation: Rotation) -> Heads:
