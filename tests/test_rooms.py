@@ -27,6 +27,7 @@ FLOORS = (
     ("many",),
     ("pipeline", "report"),
     ("evaluation",),
+    ("ui",),
     ("cli",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -20,6 +20,7 @@ from jaxbooth.cli.report import report_command
 from jaxbooth.cli.sample import sample_command
 from jaxbooth.cli.train import train_command
 from jaxbooth.cli.train_many import train_many_command
+from jaxbooth.cli.ui import ui_command
 from jaxbooth.config.suggestions import MAX_SHOWN
 from jaxbooth.console.messages import print_stderr
 from jaxbooth.console.output import output
@@ -38,6 +39,7 @@ USAGE = """usage: jaxbooth COMMAND ...
   evaluate RUN               measure what a run has learned and what it has forgotten
   report RUN [RUN ...]       show runs on one HTML page: curves, sample images, settings, scores
   plan [CONFIG] [--flags]    tell if a run fits into memory, how long it takes, and what would help
+  ui [--root runs/]          serve a page to do all of this in a browser, also through ssh
   lora merge|resize|extract  work on LoRA files without training
   doctor                     show versions, devices and caches
   completion bash|zsh        print a script that completes commands and flags in a shell
@@ -72,6 +74,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": evaluate_command,
     "report": report_command,
     "plan": plan_command,
+    "ui": ui_command,
     "lora": lora_command,
     "doctor": doctor_command,
     "completion": completion_command,

@@ -87,6 +87,7 @@ Factor = Annotated[int, Ge(-1), Le(16_384)]  # of a layer's inputs and outputs
 MeshAxis = Annotated[int, Gt(0), Le(2**20)]
 MeshRest = Annotated[int, Ge(-1), Le(2**20)]
 ProcessCount = Annotated[int, Gt(0), Le(2**20)]
+Port = Annotated[int, Ge(0), Le(65_535)]  # 0 takes any
 ProcessId = Annotated[int, Ge(0), Lt(2**20)]
 Seconds = Annotated[float, Gt(0), Le(10**6), AllowInfNan(False)]
 

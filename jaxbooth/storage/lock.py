@@ -148,3 +148,20 @@ def holder(path: Path) -> str:
         content = json.loads(path.read_text(encoding="utf-8"))
         return f"process {content['pid']} on {content['host']}"
     return "another process"
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living process holds a lock file, its own or that of a `FolderLock`.
+
+    A file that nobody holds is locked for a moment. `FolderLock` tries again for longer than that.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        return not lock_descriptor(descriptor, blocking=False)
+    except OSError as error:
+        return error.errno in WITHOUT_LOCKS  # nothing but the file tells
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,37 @@
+"""`jaxbooth ui`: its flags."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxbooth.cli.parse import parse
+from jaxbooth.config.limits import Port
+from jaxbooth.config.section import Section
+from jaxbooth.errors import UserError
+
+
+class UiArguments(Section):
+    """Serve a page to work in: prepare runs, queue, watch and compare them, and take away what they have learned."""
+
+    root: Path = Path("runs")
+    """Folder of the run folders; it is created if it is missing."""
+    port: Port = 7860
+    """Port to listen at."""
+    host: str = "127.0.0.1"
+    """Address to listen at; default: this machine alone. With another one, whoever has the printed address can start
+    programs here."""
+    folders: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER [FOLDER ...]")] = ()
+    """Further folders whose photos and models the page may show and use. It sees nothing else but --root."""
+    devices: Annotated[tuple[str, ...], tyro.conf.arg(metavar="GPUS [GPUS ...]")] = ()
+    """Sets of GPUs, such as 0 1 or 0,1 2,3: one run trains on each. Default: one run at a time has all devices."""
+
+
+def ui_command(argv: list[str]) -> None:
+    """Serves the page."""
+    arguments = parse(UiArguments, argv, "jaxbooth ui")
+    try:
+        from jaxbooth.ui.server import serve
+    except ModuleNotFoundError as error:
+        raise UserError(f"jaxbooth ui needs {error.name}: pip install 'jaxbooth[ui]'.") from None
+    serve(arguments.root, arguments.port, arguments.host, arguments.folders, arguments.devices)

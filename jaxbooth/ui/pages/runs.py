@@ -1,0 +1,104 @@
+"""The list of runs, which is the queue, too: start, stop, reorder, delete."""
+
+import asyncio
+from pathlib import Path
+from typing import Literal
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from jaxbooth.errors import UserError
+from jaxbooth.storage.files import remove_tree
+from jaxbooth.ui.job import TRAIN, JobFiles, job_names
+from jaxbooth.ui.render import page
+from jaxbooth.ui.run_list import RunSummary
+from jaxbooth.ui.state import Server, server_of
+
+
+async def show(request: Request) -> Response:
+    """Shows all runs."""
+    return await runs_page(request, "runs.html")
+
+
+async def rows(request: Request) -> Response:
+    """Shows the list alone."""
+    return await runs_page(request, "run_rows.html")
+
+
+async def runs_page(request: Request, template: str) -> Response:
+    """Fills a template with the runs."""
+    server = server_of(request)
+    runs = await asyncio.to_thread(server.runs.all)
+    return page(request, template, runs=runs, root=server.roots.runs)
+
+
+async def start(request: Request) -> Response:
+    """Puts a run's training into the queue."""
+    await asyncio.to_thread(enqueue_training, server_of(request), request.path_params["name"])
+    return await rows(request)
+
+
+async def stop(request: Request) -> Response:
+    """Takes a run out of the queue, or asks its training to save and end."""
+    run = server_of(request).run(request.path_params["name"])
+    await asyncio.to_thread(JobFiles.of(run.folder.root, TRAIN).stop)
+    return await rows(request)
+
+
+async def move(request: Request) -> Response:
+    """Moves a waiting run in the queue."""
+    server = server_of(request)
+    form = await request.form()
+    direction: Literal["up", "down"] = "up" if form.get("direction") == "up" else "down"
+    await asyncio.to_thread(server.queue.move, server.run(request.path_params["name"]).folder.root, direction)
+    return await rows(request)
+
+
+async def delete(request: Request) -> Response:
+    """Deletes a run folder."""
+    await asyncio.to_thread(delete_run, server_of(request).run(request.path_params["name"]))
+    return await rows(request)
+
+
+def enqueue_training(server: Server, name: str) -> None:
+    """Puts a run's training at the end of the queue.
+
+    Raises:
+        UserError: it waits or trains already, here or elsewhere.
+    """
+    run = server.run(name)
+    if run.state == "elsewhere":
+        raise UserError(f"{name} is being trained by another process; wait for its end.")
+    JobFiles.of(run.folder.root, TRAIN).enqueue(["train", str(run.folder.config)])
+
+
+def delete_run(run: RunSummary) -> None:
+    """Deletes a run folder: under a hidden name first, so that no half of it is seen.
+
+    Raises:
+        UserError: something works in it.
+    """
+    folder = run.folder.root
+    jobs = [name for name in job_names(folder) if JobFiles.of(folder, name).state() == "running"]
+    if run.is_active or jobs:
+        raise UserError(f"{run.name} is in use ({jobs[0] if jobs else run.state}); stop it before you delete it.")
+    aside = free_hidden_name(folder)
+    folder.rename(aside)
+    remove_tree(aside)
+
+
+def free_hidden_name(folder: Path) -> Path:
+    """Returns a hidden name beside a folder that nothing has."""
+    names = (folder.with_name(f".deleted-{number}-{folder.name}"[:200]) for number in range(10**6))
+    return next(path for path in names if not path.exists())
+
+
+ROUTES = [
+    Route("/", show),
+    Route("/runs", rows),
+    Route("/runs/{name}/start", start, methods=["POST"]),
+    Route("/runs/{name}/stop", stop, methods=["POST"]),
+    Route("/runs/{name}/move", move, methods=["POST"]),
+    Route("/runs/{name}/delete", delete, methods=["POST"]),
+]
