@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 import urllib.request
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,17 @@ from typing import Any
 from websocket import WebSocket, create_connection
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-KEYS = {"Tab": 9, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, " ": 32}
+KEYS = {
+    "Tab": 9,
+    "Enter": 13,
+    "End": 35,
+    "Home": 36,
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+    " ": 32,
+}
 SECONDS = 20
 
 
@@ -45,11 +55,13 @@ class Browser:
 
     Attributes:
         problems: what the console and the network complained about since the page was opened.
+        allowed: how the addresses begin that the page may ask for.
     """
 
     def __init__(self, socket: WebSocket):
         self._socket, self._numbers = socket, itertools.count(1)
         self.problems: list[str] = []
+        self.allowed: tuple[str, ...] = ("file:", "data:")
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
 
@@ -92,17 +104,33 @@ class Browser:
             self.problems.append(" ".join(str(each.get("value", each.get("description"))) for each in facts["args"]))
         elif name == "Log.entryAdded":
             self.problems.append(facts["entry"]["text"])
-        elif name == "Network.requestWillBeSent" and not facts["request"]["url"].startswith(("file:", "data:")):
+        elif name == "Network.requestWillBeSent" and not facts["request"]["url"].startswith(self.allowed):
             self.problems.append(f"asked for {facts['request']['url']}")
 
     def open(self, page: Path, width: int = 1200, height: int = 900, dark: bool = False) -> None:
         """Opens a file in a window of a size, and waits for it."""
+        self.show(width, height, dark)
+        self.navigate(page.as_uri())
+
+    def visit(self, address: str, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+        """Opens a server's page in a window of a size, and waits for it; it may ask nobody but this server."""
+        server = "/".join(address.split("/")[:3]) + "/"
+        self.allowed = (server, "data:", f"blob:{server}")
+        self.show(width, height, dark)
+        self.navigate(address)
+
+    def show(self, width: int, height: int, dark: bool) -> None:
+        """Sets what the window is like, and forgets problems."""
         self.problems.clear()
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         self.resize(width, height)
-        self.send("Page.navigate", url=page.as_uri())
-        self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+
+    def navigate(self, address: str) -> None:
+        """Opens an address and waits for its page."""
+        self.run("window.left = true")
+        self.send("Page.navigate", url=address)
+        self.wait("!window.left && document.readyState === 'complete'")
 
     def resize(self, width: int, height: int) -> None:
         """Changes the window, in CSS pixels."""
@@ -129,6 +157,30 @@ class Browser:
             down = code | ({"text": " "} if key == " " else {})
             self.send("Input.dispatchKeyEvent", type="keyDown", **down)
             self.send("Input.dispatchKeyEvent", type="keyUp", **code)
+
+    def click(self, selector: str) -> None:
+        """Clicks the middle of an element, once it is there, with the mouse."""
+        found = f"document.querySelector({json.dumps(selector)})"
+        self.wait(f"{found} && {found}.checkVisibility()")
+        self.run(f"{found}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
+        box = self.run(f"(({{x, y, width, height}}) => ({{x, y, width, height}}))({found}.getBoundingClientRect())")
+        at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2, "button": "left", "clickCount": 1}
+        self.send("Input.dispatchMouseEvent", type="mousePressed", **at)
+        self.send("Input.dispatchMouseEvent", type="mouseReleased", **at)
+
+    def fill(self, selector: str, text: str) -> None:
+        """Replaces the text of a field, as typed."""
+        found = f"document.querySelector({json.dumps(selector)})"
+        self.wait(f"!!{found}")
+        self.run(f"{found}.focus(); {found}.select()")
+        self.send("Input.insertText", text=text)
+        self.run(f"{found}.dispatchEvent(new Event('change', {{bubbles: true}}))")
+
+    def choose_files(self, selector: str, files: Iterable[Path]) -> None:
+        """Gives files to a file field, as if chosen."""
+        document = self.send("DOM.getDocument")["root"]["nodeId"]
+        node = self.send("DOM.querySelector", nodeId=document, selector=selector)["nodeId"]
+        self.send("DOM.setFileInputFiles", nodeId=node, files=[str(file) for file in files])
 
     def move(self, x: float, y: float) -> None:
         """Moves the mouse."""

@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Route
 from jaxbooth.errors import RunFailure, UserError, format_message
 from jaxbooth.ui.changes import Changes
 from jaxbooth.ui.guard import Guard, TooLarge
-from jaxbooth.ui.pages import runs
+from jaxbooth.ui.pages import compare, results, runs
 from jaxbooth.ui.queue import Queue
 from jaxbooth.ui.render import page
 from jaxbooth.ui.roots import NotFound, Roots
@@ -47,7 +47,7 @@ def make_app(
             await watching
 
     app = Starlette(
-        routes=[*shared_routes(), *runs.ROUTES],
+        routes=[*shared_routes(), *runs.ROUTES, *results.ROUTES, *compare.ROUTES],
         middleware=[Middleware(Guard, token=token, hosts=hosts, any_address=any_address)],
         exception_handlers={
             NotFound: not_found,

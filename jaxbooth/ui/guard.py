@@ -130,9 +130,9 @@ def host_name(host: str) -> str:
 
 
 def is_same_origin(headers: Headers) -> bool:
-    """Whether a request comes from a page of this server."""
-    origin = urlsplit(headers.get("origin", ""))
-    return bool(origin.netloc) and origin.netloc == headers.get("host")
+    """Whether a request comes from a page of this server, which may lie behind a proxy that encrypts."""
+    host = headers.get("host")
+    return headers.get("origin") in (f"http://{host}", f"https://{host}")
 
 
 def declared_size(headers: Headers) -> int:

@@ -1,7 +1,8 @@
 """A job: one command that the page starts for a run, described by files in the run folder alone.
 
 `RUN/jobs/NAME.json` says what to do, `NAME.log` is what it printed, `NAME.exit` its exit code, and `NAME.lock` is
-locked for as long as its process lives. The server can be killed at any time: whoever reads these files knows the state.
+locked for as long as its process lives. The server can be killed at any time: whoever reads these files knows how far
+each job is.
 """
 
 import os

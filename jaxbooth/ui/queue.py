@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -39,7 +39,7 @@ class Queue:
         self._root, self._device_sets = root, tuple(device_sets) or (ALL_DEVICES,)
         self._lock = threading.Lock()
 
-    def running(self):  # type: ignore[no-untyped-def]
+    def running(self) -> AbstractContextManager[None]:
         """Returns a context in which waiting jobs are started."""
         return run_periodically(SECONDS, self.start_waiting)
 
