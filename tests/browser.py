@@ -15,17 +15,8 @@ from typing import Any
 from websocket import WebSocket, create_connection
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-KEYS = {
-    "Tab": 9,
-    "Enter": 13,
-    "End": 35,
-    "Home": 36,
-    "ArrowLeft": 37,
-    "ArrowUp": 38,
-    "ArrowRight": 39,
-    "ArrowDown": 40,
-    " ": 32,
-}
+ARROWS = ("ArrowLeft", "ArrowUp", "ArrowRight", "ArrowDown")
+KEYS = {"Tab": 9, "Enter": 13, " ": 32, "End": 35, "Home": 36} | {key: code for code, key in enumerate(ARROWS, 37)}
 SECONDS = 20
 
 

@@ -14,7 +14,7 @@ import uvicorn
 from jaxbooth.ui.app import make_app
 from jaxbooth.ui.guard import read_token
 from jaxbooth.ui.roots import Roots
-from jaxbooth.ui.server import bind
+from jaxbooth.ui.server import PageServer, bind
 
 SECONDS = 20
 BOUNDARY = "a-boundary-that-no-file-holds"
@@ -94,7 +94,7 @@ def ui_server(root: Path, folders: tuple[Path, ...] = (), devices: tuple[str, ..
     with bind("127.0.0.1", 0) as listening:
         app = make_app(roots, token, device_sets=devices)
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
+        server = PageServer(config, app.state.server.changes)
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         try:

@@ -39,12 +39,13 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncGenerator[None]:
+        reading = asyncio.create_task(asyncio.to_thread(server.runs.all))  # before the first page asks
         watching = asyncio.create_task(server.changes.watch())
         with server.queue.running():
             yield
         watching.cancel()
         with suppress(asyncio.CancelledError):
-            await watching
+            await asyncio.gather(watching, reading)
 
     app = Starlette(
         routes=[*shared_routes(), *runs.ROUTES, *results.ROUTES, *compare.ROUTES],

@@ -39,6 +39,13 @@ class Changes:
         self._runs: dict[str, Versions] = {}
         self._changed = asyncio.Condition()
         self._listeners = 0
+        self._is_closed = False
+
+    async def close(self) -> None:
+        """Ends all streams: the server ends."""
+        async with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
 
     async def watch(self) -> None:
         """Looks at the files until it is cancelled."""
@@ -63,7 +70,7 @@ class Changes:
             seen = self._seen(run)
             for part in ("runs",) if run is None else PARTS:
                 yield event(part)
-            while True:
+            while not self._is_closed:
                 now = await self._next(run, seen)
                 if now == seen:
                     yield ": still here\n\n"
@@ -81,7 +88,7 @@ class Changes:
         """Returns other versions than `seen`, or after a while the same ones."""
         with suppress(TimeoutError):
             async with asyncio.timeout(KEEP_ALIVE), self._changed:
-                await self._changed.wait_for(lambda: self._seen(run) != seen)
+                await self._changed.wait_for(lambda: self._is_closed or self._seen(run) != seen)
         return self._seen(run)
 
 

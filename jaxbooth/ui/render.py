@@ -43,12 +43,14 @@ def environment() -> Environment:
         "ago": format_ago,
         "printable": printable,
     }
+    shared: dict[str, Any] = templates.globals  # which macros see, too
+    shared |= {"version": importlib.metadata.version("jaxbooth"), "state_words": STATE_WORDS}
     return templates
 
 
 def page(request: Request, template: str, status: int = 200, **view: Any) -> HTMLResponse:
     """Returns a page, or a part of one."""
-    view |= {"here": request.url.path, "version": importlib.metadata.version("jaxbooth"), "state_words": STATE_WORDS}
+    view |= {"here": request.url.path}
     return HTMLResponse(environment().get_template(template).render(view), status)
 
 

@@ -13,12 +13,13 @@ from filelock import FileLock, Timeout
 from jaxbooth.console.messages import print_plain, shell_quote
 from jaxbooth.errors import UserError
 from jaxbooth.ui.app import make_app
+from jaxbooth.ui.changes import Changes
 from jaxbooth.ui.guard import LOCAL, read_token
 from jaxbooth.ui.roots import Roots
 
 ANY = ("0.0.0.0", "::")  # all addresses of this machine
 NEXT_PORTS = 20  # that are tried for one to offer
-GRACE_SECONDS = 2  # for open pages, which listen for ever
+GRACE_SECONDS = 2  # for answers that are being sent
 
 
 def serve(root: Path, port: int, host: str, folders: Sequence[Path], device_sets: Sequence[str]) -> None:
@@ -41,8 +42,25 @@ def serve(root: Path, port: int, host: str, folders: Sequence[Path], device_sets
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_SECONDS
         )
-        uvicorn.Server(config).run([listening])
+        PageServer(config, app.state.server.changes).run([listening])
     print_plain("The page is closed; runs that train go on.")
+
+
+class PageServer(uvicorn.Server):
+    """A server that first ends the streams of events, which pages would hear for ever.
+
+    Args:
+        changes: makes the streams.
+    """
+
+    def __init__(self, config: uvicorn.Config, changes: Changes):
+        super().__init__(config)
+        self._changes = changes
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends."""
+        await self._changes.close()
+        await super().shutdown(sockets)
 
 
 def listen(host: str, port: int) -> socket.socket:
