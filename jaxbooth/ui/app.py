@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Route
 from jaxbooth.errors import RunFailure, UserError, format_message
 from jaxbooth.ui.changes import Changes
 from jaxbooth.ui.guard import Guard, TooLarge
-from jaxbooth.ui.pages import compare, results, runs
+from jaxbooth.ui.pages import compare, own_samples, results, run_samples, runs, watch
 from jaxbooth.ui.queue import Queue
 from jaxbooth.ui.render import page
 from jaxbooth.ui.roots import NotFound, Roots
@@ -23,6 +23,7 @@ from jaxbooth.ui.state import Server, server_of
 
 STATIC = Path(__file__).with_name("static")
 STYLE = Path(__file__).parents[1] / "report" / "page" / "style.css"  # colours and type are those of the report
+PAGES = (runs, watch, run_samples, own_samples, results, compare)
 FILES = {file.name: file for file in (STYLE, *STATIC.iterdir()) if file.suffix in (".css", ".js", ".svg")}
 
 
@@ -48,7 +49,7 @@ def make_app(
             await asyncio.gather(watching, reading)
 
     app = Starlette(
-        routes=[*shared_routes(), *runs.ROUTES, *results.ROUTES, *compare.ROUTES],
+        routes=[*shared_routes(), *(route for part in PAGES for route in part.ROUTES)],
         middleware=[Middleware(Guard, token=token, hosts=hosts, any_address=any_address)],
         exception_handlers={
             NotFound: not_found,

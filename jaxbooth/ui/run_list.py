@@ -15,7 +15,10 @@ from jaxbooth.report.settings import describe_trained
 from jaxbooth.runs.early_stopping import read_selection
 from jaxbooth.runs.folder import CONFIG, RunFolder
 from jaxbooth.storage.lock import LOCK, is_held
+from jaxbooth.ui.file_cache import version_of
 from jaxbooth.ui.job import JOBS, TRAIN, JobFiles
+from jaxbooth.ui.metric_logs import is_number
+from jaxbooth.ui.sample_tiles import grid_steps
 
 RunState = Literal["new", "queued", "running", "elsewhere", "done", "stopped", "failed", "killed", "damaged"]
 TAIL = 2**13  # bytes at the end of a log of metrics that are read
@@ -29,7 +32,7 @@ class Progress(NamedTuple):
     Attributes:
         problem: why the folder cannot be read, in a sentence.
         step: the last one that is logged.
-        sample: the newest sample grid's step.
+        sample: the newest sample grid's step; its version tells a browser whether it has the grid already.
     """
 
     config: Config | None = None
@@ -39,6 +42,7 @@ class Progress(NamedTuple):
     images_per_second: float | None = None
     is_complete: bool = False
     sample: int | None = None
+    sample_version: int = 0
 
 
 class RunSummary(NamedTuple):
@@ -171,16 +175,17 @@ def read_progress(run: RunFolder) -> Progress:
     except (UserError, OSError) as error:
         return Progress(problem=str(error))
     last = last_line(run.metrics)
-    step = int(last.get("step", 0))
+    step = last.get("step", 0)
     has_ended = step >= config.train.steps or selection.stopped_at is not None
-    grids = [path.stem.removeprefix("step_") for path in run.samples(0).parent.glob("step_*.png")]
+    grids = grid_steps(run.samples(0).parent)
     return Progress(
         config=config,
         step=step,
-        loss=last.get("loss"),
-        images_per_second=last.get("images_per_second"),
+        loss=number_of(last, "loss"),
+        images_per_second=number_of(last, "images_per_second"),
         is_complete=has_ended and (run.is_exported or not config.export),
-        sample=max((int(step) for step in grids if step.isdecimal()), default=None),
+        sample=grids[-1] if grids else None,
+        sample_version=version_of(run.samples(grids[-1])) if grids else 0,
     )
 
 
@@ -191,6 +196,12 @@ def last_line(path: Path) -> dict[str, Any]:
         for line in reversed(file.read().split(b"\n")):
             with suppress(ValueError):
                 values = json.loads(line)
-                if isinstance(values, dict) and isinstance(values.get("step"), int):
+                if isinstance(values, dict) and type(values.get("step")) is int and 0 <= values["step"] < 2**63:
                     return values
     return {}
+
+
+def number_of(line: dict[str, Any], name: str) -> float | None:
+    """Returns a value of a line of metrics; None where it is missing or no finite number."""
+    value = line.get(name)
+    return value if is_number(value) else None

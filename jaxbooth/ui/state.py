@@ -1,13 +1,15 @@
-"""What all pages share: the roots, the runs, the queue and the changes."""
+"""What all pages share: the roots, the runs, the queue and the changes; and what was read of logs and images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
 from jaxbooth.ui.changes import Changes
+from jaxbooth.ui.metric_logs import MetricLogs
 from jaxbooth.ui.queue import Queue
 from jaxbooth.ui.roots import Roots
 from jaxbooth.ui.run_list import RunList, RunSummary
+from jaxbooth.ui.sample_tiles import TileCache
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,8 @@ class Server:
     runs: RunList
     queue: Queue
     changes: Changes
+    metrics: MetricLogs = field(default_factory=MetricLogs)
+    tiles: TileCache = field(default_factory=TileCache)
 
     def run(self, name: str) -> RunSummary:
         """Returns a run by its name.

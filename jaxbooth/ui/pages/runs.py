@@ -15,6 +15,8 @@ from jaxbooth.ui.render import page
 from jaxbooth.ui.run_list import RunSummary
 from jaxbooth.ui.state import Server, server_of
 
+STATE_PART = "state"  # of a run's own page
+
 
 async def show(request: Request) -> Response:
     """Shows all runs."""
@@ -33,17 +35,28 @@ async def runs_page(request: Request, template: str) -> Response:
     return page(request, template, runs=runs, root=server.roots.runs)
 
 
+async def answer(request: Request, gone: bool = False) -> Response:
+    """Answers what has changed a run: to its own page, that it has; to the list, with the list.
+
+    Args:
+        gone: the run's page cannot stay open.
+    """
+    if request.headers.get("hx-target") != STATE_PART:
+        return await rows(request)
+    return Response(status_code=204, headers={"hx-redirect": "/"} if gone else {"hx-trigger": "changed-state"})
+
+
 async def start(request: Request) -> Response:
     """Puts a run's training into the queue."""
     await asyncio.to_thread(enqueue_training, server_of(request), request.path_params["name"])
-    return await rows(request)
+    return await answer(request)
 
 
 async def stop(request: Request) -> Response:
     """Takes a run out of the queue, or asks its training to save and end."""
     run = server_of(request).run(request.path_params["name"])
     await asyncio.to_thread(JobFiles.of(run.folder.root, TRAIN).stop)
-    return await rows(request)
+    return await answer(request)
 
 
 async def move(request: Request) -> Response:
@@ -58,7 +71,7 @@ async def move(request: Request) -> Response:
 async def delete(request: Request) -> Response:
     """Deletes a run folder."""
     await asyncio.to_thread(delete_run, server_of(request).run(request.path_params["name"]))
-    return await rows(request)
+    return await answer(request, gone=True)
 
 
 def enqueue_training(server: Server, name: str) -> None:
