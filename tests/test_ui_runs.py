@@ -38,7 +38,7 @@ def test_a_run_says_what_it_learns_and_how_far_it_is(server):
     page = server.get("/runs").text
     assert "a photo of sks dog · demo · LoRA of rank 4" in page
     assert "25 of 40" in page
-    assert 'src="/runs/dog/thumbnails/40"' in page
+    assert 'src="/runs/dog/thumbnails/40?v=' in page
 
 
 def test_a_run_is_started_once_from_two_tabs(server):
