@@ -3,14 +3,17 @@
 import errno
 import getpass
 import platform
+import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
 from filelock import FileLock, Timeout
 
 from jaxbooth.console.messages import print_plain, shell_quote
+from jaxbooth.distributed.signals import handled
 from jaxbooth.errors import UserError
 from jaxbooth.ui.app import make_app
 from jaxbooth.ui.changes import Changes
@@ -56,6 +59,12 @@ class PageServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, changes: Changes):
         super().__init__(config)
         self._changes = changes
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Ends at a signal, as a command that has done what it was asked."""
+        with handled(self.handle_exit, signal.SIGINT, signal.SIGTERM):
+            yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Ends."""
