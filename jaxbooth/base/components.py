@@ -95,6 +95,18 @@ def check_added_conditions(config: UNetConfig, pipeline: str, source: Path) -> N
         )
 
 
+def resolution_multiple(denoiser: DenoiserConfig, vae: AnyVAEConfig) -> int:
+    """Returns the pixels that an image's side must be a multiple of: VAE factor x the denoiser's downsampling."""
+    return vae.factor * denoiser.downsampling
+
+
+def native_resolution(denoiser: DenoiserConfig, vae: AnyVAEConfig, is_flow: bool) -> int:
+    """Returns the side in pixels that a model was trained at."""
+    if is_flow and isinstance(vae.sample_size, int):
+        return vae.sample_size
+    return denoiser.native_size * vae.factor
+
+
 def read_text_encoder(folder: Path, spec: TextEncoderSpec, dtype: Any) -> TextEncoder:
     """Reads one text encoder's configuration and its tokenizer.
 

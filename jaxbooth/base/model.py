@@ -14,11 +14,13 @@ from jaxbooth.base.chat_text import read_chat_text_encoder
 from jaxbooth.base.components import (
     check_components,
     find_distillation,
+    native_resolution,
     read_component_config,
     read_denoiser_config,
     read_model_index,
     read_text_encoders,
     refuse_clip_options,
+    resolution_multiple,
 )
 from jaxbooth.base.text_encoder import PromptEncoder, TextEmbeddings, TokenIds
 from jaxbooth.config.limits import MAX_ENLARGEMENT
@@ -180,15 +182,12 @@ class BaseModel:
     @property
     def resolution_multiple(self) -> int:
         """Pixels that an image's side must be a multiple of: VAE factor x the denoiser's downsampling."""
-        return self.vae_config.factor * self.denoiser_config.downsampling
+        return resolution_multiple(self.denoiser_config, self.vae_config)
 
     @property
     def native_resolution(self) -> int:
         """Side in pixels that the model was trained at."""
-        of_vae = self.vae_config.sample_size
-        if self.schedule.is_flow and isinstance(of_vae, int):
-            return of_vae
-        return self.denoiser_config.native_size * self.vae_config.factor
+        return native_resolution(self.denoiser_config, self.vae_config, self.schedule.is_flow)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Returns (h, w, c) of the latents of images of a size in pixels."""

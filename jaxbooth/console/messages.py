@@ -2,7 +2,9 @@
 
 import shlex
 import sys
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import IO
 
 import jax
@@ -13,6 +15,7 @@ from rich.markup import escape
 from jaxbooth.console.output import console, output
 from jaxbooth.errors import printable
 
+_collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
 LOG_WIDTH = 100  # characters of a table in the log file
 
 
@@ -28,9 +31,20 @@ def pluralize(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+@contextmanager
+def collect_warnings() -> Generator[list[str]]:
+    """Yields a list that gets the warnings of the block; here, in this context alone, nothing is printed."""
+    collected: list[str] = []
+    token = _collected.set(collected)
+    try:
+        yield collected
+    finally:
+        _collected.reset(token)
+
+
 def info(text: str) -> None:
     """Prints a message, unless --quiet is set."""
-    if is_main():
+    if is_main() and _collected.get() is None:
         text = printable(text)
         output.log(text)
         if not output.quiet:
@@ -61,7 +75,10 @@ def warn(text: str, on_any_process: bool = False) -> None:
     Args:
         on_any_process: it is about the work of this process alone.
     """
-    if is_main() or on_any_process:
+    collected = _collected.get()
+    if collected is not None:
+        collected.append(text)
+    elif is_main() or on_any_process:
         text = printable(text)
         output.log(f"warning: {text}")
         if not output.muted_now:

@@ -106,6 +106,23 @@ def read_header(path: Path) -> ImageHeader:
     return ImageHeader(size, alpha is not None)
 
 
+def stored_size(path: Path) -> tuple[int, int]:
+    """Returns the width and height that a file's header says, not turned; no pixel is decoded.
+
+    Raises:
+        UserError: it is no image of a known format, or has more than MAX_PIXELS.
+    """
+    try:
+        with open_regular(path) as content, warnings.catch_warnings(), pixel_limit():
+            warnings.simplefilter("ignore")  # Pillow's, on metadata
+            with Image.open(content, formats=readable_formats()) as file:
+                return file.size
+    except Image.DecompressionBombError:
+        raise UserError(f"{path} has more than {MAX_PIXELS:,} pixels; make it smaller, or remove it.") from None
+    except Exception:  # decoders raise errors of every kind on damaged files
+        raise UserError(f"{path} is no image of a known format; replace it or remove it.") from None
+
+
 def decode(path: Path, ground: str, in_srgb: bool = True) -> Decoded:
     """Decodes a file's first image.
 

@@ -48,7 +48,7 @@ def group_held_out(config: Config, inputs: RunInputs) -> dict[Shape, list[Member
     if not config.data.buckets:
         return {(side, side): members}
     sizes = [read_header(member.file.path).size for member in members]
-    groups = group_by_bucket(sizes, side, bucket_multiple(inputs.base, side))
+    groups = group_by_bucket(sizes, side, bucket_multiple(inputs.base.resolution_multiple, side))
     return {shape: [members[index] for index in indices] for shape, indices in groups.items()}
 
 

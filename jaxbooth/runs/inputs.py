@@ -88,7 +88,7 @@ def scan_inputs(config: Config, base: BaseModel) -> RunInputs:
         check_masks(instance_files)
     instances = add_class_captions(config, instances)
     classes, class_of = open_classes(config, base)
-    shapes = group_by_shape(base, config.resolution, config.data.buckets, instances)
+    shapes = group_by_shape(base.resolution_multiple, config.resolution, config.data.buckets, instances)
     return RunInputs(base, instances, classes, class_of, shapes, held_out)
 
 
@@ -161,10 +161,10 @@ def open_classes(config: Config, base: BaseModel) -> tuple[list[ClassImages], li
 
 
 def group_by_shape(
-    base: BaseModel, side: int, buckets: bool, instances: Sequence[ImageFolder]
+    resolution_multiple: int, side: int, buckets: bool, instances: Sequence[ImageFolder]
 ) -> dict[tuple[int, int], list[list[ImageFile]]]:
     """Groups every subject's images by the shape that they are trained in: one square, or aspect-ratio buckets."""
-    multiple = bucket_multiple(base, side)
+    multiple = bucket_multiple(resolution_multiple, side)
     shapes: dict[tuple[int, int], list[list[ImageFile]]] = {}
     factors: dict[Path, float] = {}
     for subject, folder in enumerate(instances):
@@ -185,9 +185,12 @@ def group_by_shape(
     return shapes
 
 
-def bucket_multiple(base: BaseModel, side: int) -> int:
-    """Returns what the sides of buckets are multiples of, in pixels."""
-    multiple = base.resolution_multiple
+def bucket_multiple(multiple: int, side: int) -> int:
+    """Returns what the sides of buckets are multiples of, in pixels.
+
+    Args:
+        multiple: that the base model needs.
+    """
     # Coarser steps than the model needs keep the number of compiled programs small.
     return multiple * (max(1, BUCKET_STEP // multiple) if side >= 4 * BUCKET_STEP else 1)
 

@@ -12,18 +12,26 @@ from starlette.responses import FileResponse, HTMLResponse, Response, StreamingR
 from starlette.routing import BaseRoute, Route
 
 from jaxbooth.errors import RunFailure, UserError, format_message
-from jaxbooth.ui.changes import Changes
 from jaxbooth.ui.guard import Guard, TooLarge
-from jaxbooth.ui.pages import compare, own_samples, results, run_samples, runs, watch
-from jaxbooth.ui.queue import Queue
+from jaxbooth.ui.pages import (
+    compare,
+    new,
+    new_photos,
+    new_plan,
+    new_sheet,
+    own_samples,
+    results,
+    run_samples,
+    runs,
+    watch,
+)
 from jaxbooth.ui.render import page
 from jaxbooth.ui.roots import NotFound, Roots
-from jaxbooth.ui.run_list import RunList
 from jaxbooth.ui.state import Server, server_of
 
 STATIC = Path(__file__).with_name("static")
 STYLE = Path(__file__).parents[1] / "report" / "page" / "style.css"  # colours and type are those of the report
-PAGES = (runs, watch, run_samples, own_samples, results, compare)
+PAGES = (runs, new, new_photos, new_sheet, new_plan, watch, run_samples, own_samples, results, compare)
 FILES = {file.name: file for file in (STYLE, *STATIC.iterdir()) if file.suffix in (".css", ".js", ".svg")}
 
 
@@ -36,7 +44,7 @@ def make_app(
         hosts, any_address: see `Guard`.
         device_sets: see `Queue`.
     """
-    server = Server(roots, RunList(roots.runs), Queue(roots.runs, device_sets), Changes(roots.runs))
+    server = Server.open(roots, device_sets)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncGenerator[None]:
@@ -44,6 +52,7 @@ def make_app(
         watching = asyncio.create_task(server.changes.watch())
         with server.queue.running():
             yield
+        server.planner.close()
         watching.cancel()
         with suppress(asyncio.CancelledError):
             await asyncio.gather(watching, reading)

@@ -1,0 +1,75 @@
+"""What `jaxbooth plan` says of a new run, beside its form."""
+
+import asyncio
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from jaxbooth.console.numbers import format_duration, format_gib, format_significant
+from jaxbooth.ui.draft import Draft, Form, one
+from jaxbooth.ui.form_request import draft_of, read_form
+from jaxbooth.ui.planner import LOCAL, Devices, PlanError, Superseded
+from jaxbooth.ui.render import page
+from jaxbooth.ui.state import Server, server_of
+
+KINDS = {
+    "parameters": "trained weights",
+    "optimizer": "optimizer",
+    "frozen": "frozen weights",
+    "latents": "latents",
+    "gradients": "gradients",
+    "activations": "activations",
+}
+
+
+EMPTY: dict[str, Any] = {"problem": "", "plan": None, "devices": None, "rows": [], "note": ""}
+
+
+async def plan(request: Request) -> Response:
+    """Shows the plan of the form."""
+    server, form = server_of(request), await read_form(request)
+    draft = await asyncio.to_thread(draft_of, server, form)
+    try:
+        view = await make_view(server, form, draft)
+    except Superseded:
+        return Response(status_code=204)
+    except PlanError as error:
+        view = {"problem": str(error)}
+    view = EMPTY | view
+    return page(request, "new_plan.html", 200, **view)
+
+
+async def make_view(server: Server, form: Form, draft: Draft) -> dict[str, Any]:
+    """Returns what the plan is filled with."""
+    topology, devices = one(form, "topology"), None
+    if draft.problem:
+        return {"note": "Once the settings are valid, this says whether the run fits and how long it takes."}
+    if not topology:
+        is_training = any(run.state in ("running", "elsewhere") for run in await asyncio.to_thread(server.runs.all))
+        devices = await server.planner.devices(is_training)
+        if devices is None:
+            return {"note": "A run is training, so this machine's devices are left alone; name some below."}
+        topology = LOCAL if one(form, "measure") else devices.topology
+    answer = await server.planner.plan(one(form, "tab"), draft.config, topology)
+    return {"plan": answer, "devices": devices, "rows": plan_rows(answer, devices, draft)}
+
+
+def plan_rows(plan: dict[str, Any], devices: Devices | None, draft: Draft) -> list[tuple[str, str]]:
+    """Returns what a plan says, line by line."""
+    limit, needed = plan["hbm_limit_bytes"], max(plan["hbm_bytes"], plan["encoding_bytes"])
+    where = f"{devices.count} × {devices.kind}" if devices else plan["topology"]
+    rows = [("devices", where), ("memory", f"{format_gib(needed)}{f' of {format_gib(limit)}' if limit else ''}")]
+    parts = sorted(plan["memory"].items(), key=lambda item: -item[1])[:3]
+    rows.append(("most of it", ", ".join(f"{KINDS.get(kind, kind)} {format_gib(size)}" for kind, size in parts)))
+    steps = draft.config.train.steps
+    if plan["hours"] is not None:
+        rows.append(("time", f"{format_duration(plan['hours'] * 3600)} for {steps} steps"))
+        rows.append(("speed", f"{format_significant(plan['images_per_second'])} images per second"))
+    if plan["largest_batch_per_chip"]:
+        rows.append(("largest batch", f"{plan['largest_batch_per_chip']} photos per device"))
+    return rows
+
+
+ROUTES = [Route("/new/plan", plan, methods=["POST"])]
