@@ -64,3 +64,10 @@ def enable_compilation_cache() -> None:
         warn(f"no compilation cache: {cache_dir()} cannot be written ({error.strerror}); set {CACHE_VARIABLE}.")
         return
     jax.config.update("jax_compilation_cache_dir", str(cache_dir()))
+
+
+def peak_memory() -> dict[str, float]:
+    """Returns {"peak_memory": GiB} that a device of this process has held so far, the largest of all; {} on the CPU."""
+    statistics = [device.memory_stats() for device in jax.local_devices()]
+    peaks = [values["peak_bytes_in_use"] for values in statistics if values and "peak_bytes_in_use" in values]
+    return {"peak_memory": max(peaks) / 2**30} if peaks else {}

@@ -222,20 +222,26 @@ class ImageSampler:
             return decode_images(self.base, params["vae"], latents, batch_shards(self.mesh))
 
     def generate(
-        self, params: dict[str, Params], prompts: Sequence[str], seed: int, indices: Sequence[int]
+        self,
+        params: dict[str, Params],
+        prompts: Sequence[str],
+        seed: int,
+        indices: Sequence[int],
+        encoded_prompts: int = 1,
     ) -> np.ndarray:
         """Generates one image of each prompt.
 
         Args:
             params: of all components.
             indices: number of each image; with `seed` it decides the image's noise.
+            encoded_prompts: distinct prompts to encode, at least; as many as another call has need no other program.
 
         Returns:
             (len(prompts), H, W, 3) uint8 on the host.
         """
         batches = []
         with nullcontext() if self.quiet else progress("sample", len(prompts), transient=True) as bar:
-            for batch in self.batches(params, prompts, seed, indices):
+            for batch in self.batches(params, prompts, seed, indices, encoded_prompts):
                 batches.append(batch)
                 if bar:
                     bar.advance(len(batch))
@@ -249,11 +255,16 @@ class ImageSampler:
         return self._encode(encoders, self.base.text.tokenize(prompts))
 
     def batches(
-        self, params: dict[str, Params], prompts: Sequence[str], seed: int, indices: Sequence[int]
+        self,
+        params: dict[str, Params],
+        prompts: Sequence[str],
+        seed: int,
+        indices: Sequence[int],
+        encoded_prompts: int = 1,
     ) -> Iterator[np.ndarray]:
         """Yields the images of `generate` a batch at a time, each (at most batch_size, H, W, 3) uint8."""
         distinct = list(dict.fromkeys([self.config.negative_prompt, *prompts]))
-        padding = distinct[:1] * (padded_count(len(distinct)) - len(distinct))
+        padding = distinct[:1] * (padded_count(max(len(distinct), encoded_prompts)) - len(distinct))
         text = self.encode(params, distinct + padding)
         prompt_indices = np.array([distinct.index(prompt) for prompt in prompts], np.int32)
         image_indices = np.array(indices, np.uint32)

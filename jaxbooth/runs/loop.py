@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxbooth.backend import peak_memory
 from jaxbooth.config.run_config import Config
 from jaxbooth.console.messages import info
 from jaxbooth.console.progress import ProgressBar, progress
@@ -16,6 +17,7 @@ from jaxbooth.errors import RunFailure
 from jaxbooth.params import Params
 from jaxbooth.runs.checkpoint import Checkpoints
 from jaxbooth.runs.metric_writer import MetricWriter
+from jaxbooth.runs.request_sampler import RequestSampler
 from jaxbooth.runs.training_data import TrainingData
 from jaxbooth.runs.validation import Validation
 from jaxbooth.training.batch import BatchSource
@@ -32,6 +34,7 @@ class TrainingLoop:
         frozen: component -> parameters that the step reads and does not change.
         validation: what is drawn and measured of a state.
         stop_agreement: of all processes, once one was asked to stop.
+        requests: answers those for images of the model as it is; None: there is nobody to ask.
     """
 
     config: Config
@@ -42,6 +45,7 @@ class TrainingLoop:
     writer: MetricWriter
     validation: Validation
     stop_agreement: StopAgreement
+    requests: RequestSampler | None = None
     announced: bool = False
 
     def run(self, state: TrainState, step: int) -> tuple[TrainState, int]:
@@ -65,6 +69,8 @@ class TrainingLoop:
                 if self.validation.is_due(step) and not self.stop_agreement.is_stopping:
                     self.validation(state, step, losses)
                 self.writer.flush()
+                if self.requests:
+                    self.requests.answer(state, step)
                 if self.validation.should_stop:
                     break
         self.checkpoints.save(state, step, self.config)  # where a signal stopped it; elsewhere it is saved already
@@ -82,11 +88,12 @@ class TrainingLoop:
     def advance(self, state: TrainState, step: int, stop: int, bar: ProgressBar) -> tuple[TrainState, int, bool]:
         """Dispatches up to `stop`, or to where the processes agree to stop; the third result says whether it did.
 
+        A request for images ends it earlier, after one dispatch at least, so that nothing that was due is due again.
         The device always has the next dispatch queued while the host logs the last one.
         """
         pending: tuple[int, int, Any] | None = None
         began, stopped = time.perf_counter(), False
-        while step < stop:
+        while step < stop and not (pending and self.requests and self.requests.are_waiting()):
             order = self.data.order
             count = min(self.config.train.steps_per_dispatch, stop - step, order.block_end(step) - step)
             stopped = not self.stop_agreement.may_run_to(step + count)
@@ -109,13 +116,14 @@ class TrainingLoop:
         check_finite(values, start)
         rows = self.config.rows
         rate = rows * count / (now - began)
+        common = {"images_per_second": rate} | peak_memory()
         if not self.announced:
             self.announced = True
             left = (now - began) / count * (self.config.train.steps - start) / 60
             info(f"{rate:.1f} images/s, about {left:.1f} min to step {self.config.train.steps} without sampling")
         for index in range(count):
             line = {name: float(column[index]) for name, column in values.items()}
-            self.writer.log_step(start + index + 1, line | {"images_per_second": rate})
+            self.writer.log_step(start + index + 1, line | common)
         bar.set_postfix(f"loss {values['loss'][-1]:.4f}, {rate:.1f} images/s")
         bar.advance(count)
         return now

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +21,7 @@ from jaxbooth.storage.remote import is_local, staging_folder, upload
 from jaxbooth.storage.text import parse_json_object, read_bytes
 
 VALIDATION = "validation.jsonl"
+SECONDS = 1.0  # after which lines are put on disk, so that whoever watches sees them
 UNREADABLE = ".unreadable"  # behind a log's name: its lines that are no metrics of a step
 SUPERSEDED = ".superseded"  # its lines of steps that were done again, from an earlier checkpoint or other settings
 
@@ -46,16 +48,20 @@ class JsonLinesLog:
             )
         write_bytes(path, b"".join(line.raw + b"\n" for line in current))
         self._path, self._file = path, path.open("a", encoding="utf-8")
+        self._flushed = time.monotonic()
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends a line."""
+        """Appends a line; others see it after about a second, or with the next one."""
         with with_filename(self._path):
             self._file.write(json.dumps({"step": step, **values}) + "\n")
+        if time.monotonic() - self._flushed > SECONDS:
+            self.flush()
 
     def flush(self) -> None:
         """Puts everything on disk."""
         with with_filename(self._path):
             self._file.flush()
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Flushes and closes."""

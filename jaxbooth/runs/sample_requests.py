@@ -10,11 +10,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import numpy as np
 from annotated_types import Ge, Le, Len
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Strict, TypeAdapter, ValidationError
 
 from jaxbooth.config.limits import MAX_PROMPT, Seed
 from jaxbooth.data.image_grid import image_grid
@@ -38,11 +38,11 @@ class SampleRequest:
         num: images.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     prompt: Annotated[str, Len(1, MAX_PROMPT)]
-    seed: Seed = 0
-    num: Annotated[int, Ge(1), Le(MAX_IMAGES)] = 1
+    seed: Annotated[Seed, Strict()] = 0
+    num: Annotated[int, Strict(), Ge(1), Le(MAX_IMAGES)] = 1
 
 
 ADAPTER = TypeAdapter(SampleRequest)
@@ -54,6 +54,11 @@ class RequestFiles:
 
     folder: Path
     id: str
+
+    @classmethod
+    def of(cls, run: Path, id: str) -> Self:
+        """Returns the files of a request to a run."""
+        return cls(run / FOLDER, id)
 
     @property
     def request(self) -> Path:
@@ -77,7 +82,7 @@ class RequestFiles:
             UserError: it is none.
         """
         try:
-            return ADAPTER.validate_python(read_json(self.request))
+            return ADAPTER.validate_python(read_json(self.request, "write it again"))
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             key = ".".join(map(str, first["loc"])) or "request"
@@ -100,7 +105,7 @@ class RequestFiles:
 
 def ask(run: Path, request: SampleRequest) -> RequestFiles:
     """Leaves a request in a run folder."""
-    files = RequestFiles(run / FOLDER, str(time.time_ns()))
+    files = RequestFiles.of(run, str(time.time_ns()))
     write_json(files.request, asdict(request))
     return files
 
@@ -113,7 +118,7 @@ def waiting_requests(run: Path) -> list[RequestFiles]:
         return []
     ids = sorted(name.removesuffix(REQUEST) for name in names if name.endswith(REQUEST))
     waiting = [id for id in ids if ID.fullmatch(id) and not {id + ANSWER, id + ERROR} & names]
-    return [RequestFiles(run / FOLDER, id) for id in waiting[:MAX_WAITING]]
+    return [RequestFiles.of(run, id) for id in waiting[:MAX_WAITING]]
 
 
 def request_ids(run: Path) -> Sequence[str]:

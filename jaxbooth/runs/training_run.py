@@ -39,6 +39,7 @@ from jaxbooth.runs.inputs import (
 from jaxbooth.runs.loop import TrainingLoop, compile_dispatches
 from jaxbooth.runs.metric_writer import MetricWriter
 from jaxbooth.runs.prompts import RunPrompts, encode_run_prompts
+from jaxbooth.runs.request_sampler import RequestSampler
 from jaxbooth.runs.restore import abstract_run_state
 from jaxbooth.runs.start_notes import describe_length, learning_rate_jump, log_padding
 from jaxbooth.runs.training_data import TrainingData, encode_training_data
@@ -227,8 +228,11 @@ class TrainingRun:
             dispatches = [make_dispatch(spec, config.train.steps_per_dispatch, state) for spec in specs]
             compiled = compile_dispatches(dispatches, state, step_frozen, data)
             stop_agreement = self.processes.stop_agreement
+            requests = RequestSampler(
+                self.run.root, validation.sampler, frozen, self.processes.exchange, stop_agreement
+            )
             loop = TrainingLoop(
-                config, compiled, data, step_frozen, self.checkpoints, writer, validation, stop_agreement
+                config, compiled, data, step_frozen, self.checkpoints, writer, validation, stop_agreement, requests
             )
             return *loop.run(state, done), validation.early_stopping.selection
         finally:

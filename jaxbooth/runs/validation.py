@@ -90,6 +90,11 @@ class ValidationSampler:
         images = self.image_sampler.generate(params, prompts, self.seed, list(range(count)) * len(self.prompts))
         return images.reshape(-1, count, *images.shape[1:])
 
+    def sample_prompt(self, params: dict[str, Params], prompt: str, seed: int, num: int) -> np.ndarray:
+        """Returns (num, H, W, 3) uint8 of another prompt, by the program of `sample`; image i depends on (seed, i)."""
+        prompts = len({self.image_sampler.config.negative_prompt, *self.prompts})
+        return self.image_sampler.generate(params, [prompt] * num, seed, range(num), prompts)
+
     def grid(self, images: np.ndarray, step: int) -> tuple[Image.Image, dict[str, Any]]:
         """Returns the labelled grid of what was sampled, one prompt a row, and the metadata for its text chunk."""
         labels = [prompt for prompt in self.grid_prompts for _ in range(self.images_per_prompt)]

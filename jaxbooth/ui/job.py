@@ -20,6 +20,7 @@ from jaxbooth.errors import UserError
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.lock import is_held
 from jaxbooth.storage.text import read_json
+from jaxbooth.ui.tail import read_tail
 
 JOBS = "jobs"  # in a run folder
 TRAIN = "train"  # the name of the job that trains
@@ -148,10 +149,7 @@ class JobFiles:
 
     def log_lines(self) -> list[str]:
         """Returns the last lines of the log."""
-        with suppress(OSError), self.log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-            return file.read().decode("utf-8", "replace").splitlines()
-        return []
+        return read_tail(self.log, TAIL).decode("utf-8", "replace").splitlines()
 
     def error(self) -> str | None:
         """Returns the message with which the last start failed."""

@@ -19,6 +19,7 @@ from jaxbooth.ui.file_cache import version_of
 from jaxbooth.ui.job import JOBS, TRAIN, JobFiles
 from jaxbooth.ui.metric_logs import is_number
 from jaxbooth.ui.sample_tiles import grid_steps
+from jaxbooth.ui.tail import read_tail
 
 RunState = Literal["new", "queued", "running", "elsewhere", "done", "stopped", "failed", "killed", "damaged"]
 TAIL = 2**13  # bytes at the end of a log of metrics that are read
@@ -191,13 +192,11 @@ def read_progress(run: RunFolder) -> Progress:
 
 def last_line(path: Path) -> dict[str, Any]:
     """Returns the last complete line of a log of metrics; empty if there is none."""
-    with suppress(OSError), path.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-        for line in reversed(file.read().split(b"\n")):
-            with suppress(ValueError):
-                values = json.loads(line)
-                if isinstance(values, dict) and type(values.get("step")) is int and 0 <= values["step"] < 2**63:
-                    return values
+    for line in reversed(read_tail(path, TAIL).split(b"\n")):
+        with suppress(ValueError, RecursionError):
+            values = json.loads(line)
+            if isinstance(values, dict) and type(values.get("step")) is int and 0 <= values["step"] < 2**63:
+                return values
     return {}
 
 

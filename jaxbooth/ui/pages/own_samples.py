@@ -82,7 +82,7 @@ def own_part(server: Server, run: RunSummary, _request: Request) -> Markup:
 
 def asked_samples(server: Server, run: RunSummary, id: str) -> OwnSamples:
     """Returns what came of a request to a run that trains."""
-    files = RequestFiles(run.folder.root / FOLDER, id)
+    files = RequestFiles.of(run.folder.root, id)
     prompt, facts, error, images = "", "", "", []
     with suppress(UserError, NotFound):
         server.roots.below(files.folder, files.request.name)
@@ -131,7 +131,7 @@ def own_tiles(server: Server, run: RunSummary, id: str) -> Tiles:
     Raises:
         NotFound: there is none, it cannot be read, or leads elsewhere.
     """
-    files = RequestFiles(run.folder.root / FOLDER, id)
+    files = RequestFiles.of(run.folder.root, id)
     return server.tiles.get(server.roots.below(files.folder, files.answer.name), image_side(run))
 
 
@@ -232,7 +232,7 @@ async def remove(request: Request) -> Response:
 
 def remove_samples(run: Path, id: str) -> None:
     """Stops a job, or removes a request's files."""
-    job, files = JobFiles.of(run, JOB + id), RequestFiles(run / FOLDER, id)
+    job, files = JobFiles.of(run, JOB + id), RequestFiles.of(run, id)
     if job.state() == "running":
         job.stop()
         return
