@@ -211,7 +211,7 @@ def table_keys(page: str, heading: str) -> list[str]:
 
 def test_the_metrics_are_those_that_a_step_logs():
     terms = ["loss", *TERM_NAMES.values(), OUTSIDE_MASK_LOSS, WEIGHT_ANCHOR]
-    others = ["step", "grad_norm", "learning_rate", "images_per_second"]
+    others = ["step", "grad_norm", "learning_rate", "images_per_second", "peak_memory"]
     assert sorted(table_keys("run-folder.md", "metrics.jsonl")) == sorted([*terms, *others])
 
 

@@ -66,6 +66,7 @@ CHART_STYLES = {
     "grad_norm": ChartStyle("Gradient norm", "before clipping", smooth=True, logarithmic=True),
     "learning_rate": ChartStyle("Learning rate", zero=True),
     "images_per_second": ChartStyle("Images per second", "instance and prior rows", zero=True),
+    "peak_memory": ChartStyle("Peak memory", "GiB that a device has held", zero=True),
     "eval/drift": ChartStyle("Drift of the class", "latent distance to the base model's images; lower is better"),
     "validation/subject_loss": ChartStyle(
         "Held-out loss, subject", "on images that are not trained on; lower is better"

@@ -83,7 +83,7 @@ def cut_grid(path: Path, side: int | None) -> Cut:
     rows = split_grid(whole, len(prompts), side) if side and prompts else None
     if rows is None:
         prompts, rows = (" / ".join(prompts) or "samples",), [[whole]]
-    return Cut(prompts, rows, {key: value for key, value in chunks.items() if key != "step"})
+    return Cut(prompts, rows, chunks)
 
 
 def encode_tile(image: Image.Image) -> Tile:

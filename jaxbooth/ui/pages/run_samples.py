@@ -96,7 +96,8 @@ def samples_view(server: Server, run: RunSummary, request: Request) -> SamplesVi
         )
         for prompt in prompts
     ]
-    return SamplesView(steps, at, shown, format_sampling(SampleGrid(0, Path(), (), after.settings)))
+    settings = {key: value for key, value in after.settings.items() if key != "step"}
+    return SamplesView(steps, at, shown, format_sampling(SampleGrid(0, Path(), (), settings)))
 
 
 def image_views(run: RunSummary, step: int, tiles: Tiles, prompt: str) -> list[ImageView]:
