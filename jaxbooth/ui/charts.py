@@ -153,7 +153,7 @@ def log_axis(curves: Sequence[Curve]) -> tuple[list[tuple[str, float]], float, f
     decades = range(math.floor(low) - 1, math.ceil(high) + 1)
     for digits in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10)), tuple(np.arange(1, 10, 0.1).round(1).tolist())):
         values = [digit * 10.0**decade for decade in decades for digit in digits]
-        within = [value for value in values if low <= math.log10(value) <= high]
+        within = [value for value in values if low - 1e-9 <= math.log10(value) <= high + 1e-9]
         if len(within) >= 3:
             break
     every = max(1, math.ceil(len(within) / (Y_TICKS + 1)))
