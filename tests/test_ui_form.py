@@ -10,7 +10,7 @@ from jaxbooth.cli.parse import parse, starting_config
 from jaxbooth.config.load import dump_config, load_config
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.section import flatten
-from jaxbooth.ui.command_line import command_line, yaml_text
+from jaxbooth.ui.command_line import command_parts, yaml_text
 from jaxbooth.ui.draft import Draft, keys_in, read_draft
 from jaxbooth.ui.fields import fields_by_key, format_field
 from jaxbooth.ui.roots import Roots
@@ -36,6 +36,12 @@ def draft(roots: Roots, base: str = "config:sd15-lora", **settings: str | list[s
     }
     form = {"base": [base], "noun": ["dog"], **fields}
     return read_draft(form, roots, roots.photos / "dog")
+
+
+def command_line(config: Config, start: str | None) -> str | None:
+    """Returns the command that the page shows."""
+    parts = command_parts(config, start)
+    return " ".join(parts) if parts else None
 
 
 def typed(line: str) -> Config:
@@ -126,6 +132,15 @@ def test_a_text_that_flags_would_read_otherwise_is_said_in_yaml_alone(text):
 def test_a_problem_stands_beside_the_key_that_it_names(roots, settings, key):
     found = draft(roots, **settings)
     assert found.problem_keys[0] == key
+
+
+def test_photos_are_shown_while_another_setting_is_wrong(roots):
+    found = draft(roots, train__steps="0", data__resolution="64")
+    assert found.problem_keys == ("train.steps",)
+    assert found.config.data.instance_dir == roots.photos / "dog"
+    assert found.config.data.resolution == 64
+    found = draft(roots, data__resolution="much")
+    assert found.config.data.instance_dir == roots.photos / "dog"
 
 
 def test_keys_are_found_as_whole_words():

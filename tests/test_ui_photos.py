@@ -159,11 +159,12 @@ def test_a_connection_that_breaks_leaves_nothing(server):
 
 
 def test_a_server_that_starts_removes_what_a_killed_one_has_left(tmp_path):
-    left = tmp_path / ".jaxbooth-ui" / UPLOADS / "half"
-    left.parent.mkdir(parents=True)
-    left.write_bytes(b"half a photo")
+    own = tmp_path / ".jaxbooth-ui"
+    for left in (own / UPLOADS / "half", own / "plan-x.yaml", own / "new-x" / "config.yaml"):
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.write_bytes(b"half")
     with ui_server(tmp_path):
-        assert not left.exists()
+        assert sorted(path.name for path in own.iterdir()) == ["token", UPLOADS]
 
 
 @pytest.mark.parametrize("folder", ["..", "%2e%2e", "..%2fdog", ".jaxbooth-ui", "link", "missing", "%00"])

@@ -16,7 +16,7 @@ from jaxbooth.ui.guard import read_token
 from jaxbooth.ui.roots import Roots
 from jaxbooth.ui.server import PageServer, bind
 
-SECONDS = 20
+SECONDS = 120  # a machine may be busy
 BOUNDARY = "a-boundary-that-no-file-holds"
 
 

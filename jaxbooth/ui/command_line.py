@@ -19,8 +19,8 @@ def changed_values(config: Config, base: Config) -> dict[str, Any]:
     return {key: value for key, value in wanted.items() if values[key] != value}
 
 
-def command_line(config: Config, start: str | None) -> str | None:
-    """Returns the command that trains a configuration; None where flags cannot say it.
+def command_parts(config: Config, start: str | None) -> list[str] | None:
+    """Returns the command that trains a configuration, flag by flag; None where flags cannot say it.
 
     Args:
         start: the shipped configuration or the file that it is based on; None: the defaults.
@@ -28,10 +28,9 @@ def command_line(config: Config, start: str | None) -> str | None:
     changed = changed_values(config, load_config(start))
     if any(not can_be_flag(key, value) for key, value in changed.items()):
         return None
-    words = ["jaxbooth", "train", *([start] if start else [])]
-    for key, value in changed.items():
-        words += flag_words(key, value)
-    return " ".join(map(shell_quote, words))
+    parts = [["jaxbooth", "train", *([start] if start else [])]]
+    parts += [flag_words(key, value) for key, value in changed.items()]
+    return [" ".join(map(shell_quote, part)) for part in parts]
 
 
 def can_be_flag(key: str, value: Any) -> bool:

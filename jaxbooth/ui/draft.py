@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ TOKEN = "<sks>"
 RANK = "16"
 # What the form itself says of these keys: by the choice of photos, of a base model and of a name.
 OWN_KEYS = ("model", "run_dir", "data.instance_dir")
+PROMPTS = ("data.instance_prompt", "data.class_prompt")
 LORA_KEYS = ("lora.rank", "lora.kind")
 MAX_NAME = 60  # characters of a run's name that is made of another one
 RUN_NAMES = 1000
@@ -97,6 +99,8 @@ def read_fields(form: Form, base: Config, trained: str) -> dict[str, Any]:
     values = flatten(base)
     for key, control in fields_by_key().items():
         if key in OWN_KEYS or control.name not in form or (trained != "lora" and key in LORA_KEYS):
+            continue
+        if key in PROMPTS and not one(form, control.name):  # as the base has it, or made of the subject's word
             continue
         texts = list(form[control.name])
         is_left_out = not control.is_optional and control.widget in ("number", "text") and not "".join(texts).strip()
@@ -182,8 +186,18 @@ def checked(draft: Draft) -> Draft:
             check_run_folders(resolve_paths(config))
         except UserError as error:
             problem = printable(str(error)).removeprefix("the configuration: ")
+            config = config if config is not draft.base else config_of_photos(draft, values)
     keys = tuple(keys_in(problem))
     return replace(draft, config=config, problem=problem, problem_keys=keys, warnings=tuple(warnings))
+
+
+def config_of_photos(draft: Draft, values: Mapping[str, Any]) -> Config:
+    """Returns a configuration with what the contact sheet needs, as far as that is valid, where the rest is not."""
+    about_photos = {key: value for key, value in values.items() if key == "model" or key.startswith("data.")}
+    for keys in (about_photos, ("data.instance_dir", "data.instance_prompt")):
+        with suppress(UserError):
+            return with_overrides(draft.start.config, {key: values[key] for key in keys if key in values})
+    return draft.base
 
 
 def keys_in(sentence: str) -> list[str]:

@@ -74,6 +74,11 @@ class FieldGroup(NamedTuple):
     help: str
     fields: tuple[Field, ...]
 
+    @property
+    def title(self) -> str:
+        """The section's name for people."""
+        return {"": "General", "lora": "LoRA"}.get(self.name, self.name.replace("_", " ").capitalize())
+
 
 def read_list(text: str) -> Any:
     """Reads a YAML list; text that is none is returned as it is, which the schema refuses."""

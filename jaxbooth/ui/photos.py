@@ -22,7 +22,7 @@ from jaxbooth.data.images import (
     readable_extensions,
 )
 from jaxbooth.errors import UserError
-from jaxbooth.storage.files import write_text
+from jaxbooth.storage.files import remove_tree, write_text
 from jaxbooth.storage.paths import short_name
 from jaxbooth.storage.text import read_text
 from jaxbooth.ui.roots import NotFound, Roots, check_name, is_child_name
@@ -131,10 +131,13 @@ async def receive(roots: Roots, chunks: AsyncIterator[bytes]) -> Path:
 
 
 def remove_unfinished(roots: Roots) -> None:
-    """Removes what a server that was killed has left of uploads."""
+    """Removes what a server that was killed has left in its own folder: of uploads, plans and new runs."""
     folder = roots.server / UPLOADS
-    for path in folder.iterdir() if folder.is_dir() else ():
+    uploads = list(folder.iterdir()) if folder.is_dir() else []
+    for path in (*uploads, *roots.server.glob("plan-*.yaml")):
         path.unlink(missing_ok=True)
+    for path in roots.server.glob("new-*"):
+        remove_tree(path)
 
 
 def keep(upload: Path, folder: Path, name: str) -> str:

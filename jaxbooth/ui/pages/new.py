@@ -13,8 +13,8 @@ from jaxbooth.config.run_config import EMBEDDED_SUBJECT, Config
 from jaxbooth.config.section import flatten
 from jaxbooth.errors import UserError
 from jaxbooth.ui.base_models import image_sides, model_choices, relative_label, shipped_choices
-from jaxbooth.ui.command_line import command_line, yaml_text
-from jaxbooth.ui.draft import OWN_KEYS, Draft, Form, one, prompts_of, read_fields
+from jaxbooth.ui.command_line import command_parts, yaml_text
+from jaxbooth.ui.draft import OWN_KEYS, PROMPTS, Draft, Form, one, read_fields
 from jaxbooth.ui.fields import FieldGroup, field_groups, fields_by_key, format_field
 from jaxbooth.ui.form_request import draft_of, read_form
 from jaxbooth.ui.new_run import create_run
@@ -90,6 +90,8 @@ def shown_text(form: Form, draft: Draft, key: str) -> str:
     field = fields_by_key()[key]
     if field.name in form:
         return "\n".join(form[field.name]) if field.widget == "choices" else form[field.name][-1]
+    if key in PROMPTS:
+        return ""
     value = flatten(draft.base)[key]
     if key == "lora.rank" and value is None:
         value = draft.config.lora.rank
@@ -134,13 +136,21 @@ def outcome_of(draft: Draft, form: Form) -> dict[str, Any]:
     config, is_complete = draft.config, not draft.problem and not draft.missing
     return {
         "draft": draft,
-        "command": command_line(config, draft.start.source) if is_complete else None,
+        "command": command_parts(config, draft.start.source) if is_complete else None,
         "yaml": yaml_text(config) if is_complete else "",
         "is_complete": is_complete,
         "sheet_version": digest(config.data, config.text, config.seed, config.model),
         "plan_version": "" if draft.problem else digest(planned(config)),
-        "placeholder_prompts": prompts_of(form, draft.trained),
+        "placeholder_prompts": placeholder_prompts(draft),
     }
+
+
+def placeholder_prompts(draft: Draft) -> tuple[str, str]:
+    """Returns the prompts of subject and class where nothing is typed; empty where they are not known yet."""
+    if "what they show" in draft.missing or draft.config.data.subjects:
+        return "", ""
+    data = draft.config.data
+    return data.instance_prompt or "", data.class_prompt or ""
 
 
 def planned(config: Config) -> Config:

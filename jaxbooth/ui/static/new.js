@@ -5,7 +5,7 @@ const WAIT = 400; // milliseconds without a key before the form is checked
 const STATE = `jaxbooth-new${location.search}`;
 const byId = (id) => document.getElementById(id);
 const seen = { sheet: null, plan: null };
-let timer = 0, plans = 0;
+let timer = 0, plans = 0, isForgotten = false;
 
 function controls() {
   return [...byId("new").elements].filter((each) => each.name);
@@ -20,7 +20,7 @@ function formValues() {
 function check(delay = WAIT) {
   clearTimeout(timer);
   timer = setTimeout(() => {
-    sessionStorage.setItem(STATE, JSON.stringify(formValues()));
+    if (!isForgotten) sessionStorage.setItem(STATE, JSON.stringify(formValues()));
     htmx.trigger("#new", "check");
   }, delay);
 }
@@ -80,6 +80,8 @@ function showProblem(result) {
   document.querySelectorAll(".note").forEach((note) => { note.textContent = ""; });
   document.querySelectorAll("[aria-invalid]").forEach((input) => input.removeAttribute("aria-invalid"));
   const sentence = byId("sentence");
+  const said = (sentence || byId("missing"))?.textContent || "";
+  if (byId("said").textContent !== said) byId("said").textContent = said; // is read out once
   if (!sentence) return;
   for (const key of result.dataset.keys.split(" ").filter(Boolean)) {
     const place = document.querySelector(`[data-key="${key}"]`);
@@ -87,6 +89,27 @@ function showProblem(result) {
     place.querySelector(".note").textContent = sentence.textContent;
     place.querySelector("input:not([type=hidden]), select, textarea")?.setAttribute("aria-invalid", "true");
     break;
+  }
+}
+
+// Opens what hides a setting, and goes there.
+function showSetting(key) {
+  const place = document.querySelector(`[data-key="${key}"]`);
+  if (place.closest("#drawer")) {
+    byId("drawer").open = true;
+    byId("search").value = "";
+    byId("only-changed").checked = false;
+    search();
+  }
+  place.scrollIntoView({ block: "center" });
+  place.querySelector("input:not([type=hidden]), select, textarea").focus({ preventScroll: true });
+}
+
+function countPhotos() {
+  const count = byId("sheet").querySelector("[data-count]")?.dataset.count;
+  const option = byId("photos").selectedOptions[0];
+  if (count && option.value.startsWith("set:")) {
+    option.textContent = `${option.value.slice(4)} (${count} ${count === "1" ? "photo" : "photos"})`;
   }
 }
 
@@ -232,15 +255,28 @@ async function copy(button) {
   setTimeout(() => { button.textContent = "Copy"; }, 1500);
 }
 
-function restore() {
+function forget() {
+  isForgotten = true;
+  sessionStorage.removeItem(STATE);
+}
+
+function startOver() {
+  forget();
+  location.reload();
+}
+
+// Shows the form as it was left; what it names may be gone.
+async function restore() {
   const saved = sessionStorage.getItem(STATE);
-  if (!saved) return false;
+  if (!saved) return start();
   const values = JSON.parse(saved);
   delete values.tab;
   delete values.suggested;
   values.base_was = values.base;
-  htmx.ajax("POST", "/new/form", { values, target: "#new-page", swap: "outerHTML" });
-  return true;
+  const page = byId("new-page");
+  await htmx.ajax("POST", "/new/form", { values, target: "#new-page", swap: "outerHTML" });
+  if (page === byId("new-page")) start();
+  return undefined;
 }
 
 document.addEventListener("input", changed);
@@ -249,15 +285,18 @@ document.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (button?.dataset.copy) copy(button);
   if (button?.id === "measure") askForPlan({ measure: "1" });
+  if (button?.id === "start-over") startOver();
+  if (button?.dataset.show) showSetting(button.dataset.show);
   if (button?.classList.contains("reset")) reset(button.closest(".setting"));
 });
 document.body.addEventListener("captions", () => htmx.trigger(document.body, "sheet"));
 document.body.addEventListener("htmx:afterSettle", (event) => {
   if (event.target.id === "outcome") afterCheck();
+  if (event.target.id === "sheet") countPhotos();
   if (event.target.id === "new-page") start();
 });
 document.body.addEventListener("htmx:beforeOnLoad", (event) => {
-  if (event.detail.xhr.getResponseHeader("hx-redirect")) sessionStorage.removeItem(STATE);
+  if (event.detail.xhr.getResponseHeader("hx-redirect")) forget();
 });
 
 function start() {
@@ -267,4 +306,4 @@ function start() {
 }
 
 listenToDrops();
-document.addEventListener("DOMContentLoaded", () => { if (!restore()) start(); }); // htmx listens by then
+document.addEventListener("DOMContentLoaded", restore); // htmx listens by then
