@@ -20,7 +20,8 @@ from jaxbooth.runs.request_sampler import RequestSampler
 from jaxbooth.runs.sample_requests import RequestFiles, SampleRequest, ask, waiting_requests
 from jaxbooth.runs.validation import ValidationSampler
 from jaxbooth.training.state import initial_state
-from tests.commands import read_facts, succeed, train
+from tests.commands import SHORT, read_facts, succeed, train
+from tests.processes import outputs, start_all
 
 PROMPT = "a drawing of a sks cat"
 
@@ -184,3 +185,16 @@ def test_a_training_answers_at_its_next_dispatch_and_ends_as_without_the_request
         for path in (begun / "metrics.jsonl", asked / "metrics.jsonl")
     ]
     assert lines[0] == lines[1]
+
+
+@pytest.mark.slow
+def test_several_processes_answer_where_they_stop_together(tmp_path, micro_model):
+    settings = ("--model", micro_model, "--run-dir", tmp_path / "run", "--validation.every", 1000)
+    succeed(train(tmp_path / "run", *settings[:2], steps=3))
+    good, bad = (ask(tmp_path / "run", SampleRequest(prompt, num=2)) for prompt in (PROMPT, "a cat"))
+    bad.request.write_bytes(b"{")
+    command = ["train", *SHORT, *settings, "--train.steps", 7, "--train.checkpoint-every", 5, "--mesh.fsdp", 1]
+    printed = outputs(start_all(command, 2, devices=2))
+    assert "step 7" in printed[0] or "done" in printed[0], printed[0]
+    assert read_facts(good.answer)["step"] == "5"
+    assert "is not valid JSON" in bad.error.read_text()

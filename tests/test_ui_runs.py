@@ -8,18 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from jaxbooth.storage.lock import locked
 from jaxbooth.ui.job import TRAIN, JobFiles
 from jaxbooth.ui.run_list import RunList
 from tests.made_up_runs import made_up_run, write_metrics
-from tests.ui_server import UiServer, ui_server
+from tests.ui_server import UiServer, idle_ui_server
 
 
 @pytest.fixture
 def server(tmp_path) -> UiServer:
-    """A server of a new root, whose queue starts nothing: another process trains there."""
-    made_up_run(tmp_path / "elsewhere", logged=7)
-    with locked(tmp_path / "elsewhere", on_loss=pytest.fail), ui_server(tmp_path) as running:
+    """A server of a new root, whose queue starts nothing."""
+    with idle_ui_server(tmp_path) as running:
         yield running
 
 

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from jaxbooth.storage.lock import locked
 from jaxbooth.ui.job import TRAIN, JobFiles
 from tests.browser import Browser, browser, find_browser
 from tests.made_up_runs import made_up_run, write_grid
-from tests.ui_server import UiServer, ui_server
+from tests.ui_server import UiServer, idle_ui_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_browser() is None, reason="needs Chromium")]
 
@@ -24,9 +23,8 @@ def tab(tmp_path_factory) -> Browser:
 
 @pytest.fixture
 def server(tmp_path) -> UiServer:
-    """A server of a new root, whose queue starts nothing: another process trains there."""
-    made_up_run(tmp_path / "elsewhere", logged=7)
-    with locked(tmp_path / "elsewhere", on_loss=pytest.fail), ui_server(tmp_path) as running:
+    """A server of a new root, whose queue starts nothing."""
+    with idle_ui_server(tmp_path) as running:
         yield running
 
 
@@ -79,6 +77,20 @@ def test_the_scale_is_switched_and_stays(tab, server):
     tab.wait("document.querySelector('#progress').textContent.includes('step 21 of 40')")
     assert tab.run("document.querySelector('.chart.large .y-axis').textContent.includes('0.1')")
     assert tab.run(labels) != logarithmic
+    assert tab.problems == []
+
+
+def test_a_chart_tells_the_value_under_the_pointer(tab, server):
+    open_run(tab, server)
+    tab.run("document.querySelector('.chart').scrollIntoView({block: 'center', behavior: 'instant'})")
+    box = tab.run("(({right, top}) => [right, top])(document.querySelector('.area').getBoundingClientRect())")
+    tab.move(box[0] - 2, box[1] + 80)
+    tab.wait("document.querySelector('.reading').textContent.endsWith('at step 40')")
+    value = float(tab.run("document.querySelector('.reading').textContent").split()[0])
+    table = tab.run("document.querySelector('.chart tbody tr:last-child td').textContent")
+    assert value == pytest.approx(float(table), rel=0.01)
+    tab.move(box[0] - 2, 5)
+    tab.wait("!document.querySelector('.area.read')")
     assert tab.problems == []
 
 

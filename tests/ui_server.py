@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlencode
 
+import pytest
 import uvicorn
 
+from jaxbooth.storage.lock import locked
 from jaxbooth.ui.app import make_app
 from jaxbooth.ui.guard import read_token
 from jaxbooth.ui.roots import Roots
 from jaxbooth.ui.server import PageServer, bind
+from tests.made_up_runs import made_up_run
 
 SECONDS = 120  # a machine may be busy
 BOUNDARY = "a-boundary-that-no-file-holds"
@@ -102,3 +105,11 @@ def ui_server(root: Path, folders: tuple[Path, ...] = (), devices: tuple[str, ..
         finally:
             server.should_exit = True
             thread.join(SECONDS)
+
+
+@contextmanager
+def idle_ui_server(root: Path) -> Generator[UiServer]:
+    """Serves a root whose queue starts nothing, because another process trains in the run `elsewhere`."""
+    made_up_run(root / "elsewhere", logged=7)
+    with locked(root / "elsewhere", on_loss=pytest.fail), ui_server(root) as running:
+        yield running

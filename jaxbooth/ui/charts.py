@@ -1,5 +1,6 @@
 """Curves as scalable graphics that the server draws: points of a plot that is as wide as the page, and its axes."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -49,6 +50,7 @@ class ChartView(NamedTuple):
         span: about how many steps a point of the line averages; 0 for raw values.
         rows: of the table, (step, value).
         description: for those who do not see it.
+        reading: for the page's script: first and last step, ends of the axis of values, whether that is logarithmic.
     """
 
     metric: str
@@ -63,6 +65,7 @@ class ChartView(NamedTuple):
     span: int
     rows: list[tuple[int, str]]
     description: str
+    reading: str
 
 
 def chart_views(curves: Mapping[str, Curve], logarithmic: bool) -> tuple[list[ChartView], list[ChartView]]:
@@ -116,6 +119,7 @@ def chart_view(metric: str, curve: Curve, logarithmic: bool, height: int) -> Cha
         latest=latest,
         span=smoothing_span(curve) if style.smooth else 0,
         rows=[(step, format_value(value_at(line, step))) for step in table_steps([line])],
+        reading=json.dumps([first, last, low, high, is_log]),
         description=f"{style.title}: {at}"
         if first == last
         else f"{style.title}: from {earliest} at step {first} to {at}",

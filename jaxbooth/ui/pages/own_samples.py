@@ -185,8 +185,21 @@ async def create(request: Request) -> Response:
     """Asks for images."""
     server, form = server_of(request), await request.form()
     typed = {key: str(form.get(key, "")) for key in ("prompt", "seed", "num", "step")}
+    requests_folder(server, request.path_params["name"])
     await asyncio.to_thread(ask_for, server.run(request.path_params["name"]), typed)
     return changed()
+
+
+def requests_folder(server: Server, name: str) -> Path:
+    """Returns the folder of a run's requests, which may not be there yet.
+
+    Raises:
+        NotFound: there is no such run, or the folder leads elsewhere.
+    """
+    folder = server.roots.run(name).root / FOLDER
+    if folder.is_symlink():
+        raise NotFound(name)
+    return folder
 
 
 def changed() -> Response:
@@ -226,7 +239,7 @@ def ask_for(run: RunSummary, typed: dict[str, str]) -> None:
 async def remove(request: Request) -> Response:
     """Stops a job that generates images, or removes a request and what came of it."""
     server, id = server_of(request), request_id(request)
-    await asyncio.to_thread(remove_samples, server.run(request.path_params["name"]).folder.root, id)
+    await asyncio.to_thread(remove_samples, requests_folder(server, request.path_params["name"]).parent, id)
     return changed()
 
 

@@ -38,3 +38,31 @@ document.body.addEventListener("htmx:afterSwap", (event) => {
   if (log) log.scrollTop = before.follows ? log.scrollHeight : before.top;
 });
 for (const log of document.querySelectorAll(".log")) log.scrollTop = log.scrollHeight;
+
+// Under the pointer, a chart shows the value of its line, which is read from the line itself.
+const WIDTH = 1000;
+const nearest = (points, x) => points.reduce((best, point) => (Math.abs(point[0] - x) < Math.abs(best[0] - x) ? point : best));
+document.addEventListener("pointermove", (event) => {
+  const area = event.target.closest?.(".area");
+  for (const other of document.querySelectorAll(".area.read")) if (other !== area) release(other);
+  const drawn = area?.querySelector(".line")?.getAttribute("d");
+  if (!drawn) return;
+  const box = area.getBoundingClientRect();
+  const points = drawn.slice(1).split("L").map((point) => point.split(" ").map(Number));
+  const [x, y] = nearest(points, (WIDTH * (event.clientX - box.left)) / box.width);
+  const [first, last, low, high, logarithmic] = JSON.parse(area.parentElement.dataset.reading);
+  const height = area.viewBox.baseVal.height - 20;
+  const value = low + (high - low) * (1 - y / height);
+  const number = Number((logarithmic ? 10 ** value : value).toPrecision(3));
+  const reading = area.closest(".chart").querySelector(".reading");
+  reading.dataset.latest ??= reading.textContent;
+  reading.textContent = `${number} at step ${Math.round(first + ((last - first) * x) / WIDTH)}`;
+  area.querySelector(".cursor").setAttribute("d", `M${x} 0V${height}`);
+  area.classList.add("read");
+});
+function release(area) {
+  const reading = area.closest(".chart").querySelector(".reading");
+  reading.textContent = reading.dataset.latest;
+  area.querySelector(".cursor").setAttribute("d", "");
+  area.classList.remove("read");
+}
