@@ -102,7 +102,8 @@ def test_a_command_has_only_what_is_changed(roots):
 
 
 def test_several_subjects_are_said_in_yaml_alone(roots, tmp_path):
-    found = read_draft({"k.data.subjects": [SUBJECTS], "base": ["config:sd15-lora"]}, roots, None)
+    inside = SUBJECTS.replace("instance_dir: ", f"instance_dir: {roots.photos}/")
+    found = read_draft({"k.data.subjects": [inside], "base": ["config:sd15-lora"]}, roots, None)
     assert found.problem == ""
     assert [subject.weight for subject in found.config.subjects] == [2, 1]
     assert command_line(found.config, "sd15-lora") is None

@@ -156,6 +156,28 @@ def test_a_run_can_be_saved_without_starting(server):
     assert JobFiles.of(server.roots.runs / "later", TRAIN).read() is None
 
 
+@pytest.mark.parametrize(
+    ("key", "flag"),
+    [
+        ("data.class_dir", "--data.class-dir"),
+        ("data.validation_dir", "--data.validation-dir"),
+        ("vae", "--vae"),
+        ("lora.init", "--lora.init"),
+    ],
+)
+def test_no_key_leads_a_run_out_of_the_roots(server, tmp_path_factory, key, flag):
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "secret.png").write_bytes(b"")
+    (outside / "secret.txt").write_text("a secret")
+    (server.roots.runs / "link").symlink_to(outside)
+    for path in (outside, server.roots.runs / "link"):
+        fields = form(base="config:sd15-lora", **{f"k.{key}": str(path)})
+        answer = server.post("/new/create", fields)
+        assert answer.status == 422
+        assert f"{flag} {path} lies outside of the folders that this page may use" in answer.text
+        assert "a secret" not in server.post("/new/sheet", fields).text
+
+
 def test_two_tabs_and_a_double_click_make_one_run(server):
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: server.post("/new/create", form(suggested="dog", start="1")), range(8)))
@@ -202,6 +224,7 @@ def test_a_base_that_is_none_of_the_choices_is_not_found(server, base):
 def test_a_new_run_takes_the_settings_of_another_one(server):
     page = server.get("/new?from=elsewhere").text
     assert "as the run elsewhere" in page
+    assert 'placeholder="elsewhere-2"' in page
     assert server.get("/new?from=missing").status == 404
     assert server.get("/new?from=../x").status == 404
     outcome = re.sub("<[^>]+>", "", server.post("/new/check", form(base="run:elsewhere", name="next")).text)

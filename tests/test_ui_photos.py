@@ -1,11 +1,13 @@
 """Uploaded photos: their names, what is refused, and that none is ever half there."""
 
+import http.client
 import io
 import socket
 import time
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -141,6 +143,18 @@ def test_an_upload_that_is_too_large_is_told(server):
     assert announced.status == 413
     assert "at most 64 MiB" in announced.text
     assert kept(server) == []
+
+
+def test_an_upload_that_does_not_say_its_size_is_stopped(server):
+    pieces = (bytes(2**20) for _ in range(70))
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    with suppress(OSError):  # the server answers before all is sent
+        connection.request("POST", "/new/photos/dog/upload?name=a.png", pieces, server.bearer, encode_chunked=True)
+    with suppress(OSError, http.client.HTTPException):
+        assert connection.getresponse().status == 413
+    connection.close()
+    assert kept(server) == []
+    assert not any(uploads(server))
 
 
 def test_a_connection_that_breaks_leaves_nothing(server):

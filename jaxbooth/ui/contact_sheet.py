@@ -1,5 +1,6 @@
 """The contact sheet of the form: what the model will see of each photo, by the code that a run uses, and its faults."""
 
+import asyncio
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,6 +83,7 @@ class SheetMaker:
 
     def __init__(self, roots: Roots):
         self._roots = roots
+        self.turn = asyncio.Semaphore(1)  # for threads that only wait would be missed elsewhere
         self._facts, self._tiles = Cache(4 * MAX_PHOTOS), Cache(16)
 
     def make(self, config: Config, sides: ImageSides) -> Sheet:
@@ -94,7 +96,8 @@ class SheetMaker:
         config = resolve_paths(config)
         config = config.model_copy(update={"data": fill_unset(config.data, {"resolution": sides.native})})
         for subject in config.subjects:
-            self.check_inside(subject.instance_dir)
+            for folder in (subject.instance_dir, subject.validation_dir):
+                self.check_inside(folder or DEMO_SUBJECT)
         with collect_warnings() as notes:
             scanned = [scan_subject(config, index) for index in range(len(config.subjects))]
             trained, held_out = split_subjects(config, scanned)

@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from jaxbooth.assets import DEMO_SUBJECT
 from jaxbooth.config.load import reset_dependent_keys, with_overrides
 from jaxbooth.config.rules import check_config
 from jaxbooth.config.run_config import EMBEDDED_SUBJECT, Config, resolve_paths
 from jaxbooth.config.section import flag, flatten
 from jaxbooth.console.messages import collect_warnings
 from jaxbooth.errors import UserError, printable
-from jaxbooth.runs.overlap import check_run_folders
+from jaxbooth.runs.overlap import check_run_folders, class_folders, instance_folders, model_paths
+from jaxbooth.storage.paths import is_within
 from jaxbooth.ui.fields import Field, fields_by_key
 from jaxbooth.ui.roots import NAME, Roots
 from jaxbooth.ui.starts import Start, find_start
@@ -89,8 +91,8 @@ def read_draft(form: Form, roots: Roots, photos: Path | None, base_name: str = "
     try:
         roots.new_run(name)
     except UserError as error:
-        return replace(checked(draft), problem=printable(str(error)), problem_keys=("run_dir",))
-    return checked(draft)
+        return replace(checked(draft, roots), problem=printable(str(error)), problem_keys=("run_dir",))
+    return checked(draft, roots)
 
 
 def read_fields(form: Form, base: Config, trained: str) -> dict[str, Any]:
@@ -167,7 +169,22 @@ def missing_parts(form: Form, base: Config, photos: Path | None) -> list[str]:
     return missing if has_word else [*missing, "what they show"]
 
 
-def checked(draft: Draft) -> Draft:
+def check_inside(config: Config, roots: Roots) -> None:
+    """Refuses folders and files outside of the roots, whichever key names them: a run would read or write them.
+
+    Raises:
+        UserError: the message names the flag.
+    """
+    for flag_name, path in (*instance_folders(config), *class_folders(config), *model_paths(config)):
+        is_inside = any(is_within(path, root) for root in (roots.runs, *roots.others))
+        if not is_inside and path != DEMO_SUBJECT:
+            raise UserError(
+                f"{flag_name} {path} lies outside of the folders that this page may use; start jaxbooth ui with "
+                f"--folders {path.parent}."
+            )
+
+
+def checked(draft: Draft, roots: Roots) -> Draft:
     """Returns a draft with its configuration, or with the sentence that says why it has none.
 
     What is missing is stood in for, so that everything else is checked all the same.
@@ -184,6 +201,7 @@ def checked(draft: Draft) -> Draft:
             config = with_overrides(draft.start.config, values)
             check_config(config)
             check_run_folders(resolve_paths(config))
+            check_inside(resolve_paths(config), roots)
         except UserError as error:
             problem = printable(str(error)).removeprefix("the configuration: ")
             config = config if config is not draft.base else config_of_photos(draft, values)
@@ -219,7 +237,8 @@ def suggest_name(form: Form, photos: Path | None, roots: Roots) -> str:
     """
     if one(form, "suggested"):
         return one(form, "suggested")
-    source = one(form, "noun") or (photos.name if photos else "") or "run"
+    run = one(form, "base").partition("run:")[2]
+    source = one(form, "noun") or run or (photos.name if photos else "") or "run"
     words = re.findall(r"\w+", source)
     name = "-".join(words)[:MAX_NAME].strip("-_") or "run"
     name = name if NAME.fullmatch(name) and name != "photos" else "run"

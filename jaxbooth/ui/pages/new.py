@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from jaxbooth.config.load import load_config
 from jaxbooth.config.run_config import EMBEDDED_SUBJECT, Config
 from jaxbooth.config.section import flatten
 from jaxbooth.errors import UserError
@@ -16,7 +17,7 @@ from jaxbooth.ui.base_models import image_sides, model_choices, relative_label, 
 from jaxbooth.ui.command_line import command_parts, yaml_text
 from jaxbooth.ui.draft import OWN_KEYS, PROMPTS, Draft, Form, one, read_fields
 from jaxbooth.ui.fields import FieldGroup, field_groups, fields_by_key, format_field
-from jaxbooth.ui.form_request import draft_of, read_form
+from jaxbooth.ui.form_request import SET, draft_of, read_form
 from jaxbooth.ui.new_run import create_run
 from jaxbooth.ui.pages.runs import enqueue_training
 from jaxbooth.ui.photos import count_photos, photo_sets
@@ -34,13 +35,20 @@ EMPTY: Form = {}
 
 async def show(request: Request) -> Response:
     """Shows the page; `?from=RUN` takes the settings of another run."""
-    server, form = server_of(request), dict(EMPTY)
+    server, form = server_of(request), EMPTY
     name = request.query_params.get("from")
     if name is not None:
-        server.roots.run(name)
-        form["base"] = [f"run:{name}"]
+        form = form_of_run(server, name)
     view = await asyncio.to_thread(page_view, server, form)
     return page(request, "new.html", **view)
+
+
+def form_of_run(server: Server, name: str) -> Form:
+    """Returns the form that makes a run like another one; its uploaded photos can be changed again."""
+    config = load_config(server.roots.run(name).config)
+    folder = config.data.instance_dir
+    photos = f"{SET}{folder.name}" if folder in photo_sets(server.roots) else ""
+    return {"base": [f"run:{name}"], "photos": [photos]}
 
 
 async def change_base(request: Request) -> Response:

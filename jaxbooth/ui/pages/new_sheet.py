@@ -26,7 +26,9 @@ from jaxbooth.ui.state import Server, server_of
 async def sheet(request: Request) -> Response:
     """Shows the contact sheet of the form's photos."""
     server, form = server_of(request), await read_form(request)
-    return page(request, "new_sheet.html", **await asyncio.to_thread(sheet_view, server, form))
+    async with server.sheets.turn:
+        view = await asyncio.to_thread(sheet_view, server, form)
+    return page(request, "new_sheet.html", **view)
 
 
 def sheet_view(server: Server, form: Form) -> dict[str, Any]:
@@ -80,7 +82,8 @@ async def tile(request: Request) -> Response:
     if not is_example(photo):
         photo = server.roots.inside(photo)
     spec = CropSpec(asked.height, asked.width, asked.crops, asked.flip, asked.seed)
-    content = await asyncio.to_thread(server.sheets.tile, photo, asked.index, spec, asked.masked, asked.number)
+    async with server.sheets.turn:
+        content = await asyncio.to_thread(server.sheets.tile, photo, asked.index, spec, asked.masked, asked.number)
     return Response(content, media_type="image/png", headers={"cache-control": "private, max-age=3600"})
 
 
