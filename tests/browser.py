@@ -134,9 +134,9 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def wait(self, condition: str) -> None:
+    def wait(self, condition: str, seconds: float = SECONDS) -> None:
         """Waits until an expression holds."""
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + seconds
         while not self.run(condition):
             assert time.monotonic() < deadline, f"never: {condition}"
             time.sleep(0.05)

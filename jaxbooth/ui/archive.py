@@ -44,12 +44,17 @@ def download(folder: Path, name: str) -> Response:
     Raises:
         NotFound: it has no files.
     """
-    files = sorted(files_below(folder)) if folder.is_dir() and not folder.is_symlink() else []
+    files = files_in(folder)
     if not files:
         raise NotFound(str(folder))
     if len(files) == 1:
         return FileResponse(files[0], filename=files[0].name, media_type="application/octet-stream")
     return zip_response(((file, f"{name}/{file.relative_to(folder)}") for file in files), name)
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Returns all files below a folder, in order; none of one that is missing or a symlink."""
+    return sorted(files_below(folder)) if folder.is_dir() and not folder.is_symlink() else []
 
 
 def zip_response(files: Iterable[tuple[Path, str]], name: str) -> Response:

@@ -17,7 +17,7 @@ from jaxbooth.report.run_data import EVALUATION
 from jaxbooth.runs.checkpoint import checkpoint_steps
 from jaxbooth.runs.folder import RunFolder
 from jaxbooth.storage.files import remove_tree
-from jaxbooth.ui.archive import download, zip_response
+from jaxbooth.ui.archive import download, files_in, zip_response
 from jaxbooth.ui.job import JobFiles, JobState
 from jaxbooth.ui.render import page, segment
 from jaxbooth.ui.roots import NotFound, is_child_name
@@ -172,8 +172,8 @@ def samples_zip(run: RunSummary) -> Response:
         NotFound: there are none.
     """
     root = run.folder.root
-    folders = [folder for folder in (root / "samples", root / "sample_requests") if not folder.is_symlink()]
-    files = [file for folder in folders for file in sorted(folder.glob("**/*.png")) if not file.is_symlink()]
+    folders = [root / "samples", root / "sample_requests"]
+    files = [file for folder in folders for file in files_in(folder) if file.suffix == ".png"]
     if not files:
         raise NotFound(run.name)
     return zip_response(((file, f"{run.name}/{file.relative_to(root)}") for file in files), f"{run.name}-samples")
