@@ -1,6 +1,7 @@
 """`jaxbooth ui` in a real browser: from photos to a LoRA file on the demo model, on a desktop and on a phone."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ def prepare_run(tab: Browser, name: str) -> None:
     tab.run("document.querySelector('#base').value = 'config:demo'")
     tab.run("document.querySelector('#base').dispatchEvent(new Event('change', {bubbles: true}))")
     tab.wait("document.querySelector('#new-page').dataset.page === 'config:demo'")
+    tab.click("input[name=trained][value=lora]")
     tab.fill("#name", name)
     tab.click("#drawer summary")
     for key, value in SHORT.items():
@@ -62,7 +64,11 @@ def prepare_run(tab: Browser, name: str) -> None:
 
 def make_and_download(tab: Browser, format: str) -> bytes:
     """Lets the page export a run, and returns the first bytes of the download."""
-    tab.click(f"button[hx-vals*='\"{format}\"']")
+    make = f"button[hx-vals*='\"{format}\"']"
+    while not tab.run("!!document.querySelector('.exports .state')"):  # a part that is shown anew loses a click
+        if tab.run(f"!!document.querySelector({json.dumps(make)})"):
+            tab.click(make)
+        time.sleep(1)
     link = f"a[download][href*='/exports/{format}/']"
     tab.wait(f'!!document.querySelector("{link}")', TRAINING_SECONDS)
     script = f'fetch(document.querySelector("{link}").href).then((answer) => answer.arrayBuffer())'
@@ -77,9 +83,10 @@ def test_photos_become_a_lora_file(tab, server, width):
     tab.wait("location.pathname === '/runs/my%20cat'")
     tab.wait("!!document.querySelector('.state.done')", TRAINING_SECONDS)
     assert tab.run("document.documentElement.scrollWidth") <= width
-    assert b"dog" not in (content := make_and_download(tab, "lora"))
+    content = make_and_download(tab, "lora")
     assert content[:2] == b"PK"  # a zip of the two files of a LoRA
-    assert b"my cat/my cat.safetensors" in content
+    assert b"my cat/my cat" in content
+    assert b"lora_down.weight" in content
     assert tab.problems == []
 
 
@@ -103,7 +110,7 @@ def test_text_can_be_read_and_nothing_is_wider_than_a_phone(tab, server, path, d
     made_up_run(server.roots.runs / "dog", logged=25, prompts=("a photo of a " + "very " * 30 + "long cat", "x" * 90))
     tab.visit(server.address, 390, dark=dark)
     tab.visit(f"http://127.0.0.1:{server.port}{path}", 390, dark=dark)
-    tab.wait("document.querySelector('.htmx-request') === null")
+    tab.wait("document.querySelector('.htmx-request:not(#plan)') === null")  # the plan may take its time
     assert tab.run("document.documentElement.scrollWidth") <= 390
     assert json.loads(tab.run(CONTRAST)) == []
     assert tab.problems == []
@@ -115,8 +122,9 @@ def test_everything_has_a_name_and_can_be_reached_with_the_keyboard(tab, server)
         tab.visit(server.address)
         tab.visit(f"http://127.0.0.1:{server.port}{path}")
         nameless = """[...document.querySelectorAll('a, button, input:not([type=hidden]), select, textarea')]
-            .filter((each) => each.checkVisibility() && !each.ariaHidden && !(each.labels?.length || each.ariaLabel
-            || each.textContent.trim() || each.title)).map((each) => each.outerHTML)"""
+            .filter((each) => each.checkVisibility() && !each.ariaHidden && !each.labels?.length && !each.ariaLabel)
+            .filter((each) => !each.textContent.trim() && !each.querySelector('img[alt]:not([alt=""])'))
+            .map((each) => each.outerHTML)"""
         assert tab.run(nameless) == []
         clickable = "[...document.querySelectorAll('[hx-post]')].filter((each) => !each.matches('button, form, select,"
         assert tab.run(f"{clickable} #sheet')).map((each) => each.outerHTML)") == []

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxbooth.export.export import FORMATS
+from jaxbooth.ui.pages.results import WHAT_IT_IS
 from tests.made_up_runs import made_up_run
 from tests.ui_server import UiServer, ui_server
 
@@ -60,6 +62,10 @@ def test_the_formats_that_hold_a_lora_are_offered_and_the_finished_one_is_a_link
     assert [name in page for name in ("diffusers", "single-file", '"format": "lora"')] == [True, True, False]
     assert 'href="/runs/dog/exports/lora/40"' in page
     assert "lokr" not in page
+
+
+def test_every_format_is_described():
+    assert set(WHAT_IT_IS) == set(FORMATS)
 
 
 def test_an_export_waits_in_the_queue_for_no_device(server):

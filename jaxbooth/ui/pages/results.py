@@ -26,19 +26,28 @@ from jaxbooth.ui.state import server_of
 
 EXPORTS = "exports"  # in a run folder: FORMAT-STEP/NAME holds what the page has exported
 EVALUATE = "evaluate"  # the name of the job that evaluates
+WHAT_IT_IS = {
+    "lora": "Two LoRA files: for diffusers, and for ComfyUI, A1111, Forge and kohya's tools",
+    "loha": "A LoHa file in LyCORIS' layout",
+    "lokr": "A LoKr file in LyCORIS' layout, which diffusers reads as well",
+    "embeddings": "The new words alone",
+    "diffusers": "A whole model, as a folder for diffusers",
+    "single-file": "A whole model in one file, for A1111, Forge and ComfyUI",
+}
 
 
 class ExportRow(NamedTuple):
     """A format in which a run can be taken away.
 
     Attributes:
+        text: what it is.
         state: of the job that makes it.
         is_ready: it can be downloaded.
         message: why it could not be made.
     """
 
     name: str
-    help: str
+    text: str
     state: JobState | None
     is_ready: bool
     message: str
@@ -80,7 +89,7 @@ def export_rows(run: RunFolder, config: Config | None, step: int) -> Iterator[Ex
         files = JobFiles.of(run.root, export_job(name, step))
         state = files.state()
         message = files.error() or "" if state == "failed" else ""
-        yield ExportRow(name, FORMATS[name].help, state, export_folder(run, name, step).is_dir(), message)
+        yield ExportRow(name, WHAT_IT_IS[name], state, export_folder(run, name, step).is_dir(), message)
 
 
 def suitable_formats(config: Config) -> list[str]:
