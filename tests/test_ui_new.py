@@ -101,8 +101,10 @@ def test_another_folder_is_shown_and_left_alone(tmp_path):
 )
 def test_a_folder_outside_is_refused_in_a_sentence(server, tmp_path_factory, folder):
     (server.roots.runs / "link").symlink_to(tmp_path_factory.mktemp("outside"))
-    sheet = server.post("/new/sheet", form(photos="folder", folder=folder)).text
-    assert f"{folder} is not a folder in {server.roots.runs}" in sheet
+    assert "<img" not in server.post("/new/sheet", form(photos="folder", folder=folder)).text
+    outcome = server.post("/new/check", form(photos="folder", folder=folder)).text
+    assert f"{folder} is not a folder in {server.roots.runs}" in outcome
+    assert 'data-keys="data.instance_dir"' in outcome
     assert server.post("/new/create", form(photos="folder", folder=folder)).status == 422
 
 

@@ -16,7 +16,7 @@ from jaxbooth.console.messages import collect_warnings
 from jaxbooth.errors import UserError, printable
 from jaxbooth.runs.overlap import check_run_folders, class_folders, instance_folders, model_paths
 from jaxbooth.storage.paths import is_within
-from jaxbooth.ui.fields import Field, fields_by_key
+from jaxbooth.ui.fields import fields_by_key
 from jaxbooth.ui.roots import NAME, Roots
 from jaxbooth.ui.starts import Start, find_start
 
@@ -244,8 +244,3 @@ def suggest_name(form: Form, photos: Path | None, roots: Roots) -> str:
     name = name if NAME.fullmatch(name) and name != "photos" else "run"
     others = (name if number == 1 else f"{name}-{number}" for number in range(1, RUN_NAMES))
     return next((other for other in others if not (roots.runs / other).exists()), name)
-
-
-def field_value(draft: Draft, control: Field) -> Any:
-    """Returns the value that a field shows: as it was typed, else that of the base."""
-    return draft.overrides.get(control.key, flatten(draft.base)[control.key])

@@ -15,8 +15,8 @@ from jaxbooth.data.crops import CropSpec
 from jaxbooth.errors import UserError
 from jaxbooth.ui.base_models import image_sides
 from jaxbooth.ui.contact_sheet import MAX_CROPS, is_example
-from jaxbooth.ui.draft import Form, one
-from jaxbooth.ui.form_request import SET, chosen_photos, draft_of, read_form
+from jaxbooth.ui.draft import Form, one, read_draft
+from jaxbooth.ui.form_request import SET, chosen_photos, read_form
 from jaxbooth.ui.photos import count_photos, find_set
 from jaxbooth.ui.render import page
 from jaxbooth.ui.roots import NotFound
@@ -40,10 +40,9 @@ def sheet_view(server: Server, form: Form) -> dict[str, Any]:
         if not count_photos(find_set(server.roots, view["set_name"])):
             return view
     try:
-        chosen_photos(server, form)
-    except UserError as error:
-        return view | {"problem": str(error)}
-    draft = draft_of(server, form)
+        draft = read_draft(form, server.roots, chosen_photos(server, form))
+    except UserError:  # is said beside the choice of photos
+        return view
     if "photos" in draft.missing:
         return view
     sides = image_sides(draft.config)
