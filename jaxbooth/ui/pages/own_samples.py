@@ -107,12 +107,13 @@ def job_samples(server: Server, run: RunSummary, id: str) -> OwnSamples:
     job, state = files.read(), files.state() or "done"
     flags = dict(part.removeprefix("--").split("=", 1) for part in (job.argv if job else ()) if "=" in part)
     step = flags.get("step")
-    facts = f"{f'step {step}' if step else 'newest checkpoint'}, seed {flags.get('seed', '')}"
     images = []
     for path in job_images(server, run, id):
         with suppress(NotFound):
             tiles = server.tiles.get(path, None)
             images.append((tiles, tiles.rows[0][0]))
+            step = tiles.settings.get("step", step)
+    facts = f"{f'step {step}' if step else 'newest checkpoint'}, seed {flags.get('seed', '')}"
     error = (files.error() or "") if state == "failed" else ""
     words = "" if state == "done" else WORDS[state]
     shown = own_images(run, id, images)
