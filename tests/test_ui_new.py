@@ -250,3 +250,7 @@ def test_local_models_are_offered(tmp_path):
     assert f'value="model:{tmp_path}/models/mine"' in page
     assert f'value="model:{tmp_path}/models/one.safetensors"' in page
     assert "part.safetensors" not in page
+
+
+def test_the_page_of_a_run_leads_to_a_new_one_like_it(server):
+    assert 'href="/new?from=elsewhere"' in server.get("/runs/elsewhere").text
