@@ -98,9 +98,10 @@ def test_why_there_is_no_plan_is_said_in_its_sentence(server, fields, sentence):
 
 
 @pytest.mark.slow
-def test_a_newer_question_ends_the_former_one(server):
+@pytest.mark.parametrize("topology", ["rtx4090:1", ""])  # without one, the devices are looked for first
+def test_a_newer_question_ends_the_former_one(server, topology):
     with ThreadPoolExecutor(2) as pool:
-        former = pool.submit(server.post, "/new/plan", PLAN | {"base": "config:sd15"})
+        former = pool.submit(server.post, "/new/plan", PLAN | {"base": "config:sd15", "topology": topology})
         time.sleep(1.5)
         newer = pool.submit(server.post, "/new/plan", PLAN)
         assert former.result().status == 204

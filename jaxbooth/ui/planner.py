@@ -80,22 +80,26 @@ class Planner:
         name = devices.topology.partition(":")[0]
         return devices._replace(count=count, topology=devices.topology if name == LOCAL else f"{name}:{count}")
 
-    async def plan(self, tab: str, config: Config, topology: str) -> dict[str, Any]:
+    def ask(self, tab: str) -> object:
+        """Registers the newest question of a page, and gives its former one up."""
+        question = self._newest[tab] = object()
+        former = self._running.get(tab)
+        if former:
+            with suppress(ProcessLookupError):
+                former.terminate()
+        return question
+
+    async def plan(self, tab: str, question: object, config: Config, topology: str) -> dict[str, Any]:
         """Returns what `jaxbooth plan --json` says of a run on a topology.
 
         Args:
-            tab: the page that asks; its former question is given up.
+            tab: the page that asks.
+            question: what `ask` has returned.
 
         Raises:
             Superseded: it has asked again meanwhile.
             PlanError: there is no plan.
         """
-        question = object()
-        self._newest[tab] = question
-        former = self._running.get(tab)
-        if former:
-            with suppress(ProcessLookupError):
-                former.terminate()
         # Whatever the run may fetch, a plan does not: half a name of a model would be asked for at every key.
         text = dump_config(resolve_paths(config).model_copy(update={"offline": True}))
         key = (text, topology)
@@ -103,12 +107,12 @@ class Planner:
             if self._newest.get(tab) is not question:
                 raise Superseded
             if key not in self._answers:
-                self._answers[key] = await self._ask(tab, text, topology)
+                self._answers[key] = await self._run_plan(tab, question, text, topology)
                 if len(self._answers) > MAX_KEPT:
                     self._answers.popitem(last=False)
             return self._answers[key]
 
-    async def _ask(self, tab: str, text: str, topology: str) -> dict[str, Any]:
+    async def _run_plan(self, tab: str, question: object, text: str, topology: str) -> dict[str, Any]:
         """Runs `jaxbooth plan` on a configuration."""
         handle, name = tempfile.mkstemp(dir=self._folder, prefix="plan-", suffix=".yaml")
         try:
@@ -116,6 +120,10 @@ class Planner:
                 file.write(text)
             argv = ["-m", "jaxbooth", "plan", name, "--topology", topology, "--json"]
             return json.loads(await self._run(tab, argv, on_device=topology == LOCAL))
+        except Superseded:
+            if self._newest.get(tab) is question:
+                raise PlanError("The process that plans was killed; perhaps the memory is full.") from None
+            raise
         finally:
             Path(name).unlink(missing_ok=True)
 

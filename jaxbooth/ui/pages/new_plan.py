@@ -31,9 +31,10 @@ EMPTY: dict[str, Any] = {"problem": "", "plan": None, "devices": None, "rows": [
 async def plan(request: Request) -> Response:
     """Shows the plan of the form."""
     server, form = server_of(request), await read_form(request)
+    question = server.planner.ask(one(form, "tab"))
     draft = await asyncio.to_thread(draft_of, server, form)
     try:
-        view = await make_view(server, form, draft)
+        view = await make_view(server, form, draft, question)
     except Superseded:
         return Response(status_code=204)
     except PlanError as error:
@@ -44,7 +45,7 @@ async def plan(request: Request) -> Response:
     return page(request, "new_plan.html", 200, **view)
 
 
-async def make_view(server: Server, form: Form, draft: Draft) -> dict[str, Any]:
+async def make_view(server: Server, form: Form, draft: Draft, question: object) -> dict[str, Any]:
     """Returns what the plan is filled with."""
     topology, devices, is_timed = one(form, "topology"), None, bool(one(form, "measure"))
     if draft.problem:
@@ -55,7 +56,7 @@ async def make_view(server: Server, form: Form, draft: Draft) -> dict[str, Any]:
         if devices is None or (is_training and is_timed):
             return {"note": "A run is training, so this machine's devices are left alone; name some below."}
         topology = LOCAL if is_timed else devices.topology
-    answer = await server.planner.plan(one(form, "tab"), draft.config, topology)
+    answer = await server.planner.plan(one(form, "tab"), question, draft.config, topology)
     return {"plan": answer, "devices": devices, "rows": plan_rows(answer, devices, draft)}
 
 
