@@ -15,6 +15,7 @@ from jaxbooth.cli.plan import PlanArguments
 from jaxbooth.cli.report import ReportArguments
 from jaxbooth.cli.sample import SampleArguments
 from jaxbooth.cli.train_many import ManyArguments
+from jaxbooth.cli.ui import UiArguments
 from jaxbooth.config.run_config import Config
 from jaxbooth.config.section import Section
 from jaxbooth.errors import UserError
@@ -43,6 +44,7 @@ def completion_command(argv: list[str]) -> None:
         "evaluate": EvaluateArguments,
         "report": ReportArguments,
         "plan": PlanArguments,
+        "ui": UiArguments,
         "lora": lora_arguments,
         "doctor": Section,
     }
