@@ -102,9 +102,9 @@ def test_z_image_on_int8_weights_agrees_with_its_compiled_step():
     """Compiled for v5e:2x2 by libtpu 0.0.42 with the least effort: an instance and a class image per chip, 1024 px."""
     train = {"batch_size": 4, "remat": "blocks"}
     _, _, step = planned("zimage", find_topology("v5e:2x2"), train=train, model_quantization="int8")
-    arguments, temporary, program = 6_927_625_728, 4_486_161_408, 31_161_856
+    arguments, temporary, program = 6_927_625_728, 4_344_315_392, 31_415_296
     assert step.at().hbm_bytes - step.resident == pytest.approx(arguments + temporary + program, rel=0.05)
-    assert step.at().flops - step.kernel_flops() == pytest.approx(283_589_308_579_840, rel=0.01)
+    assert step.at().flops - step.kernel_flops() == pytest.approx(285_138_818_695_168, rel=0.01)
     assert arguments + temporary + program + step.resident < 11 * GIB
 
 
