@@ -5,7 +5,8 @@ import stat
 
 import pytest
 
-from jaxbooth.ui.guard import MAX_FORM, Guard, read_token
+from jaxbooth.ui.guard import MAX_FORM, Guard
+from jaxbooth.ui.tokens import read_token
 from tests.ui_server import UiServer, ui_server
 
 

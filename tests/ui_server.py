@@ -14,9 +14,9 @@ import uvicorn
 
 from jaxbooth.storage.lock import locked
 from jaxbooth.ui.app import make_app
-from jaxbooth.ui.guard import read_token
 from jaxbooth.ui.roots import Roots
 from jaxbooth.ui.server import PageServer, bind
+from jaxbooth.ui.tokens import read_token
 from tests.made_up_runs import made_up_run
 
 SECONDS = 120  # a machine may be busy

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
-from jaxbooth.errors import RunFailure, UserError, format_message
+from jaxbooth.errors import RunFailure, UserError, format_message, printable
 from jaxbooth.ui.guard import Guard, TooLarge
 from jaxbooth.ui.pages import (
     compare,
@@ -66,7 +66,9 @@ def make_app(
             TooLarge: too_large,
             UserError: refused,
             RunFailure: refused,
+            FileNotFoundError: not_found,
             OSError: failed,
+            ClientDisconnect: left,
         },
         lifespan=lifespan,
     )
@@ -113,7 +115,13 @@ async def too_large(request: Request, error: Exception) -> Response:
 async def failed(request: Request, error: Exception) -> Response:
     """Says that a file cannot be used."""
     assert isinstance(error, OSError)
-    return error_page(request, 500, f"{error.filename} cannot be used ({error.strerror}).")
+    reason = error.strerror or "the system refused it"
+    return error_page(request, 500, printable(f"{error.filename or 'A file'} cannot be used ({reason})."))
+
+
+async def left(_request: Request, _error: Exception) -> Response:
+    """Ends a request whose sender has gone before it was complete."""
+    return Response(status_code=400)
 
 
 def error_page(request: Request, status: int, sentence: str) -> HTMLResponse:

@@ -3,10 +3,7 @@
 import hashlib
 import hmac
 import ipaddress
-import os
-import secrets
 from collections.abc import Sequence
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
@@ -15,7 +12,6 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
-TOKEN_BYTES = 24
 MAX_FORM = 2**20  # bytes of a request
 MAX_UPLOAD = 64 * 2**20  # bytes of a request that uploads a photo
 UPLOADS = "/upload"  # at the end of the paths that take photos
@@ -37,21 +33,6 @@ HEADERS = {
 
 class TooLarge(Exception):
     """A request's body has more bytes than it may have."""
-
-
-def read_token(path: Path) -> str:
-    """Returns the token in a file that only its owner can read; a new one where there is none yet.
-
-    It stays the same over restarts, so that open pages go on.
-    """
-    try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
-            token = secrets.token_urlsafe(TOKEN_BYTES)
-            file.write(token)
-        return token
-    except FileExistsError:
-        path.chmod(0o600)
-        return path.read_text(encoding="ascii").strip()
 
 
 class Guard:

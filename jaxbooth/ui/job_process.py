@@ -28,13 +28,15 @@ def start_process(files: JobFiles, devices: str | None) -> bool:
     Returns:
         False if another server was faster.
     """
-    files.folder.mkdir(exist_ok=True)
     lock = os.open(files.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
         if not lock_descriptor(lock, blocking=False):
             return False
         files.start(devices)
         command = [sys.executable, "-m", "jaxbooth.ui.job_process", str(files.job)]
+        os.ftruncate(lock, 0)  # the number in it is another process's by now
+        if files.log.is_symlink():
+            files.log.unlink()
         with files.log.open("ab") as log:
             log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
             log.flush()
@@ -47,7 +49,6 @@ def start_process(files: JobFiles, devices: str | None) -> bool:
                 pass_fds=(lock,),
                 start_new_session=True,  # Ctrl-C in the server's terminal is not for its jobs
             )
-        os.ftruncate(lock, 0)
         os.pwrite(lock, str(process.pid).encode(), 0)
         return True
     finally:
@@ -72,6 +73,12 @@ def run_command(argv: list[str]) -> int:
     return 0
 
 
+def say_number(files: JobFiles) -> None:
+    """Leaves this process's number, which the server also does unless it was killed meanwhile."""
+    with files.lock.open("r+b") as lock:
+        lock.write(str(os.getpid()).encode())
+
+
 def main() -> None:
     """Runs the job that the argument names."""
     path = Path(sys.argv[1])
@@ -79,6 +86,7 @@ def main() -> None:
     job = files.read()
     if job is None:
         sys.exit(f"{path} is no job.")
+    say_number(files)
     code = 1  # of an exception that no command turns into a message
     try:
         code = run_command(list(job.argv))

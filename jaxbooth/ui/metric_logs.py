@@ -19,6 +19,7 @@ MARK = 64  # bytes before the end of what was read; where they have changed, the
 LARGEST = 2.0**63  # beyond are no steps, and no values that a chart shows
 MAX_NAME = 80  # characters of a metric's name
 MAX_METRICS = 200  # of a log
+CHUNK = 2**22  # bytes in memory at once; no line is as long
 
 
 class MetricLog:
@@ -50,14 +51,22 @@ class MetricLog:
                 return {}
             if status.st_ino != self._file or not self._goes_on(file):
                 self._forget(status.st_ino)
-            file.seek(self._offset)
-            appended, _, _ = file.read().rpartition(b"\n")
-        if appended:
-            self._offset += len(appended) + 1
-            self._mark = (self._mark + appended + b"\n")[-MARK:]
+            self._read_appended(file)
+        return {name: to_curve(steps, values) for name, (steps, values) in self._points.items()}
+
+    def _read_appended(self, file: Any) -> None:
+        """Adds the lines that are complete and were not read yet; bytes without a line end are passed over."""
+        file.seek(self._offset)
+        while len(content := file.read(CHUNK)):
+            appended, end, _ = content.rpartition(b"\n")
+            if not end and len(content) < CHUNK:
+                return
+            read = appended + end if end else content
+            self._offset += len(read)
+            self._mark = (self._mark + read)[-MARK:]
             for line in appended.split(b"\n"):
                 self._add(line)
-        return {name: to_curve(steps, values) for name, (steps, values) in self._points.items()}
+            file.seek(self._offset)
 
     def _goes_on(self, file: Any) -> bool:
         """Whether a file still has what was read of it."""

@@ -7,7 +7,7 @@ from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from jaxbooth.ui.render import environment
+from jaxbooth.ui.render import encodable, environment
 
 SEEN = "seen"  # the field in which a page says what it shows
 
@@ -34,7 +34,7 @@ class Part(NamedTuple):
 
 def render_part(template: str, **view: Any) -> Markup:
     """Returns a part, and with it what it was made of in a word, which comes back with the next request."""
-    content = environment().get_template(template).render(view)
+    content = encodable(environment().get_template(template).render(view))
     return Markup(content) + Markup('<input type="hidden" name="{}" value="{}">').format(SEEN, digest(content))
 
 

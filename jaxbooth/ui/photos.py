@@ -27,6 +27,7 @@ from jaxbooth.storage.paths import short_name
 from jaxbooth.storage.text import read_text
 from jaxbooth.ui.roots import NotFound, Roots, check_name, is_child_name
 
+DELETED = "deleted-"  # begins what is being removed
 UPLOADS = "uploads"  # in the server's own folder: what is not complete yet
 MAX_STEM = 120  # bytes of a photo's name without its ending
 MAX_PHOTO_PIXELS = 2**27  # of an upload: what is decoded without being halved
@@ -131,13 +132,14 @@ async def receive(roots: Roots, chunks: AsyncIterator[bytes]) -> Path:
 
 
 def remove_unfinished(roots: Roots) -> None:
-    """Removes what a server that was killed has left in its own folder: of uploads, plans and new runs."""
+    """Removes what a server that was killed has left in its own folder: of uploads, plans, new and deleted runs."""
     folder = roots.server / UPLOADS
     uploads = list(folder.iterdir()) if folder.is_dir() else []
     for path in (*uploads, *roots.server.glob("plan-*.yaml")):
         path.unlink(missing_ok=True)
-    for path in roots.server.glob("new-*"):
-        remove_tree(path)
+    for pattern in ("new-*", DELETED + "*"):
+        for path in roots.server.glob(pattern):
+            remove_tree(path)
 
 
 def keep(upload: Path, folder: Path, name: str) -> str:
@@ -193,9 +195,14 @@ def check_photo(path: Path, name: str) -> None:
         pixels = width * height
         if pixels > MAX_PHOTO_PIXELS:
             raise UserError(f"{path} has {pixels:,} pixels; make it smaller, {MAX_PHOTO_PIXELS:,} are the most.")
-        if pixels > MAX_EMPTY_PIXELS and pixels > EMPTY * path.stat().st_size:
+        if is_bomb(pixels, path.stat().st_size):
             raise UserError(f"{path} claims {pixels:,} pixels in {path.stat().st_size:,} bytes, so it is no photo.")
         decode(path, "white")
+
+
+def is_bomb(pixels: int, size: int) -> bool:
+    """Whether an image has so few bytes for its pixels that it was made to fill the memory."""
+    return pixels > MAX_EMPTY_PIXELS and pixels > EMPTY * size
 
 
 def check_caption_file(path: Path, name: str) -> None:

@@ -1,6 +1,5 @@
 """The queue: starts waiting jobs, one at a time on each set of devices, in their order."""
 
-import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
@@ -10,7 +9,7 @@ from typing import Literal, NamedTuple
 from jaxbooth.console.progress import run_periodically
 from jaxbooth.errors import UserError
 from jaxbooth.storage.lock import LOCK, is_held
-from jaxbooth.ui.job import TRAIN, Job, JobFiles, JobState, job_names
+from jaxbooth.ui.job import TRAIN, Job, JobFiles, JobState, changing, job_names
 from jaxbooth.ui.job_process import ALL_DEVICES, start_process
 from jaxbooth.ui.run_list import run_folders
 
@@ -37,7 +36,6 @@ class Queue:
 
     def __init__(self, root: Path, device_sets: Sequence[str] = ()):
         self._root, self._device_sets = root, tuple(device_sets) or (ALL_DEVICES,)
-        self._lock = threading.Lock()
 
     def running(self) -> AbstractContextManager[None]:
         """Returns a context in which waiting jobs are started."""
@@ -49,16 +47,15 @@ class Queue:
 
     def start_waiting(self) -> None:
         """Starts what can start now."""
-        with self._lock:
+        with changing:
             entries = self.entries()
             free = self.free_devices(entries)
             cpu_jobs = sum(entry.state == "running" and not entry.job.needs_device for entry in entries)
             for entry in (entry for entry in entries if entry.state == "queued"):
-                if entry.job.needs_device and free:
-                    start(entry, free.pop(0))
+                if entry.job.needs_device and free and start(entry, free[0]):
+                    free.pop(0)
                 elif not entry.job.needs_device and cpu_jobs < MAX_CPU_JOBS:
-                    cpu_jobs += 1
-                    start(entry, None)
+                    cpu_jobs += start(entry, None)
 
     def free_devices(self, entries: Sequence[Entry]) -> list[str]:
         """Returns the sets on which nothing runs; none while a process trains that this page has not started."""
@@ -70,7 +67,7 @@ class Queue:
 
     def move(self, run: Path, direction: Literal["up", "down"]) -> None:
         """Changes places with the job that waits before or after a run's training."""
-        with self._lock:
+        with changing:
             waiting = [entry for entry in self.entries() if entry.state == "queued" and entry.job.needs_device]
             at = next((index for index, entry in enumerate(waiting) if entry.run == run), None)
             other = None if at is None else at + (-1 if direction == "up" else 1)
@@ -98,7 +95,8 @@ def is_trained_elsewhere(run: Path) -> bool:
     return is_held(run / LOCK) and not is_held(JobFiles.of(run, TRAIN).lock)
 
 
-def start(entry: Entry, devices: str | None) -> None:
-    """Starts a job; one whose run is deleted in the same moment is left."""
+def start(entry: Entry, devices: str | None) -> bool:
+    """Starts a job, if that is possible: its run may be deleted in the same moment, or not be writable."""
     with suppress(UserError, OSError):
-        start_process(entry.files, devices)
+        return start_process(entry.files, devices)
+    return False

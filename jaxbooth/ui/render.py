@@ -51,12 +51,17 @@ def environment() -> Environment:
 def page(request: Request, template: str, status: int = 200, **view: Any) -> HTMLResponse:
     """Returns a page, or a part of one."""
     view |= {"here": request.url.path}
-    return HTMLResponse(environment().get_template(template).render(view), status)
+    return HTMLResponse(encodable(environment().get_template(template).render(view)), status)
+
+
+def encodable(text: str) -> str:
+    """Returns text without what no page can hold: parts of file names that are not UTF-8."""
+    return text.encode(errors="replace").decode()
 
 
 def segment(text: Any) -> str:
     """Returns text as one segment of a URL's path."""
-    return quote(str(text), safe="")
+    return quote(str(text), safe="", errors="replace")
 
 
 def format_ago(moment: float) -> str:

@@ -91,9 +91,14 @@ def run_folders(root: Path) -> Iterator[Path]:
     """Yields the run folders that lie directly in a root."""
     with suppress(OSError), os.scandir(root) as entries:
         for entry in entries:
-            is_folder = not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+            is_folder = is_shown(entry.name) and entry.is_dir(follow_symlinks=False)
             if is_folder and os.path.isfile(os.path.join(entry.path, CONFIG)):
                 yield Path(entry.path)
+
+
+def is_shown(name: str) -> bool:
+    """Whether a folder of a name is looked at: it is not hidden, and no address can hold a name that is not UTF-8."""
+    return not name.startswith(".") and name.encode(errors="replace") == name.encode(errors="surrogateescape")
 
 
 class RunList:

@@ -102,7 +102,7 @@ def training_process(run: RunSummary) -> int | None:
     """Returns the number of the process that trains, if that is on this machine."""
     with suppress(UserError, OSError, ValueError):
         if run.state == "running":
-            return int(JobFiles.of(run.folder.root, TRAIN).lock.read_text(encoding="ascii"))
+            return JobFiles.of(run.folder.root, TRAIN).process()
         holder = read_json(run.folder.root / LOCK) if run.state == "elsewhere" else {}
         process = holder.get("pid")
         return process if holder.get("host") == platform.node() and type(process) is int else None

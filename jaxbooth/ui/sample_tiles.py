@@ -13,6 +13,7 @@ from jaxbooth.report.images import PIXEL_ART, is_pixel_art
 from jaxbooth.report.sample_grids import parse_prompts
 from jaxbooth.storage.text import read_bytes
 from jaxbooth.ui.file_cache import FileCache, version_of
+from jaxbooth.ui.photos import is_bomb
 from jaxbooth.ui.roots import NotFound
 
 BUDGET = 96 * 2**20  # bytes of images that are kept
@@ -74,7 +75,10 @@ def cut_grid(path: Path, side: int | None) -> Cut:
         NotFound: it cannot be read.
     """
     try:
-        with Image.open(io.BytesIO(read_bytes(path, MAX_FILE)), formats=["PNG"]) as image:
+        content = read_bytes(path, MAX_FILE)
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            if is_bomb(image.width * image.height, len(content)):
+                raise NotFound(str(path))
             whole = image.convert("RGB")
             chunks = {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
     except (UserError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow's, on damaged files

@@ -17,8 +17,9 @@ from jaxbooth.distributed.signals import handled
 from jaxbooth.errors import UserError
 from jaxbooth.ui.app import make_app
 from jaxbooth.ui.changes import Changes
-from jaxbooth.ui.guard import LOCAL, read_token
+from jaxbooth.ui.guard import LOCAL
 from jaxbooth.ui.roots import Roots
+from jaxbooth.ui.tokens import TOKEN, read_token
 
 ANY = ("0.0.0.0", "::")  # all addresses of this machine
 NEXT_PORTS = 20  # that are tried for one to offer
@@ -38,7 +39,7 @@ def serve(root: Path, port: int, host: str, folders: Sequence[Path], device_sets
     except Timeout:
         raise UserError(f"another `jaxbooth ui` works in {root}; open its page, or choose another --root.") from None
     with lock, listen(host, port) as listening:
-        token = read_token(roots.server / "token")
+        token = read_token(roots.server / TOKEN)
         hosts = [] if host in LOCAL else [host.lower(), platform.node().lower()]
         app = make_app(roots, token, hosts, host in ANY, device_sets)
         print_plain(describe_address(host, listening.getsockname()[1], token))

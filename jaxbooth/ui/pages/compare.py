@@ -16,6 +16,7 @@ from jaxbooth.report.charts import COLOURS
 from jaxbooth.report.report import make_report
 from jaxbooth.ui.render import page
 from jaxbooth.ui.roots import NotFound
+from jaxbooth.ui.run_links import check_links
 from jaxbooth.ui.run_list import RunSummary, file_versions
 from jaxbooth.ui.state import Server, server_of
 
@@ -74,6 +75,8 @@ def make(server: Server, runs: Sequence[RunSummary]) -> Path:
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.html"
     if not path.exists():
         remove_old(folder)
+        for run in runs:
+            check_links(server.roots, run)
         make_report([run.folder.root for run in runs], path)
     return path
 

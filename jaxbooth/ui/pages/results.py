@@ -18,7 +18,7 @@ from jaxbooth.runs.checkpoint import checkpoint_steps
 from jaxbooth.runs.folder import RunFolder
 from jaxbooth.storage.files import remove_tree
 from jaxbooth.ui.archive import download, files_in, zip_response
-from jaxbooth.ui.job import JobFiles, JobState
+from jaxbooth.ui.job import JobFiles, JobState, changing
 from jaxbooth.ui.render import page, segment
 from jaxbooth.ui.roots import NotFound, is_child_name
 from jaxbooth.ui.run_list import RunSummary
@@ -142,11 +142,24 @@ async def export(request: Request) -> Response:
     step, format = required_step(run.folder, str(form.get("step", ""))), str(form.get("format", ""))
     if run.progress.config is None or format not in suitable_formats(run.progress.config):
         raise UserError(f"{run.name} cannot be exported as {format!r}.")
-    out = export_folder(run.folder, format, step)
-    await asyncio.to_thread(remove_tree, out)
-    argv = ["export", str(run.folder.root), "--out", str(out), "--format", format, "--step", str(step)]
-    JobFiles.of(run.folder.root, export_job(format, step)).enqueue(argv, needs_device=False)
+    await asyncio.to_thread(enqueue_export, run.folder, format, step)
     return await results(request, run, step)
+
+
+def enqueue_export(run: RunFolder, format: str, step: int) -> None:
+    """Removes a former export, and puts a new one into the queue.
+
+    Raises:
+        UserError: it waits or runs already, or its folder is a link.
+    """
+    out = export_folder(run, format, step)
+    for folder in (out.parents[1], out.parent):
+        if folder.is_symlink():
+            raise UserError(f"{folder} is a link, through which files elsewhere would be replaced; remove the link.")
+    argv = ["export", str(run.root), "--out", str(out), "--format", format, "--step", str(step)]
+    with changing:
+        JobFiles.of(run.root, export_job(format, step)).enqueue(argv, needs_device=False)
+        remove_tree(out)
 
 
 async def evaluate(request: Request) -> Response:

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from jaxbooth.report.sample_grids import SampleGrid, format_sampling
 from jaxbooth.ui.numbers import number_in_path, read_number
 from jaxbooth.ui.parts import render_part
-from jaxbooth.ui.render import environment, segment
+from jaxbooth.ui.render import encodable, environment, segment
 from jaxbooth.ui.roots import NotFound
 from jaxbooth.ui.run_list import RunSummary
 from jaxbooth.ui.sample_tiles import Tile, Tiles, grid_steps
@@ -70,7 +70,7 @@ async def images(request: Request) -> Response:
     def render() -> str:
         run = server.run(name)
         view = samples_view(server, run, request)
-        return environment().get_template("watch_images.html").render(run=run, samples=view)
+        return encodable(environment().get_template("watch_images.html").render(run=run, samples=view))
 
     return HTMLResponse(await asyncio.to_thread(render))
 

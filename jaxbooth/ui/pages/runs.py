@@ -1,6 +1,7 @@
 """The list of runs, which is the queue, too: start, stop, reorder, delete."""
 
 import asyncio
+import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,8 @@ from starlette.routing import Route
 
 from jaxbooth.errors import UserError
 from jaxbooth.storage.files import remove_tree
-from jaxbooth.ui.job import TRAIN, JobFiles, job_names
+from jaxbooth.ui.job import TRAIN, JobFiles, changing, job_names
+from jaxbooth.ui.photos import DELETED
 from jaxbooth.ui.render import page
 from jaxbooth.ui.run_list import RunSummary
 from jaxbooth.ui.state import Server, server_of
@@ -70,7 +72,8 @@ async def move(request: Request) -> Response:
 
 async def delete(request: Request) -> Response:
     """Deletes a run folder."""
-    await asyncio.to_thread(delete_run, server_of(request).run(request.path_params["name"]))
+    server = server_of(request)
+    await asyncio.to_thread(delete_run, server, server.run(request.path_params["name"]))
     return await answer(request, gone=True)
 
 
@@ -83,28 +86,31 @@ def enqueue_training(server: Server, name: str) -> None:
     run = server.run(name)
     if run.state == "elsewhere":
         raise UserError(f"{name} is being trained by another process; wait for its end.")
-    JobFiles.of(run.folder.root, TRAIN).enqueue(["train", str(run.folder.config)])
+    JobFiles.of(run.folder.root, TRAIN).enqueue(train_command(run))
 
 
-def delete_run(run: RunSummary) -> None:
-    """Deletes a run folder: under a hidden name first, so that no half of it is seen.
+def train_command(run: RunSummary) -> list[str]:
+    """Returns the command that trains in a run's folder, also if the folder was renamed or copied."""
+    config, folder = run.progress.config, str(run.folder.root)
+    moved = [] if config is None or config.run_dir == folder else [f"--run-dir={folder}"]
+    return ["train", str(run.folder.config), *moved]
+
+
+def delete_run(server: Server, run: RunSummary) -> None:
+    """Deletes a run folder: out of sight first, so that no half of it is seen; a killed server's successor goes on.
 
     Raises:
         UserError: something works in it.
     """
     folder = run.folder.root
-    jobs = [name for name in job_names(folder) if JobFiles.of(folder, name).state() == "running"]
-    if run.is_active or jobs:
-        raise UserError(f"{run.name} is in use ({jobs[0] if jobs else run.state}); stop it before you delete it.")
-    aside = free_hidden_name(folder)
-    folder.rename(aside)
+    aside = Path(tempfile.mkdtemp(dir=server.roots.server, prefix=DELETED))
+    with changing:
+        jobs = [name for name in job_names(folder) if JobFiles.of(folder, name).state() == "running"]
+        if jobs or server.runs.get(folder).is_active:
+            aside.rmdir()
+            raise UserError(f"{run.name} is in use ({jobs[0] if jobs else run.state}); stop it before you delete it.")
+        folder.rename(aside / "run")
     remove_tree(aside)
-
-
-def free_hidden_name(folder: Path) -> Path:
-    """Returns a hidden name beside a folder that nothing has."""
-    names = (folder.with_name(f".deleted-{number}-{folder.name}"[:200]) for number in range(10**6))
-    return next(path for path in names if not path.exists())
 
 
 ROUTES = [
