@@ -11,7 +11,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
-from jaxbooth.errors import RunFailure, UserError, format_message, printable
+from jaxbooth.errors import RunFailure, UserError, format_message
+from jaxbooth.ui.disk_errors import describe_disk_error
 from jaxbooth.ui.guard import Guard, TooLarge
 from jaxbooth.ui.pages import (
     compare,
@@ -115,8 +116,7 @@ async def too_large(request: Request, error: Exception) -> Response:
 async def failed(request: Request, error: Exception) -> Response:
     """Says that a file cannot be used."""
     assert isinstance(error, OSError)
-    reason = error.strerror or "the system refused it"
-    return error_page(request, 500, printable(f"{error.filename or 'A file'} cannot be used ({reason})."))
+    return error_page(request, 500, describe_disk_error(error))
 
 
 async def left(_request: Request, _error: Exception) -> Response:

@@ -1,11 +1,12 @@
 """Folders as downloads: one file as it is, several in a zip that is made while it is sent."""
 
 import os
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from jaxbooth.report.run_data import files_below
 from jaxbooth.ui.roots import NotFound
@@ -33,6 +34,21 @@ class Sink:
         content = b"".join(self._parts)
         self._parts.clear()
         return content
+
+
+class ZipResponse(StreamingResponse):
+    """A zip that is sent; its files are closed at once when whoever loads it leaves."""
+
+    def __init__(self, chunks: Generator[bytes], headers: Mapping[str, str]):
+        super().__init__(chunks, media_type="application/zip", headers=headers)
+        self._chunks = chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._chunks.close()
 
 
 def download(folder: Path, name: str) -> Response:
@@ -65,7 +81,7 @@ def zip_response(files: Iterable[tuple[Path, str]], name: str) -> Response:
     """
     answer = FileResponse("", filename=f"{name}.zip")  # writes the header for any name
     headers = {"content-disposition": answer.headers["content-disposition"]}
-    return StreamingResponse(zip_chunks(files), media_type="application/zip", headers=headers)
+    return ZipResponse(zip_chunks(files), headers)
 
 
 def zip_chunks(files: Iterable[tuple[Path, str]]) -> Generator[bytes]:

@@ -9,6 +9,7 @@ from jaxbooth.config.run_config import Config, resolve_paths
 from jaxbooth.errors import UserError
 from jaxbooth.runs.folder import CONFIG
 from jaxbooth.storage.files import remove_tree, write_text
+from jaxbooth.ui.disk_errors import describe_disk_error
 from jaxbooth.ui.roots import Roots
 
 _creating = threading.Lock()  # there is one server for a root
@@ -30,5 +31,5 @@ def create_run(roots: Roots, name: str, config: Config) -> Path:
             aside.rename(folder)
         except OSError as error:
             remove_tree(aside)
-            raise UserError(f"{folder} cannot be created ({error.strerror}); choose another name.") from None
+            raise UserError(f"{name} cannot be created. {describe_disk_error(error)}") from None
     return folder

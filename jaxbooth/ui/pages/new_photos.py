@@ -7,6 +7,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from jaxbooth.errors import UserError, format_message
+from jaxbooth.ui.disk_errors import describe_disk_error
 from jaxbooth.ui.draft import one
 from jaxbooth.ui.form_request import read_form
 from jaxbooth.ui.photos import create_set, find_set, keep, receive, remove_photo, write_caption
@@ -29,12 +30,13 @@ async def upload(request: Request) -> Response:
     folder = find_set(server.roots, request.path_params["set"])
     try:
         received = await receive(server.roots, request.stream())
+        name = await asyncio.to_thread(keep, received, folder, request.query_params.get("name", ""))
     except ClientDisconnect:
         return Response(status_code=400)
-    try:
-        name = await asyncio.to_thread(keep, received, folder, request.query_params.get("name", ""))
     except UserError as error:
         return JSONResponse({"problem": format_message(str(error))}, 422)
+    except OSError as error:
+        return JSONResponse({"problem": describe_disk_error(error)}, 500)
     return JSONResponse({"name": name})
 
 
