@@ -105,3 +105,9 @@ def test_the_token_is_kept_for_the_next_server_and_from_other_users(tmp_path):
     assert len(first) == 32
     assert read_token(tmp_path / "token") == first
     assert stat.S_IMODE(os.stat(tmp_path / "token").st_mode) == 0o600
+
+
+def test_the_address_of_a_button_opened_as_a_page_leads_back_to_the_runs(server):
+    answer = server.get("/runs/dog/start")
+    assert answer.status == 404
+    assert "There is nothing here." in answer.text

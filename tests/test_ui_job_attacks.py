@@ -143,3 +143,14 @@ def test_a_lock_without_a_job_is_shown(tmp_path):
     files.job.unlink()
     assert RunList(tmp_path).get(files.folder.parent).state == "running"
     stop_all(files)
+
+
+def test_a_run_that_is_renamed_while_it_works_does_not_appear_again(tmp_path):
+    files = sleeper(tmp_path, "dog")
+    Queue(tmp_path).start_waiting()
+    wait(lambda: (tmp_path / "other" / "dog" / ".jaxbooth-ui" / "token").exists())  # the job has begun
+    process = files.process()
+    files.folder.parent.rename(tmp_path / "hound")
+    os.kill(process, signal.SIGTERM)
+    wait(lambda: not is_held(tmp_path / "hound" / "jobs" / "train.lock"))
+    assert not files.folder.parent.exists()

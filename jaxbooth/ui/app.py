@@ -64,6 +64,7 @@ def make_app(
         exception_handlers={
             NotFound: not_found,
             404: not_found,
+            405: not_found,  # the address of a button, opened as a page
             TooLarge: too_large,
             UserError: refused,
             RunFailure: refused,

@@ -91,7 +91,8 @@ def main() -> None:
     try:
         code = run_command(list(job.argv))
     finally:
-        write_text(files.exit, str(code))
+        if files.job.exists():  # else the run was deleted or renamed, and its folder is not to appear again
+            write_text(files.exit, str(code))
 
 
 if __name__ == "__main__":
