@@ -2,8 +2,8 @@
 
     python scripts/bench_ui.py --runs 200 --clients 50
 
-Prints milliseconds of the first page, of the next ones while nothing changes and while one run trains, and the server's
-resident memory before, during and after many pages listen for a minute.
+Prints milliseconds of each page when it is first asked for, when nothing has changed, and when a run trains; and the
+server's resident memory before and while many pages listen.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from jaxbooth.ui.roots import SERVER
 
 LINES = 2000  # of each log of metrics
 REPEATS = 10
+PAGES = ("/", "/new", "/compare", "/runs/run-000")
 SETTLE_SECONDS = 5  # until a browser is open; the server reads the runs when it starts
 
 
@@ -41,9 +42,8 @@ def main() -> None:
             write_run(root / f"run-{number:03d}")
         with serve(root) as server:
             time.sleep(SETTLE_SECONDS)
-            print(f"first page of {arguments.runs} runs: {milliseconds(server.page):.0f} ms")
-            print(f"the next, nothing changed: {median(server.page):.0f} ms")
-            print(f"the next, a run trains: {median(lambda: (append(root / 'run-000'), server.page())):.0f} ms")
+            for path in PAGES:
+                time_page(server, root, path)
             print(f"memory: {server.memory():.0f} MiB")
             listen(server, root, arguments.clients, arguments.seconds)
 
@@ -84,9 +84,11 @@ class Server:
         connection.request("GET", path, headers=self.headers)
         return connection.getresponse()
 
-    def page(self) -> None:
-        """Loads the list."""
-        assert self.connect("/").read()
+    def load(self, path: str) -> None:
+        """Loads a page."""
+        answer = self.connect(path)
+        assert answer.status == 200, path
+        assert answer.read()
 
     def memory(self) -> float:
         """Returns the resident memory, in MiB."""
@@ -106,6 +108,17 @@ def serve(root: Path) -> Generator[Server]:
     finally:
         process.terminate()
         process.wait()
+
+
+def time_page(server: Server, root: Path, path: str) -> None:
+    """Prints how long a page takes."""
+
+    def load_while_training() -> None:
+        append(root / "run-000")
+        server.load(path)
+
+    first, again = milliseconds(lambda: server.load(path)), median(lambda: server.load(path))
+    print(f"{path}: {first:.0f} ms, then {again:.0f} ms, while a run trains {median(load_while_training):.0f} ms")
 
 
 def milliseconds(action: Callable[[], object]) -> float:
