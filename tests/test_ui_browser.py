@@ -18,7 +18,8 @@ SHORT = {
     "train.steps": "4", "data.num_class_images": "2", "prior.steps": "2", "validation.steps": "2",
     "validation.images_per_prompt": "1", "train.batch_size": "1",
 }  # fmt: skip
-TRAINING_SECONDS = 300
+TRAINING_SECONDS = 600
+LOAD_SECONDS = 180  # of a part of a page while other tests keep the cores busy
 CONTRAST = Path(__file__).with_name("contrast.js").read_text()
 WIDTHS = pytest.mark.parametrize("width", [1280, pytest.param(390, marks=pytest.mark.slow)])
 
@@ -49,17 +50,17 @@ def prepare_run(tab: Browser, name: str) -> None:
     tab.click('nav a[href="/new"]')
     tab.wait("!!document.querySelector('#files')")
     tab.choose_files("#files", PHOTOS)
-    tab.wait(f"document.querySelectorAll('#sheet img').length === {len(PHOTOS)}", 60)
+    tab.wait(f"document.querySelectorAll('#sheet img').length === {len(PHOTOS)}", LOAD_SECONDS)
     tab.fill("#noun", "cat")
     tab.run("document.querySelector('#base').value = 'config:demo'")
     tab.run("document.querySelector('#base').dispatchEvent(new Event('change', {bubbles: true}))")
-    tab.wait("document.querySelector('#new-page').dataset.page === 'config:demo'")
+    tab.wait("document.querySelector('#new-page').dataset.page === 'config:demo'", LOAD_SECONDS)
     tab.click("input[name=trained][value=lora]")
     tab.fill("#name", name)
     tab.click("#drawer summary")
     for key, value in SHORT.items():
         enter(tab, key, value)
-    tab.wait("document.querySelector('#command')?.textContent.includes('--train.steps 4')")
+    tab.wait("document.querySelector('#command')?.textContent.includes('--train.steps 4')", LOAD_SECONDS)
 
 
 def make_and_download(tab: Browser, format: str) -> bytes:
@@ -80,7 +81,7 @@ def test_photos_become_a_lora_file(tab, server, width):
     tab.visit(server.address, width)
     prepare_run(tab, "my cat")
     tab.click(".create .primary")
-    tab.wait("location.pathname === '/runs/my%20cat'")
+    tab.wait("location.pathname === '/runs/my%20cat'", LOAD_SECONDS)
     tab.wait("!!document.querySelector('.state.done')", TRAINING_SECONDS)
     assert tab.run("document.documentElement.scrollWidth") <= width
     content = make_and_download(tab, "lora")
