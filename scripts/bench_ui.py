@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jaxbooth.config.load import dump_config, load_config
-from jaxbooth.ui.guard import read_token
 from jaxbooth.ui.roots import SERVER
+from jaxbooth.ui.tokens import read_token
 
 LINES = 2000  # of each log of metrics
 REPEATS = 10
