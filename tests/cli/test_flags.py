@@ -79,7 +79,7 @@ def test_an_error_leaves_the_process_with_code_2_and_one_sentence(tmp_path):
 
 
 def test_an_unknown_command_lists_the_known_ones(refused):
-    commands = "train, train-many, sample, export, evaluate, report, plan, lora, doctor, completion"
+    commands = "train, train-many, sample, export, evaluate, report, plan, ui, lora, doctor, completion"
     assert refused("trian") == f"unknown command 'trian'; did you mean train? All commands are {commands}."
     assert refused("frobnicate") == f"unknown command 'frobnicate'; the commands are {commands}."
 
