@@ -5,7 +5,7 @@ import functools
 import gc
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +38,7 @@ from jaxbooth.models.layers import Layers
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.params import Params, abstract_module
 from jaxbooth.sharding import make_mesh
+from tests.browser import Browser, browser
 from tests.processes import write_micro_model
 
 gc.set_threshold(200_000, 20, 100)  # tracing makes many objects that stay; looking through them takes a quarter of it
@@ -49,6 +50,13 @@ class FlowModel(NamedTuple):
 
     base: BaseModel
     params: dict[str, Params]
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory) -> Iterator[Browser]:
+    """A tab of a browser, which is started for the tests of one file."""
+    with browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jaxbooth.report.report import make_report
-from tests.browser import Browser, browser, find_browser
+from tests.browser import Browser, find_browser
 from tests.made_up_runs import evaluated, made_up_run
 
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium is installed")
@@ -27,13 +27,6 @@ def page(tmp_path_factory) -> Path:
     prompts = (f"a photo of a {'s' * 80} cat", "a photo of a cat")
     cat = evaluated(made_up_run(folder / "cat", prompts=prompts), models=("base", "cat-000040", "other-000040"))
     return make_report([cat, made_up_run(folder / "dog", prompts=prompts, samples=(0, 40), lora={"rank": 4})])
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory) -> Browser:
-    """A browser's tab."""
-    with browser(tmp_path_factory.mktemp("profile")) as found:
-        yield found
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxbooth.assets import DEMO_SUBJECT
-from tests.browser import Browser, browser, find_browser
+from tests.browser import Browser, find_browser
 from tests.commands import environment
 from tests.made_up_runs import made_up_run
 from tests.ui_server import UiServer, ui_server
@@ -22,13 +22,6 @@ TRAINING_SECONDS = 600
 LOAD_SECONDS = 180  # of a part of a page while other tests keep the cores busy
 CONTRAST = Path(__file__).with_name("contrast.js").read_text()
 WIDTHS = pytest.mark.parametrize("width", [1280, pytest.param(390, marks=pytest.mark.slow)])
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory) -> Browser:
-    """A browser's tab."""
-    with browser(tmp_path_factory.mktemp("profile")) as found:
-        yield found
 
 
 @pytest.fixture

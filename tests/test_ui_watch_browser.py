@@ -7,18 +7,11 @@ from pathlib import Path
 import pytest
 
 from jaxbooth.ui.job import TRAIN, JobFiles
-from tests.browser import Browser, browser, find_browser
+from tests.browser import Browser, find_browser
 from tests.made_up_runs import made_up_run, write_grid
 from tests.ui_server import UiServer, idle_ui_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_browser() is None, reason="needs Chromium")]
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory) -> Browser:
-    """A tab."""
-    with browser(tmp_path_factory.mktemp("profile")) as found:
-        yield found
 
 
 @pytest.fixture
