@@ -5,12 +5,12 @@ page makes the server remember anything.
 """
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from jaxbooth.storage.lock import LOCK, is_held
+from jaxbooth.ui.file_cache import version_of
 from jaxbooth.ui.job import JOBS, JobFiles, job_names
 from jaxbooth.ui.run_list import CONFIG, run_folders
 
@@ -114,17 +114,8 @@ def read_versions(root: Path) -> dict[str, Versions]:
 def run_versions(folder: Path) -> Versions:
     """Returns the versions of a run's parts: sizes and times of files, and which locks are held."""
     jobs = [JobFiles.of(folder, name) for name in job_names(folder)]
-    versions = {part: tuple(map(file_version, (folder / name for name in names))) for part, names in PARTS.items()}
+    versions = {part: tuple(map(version_of, (folder / name for name in names))) for part, names in PARTS.items()}
     held = [is_held(folder / LOCK), *(is_held(files.lock) for files in jobs)]
-    versions["state"] += (*held, *(file_version(files.job) for files in jobs))
-    versions["log"] = tuple(file_version(files.log) for files in jobs)
+    versions["state"] += (*held, *(version_of(files.job) for files in jobs))
+    versions["log"] = tuple(version_of(files.log) for files in jobs)
     return versions
-
-
-def file_version(path: Path) -> int:
-    """Returns a number that changes with a file; 0 where there is none."""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return 0
-    return hash((stat.st_mtime_ns, stat.st_size))

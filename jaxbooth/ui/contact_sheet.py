@@ -23,7 +23,8 @@ from jaxbooth.runs.contact_sheet import TILE_SIDE, shade
 from jaxbooth.runs.held_out_images import split_subjects
 from jaxbooth.runs.inputs import crop_spec, group_by_shape, scan_subject
 from jaxbooth.ui.base_models import ImageSides
-from jaxbooth.ui.photo_facts import Cache, PhotoFacts, find_duplicates, read_facts, version_of
+from jaxbooth.ui.file_cache import version_of
+from jaxbooth.ui.photo_facts import Cache, PhotoFacts, find_duplicates, read_facts
 from jaxbooth.ui.roots import NotFound, Roots
 
 MAX_PHOTOS = 60  # that are shown and looked at
@@ -133,7 +134,7 @@ class SheetMaker:
         marks = tuple(find_marks(facts, shape, twin)) + tuple(self.find_damage(file, facts, config.data.masks))
         own = self.own_caption(file.path)
         size = facts.size if facts else None
-        version = hash(version_of(file.path)[1:]) & 0xFFFFFFFF
+        version = version_of(file.path)
         return Shown(file.path, file.index, size, shape, file.captions, own, spec, marks, is_held_out, version)
 
     def check_inside(self, folder: Path) -> None:
@@ -160,7 +161,7 @@ class SheetMaker:
         """Returns what the pixels of a photo say; None where it cannot be decoded."""
         try:
             with collect_warnings():
-                return self._facts.get(version_of(path), lambda: read_facts(path))
+                return self._facts.get((path, version_of(path)), lambda: read_facts(path))
         except (UserError, OSError):
             return None
 
@@ -195,7 +196,7 @@ class SheetMaker:
         Raises:
             UserError: the photo or its mask cannot be decoded, or this is more than is shown.
         """
-        key = (version_of(photo), index, spec, masked)
+        key = (photo, version_of(photo), index, spec, masked)
         tiles = self._tiles.get(key, lambda: make_tiles(photo, index, spec, masked))
         if not 0 <= number < len(tiles):
             raise UserError(f"{photo.name} has {len(tiles)} crops; reload the page.")

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -24,6 +25,7 @@ from jaxbooth.errors import UserError
 from jaxbooth.storage.files import write_json
 from jaxbooth.storage.lock import is_held
 from jaxbooth.storage.text import read_json
+from jaxbooth.ui.file_cache import version_of
 from jaxbooth.ui.roots import SERVER
 from jaxbooth.ui.tail import read_tail
 from jaxbooth.ui.tokens import seal
@@ -32,6 +34,7 @@ JOBS = "jobs"  # in a run folder
 TRAIN = "train"  # the name of the job that trains
 ERROR = "error: "  # begins the last line of a command that failed
 TAIL = 2**16  # bytes at the end of a log that are read
+MAX_KNOWN = 10_000  # jobs that are remembered
 SHORT = 32  # bytes of a file that holds a number
 LINK_ERROR = "{} is a link, through which jobs would be written elsewhere; replace it by the folder."
 SAME_STOP = 10  # seconds in which a second request to stop is the same one; training would end without saving
@@ -104,11 +107,7 @@ class JobFiles:
 
     def read(self) -> Job | None:
         """Returns the job; None where there is none, or its file is damaged."""
-        with suppress(UserError, ValidationError):
-            if self.folder.is_symlink():
-                return None
-            return ADAPTER.validate_python(read_json(self.job))
-        return None
+        return None if self.folder.is_symlink() else read_job(self.job, version_of(self.job))
 
     def enqueue(self, argv: Sequence[str], needs_device: bool = True) -> Job:
         """Puts a command at the end of the queue.
@@ -201,6 +200,14 @@ class JobFiles:
     def error(self) -> str | None:
         """Returns the message with which the last start failed."""
         return next((line[len(ERROR) :] for line in reversed(self.log_lines()) if line.startswith(ERROR)), None)
+
+
+@lru_cache(MAX_KNOWN)
+def read_job(path: Path, _version: int) -> Job | None:
+    """Reads a job's file, once for each version of it: the queue looks at those of all runs, again and again."""
+    with suppress(UserError, ValidationError):
+        return ADAPTER.validate_python(read_json(path))
+    return None
 
 
 def job_names(run: Path) -> list[str]:

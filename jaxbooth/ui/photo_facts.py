@@ -111,13 +111,3 @@ class Cache:
                     self._values.popitem(last=False)
             self._values.move_to_end(key)
             return self._values[key]
-
-
-def version_of(path: Path) -> tuple[Path, int, int]:
-    """Returns what changes with a file.
-
-    Raises:
-        OSError: it is gone.
-    """
-    stat = path.stat()
-    return path, stat.st_mtime_ns, stat.st_size

@@ -13,7 +13,7 @@ from jaxbooth.ui.job import TRAIN, Job, JobFiles, JobState, changing, job_names
 from jaxbooth.ui.job_process import ALL_DEVICES, start_process
 from jaxbooth.ui.run_list import run_folders
 
-SECONDS = 0.5  # between two looks at the queue
+SECONDS = 1.0  # between two looks at the queue
 MAX_CPU_JOBS = 1  # at once
 
 
