@@ -20,7 +20,7 @@ FAIL_IN_1 = """
 import sys, time
 if sys.argv[-1] == "1":
     sys.exit(7)
-time.sleep(60)
+time.sleep(600)
 """
 IGNORE_TERM = """
 import signal, sys, time
@@ -29,7 +29,7 @@ print("up", flush=True)
 time.sleep(1)
 if sys.argv[-1] == "0":
     sys.exit(5)
-time.sleep(60)
+time.sleep(600)
 """
 SAVE_ON_SIGNAL = """
 import signal, sys, time
@@ -39,11 +39,11 @@ def leave(number, frame):
 signal.signal(signal.SIGTERM, leave)
 signal.signal(signal.SIGINT, leave)
 print("up", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 LEAVE_A_CHILD = """
 import subprocess, sys
-subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print("the process ends, its child would not", flush=True)
 """
 SUM_OVER_PROCESSES = """
@@ -55,7 +55,7 @@ given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 jax.distributed.initialize(
     given["--distributed.coordinator"],
     int(given["--distributed.num-processes"]), int(given["--distributed.process-id"]),
-    initialization_timeout=60,
+    initialization_timeout=200,
 )
 total = multihost_utils.process_allgather(np.array([jax.process_index() + 1])).sum()
 print(jax.process_count(), jax.device_count(), jax.local_device_count(), total)
@@ -83,7 +83,7 @@ def environment(**changes: str) -> dict[str, str]:
 def launch(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
     """Runs the launcher to its end."""
     return subprocess.run(
-        [str(LAUNCHER), *arguments], env=environment(**changes), capture_output=True, text=True, timeout=60
+        [str(LAUNCHER), *arguments], env=environment(**changes), capture_output=True, text=True, timeout=300
     )
 
 
@@ -132,13 +132,13 @@ def test_one_failure_ends_all_and_its_exit_code_is_returned(program):
     done = launch("3", *program(FAIL_IN_1))
     assert done.returncode == 7
     assert done.stderr == "local.sh: process 1 ended with exit code 7; the others are ended.\n"
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 60
 
 
 def test_what_does_not_heed_sigterm_after_a_failure_is_killed(program):
     start = time.monotonic()
     assert launch("2", *program(IGNORE_TERM), GRACE_SECONDS="1").returncode == 5
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 60
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_signals_reach_every_process_once(program, number, passed_on):
 def test_children_of_a_process_do_not_hold_the_launcher_up(program):
     start = time.monotonic()
     assert launch("2", *program(LEAVE_A_CHILD)).returncode == 0
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 60
 
 
 @pytest.mark.parametrize(

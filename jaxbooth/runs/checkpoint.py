@@ -18,7 +18,14 @@ from jaxbooth.console.messages import warn
 from jaxbooth.distributed.run_scope import all_agree, is_writer
 from jaxbooth.errors import RunFailure, UserError
 from jaxbooth.params import Params
-from jaxbooth.runs.checkpoint_handlers import as_copies, json_handler, saving_processes, state_handler, writes_alone
+from jaxbooth.runs.checkpoint_handlers import (
+    as_copies,
+    json_handler,
+    saving_processes,
+    saving_threads,
+    state_handler,
+    writes_alone,
+)
 from jaxbooth.storage.disk import format_bytes, free_bytes, is_full
 from jaxbooth.storage.lock import check_held
 from jaxbooth.storage.paths import as_orbax_path
@@ -55,6 +62,7 @@ class Checkpoints:
             create=writes and not alone,
             read_only=not writes,
             multiprocessing_options=saving_processes(),
+            async_options=saving_threads(),
         )
         self._folder, self._writes = as_path(folder), writes
         self._is_proven = False  # whether a checkpoint of this process was read back from where it lies

@@ -28,6 +28,16 @@ def saving_processes() -> ocp.options.MultiprocessingOptions:
     return ocp.options.MultiprocessingOptions(own, {own}, f"process-{own}")
 
 
+def saving_threads() -> ocp.AsyncOptions:
+    """Returns what the threads that write a checkpoint do besides writing.
+
+    The thread that creates the folders tells those that wait for them through a store of all processes, under the
+    number of the save. That is the same number in every process: one that saves alone would wait for the folders of
+    another, and in vain once they are there and the other has taken its word back.
+    """
+    return ocp.AsyncOptions(create_directories_asynchronously=not writes_alone())
+
+
 def state_handler() -> ocp.PyTreeCheckpointHandler:
     """Returns what saves and reads a train state; see `as_copies`."""
     if not writes_alone():
