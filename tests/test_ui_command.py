@@ -13,6 +13,7 @@ import pytest
 from jaxbooth.errors import UserError
 from jaxbooth.storage.lock import is_held
 from jaxbooth.ui.job import TRAIN, JobFiles
+from jaxbooth.ui.photos import UPLOADS
 from jaxbooth.ui.roots import Roots
 from jaxbooth.ui.run_list import RunList
 from jaxbooth.ui.server import describe_address, listen
@@ -98,6 +99,24 @@ def test_a_job_goes_on_when_the_server_is_killed_and_the_next_server_stops_it(tm
         assert RunList(tmp_path).get(tmp_path / "dog").state == "stopped"
     finally:
         stop_all(files)
+        end(process)
+
+
+def test_what_came_of_an_upload_is_gone_when_the_server_was_killed(tmp_path):
+    process, server = serve(tmp_path)
+    assert server.post("/new/photos", {"name": "dog"}).status < 400
+    begun = server.roots.server / UPLOADS
+    with socket.create_connection(("127.0.0.1", server.port)) as phone:
+        head = ("POST /new/photos/dog/upload?name=a.png HTTP/1.1", "Host: localhost", "Content-Length: 100000")
+        phone.sendall("\r\n".join((*head, f"Authorization: Bearer {server.token}", "", "")).encode() + bytes(50_000))
+        wait(lambda: begun.is_dir() and any(path.stat().st_size for path in begun.iterdir()))
+        end(process)
+    assert any(begun.iterdir())
+    process, _ = serve(tmp_path)
+    try:
+        assert not any(begun.iterdir())
+        assert not any((tmp_path / "photos" / "dog").iterdir())
+    finally:
         end(process)
 
 
