@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxbooth.cli.ui import ui_command
 from jaxbooth.errors import UserError
 from jaxbooth.storage.lock import is_held
 from jaxbooth.ui.job import TRAIN, JobFiles
@@ -71,6 +72,14 @@ def test_a_root_that_cannot_be_written_is_refused(tmp_path):
 def test_a_folder_that_is_missing_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"--folders .*/photos is not a folder; name one that exists\."):
         Roots.open(tmp_path, (tmp_path / "photos",))
+
+
+@pytest.mark.parametrize("flag", ["--root", "--folders"])
+def test_a_folder_in_an_object_store_is_refused(flag, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"{flag} gs://bucket/runs is in an object store, .*; name a local folder"):
+        ui_command([flag, "gs://bucket/runs", "--port", "0"])
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_second_server_of_a_root_is_refused(tmp_path):
