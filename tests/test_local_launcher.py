@@ -142,14 +142,16 @@ def test_what_does_not_heed_sigterm_after_a_failure_is_killed(program):
 
 
 @pytest.fixture
-def hears_interrupts():
-    """What is started from here hears SIGINT, also where the tests themselves run in the background and do not."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def hears_signals():
+    """What is started from here hears SIGINT and SIGHUP, also where the tests run in the background and do not."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("hears_interrupts")
+@pytest.mark.usefixtures("hears_signals")
 @pytest.mark.parametrize(
     ("number", "passed_on"),
     [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT"), (signal.SIGHUP, "SIGTERM")],
