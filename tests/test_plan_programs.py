@@ -1,11 +1,15 @@
 """What is read out of compiled and traced programs: collectives, and the FLOPs that XLA does not count."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxbooth.models.attention import attention
+from jaxbooth.plan.compile import temp_bytes
+from jaxbooth.plan.hardware import find_topology
 from jaxbooth.plan.hlo import collectives
 from jaxbooth.plan.uncounted_flops import uncounted_flops
 from jaxbooth.sharding import make_mesh, mesh_context
@@ -118,3 +122,14 @@ def test_xla_counts_the_first_chunk_of_queries_elsewhere():
     products = 7 * 2 * batch * heads * length**2 * width * 3 / 4
     assert products < chunked < 1.1 * products  # the rest is the softmax
     assert uncounted_flops(traced.jaxpr, "cuda", 1) == pytest.approx(chunked * 4 / 3, rel=1e-3)
+
+
+def test_gaps_between_a_tpus_temporaries_count_once():
+    """As libtpu 0.0.42 reports klein with three blocks and nf4, and the highest offset that it assigns."""
+    reported = SimpleNamespace(
+        temp_size_in_bytes=3_372_920_832, peak_memory_in_bytes=3_605_248_000, argument_size_in_bytes=1_553_479_680,
+        output_size_in_bytes=27_136_512, alias_size_in_bytes=27_133_440,
+    )  # fmt: skip
+    highest = 2_706_702_336
+    assert temp_bytes(reported, find_topology("v5e:2x2")) == pytest.approx(highest, rel=0.005)
+    assert temp_bytes(reported, find_topology("cpu:1")) == reported.temp_size_in_bytes
