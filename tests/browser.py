@@ -17,7 +17,7 @@ from websocket import WebSocket, create_connection
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ARROWS = ("ArrowLeft", "ArrowUp", "ArrowRight", "ArrowDown")
 KEYS = {"Tab": 9, "Enter": 13, " ": 32, "End": 35, "Home": 36} | {key: code for code, key in enumerate(ARROWS, 37)}
-SECONDS = 60
+SECONDS = 180
 
 
 def find_browser() -> str | None:

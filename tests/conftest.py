@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices and quick compilation, set before JAX starts; compiled programs are kept between runs."""
+"""Eight virtual CPU devices and quick compilation, set before JAX starts; commands keep their compiled programs."""
 
 import dataclasses
 import functools
@@ -41,6 +41,7 @@ from jaxbooth.sharding import make_mesh
 from tests.browser import Browser, browser
 from tests.processes import write_micro_model
 
+jax.config.update("jax_enable_compilation_cache", False)  # here; writing a program out takes as long as compiling it
 gc.set_threshold(200_000, 20, 100)  # tracing makes many objects that stay; looking through them takes a quarter of it
 torch.set_num_threads(1)  # tiny models on shared cores are up to a hundred times slower with two
 

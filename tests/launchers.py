@@ -52,7 +52,7 @@ class Programs:
         env = {name: value for name, value in os.environ.items() if name not in USED} | settings
         env["PATH"] = f"{self.folder}:{env['PATH']}"
         command = ["bash", str(FOLDER / script), *arguments]
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
 
 
 def make_run(folder: Path, done: int, exported: bool, export: bool = True) -> Path:

@@ -17,6 +17,7 @@ from jaxbooth.storage.files import write_json
 from jaxbooth.storage.text import read_json
 from jaxbooth.weights.names import export_array, parameter_names
 from tests.commands import environment
+from tests.xla import QUICK
 
 UNET = {
     "block_out_channels": [16, 32], "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
@@ -53,7 +54,7 @@ def start(command: list[object], port: int, processes: int, index: int, devices:
     arguments = [*command, *place, "--distributed.process-id", index]
     return subprocess.Popen(
         [sys.executable, "-m", "jaxbooth", *map(str, arguments)],
-        env=environment() | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+        env=environment() | {"XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 

@@ -29,7 +29,7 @@ def limited(code: str, limit: int, *arguments: object) -> str:
     """Runs code in a process whose files may not grow beyond `limit` bytes, and returns what it prints."""
     command = [sys.executable, "-c", LIMITED + code, str(limit), *map(str, arguments)]
     environment = os.environ | {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": ""}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

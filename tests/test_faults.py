@@ -79,7 +79,7 @@ def test_a_second_training_is_refused_while_the_first_goes_on_and_sigterm_before
     assert second.returncode == 2
     assert f"is being trained by process {first.pid} on {os.uname().nodename}" in second.stderr
     first.send_signal(signal.SIGTERM)
-    output, _ = first.communicate(timeout=120)
+    output, _ = first.communicate(timeout=300)
     assert first.returncode == 0, output
     assert output.rstrip().endswith(f"stopped; run the same command again to continue {run_dir}.")
     made = {path.name: path.read_bytes() for path in images.glob("class-*.png")}

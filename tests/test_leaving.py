@@ -32,7 +32,7 @@ def test_a_signal_saves_and_leaves_and_the_same_command_continues(micro_model, t
     while time.monotonic() < deadline and process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
         time.sleep(0.5)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     (saved,) = (int(path.name) for path in (run_dir / "checkpoints").iterdir())
     assert f"stopped and saved at step {saved} of 100000" in output

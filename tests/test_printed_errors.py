@@ -66,7 +66,7 @@ def test_a_terminal_that_cannot_encode_a_prompt_shows_an_escape():
         "finally: info('a photo of 日'); warn('é日')\n"
     )
     settings = environment() | {"PYTHONIOENCODING": "ascii"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=settings, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=settings, timeout=300)
     assert done.returncode == 2, done.stderr
     assert b"a photo of \\u65e5" in done.stdout
     assert rb"error: \u65e5.yaml is neither a file nor" in done.stderr

@@ -90,7 +90,7 @@ def test_dropped_captions_leave_output_preservation_its_caption(micro, micro_par
 # The frozen model's prediction as the target
 
 
-@pytest.mark.parametrize("lora", [{}, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("lora", [{}, pytest.param(LORA, marks=pytest.mark.slow)], ids=["full", "lora"])
 def test_a_model_that_has_not_moved_is_at_rest_and_one_that_has_is_pulled_back(lora, micro, micro_params, mesh):
     """Only rounding is left: two float32 outputs near 1 may differ by 1e-7, and their squared difference by 1e-14."""
     made = only_distilled_rows(setup(micro, micro_params, mesh, (1, 2), prior=prior(*DISTILLED), lora=lora))
@@ -141,13 +141,15 @@ def on_one_device(micro, micro_params, mesh):
     return two_steps(setup(micro, micro_params, mesh, (4, 4), **EVERYTHING))
 
 
-@pytest.mark.parametrize("sizes", [(2, 2, 2), pytest.param((8, 1, 1), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (8, 1, 1)])
 def test_all_terms_are_the_same_on_several_devices(sizes, on_one_device, micro, micro_params):
     found = two_steps(setup(micro, micro_params, make_mesh(*sizes, jax.devices()), (4, 4), **EVERYTHING))
     for name, value in on_one_device.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
+@pytest.mark.slow
 def test_all_terms_are_the_same_in_micro_batches(on_one_device, micro, micro_params, mesh):
     found = two_steps(setup(micro, micro_params, mesh, (4, 4), gradient_accumulation_steps=2, **EVERYTHING))
     for name, value in on_one_device.items():

@@ -149,7 +149,7 @@ def test_a_process_that_is_killed_under_the_launcher_ends_the_other(model, tmp_p
     wait_for(tmp_path, MOMENTS["training"], [launcher])
     os.kill(process_of(launcher.pid, victim), signal.SIGKILL)
     began = time.monotonic()
-    output, _ = launcher.communicate(timeout=120)
+    output, _ = launcher.communicate(timeout=300)
     survivor = "\n".join(line for line in output.splitlines() if line.startswith(f"[{1 - victim}]"))
     check_told_of(victim, survivor, time.monotonic() - began)
     assert launcher.returncode == 128 + signal.SIGKILL

@@ -78,12 +78,12 @@ def test_guidance_one_is_the_conditional_model(micro, micro_params, mesh):
     assert np.abs(plain.astype(int) - nearly).max() <= 1
 
 
-def test_prompt_and_negative_prompt_change_the_image(base, params, mesh):
-    plain = ImageSampler(base, mesh, SamplingConfig("ddim", 4, 4.0, 64), 2)
-    cat, apple = plain.generate(params, ["a cat", "a red apple"], 0, [0, 0]).astype(int)
+def test_prompt_and_negative_prompt_change_the_image(micro, micro_params, mesh):
+    plain = ImageSampler(micro, mesh, SamplingConfig("ddim", 4, 4.0, 64), 2)
+    cat, apple = plain.generate(micro_params, ["a cat", "a red apple"], 0, [0, 0]).astype(int)
     assert np.abs(cat - apple).mean() > 5
-    negative = ImageSampler(base, mesh, SamplingConfig("ddim", 4, 4.0, 64, "a cat"), 1).generate(
-        params, ["a cat"], 0, [0]
+    negative = ImageSampler(micro, mesh, SamplingConfig("ddim", 4, 4.0, 64, "a cat"), 1).generate(
+        micro_params, ["a cat"], 0, [0]
     )
     assert np.abs(cat - negative[0]).mean() > 5
 

@@ -143,10 +143,9 @@ def plain(micro, micro_params, mesh):
     return losses_and_gradients(micro, micro_params, mesh, (4, 2))
 
 
-@pytest.mark.parametrize(
-    "prior_weight", [0.3, pytest.param(0.0, marks=pytest.mark.slow), pytest.param(1.0, marks=pytest.mark.slow)]
-)
-@pytest.mark.parametrize("sizes", [(4, 2, 1), pytest.param((1, 2, 1), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("prior_weight", [0.3, 0.0, 1.0])
+@pytest.mark.parametrize("sizes", [(4, 2, 1), (1, 2, 1)])
 def test_the_layout_over_devices_does_not_matter(sizes, prior_weight, micro, micro_params, mesh):
     rows = (4, 4) if prior_weight else (4, 0)
     one = losses_and_gradients(micro, micro_params, mesh, rows, prior_weight=prior_weight)
@@ -154,8 +153,8 @@ def test_the_layout_over_devices_does_not_matter(sizes, prior_weight, micro, mic
     assert_close(losses_and_gradients(micro, micro_params, many, rows, prior_weight=prior_weight), one)
 
 
-def test_tensor_parallel_equals_one_device(plain, micro, micro_params):
-    many = make_mesh(data=1, fsdp=2, tensor=2, devices=jax.devices()[:4])
+def test_all_axes_together_equal_one_device(plain, micro, micro_params):
+    many = make_mesh(data=2, fsdp=2, tensor=2, devices=jax.devices())
     assert_close(losses_and_gradients(micro, micro_params, many, (4, 2)), plain)
 
 
@@ -193,16 +192,13 @@ def test_the_average_follows_slowly(micro, micro_params, mesh):
 
 
 def test_the_text_encoder_trains_only_when_asked(micro, micro_params, mesh):
-    state, _ = run(*setup(micro, micro_params, mesh, (2, 2), text_encoder=True), [2])
-    name = "encoder.layers.0.mlp.fc1.kernel"
-    assert np.abs(np.asarray(state.params[f"text_encoder.{name}"]) - micro_params["text_encoder"][name]).max() > 1e-5
+    _, grads = losses_and_gradients(micro, micro_params, mesh, (2, 2), text_encoder=True)
+    assert np.abs(grads["text_encoder.encoder.layers.0.mlp.fc1.kernel"]).max() > 1e-5
     assert not any(key.startswith("text_encoder.") for key in setup(micro, micro_params, mesh, (2, 2)).state.params)
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    ["adafactor", "schedule_free_adamw", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lion", "prodigy"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adafactor", "schedule_free_adamw", "lion", "prodigy"])
 def test_every_optimizer_lowers_the_loss_of_a_fixed_step(optimizer, micro, micro_params, mesh):
     rate = {"prodigy": 1.0, "lion": 2e-5}.get(optimizer, 1e-4)
     spec, state, frozen, source, key = setup(

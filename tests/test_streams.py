@@ -50,12 +50,12 @@ def test_work_goes_on_when_the_reader_of_both_streams_is_gone_and_the_exit_code_
 @pytest.mark.parametrize("redirection", ["| head -1 >/dev/null", ">/dev/full", ">&-"])
 def test_a_command_whose_output_cannot_be_written_ends_well(tmp_path, redirection):
     script = f'"{sys.executable}" -m jaxbooth help {redirection}; exit ${{PIPESTATUS[0]}}'
-    done = subprocess.run(["bash", "-c", script], env=environment(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "-c", script], env=environment(), capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_characters_that_the_terminal_cannot_encode_are_escaped():
     code = "from jaxbooth.console.streams import protect_streams; protect_streams(); print('caf\\u00e9 \\U0001f431')"
     variables = environment() | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, "caf\\xe9 \\U0001f431\n")

@@ -136,6 +136,6 @@ def test_ctrl_c_ends_the_server_although_pages_listen(tmp_path):
         page.sendall("\r\n".join(request).encode())
         assert b"200 OK" in page.recv(1000)
         os.kill(process.pid, signal.SIGINT)
-        output, _ = process.communicate(timeout=20)
+        output, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     assert output.splitlines()[-1] == "The page is closed; runs that train go on."

@@ -11,7 +11,7 @@ import pytest
 from tests.made_up_runs import made_up_run
 from tests.ui_server import UiServer, idle_ui_server
 
-SECONDS = 20
+SECONDS = 120
 
 
 @pytest.fixture

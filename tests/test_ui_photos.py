@@ -54,7 +54,7 @@ def uploads(server: UiServer) -> Iterator[Path]:
 
 def wait_for(condition: Callable[[], bool]) -> None:
     """Waits until something holds."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -17,7 +17,7 @@ from jaxbooth.ui.queue import Queue
 from jaxbooth.ui.run_list import RunList
 from tests.commands import environment
 
-SECONDS = 60
+SECONDS = 180
 # Commands that end at once, without a device: one that works, and one that is refused.
 QUICK, REFUSED = ["--version"], ["train", "no-such-file.yaml"]
 

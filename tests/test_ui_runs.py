@@ -125,7 +125,7 @@ def test_damaged_lines_at_the_end_of_a_log_are_passed_over(server):
 
 def test_an_open_page_hears_of_a_change(server):
     folder = new_run(server, "dog", logged=10)
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
     connection.request("GET", "/events?run=dog", headers=server.bearer)
     stream = connection.getresponse()
     first = [stream.readline() for _ in range(14)]

@@ -62,13 +62,13 @@ def test_help_of_the_other_commands_names_their_flags(capsys, command, flags):
 
 
 def test_the_package_runs_as_a_module(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "jaxbooth", "--help"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "jaxbooth", "--help"], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("usage: jaxbooth")
 
 
 def test_an_error_leaves_the_process_with_code_2_and_one_sentence(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "jaxbooth", "trian"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "jaxbooth", "trian"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: unknown command 'trian'; did you mean train?")
@@ -98,7 +98,7 @@ def test_a_sample_flag_out_of_range_is_one_sentence(refused):
 
 def test_debug_shows_the_traceback():
     argv = [sys.executable, "-m", "jaxbooth", "train", "nowhere.yaml", "--debug"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
     assert "Traceback (most recent call last)" in done.stderr
     assert "nowhere.yaml is neither a file nor" in done.stderr
