@@ -57,6 +57,14 @@ def equal(found: TrainState, step: int, mesh: Mesh) -> None:
     assert all(np.array_equal(a, b) for a, b in leaves)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def older_objects():
+    """Leaves what was there before out of each collection."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def collected():
     """Drops those readers before another test meets them."""

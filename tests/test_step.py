@@ -1,6 +1,7 @@
 """The train step: which rows, paired with what, and what must not matter."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -26,7 +27,7 @@ from jaxbooth.training.layout import (
     unpadded_batch_size,
 )
 from jaxbooth.training.state import result_params
-from jaxbooth.training.step import gradients
+from jaxbooth.training.step import gradients, make_dispatch
 from tests.training import INSTANCES, PRIORS, first_micro_batch, make_cache, run, setup
 
 
@@ -166,26 +167,31 @@ def test_remat_does_not_matter(plain, micro, micro_params, mesh):
     assert_close(losses_and_gradients(micro, micro_params, mesh, (4, 2), remat="blocks"), plain)
 
 
-# The next three tests share one compiled step.
-SHARED = {"prior_weight": 0.3, "ema_decay": 0.75}
+@pytest.fixture(scope="module")
+def run_from_start(micro, micro_params, mesh):
+    """Returns what dispatches counts of steps from the start; the step of the tests that use it is compiled once."""
+    begin = functools.partial(setup, micro, micro_params, mesh, (2, 2), prior_weight=0.3, ema_decay=0.75)
+    made = begin()
+    dispatch = make_dispatch(made.spec, 4, made.state)
+    return lambda counts: run(*begin(), counts, dispatch=dispatch)
 
 
-def test_the_length_of_a_dispatch_does_not_matter(micro, micro_params, mesh):
+def test_the_length_of_a_dispatch_does_not_matter(run_from_start):
     results = []
     for counts in ([1, 1, 1, 1], [4]):
-        state, metrics = run(*setup(micro, micro_params, mesh, (2, 2), **SHARED), counts)
+        state, metrics = run_from_start(counts)
         results.append((jax.device_get(state), metrics))
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
-def test_both_losses_are_reported_and_add_up(micro, micro_params, mesh):
-    _, metrics = run(*setup(micro, micro_params, mesh, (2, 2), **SHARED), [3])
+def test_both_losses_are_reported_and_add_up(run_from_start):
+    _, metrics = run_from_start([3])
     assert (metrics["prior_loss"] > 0).all()
     np.testing.assert_allclose(metrics["loss"], metrics["instance_loss"] + 0.3 * metrics["prior_loss"], rtol=1e-6)
 
 
-def test_the_average_follows_slowly(micro, micro_params, mesh):
-    state, _ = run(*setup(micro, micro_params, mesh, (2, 2), **SHARED), [1])
+def test_the_average_follows_slowly(micro_params, run_from_start):
+    state, _ = run_from_start([1])
     name = "unet.conv_in.bias"
     start, now = micro_params["unet"]["conv_in.bias"], np.asarray(state.params[name])
     np.testing.assert_allclose(state.ema[name], 0.1 * start + 0.9 * now, atol=1e-7)  # the decay of step 0 is 1 / 10

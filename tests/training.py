@@ -1,5 +1,6 @@
 """A small training spec on the embedded model, for tests of the step."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -138,9 +139,13 @@ def run(
     key: np.ndarray,
     counts: list[int],
     max_steps: int = 4,
+    dispatch: Callable | None = None,
 ):
-    """Dispatches `counts` steps, one dispatch for each; returns the last state and all metrics by name."""
-    dispatch = make_dispatch(spec, max_steps, state)
+    """Dispatches `counts` steps, one dispatch for each; returns the last state and all metrics by name.
+
+    `dispatch` is one that was compiled before, for the same spec; by default it is made here, for up to `max_steps`.
+    """
+    dispatch = dispatch or make_dispatch(spec, max_steps, state)
     columns: dict[str, list[np.ndarray]] = {}
     for count in counts:
         state, metrics = dispatch(state, frozen, source, key, np.int32(count))
