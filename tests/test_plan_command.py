@@ -187,6 +187,7 @@ def test_a_step_is_timed_on_the_machine_itself_which_has_no_published_peak(plann
     assert plan["images_per_second"] == pytest.approx(16 / plan["seconds_per_step"])
 
 
+@pytest.mark.slow
 def test_a_large_step_is_not_timed_unasked_and_the_table_says_so(capsys):
     main(["plan", "sd15", "--mesh.data", "1", "--mesh.fsdp", "8", "--train.batch-size", "8"])
     assert "not measured: " in capsys.readouterr().out

@@ -19,7 +19,11 @@ from jaxbooth.sharding import make_mesh
 from jaxbooth.training.weight_anchor import squared_change
 from tests.quantized import dequantize_params, quantize_params
 
-KINDS = QUANTIZATIONS[1:]
+KINDS = [name if name in ("int8", "nf4") else pytest.param(name, marks=pytest.mark.slow) for name in QUANTIZATIONS[1:]]
+PAIRS = [
+    ("int8", "lora"), ("nf4", "dora"),
+    *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [("int8", "loha"), ("int8", "lokr"), ("nf4", "lora")]),
+]  # fmt: skip
 # Of the output of a small random model, root mean square, as a share of the output's.
 BOUNDS = {"int8": 0.02, "fp8": 0.06, "int4": 0.25, "nf4": 0.22}
 
@@ -48,9 +52,7 @@ def test_the_output_of_a_unet_changes_as_much_as_its_kind_is_inexact(kind, micro
     np.testing.assert_allclose(found, same, atol=1e-5 * np.abs(same).max())
 
 
-@pytest.mark.parametrize(
-    ("kind", "adapter"), [("int8", "lora"), ("int8", "loha"), ("int8", "lokr"), ("nf4", "lora"), ("nf4", "dora")]
-)
+@pytest.mark.parametrize(("kind", "adapter"), PAIRS)
 def test_adapters_have_the_gradients_that_they_have_on_the_kernels_that_the_codes_stand_for(
     kind, adapter, micro, micro_params, rng
 ):
