@@ -12,7 +12,6 @@ import pytest
 
 from jaxbooth.cli.ui import ui_command
 from jaxbooth.errors import UserError
-from jaxbooth.storage.lock import is_held
 from jaxbooth.ui.job import TRAIN, JobFiles
 from jaxbooth.ui.photos import UPLOADS
 from jaxbooth.ui.roots import Roots
@@ -95,7 +94,7 @@ def test_a_second_server_of_a_root_is_refused(tmp_path):
 def test_a_job_goes_on_when_the_server_is_killed_and_the_next_server_stops_it(tmp_path):
     process, server = serve(tmp_path)
     files = sleeper(tmp_path, "dog")
-    wait(lambda: is_held(files.lock) and files.lock.read_text())
+    wait(lambda: files.log_lines() and "token=" in "".join(files.log_lines()))  # a signal before that would kill it
     end(process)
     time.sleep(1)
     assert JobFiles.of(tmp_path / "dog", TRAIN).state() == "running"
