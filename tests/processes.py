@@ -54,7 +54,7 @@ def start(command: list[object], port: int, processes: int, index: int, devices:
     arguments = [*command, *place, "--distributed.process-id", index]
     return subprocess.Popen(
         [sys.executable, "-m", "jaxbooth", *map(str, arguments)],
-        env=environment() | {"XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}"},
+        env=environment(f"{QUICK} --xla_force_host_platform_device_count={devices}"),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 from jaxbooth.runs.checkpoint import Checkpoints
 from tests.commands import environment
@@ -39,4 +38,4 @@ def test_none_waits_for_the_folders_of_another(tmp_path):
     ]  # fmt: skip
     texts = outputs(running, timeout=250)  # Orbax gives up after 300
     assert [process.returncode for process in running] == [0, 0], texts
-    assert [Checkpoints(Path(tmp_path) / str(index)).latest() for index in range(2)] == [STEPS] * 2
+    assert [Checkpoints(tmp_path / str(index)).latest() for index in range(2)] == [STEPS] * 2

@@ -132,13 +132,13 @@ def test_one_failure_ends_all_and_its_exit_code_is_returned(program):
     done = launch("3", *program(FAIL_IN_1))
     assert done.returncode == 7
     assert done.stderr == "local.sh: process 1 ended with exit code 7; the others are ended.\n"
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 20
 
 
 def test_what_does_not_heed_sigterm_after_a_failure_is_killed(program):
     start = time.monotonic()
     assert launch("2", *program(IGNORE_TERM), GRACE_SECONDS="1").returncode == 5
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 20
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_signals_reach_every_process_once(program, number, passed_on):
 def test_children_of_a_process_do_not_hold_the_launcher_up(program):
     start = time.monotonic()
     assert launch("2", *program(LEAVE_A_CHILD)).returncode == 0
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize(

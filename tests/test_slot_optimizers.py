@@ -82,12 +82,12 @@ SETTINGS = {
         "lr_scheduler": "linear", "text": {"learning_rate": 5e-3}, "text_encoder": True, "mu_dtype": "bfloat16"
     },
 }  # fmt: skip
-QUICK = {
+DEFAULT_RUN = {
     ("adamw", "linear-groups"), ("adafactor", "constant"), ("lion", "cosine"), ("prodigy", "constant"),
     ("schedule_free_adamw", "warmup-ratio"),
 }  # fmt: skip
 PAIRS = [
-    pytest.param(name, key, marks=() if (name, key) in QUICK else pytest.mark.slow)
+    pytest.param(name, key, marks=() if (name, key) in DEFAULT_RUN else pytest.mark.slow)
     for name in ("adamw", "adafactor", "lion", "prodigy", "schedule_free_adamw")
     for key in SETTINGS
 ]

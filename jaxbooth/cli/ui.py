@@ -35,11 +35,9 @@ def ui_command(argv: list[str]) -> None:
         from jaxbooth.ui.server import serve
     except ModuleNotFoundError as error:
         raise UserError(f"jaxbooth ui needs {error.name}: pip install 'jaxbooth[ui]'.") from None
-    root, folders = (
-        local_folder(arguments.root, "--root"),
-        [local_folder(name, "--folders") for name in arguments.folders],
-    )
-    serve(root, arguments.port, arguments.host, tuple(folders), arguments.devices)
+    root = local_folder(arguments.root, "--root")
+    folders = tuple(local_folder(name, "--folders") for name in arguments.folders)
+    serve(root, arguments.port, arguments.host, folders, arguments.devices)
 
 
 def local_folder(name: str, flag: str) -> Path:

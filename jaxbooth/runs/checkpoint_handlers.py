@@ -29,11 +29,11 @@ def saving_processes() -> ocp.options.MultiprocessingOptions:
 
 
 def saving_threads() -> ocp.AsyncOptions:
-    """Returns what the threads that write a checkpoint do besides writing.
+    """Returns what happens in the background: folders are created there, too, unless this process saves alone.
 
-    The thread that creates the folders tells those that wait for them through a store of all processes, under the
-    number of the save. That is the same number in every process: one that saves alone would wait for the folders of
-    another, and in vain once they are there and the other has taken its word back.
+    Orbax says that folders are there by a key of JAX's key-value store, which all processes share. The key holds the
+    number of the save, which is the same in each of them: a process that saves alone would wait for another's folders,
+    and in vain if the other has deleted the key meanwhile.
     """
     return ocp.AsyncOptions(create_directories_asynchronously=not writes_alone())
 
