@@ -18,6 +18,19 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 ARROWS = ("ArrowLeft", "ArrowUp", "ArrowRight", "ArrowDown")
 KEYS = {"Tab": 9, "Enter": 13, " ": 32, "End": 35, "Home": 36} | {key: code for code, key in enumerate(ARROWS, 37)}
 SECONDS = 180
+# Scrolls an element into view and returns its middle, which has been the same for some frames.
+MIDDLE = """async (selector) => {
+    for (let still = 0, last = {}; ;) {
+        const found = document.querySelector(selector);
+        found?.scrollIntoView({block: 'center', behavior: 'instant'});
+        const {x, y, width, height} = found?.getBoundingClientRect() ?? {};
+        const middle = {x: x + width / 2, y: y + height / 2};
+        still = middle.x === last.x && middle.y === last.y ? still + 1 : 0;
+        if (still === 5) return middle;
+        last = middle;
+        await new Promise(requestAnimationFrame);
+    }
+}"""
 
 
 def find_browser() -> str | None:
@@ -105,17 +118,18 @@ class Browser:
 
     def visit(self, address: str, width: int = 1280, height: int = 900, dark: bool = False) -> None:
         """Opens a server's page in a window of a size, and waits for it; it may ask nobody but this server."""
+        self.show(width, height, dark)
         server = "/".join(address.split("/")[:3]) + "/"
         self.allowed = (server, "data:", f"blob:{server}")
-        self.show(width, height, dark)
         self.navigate(address)
 
     def show(self, width: int, height: int, dark: bool) -> None:
-        """Sets what the window is like, and forgets problems."""
-        self.problems.clear()
+        """Leaves the page, sets what the window is like, and forgets problems, also those that are heard of late."""
+        self.navigate("about:blank")
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         self.resize(width, height)
+        self.problems.clear()
 
     def navigate(self, address: str) -> None:
         """Opens an address and waits for its page."""
@@ -150,20 +164,17 @@ class Browser:
             self.send("Input.dispatchKeyEvent", type="keyUp", **code)
 
     def click(self, selector: str) -> None:
-        """Clicks the middle of an element, once it is there, with the mouse."""
-        found = f"document.querySelector({json.dumps(selector)})"
-        self.wait(f"{found} && {found}.checkVisibility()")
-        self.run(f"{found}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
-        box = self.run(f"(({{x, y, width, height}}) => ({{x, y, width, height}}))({found}.getBoundingClientRect())")
-        at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2, "button": "left", "clickCount": 1}
+        """Clicks the middle of an element with the mouse, once it is there and stays where it is."""
+        self.wait(f"document.querySelector({json.dumps(selector)})?.checkVisibility()")
+        at = self.run(f"({MIDDLE})({json.dumps(selector)})") | {"button": "left", "clickCount": 1}
         self.send("Input.dispatchMouseEvent", type="mousePressed", **at)
         self.send("Input.dispatchMouseEvent", type="mouseReleased", **at)
 
     def fill(self, selector: str, text: str) -> None:
         """Replaces the text of a field, as typed."""
         found = f"document.querySelector({json.dumps(selector)})"
-        self.wait(f"!!{found}")
-        self.run(f"{found}.focus(); {found}.select()")
+        self.wait(f"{found}?.checkVisibility() && ({found}.focus(), document.activeElement === {found})")
+        self.run(f"{found}.select()")
         self.send("Input.insertText", text=text)
         self.run(f"{found}.dispatchEvent(new Event('change', {{bubbles: true}}))")
 

@@ -73,12 +73,12 @@ def test_a_resumed_run_equals_one_that_never_stopped_whatever_its_dispatches(
     family, kind, flow_folder, images, tmp_path
 ):
     model, whole, resumed = flow_folder(family), tmp_path / "whole", tmp_path / "resumed"
-    output = succeed(jaxbooth("train", configuration(model, images, whole, kind, steps_per_dispatch=10)))
+    output = succeed(jaxbooth("train", configuration(model, images, whole, kind, steps_per_dispatch=10), flags=""))
     assert "exported: " in output
     shutil.copytree(whole, resumed)  # as it was after the first steps
     shutil.rmtree(resumed / "checkpoints" / str(STEPS))
     shutil.rmtree(resumed / "export")
-    output = succeed(jaxbooth("train", configuration(model, images, resumed, kind, steps_per_dispatch=1)))
+    output = succeed(jaxbooth("train", configuration(model, images, resumed, kind, steps_per_dispatch=1), flags=""))
     assert f"resumed at step {SAVED} of {STEPS}" in output
     losses = [[line["loss"] for line in read_metrics(run / "metrics.jsonl")] for run in (whole, resumed)]
     assert len(losses[0]) == STEPS

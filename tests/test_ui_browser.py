@@ -1,5 +1,6 @@
 """`jaxbooth ui` in a real browser: from photos to a LoRA file on the demo model, on a desktop and on a phone."""
 
+import base64
 import json
 import time
 from pathlib import Path
@@ -41,7 +42,7 @@ def enter(tab: Browser, key: str, text: str) -> None:
 def prepare_run(tab: Browser, name: str) -> None:
     """Fills the form of a new run."""
     tab.click('nav a[href="/new"]')
-    tab.wait("!!document.querySelector('#files')")
+    tab.wait("!!document.querySelector('#result')", LOAD_SECONDS)
     tab.choose_files("#files", PHOTOS)
     tab.wait(f"document.querySelectorAll('#sheet img').length === {len(PHOTOS)}", LOAD_SECONDS)
     tab.fill("#noun", "cat")
@@ -50,7 +51,8 @@ def prepare_run(tab: Browser, name: str) -> None:
     tab.wait("document.querySelector('#new-page').dataset.page === 'config:demo'", LOAD_SECONDS)
     tab.click("input[name=trained][value=lora]")
     tab.fill("#name", name)
-    tab.click("#drawer summary")
+    tab.click("#drawer > summary")
+    tab.wait("document.querySelector('#drawer').open")
     for key, value in SHORT.items():
         enter(tab, key, value)
     tab.wait("document.querySelector('#command')?.textContent.includes('--train.steps 4')", LOAD_SECONDS)
@@ -81,6 +83,23 @@ def test_photos_become_a_lora_file(tab, server, width):
     assert content[:2] == b"PK"  # a zip of the two files of a LoRA
     assert b"my cat/my cat" in content
     assert b"lora_down.weight" in content
+    assert tab.problems == []
+
+
+def test_photos_that_are_chosen_before_the_script_of_the_page_runs_are_taken(tab, server):
+    content = base64.b64encode(PHOTOS[0].read_bytes()).decode()
+    early = f"""document.addEventListener('readystatechange', () => {{
+        const field = document.getElementById('files'), chosen = new DataTransfer();
+        if (!field || document.readyState !== 'interactive') return;
+        const content = Uint8Array.from(atob('{content}'), (each) => each.charCodeAt(0));
+        chosen.items.add(new File([content], 'early.png'));
+        field.files = chosen.files;
+    }})"""
+    script = tab.send("Page.addScriptToEvaluateOnNewDocument", source=early)
+    tab.visit(server.address)
+    tab.visit(f"http://127.0.0.1:{server.port}/new")
+    tab.wait("document.querySelectorAll('#sheet img').length === 1", LOAD_SECONDS)
+    tab.send("Page.removeScriptToEvaluateOnNewDocument", **script)
     assert tab.problems == []
 
 

@@ -198,9 +198,11 @@ function problemOf(request, name) {
 }
 
 async function upload(files) {
+  const chosen = [...files];
+  await ready;
   byId("uploads").replaceChildren();
   const max = Number(byId("files").dataset.max);
-  const good = [...files].filter((file) => {
+  const good = chosen.filter((file) => {
     if (file.size <= max) return true;
     uploadLine(file.name).fail(`${file.name} has ${Math.ceil(file.size / 2 ** 20)} MB; at most ${max / 2 ** 20} MB can be sent.`);
     return false;
@@ -231,10 +233,16 @@ function listenToDrops() {
   });
 }
 
+function uploadChosen() {
+  const field = byId("files");
+  if (field.files.length) upload(field.files);
+  field.value = ""; // the same files can be chosen again
+}
+
 function changed(event) {
   const { id, form } = event.target;
-  if (id === "files" && event.type === "change") {
-    upload(event.target.files).finally(() => { event.target.value = ""; });
+  if (id === "files") {
+    if (event.type === "change") uploadChosen();
   } else if (id === "search" || id === "only-changed") {
     search();
   } else if (form?.id === "new" && id !== "base") {
@@ -306,4 +314,7 @@ function start() {
 }
 
 listenToDrops();
-document.addEventListener("DOMContentLoaded", restore); // htmx listens by then
+// An upload before the form is as it was left would be lost with what is shown until then. Before that, htmx must listen.
+const listens = new Promise((resolve) => { document.addEventListener("DOMContentLoaded", resolve); });
+const ready = listens.then(restore).catch(start);
+uploadChosen(); // what was chosen while this file was on its way
