@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,7 @@ def test_a_bad_request_gets_a_sentence_and_the_others_their_images(made, tmp_pat
     assert good.answer.exists()
 
 
-def test_a_prompt_that_cannot_be_encoded_any_more_gets_a_sentence(made, tmp_path):
+def test_a_prompt_that_must_be_encoded_elsewhere_holds_up_no_other_and_gets_a_sentence_if_it_cannot_be(made, tmp_path):
     sampler, state, frozen = made
     known = ["", "a sks cat", "a cat", *sampler.prompts]
     text = sampler.image_sampler.encode(frozen, known)
@@ -136,9 +137,15 @@ def test_a_prompt_that_cannot_be_encoded_any_more_gets_a_sentence(made, tmp_path
         "data": {"instance_prompt": "a sks cat", "class_prompt": "a cat", "instance_dir": "x"}
     }).subjects, 0)  # fmt: skip
     unknown, in_grid = ask(tmp_path, SampleRequest(PROMPT)), ask(tmp_path, SampleRequest("a sks cat"))
-    RequestSampler(tmp_path, dropped, frozen, lambda value: [value], StopAgreement()).answer(state, 1)
-    assert unknown.error.read_text().startswith("The text encoder is not in memory while this model trains.")
-    assert in_grid.answer.exists()
+    with closing(RequestSampler(tmp_path, dropped, frozen, lambda value: [value], StopAgreement())) as requests:
+        requests.answer(state, 1)
+        assert in_grid.answer.exists()
+        assert not requests.are_waiting()  # the training is not stopped while the prompt is encoded
+        assert requests.own_prompts.encoding.process.wait(300) != 0
+        assert requests.are_waiting()
+        requests.answer(state, 2)
+        assert not requests.are_waiting()
+    assert "is not a run folder" in unknown.error.read_text()
 
 
 def test_a_request_whose_answer_cannot_be_written_is_tried_once(made, tmp_path):

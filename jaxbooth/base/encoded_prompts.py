@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jax.sharding import Mesh
 
 from jaxbooth.base.model import BaseModel, encode_prompts, load_params
 from jaxbooth.base.text_encoder import TextEmbeddings, TokenIds, select_prompts
+from jaxbooth.distributed.arrays import put, to_host
 from jaxbooth.params import Params
 from jaxbooth.sharding import replicated
 
@@ -33,6 +35,34 @@ class EncodedPrompts:
         rows = np.array([self.index[prompt] for prompt in prompts], np.int32)
         return select_prompts(self.text, rows)
 
+    def only(self, *prompts: str) -> "EncodedPrompts":
+        """Returns some of these."""
+        return EncodedPrompts({prompt: row for row, prompt in enumerate(prompts)}, self.select(prompts))
+
+    def with_prompt(self, prompt: str, text: TextEmbeddings, mesh: Mesh) -> "EncodedPrompts":
+        """Returns these and one more prompt, all padded to the length of the longest.
+
+        Args:
+            text: of the prompt alone, (1, s, d), equal on every process.
+        """
+        parts = [jax.tree.map(to_host, self.text), jax.tree.map(np.asarray, text)]
+        length = max(part.prompt_embeds.shape[1] for part in parts)
+        joined = jax.tree.map(lambda *columns: np.concatenate(columns), *(padded(part, length) for part in parts))
+        return EncodedPrompts({**self.index, prompt: len(self.index)}, put(joined, replicated(mesh)))
+
+
+def padded(text: TextEmbeddings, length: int) -> TextEmbeddings:
+    """Returns embeddings on the host of another length, with those of padding as text encoders leave them: 0."""
+    missing = length - text.prompt_embeds.shape[1]
+    prompt_embeds: Any = np.pad(text.prompt_embeds, ((0, 0), (0, missing), (0, 0)))
+    return text._replace(prompt_embeds=prompt_embeds)
+
+
+def empty_embeddings(like: TextEmbeddings, length: int) -> TextEmbeddings:
+    """Returns zeros on the host, of one prompt of a length, with the other dimensions and the dtypes of embeddings."""
+    zeros = jax.tree.map(lambda column: np.zeros((1, *column.shape[1:]), column.dtype), like)
+    return padded(zeros._replace(prompt_embeds=zeros.prompt_embeds[:, :0]), length)
+
 
 def encode_batches(
     encode: Callable[[dict[str, Params], TokenIds], TextEmbeddings],
@@ -52,13 +82,16 @@ def encode_batches(
     return jax.tree.map(lambda *parts: concatenate(parts)[:count], *batches)
 
 
-def encode_ahead(base: BaseModel, mesh: Mesh, *groups: Sequence[str], on_host: bool = False) -> list[EncodedPrompts]:
+def encode_ahead(
+    base: BaseModel, mesh: Mesh, *groups: Sequence[str], on_host: bool = False, batch_size: int = BATCH_SIZE
+) -> list[EncodedPrompts]:
     """Loads the text encoder, encodes groups of distinct prompts and drops it.
 
     The prompts of a group are padded to the length of its longest.
 
     Args:
         on_host: where the embeddings stay, for prompts that are more than the devices hold.
+        batch_size: prompts that are encoded at once.
 
     Raises:
         UserError: its weights are missing, damaged or of another shape.
@@ -67,7 +100,7 @@ def encode_ahead(base: BaseModel, mesh: Mesh, *groups: Sequence[str], on_host: b
     program = jax.jit(lambda params, ids: encode_prompts(base, mesh, params, ids), out_shardings=replicated(mesh))
 
     def encode(prompts: Sequence[str]) -> EncodedPrompts:
-        text = encode_batches(program, params, base.text.tokenize(prompts), BATCH_SIZE, on_host)
+        text = encode_batches(program, params, base.text.tokenize(prompts), batch_size, on_host)
         return EncodedPrompts({prompt: row for row, prompt in enumerate(prompts)}, text)
 
     return [encode(prompts) for prompts in groups]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -193,6 +194,12 @@ class ImageSampler:
         self.batch_size = -(-batch_size // batch_shards(mesh)) * batch_shards(mesh)
         self.program = jax.jit(self._trace, out_shardings=replicated(mesh))
         self._encode = jax.jit(lambda params, ids: encode_prompts(base, mesh, params, ids))
+
+    def with_encoded(self, encoded: EncodedPrompts) -> "ImageSampler":
+        """Returns the same sampler, with its compiled programs, of other prompts."""
+        sampler = copy(self)
+        sampler.encoded = encoded
+        return sampler
 
     def inputs(self, seed: int) -> SamplingInputs:
         """Returns what the configuration and a seed give the program, on the host."""

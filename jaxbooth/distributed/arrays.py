@@ -30,6 +30,11 @@ def broadcast_from_main(values: dict[str, float]) -> dict[str, float]:
     return dict(zip(values, map(float, np.asarray(sent)), strict=True))
 
 
+def broadcast_arrays(tree: Any) -> Any:
+    """Returns process 0's host arrays. Every process must call it, with arrays of the same shapes and dtypes."""
+    return jax.tree.map(np.asarray, broadcast_one_to_all(tree)) if is_shared() else tree
+
+
 def to_host(value: jax.Array | np.ndarray) -> np.ndarray:
     """Returns a whole array on this host. Every process must call it, where the devices are several processes'."""
     if isinstance(value, jax.Array) and not (value.is_fully_addressable or value.is_fully_replicated):

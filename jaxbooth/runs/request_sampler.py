@@ -3,13 +3,18 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jaxbooth.base.encoded_prompts import EncodedPrompts, empty_embeddings
+from jaxbooth.base.text_encoder import TextEmbeddings
+from jaxbooth.distributed.arrays import broadcast_arrays
 from jaxbooth.distributed.run_scope import is_shared, is_writer
 from jaxbooth.distributed.stop_agreement import StopAgreement
 from jaxbooth.errors import UserError, format_message
 from jaxbooth.params import Params, join
+from jaxbooth.runs.own_prompts import OwnPrompts
 from jaxbooth.runs.sample_requests import RequestFiles, SampleRequest, waiting_requests
 from jaxbooth.runs.validation import ValidationSampler
 from jaxbooth.training.state import TrainState, result_params
@@ -18,6 +23,9 @@ from jaxbooth.training.state import TrainState, result_params
 @dataclass
 class RequestSampler:
     """Samples what is asked for with the program of the sample grids, so that nothing is compiled for it.
+
+    Where the text encoder is not in memory, a prompt that is not one of the run's waits until it is encoded beside the
+    training; one that is longer than all of the run's is sampled by a program of its own.
 
     A single process takes requests at its next dispatch. Several take them where the loop stops in any case, because
     all must agree; process 0 reads and writes.
@@ -29,6 +37,7 @@ class RequestSampler:
         exchange: gives what every process gave to the same call, by process.
         stop_agreement: of all processes; one that is to stop answers nothing more.
         tried: names of requests, each of which is answered once.
+        encoding: names of requests whose prompts wait to be encoded.
     """
 
     root: Path
@@ -37,10 +46,20 @@ class RequestSampler:
     exchange: Callable[[Any], list[Any]]
     stop_agreement: StopAgreement
     tried: set[str] = field(default_factory=set)
+    encoding: set[str] = field(default_factory=set)
+
+    @cached_property
+    def own_prompts(self) -> OwnPrompts | None:
+        """Encodes prompts that the run did not know before; None where the text encoders stay in memory."""
+        encoded = self.sampler.image_sampler.encoded
+        return OwnPrompts(self.root, encoded.text) if encoded else None
 
     def are_waiting(self) -> bool:
         """Whether a single process has something to answer. Costs one look at a folder."""
-        return not is_shared() and bool(self._waiting())
+        if is_shared():
+            return False
+        ids = {files.id for files in self._waiting()}
+        return bool(ids - self.encoding if self.own_prompts and self.own_prompts.is_busy() else ids)
 
     def answer(self, state: TrainState, step: int) -> None:
         """Answers what waits, with the model of a step. Every process must call it."""
@@ -50,31 +69,50 @@ class RequestSampler:
                 return
             self._answer(RequestFiles.of(self.root, id), SampleRequest(**values), state, step)
 
+    def close(self) -> None:
+        """Ends what still encodes a prompt."""
+        if self.own_prompts:
+            self.own_prompts.close()
+
     def _waiting(self) -> list[RequestFiles]:
         """Returns the requests that have no answer, and to which none was tried."""
         return [files for files in waiting_requests(self.root) if files.id not in self.tried]
 
     def _readable(self) -> list[tuple[str, dict[str, Any]]]:
-        """Returns the waiting requests that can be answered, and answers the others with a sentence."""
+        """Returns the waiting requests that can be answered, and answers those with a sentence that never can be."""
         readable = []
         for files in self._waiting():
             try:
                 request = files.read()
-                self._check(request)
+                is_encoded = self._is_encoded(request.prompt)
             except (UserError, OSError) as error:
                 self._refuse(files, error)
             else:
-                readable.append((files.id, asdict(request)))
+                if is_encoded:
+                    readable.append((files.id, asdict(request)))
+                else:
+                    self.encoding.add(files.id)
         return readable
 
-    def _check(self, request: SampleRequest) -> None:
-        """Raises UserError for a prompt that cannot be encoded now."""
+    def _is_encoded(self, prompt: str) -> bool:
+        """Whether a prompt's embeddings are there or can be computed here; else they are begun elsewhere."""
         encoded = self.sampler.image_sampler.encoded
-        if encoded is not None and request.prompt not in encoded.index:
-            raise UserError(
-                "The text encoder is not in memory while this model trains. Ask for a prompt of the sample grids, or "
-                "stop the run and sample from its checkpoint."
-            )
+        return encoded is None or prompt in encoded.index or self._own_text(prompt) is not None
+
+    def _own_text(self, prompt: str) -> TextEmbeddings | None:
+        """Returns the embeddings of a prompt that the run did not know before, once they are there."""
+        return self.own_prompts.get(prompt) if self.own_prompts else None
+
+    def _encoded(self, prompt: str) -> EncodedPrompts | None:
+        """Returns a prompt that the run did not know, and the negative one, or None. Every process must call it."""
+        sampler = self.sampler.image_sampler
+        encoded = sampler.encoded
+        if encoded is None or prompt in encoded.index:
+            return None
+        text = self._own_text(prompt) if is_writer() else None
+        length = self.exchange(text and text.prompt_embeds.shape[1])[0]
+        text = broadcast_arrays(text or empty_embeddings(encoded.text, length))
+        return encoded.only(sampler.config.negative_prompt).with_prompt(prompt, text, sampler.mesh)
 
     def _answer(self, files: RequestFiles, request: SampleRequest, state: TrainState, step: int) -> None:
         """Samples one request.
@@ -84,7 +122,8 @@ class RequestSampler:
         self.tried.add(files.id)
         try:
             params = join(self.frozen, result_params(state))
-            images = self.sampler.sample_prompt(params, request.prompt, request.seed, request.num)
+            encoded = self._encoded(request.prompt)
+            images = self.sampler.sample_prompt(params, request.prompt, request.seed, request.num, encoded)
             if is_writer():
                 files.write_images(images, request, {"step": step, **self.sampler.image_sampler.config.metadata()})
         except Exception as error:

@@ -1,6 +1,7 @@
 """A run from its locked folder on: data, train state, loop, export."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -234,7 +235,8 @@ class TrainingRun:
             loop = TrainingLoop(
                 config, compiled, data, step_frozen, self.checkpoints, writer, validation, stop_agreement, requests
             )
-            return *loop.run(state, done), validation.early_stopping.selection
+            with closing(requests):
+                return *loop.run(state, done), validation.early_stopping.selection
         finally:
             writer.close()
 

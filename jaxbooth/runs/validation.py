@@ -90,10 +90,17 @@ class ValidationSampler:
         images = self.image_sampler.generate(params, prompts, self.seed, list(range(count)) * len(self.prompts))
         return images.reshape(-1, count, *images.shape[1:])
 
-    def sample_prompt(self, params: dict[str, Params], prompt: str, seed: int, num: int) -> np.ndarray:
-        """Returns (num, H, W, 3) uint8 of another prompt, by the program of `sample`; image i depends on (seed, i)."""
+    def sample_prompt(
+        self, params: dict[str, Params], prompt: str, seed: int, num: int, encoded: EncodedPrompts | None = None
+    ) -> np.ndarray:
+        """Returns (num, H, W, 3) uint8 of another prompt, by the program of `sample`; image i depends on (seed, i).
+
+        Args:
+            encoded: embeddings of the negative prompt and this one, where those of the sampler lack it.
+        """
         prompts = len({self.image_sampler.config.negative_prompt, *self.prompts})
-        return self.image_sampler.generate(params, [prompt] * num, seed, range(num), prompts)
+        sampler = self.image_sampler.with_encoded(encoded) if encoded else self.image_sampler
+        return sampler.generate(params, [prompt] * num, seed, range(num), prompts)
 
     def grid(self, images: np.ndarray, step: int) -> tuple[Image.Image, dict[str, Any]]:
         """Returns the labelled grid of what was sampled, one prompt a row, and the metadata for its text chunk."""
