@@ -53,7 +53,7 @@ def assert_close(found, expected, atol):
         ((8, 1, 1), CHUNKED, 64),
         ((2, 4, 1), CHUNKED, 64),
         ((2, 2, 2), CHUNKED, 64),
-        ((2, 2, 2), attention, LONG_SEQUENCE),
+        pytest.param((2, 2, 2), attention, LONG_SEQUENCE, marks=pytest.mark.slow),
         ((2, 2, 2), KERNEL, 512),
     ],
 )

@@ -64,7 +64,7 @@ def test_a_table_of_equal_captions_trains_as_one_caption_does(made):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-@pytest.mark.parametrize("trains_text", [False, True])
+@pytest.mark.parametrize("trains_text", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_steps_in_one_dispatch_in_ten_or_after_a_stop_are_the_same(trains_text, micro, micro_params, mesh):
     made = several_captions(setup(micro, micro_params, mesh, (3, 1), text_encoder=trains_text))
     dispatch = make_dispatch(made.spec, 10, made.state)

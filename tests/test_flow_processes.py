@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 from jaxbooth.runs.metric_writer import read_metrics
@@ -12,6 +13,7 @@ LORA_FILE = Path("export") / "pytorch_lora_weights.safetensors"
 FLOAT32_STEPS = 2e-5  # three steps of Adam, whose first updates are the signs of sums of another order
 
 
+@pytest.mark.slow
 def test_two_processes_train_a_flow_model_as_one_does(flow_folder, tmp_path):
     flags = ["--lora.rank", 2, "--validation.sampler", "euler", "--data.resolution", 32, "--train.steps", 3]
     flags += ["--data.hold-out", 1]

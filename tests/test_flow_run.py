@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from jaxbooth.runs.metric_writer import read_metrics
 from tests.commands import jaxbooth, succeed
+from tests.xla import ALIKE
 
 STEPS, SAVED = 20, 10
 SIZES = {"cats": [(32, 32), (24, 40)], "dogs": [(32, 32)]}  # width and height
@@ -68,17 +69,19 @@ def exported(run_dir: Path) -> dict[str, np.ndarray]:
     return {name: value for file in files for name, value in load_file(file).items()}
 
 
-@pytest.mark.parametrize(("family", "kind"), [("zimage", "lora"), ("klein", "full")])
+@pytest.mark.parametrize(
+    ("family", "kind"), [("zimage", "lora"), pytest.param("klein", "full", marks=pytest.mark.slow)]
+)
 def test_a_resumed_run_equals_one_that_never_stopped_whatever_its_dispatches(
     family, kind, flow_folder, images, tmp_path
 ):
     model, whole, resumed = flow_folder(family), tmp_path / "whole", tmp_path / "resumed"
-    output = succeed(jaxbooth("train", configuration(model, images, whole, kind, steps_per_dispatch=10), flags=""))
+    output = succeed(jaxbooth("train", configuration(model, images, whole, kind, steps_per_dispatch=10), flags=ALIKE))
     assert "exported: " in output
     shutil.copytree(whole, resumed)  # as it was after the first steps
     shutil.rmtree(resumed / "checkpoints" / str(STEPS))
     shutil.rmtree(resumed / "export")
-    output = succeed(jaxbooth("train", configuration(model, images, resumed, kind, steps_per_dispatch=1), flags=""))
+    output = succeed(jaxbooth("train", configuration(model, images, resumed, kind, steps_per_dispatch=1), flags=ALIKE))
     assert f"resumed at step {SAVED} of {STEPS}" in output
     losses = [[line["loss"] for line in read_metrics(run / "metrics.jsonl")] for run in (whole, resumed)]
     assert len(losses[0]) == STEPS

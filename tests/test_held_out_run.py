@@ -89,6 +89,7 @@ def test_an_interruption_changes_no_bit_and_other_sample_images_do_not_either(wh
     ]
 
 
+@pytest.mark.slow
 def test_training_ends_when_the_loss_gets_no_better_and_keeps_the_best(micro_model, tmp_path):
     # Steps so small that only the smallest weights change, which no loss shows.
     still = ("--train.learning-rate", 1e-12, "--no-export", "--train.max-checkpoints", 1)

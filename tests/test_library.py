@@ -107,6 +107,7 @@ def test_loading_checks_its_arguments_too():
         jaxbooth.Pipeline.load("demo", clip_skip=-1)
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_run_as_they_stand_and_nothing_is_logged_beside_the_commands_sentences(tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
     first, rest = blocks[0].replace("steps = 250", "steps = 1").split("\n", 1)

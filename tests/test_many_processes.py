@@ -58,6 +58,7 @@ def train_here(manifest: Path, model: Path, root: Path, **changes: object) -> No
     train_many(manifest, None, 1, model=str(model), run_dir=str(root), **settings | changes)
 
 
+@pytest.mark.slow
 def test_each_process_trains_its_part_as_one_process_would(photos, micro_model, tmp_path):
     alone = tmp_path / "alone"
     train_here(write_manifest(tmp_path / "two.yaml", photos, ("cup", "jar")), micro_model, alone)

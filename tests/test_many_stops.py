@@ -77,7 +77,7 @@ def losses(root: Path, name: str) -> list[float]:
     return [line["loss"] for line in lines]
 
 
-@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("slots", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_it_goes_on_with_another_number_of_slots(whole, stopped, manifest, micro_model, tmp_path, slots):
     root = tmp_path / "runs"
     shutil.copytree(stopped, root)

@@ -48,12 +48,13 @@ def test_losses_and_weights_do_not_depend_on_the_mesh(trained_on, on_one, sizes)
     assert_same_training(trained_on(make_mesh(*sizes)), on_one)
 
 
-@pytest.mark.parametrize("family", ["zimage", "klein"])
+@pytest.mark.parametrize("family", ["zimage", pytest.param("klein", marks=pytest.mark.slow)])
 def test_flow_models_do_not_depend_on_the_mesh(flow_model, mesh, family):
     model = flow_model(family)
     assert_same_training(train(*model, make_mesh(2, 2, 2)), train(*model, mesh))
 
 
+@pytest.mark.slow
 def test_rows_that_do_not_fill_the_devices_train_the_same(trained_on, mesh):
     assert_same_training(trained_on(make_mesh(8), rows=(3, 2)), trained_on(mesh, rows=(3, 2)))
 

@@ -38,6 +38,7 @@ def test_it_is_committed_without_outputs(notebook):
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
 
 
+@pytest.mark.slow
 def test_it_runs_from_photos_to_a_lora_file_that_opens(notebook, tmp_path, monkeypatch):
     for name, value in environment().items():
         monkeypatch.setenv(name, value)

@@ -54,7 +54,8 @@ def test_transformers_do_not_depend_on_the_mesh(kind, family, flow_model, mesh, 
     np.testing.assert_allclose(runs[1]["loss"], runs[0]["loss"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("remat", ["blocks", pytest.param("dots", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["blocks", "dots"])
 def test_recomputing_blocks_changes_no_result(remat, micro, micro_params, mesh):
     params = micro_params | {"unet": quantize_params(micro.denoiser, micro_params["unet"], "int8")}
     expected, _ = trained(micro, params, mesh)

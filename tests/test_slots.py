@@ -134,12 +134,15 @@ def check_equal_to_alone(subjects, together):
             },
             marks=pytest.mark.slow,
         ),
-        {
-            "prior": {"method": ("output-preservation", "weight-anchor")},
-            "ema_decay": 0.9,
-            "remat": "blocks",
-            "lora": LORA | {"b_rate_ratio": 4.0},
-        },
+        pytest.param(
+            {
+                "prior": {"method": ("output-preservation", "weight-anchor")},
+                "ema_decay": 0.9,
+                "remat": "blocks",
+                "lora": LORA | {"b_rate_ratio": 4.0},
+            },
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             {"text_encoder": True, "text": {"learning_rate": 1e-3}, "prior": {"target": "frozen"}},
             marks=pytest.mark.slow,

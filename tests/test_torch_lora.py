@@ -97,7 +97,7 @@ def torch_unet(micro, micro_params):
     return unet
 
 
-@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("dora", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["lora", "dora"])
 def test_adapters_after_ten_adamw_steps_are_equal(dora, micro, micro_params, mesh):
     spec, state, frozen, source, key = start(micro, micro_params, mesh, dora)
     values = jax.device_get(state.params)
