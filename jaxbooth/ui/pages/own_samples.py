@@ -97,9 +97,9 @@ def asked_samples(server: Server, run: RunSummary, id: str) -> OwnSamples:
         error = read_text(server.roots.below(files.folder, files.error.name))[:MAX_ERROR]
     is_waiting = not images and not error
     is_stuck = is_waiting and run.state != "running"
-    words = (
-        "" if not is_waiting else "the training ended before it" if is_stuck else "waits for the training to take it"
-    )
+    words = "waits for the training to take it" if is_waiting else ""
+    if is_stuck:
+        words = "the training ended before it"
     return OwnSamples(id, prompt, facts, words, error, images, is_stuck)
 
 
