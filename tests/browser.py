@@ -8,7 +8,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 ARROWS = ("ArrowLeft", "ArrowUp", "ArrowRight", "ArrowDown")
 KEYS = {"Tab": 9, "Enter": 13, " ": 32, "End": 35, "Home": 36} | {key: code for code, key in enumerate(ARROWS, 37)}
 SECONDS = 180
+NO_LONGER_THERE = -32000  # the protocol's code for a context or node that went away
 # Scrolls an element into view and returns its middle, which has been the same for some frames.
 MIDDLE = """async (selector) => {
     for (let still = 0, last = {}; ;) {
@@ -52,6 +53,10 @@ def browser(profile: Path) -> Generator["Browser"]:
     finally:
         process.terminate()
         process.wait(SECONDS)
+
+
+class PageChanged(AssertionError):
+    """What was asked is about a page that is no longer there."""
 
 
 class Browser:
@@ -95,6 +100,8 @@ class Browser:
         while True:
             message = json.loads(self._socket.recv())
             if message.get("id") == number:
+                if message.get("error", {}).get("code") == NO_LONGER_THERE:
+                    raise PageChanged(message["error"])
                 assert "error" not in message, message["error"]
                 return message["result"]
             self._note(message)
@@ -149,9 +156,12 @@ class Browser:
         return answer["result"].get("value")
 
     def wait(self, condition: str, seconds: float = SECONDS) -> None:
-        """Waits until an expression holds."""
+        """Waits until an expression holds; while another page is loaded, none can be asked."""
         deadline = time.monotonic() + seconds
-        while not self.run(condition):
+        while True:
+            with suppress(PageChanged):
+                if self.run(condition):
+                    return
             assert time.monotonic() < deadline, f"never: {condition}"
             time.sleep(0.05)
 

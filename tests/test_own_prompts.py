@@ -3,11 +3,10 @@
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import yaml
 
 from jaxbooth.base.encoded_prompts import EncodedPrompts, empty_embeddings, encode_ahead
 from jaxbooth.base.model import BaseModel
@@ -79,19 +78,12 @@ def test_some_prompts_of_many_keep_their_embeddings(base, mesh):
 # The process
 
 
-def settings(model: Path) -> dict[str, object]:
-    """Returns the configuration of a run of two steps a dispatch."""
-    data = {"instance_dir": "demo", "instance_prompt": "a sks cat", "class_prompt": "a cat", "resolution": 32}
-    return {"model": str(model), "data": data, "lora": {"rank": 2}, "train": {"dtype": "float32"}}
-
-
 @pytest.fixture
-def own_prompts(base, mesh, tmp_path, monkeypatch) -> Iterator[OwnPrompts]:
+def own_prompts(base, mesh, monkeypatch) -> Iterator[OwnPrompts]:
     """What encodes prompts for a run of the model."""
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings(base.folder)))
-    made = OwnPrompts(tmp_path, alone(base, mesh, "a cat"))
+    made = OwnPrompts(base, alone(base, mesh, "a cat"))
     yield made
     made.close()
 
@@ -119,7 +111,7 @@ def test_a_process_encodes_a_prompt_once_and_others_wait_for_it(own_prompts, bas
     assert found.prompt_embeds.dtype == own_prompts.like.prompt_embeds.dtype
     assert_near(found, expected)
     assert own_prompts.encoding is None
-    assert list(Path(first.folder.name).parent.glob(Path(first.folder.name).name)) == []
+    assert not first.folder.exists()
     assert own_prompts.get("a dog") is None
     assert own_prompts.encoding.prompt == "a dog"
 
@@ -136,21 +128,32 @@ def test_a_process_that_is_killed_leaves_a_sentence_and_the_next_one_may_do_bett
 
 
 @only_one
-def test_a_run_that_cannot_be_read_says_why(own_prompts, tmp_path):
-    (tmp_path / "config.yaml").write_text("data: 3")
+def test_a_process_ends_with_the_training_and_leaves_nothing(own_prompts):
+    own_prompts.get(OWN)
+    encoding = own_prompts.encoding
+    encoding.process.stdin.close()  # as the kernel does for a training that is killed
+    assert encoding.process.wait(SECONDS) == 1
+    assert not encoding.folder.exists()
+    encoding.folder.mkdir()
+    (encoding.folder / "log").touch()
+
+
+@only_one
+def test_a_model_that_is_gone_is_named(own_prompts, tmp_path):
+    own_prompts.base = replace(own_prompts.base, folder=tmp_path / "gone")
     own_prompts.get(OWN)
     wait(own_prompts)
-    with pytest.raises(UserError, match=r"could not be run beside it: .*config\.yaml"):
+    with pytest.raises(UserError, match=r"could not be run beside it\. .*gone"):
         own_prompts.get(OWN)
 
 
 @only_one
-def test_a_host_without_the_memory_is_left_alone(base, monkeypatch, tmp_path):
+def test_a_host_without_the_memory_is_left_alone(base, mesh, monkeypatch, tmp_path):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemAvailable:  1 kB\n")
     monkeypatch.setattr("jaxbooth.plan.hardware.MEMINFO", meminfo)
     with pytest.raises(UserError, match=r"needs .* MiB of this machine's memory and 0\.0 MiB are free"):
-        check_memory(base)
+        check_memory(base, mesh)
 
 
 # The training
@@ -163,13 +166,16 @@ def test_a_training_answers_a_prompt_of_which_it_did_not_know(processes, base, t
     flags = ("--model", base.folder, "--data.resolution", 32, "--data.class-prompt", "a cat", "--lora.rank", 2)
     flags += ("--validation.every", 1000, "--train.checkpoint-every", 5, "--run-dir", run)
     succeed(train(run, *flags[:-2], steps=5))
-    files = ask(run, SampleRequest(OWN, seed=3, num=2))
+    own = OWN if processes == 1 else "a dog"  # several compile no other program for a longer one
+    too_long, files = ask(run, SampleRequest(OWN)), ask(run, SampleRequest(own, seed=3, num=2))
     steps = 5
-    while not (files.answer.exists() or files.error.exists()) and steps < 2000:
-        steps += 200
+    while not (files.answer.exists() or files.error.exists()) and steps < 10_000:
+        steps *= 6
         if processes == 1:
             succeed(train(run, *flags[:-2], steps=steps))
         else:
             outputs(start_all(["train", *SHORT, *flags, "--train.steps", steps], processes, devices=processes))
     assert not files.error.exists(), files.error.read_text()
     assert int(read_facts(files.answer)["step"]) > 5
+    assert too_long.answer.exists() == (processes == 1)
+    assert processes == 1 or "is longer than all prompts of this run" in too_long.error.read_text()

@@ -1,7 +1,5 @@
 """The page of a new run in a real browser: from photos to a run that waits, on a desktop and on a phone."""
 
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -49,16 +47,6 @@ def choose(tab: Browser, selector: str, value: str) -> None:
     tab.run(f"{field}.value = '{value}'; {field}.dispatchEvent(new Event('change', {{bubbles: true}}))")
 
 
-def wait_for_page(tab: Browser, path: str) -> None:
-    """Waits until another page is open; while it changes, none can be asked."""
-    for _ in range(100):
-        with suppress(AssertionError):
-            if tab.run("location.pathname") == path:
-                return
-        time.sleep(0.1)
-    pytest.fail(f"{path} was not opened")
-
-
 @pytest.mark.parametrize("width", [1280, 390])
 def test_from_photos_to_a_run_that_waits(tab, server, photos, width):
     open_page(tab, server, width)
@@ -73,7 +61,7 @@ def test_from_photos_to_a_run_that_waits(tab, server, photos, width):
     tab.wait("document.querySelector('#suggested').value === 'cat'")
     assert tab.problems == []
     tab.click(".create .primary")
-    wait_for_page(tab, "/runs/cat")
+    tab.wait("location.pathname === '/runs/cat'")
     folder = server.roots.runs / "cat"
     config = load_config(folder / "config.yaml")
     assert sorted(path.name for path in config.data.instance_dir.iterdir()) == [ODD, "cat-face.png", "grinning.png"]

@@ -21,6 +21,7 @@ SINGLE_HOST_SHAPES = ((1, 1), (2, 2), (2, 4))  # larger slices have four chips a
 MAX_GPUS = 4096
 ACCELERATOR_TYPE = re.compile(r"(v2|v3|v4|v5p|v5e|v5litepod|v6e|tpu7x)-(\d{1,5})")  # Google's names, such as v5p-16
 COUNTED_IN_CHIPS = ("v5e", "v6e", "tpu7x")  # the numbers of other accelerator types count cores, two a chip
+CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
 
 
@@ -238,6 +239,17 @@ def with_host_memory(chip: Chip, devices: int) -> Chip:
 
 
 def available_host_memory() -> int | None:
-    """Returns the bytes that nothing uses on this machine, or None where it does not say."""
+    """Returns the bytes that nothing uses on this machine or in this container, or None where neither says so."""
     available = re.search(r"MemAvailable:\s+(\d+) kB", MEMINFO.read_text()) if MEMINFO.exists() else None
-    return int(available[1]) * 1024 if available else None
+    found = [int(available[1]) * 1024] if available else []
+    return min(found + available_in_container(), default=None)
+
+
+def available_in_container() -> list[int]:
+    """Returns the bytes that are left of a container's limit, if there is one; files in memory make room."""
+    try:
+        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        files = re.search(r"^inactive_file (\d+)$", (CGROUP / "memory.stat").read_text(), re.MULTILINE)
+    except (OSError, ValueError):  # no container, or one without a limit, which is "max"
+        return []
+    return [max(0, limit - used + (int(files[1]) if files else 0))]

@@ -7,12 +7,15 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jaxbooth.base.model import BaseModel
 from jaxbooth.base.text_encoder import TextEmbeddings
 from jaxbooth.errors import UserError
-from jaxbooth.runs.prompt_process import read_embeddings
+from jaxbooth.runs.prompt_process import EMBEDDINGS, TASK, PromptTask, read_embeddings
+from jaxbooth.storage.files import remove_tree
 
 MAX_KNOWN = 64  # prompts whose embeddings stay in memory, a few megabytes each
 ON_CPU = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "NO_COLOR": "1"}
+LOG = "log"  # in the temporary folder
 
 
 @dataclass
@@ -20,16 +23,18 @@ class Encoding:
     """A prompt that is being encoded.
 
     Attributes:
-        folder: a temporary one.
-        out: the embeddings, in it.
-        log: what the process printed, in it.
+        folder: a temporary one, with what the process prints and writes.
     """
 
     prompt: str
-    folder: tempfile.TemporaryDirectory[str]
-    out: Path
-    log: Path
+    folder: Path
     process: subprocess.Popen[bytes]
+
+    def end(self) -> None:
+        """Ends the process and removes its folder."""
+        self.process.kill()
+        self.process.communicate()
+        remove_tree(self.folder)
 
 
 @dataclass
@@ -37,12 +42,11 @@ class OwnPrompts:
     """Encodes prompts in a process of its own, one at a time, while the training goes on.
 
     Attributes:
-        run: the run's folder.
         like: embeddings of the run's prompts, whose dtypes all have.
         known: prompt -> embeddings, (1, s, d) on the host; or a sentence that says why there are none.
     """
 
-    run: Path
+    base: BaseModel
     like: TextEmbeddings
     known: dict[str, TextEmbeddings | str] = field(default_factory=dict)
     encoding: Encoding | None = None
@@ -58,22 +62,20 @@ class OwnPrompts:
             UserError: it cannot be encoded.
         """
         self._finish()
-        found = self.known.get(prompt)
-        if isinstance(found, str):
+        known = self.known.get(prompt)
+        if isinstance(known, str):
             del self.known[prompt]  # who asks again may have made room
-            raise UserError(found)
-        if found is None:
-            self.encoding = self.encoding or start(self.run, prompt)
+            raise UserError(known)
+        if known is None:
+            self.encoding = self.encoding or start(self.base, prompt)
             return None
         self.known[prompt] = self.known.pop(prompt)  # the last one to be forgotten
-        return found
+        return known
 
     def close(self) -> None:
         """Ends the process."""
         if self.encoding:
-            self.encoding.process.kill()
-            self.encoding.process.wait()
-            self.encoding.folder.cleanup()
+            self.encoding.end()
             self.encoding = None
 
     def _finish(self) -> None:
@@ -86,32 +88,31 @@ class OwnPrompts:
         self.close()
 
 
-def start(run: Path, prompt: str) -> Encoding:
+def start(base: BaseModel, prompt: str) -> Encoding:
     """Starts a process that encodes a prompt; it begins with reading weights, and takes seconds to minutes."""
-    folder = tempfile.TemporaryDirectory(prefix="jaxbooth-prompt-")
-    out, log = Path(folder.name) / "embeddings.safetensors", Path(folder.name) / "log"
-    command = [sys.executable, "-m", "jaxbooth.runs.prompt_process", str(run), str(out)]
-    with log.open("wb") as file:
+    folder = Path(tempfile.mkdtemp(prefix="jaxbooth-prompt-"))
+    with (folder / LOG).open("wb") as log:
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-m", "jaxbooth.runs.prompt_process", str(folder)],
             stdin=subprocess.PIPE,
-            stdout=file,
-            stderr=file,
+            stdout=log,
+            stderr=log,
             env=os.environ | ON_CPU,
-            start_new_session=True,  # a Ctrl-C is the training's, which ends it
+            process_group=0,  # a Ctrl-C is the training's, which ends it
         )
+    task = PromptTask(prompt, base.folder.absolute(), base.dtype.name, base.quantization)
     assert process.stdin
-    with process.stdin:
-        process.stdin.write(prompt.encode())
-    return Encoding(prompt, folder, out, log, process)
+    process.stdin.write(TASK.dump_json(task) + b"\n")
+    process.stdin.flush()
+    return Encoding(prompt, folder, process)
 
 
 def result(encoding: Encoding, like: TextEmbeddings) -> TextEmbeddings | str:
     """Returns the embeddings that a process has left, or why it has not."""
     if encoding.process.returncode == 0:
-        return read_embeddings(encoding.out, like)
-    lines = encoding.log.read_text("utf-8", "replace").split("\n")
-    said = next((line for line in reversed(lines) if line.strip()), "")
+        return read_embeddings(encoding.folder / EMBEDDINGS, like)
+    lines = (encoding.folder / LOG).read_text("utf-8", "replace").splitlines()
+    reason = next((line for line in reversed(lines) if line.strip()), "")
     if encoding.process.returncode < 0:
-        said = f"It was killed by signal {-encoding.process.returncode}; there may be too little memory."
-    return f"The text encoder is not in memory while this model trains, and could not be run beside it: {said}"
+        reason = f"It was killed by signal {-encoding.process.returncode}; there may be too little memory."
+    return f"The text encoder is not in memory while this model trains, and could not be run beside it. {reason}"

@@ -51,8 +51,8 @@ class RequestSampler:
     @cached_property
     def own_prompts(self) -> OwnPrompts | None:
         """Encodes prompts that the run did not know before; None where the text encoders stay in memory."""
-        encoded = self.sampler.image_sampler.encoded
-        return OwnPrompts(self.root, encoded.text) if encoded else None
+        sampler = self.sampler.image_sampler
+        return OwnPrompts(sampler.base, sampler.encoded.text) if sampler.encoded else None
 
     def are_waiting(self) -> bool:
         """Whether a single process has something to answer. Costs one look at a folder."""
@@ -95,9 +95,22 @@ class RequestSampler:
         return readable
 
     def _is_encoded(self, prompt: str) -> bool:
-        """Whether a prompt's embeddings are there or can be computed here; else they are begun elsewhere."""
+        """Whether a prompt's embeddings are there or can be computed here; else they are begun elsewhere.
+
+        Raises:
+            UserError: they cannot be made, or would need another program on several processes, which all end if it
+                does not fit.
+        """
         encoded = self.sampler.image_sampler.encoded
-        return encoded is None or prompt in encoded.index or self._own_text(prompt) is not None
+        if encoded is None or prompt in encoded.index:
+            return True
+        text = self._own_text(prompt)
+        if text and is_shared() and text.prompt_embeds.shape[1] > encoded.text.prompt_embeds.shape[1]:
+            raise UserError(
+                "The prompt is longer than all prompts of this run, whose processes would have to compile another "
+                "program for it; shorten it, or stop the run and sample from its checkpoint."
+            )
+        return text is not None
 
     def _own_text(self, prompt: str) -> TextEmbeddings | None:
         """Returns the embeddings of a prompt that the run did not know before, once they are there."""

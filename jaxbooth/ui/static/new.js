@@ -197,9 +197,13 @@ function problemOf(request, name) {
   }
 }
 
-async function upload(files) {
+// One batch after another, so that all go into one set.
+function upload(files) {
   const chosen = [...files];
-  await ready;
+  uploads = uploads.then(() => uploadBatch(chosen));
+}
+
+async function uploadBatch(chosen) {
   byId("uploads").replaceChildren();
   const max = Number(byId("files").dataset.max);
   const good = chosen.filter((file) => {
@@ -233,17 +237,20 @@ function listenToDrops() {
   });
 }
 
-function uploadChosen() {
+// The field itself is listened to: while its dialog is open, the form may be replaced. It may hold files already, which
+// were chosen while this script was on its way.
+function listenToFiles() {
   const field = byId("files");
-  if (field.files.length) upload(field.files);
-  field.value = ""; // the same files can be chosen again
+  field.onchange = () => {
+    if (field.files.length) upload(field.files);
+    field.value = ""; // the same files can be chosen again
+  };
+  field.onchange();
 }
 
 function changed(event) {
   const { id, form } = event.target;
-  if (id === "files") {
-    if (event.type === "change") uploadChosen();
-  } else if (id === "search" || id === "only-changed") {
+  if (id === "search" || id === "only-changed") {
     search();
   } else if (form?.id === "new" && id !== "base") {
     markChanges();
@@ -308,13 +315,17 @@ document.body.addEventListener("htmx:beforeOnLoad", (event) => {
 });
 
 function start() {
+  listenToFiles();
   seen.sheet = seen.plan = null;
   markChanges();
   check(0);
 }
 
 listenToDrops();
-// An upload before the form is as it was left would be lost with what is shown until then. Before that, htmx must listen.
-const listens = new Promise((resolve) => { document.addEventListener("DOMContentLoaded", resolve); });
-const ready = listens.then(restore).catch(start);
-uploadChosen(); // what was chosen while this file was on its way
+// Uploads wait until the form is as it was left: they would be lost with what is shown until then.
+const listens = new Promise((resolve) => { document.addEventListener("DOMContentLoaded", resolve); }); // htmx, too
+let uploads = listens.then(restore).catch(() => {
+  markChanges();
+  htmx.trigger("#new", "check"); // without keeping this form in the place of the one that did not come
+});
+listenToFiles();
