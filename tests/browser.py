@@ -190,9 +190,8 @@ class Browser:
 
     def choose_files(self, selector: str, files: Iterable[Path]) -> None:
         """Gives files to a file field, as if chosen."""
-        document = self.send("DOM.getDocument")["root"]["nodeId"]
-        node = self.send("DOM.querySelector", nodeId=document, selector=selector)["nodeId"]
-        self.send("DOM.setFileInputFiles", nodeId=node, files=[str(file) for file in files])
+        found = self.send("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")["result"]
+        self.send("DOM.setFileInputFiles", objectId=found["objectId"], files=[str(file) for file in files])
 
     def move(self, x: float, y: float) -> None:
         """Moves the mouse."""
