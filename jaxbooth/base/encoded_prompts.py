@@ -36,7 +36,7 @@ class EncodedPrompts:
         return select_prompts(self.text, rows)
 
     def only(self, *prompts: str) -> "EncodedPrompts":
-        """Returns some of these."""
+        """Returns those of some prompts, in the order in which they are named."""
         return EncodedPrompts({prompt: row for row, prompt in enumerate(prompts)}, self.select(prompts))
 
     def with_prompt(self, prompt: str, text: TextEmbeddings, mesh: Mesh) -> "EncodedPrompts":

@@ -75,7 +75,7 @@ def end_with_the_training(folder: Path) -> None:
 
 
 def stand_back() -> None:
-    """Leaves the better part of the host to the training; before JAX starts its threads, one for each core."""
+    """Leaves half of the cores and all of the memory to the training, before JAX starts a thread for each core."""
     os.nice(NICENESS)
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))

@@ -37,7 +37,7 @@ class RequestSampler:
         exchange: gives what every process gave to the same call, by process.
         stop_agreement: of all processes; one that is to stop answers nothing more.
         tried: names of requests, each of which is answered once.
-        encoding: names of requests whose prompts wait to be encoded.
+        encoding: names of requests whose prompts are being encoded, or wait for that.
     """
 
     root: Path
